@@ -1,0 +1,97 @@
+//! Saved state: blobs that say what they are, so that an older reader can say what it cannot read.
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// What a [`StateBlob`] holds. The numbers go over the wire: never reuse one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[repr(u16)]
+pub enum StateKind {
+    /// One vCPU's registers; the instance is its index.
+    Vcpu = 1,
+    /// Interrupt controllers, timer and clock of the virtual machine.
+    Vm = 2,
+    /// What of a vCPU never changes while it lives (CPUID, TSC frequency); the instance is its index.
+    VcpuIdentity = 3,
+    /// The 16550 console and its numbered output bytes.
+    Serial = 4,
+    /// Pending power-off or reset.
+    Power = 5,
+    /// A virtio device with its transport, queues and request list; the instance is its slot.
+    Virtio = 6,
+}
+
+impl StateKind {
+    /// The kind with this number on the wire.
+    pub fn from_wire(number: u16) -> Option<Self> {
+        Some(match number {
+            1 => Self::Vcpu,
+            2 => Self::Vm,
+            3 => Self::VcpuIdentity,
+            4 => Self::Serial,
+            5 => Self::Power,
+            6 => Self::Virtio,
+            _ => return None,
+        })
+    }
+}
+
+/// The state of one component: what it is, whose, in which version, and its encoded bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateBlob {
+    /// What component this is.
+    pub kind: StateKind,
+    /// Which one of its kind.
+    pub instance: u16,
+    /// Version of the encoding inside `bytes`.
+    pub version: u16,
+    /// The component's state, encoded with postcard.
+    pub bytes: Vec<u8>,
+}
+
+/// A state that cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Written by another version of Kemari.
+    #[error("the state of {kind:?} {instance} has version {found}, this Kemari reads version {expected}; run the same version on both hosts")]
+    Version {
+        /// Whose state.
+        kind: StateKind,
+        /// Which one.
+        instance: u16,
+        /// Version in the blob.
+        found: u16,
+        /// The version that this program reads.
+        expected: u16,
+    },
+    /// The bytes do not decode.
+    #[error("the state of {kind:?} {instance} does not decode")]
+    Decode {
+        /// Whose state.
+        kind: StateKind,
+        /// Which one.
+        instance: u16,
+        /// Why.
+        #[source]
+        source: postcard::Error,
+    },
+    /// A component of the machine has no state, or a state has no component.
+    #[error("the state does not fit this machine: {0}; both hosts need the same [machine], [[disk]] and [[net]] sections")]
+    Mismatch(String),
+}
+
+impl StateBlob {
+    /// Encodes one component's state.
+    pub fn encode<T: Serialize>(kind: StateKind, instance: u16, version: u16, state: &T) -> Self {
+        let bytes = postcard::to_allocvec(state).expect("plain data encodes into memory");
+        Self { kind, instance, version, bytes }
+    }
+
+    /// Decodes one component's state of the given version.
+    pub fn decode<T: DeserializeOwned>(&self, expected: u16) -> Result<T, StateError> {
+        let (kind, instance) = (self.kind, self.instance);
+        if self.version != expected {
+            return Err(StateError::Version { kind, instance, found: self.version, expected });
+        }
+        postcard::from_bytes(&self.bytes).map_err(|source| StateError::Decode { kind, instance, source })
+    }
+}
