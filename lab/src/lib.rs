@@ -1,1 +1,26 @@
-//! lab
+//! The lab: places where hosts lose their power and their links on command, for tests and for the demo.
+//!
+//! There are two flavours, with the same three networks ([`Network`]) and the same address plan:
+//!
+//! * [`LocalNet`]: every host is a network namespace on this machine; programs started in them use this machine's
+//!   KVM. Up in some tens of milliseconds; for the bare guest.
+//! * [`Lab`]: every host is an emulated x86 server with a KVM of its own (QEMU's TCG with nested AMD-V), that boots
+//!   Debian's kernel; for Linux guests where this machine's KVM cannot run one. Killing its QEMU is a power cut.
+//!
+//! Both need root. Nothing of them outlives the process that made them, however it ends: namespaces are held by file
+//! descriptors, not by names, and every process carries a parent-death signal.
+
+mod error;
+mod localnet;
+mod netns;
+mod network;
+mod process;
+
+pub use error::{Error, Result};
+pub use localnet::{LocalHost, LocalNet};
+pub use netns::Netns;
+pub use network::{
+    NETMASK_BITS, Network, OUTSIDE_CONTROL, OUTSIDE_GUESTS, control_address, guest_address,
+    replication_address,
+};
+pub use process::Process;
