@@ -1,0 +1,14 @@
+//! What proves that a takeover lost nothing: clients that record everything they saw, and a checker that judges it.
+//!
+//! * [`resp`]: the Redis protocol, as far as the clients need it;
+//! * [`load`]: what the clients do, and the values they write;
+//! * [`client`]: connections that never reconnect, recording every request;
+//! * [`history`]: the record;
+//! * [`checker`]: is there one order of the operations that explains every answer?
+
+pub mod checker;
+pub mod client;
+mod connection;
+pub mod history;
+pub mod load;
+pub mod resp;
