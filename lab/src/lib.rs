@@ -10,17 +10,34 @@
 //! Both need root. Nothing of them outlives the process that made them, however it ends: namespaces are held by file
 //! descriptors, not by names, and every process carries a parent-death signal.
 
+pub mod agent;
+pub mod build;
+mod cache;
+mod emulated;
 mod error;
+mod etcd;
+mod fence;
+mod host;
+mod image;
+mod kernel;
 mod localnet;
 mod netns;
 mod network;
+mod packages;
 mod process;
+mod qmp;
 
+pub use emulated::{Lab, LabConfig};
 pub use error::{Error, Result};
+pub use etcd::Etcd;
+pub use host::{Host, Output};
+pub use image::{GuestImage, guest_image};
+pub use kernel::{Kernel, cloud_kernel};
 pub use localnet::{LocalHost, LocalNet};
 pub use netns::Netns;
 pub use network::{
     NETMASK_BITS, Network, OUTSIDE_CONTROL, OUTSIDE_GUESTS, control_address, guest_address,
     replication_address,
 };
+pub use packages::ensure_packages;
 pub use process::Process;

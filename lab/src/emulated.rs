@@ -1,0 +1,165 @@
+//! Emulated hosts with all that stands around them.
+
+use std::fs::{File, OpenOptions};
+use std::path::PathBuf;
+
+use tempfile::TempDir;
+
+use crate::build::lab_agent;
+use crate::error::{Context, Result};
+use crate::etcd::Etcd;
+use crate::fence::Fence;
+use crate::host::{Host, Parts};
+use crate::image::host_initramfs;
+use crate::kernel::cloud_kernel;
+use crate::netns::Netns;
+use crate::network::{HOSTS_MAX, Network, outside, set_joined};
+use crate::packages::ensure_packages;
+
+/// What a lab is made of.
+#[derive(Clone, Debug)]
+pub struct LabConfig {
+    /// Number of hosts, 1 to 16.
+    pub hosts: usize,
+    /// CPUs of each host. One boots fastest; two where the throughput of clients matters.
+    pub smp: u32,
+    /// Memory of each host in MiB; it holds the host's files too.
+    pub memory_mib: u32,
+    /// TAP devices for guests on each host: `tap0`, `tap1`, ...
+    pub taps: usize,
+    /// Raw files that *all* hosts have as disks: `/dev/vda`, `/dev/vdb`, ..., not cached outside.
+    pub shared_disks: Vec<PathBuf>,
+    /// Sizes in MiB of disks that each host has for itself, after the shared ones; empty files at the start that keep
+    /// their content over a power cut.
+    pub own_disks_mib: Vec<u64>,
+    /// Whether an etcd runs outside.
+    pub etcd: bool,
+}
+
+impl Default for LabConfig {
+    /// Two hosts with one CPU, 1.5 GiB and one TAP each, no disks, and an etcd.
+    fn default() -> Self {
+        LabConfig {
+            hosts: 2,
+            smp: 1,
+            memory_mib: 1536,
+            taps: 1,
+            shared_disks: Vec::new(),
+            own_disks_mib: Vec::new(),
+            etcd: true,
+        }
+    }
+}
+
+/// Emulated hosts, joined by three networks, with the arbiter and the fence outside. All ends when it is dropped.
+///
+/// ```no_run
+/// # fn main() -> lab::Result<()> {
+/// use lab::{Lab, LabConfig, Network};
+///
+/// let lab = Lab::start(LabConfig::default())?;
+/// lab.host(0).put("target/static/kemari".as_ref(), "/bin/kemari")?;
+/// let pid = lab.host(0).spawn(&["kemari", "run", "/vm.toml"], &[], "/tmp/kemari.log")?;
+/// lab.cut(0, Network::Replication)?;      // silence; `join` ends it
+/// lab.host(0).power_cut();                // SIGKILL for the whole host
+/// lab.host(0).power_on()?;                // boots anew
+/// lab.host(0).wait_ready()?;
+/// # let _ = pid; Ok(()) }
+/// ```
+///
+/// Inside a host `lab-fence N` cuts the power of host N and returns when it is off.
+// The order of the fields is the order of their end: the fence before the hosts it could still cut.
+#[derive(Debug)]
+pub struct Lab {
+    _fence: Fence,
+    hosts: Vec<Host>,
+    etcd: Option<Etcd>,
+    outside: Netns,
+    _dir: TempDir,
+}
+
+impl Lab {
+    /// Installs and makes what is missing, switches all hosts on at once and waits until they are up. Needs root; with
+    /// everything cached it takes some ten seconds.
+    pub fn start(config: LabConfig) -> Result<Lab> {
+        assert!(
+            (1..=HOSTS_MAX).contains(&config.hosts),
+            "a Lab has 1 to {HOSTS_MAX} hosts"
+        );
+        ensure_packages()?;
+        let kernel = cloud_kernel()?;
+        let initramfs = host_initramfs(&kernel, &lab_agent()?)?;
+        let dir = TempDir::with_prefix("kemari-lab-").context(|| "make a directory for the lab".into())?;
+        let outside = outside()?;
+        let mut hosts = Vec::new();
+        for index in 0..config.hosts {
+            let host_dir = dir.path().join(format!("host-{index}"));
+            let mut disks = Vec::new();
+            for disk in &config.shared_disks {
+                // QEMU's own words for this are hard to find in its log.
+                let opened = OpenOptions::new().read(true).write(true).open(disk);
+                opened.context(|| format!("open the shared disk {}", disk.display()))?;
+                disks.push(disk.clone());
+            }
+            for (number, mib) in config.own_disks_mib.iter().enumerate() {
+                let path = dir.path().join(format!("host-{index}-disk-{number}"));
+                let what = || format!("make {}", path.display());
+                File::create(&path)
+                    .context(what)?
+                    .set_len(mib << 20)
+                    .context(what)?;
+                disks.push(path);
+            }
+            let parts = Parts {
+                vmlinux: kernel.vmlinux.clone(),
+                initramfs: initramfs.clone(),
+                smp: config.smp,
+                memory_mib: config.memory_mib,
+                taps: config.taps,
+                disks,
+            };
+            hosts.push(Host::new(index, parts, &outside, host_dir)?);
+        }
+        hosts.iter().try_for_each(Host::power_on)?;
+        let etcd = if config.etcd {
+            Some(Etcd::start(&outside)?)
+        } else {
+            None
+        };
+        let fence = Fence::start(&outside, hosts.iter().map(Host::power).collect())?;
+        hosts.iter().try_for_each(Host::wait_ready)?;
+        Ok(Lab {
+            _fence: fence,
+            hosts,
+            etcd,
+            outside,
+            _dir: dir,
+        })
+    }
+
+    /// Host `index`, from 0.
+    pub fn host(&self, index: usize) -> &Host {
+        &self.hosts[index]
+    }
+
+    /// Where clients and the arbiter live: `lab.outside().run(|| TcpStream::connect(...))`.
+    pub fn outside(&self) -> &Netns {
+        &self.outside
+    }
+
+    /// The arbiter's etcd, if there is one.
+    pub fn etcd(&self) -> Option<&Etcd> {
+        self.etcd.as_ref()
+    }
+
+    /// Cuts host `host` off a network: it keeps its carrier, and whatever it sends arrives nowhere. Without
+    /// [`Network::Control`] its agent cannot be reached either.
+    pub fn cut(&self, host: usize, network: Network) -> Result<()> {
+        set_joined(&self.outside, host, network, false)
+    }
+
+    /// Ends a [`Lab::cut`].
+    pub fn join(&self, host: usize, network: Network) -> Result<()> {
+        set_joined(&self.outside, host, network, true)
+    }
+}

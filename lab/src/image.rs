@@ -1,0 +1,56 @@
+//! What hosts and guests start from: initial file systems and disks, made of Debian's packages.
+
+mod cpio;
+mod guest;
+mod host;
+
+use std::path::PathBuf;
+use std::process::Command;
+
+pub use guest::{GuestImage, guest_image};
+pub(crate) use host::host_initramfs;
+
+use crate::cache;
+use crate::error::Result;
+use crate::kernel::Module;
+use crate::packages::unpacked;
+use crate::process::run;
+use cpio::Cpio;
+
+/// Debian's static busybox.
+pub(crate) fn busybox() -> Result<PathBuf> {
+    Ok(unpacked("busybox-static")?.join("bin/busybox"))
+}
+
+/// An archive with busybox under all its names, and `modules` with the order of their insertion in
+/// `/lib/modules/order`.
+fn base(modules: &[Module]) -> Result<Cpio> {
+    let busybox = busybox()?;
+    let mut archive = Cpio::default();
+    archive.directories(&[
+        "/bin",
+        "/dev",
+        "/etc",
+        "/lib",
+        "/lib/modules",
+        "/proc",
+        "/root",
+        "/run",
+        "/sys",
+        "/tmp",
+    ]);
+    archive.program("/bin/busybox", &cache::read(&busybox)?);
+    let output = run(Command::new(&busybox).arg("--list"))?;
+    let names = String::from_utf8_lossy(&output.stdout).into_owned();
+    for name in names.lines().filter(|name| *name != "busybox") {
+        archive.link(&format!("/bin/{name}"), "busybox");
+    }
+    let mut order = String::new();
+    for Module { name, bytes } in modules {
+        archive.file(&format!("/lib/modules/{name}.ko"), bytes);
+        order.push_str(name);
+        order.push('\n');
+    }
+    archive.file("/lib/modules/order", order.as_bytes());
+    Ok(archive)
+}

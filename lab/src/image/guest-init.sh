@@ -1,0 +1,28 @@
+#!/bin/sh
+# The Linux guest's init: network and Redis. Settings come from the kernel command line as kemari.NAME=VALUE:
+# ip (address with prefix length), appendfsync (Redis's word; default always), redis=off.
+export PATH=/bin:/sbin:/usr/bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /tmp
+kemari_appendfsync=always
+kemari_redis=on
+for word in $(cat /proc/cmdline); do
+    case $word in kemari.*=*) eval "kemari_${word#kemari.}" ;; esac
+done
+hostname guest
+echo 1 >/proc/sys/vm/overcommit_memory
+ip link set lo up
+if [ -n "$kemari_ip" ] && [ -e /sys/class/net/eth0 ]; then
+    ip addr add "$kemari_ip" dev eth0
+    ip link set eth0 up
+    # The guests' network of the lab: clients behind a router are reached by its first address.
+    ip route add default via "${kemari_ip%.*}.1"
+fi
+if [ "$kemari_redis" = on ]; then
+    redis-server /etc/redis.conf --appendfsync "$kemari_appendfsync" &
+    until [ "$(redis-cli ping 2>/dev/null)" = PONG ]; do sleep 0.1; done
+fi
+echo "guest ready"
+while true; do setsid cttyhack sh; done
