@@ -1,4 +1,97 @@
 //! Guest memory, and which of its pages the VMM itself has written.
 
+use std::io;
+
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::mmap::FromRangesError;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
+
+use crate::arch::layout;
+
+/// Bytes of a page frame, the unit of dirty tracking.
+pub const PAGE_BYTES: usize = 4096;
+
+/// Least guest memory, in bytes: less does not boot a Debian kernel.
+pub const MEMORY_BYTES_MIN: u64 = 64 << 20;
+
+/// Most guest memory, in bytes.
+pub const MEMORY_BYTES_MAX: u64 = 1 << 40;
+
 /// Guest memory with a bitmap of the pages that the VMM wrote (KVM's log does not see those).
-pub type Memory = vm_memory::GuestMemoryMmap<vm_memory::bitmap::AtomicBitmap>;
+pub type Memory = vm_memory::GuestMemoryMmap<AtomicBitmap>;
+
+/// Guest memory that cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// Outside the supported sizes, or not in whole pages.
+    #[error("a guest cannot have {0} bytes of memory; give it 64 MiB to 1 TiB, in whole MiB")]
+    Size(u64),
+    /// The mapping failed.
+    #[error("cannot map {bytes} bytes of guest memory; is there enough free memory on this host?")]
+    Map {
+        /// Bytes asked for.
+        bytes: u64,
+        /// Why.
+        #[source]
+        source: FromRangesError,
+    },
+    /// Populating or locking failed.
+    #[error("cannot lock guest memory into RAM; raise the limit of locked memory (ulimit -l) or free some memory")]
+    Lock(#[source] io::Error),
+}
+
+/// Maps guest memory of the given size, laid out around the hole below 4 GiB, ready for huge pages.
+pub fn create(bytes: u64) -> Result<Memory, MemoryError> {
+    if !(MEMORY_BYTES_MIN..=MEMORY_BYTES_MAX).contains(&bytes) || bytes % (1 << 20) != 0 {
+        return Err(MemoryError::Size(bytes));
+    }
+    let ranges = layout::memory_regions(bytes);
+    let memory = Memory::from_ranges(&ranges).map_err(|source| MemoryError::Map { bytes, source })?;
+    for region in memory.iter() {
+        // SAFETY: the range is a live mapping of ours; the advice changes no content.
+        unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_HUGEPAGE) };
+    }
+    Ok(memory)
+}
+
+/// Touches every page and pins it, so that a secondary cannot run out of memory in the middle of a takeover.
+pub fn populate_and_lock(memory: &Memory) -> Result<(), MemoryError> {
+    for region in memory.iter() {
+        // SAFETY: the range is a live mapping of ours; locking changes no content.
+        let result = unsafe { libc::mlock(region.as_ptr().cast(), region.size()) };
+        if result != 0 {
+            return Err(MemoryError::Lock(io::Error::last_os_error()));
+        }
+    }
+    Ok(())
+}
+
+/// Reads one page frame. The page is read once: what is sent is what is kept, whatever a device does meanwhile.
+///
+/// # Errors
+/// If `gfn` (guest physical address / 4096) lies outside the guest's memory.
+pub fn read_page(memory: &Memory, gfn: u64, page: &mut [u8]) -> Result<(), GuestMemoryError> {
+    memory.read_slice(page, GuestAddress(gfn * PAGE_BYTES as u64))
+}
+
+/// Writes one page frame, as a secondary does with a committed sync.
+///
+/// # Errors
+/// If `gfn` lies outside the guest's memory.
+pub fn write_page(memory: &Memory, gfn: u64, page: &[u8]) -> Result<(), GuestMemoryError> {
+    memory.write_slice(page, GuestAddress(gfn * PAGE_BYTES as u64))
+}
+
+/// Whether the guest has a page frame of this number.
+pub fn has_page(memory: &Memory, gfn: u64) -> bool {
+    gfn.checked_mul(PAGE_BYTES as u64)
+        .is_some_and(|address| memory.address_in_range(GuestAddress(address)))
+}
+
+/// All page frame numbers of the guest, in order.
+pub fn all_pages(memory: &Memory) -> impl Iterator<Item = u64> + '_ {
+    memory.iter().flat_map(|region| {
+        let first = region.start_addr().0 / PAGE_BYTES as u64;
+        first..first + region.len() / PAGE_BYTES as u64
+    })
+}

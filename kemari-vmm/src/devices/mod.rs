@@ -1,0 +1,38 @@
+//! What all devices share, and the devices that are not virtio.
+
+pub mod hub;
+pub mod ports;
+pub mod serial;
+
+use std::sync::Arc;
+
+use crate::event::EventChannel;
+use crate::state::{StateBlob, StateError};
+
+/// One device of the machine. Its methods are called by vCPU threads, by its own threads and by whoever pauses the
+/// machine; what may run beside what is said in [`crate::machine`].
+pub trait Device: Send + Sync {
+    /// The guest reads `data.len()` bytes at an offset into the device's range.
+    fn read(&self, offset: u64, data: &mut [u8]);
+    /// The guest writes.
+    fn write(&self, offset: u64, data: &[u8]);
+    /// The device's event channels.
+    fn channels(&self) -> Vec<Arc<EventChannel>>;
+    /// Whether some output waits for a capture.
+    fn output_held(&self) -> bool;
+    /// At a pause: all held output belongs to the capture of `epoch`; its bytes are copied aside.
+    fn capture(&self, epoch: u64);
+    /// The capture of `epoch` is acked: its output leaves.
+    fn release(&self, epoch: u64);
+    /// With the right to act alone: all output leaves.
+    fn release_all(&self);
+    /// The machine is reset. Waits until captured or released output is finished; drops what was never captured.
+    fn reset(&self);
+    /// After a restore: works through its rings as if kicked, and interrupts once a queue. Spurious interrupts and
+    /// kicks are harmless, lost ones are not.
+    fn wake(&self);
+    /// The device's state. Called while the machine is frozen.
+    fn save(&self) -> StateBlob;
+    /// Continues from a state. Called while the machine has never run or is paused for good.
+    fn load(&self, blob: &StateBlob) -> Result<(), StateError>;
+}

@@ -1,0 +1,172 @@
+//! Power-off, reset and test kicks: the I/O ports of the contract with the guests (`arch::layout::abi`).
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use super::Device;
+use super::hub::Hub;
+use crate::arch::layout::abi::{
+    KICK_PORT, POWER_OFF_VALUE, RESET_PORT, RESET_VALUE, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT,
+};
+use crate::event::{Direction, EventChannel};
+use crate::state::{StateBlob, StateError, StateKind};
+use crate::virtio::request::Stage;
+
+/// Command port of the keyboard controller, and the command by which a PC is reset.
+pub const KEYBOARD_PORT: u16 = 0x64;
+const KEYBOARD_RESET: u8 = 0xfe;
+
+const STATE_VERSION: u16 = 1;
+
+/// Told when the guest's wish is to be carried out; it must not block.
+pub type PowerSink = Box<dyn Fn(PowerEvent) + Send + Sync>;
+
+/// What a guest wants of its machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PowerEvent {
+    /// Power off. The outside sees it, so it is output.
+    PowerOff,
+    /// Start again. Nobody outside sees it.
+    Reset,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct Core {
+    /// A power-off that is not carried out yet.
+    power_off: Option<Stage>,
+    /// A reset that is not carried out yet.
+    reset: bool,
+    /// Test kicks that wait.
+    kicks: Option<Stage>,
+}
+
+/// The ports.
+pub struct Ports {
+    hub: Arc<Hub>,
+    power: Arc<EventChannel>,
+    test: Arc<EventChannel>,
+    core: Mutex<Core>,
+    sink: PowerSink,
+}
+
+impl Ports {
+    /// The ports of a machine that tells `sink` of power-off and reset.
+    pub fn new(hub: Arc<Hub>, sink: PowerSink) -> Arc<Self> {
+        let (power, test) = (EventChannel::new("power"), EventChannel::new("test"));
+        Arc::new(Self { hub, power, test, core: Mutex::default(), sink })
+    }
+
+    /// The guest wants a reset, by whatever way.
+    pub fn want_reset(&self) {
+        self.lock().reset = true;
+        self.power.notify(Direction::Out, false);
+        (self.sink)(PowerEvent::Reset);
+    }
+
+    /// Whether the guest asked for a power-off that is not carried out yet: the sync that contains it is its last.
+    pub fn power_off_wanted(&self) -> bool {
+        self.lock().power_off.is_some()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn want_power_off(&self) {
+        let held = self.hub.output_is_held();
+        if held {
+            self.lock().power_off.get_or_insert(Stage::Held);
+        } else {
+            (self.sink)(PowerEvent::PowerOff);
+        }
+        self.power.notify(Direction::Out, held);
+    }
+
+    fn kick(&self) {
+        let held = self.hub.output_is_held();
+        if held {
+            self.lock().kicks = Some(Stage::Held);
+        }
+        self.test.notify(Direction::Out, held);
+    }
+
+    fn release_where(&self, released: impl Fn(Stage) -> bool) {
+        let mut core = self.lock();
+        if core.kicks.is_some_and(&released) {
+            core.kicks = None;
+        }
+        let off = core.power_off.is_some_and(&released);
+        if off {
+            core.power_off = None;
+        }
+        drop(core);
+        if off {
+            (self.sink)(PowerEvent::PowerOff);
+        }
+    }
+}
+
+impl Device for Ports {
+    /// The offset is the port's number.
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        // The sleep status says "woken"; the keyboard controller says "ready for a command".
+        data.fill(if offset == u64::from(SLEEP_STATUS_PORT) { 0x80 } else { 0 });
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        let [value] = *data else { return };
+        match (offset as u16, value) {
+            (RESET_PORT, RESET_VALUE) | (KEYBOARD_PORT, KEYBOARD_RESET) => self.want_reset(),
+            (SLEEP_CONTROL_PORT, POWER_OFF_VALUE) => self.want_power_off(),
+            (KICK_PORT, _) => self.kick(),
+            _ => {}
+        }
+    }
+
+    fn channels(&self) -> Vec<Arc<EventChannel>> {
+        vec![self.power.clone(), self.test.clone()]
+    }
+
+    fn output_held(&self) -> bool {
+        let core = self.lock();
+        core.power_off == Some(Stage::Held) || core.kicks == Some(Stage::Held)
+    }
+
+    fn capture(&self, epoch: u64) {
+        let mut core = self.lock();
+        let Core { power_off, kicks, .. } = &mut *core;
+        for stage in [power_off, kicks].into_iter().flatten() {
+            if *stage == Stage::Held {
+                *stage = Stage::Captured(epoch);
+            }
+        }
+    }
+
+    fn release(&self, epoch: u64) {
+        self.release_where(|stage| matches!(stage, Stage::Captured(captured) if captured <= epoch));
+    }
+
+    fn release_all(&self) {
+        self.release_where(|_| true);
+    }
+
+    fn reset(&self) {
+        *self.lock() = Core::default();
+    }
+
+    fn wake(&self) {
+        if self.lock().reset {
+            (self.sink)(PowerEvent::Reset);
+        }
+    }
+
+    fn save(&self) -> StateBlob {
+        StateBlob::encode(StateKind::Power, 0, STATE_VERSION, &*self.lock())
+    }
+
+    fn load(&self, blob: &StateBlob) -> Result<(), StateError> {
+        *self.lock() = blob.decode(STATE_VERSION)?;
+        Ok(())
+    }
+}

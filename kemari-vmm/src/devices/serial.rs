@@ -1,0 +1,307 @@
+//! The 16550 console. It has no ring: what the guest has written waits in a bounded, numbered buffer, which is device
+//! state. Console output is at-least-once across a takeover.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use vm_superio::Trigger;
+use vm_superio::serial::{NoEvents, Serial, SerialState};
+
+use super::Device;
+use super::hub::Hub;
+use crate::event::{Direction, EventChannel};
+use crate::state::{StateBlob, StateError, StateKind};
+
+/// Most bytes of console output that wait for a release; further ones push the oldest out.
+pub const CONSOLE_BYTES_MAX: usize = 64 << 10;
+
+/// Most bytes of console input taken at a time: the FIFO of a 16550.
+pub const CONSOLE_INPUT_BYTES_MAX: usize = 64;
+
+const STATE_VERSION: u16 = 1;
+
+/// Output bytes that wait for their release.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Output {
+    bytes: VecDeque<u8>,
+    /// Number of the first byte of `bytes`, counted from the guest's first boot.
+    first: u64,
+    /// The captures that wait for their ack: epoch, and the number behind the last byte contained.
+    captured: VecDeque<(u64, u64)>,
+}
+
+impl Output {
+    fn end(&self) -> u64 {
+        self.first + self.bytes.len() as u64
+    }
+
+    fn has_uncaptured(&self) -> bool {
+        self.captured.back().map_or(!self.bytes.is_empty(), |&(_, end)| end < self.end())
+    }
+
+    fn push(&mut self, byte: u8) {
+        if self.bytes.len() >= CONSOLE_BYTES_MAX {
+            self.bytes.pop_front();
+            self.first += 1;
+        }
+        self.bytes.push_back(byte);
+    }
+
+    fn capture(&mut self, epoch: u64) {
+        if self.has_uncaptured() {
+            self.captured.push_back((epoch, self.end()));
+        }
+    }
+
+    /// Takes out what the captures up to `epoch` contain.
+    fn release(&mut self, epoch: u64) -> Vec<u8> {
+        let mut end = self.first;
+        while let Some(&(captured, captured_end)) = self.captured.front()
+            && captured <= epoch
+        {
+            end = captured_end.max(end);
+            self.captured.pop_front();
+        }
+        let count = (end - self.first) as usize;
+        self.first = end;
+        self.bytes.drain(..count).collect()
+    }
+
+    fn release_all(&mut self) -> Vec<u8> {
+        self.captured.clear();
+        self.first = self.end();
+        self.bytes.drain(..).collect()
+    }
+}
+
+struct Line {
+    hub: Arc<Hub>,
+    gsi: u32,
+}
+
+impl Trigger for Line {
+    type E = Infallible;
+
+    fn trigger(&self) -> Result<(), Infallible> {
+        self.hub.pulse(self.gsi);
+        Ok(())
+    }
+}
+
+/// Where the chip puts the bytes that the guest writes.
+#[derive(Default)]
+struct Transmitter(Vec<u8>);
+
+impl Write for Transmitter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct Core {
+    chip: Serial<Line, NoEvents, Transmitter>,
+    output: Output,
+    sink: Box<dyn Write + Send>,
+}
+
+/// The console.
+pub struct Console {
+    hub: Arc<Hub>,
+    gsi: u32,
+    channel: Arc<EventChannel>,
+    core: Mutex<Core>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SavedConsole {
+    /// Divisor low and high, interrupt enable and identification, line control and status, modem control and status,
+    /// scratch: in the order of the chip's registers.
+    registers: [u8; 9],
+    input: Vec<u8>,
+    output: Output,
+}
+
+impl Console {
+    /// A console whose released output goes to `sink`.
+    pub fn new(hub: Arc<Hub>, gsi: u32, sink: Box<dyn Write + Send>) -> Arc<Self> {
+        let chip = Serial::new(Line { hub: hub.clone(), gsi }, Transmitter::default());
+        let core = Mutex::new(Core { chip, output: Output::default(), sink });
+        Arc::new(Self { hub, gsi, channel: EventChannel::new("console"), core })
+    }
+
+    /// Gives the guest what was typed; returns how many bytes it has taken.
+    pub fn type_in(&self, bytes: &[u8]) -> usize {
+        let _working = self.hub.working();
+        let mut core = self.lock();
+        let count = bytes.len().min(core.chip.fifo_capacity());
+        let taken = core.chip.enqueue_raw_bytes(&bytes[..count]).unwrap_or(0);
+        if taken > 0 {
+            self.channel.notify(Direction::In, core.output.has_uncaptured());
+        }
+        taken
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn chip_from(&self, state: &SerialState) -> Option<Serial<Line, NoEvents, Transmitter>> {
+        let line = Line { hub: self.hub.clone(), gsi: self.gsi };
+        Serial::from_state(state, line, NoEvents, Transmitter::default()).ok()
+    }
+}
+
+fn emit(sink: &mut Box<dyn Write + Send>, bytes: &[u8]) {
+    // A console that nobody reads any more must not stop the guest.
+    let _ = sink.write_all(bytes).and_then(|()| sink.flush());
+}
+
+impl Device for Console {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        if let [byte] = data {
+            *byte = self.lock().chip.read(offset as u8);
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        let [byte] = data else { return };
+        let mut guard = self.lock();
+        let core = &mut *guard;
+        // The line's interrupt cannot fail, and a full input FIFO in loopback mode loses the byte as a real chip does.
+        let _ = core.chip.write(offset as u8, *byte);
+        let written = std::mem::take(&mut core.chip.writer_mut().0);
+        if written.is_empty() {
+            return;
+        }
+        let held = self.hub.output_is_held();
+        if held {
+            written.into_iter().for_each(|byte| core.output.push(byte));
+        } else {
+            emit(&mut core.sink, &written);
+        }
+        drop(guard);
+        self.channel.notify(Direction::Out, held);
+    }
+
+    fn channels(&self) -> Vec<Arc<EventChannel>> {
+        vec![self.channel.clone()]
+    }
+
+    fn output_held(&self) -> bool {
+        self.lock().output.has_uncaptured()
+    }
+
+    fn capture(&self, epoch: u64) {
+        self.lock().output.capture(epoch);
+    }
+
+    fn release(&self, epoch: u64) {
+        let mut core = self.lock();
+        let bytes = core.output.release(epoch);
+        emit(&mut core.sink, &bytes);
+    }
+
+    fn release_all(&self) {
+        let mut core = self.lock();
+        let bytes = core.output.release_all();
+        emit(&mut core.sink, &bytes);
+    }
+
+    fn reset(&self) {
+        if let Some(chip) = self.chip_from(&SerialState::default()) {
+            self.lock().chip = chip;
+        }
+    }
+
+    fn wake(&self) {
+        self.hub.pulse(self.gsi);
+    }
+
+    fn save(&self) -> StateBlob {
+        let core = self.lock();
+        let chip = core.chip.state();
+        let saved = SavedConsole {
+            registers: [
+                chip.baud_divisor_low,
+                chip.baud_divisor_high,
+                chip.interrupt_enable,
+                chip.interrupt_identification,
+                chip.line_control,
+                chip.line_status,
+                chip.modem_control,
+                chip.modem_status,
+                chip.scratch,
+            ],
+            input: chip.in_buffer,
+            output: core.output.clone(),
+        };
+        StateBlob::encode(StateKind::Serial, 0, STATE_VERSION, &saved)
+    }
+
+    fn load(&self, blob: &StateBlob) -> Result<(), StateError> {
+        let saved: SavedConsole = blob.decode(STATE_VERSION)?;
+        let [low, high, enable, identification, line, line_status, modem, modem_status, scratch] = saved.registers;
+        let state = SerialState {
+            baud_divisor_low: low,
+            baud_divisor_high: high,
+            interrupt_enable: enable,
+            interrupt_identification: identification,
+            line_control: line,
+            line_status,
+            modem_control: modem,
+            modem_status,
+            scratch,
+            in_buffer: saved.input,
+        };
+        let chip = self
+            .chip_from(&state)
+            .filter(|_| saved.output.bytes.len() <= CONSOLE_BYTES_MAX)
+            .ok_or_else(|| StateError::Mismatch("the console's buffers are longer than they can be".into()))?;
+        let mut core = self.lock();
+        core.chip = chip;
+        core.output = saved.output;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ack_releases_the_bytes_of_its_capture_and_no_later_ones() {
+        let mut output = Output::default();
+        b"ab".iter().for_each(|&byte| output.push(byte));
+        output.capture(1);
+        b"c".iter().for_each(|&byte| output.push(byte));
+        assert!(output.has_uncaptured());
+        output.capture(2);
+        b"d".iter().for_each(|&byte| output.push(byte));
+        assert_eq!(output.release(0), b"");
+        assert_eq!(output.release(1), b"ab");
+        assert_eq!(output.release(2), b"c");
+        assert_eq!(output.release_all(), b"d");
+        assert_eq!(output.first, 4);
+    }
+
+    #[test]
+    fn the_buffer_is_bounded_and_keeps_the_newest_bytes_and_their_numbers() {
+        let mut output = Output::default();
+        output.push(b'x');
+        output.capture(1);
+        for index in 0..CONSOLE_BYTES_MAX {
+            output.push(index as u8);
+        }
+        assert_eq!(output.bytes.len(), CONSOLE_BYTES_MAX);
+        assert_eq!(output.first, 1);
+        assert_eq!(output.release(1), b"", "the captured byte was pushed out, the later ones are not released");
+    }
+}

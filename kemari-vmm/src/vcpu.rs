@@ -1,0 +1,264 @@
+//! vCPU threads: they run the guest, hand its device accesses to the bus, and park when the machine is to pause.
+//!
+//! Pausing: whoever pauses sets the wish, sets `immediate_exit` in each vCPU's run page and sends each thread a signal;
+//! KVM_RUN returns, and the thread parks. Before it parks it enters KVM once more with `immediate_exit` set, so that KVM
+//! completes a device access that is under way (Documentation/virt/kvm/api.rst, "KVM_RUN"): only then is the vCPU's
+//! state whole.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::{self, JoinHandle};
+use std::{io, ptr};
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+/// What a vCPU's guest does to the rest of the machine.
+pub trait Bus: Send + Sync {
+    /// Reads from an I/O port.
+    fn port_in(&self, port: u16, data: &mut [u8]);
+    /// Writes to an I/O port.
+    fn port_out(&self, port: u16, data: &[u8]);
+    /// Reads from an address without memory.
+    fn mmio_read(&self, address: u64, data: &mut [u8]);
+    /// Writes to an address without memory.
+    fn mmio_write(&self, address: u64, data: &[u8]);
+    /// The guest made the processor shut down (a triple fault): a PC is reset by it.
+    fn shut_down(&self);
+    /// KVM cannot go on with this vCPU: the host's failure, not the guest's.
+    fn failed(&self, why: String);
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    Pause,
+    Run,
+    Exit,
+}
+
+struct Rendezvous {
+    wish: Wish,
+    parked: usize,
+}
+
+/// Where the vCPU threads of one machine meet to pause.
+pub struct Pauser {
+    state: Mutex<Rendezvous>,
+    changed: Condvar,
+    /// Whether `wish` is other than to run; read on every way into the guest.
+    stop: AtomicBool,
+}
+
+impl Pauser {
+    fn new() -> Arc<Self> {
+        let state = Mutex::new(Rendezvous { wish: Wish::Pause, parked: 0 });
+        Arc::new(Self { state, changed: Condvar::new(), stop: AtomicBool::new(true) })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Rendezvous> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wish(&self, wish: Wish) {
+        let mut state = self.lock();
+        if state.wish != Wish::Exit {
+            state.wish = wish;
+            self.stop.store(wish != Wish::Run, Ordering::SeqCst);
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Lets each vCPU park as soon as it comes out of the guest. Returns at once; any thread may call it.
+    pub fn request_pause(&self) {
+        if !self.stop.load(Ordering::SeqCst) {
+            self.wish(Wish::Pause);
+        }
+    }
+
+    /// Called by a vCPU thread: waits until it may run. Returns false if it is to end.
+    fn park(&self) -> bool {
+        let mut state = self.lock();
+        state.parked += 1;
+        self.changed.notify_all();
+        while state.wish == Wish::Pause {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.parked -= 1;
+        state.wish == Wish::Run
+    }
+
+    fn wait_parked(&self, count: usize) {
+        let mut state = self.lock();
+        while state.parked < count && state.wish == Wish::Pause {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+struct Vcpu {
+    fd: Arc<Mutex<VcpuFd>>,
+    /// `immediate_exit` in the vCPU's run page, which lives as long as `fd`.
+    immediate_exit: *mut u8,
+    thread: Option<JoinHandle<()>>,
+}
+
+// SAFETY: the pointer is only ever used as an atomic byte inside a mapping that `fd` keeps alive.
+unsafe impl Send for Vcpu {}
+// SAFETY: as above.
+unsafe impl Sync for Vcpu {}
+
+impl Vcpu {
+    fn demand_exit(&self) {
+        // SAFETY: the byte lies in the run page, which `fd` keeps mapped; the kernel only reads it.
+        unsafe { AtomicU8::from_ptr(self.immediate_exit) }.store(1, Ordering::SeqCst);
+        if let Some(thread) = &self.thread {
+            // A thread that has ended needs no signal.
+            let _ = thread.kill(SIGRTMIN());
+        }
+    }
+}
+
+/// The vCPUs of one machine.
+pub struct Vcpus {
+    pauser: Arc<Pauser>,
+    vcpus: Vec<Vcpu>,
+}
+
+extern "C" fn leave_guest(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // Its arrival alone makes KVM_RUN return.
+}
+
+impl Vcpus {
+    /// Takes the vCPUs, paused. Their threads begin with [`Vcpus::start`].
+    pub fn new(fds: Vec<VcpuFd>) -> Self {
+        let vcpus = fds
+            .into_iter()
+            .map(|mut fd| {
+                let immediate_exit = ptr::from_mut(&mut fd.get_kvm_run().immediate_exit);
+                Vcpu { fd: Arc::new(Mutex::new(fd)), immediate_exit, thread: None }
+            })
+            .collect();
+        Self { pauser: Pauser::new(), vcpus }
+    }
+
+    /// The meeting point, for those who ask for a pause without waiting for it.
+    pub fn pauser(&self) -> Arc<Pauser> {
+        self.pauser.clone()
+    }
+
+    /// Starts the threads; they park at once.
+    pub fn start(&mut self, bus: &Weak<dyn Bus>) -> io::Result<()> {
+        register_signal_handler(SIGRTMIN(), leave_guest).map_err(io::Error::from)?;
+        for (index, vcpu) in self.vcpus.iter_mut().enumerate() {
+            let (fd, pauser, bus) = (vcpu.fd.clone(), self.pauser.clone(), bus.clone());
+            let name = format!("vcpu{index}");
+            vcpu.thread = Some(thread::Builder::new().name(name).spawn(move || {
+                vcpu_loop(&fd, &pauser, &bus);
+            })?);
+        }
+        self.pauser.wait_parked(self.vcpus.len());
+        Ok(())
+    }
+
+    /// Number of vCPUs.
+    pub fn count(&self) -> usize {
+        self.vcpus.len()
+    }
+
+    /// Pauses: returns when every vCPU is parked, its state whole.
+    pub fn pause(&self) {
+        self.pauser.wish(Wish::Pause);
+        self.vcpus.iter().for_each(Vcpu::demand_exit);
+        self.pauser.wait_parked(self.vcpus.len());
+    }
+
+    /// Lets all vCPUs run.
+    pub fn resume(&self) {
+        self.pauser.wish(Wish::Run);
+    }
+
+    /// Whether all vCPUs are parked.
+    pub fn are_parked(&self) -> bool {
+        self.pauser.lock().parked == self.vcpus.len()
+    }
+
+    /// One parked vCPU.
+    pub fn fd(&self, index: usize) -> MutexGuard<'_, VcpuFd> {
+        self.vcpus[index].fd.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Vcpus {
+    fn drop(&mut self) {
+        self.pauser.wish(Wish::Exit);
+        for vcpu in &mut self.vcpus {
+            vcpu.demand_exit();
+            match vcpu.thread.take() {
+                // The last handle of a machine may be dropped by one of its own threads.
+                Some(thread) if thread.thread().id() != thread::current().id() => {
+                    let _ = thread.join();
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// How a run in the guest ended.
+enum Left {
+    /// For a device access, or a signal: there is more to run.
+    Again,
+    /// The vCPU cannot run any more.
+    Dead,
+}
+
+fn vcpu_loop(fd: &Mutex<VcpuFd>, pauser: &Pauser, bus: &Weak<dyn Bus>) {
+    loop {
+        if pauser.stop.load(Ordering::SeqCst) {
+            complete_access(&mut fd.lock().unwrap_or_else(PoisonError::into_inner));
+            if !pauser.park() {
+                return;
+            }
+            continue;
+        }
+        let mut fd = fd.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(bus) = bus.upgrade() else { return };
+        if matches!(run_once(&mut fd, &*bus), Left::Dead) {
+            pauser.request_pause();
+        }
+    }
+}
+
+fn run_once(fd: &mut VcpuFd, bus: &dyn Bus) -> Left {
+    match fd.run() {
+        Ok(VcpuExit::IoOut(port, data)) => bus.port_out(port, data),
+        Ok(VcpuExit::IoIn(port, data)) => bus.port_in(port, data),
+        Ok(VcpuExit::MmioWrite(address, data)) => bus.mmio_write(address, data),
+        Ok(VcpuExit::MmioRead(address, data)) => bus.mmio_read(address, data),
+        Ok(VcpuExit::Hlt | VcpuExit::Intr) => {}
+        Ok(VcpuExit::Shutdown) => {
+            bus.shut_down();
+            return Left::Dead;
+        }
+        Ok(exit) => {
+            let why = format!("KVM left the guest for a reason that Kemari does not handle: {exit:?}");
+            bus.failed(why);
+            return Left::Dead;
+        }
+        Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => fd.set_kvm_immediate_exit(0),
+        Err(error) => {
+            bus.failed(format!("KVM_RUN failed: {error}"));
+            return Left::Dead;
+        }
+    }
+    Left::Again
+}
+
+/// Lets KVM finish the device access that the guest left for.
+fn complete_access(fd: &mut VcpuFd) {
+    fd.set_kvm_immediate_exit(1);
+    // Returns EINTR without entering the guest; that is all that is wanted.
+    let _ = fd.run();
+    fd.set_kvm_immediate_exit(0);
+}

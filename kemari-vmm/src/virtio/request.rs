@@ -1,0 +1,227 @@
+//! The request list: per device, in order, every request that the back end has parsed and not finished.
+//!
+//! The list is device state. A request is parsed once, in ring order, and from then on only the list is worked on,
+//! never the ring again: a later read may finish before an earlier held write, and the guest may then reuse ring
+//! slots and indirect tables. A takeover re-issues exactly what is on the list.
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+
+use super::GuestFault;
+
+/// How far a request has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stage {
+    /// Output that no capture contains: it asks for a sync.
+    Held,
+    /// Output in the capture of this epoch, waiting for its ack.
+    Captured(u64),
+    /// May be carried out: in flight at the back end.
+    Released,
+}
+
+/// One parsed request. `B` is what the device's driver asked for.
+#[derive(Clone, Debug)]
+pub struct Request<B> {
+    /// Number of the request in this device's life, rising.
+    pub id: u64,
+    /// Index of its virtqueue.
+    pub queue: u16,
+    /// Head of its descriptor chain, which names it in the used ring.
+    pub head: u16,
+    /// How far it has come.
+    pub stage: Stage,
+    /// What is asked for.
+    pub body: B,
+    /// The output's bytes as they were at the capture. None where it is carried out as soon as it is parsed.
+    pub data: Option<Vec<u8>>,
+}
+
+/// A request in saved state. All of them are re-issued by whoever continues from that state.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SavedRequest<B> {
+    queue: u16,
+    head: u16,
+    body: B,
+}
+
+impl<B> SavedRequest<B> {
+    /// Index of its virtqueue.
+    pub fn queue(&self) -> u16 {
+        self.queue
+    }
+}
+
+/// The ordered list of unfinished requests of one device.
+#[derive(Debug)]
+pub struct RequestList<B> {
+    requests: VecDeque<Request<B>>,
+    next_id: u64,
+}
+
+impl<B> Default for RequestList<B> {
+    fn default() -> Self {
+        Self { requests: VecDeque::new(), next_id: 0 }
+    }
+}
+
+impl<B: Clone> RequestList<B> {
+    /// Appends a parsed request.
+    ///
+    /// # Errors
+    /// A guest cannot make the same descriptor chain available twice, nor more of them than the queue has entries:
+    /// with that check the list is never longer than all queues together.
+    pub fn push(&mut self, queue: u16, head: u16, stage: Stage, body: B) -> Result<u64, GuestFault> {
+        if self.requests.iter().any(|request| request.queue == queue && request.head == head) {
+            return Err(GuestFault(format!(
+                "descriptor chain {head} of queue {queue} was made available again before it was used"
+            )));
+        }
+        let id = self.next_id;
+        self.next_id += 1;
+        self.requests.push_back(Request { id, queue, head, stage, body, data: None });
+        Ok(id)
+    }
+
+    /// Whether some output waits for a capture.
+    pub fn has_held(&self) -> bool {
+        self.requests.iter().any(|request| request.stage == Stage::Held)
+    }
+
+    /// Whether something was captured or released and is not finished: a reset waits for it.
+    pub fn has_started(&self) -> bool {
+        self.requests.iter().any(|request| request.stage != Stage::Held)
+    }
+
+    /// Marks all held requests as part of the capture of `epoch`, with the bytes that `copy` takes from the guest's
+    /// memory at this moment.
+    pub fn capture(
+        &mut self,
+        epoch: u64,
+        mut copy: impl FnMut(&B) -> Result<Vec<u8>, GuestFault>,
+    ) -> Result<(), GuestFault> {
+        for request in self.requests.iter_mut().filter(|request| request.stage == Stage::Held) {
+            request.data = Some(copy(&request.body)?);
+            request.stage = Stage::Captured(epoch);
+        }
+        Ok(())
+    }
+
+    /// The next request that the acked capture of `epoch` (or an older one) contains, now released.
+    pub fn release_next(&mut self, epoch: u64) -> Option<&mut Request<B>> {
+        let request = self
+            .requests
+            .iter_mut()
+            .find(|request| matches!(request.stage, Stage::Captured(captured) if captured <= epoch))?;
+        request.stage = Stage::Released;
+        Some(request)
+    }
+
+    /// The next request that waits for anything, now released: with the right to act alone, nothing waits.
+    pub fn release_any(&mut self) -> Option<&mut Request<B>> {
+        let request = self.requests.iter_mut().find(|request| request.stage != Stage::Released)?;
+        request.stage = Stage::Released;
+        Some(request)
+    }
+
+    /// Takes a finished request off the list.
+    pub fn finish(&mut self, id: u64) -> Option<Request<B>> {
+        let index = self.requests.iter().position(|request| request.id == id)?;
+        self.requests.remove(index)
+    }
+
+    /// Forgets what was never captured, as a reset does.
+    pub fn drop_held(&mut self) {
+        self.requests.retain(|request| request.stage != Stage::Held);
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.requests.clear();
+    }
+
+    /// The unfinished requests, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &Request<B>> {
+        self.requests.iter()
+    }
+
+    /// The list as device state.
+    pub fn save(&self) -> Vec<SavedRequest<B>> {
+        self.requests
+            .iter()
+            .map(|request| SavedRequest { queue: request.queue, head: request.head, body: request.body.clone() })
+            .collect()
+    }
+
+    /// The list of a captured state. Whoever continues from that state has consent for all of it, so each request
+    /// waits only for [`RequestList::release_any`].
+    pub fn load(saved: Vec<SavedRequest<B>>) -> Result<Self, GuestFault> {
+        let mut list = Self::default();
+        for SavedRequest { queue, head, body } in saved {
+            list.push(queue, head, Stage::Captured(0), body)?;
+        }
+        Ok(list)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list_of(stages: &[Stage]) -> RequestList<u32> {
+        let mut list = RequestList::default();
+        for (index, stage) in stages.iter().enumerate() {
+            list.push(0, index as u16, *stage, index as u32).unwrap();
+        }
+        list
+    }
+
+    #[test]
+    fn an_ack_releases_only_what_its_capture_contained() {
+        let mut list = list_of(&[Stage::Held, Stage::Held]);
+        list.capture(7, |body| Ok(vec![*body as u8])).unwrap();
+        list.push(0, 2, Stage::Held, 2).unwrap();
+        assert!(list.release_next(6).is_none());
+        let released: Vec<u16> = std::iter::from_fn(|| list.release_next(7).map(|request| request.head)).collect();
+        assert_eq!(released, [0, 1]);
+        assert!(list.has_held(), "the request that came after the capture waits for the next one");
+    }
+
+    #[test]
+    fn the_bytes_of_an_output_are_those_of_its_capture() {
+        let mut list = list_of(&[Stage::Held]);
+        let mut memory = vec![1u8];
+        list.capture(1, |_| Ok(memory.clone())).unwrap();
+        memory[0] = 2;
+        list.capture(2, |_| Ok(memory.clone())).unwrap();
+        assert_eq!(list.release_next(2).unwrap().data.as_deref(), Some(&[1u8][..]));
+    }
+
+    #[test]
+    fn a_chain_cannot_be_available_twice() {
+        let mut list = list_of(&[Stage::Released]);
+        assert!(list.push(0, 0, Stage::Held, 9).is_err());
+        assert!(list.push(1, 0, Stage::Held, 9).is_ok(), "another queue has its own heads");
+        list.finish(0).unwrap();
+        assert!(list.push(0, 0, Stage::Held, 9).is_ok());
+    }
+
+    #[test]
+    fn a_takeover_reissues_the_whole_list_in_order() {
+        let mut list = list_of(&[Stage::Released, Stage::Held, Stage::Captured(3)]);
+        list.finish(0);
+        list.push(0, 0, Stage::Held, 30).unwrap();
+        let mut loaded = RequestList::load(list.save()).unwrap();
+        let bodies: Vec<u32> = std::iter::from_fn(|| loaded.release_any().map(|request| request.body)).collect();
+        assert_eq!(bodies, [1, 2, 30]);
+    }
+
+    #[test]
+    fn a_reset_drops_only_what_was_never_captured() {
+        let mut list = list_of(&[Stage::Held, Stage::Captured(1), Stage::Released]);
+        list.drop_held();
+        assert!(list.has_started() && !list.has_held());
+        assert_eq!(list.iter().count(), 2);
+    }
+}

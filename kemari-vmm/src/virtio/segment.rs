@@ -1,0 +1,140 @@
+//! The buffers that a descriptor chain names, as guest physical ranges.
+
+use serde::{Deserialize, Serialize};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::device::check_range;
+use super::{Chain, GuestFault};
+use crate::memory::Memory;
+
+/// A range of guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Segment {
+    /// Guest physical address.
+    pub address: u64,
+    /// Length in bytes.
+    pub length: u32,
+}
+
+/// Ranges of guest memory, in the order of the chain.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Segments(Vec<Segment>);
+
+impl Segments {
+    /// The buffers that the device reads and those that it writes, all inside the guest's memory.
+    pub fn of_chain(chain: Chain<'_>, memory: &Memory) -> Result<(Self, Self), GuestFault> {
+        let (mut readable, mut writable) = (Self::default(), Self::default());
+        for descriptor in chain {
+            check_range(memory, descriptor.addr().0, u64::from(descriptor.len()))?;
+            let segment = Segment { address: descriptor.addr().0, length: descriptor.len() };
+            if descriptor.is_write_only() {
+                writable.0.push(segment);
+            } else if writable.0.is_empty() {
+                readable.0.push(segment);
+            } else {
+                return Err(GuestFault("a readable buffer follows a writable one in a chain".into()));
+            }
+        }
+        Ok((readable, writable))
+    }
+
+    /// One range.
+    pub fn at(address: u64, length: u32) -> Self {
+        Self(vec![Segment { address, length }])
+    }
+
+    /// Total length in bytes.
+    pub fn len(&self) -> u64 {
+        self.0.iter().map(|segment| u64::from(segment.length)).sum()
+    }
+
+    /// Whether there is no byte in it.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Takes `length` bytes off the front. None if there are not so many.
+    pub fn split_front(&mut self, length: u64) -> Option<Self> {
+        let mut rest = u32::try_from(length).ok()?;
+        if self.len() < length {
+            return None;
+        }
+        let mut front = Vec::new();
+        while rest > 0 {
+            let segment = self.0.first_mut()?;
+            let take = rest.min(segment.length);
+            front.push(Segment { address: segment.address, length: take });
+            segment.address += u64::from(take);
+            segment.length -= take;
+            rest -= take;
+            if segment.length == 0 {
+                self.0.remove(0);
+            }
+        }
+        Some(Self(front))
+    }
+
+    /// Takes the last byte off and returns its address.
+    pub fn split_last_byte(&mut self) -> Option<u64> {
+        while self.0.last()?.length == 0 {
+            self.0.pop();
+        }
+        let last = self.0.last_mut()?;
+        last.length -= 1;
+        Some(last.address + u64::from(last.length))
+    }
+
+    /// Copies all the bytes out of guest memory.
+    pub fn read(&self, memory: &Memory) -> Result<Vec<u8>, GuestFault> {
+        let mut bytes = vec![0; self.len() as usize];
+        let mut done = 0;
+        for segment in &self.0 {
+            let part = &mut bytes[done..done + segment.length as usize];
+            memory.read_slice(part, GuestAddress(segment.address)).map_err(outside)?;
+            done += part.len();
+        }
+        Ok(bytes)
+    }
+
+    /// Copies bytes into guest memory, marking the pages dirty; returns how many fitted.
+    pub fn write(&self, mut bytes: &[u8], memory: &Memory) -> Result<u32, GuestFault> {
+        let mut done = 0;
+        for segment in &self.0 {
+            let (part, rest) = bytes.split_at(bytes.len().min(segment.length as usize));
+            memory.write_slice(part, GuestAddress(segment.address)).map_err(outside)?;
+            done += part.len() as u32;
+            bytes = rest;
+        }
+        Ok(done)
+    }
+}
+
+fn outside(error: vm_memory::GuestMemoryError) -> GuestFault {
+    GuestFault(format!("a buffer is not usable: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn segments(parts: &[(u64, u32)]) -> Segments {
+        Segments(parts.iter().map(|&(address, length)| Segment { address, length }).collect())
+    }
+
+    #[test]
+    fn a_header_may_be_spread_over_buffers() {
+        let mut all = segments(&[(0x1000, 10), (0x2000, 0), (0x3000, 20)]);
+        assert_eq!(all.split_front(16).unwrap(), segments(&[(0x1000, 10), (0x2000, 0), (0x3000, 6)]));
+        assert_eq!(all, segments(&[(0x3006, 14)]));
+        assert!(all.split_front(15).is_none());
+    }
+
+    #[test]
+    fn the_status_byte_is_the_last_one() {
+        let mut all = segments(&[(0x1000, 512), (0x2000, 1), (0x3000, 0)]);
+        assert_eq!(all.split_last_byte(), Some(0x2000));
+        assert_eq!(all.len(), 512);
+        assert_eq!(all.split_last_byte(), Some(0x11ff));
+        assert_eq!(Segments::default().split_last_byte(), None);
+    }
+}

@@ -1,0 +1,155 @@
+//! TAP devices of the host: where a guest's packets leave and come in.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::{Arc, Weak};
+use std::thread;
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::Completions;
+
+/// Bytes of the virtio-net header before each packet (virtio 1.2, section 5.1.6).
+pub const VNET_HEADER_BYTES: usize = 12;
+
+/// Longest packet with its virtio-net header: a 64 KiB segment to be cut up by the TAP, and an Ethernet header.
+pub const PACKET_BYTES_MAX: usize = VNET_HEADER_BYTES + 14 + 65_535;
+
+/// A TAP that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TapError {
+    /// There is no such device.
+    #[error("there is no TAP device {0}; make it with `ip tuntap add dev {0} mode tap` and set it up")]
+    Missing(String),
+    /// The name is longer than the kernel allows.
+    #[error("{0:?} is not a name for a network device: it takes 1 to 15 bytes")]
+    Name(String),
+    /// The kernel refused a step.
+    #[error("cannot {step} the TAP device {name}; is it in use by another process, and are you root?")]
+    Refused {
+        /// The device.
+        name: String,
+        /// What was tried.
+        step: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// An open TAP. While it is open the device has a carrier; closing it takes the carrier down.
+pub struct Tap {
+    file: Arc<File>,
+    stop: EventFd,
+}
+
+// Request numbers of <linux/if_tun.h>.
+const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
+const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
+const TUN_F_CSUM: libc::c_uint = 1;
+const TUN_F_TSO4: libc::c_uint = 2;
+const TUN_F_TSO6: libc::c_uint = 4;
+
+impl Tap {
+    /// Opens an existing TAP. With `offload`, checksums and segmentation are left to whoever needs them.
+    pub fn open(name: &str, offload: bool) -> Result<Self, TapError> {
+        let refused = |step| {
+            let name = name.to_owned();
+            move |source| TapError::Refused { name, step, source }
+        };
+        let c_name = std::ffi::CString::new(name).map_err(|_| TapError::Name(name.into()))?;
+        if name.is_empty() || name.len() >= libc::IFNAMSIZ {
+            return Err(TapError::Name(name.into()));
+        }
+        // SAFETY: the name is a terminated string.
+        if unsafe { libc::if_nametoindex(c_name.as_ptr()) } == 0 {
+            return Err(TapError::Missing(name.into()));
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+            .open("/dev/net/tun")
+            .map_err(refused("open /dev/net/tun for"))?;
+        // SAFETY: an ifreq of zeros is a valid one.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+            *to = from as libc::c_char;
+        }
+        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
+        let fd = file.as_raw_fd();
+        // SAFETY: the kernel reads one ifreq at the pointer.
+        check(unsafe { libc::ioctl(fd, TUNSETIFF, &raw const request) }).map_err(refused("attach to"))?;
+        let header_bytes = VNET_HEADER_BYTES as libc::c_int;
+        // SAFETY: the kernel reads one int at the pointer.
+        check(unsafe { libc::ioctl(fd, TUNSETVNETHDRSZ, &raw const header_bytes) })
+            .map_err(refused("set the header size of"))?;
+        let flags = if offload { TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 } else { 0 };
+        // SAFETY: the argument is passed by value.
+        check(unsafe { libc::ioctl(fd, TUNSETOFFLOAD, libc::c_ulong::from(flags)) })
+            .map_err(refused("set the offloads of"))?;
+        let stop = EventFd::new(EFD_NONBLOCK).map_err(refused("watch"))?;
+        Ok(Self { file: Arc::new(file), stop })
+    }
+
+    /// Starts the thread that tells when packets have come. It ends when the TAP is dropped.
+    pub fn watch(&self, completions: Weak<dyn Completions>) -> io::Result<()> {
+        let epoll = Epoll::new()?;
+        // Edge-triggered: a guest without receive buffers must not make this thread spin. Its next kick reads on.
+        let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        let (tap_fd, stop_fd) = (self.file.as_raw_fd(), self.stop.as_raw_fd());
+        epoll.ctl(ControlOperation::Add, tap_fd, EpollEvent::new(edge, tap_fd as u64))?;
+        epoll.ctl(ControlOperation::Add, stop_fd, EpollEvent::new(EventSet::IN, stop_fd as u64))?;
+        let keep_open = (self.file.clone(), self.stop.try_clone()?);
+        thread::Builder::new().name("net-rx".into()).spawn(move || {
+            let _keep_open = keep_open;
+            watch_loop(&epoll, stop_fd, &completions);
+        })?;
+        Ok(())
+    }
+
+    /// Sends one packet with its virtio-net header. What the host cannot take now is lost, as on any wire.
+    pub fn send(&self, packet: &[u8]) {
+        if let Err(error) = (&*self.file).write(packet) {
+            tracing::debug!("the TAP dropped a packet of {} bytes: {error}", packet.len());
+        }
+    }
+
+    /// Receives one packet with its virtio-net header, if one waits.
+    pub fn receive(&self, buffer: &mut [u8]) -> Option<usize> {
+        (&*self.file).read(buffer).ok()
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        // The counter cannot overflow: it is written once.
+        let _ = self.stop.write(1);
+    }
+}
+
+fn watch_loop(epoll: &Epoll, stop_fd: RawFd, completions: &Weak<dyn Completions>) {
+    let mut events = [EpollEvent::default(); 2];
+    loop {
+        let count = match epoll.wait(-1, &mut events) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return tracing::error!("the TAP cannot be watched any more: {error}"),
+        };
+        if events[..count].iter().any(|event| event.data() == stop_fd as u64) {
+            return;
+        }
+        match completions.upgrade() {
+            Some(device) => device.input_ready(),
+            None => return,
+        }
+    }
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
