@@ -13,7 +13,9 @@ use tempfile::TempDir;
 use crate::error::{Context, Error, Result, tail};
 use crate::netns::Netns;
 use crate::network::OUTSIDE_CONTROL;
+use crate::packages::unpacked;
 use crate::process::Process;
+use crate::scratch::scratch_dir;
 
 /// The port that clients use.
 const CLIENT_PORT: u16 = 2379;
@@ -33,9 +35,10 @@ impl Etcd {
     /// Starts etcd in `outside` ([`crate::LocalNet::outside`]) and waits until it is healthy. Hosts reach it at
     /// [`Etcd::endpoint`].
     pub fn start(outside: &Netns) -> Result<Etcd> {
-        let dir = TempDir::with_prefix("kemari-etcd-").context(|| "make a directory for etcd".into())?;
+        let program = unpacked("etcd-server")?.join("usr/bin/etcd");
+        let dir = scratch_dir()?;
         let log = File::create(dir.path().join("log")).context(|| "make etcd's log".into())?;
-        let mut command = outside.command("etcd");
+        let mut command = outside.command(program);
         let endpoint = format!("http://{OUTSIDE_CONTROL}:{CLIENT_PORT}");
         command.arg("--data-dir").arg(dir.path().join("data"));
         command.args([

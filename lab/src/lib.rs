@@ -26,6 +26,7 @@ mod network;
 mod packages;
 mod process;
 mod qmp;
+mod scratch;
 
 pub use emulated::{Lab, LabConfig};
 pub use error::{Error, Result};
@@ -41,3 +42,4 @@ pub use network::{
 };
 pub use packages::ensure_packages;
 pub use process::Process;
+pub use scratch::scratch_dir;

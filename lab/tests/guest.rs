@@ -1,0 +1,116 @@
+//! The Linux guest's image, in an ordinary emulator: it must be right before it is protected.
+//!
+//! Needs root, apt (the first time) and QEMU; where one is missing this fails and says so.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use lab::{GuestImage, LocalNet, Process, guest_address, guest_image};
+
+/// Longest boot; measured: 5-8 s.
+const BOOT_LIMIT: Duration = Duration::from_secs(40);
+
+#[test]
+fn redis_answers_and_keeps_what_it_acknowledged() {
+    lab::ensure_packages().unwrap_or_else(|error| panic!("{error}"));
+    let image = guest_image().unwrap_or_else(|error| panic!("{error}"));
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("disk");
+    image.copy_disk(&disk).unwrap();
+    let net = LocalNet::new(1, 1).unwrap();
+    net.host(0).netns().ip("link set tap0 up").unwrap();
+
+    let started = Instant::now();
+    let guest = boot(&net, &image, &disk, "always");
+    println!("guest ready after {:?}", started.elapsed());
+    let mut redis = connect(&net);
+    assert_eq!(ask(&mut redis, "SET ball mine"), "+OK");
+    assert_eq!(
+        ask(&mut redis, "CONFIG GET appendfsync"),
+        "*2 $11 appendfsync $6 always"
+    );
+    // A power cut: what was acknowledged is on the disk.
+    drop(guest);
+
+    let _guest = boot(&net, &image, &disk, "everysec");
+    let mut redis = connect(&net);
+    assert_eq!(ask(&mut redis, "GET ball"), "$4 mine");
+    assert_eq!(
+        ask(&mut redis, "CONFIG GET appendfsync"),
+        "*2 $11 appendfsync $8 everysec"
+    );
+}
+
+fn boot(net: &LocalNet, image: &GuestImage, disk: &Path, appendfsync: &str) -> Process {
+    let console = disk.with_file_name("console");
+    // That of an earlier boot would be read before QEMU empties it.
+    let _ = fs::remove_file(&console);
+    let mut command = net.host(0).netns().command("qemu-system-x86_64");
+    command.args("-accel tcg -M pc -cpu max -m 192 -nodefaults -display none -no-reboot".split(' '));
+    command
+        .arg("-kernel")
+        .arg(&image.kernel.vmlinux)
+        .arg("-initrd")
+        .arg(&image.initramfs);
+    let address = guest_address(0);
+    let settings = format!("kemari.ip={address}/24 kemari.appendfsync={appendfsync}");
+    command.args(["-append", &format!("console=ttyS0 panic=-1 quiet {settings}")]);
+    command.arg("-serial").arg(format!("file:{}", console.display()));
+    command.arg("-drive").arg(format!(
+        "if=none,id=disk,format=raw,cache=none,file={}",
+        disk.display()
+    ));
+    command.args("-device virtio-blk-pci,drive=disk -device virtio-rng-pci".split(' '));
+    command.args("-netdev tap,id=net,ifname=tap0,script=no,downscript=no".split(' '));
+    command.args("-device virtio-net-pci,netdev=net,romfile=".split(' '));
+    let guest = Process::spawn("guest", command).unwrap();
+    let deadline = Instant::now() + BOOT_LIMIT;
+    loop {
+        let shown = fs::read(&console)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default();
+        if shown.contains("guest ready") {
+            assert!(!shown.contains("cannot"), "{shown}");
+            return guest;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "the guest is not ready after {BOOT_LIMIT:?}:\n{shown}"
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn connect(net: &LocalNet) -> BufReader<TcpStream> {
+    let address = (guest_address(0), 6379);
+    let stream = net
+        .outside()
+        .run(|| TcpStream::connect(address))
+        .unwrap()
+        .unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    BufReader::new(stream)
+}
+
+/// Sends an inline command and returns the answer, its lines joined by spaces.
+fn ask(redis: &mut BufReader<TcpStream>, command: &str) -> String {
+    redis
+        .get_mut()
+        .write_all(format!("{command}\r\n").as_bytes())
+        .unwrap();
+    let mut line = || {
+        let mut line = String::new();
+        redis.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    };
+    let first = line();
+    let more = match first.split_at(1) {
+        ("*", count) => 2 * count.parse::<usize>().unwrap(),
+        ("$", _) => 1,
+        _ => 0,
+    };
+    (0..more).fold(first, |answer, _| format!("{answer} {}", line()))
+}
