@@ -1,17 +1,18 @@
 //! The clients: connections that work side by side, a thread each, and never reconnect.
 
+use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use super::connection::{Connection, Live};
+use super::connection::{Connection, DRAIN, Live, STOP, WORK};
 use super::history::{Clock, History};
 use super::load::{CONNECTIONS_MAX, Load};
+use super::resp::{Decoder, Reply, encode_request};
 
 /// How long the first connect of a client may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -21,7 +22,7 @@ pub const FINAL_READER: u16 = u16::MAX;
 /// Clients at work.
 #[derive(Debug)]
 pub struct Swarm {
-    stop: Arc<AtomicBool>,
+    stop: Arc<AtomicU8>,
     live: Vec<Arc<Live>>,
     threads: Vec<JoinHandle<History>>,
 }
@@ -37,7 +38,7 @@ impl Swarm {
         let streams = (0..load.connections)
             .map(|_| connect(load))
             .collect::<Result<Vec<_>>>()?;
-        let stop = Arc::new(AtomicBool::new(false));
+        let stop = Arc::new(AtomicU8::new(WORK));
         let mut swarm = Self {
             stop: stop.clone(),
             live: Vec::new(),
@@ -83,9 +84,11 @@ impl Swarm {
             .count()
     }
 
-    /// Lets every client take the answers to what it has asked, and returns what they all saw.
-    pub fn finish(mut self) -> Result<History> {
-        self.stop.store(true, Ordering::Relaxed);
+    /// Stops every client and returns what they all saw. `drain`: first they take the answers to what they asked;
+    /// otherwise that stays open.
+    pub fn finish(mut self, drain: bool) -> Result<History> {
+        self.stop
+            .store(if drain { DRAIN } else { STOP }, Ordering::Relaxed);
         let mut history = History::default();
         for thread in std::mem::take(&mut self.threads) {
             history.merge(thread.join().map_err(|_| anyhow!("a client's thread panicked"))?);
@@ -96,7 +99,7 @@ impl Swarm {
 
 impl Drop for Swarm {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.stop.store(STOP, Ordering::Relaxed);
     }
 }
 
@@ -111,32 +114,37 @@ pub fn read_all_keys(load: &Load, clock: Clock) -> Result<History> {
     }
 }
 
-/// Connects from the load's network namespace.
-pub fn connect(load: &Load) -> Result<TcpStream> {
-    let service = load.service;
-    within(load.netns.as_deref(), move || {
-        TcpStream::connect_timeout(&service, CONNECT_TIMEOUT)
-    })?
-    .with_context(|| format!("no connection to the service at {service}"))
+/// Asks the service whether it serves.
+pub fn ping(load: &Load) -> Result<()> {
+    let mut stream = connect(load)?;
+    stream.set_read_timeout(Some(CONNECT_TIMEOUT))?;
+    let mut request = Vec::new();
+    encode_request(&mut request, &[b"PING"]);
+    stream.write_all(&request).context("PING cannot be sent")?;
+    let (mut decoder, mut bytes) = (Decoder::default(), [0; 512]);
+    loop {
+        let count = stream.read(&mut bytes).context("PING got no answer")?;
+        ensure!(
+            count > 0,
+            "the service closed the connection instead of answering PING"
+        );
+        decoder.feed(&bytes[..count]);
+        if let Some(reply) = decoder.next_reply()? {
+            ensure!(
+                reply == Reply::Simple("PONG".into()),
+                "the service answered PING by {reply:?}"
+            );
+            return Ok(());
+        }
+    }
 }
 
-/// Runs a function on a thread that has entered a network namespace; sockets it makes stay in that namespace.
-pub fn within<T: Send>(netns: Option<&Path>, run: impl FnOnce() -> T + Send) -> Result<T> {
-    let Some(path) = netns else { return Ok(run()) };
-    let enter_and_run = || -> Result<T> {
-        let file = std::fs::File::open(path)
-            .with_context(|| format!("the network namespace {} cannot be opened", path.display()))?;
-        let kind = rustix::thread::LinkNameSpaceType::Network;
-        rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&file), Some(kind)).with_context(
-            || {
-                format!(
-                    "the network namespace {} cannot be entered: this needs root",
-                    path.display()
-                )
-            },
-        )?;
-        Ok(run())
+/// Connects from the load's network namespace.
+pub fn connect(load: &Load) -> Result<TcpStream> {
+    let connect = || TcpStream::connect_timeout(&load.service, CONNECT_TIMEOUT);
+    let stream = match &load.netns {
+        Some(netns) => netns.run(connect)?,
+        None => connect(),
     };
-    std::thread::scope(|scope| scope.spawn(enter_and_run).join())
-        .map_err(|_| anyhow!("a thread in {} panicked", path.display()))?
+    stream.with_context(|| format!("no connection to the service at {}", load.service))
 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rand::{Rng, SeedableRng};
@@ -17,6 +17,13 @@ use super::resp::{Decoder, Reply, encode_request};
 const LOOK_UP: Duration = Duration::from_millis(50);
 /// How long a connection listens, after its last answer, for answers that it never asked for.
 const LISTEN_AFTER: Duration = Duration::from_millis(20);
+
+/// A connection's order: go on asking.
+pub(super) const WORK: u8 = 0;
+/// A connection's order: ask nothing more, and take the answers to what was asked.
+pub(super) const DRAIN: u8 = 1;
+/// A connection's order: stop at once.
+pub(super) const STOP: u8 = 2;
 
 /// What a connection tells while it works.
 #[derive(Debug, Default)]
@@ -62,19 +69,22 @@ impl<'a> Connection<'a> {
         })
     }
 
-    /// Writes its own keys and reads its own and others' until told to stop, then waits for what is outstanding.
-    pub fn work(mut self, stop: &AtomicBool) -> History {
+    /// Writes its own keys and reads its own and others' until `state` is [`DRAIN`] or [`STOP`].
+    pub fn work(mut self, state: &AtomicU8) -> History {
         let mut random = ChaCha8Rng::seed_from_u64(self.load.seed.wrapping_add(u64::from(self.id) << 32));
         let mut counters = vec![0; self.load.keys_per_connection as usize];
         let mut work = || -> Result<(), String> {
-            while !stop.load(Ordering::Relaxed) {
+            while state.load(Ordering::Relaxed) == WORK {
                 while self.outstanding.len() < self.load.pipeline.max(1) {
                     let (key, request) = choose(self.id, self.load, &mut random, &mut counters);
                     self.ask(key, request)?;
                 }
                 self.listen()?;
             }
-            self.drain()
+            while !self.outstanding.is_empty() && state.load(Ordering::Relaxed) == DRAIN {
+                self.listen()?;
+            }
+            Ok(())
         };
         let result = work();
         self.end(result)
@@ -85,7 +95,9 @@ impl<'a> Connection<'a> {
         let mut read = || -> Result<(), String> {
             for key in 0..self.load.keys() {
                 self.ask(key, Request::Get)?;
-                self.drain()?;
+                while !self.outstanding.is_empty() {
+                    self.listen()?;
+                }
             }
             Ok(())
         };
@@ -177,16 +189,9 @@ impl<'a> Connection<'a> {
         }
     }
 
-    fn drain(&mut self) -> Result<(), String> {
-        while !self.outstanding.is_empty() {
-            self.listen()?;
-        }
-        Ok(())
-    }
-
     fn end(mut self, result: Result<(), String>) -> History {
         let mut stray_answers = 0;
-        if result.is_ok() {
+        if result.is_ok() && self.outstanding.is_empty() {
             stray_answers = self.strays();
         }
         let lost = result.err();

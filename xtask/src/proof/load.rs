@@ -1,8 +1,9 @@
 //! What the clients do, and the values that they write.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
+
+use lab::Netns;
 
 /// Fewest connections of a demo.
 pub const CONNECTIONS_MIN: u16 = 8;
@@ -16,8 +17,8 @@ pub const VALUE_BYTES_MAX: usize = 256;
 pub struct Load {
     /// Where the service listens.
     pub service: SocketAddr,
-    /// The network namespace to connect from, as a file under /var/run/netns; `None`: this process's own.
-    pub netns: Option<PathBuf>,
+    /// The network namespace to connect from; `None`: this process's own.
+    pub netns: Option<Netns>,
     /// Number of connections.
     pub connections: u16,
     /// Number of keys that each connection writes.

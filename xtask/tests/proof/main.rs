@@ -16,7 +16,7 @@ fn drive(load: &Load, work: Duration) -> (History, Verdict) {
     let clock = Clock::start();
     let swarm = Swarm::start(load, clock).unwrap();
     std::thread::sleep(work);
-    let mut history = swarm.finish().unwrap();
+    let mut history = swarm.finish(true).unwrap();
     history.merge(read_all_keys(load, clock).unwrap());
     let verdict = check(&history).unwrap();
     (history, verdict)
@@ -34,8 +34,7 @@ fn redis_in_a_namespace_is_found_faultless() {
     for pipeline in [1, 4] {
         let load = Load {
             pipeline,
-            netns: Some(redis.netns()),
-            ..Load::new(redis.address(), pipeline as u64)
+            ..redis.load(pipeline as u64)
         };
         let (history, verdict) = drive(&load, Duration::from_millis(400));
         assert!(
@@ -58,16 +57,13 @@ fn redis_in_a_namespace_is_found_faultless() {
 #[test]
 fn a_redis_that_dies_is_a_lost_connection_each() {
     let redis = redis::Redis::start();
-    let load = Load {
-        netns: Some(redis.netns()),
-        ..Load::new(redis.address(), 1)
-    };
+    let load = redis.load(1);
     let swarm = Swarm::start(&load, Clock::start()).unwrap();
     std::thread::sleep(Duration::from_millis(100));
     drop(redis);
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(swarm.lost(), 8);
-    let history = swarm.finish().unwrap();
+    let history = swarm.finish(true).unwrap();
     assert_eq!(history.connections_lost(), 8);
     assert!(check(&history).unwrap().is_clean(), "what it answered was right");
 }
@@ -100,7 +96,7 @@ fn a_server_that_goes_back_to_an_old_state_is_found_out() {
     std::thread::sleep(Duration::from_millis(150));
     liar.go_back_ms(40);
     std::thread::sleep(Duration::from_millis(50));
-    let mut history = swarm.finish().unwrap();
+    let mut history = swarm.finish(true).unwrap();
     history.merge(read_all_keys(&load, clock).unwrap());
     assert!(!check(&history).unwrap().lost.is_empty());
 }
@@ -126,7 +122,7 @@ fn a_server_that_refuses_loses_the_connection() {
     let clock = Clock::start();
     let swarm = Swarm::start(&load, clock).unwrap();
     std::thread::sleep(Duration::from_millis(200));
-    let history = swarm.finish().unwrap();
+    let history = swarm.finish(true).unwrap();
     assert!(history.connections_lost() > 0);
     assert!(check(&history).unwrap().is_clean());
 }

@@ -1,0 +1,140 @@
+//! The configuration file of a run, written for the program to read.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use toml::{Table, Value};
+
+use super::pair::Side;
+
+/// MAC address of the guest's network card.
+const GUEST_MAC: &str = "52:54:00:4b:00:02";
+
+/// Everything that differs from run to run and from place to place. Paths are those that the hosts see.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Name of the VM: another one each run, so that no record of an older run stands at the arbiter.
+    pub vm: String,
+    /// Kernel.
+    pub kernel: PathBuf,
+    /// Initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// Memory.
+    pub memory_mib: u32,
+    /// Whether the file system of the disk image takes O_DIRECT. If not, both hosts must have one page cache.
+    pub direct: bool,
+    /// The etcd endpoint.
+    pub etcd: String,
+    /// When silence becomes a suspicion.
+    pub suspicion_timeout_ms: u64,
+    /// How often each side gives a sign of life.
+    pub heartbeat_interval_ms: u64,
+    /// How long a link that was reset may take to come back.
+    pub reconnect_timeout_ms: u64,
+    /// A and B.
+    pub hosts: [HostPlan; 2],
+}
+
+/// One host of a [`Plan`].
+#[derive(Clone, Debug)]
+pub struct HostPlan {
+    /// Where it listens for its peer.
+    pub listen: String,
+    /// Path of its control socket.
+    pub control: PathBuf,
+    /// File for the guest's console.
+    pub console: PathBuf,
+    /// The command, run on this host, that cuts the other one.
+    pub fence: Vec<String>,
+    /// Where the program keeps what must outlive it.
+    pub state_dir: PathBuf,
+    /// Its TAP device for the guest.
+    pub tap: String,
+    /// The disk as it sees it.
+    pub disk: PathBuf,
+}
+
+impl Plan {
+    /// The file's text.
+    pub fn to_toml(&self) -> Result<String> {
+        let mut hosts = Table::new();
+        for (side, host) in Side::BOTH.iter().zip(&self.hosts) {
+            hosts.insert(side.name().into(), value(&host.to_table())?);
+        }
+        let mut machine = table([
+            ("memory_mib", value(&self.memory_mib)?),
+            ("vcpus", value(&1)?),
+            ("kernel", value(&self.kernel)?),
+            ("cmdline", value(&self.cmdline)?),
+        ]);
+        if let Some(initrd) = &self.initrd {
+            machine.insert("initrd".into(), value(initrd)?);
+        }
+        let disk = table([
+            ("id", value("blk0")?),
+            ("cache", value(if self.direct { "direct" } else { "writeback" })?),
+            ("shared", value(&true)?),
+        ]);
+        let net = table([("id", value("net0")?), ("mac", value(GUEST_MAC)?)]);
+        let mut protection = table([
+            ("enabled", value(&true)?),
+            ("mode", value("lockstep")?),
+            ("suspicion_timeout_ms", value(&self.suspicion_timeout_ms)?),
+            ("heartbeat_interval_ms", value(&self.heartbeat_interval_ms)?),
+            ("reconnect_timeout_ms", value(&self.reconnect_timeout_ms)?),
+            ("plaintext", value(&true)?),
+        ]);
+        if !self.direct {
+            protection.insert("allow_cached_shared_disk".into(), value(&true)?);
+        }
+        let arbiter = table([("kind", value("etcd")?), ("endpoints", value(&[&self.etcd])?)]);
+        let file = table([
+            ("vm", value(&self.vm)?),
+            ("machine", Value::Table(machine)),
+            ("disk", Value::Array(vec![Value::Table(disk)])),
+            ("net", Value::Array(vec![Value::Table(net)])),
+            ("protection", Value::Table(protection)),
+            ("arbiter", Value::Table(arbiter)),
+            ("hosts", Value::Table(hosts)),
+        ]);
+        toml::to_string(&file).context("the configuration of the run cannot be written as TOML")
+    }
+}
+
+impl HostPlan {
+    fn to_table(&self) -> Table {
+        let text = |path: &PathBuf| Value::String(path.display().to_string());
+        table([
+            ("listen", Value::String(self.listen.clone())),
+            ("control", text(&self.control)),
+            (
+                "console",
+                Value::String(format!("file:{}", self.console.display())),
+            ),
+            (
+                "fence",
+                Value::Array(self.fence.iter().cloned().map(Value::String).collect()),
+            ),
+            ("state_dir", text(&self.state_dir)),
+            (
+                "taps",
+                Value::Table(table([("net0", Value::String(self.tap.clone()))])),
+            ),
+            ("disks", Value::Table(table([("blk0", text(&self.disk))]))),
+        ])
+    }
+}
+
+fn table<const N: usize>(entries: [(&str, Value); N]) -> Table {
+    entries
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect()
+}
+
+fn value(of: &(impl Serialize + ?Sized)) -> Result<Value> {
+    Value::try_from(of).context("a value of the configuration cannot be written as TOML")
+}

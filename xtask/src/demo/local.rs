@@ -1,0 +1,242 @@
+//! Hosts as network namespaces on this machine.
+
+use std::fs::{self, File, OpenOptions};
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use lab::{Etcd, LocalNet, Netns, Network, Process, guest_address, replication_address};
+
+use super::config::{HostPlan, Plan};
+use super::options::{Cut, Fault, Pace};
+use super::pair::{Image, LINK_PORT, Pair, Place, SERVICE_PORT, Side, Status};
+use crate::tools::{output_of, tail, target_dir};
+
+/// Lines of a program's log that are shown when it has ended.
+const LOG_LINES_MAX: usize = 30;
+
+/// This machine.
+#[derive(Debug)]
+pub struct LocalPlace {
+    program: PathBuf,
+    image: Image,
+}
+
+impl LocalPlace {
+    /// Runs `program` with VMs that boot `image`.
+    pub fn new(program: PathBuf, image: Image) -> Result<Self> {
+        let root = rustix::process::geteuid().is_root();
+        anyhow::ensure!(
+            root,
+            "network namespaces need root: run the demo as root (for example with sudo)"
+        );
+        Ok(Self { program, image })
+    }
+}
+
+impl Place for LocalPlace {
+    fn name(&self) -> &'static str {
+        "local"
+    }
+
+    fn pace(&self) -> Pace {
+        Pace::LOCAL
+    }
+
+    fn make(&mut self, number: u64, fault: Option<Fault>) -> Result<Box<dyn Pair + '_>> {
+        Ok(Box::new(LocalPair::new(
+            &self.program,
+            &self.image,
+            number,
+            fault,
+        )?))
+    }
+}
+
+struct LocalPair {
+    program: PathBuf,
+    directory: PathBuf,
+    fault: Option<Fault>,
+    processes: [Option<Process>; 2],
+    link_cut: bool,
+    _etcd: Etcd,
+    net: LocalNet,
+}
+
+impl LocalPair {
+    fn new(program: &Path, image: &Image, number: u64, fault: Option<Fault>) -> Result<Self> {
+        let directory = target_dir().join("demo/run");
+        let _ = fs::remove_dir_all(&directory);
+        fs::create_dir_all(&directory).with_context(|| format!("{} cannot be made", directory.display()))?;
+        image.disk.write_to(&directory.join("disk.img"))?;
+        let net = LocalNet::new(2, 1)?;
+        let etcd = Etcd::start(net.outside())?;
+        let plan = plan(&directory, image, number, &net, &etcd);
+        fs::write(directory.join("demo.toml"), plan.to_toml()?)?;
+        let processes = [None, None];
+        Ok(Self {
+            program: program.to_owned(),
+            directory,
+            fault,
+            processes,
+            _etcd: etcd,
+            net,
+        })
+    }
+
+    fn config(&self) -> PathBuf {
+        self.directory.join("demo.toml")
+    }
+
+    fn start(&mut self, side: Side, subcommand: &str) -> Result<()> {
+        let log = self.log(side);
+        let file = File::create(&log).with_context(|| format!("{} cannot be written", log.display()))?;
+        let mut command = self.net.host(side.number()).netns().command(&self.program);
+        command
+            .arg(subcommand)
+            .arg(self.config())
+            .args(["--host", side.name()]);
+        command
+            .stdin(std::process::Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file);
+        if let Some(fault) = self.fault {
+            command.env("KEMARI_FAULTS", fault.to_string());
+        }
+        let process = Process::spawn(format!("kemari {subcommand}"), command)?;
+        fs::write(self.directory.join(pid_file(side)), process.pid().to_string())?;
+        self.processes[side.number()] = Some(process);
+        Ok(())
+    }
+
+    fn log(&self, side: Side) -> PathBuf {
+        self.directory.join(format!("{}.log", side.name()))
+    }
+}
+
+impl Pair for LocalPair {
+    fn service(&self) -> SocketAddr {
+        (guest_address(0), SERVICE_PORT).into()
+    }
+
+    fn clients(&self) -> Netns {
+        self.net.outside().clone()
+    }
+
+    fn start_primary(&mut self) -> Result<()> {
+        self.start(Side::A, "run")
+    }
+
+    fn start_secondary(&mut self) -> Result<()> {
+        self.start(Side::B, "secondary")
+    }
+
+    fn check_alive(&mut self) -> Result<()> {
+        for side in Side::BOTH {
+            let log = self.log(side);
+            if let Some(process) = &mut self.processes[side.number()]
+                && !process.is_running()
+            {
+                let text = fs::read_to_string(&log).unwrap_or_default();
+                let (name, end) = (process.name().to_owned(), tail(&text, LOG_LINES_MAX));
+                self.processes[side.number()] = None;
+                if self.link_cut && self.processes.iter().any(Option::is_some) {
+                    continue;
+                }
+                bail!(
+                    "`{name}` on host {} has ended; the end of {}:\n{end}",
+                    side.name(),
+                    log.display()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn status(&mut self, side: Side) -> Result<Option<Status>> {
+        if self.processes[side.number()].is_none() {
+            return Ok(None);
+        }
+        let mut command = std::process::Command::new(&self.program);
+        command
+            .arg("status")
+            .arg(self.config())
+            .args(["--host", side.name(), "--json"]);
+        match output_of(&mut command) {
+            Ok(json) => Status::parse(&json).map(Some),
+            // It has not come so far, or it has just ended, which `check_alive` tells.
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn cut(&mut self, cut: Cut) -> Result<()> {
+        let a = Side::A.number();
+        match cut {
+            Cut::None => return Ok(()),
+            Cut::Link => {
+                self.link_cut = true;
+                return Ok(self.net.cut(a, Network::Replication)?);
+            }
+            Cut::Power => self.net.down(a)?,
+            Cut::Kill => {}
+        }
+        if let Some(mut primary) = self.processes[a].take() {
+            primary.kill()?;
+        }
+        Ok(())
+    }
+
+    fn step_at_cut(&self) -> Option<String> {
+        None
+    }
+}
+
+fn pid_file(side: Side) -> String {
+    format!("{}.pid", side.name())
+}
+
+fn plan(directory: &Path, image: &Image, number: u64, net: &LocalNet, etcd: &Etcd) -> Plan {
+    let disk = directory.join("disk.img");
+    let host = |side: Side, other: Side| HostPlan {
+        listen: SocketAddr::from((replication_address(side.number()), LINK_PORT)).to_string(),
+        control: directory.join(format!("{}.sock", side.name())),
+        console: directory.join(format!("{}.console", side.name())),
+        fence: fence(&directory.join(pid_file(other))),
+        state_dir: directory.join(format!("{}.state", side.name())),
+        tap: net.host(side.number()).tap(0),
+        disk: disk.clone(),
+    };
+    Plan {
+        vm: format!("demo-{number:016x}"),
+        kernel: image.kernel.clone(),
+        initrd: image.initrd.clone(),
+        cmdline: image.cmdline.clone(),
+        memory_mib: image.memory_mib,
+        direct: takes_o_direct(&disk),
+        etcd: etcd.endpoint(),
+        suspicion_timeout_ms: 1000,
+        heartbeat_interval_ms: 100,
+        reconnect_timeout_ms: 300,
+        hosts: [host(Side::A, Side::B), host(Side::B, Side::A)],
+    }
+}
+
+/// A command that ends the other host's program and waits until it holds no file any more: here, where both have one
+/// kernel, that is all of the other host that could still write.
+fn fence(pid_file: &Path) -> Vec<String> {
+    let script = format!(
+        "p=$(cat '{}') || exit 0; kill -KILL $p 2>/dev/null; \
+         while grep -q '^State:[[:space:]]*[^ZX]' /proc/$p/status 2>/dev/null; do sleep 0.01; done",
+        pid_file.display()
+    );
+    ["/bin/sh", "-c", &script].map(String::from).to_vec()
+}
+
+fn takes_o_direct(path: &Path) -> bool {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(rustix::fs::OFlags::DIRECT.bits() as i32)
+        .open(path)
+        .is_ok()
+}

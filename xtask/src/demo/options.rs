@@ -1,0 +1,128 @@
+//! The options of the demo.
+
+use std::fmt;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+/// What the demo is to do.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// The guest: Debian Linux with Redis, or the bare-metal key-value service that boots in milliseconds
+    #[arg(long, value_enum, default_value_t = Guest::Linux)]
+    pub guest: Guest,
+    /// Where the hosts are: namespaces on this machine, or emulated machines; auto: this machine if its KVM runs the
+    /// guest
+    #[arg(long, value_enum, default_value_t = Hosts::Auto)]
+    pub hosts: Hosts,
+    /// What happens to the primary: its process is killed; its host loses power, noticed by silence; the link between
+    /// the hosts is cut; nothing
+    #[arg(long, value_enum, default_value_t = Cut::Power)]
+    pub cut: Cut,
+    /// How often
+    #[arg(long, default_value_t = 1)]
+    pub repeat: u32,
+    /// Makes the moments of the cuts and the load repeatable; run n of a repetition has seed S + n
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// A deliberate fault, to see that the proof can fail
+    #[arg(long, value_enum)]
+    pub fault: Option<Fault>,
+    /// Number of client connections
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(8..=63))]
+    pub connections: u16,
+}
+
+/// What runs in the VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Guest {
+    /// Debian with Redis.
+    Linux,
+    /// guests/bare.
+    Bare,
+}
+
+/// Where the hosts are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Hosts {
+    /// Local where possible.
+    Auto,
+    /// Network namespaces on this machine.
+    Local,
+    /// Emulated machines.
+    Lab,
+}
+
+/// What happens to the primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Cut {
+    /// Nothing.
+    None,
+    /// SIGKILL: its connections are reset.
+    Kill,
+    /// Silence, then death.
+    Power,
+    /// Only the link between the hosts is cut: both live, one may go on.
+    Link,
+}
+
+/// A deliberate fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Fault {
+    /// Output leaves before the (delayed) ack: acknowledged writes must get lost.
+    ReleaseBeforeAck,
+}
+
+/// The limits of a run, which depend on how fast the hosts are.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Until the guest's service answers.
+    pub boot_max: Duration,
+    /// Until the VM is protected.
+    pub protect_max: Duration,
+    /// Clients work at least so long before the cut, ...
+    pub before_cut_min: Duration,
+    /// ... and at most so long: the moment between is drawn.
+    pub before_cut_max: Duration,
+    /// Clients work at least so long after the cut.
+    pub after_cut_min: Duration,
+    /// Until each connection has got [`ACKNOWLEDGED_AFTER_MIN`] writes acknowledged after the cut.
+    pub recover_max: Duration,
+}
+
+/// Writes that each connection must get acknowledged after the cut before the clients are stopped.
+pub const ACKNOWLEDGED_AFTER_MIN: u64 = 5;
+
+impl Pace {
+    /// The pace of namespaces on this machine.
+    pub const LOCAL: Pace = Pace {
+        boot_max: Duration::from_secs(20),
+        protect_max: Duration::from_secs(30),
+        before_cut_min: Duration::from_millis(300),
+        before_cut_max: Duration::from_millis(1500),
+        after_cut_min: Duration::from_millis(700),
+        recover_max: Duration::from_secs(20),
+    };
+    /// The pace of emulated hosts.
+    pub const LAB: Pace = Pace {
+        boot_max: Duration::from_secs(120),
+        protect_max: Duration::from_secs(240),
+        before_cut_min: Duration::from_secs(3),
+        before_cut_max: Duration::from_secs(10),
+        after_cut_min: Duration::from_secs(5),
+        recover_max: Duration::from_secs(120),
+    };
+}
+
+macro_rules! shown_as_typed {
+    ($($kind:ty),*) => {$(
+        impl fmt::Display for $kind {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let value = self.to_possible_value();
+                f.write_str(value.as_ref().map_or("", |value| value.get_name()))
+            }
+        }
+    )*};
+}
+
+shown_as_typed!(Guest, Hosts, Cut, Fault);

@@ -1,0 +1,237 @@
+//! Two hosts with a VM between them, as a run of the demo sees them.
+
+use std::fs::File;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use lab::Netns;
+use serde::Deserialize;
+
+use super::options::{Cut, Fault, Pace};
+
+/// Port of the guest's service.
+pub const SERVICE_PORT: u16 = 6379;
+/// Port on which each side listens for the other.
+pub const LINK_PORT: u16 = 7700;
+
+/// What the VM boots.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// Kernel, as a file on this machine.
+    pub kernel: PathBuf,
+    /// Initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// The disk at the start of a run; it is copied.
+    pub disk: Disk,
+    /// Memory.
+    pub memory_mib: u32,
+}
+
+/// The disk at the start of a run.
+#[derive(Clone, Debug)]
+pub enum Disk {
+    /// Zeros, in MiB.
+    Empty(u64),
+    /// A copy of this image.
+    CopyOf(PathBuf),
+}
+
+impl Disk {
+    /// Writes the disk into a file, in place: who has the file open sees the new content.
+    pub fn write_to(&self, path: &Path) -> Result<()> {
+        let write = || -> io::Result<()> {
+            let mut file = File::options()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(path)?;
+            match self {
+                Disk::Empty(mib) => {
+                    // Shorter and longer again: all zeros.
+                    file.set_len(0)?;
+                    file.set_len(mib << 20)?;
+                }
+                Disk::CopyOf(image) => {
+                    io::copy(&mut File::open(image)?, &mut file)?;
+                }
+            }
+            file.sync_all()
+        };
+        write().with_context(|| format!("the disk {} cannot be made", path.display()))
+    }
+}
+
+impl Image {
+    /// Debian with Redis, which makes every write durable before it answers.
+    pub fn linux(image: &lab::GuestImage) -> Self {
+        let cmdline = format!(
+            "console=ttyS0 quiet kemari.ip={}/{}",
+            lab::guest_address(0),
+            lab::NETMASK_BITS
+        );
+        Self {
+            kernel: image.kernel.bzimage.clone(),
+            initrd: Some(image.initramfs.clone()),
+            cmdline,
+            disk: Disk::CopyOf(image.disk.clone()),
+            memory_mib: 192,
+        }
+    }
+
+    /// The bare guest.
+    pub fn bare(kernel: PathBuf) -> Self {
+        let (ip, gateway) = (lab::guest_address(0), lab::OUTSIDE_GUESTS);
+        let cmdline = format!("ip={ip}/{} gw={gateway} port={SERVICE_PORT}", lab::NETMASK_BITS);
+        Self {
+            kernel,
+            initrd: None,
+            cmdline,
+            disk: Disk::Empty(16),
+            memory_mib: 64,
+        }
+    }
+}
+
+/// Where pairs of hosts can be made.
+pub trait Place {
+    /// "local" or "lab".
+    fn name(&self) -> &'static str;
+
+    /// How fast it is there.
+    fn pace(&self) -> Pace;
+
+    /// Makes two fresh hosts, with nothing started on them.
+    fn make(&mut self, number: u64, fault: Option<Fault>) -> Result<Box<dyn Pair + '_>>;
+}
+
+/// One of the two hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Where the VM is started.
+    A,
+    /// Which protects it.
+    B,
+}
+
+impl Side {
+    /// Both.
+    pub const BOTH: [Side; 2] = [Side::A, Side::B];
+
+    /// Its name in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Side::A => "a",
+            Side::B => "b",
+        }
+    }
+
+    /// Its number in the lab.
+    pub fn number(self) -> usize {
+        self as usize
+    }
+}
+
+/// Two hosts with a VM between them.
+pub trait Pair {
+    /// Where the guest's service listens.
+    fn service(&self) -> SocketAddr;
+
+    /// Where the clients are.
+    fn clients(&self) -> Netns;
+
+    /// Starts `kemari run` on A.
+    fn start_primary(&mut self) -> Result<()>;
+
+    /// Starts `kemari secondary` on B.
+    fn start_secondary(&mut self) -> Result<()>;
+
+    /// Fails, with the end of its log, if a program that was started and not cut has ended. When only the link was
+    /// cut one of the two may have to give up, and be fenced.
+    fn check_alive(&mut self) -> Result<()>;
+
+    /// What `kemari status --json` says on a side; `None` while it does not answer.
+    fn status(&mut self, side: Side) -> Result<Option<Status>>;
+
+    /// Cuts.
+    fn cut(&mut self, cut: Cut) -> Result<()>;
+
+    /// Where in a sync the dead primary was, if it left word; see [`Takeover::cut_in_step`] for the survivor's view.
+    fn step_at_cut(&self) -> Option<String>;
+}
+
+/// What the demo needs of `kemari status --json`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Status {
+    /// "starting", "primary", "secondary" or "stopped".
+    pub role: String,
+    /// "off", "on", "doubtful" or an object that tells how far the first copy is.
+    pub protection: serde_json::Value,
+    /// Why something waits.
+    pub waiting_because: Option<String>,
+    /// What happened since the process started.
+    pub counters: Counters,
+    /// The last takeover that this side carried out.
+    #[serde(default)]
+    pub takeover: Option<Takeover>,
+}
+
+/// Part of [`Status`].
+#[derive(Clone, Debug, Deserialize)]
+pub struct Counters {
+    /// Committed syncs.
+    pub syncs: u64,
+}
+
+/// How a takeover went.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Takeover {
+    /// From the last sign of the old primary to the first guest instruction here, in ms.
+    pub ms: f64,
+    /// Where the sync stood that it ended.
+    pub cut_in_step: Option<String>,
+}
+
+impl Status {
+    /// Reads what the program printed.
+    pub fn parse(json: &str) -> Result<Self> {
+        serde_json::from_str(json)
+            .with_context(|| format!("`kemari status --json` printed no status: {json}"))
+    }
+
+    /// Whether output waits for the peer.
+    pub fn is_protected(&self) -> bool {
+        self.protection == "on"
+    }
+
+    /// Whether the VM executes here.
+    pub fn is_primary(&self) -> bool {
+        self.role == "primary"
+    }
+
+    /// Share of the first copy that is done, in percent.
+    pub fn copy_percent(&self) -> Option<u64> {
+        let bytes = |name: &str| self.protection.get("copying")?.get(name)?.as_u64();
+        (bytes("done_bytes")? * 100).checked_div(bytes("total_bytes")?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_read_with_what_the_demo_needs() {
+        let json = r#"{"vm":"x","role":"primary","protection":{"copying":{"done_bytes":50,"total_bytes":200}},
+            "waiting_because":null,"counters":{"syncs":7,"pages":9}}"#;
+        let status = Status::parse(json).unwrap();
+        assert_eq!((status.copy_percent(), status.counters.syncs), (Some(25), 7));
+        assert!(status.is_primary() && !status.is_protected() && status.takeover.is_none());
+        let json = json.replace(r#"{"copying":{"done_bytes":50,"total_bytes":200}}"#, r#""on""#);
+        assert!(Status::parse(&json).unwrap().is_protected());
+        assert!(Status::parse("{}").is_err());
+    }
+}
