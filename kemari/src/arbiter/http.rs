@@ -1,0 +1,271 @@
+//! As much of an HTTP client as etcd's JSON gateway needs: one POST, with a deadline, and the knowledge whether
+//! anything was sent when it fails.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::time::{Duration, Instant};
+
+/// Longest answer, in bytes.
+const ANSWER_BYTES_MAX: u64 = 64 << 10;
+/// Longest line of a header, in bytes.
+const LINE_BYTES_MAX: u64 = 8 << 10;
+/// Most header lines.
+const HEADERS_MAX: usize = 100;
+
+/// An HTTP server: `http://host:port`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    authority: String,
+}
+
+impl Endpoint {
+    /// Parses an endpoint of the configuration; the error is a sentence.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if text.starts_with("https://") {
+            return Err(format!(
+                "`{text}`: Kemari cannot speak TLS to etcd yet; use an http:// endpoint"
+            ));
+        }
+        let authority = text
+            .strip_prefix("http://")
+            .map(|rest| rest.strip_suffix('/').unwrap_or(rest));
+        let port = authority.and_then(|authority| authority.rsplit_once(':'));
+        match (authority, port) {
+            (Some(authority), Some((host, port)))
+                if !host.is_empty()
+                    && port.parse::<u16>().is_ok_and(|port| port != 0)
+                    && authority
+                        .bytes()
+                        .all(|b| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b)) =>
+            {
+                Ok(Self {
+                    authority: authority.to_owned(),
+                })
+            }
+            _ => Err(format!(
+                "`{text}` is no endpoint: write it as http://10.0.0.9:2379"
+            )),
+        }
+    }
+
+    /// The addresses behind the name. May block for as long as the resolver does.
+    pub fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
+        Ok(self.authority.to_socket_addrs()?.collect())
+    }
+
+    /// `host:port`
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+}
+
+/// A status and a body.
+#[derive(Debug)]
+pub struct Response {
+    /// The HTTP status.
+    pub status: u16,
+    /// What came behind the header.
+    pub body: Vec<u8>,
+}
+
+/// Why there is no response.
+#[derive(Debug)]
+pub struct Failure {
+    /// Whether the server may have received the request.
+    pub sent: bool,
+    /// Why, as a sentence.
+    pub sentence: String,
+}
+
+/// POSTs a JSON `body` to `path`; connecting ends at `connect_until` and everything at `deadline`.
+pub fn post(
+    address: SocketAddr,
+    endpoint: &Endpoint,
+    path: &str,
+    body: &[u8],
+    connect_until: Instant,
+    deadline: Instant,
+) -> Result<Response, Failure> {
+    let name = &endpoint.authority;
+    let unsent = |error: io::Error| Failure {
+        sent: false,
+        sentence: format!("cannot connect to {name}: {error}"),
+    };
+    let mut stream =
+        TcpStream::connect_timeout(&address, left(connect_until).map_err(unsent)?).map_err(unsent)?;
+    stream.set_nodelay(true).map_err(unsent)?;
+    let mut request = format!(
+        "POST {path} HTTP/1.1\r\nHost: {name}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+         Connection: close\r\n\r\n",
+        body.len()
+    )
+    .into_bytes();
+    request.extend(body);
+    let exchange = || {
+        stream.set_write_timeout(Some(left(deadline)?))?;
+        stream.write_all(&request)?;
+        read_response(BufReader::new(Until { stream, deadline }))
+    };
+    exchange().map_err(|error: io::Error| {
+        let why = match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "it did not answer in time".to_owned(),
+            io::ErrorKind::UnexpectedEof => "it closed the connection before its answer was whole".to_owned(),
+            _ => error.to_string(),
+        };
+        Failure {
+            sent: true,
+            sentence: format!("no answer from {name}: {why}"),
+        }
+    })
+}
+
+fn left(deadline: Instant) -> io::Result<Duration> {
+    match deadline.saturating_duration_since(Instant::now()) {
+        Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
+        left => Ok(left),
+    }
+}
+
+/// A stream whose reads together end at the deadline.
+struct Until {
+    stream: TcpStream,
+    deadline: Instant,
+}
+
+impl Read for Until {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(Some(left(self.deadline)?))?;
+        self.stream.read(buffer)
+    }
+}
+
+fn read_response(mut reader: impl BufRead) -> io::Result<Response> {
+    let status_line = line(&mut reader)?;
+    let status = status_line
+        .strip_prefix("HTTP/1.")
+        .and_then(|rest| rest.get(2..5)?.parse().ok());
+    let status = status.ok_or_else(|| invalid("it does not speak HTTP"))?;
+    let (mut length, mut chunked) = (None, false);
+    for count in 0.. {
+        let header = line(&mut reader)?;
+        if header.is_empty() {
+            break;
+        }
+        if count == HEADERS_MAX {
+            return Err(invalid("its answer has too many headers"));
+        }
+        let Some((name, value)) = header.split_once(':') else {
+            continue;
+        };
+        if name.eq_ignore_ascii_case("content-length") {
+            length = Some(
+                value
+                    .trim()
+                    .parse::<u64>()
+                    .map_err(|_| invalid("its answer has no valid length"))?,
+            );
+        } else if name.eq_ignore_ascii_case("transfer-encoding") {
+            chunked = value.trim().eq_ignore_ascii_case("chunked");
+        }
+    }
+    let mut body = Vec::new();
+    if chunked {
+        loop {
+            let size = line(&mut reader)?;
+            let size = u64::from_str_radix(size.split(';').next().unwrap_or_default().trim(), 16)
+                .map_err(|_| invalid("its answer has a chunk without a length"))?;
+            if size == 0 {
+                break;
+            }
+            exactly(&mut reader, size, &mut body)?;
+            line(&mut reader)?;
+        }
+    } else if let Some(length) = length {
+        exactly(&mut reader, length, &mut body)?;
+    } else {
+        reader.take(ANSWER_BYTES_MAX).read_to_end(&mut body)?;
+    }
+    Ok(Response { status, body })
+}
+
+fn line(reader: &mut impl BufRead) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    reader.take(LINE_BYTES_MAX).read_until(b'\n', &mut bytes)?;
+    match bytes.pop() {
+        Some(b'\n') => Ok(String::from_utf8_lossy(&bytes).trim_end_matches('\r').to_owned()),
+        Some(_) if bytes.len() as u64 + 1 == LINE_BYTES_MAX => Err(invalid("its answer has an endless line")),
+        _ => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+fn exactly(reader: &mut impl BufRead, length: u64, body: &mut Vec<u8>) -> io::Result<()> {
+    if body.len() as u64 + length > ANSWER_BYTES_MAX {
+        return Err(invalid("its answer is too long"));
+    }
+    match reader.take(length).read_to_end(body)? as u64 {
+        read if read == length => Ok(()),
+        _ => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+fn invalid(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints() {
+        assert_eq!(
+            Endpoint::parse("http://10.0.0.9:2379/").unwrap().authority(),
+            "10.0.0.9:2379"
+        );
+        assert!(Endpoint::parse("http://[::1]:2379").is_ok());
+        assert!(Endpoint::parse("https://a:1").unwrap_err().contains("TLS"));
+        for wrong in [
+            "10.0.0.9:2379",
+            "http://a",
+            "http://:1",
+            "http://a:0",
+            "http://a:b",
+            "http://a:1/x",
+            "http://a b:1",
+        ] {
+            assert!(Endpoint::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn responses() {
+        let read = |text: &str| read_response(text.as_bytes());
+        let plain = read("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}").unwrap();
+        assert_eq!((plain.status, plain.body.as_slice()), (200, b"{}".as_slice()));
+        let chunked =
+            "HTTP/1.1 503 No\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n1;x=y\r\nd\r\n0\r\n\r\n";
+        let chunked = read(chunked).unwrap();
+        assert_eq!(
+            (chunked.status, chunked.body.as_slice()),
+            (503, b"abcd".as_slice())
+        );
+        assert_eq!(
+            read("HTTP/1.0 200 OK\r\n\r\nto the end").unwrap().body,
+            b"to the end"
+        );
+    }
+
+    #[test]
+    fn cut_and_endless_responses() {
+        let whole = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
+        for length in 0..whole.len() {
+            assert!(read_response(&whole.as_bytes()[..length]).is_err(), "{length}");
+        }
+        assert!(read_response("220 smtp ready\r\n".as_bytes()).is_err());
+        assert!(read_response("HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n".as_bytes()).is_err());
+        let endless = io::Cursor::new(b"HTTP/1.1 200 OK\r\n".to_vec()).chain(io::repeat(b'x'));
+        assert!(read_response(BufReader::new(endless)).is_err());
+        let headers = io::Cursor::new("HTTP/1.1 200 OK\r\n".to_owned() + &"a: b\r\n".repeat(200));
+        assert!(read_response(headers).is_err());
+    }
+}

@@ -1,0 +1,196 @@
+//! Disks: there, of a usable size, opened the way they will be, and in nobody else's hands.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::process::{Flock, FlockType, fcntl_getlk};
+
+use super::Finding;
+use crate::config::{Cache, HostDisk};
+
+/// Unit of a virtio disk, in bytes.
+const SECTOR_BYTES: u64 = 512;
+/// Alignment that satisfies O_DIRECT everywhere, in bytes.
+const ALIGNMENT: usize = 4096;
+
+/// Looks at one disk. While the VM `running` here uses it, a lock on it is as it should be.
+pub fn check(disk: &HostDisk<'_>, running: bool) -> Finding {
+    let name = format!("disk `{}` at {}", disk.disk.id, disk.path.display());
+    match problem(disk, running) {
+        Ok(bytes) => Finding::ok(format!("{name}: {} MiB", bytes >> 20)),
+        Err(problem) => Finding::error(format!("{name} {}", problem.0), problem.1),
+    }
+}
+
+struct Problem(String, String);
+
+fn problem(disk: &HostDisk<'_>, running: bool) -> Result<u64, Problem> {
+    let path = disk.path.as_path();
+    let direct = disk.disk.cache == Cache::Direct;
+    let kind = std::fs::metadata(path)
+        .map_err(|error| unopened(&error, false))?
+        .file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(Problem(
+            "is neither a file nor a block device".into(),
+            "name an image, as made by `truncate -s 10G disk.img`, or a block device".into(),
+        ));
+    }
+    let mut flags = if direct { OFlags::DIRECT } else { OFlags::empty() };
+    if kind.is_block_device() {
+        // Fails if it is mounted or part of something on this host.
+        flags |= OFlags::EXCL;
+    }
+    let file = open(path, !disk.disk.read_only, flags).map_err(|error| match error.raw_os_error() {
+        Some(libc::EBUSY) if !running => Problem(
+            "is in use on this host: it is mounted, or part of a volume".into(),
+            "unmount it: a guest and a host that share a file system destroy it".into(),
+        ),
+        _ => unopened(&error, direct),
+    });
+    let file = match file {
+        Err(_) if running && kind.is_block_device() => {
+            open(path, false, OFlags::empty()).map_err(|error| unopened(&error, false))?
+        }
+        other => other?,
+    };
+    let bytes = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0))
+        .map_err(|error| unopened(&error.into(), direct))?;
+    if bytes == 0 || bytes % SECTOR_BYTES != 0 {
+        return Err(Problem(
+            format!("has {bytes} bytes, but a disk is a number of {SECTOR_BYTES}-byte sectors"),
+            "make it longer with `truncate -s`".into(),
+        ));
+    }
+    read_once(&file).map_err(|error| {
+        Problem(
+            format!("cannot be read: {error}"),
+            "look for errors of its storage in the kernel's log".into(),
+        )
+    })?;
+    if !running {
+        free(&file, disk.disk.read_only)?;
+    }
+    Ok(bytes)
+}
+
+fn open(path: &Path, write: bool, flags: OFlags) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(write)
+        .custom_flags(flags.bits() as i32)
+        .open(path)
+}
+
+fn unopened(error: &io::Error, direct: bool) -> Problem {
+    let advice = match error.kind() {
+        io::ErrorKind::NotFound => "mount its storage, make the image, or correct the path",
+        io::ErrorKind::PermissionDenied => "run Kemari as a user that may read and write it",
+        io::ErrorKind::InvalidInput if direct => {
+            "its file system cannot do O_DIRECT, which `cache = \"direct\"` needs: move it to one that can"
+        }
+        _ => "correct the path, or repair its storage",
+    };
+    match error.kind() {
+        io::ErrorKind::NotFound => Problem("does not exist".into(), advice.into()),
+        _ => Problem(format!("cannot be opened: {error}"), advice.into()),
+    }
+}
+
+fn read_once(file: &File) -> io::Result<()> {
+    let mut buffer = vec![0u8; 2 * ALIGNMENT];
+    let start = buffer.as_ptr().align_offset(ALIGNMENT);
+    rustix::io::pread(file, &mut buffer[start..start + ALIGNMENT], 0)?;
+    Ok(())
+}
+
+/// Looks for locks of other processes, of either kind, and keeps none.
+fn free(file: &File, read_only: bool) -> Result<(), Problem> {
+    let wanted = if read_only {
+        FlockType::ReadLock
+    } else {
+        FlockType::WriteLock
+    };
+    let found = fcntl_getlk(file, &Flock::from(wanted)).ok().flatten();
+    let operation = match read_only {
+        true => FlockOperation::NonBlockingLockShared,
+        false => FlockOperation::NonBlockingLockExclusive,
+    };
+    let flocked = flock(file, operation);
+    let whose = match found {
+        Some(Flock { pid: Some(pid), .. }) => format!("process {}", pid.as_raw_nonzero()),
+        Some(_) => "another process".into(),
+        None if flocked == Err(rustix::io::Errno::WOULDBLOCK) => "another process".into(),
+        None => return Ok(()),
+    };
+    Err(Problem(
+        format!("is in use: {whose} has locked it"),
+        "end the other user first: two users destroy what is on a disk".into(),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::Level;
+    use crate::config::Disk;
+
+    fn disk(cache: Cache) -> Disk {
+        Disk {
+            id: "blk0".into(),
+            path: None,
+            cache,
+            read_only: false,
+            serial: None,
+            shared: true,
+        }
+    }
+
+    fn found(disk: &Disk, path: &Path) -> Finding {
+        check(
+            &HostDisk {
+                disk,
+                path: path.to_owned(),
+            },
+            false,
+        )
+    }
+
+    #[test]
+    fn disks_of_every_kind() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk.img");
+        let disk = disk(Cache::Writeback);
+        assert!(found(&disk, &path).sentence.contains("does not exist"));
+        assert!(found(&disk, directory.path()).sentence.contains("neither a file"));
+        std::fs::write(&path, [0; 700]).unwrap();
+        assert!(found(&disk, &path).sentence.contains("700 bytes"));
+        std::fs::write(&path, vec![0; 1 << 20]).unwrap();
+        assert_eq!(
+            found(&disk, &path),
+            Finding::ok(format!("disk `blk0` at {}: 1 MiB", path.display()))
+        );
+    }
+
+    #[test]
+    fn a_locked_disk_is_in_use() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk.img");
+        std::fs::write(&path, vec![0; 1 << 20]).unwrap();
+        let disk = disk(Cache::Writeback);
+        let other = File::open(&path).unwrap();
+        flock(&other, FlockOperation::NonBlockingLockExclusive).unwrap();
+        let finding = found(&disk, &path);
+        assert_eq!(finding.level, Level::Error);
+        assert!(finding.sentence.contains("in use"), "{finding}");
+        drop(other);
+        assert_eq!(
+            found(&disk, &path).level,
+            Level::Ok,
+            "the check itself kept a lock"
+        );
+    }
+}

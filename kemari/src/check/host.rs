@@ -1,0 +1,217 @@
+//! The host itself: files to boot from, memory, its address, its directories, its fence.
+
+use std::io;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use super::Finding;
+use crate::config::{Config, Host};
+
+/// Memory of the program beside the guest's and the staging, in MiB.
+const OVERHEAD_MIB: u64 = 64;
+
+/// Whether a side of this VM answers at its control socket already.
+pub fn runs_here(host: &Host) -> bool {
+    UnixStream::connect(host.control()).is_ok()
+}
+
+/// Looks at everything of this host that is neither disk nor network card.
+pub fn check(config: &Config, name: &str, running: bool) -> Vec<Finding> {
+    let host = config.host(name);
+    let mut findings = vec![Finding::ok(format!(
+        "configuration of VM `{}` on host `{name}`, digest {:016x}",
+        config.vm,
+        config.digest()
+    ))];
+    findings.push(boot_file("kernel", &config.machine.kernel));
+    findings.extend(
+        config
+            .machine
+            .initrd
+            .as_deref()
+            .map(|path| boot_file("initial RAM disk", path)),
+    );
+    if running {
+        findings.push(Finding::ok(format!(
+            "the VM runs on this host already: {}",
+            host.control().display()
+        )));
+    } else {
+        findings.push(memory(config));
+        findings.push(control(host));
+        if config.protection.enabled {
+            findings.push(listen(host));
+        }
+    }
+    findings.extend(lockable(config));
+    if config.protection.enabled && !host.fence.is_empty() {
+        findings.push(fence(&host.fence[0]));
+    }
+    findings
+}
+
+fn boot_file(what: &str, path: &Path) -> Finding {
+    let opened = std::fs::File::open(path).and_then(|file| file.metadata());
+    match opened {
+        Ok(metadata) if metadata.is_file() && metadata.len() > 0 => Finding::ok(format!(
+            "{what} {}: {} KiB",
+            path.display(),
+            metadata.len().div_ceil(1024)
+        )),
+        Ok(_) => Finding::error(
+            format!("the {what} {} is no file with anything in it", path.display()),
+            format!("correct `{what}` in [machine]").replace("initial RAM disk", "initrd"),
+        ),
+        Err(error) => Finding::error(
+            format!("the {what} {} cannot be opened: {error}", path.display()),
+            "correct its path in [machine], or install it on this host",
+        ),
+    }
+}
+
+fn needed_mib(config: &Config) -> u64 {
+    let staging = if config.protection.enabled {
+        config.protection.staging_mib_max
+    } else {
+        0
+    };
+    u64::from(config.machine.memory_mib) + u64::from(staging) + OVERHEAD_MIB
+}
+
+fn memory(config: &Config) -> Finding {
+    let needed = needed_mib(config);
+    let available = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| available_mib(&text));
+    match available {
+        Some(available) if available >= needed => {
+            Finding::ok(format!("memory: {available} MiB available, {needed} needed"))
+        }
+        Some(available) => Finding::error(
+            format!("memory: {available} MiB available, but the guest, staging and program need {needed}"),
+            "free some, or lower `machine.memory_mib` or `protection.staging_mib_max`",
+        ),
+        None => Finding::warning(
+            "memory: /proc/meminfo does not say what is available",
+            "mount /proc",
+        ),
+    }
+}
+
+fn available_mib(meminfo: &str) -> Option<u64> {
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? >> 10)
+}
+
+/// A secondary locks its memory. Root may lock all.
+fn lockable(config: &Config) -> Option<Finding> {
+    if !config.protection.enabled || rustix::process::geteuid().is_root() {
+        return None;
+    }
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current?;
+    let needed = needed_mib(config);
+    (limit >> 20 < needed).then(|| {
+        Finding::warning(
+            format!(
+                "this user may lock {} MiB of memory, but a secondary locks {needed}",
+                limit >> 20
+            ),
+            "raise `memlock` in /etc/security/limits.conf, or run Kemari as root",
+        )
+    })
+}
+
+fn control(host: &Host) -> Finding {
+    let path = host.control();
+    let writable = |directory: &Path| {
+        rustix::fs::access(
+            directory,
+            rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK,
+        )
+        .is_ok()
+    };
+    let parent = path.ancestors().skip(1).find(|directory| directory.exists());
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) if !std::os::unix::fs::FileTypeExt::is_socket(&metadata.file_type()) => Finding::error(
+            format!("something that is no socket stands at {}", path.display()),
+            format!(
+                "remove it, or set another `control` in [hosts]: {}",
+                path.display()
+            ),
+        ),
+        _ if parent.is_some_and(writable) => Finding::ok(format!("control socket {}", path.display())),
+        _ => Finding::error(
+            format!(
+                "the control socket {} cannot be made by this user",
+                path.display()
+            ),
+            "run Kemari as root, or set `control` of this host to a path in a directory of this user",
+        ),
+    }
+}
+
+fn listen(host: &Host) -> Finding {
+    match TcpListener::bind(host.listen) {
+        Ok(_) => Finding::ok(format!("address {} is free", host.listen)),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Finding::error(
+            format!(
+                "port {} of {} is in use by another process",
+                host.listen.port(),
+                host.listen.ip()
+            ),
+            "end that process, or give this host another port in `listen`",
+        ),
+        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => Finding::error(
+            format!("{} is no address of this machine", host.listen.ip()),
+            "correct `listen` of this host, or say with --host which host this is",
+        ),
+        Err(error) => Finding::error(
+            format!("cannot listen on {}: {error}", host.listen),
+            "correct `listen` of this host",
+        ),
+    }
+}
+
+fn fence(program: &str) -> Finding {
+    let candidates: Vec<PathBuf> = match program.contains('/') {
+        true => vec![program.into()],
+        false => std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+            .map(|directory| directory.join(program))
+            .collect(),
+    };
+    let executable = |path: &PathBuf| {
+        std::fs::metadata(path).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+    };
+    match candidates.iter().find(|path| executable(path)) {
+        Some(path) => Finding::ok(format!("fence command {}", path.display())),
+        None => Finding::error(
+            format!("the fence command `{program}` is no program of this host"),
+            "install it, or correct `fence` of this host: without it this host never takes over",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::Level;
+
+    #[test]
+    fn meminfo() {
+        let text = "MemTotal:       24682660 kB\nMemFree:  1 kB\nMemAvailable:   20480000 kB\n";
+        assert_eq!(available_mib(text), Some(20_000));
+        assert_eq!(available_mib("MemTotal: 5 kB\n"), None);
+    }
+
+    #[test]
+    fn fences() {
+        assert_eq!(fence("true").level, Level::Ok);
+        assert_eq!(fence("/bin/sh").level, Level::Ok);
+        assert_eq!(fence("/etc/passwd").level, Level::Error);
+        assert_eq!(fence("no-such-fence").level, Level::Error);
+    }
+}

@@ -1,0 +1,155 @@
+//! The command line.
+
+mod commands;
+mod log;
+mod target;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::control::{Direction, TAP_SECONDS_MAX};
+
+pub use commands::{Next, Start, perform};
+pub use log::init as init_log;
+pub use target::Target;
+
+const EXAMPLES: &str = "\
+Examples:
+  kemari check vm.toml                    can this host run the VM, and take it over?
+  kemari secondary vm.toml                on one host: wait for the VM's state
+  kemari run vm.toml                      on the other: run the VM, protected by the first
+  kemari status                           role, term, protection, and why something waits
+  kemari tap net0.tx --direction out      how often does the guest send?
+  kemari stop                             end the VM on both hosts, cleanly
+
+One file configures both hosts. Each finds its part by the machine's name, or by --host.";
+
+/// Keeps a virtual machine alive through the death of the host it runs on.
+///
+/// The VM runs on a primary; a secondary holds its last synchronised state. Whatever the guest shows to the outside
+/// leaves only once the secondary could go on from there. When the primary dies, it does.
+#[derive(Debug, Parser)]
+#[command(name = "kemari", version, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What is logged to standard error: error, warn, info, debug, trace, or per module as
+    /// `info,kemari::arbiter=debug`.
+    #[arg(long, global = true, env = "KEMARI_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
+    /// What to do.
+    #[command(subcommand)]
+    pub action: Action,
+}
+
+/// What `kemari` can do.
+#[derive(Debug, Subcommand)]
+pub enum Action {
+    /// Run the VM as the primary.
+    ///
+    /// Wins a term at the arbiter first, so that a VM never runs twice, then boots it. With protection enabled it
+    /// connects to the peer's secondary and copies the VM there while the guest runs.
+    Run {
+        /// What is started.
+        #[command(flatten)]
+        here: Here,
+        /// Your word that whoever owned this term is dead and holds nothing. For a start after both hosts were
+        /// down, when the arbiter names a peer that cannot be asked. `kemari check` shows the term.
+        #[arg(long, value_name = "TERM")]
+        assert_dead: Option<u64>,
+    },
+    /// Hold the VM's state, and take over when the primary dies.
+    Secondary {
+        /// What is started.
+        #[command(flatten)]
+        here: Here,
+    },
+    /// Say how things stand on this host.
+    ///
+    /// Role, term, last sync, protection and since when; and, if something waits, why.
+    Status {
+        /// Whom to ask.
+        #[command(flatten)]
+        target: Target,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Watch what passes at an event channel of the running VM.
+    ///
+    /// Channels are named by device: `net0.tx`, `net0.rx`, `blk0`, `console`. OUT is from the guest to the outside (a
+    /// kick), IN is from the outside to the guest (an interrupt). Attaching and detaching disturbs nothing.
+    Tap {
+        /// The event channel.
+        channel: String,
+        /// Whom to ask.
+        #[command(flatten)]
+        target: Target,
+        /// Which events.
+        #[arg(long, value_enum, default_value = "both")]
+        direction: Direction,
+        /// How long, in seconds.
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=i64::from(TAP_SECONDS_MAX)))]
+        seconds: u32,
+        /// Print each event, and not the statistics alone.
+        #[arg(long)]
+        events: bool,
+        /// Print JSON, an object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look at everything the VM needs on this host, change nothing, and say what is missing.
+    Check {
+        /// What would be started.
+        #[command(flatten)]
+        here: Here,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// End the VM on both hosts, cleanly.
+    Stop {
+        /// Whom to ask.
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+/// A configuration and the host that it is used on.
+#[derive(Clone, Debug, Args)]
+pub struct Here {
+    /// The configuration: the same file on both hosts.
+    pub config: PathBuf,
+    /// This host's name in the configuration [default: the machine's name]
+    #[arg(long, value_name = "NAME")]
+    pub host: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn words_become_types() {
+        let cli = Cli::parse_from(["kemari", "run", "vm.toml", "--host", "a", "--assert-dead", "7"]);
+        assert!(
+            matches!(cli.action, Action::Run { assert_dead: Some(7), here } if here.host.as_deref() == Some("a"))
+        );
+        let cli = Cli::parse_from(["kemari", "tap", "net0.tx", "--direction", "out"]);
+        assert!(matches!(
+            cli.action,
+            Action::Tap {
+                direction: Direction::Out,
+                seconds: 10,
+                ..
+            }
+        ));
+        assert!(Cli::try_parse_from(["kemari", "tap", "net0.tx", "--seconds", "0"]).is_err());
+        assert!(Cli::try_parse_from(["kemari", "status", "vm.toml", "--socket", "/x"]).is_err());
+    }
+}

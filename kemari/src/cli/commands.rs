@@ -1,0 +1,127 @@
+//! Carries out what was asked, except what runs a machine: that is handed back to `main`.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+
+use super::{Action, Here};
+use crate::check::{self, Finding, Level};
+use crate::config::Config;
+use crate::control::{Command, TapLine, TapRequest};
+
+/// A side of a VM to be started.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// The configuration, checked.
+    pub config: Config,
+    /// The name of this host in it.
+    pub host: String,
+}
+
+/// What is left to do for `main`.
+#[derive(Debug)]
+pub enum Next {
+    /// Nothing: the process ends.
+    Exit(ExitCode),
+    /// Run the VM as the primary.
+    Run {
+        /// Which, and as whom.
+        start: Start,
+        /// The term whose owner and peer are dead on the operator's word.
+        assert_dead: Option<u64>,
+    },
+    /// Hold the VM's state as the secondary.
+    Secondary(Start),
+}
+
+/// Carries out `action`. `machine` looks at what the machine needs (KVM, the processor), for `check`.
+pub fn perform(action: Action, machine: impl Fn(&Config) -> Vec<Finding>) -> anyhow::Result<Next> {
+    match action {
+        Action::Run { here, assert_dead } => {
+            return Ok(Next::Run {
+                start: load(&here)?,
+                assert_dead,
+            });
+        }
+        Action::Secondary { here } => return Ok(Next::Secondary(load(&here)?)),
+        Action::Status { target, json } => {
+            let status = target.client()?.status()?;
+            match json {
+                true => println!("{}", serde_json::to_string_pretty(&status)?),
+                false => println!("{status}"),
+            }
+        }
+        Action::Tap {
+            channel,
+            target,
+            direction,
+            seconds,
+            events,
+            json,
+        } => {
+            let request = TapRequest {
+                channel,
+                direction,
+                seconds,
+                events,
+            };
+            let mut failed = None;
+            target.client()?.tap(&request, |line| {
+                failed = failed.take().or(print(&line, json).err());
+            })?;
+            if let Some(error) = failed {
+                return Err(error);
+            }
+        }
+        Action::Check { here, json } => {
+            let start = load(&here)?;
+            let mut findings = machine(&start.config);
+            findings.extend(check::check(&start.config, &start.host));
+            return report(&findings, json).map(Next::Exit);
+        }
+        Action::Stop { target } => println!("{}", target.client()?.command(Command::Stop)?),
+    }
+    Ok(Next::Exit(ExitCode::SUCCESS))
+}
+
+fn load(here: &Here) -> anyhow::Result<Start> {
+    let config = Config::load(&here.config)?;
+    let host = config.select_host(here.host.as_deref())?;
+    Ok(Start { config, host })
+}
+
+fn print(line: &TapLine, json: bool) -> anyhow::Result<()> {
+    if json {
+        println!(
+            "{}",
+            serde_json::to_string(line).context("cannot print what the tap told")?
+        );
+        return Ok(());
+    }
+    match line {
+        TapLine::Event { at_us, direction } => println!("{:>14.6} s  {direction}", *at_us as f64 / 1e6),
+        TapLine::Skipped { events } => println!("             ...  {events} more"),
+        TapLine::Statistics(statistics) => println!("{statistics}"),
+    }
+    Ok(())
+}
+
+fn report(findings: &[Finding], json: bool) -> anyhow::Result<ExitCode> {
+    let count = |level| findings.iter().filter(|finding| finding.level == level).count();
+    if json {
+        println!("{}", serde_json::to_string_pretty(findings)?);
+    } else {
+        for finding in findings {
+            println!("{finding}");
+        }
+        println!(
+            "{} errors, {} warnings",
+            count(Level::Error),
+            count(Level::Warning)
+        );
+    }
+    Ok(match check::worst(findings) {
+        Level::Error => ExitCode::FAILURE,
+        Level::Ok | Level::Warning => ExitCode::SUCCESS,
+    })
+}

@@ -1,0 +1,136 @@
+//! The arbiter, and what differs from host to host.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Console, Disk, Net};
+
+/// Where the arbiter's record is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ArbiterKind {
+    /// In etcd.
+    Etcd,
+    /// In a directory on storage that every host sees.
+    File,
+    /// Nowhere: the operator asserts that a silent peer is dead.
+    None,
+}
+
+/// `[arbiter]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Arbiter {
+    /// Where the record is kept.
+    pub kind: ArbiterKind,
+    /// etcd: its client URLs, `http://host:port`, tried in turn.
+    #[serde(default)]
+    pub endpoints: Vec<String>,
+    /// etcd: what the keys begin with.
+    #[serde(default = "default_prefix")]
+    pub prefix: String,
+    /// file: the directory.
+    #[serde(default)]
+    pub path: Option<PathBuf>,
+    /// Longest time of one request in ms.
+    #[serde(default = "default_timeout_ms")]
+    pub timeout_ms: u32,
+}
+
+fn default_prefix() -> String {
+    "/kemari/".into()
+}
+
+fn default_timeout_ms() -> u32 {
+    2000
+}
+
+impl Arbiter {
+    /// [`Self::timeout_ms`].
+    pub fn timeout(&self) -> Duration {
+        Duration::from_millis(self.timeout_ms.into())
+    }
+}
+
+/// `[hosts.NAME]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Host {
+    /// Address on which this host, as the secondary, takes data and heartbeats.
+    pub listen: SocketAddr,
+    /// Control socket; `/run/kemari/VM.sock` if absent.
+    #[serde(default)]
+    pub(super) control: Option<PathBuf>,
+    /// Where the guest's console goes.
+    #[serde(default)]
+    pub console: Console,
+    /// Program and arguments, run on *this* host, that cut the other one off from the shared disks for certain;
+    /// `{peer}` stands for the other's name.
+    #[serde(default)]
+    pub fence: Vec<String>,
+    /// Time after which a fence that has not ended counts as failed, in ms.
+    #[serde(default = "default_fence_timeout_ms")]
+    pub fence_timeout_ms: u32,
+    /// Where this host keeps what must outlive the process; `/var/lib/kemari/VM` if absent.
+    #[serde(default)]
+    pub(super) state_dir: Option<PathBuf>,
+    /// TAP devices of this host by the id of their card.
+    #[serde(default)]
+    pub taps: BTreeMap<String, String>,
+    /// Images or block devices of this host by the id of their disk.
+    #[serde(default)]
+    pub disks: BTreeMap<String, PathBuf>,
+}
+
+fn default_fence_timeout_ms() -> u32 {
+    10_000
+}
+
+impl Host {
+    /// Path of the control socket.
+    pub fn control(&self) -> &Path {
+        self.control
+            .as_deref()
+            .unwrap_or(Path::new("/run/kemari/kemari.sock"))
+    }
+
+    /// Directory for what must outlive the process.
+    pub fn state_dir(&self) -> &Path {
+        self.state_dir.as_deref().unwrap_or(Path::new("/var/lib/kemari"))
+    }
+
+    /// The fence command against the host `peer`; empty if there is none.
+    pub fn fence_against(&self, peer: &str) -> Vec<String> {
+        self.fence
+            .iter()
+            .map(|word| word.replace("{peer}", peer))
+            .collect()
+    }
+
+    /// [`Self::fence_timeout_ms`].
+    pub fn fence_timeout(&self) -> Duration {
+        Duration::from_millis(self.fence_timeout_ms.into())
+    }
+}
+
+/// A disk as one host sees it.
+#[derive(Clone, Debug)]
+pub struct HostDisk<'a> {
+    /// What all hosts have in common.
+    pub disk: &'a Disk,
+    /// The image or block device on this host.
+    pub path: PathBuf,
+}
+
+/// A network card as one host sees it.
+#[derive(Clone, Debug)]
+pub struct HostNet<'a> {
+    /// What all hosts have in common.
+    pub net: &'a Net,
+    /// The TAP device on this host.
+    pub tap: String,
+}

@@ -1,0 +1,91 @@
+//! The machine: what the guest sees, the same on every host.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::Mac;
+
+/// `[machine]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Machine {
+    /// Memory of the guest in MiB: 64 to 1,048,576.
+    pub memory_mib: u32,
+    /// Number of vCPUs: 1 to 8.
+    #[serde(default = "one")]
+    pub vcpus: u8,
+    /// The kernel: a bzImage, a vmlinux with a PVH note, or a bare guest.
+    pub kernel: PathBuf,
+    /// The initial RAM disk.
+    #[serde(default)]
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    #[serde(default)]
+    pub cmdline: String,
+}
+
+fn one() -> u8 {
+    1
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// How a disk is opened on the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cache {
+    /// Through the host's page cache; a flush of the guest is an fdatasync.
+    #[default]
+    Writeback,
+    /// O_DIRECT: past the page cache. Needed for disks that two hosts share.
+    Direct,
+}
+
+/// `[[disk]]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    /// Name of the disk and of its event channel, as `blk0`.
+    pub id: String,
+    /// The image or block device, unless each host names its own in `[hosts.NAME.disks]`.
+    #[serde(default)]
+    pub path: Option<PathBuf>,
+    /// How it is opened.
+    #[serde(default)]
+    pub cache: Cache,
+    /// Whether the guest may only read it.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Serial number that the guest can read, at most 20 bytes; the id if absent.
+    #[serde(default)]
+    pub serial: Option<String>,
+    /// Whether the hosts see one and the same disk.
+    #[serde(default = "yes")]
+    pub shared: bool,
+}
+
+impl Disk {
+    /// The serial number that the guest reads.
+    pub fn serial(&self) -> &str {
+        self.serial.as_deref().unwrap_or(&self.id)
+    }
+}
+
+/// `[[net]]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Net {
+    /// Name of the card and, with `.rx` and `.tx`, of its event channels, as `net0`.
+    pub id: String,
+    /// The card's address, the same on every host.
+    pub mac: Mac,
+    /// The TAP device, unless each host names its own in `[hosts.NAME.taps]`.
+    #[serde(default)]
+    pub tap: Option<String>,
+    /// Whether checksum and segmentation offloads are offered to the guest where the TAP can carry them.
+    #[serde(default = "yes")]
+    pub offload: bool,
+}

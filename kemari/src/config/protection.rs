@@ -1,0 +1,116 @@
+//! How a VM is protected, and the limits within which.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// What the guest does between the capture of a sync and its ack.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// It stays paused until the ack.
+    #[default]
+    Lockstep,
+    /// It runs on while its output waits.
+    Pipelined,
+}
+
+/// What a primary does when its secondary is gone and it has won the right to act alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnSecondaryLoss {
+    /// It runs on, unprotected, and takes a new secondary at any time.
+    #[default]
+    Continue,
+    /// It stops the VM.
+    Stop,
+}
+
+/// `[protection]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Protection {
+    /// Whether the VM is protected at all.
+    pub enabled: bool,
+    /// What the guest does during a sync.
+    pub mode: Mode,
+    /// Silence of the peer after which it is suspected, in ms.
+    pub suspicion_timeout_ms: u32,
+    /// Time between two heartbeats, in ms.
+    pub heartbeat_interval_ms: u32,
+    /// Time in which a link that was reset may be rebuilt before that counts as the peer's loss, in ms.
+    pub reconnect_timeout_ms: u32,
+    /// Longest time that a sync may wait for its ack, or an own I/O for its end, in ms.
+    pub progress_timeout_ms: u32,
+    /// Most memory that the secondary uses to collect a sync, in MiB.
+    pub staging_mib_max: u32,
+    /// How long console output is gathered before it asks for a sync, in ms.
+    pub console_delay_ms: u32,
+    /// Longest time between two syncs, output or not, in ms.
+    pub max_interval_ms: u32,
+    /// Dirty pages of 4 KiB that start a sync, output or not.
+    pub max_dirty_pages: u32,
+    /// What happens when the secondary is lost.
+    pub on_secondary_loss: OnSecondaryLoss,
+    /// The word that the guest's memory may cross the network unencrypted: required, as the link has no encryption.
+    pub plaintext: bool,
+    /// For tests where both sides run on one kernel: a shared disk may go through that kernel's page cache.
+    pub allow_cached_shared_disk: bool,
+}
+
+impl Default for Protection {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            mode: Mode::default(),
+            suspicion_timeout_ms: 1000,
+            heartbeat_interval_ms: 100,
+            reconnect_timeout_ms: 500,
+            progress_timeout_ms: 5000,
+            staging_mib_max: 256,
+            console_delay_ms: 20,
+            max_interval_ms: 1000,
+            max_dirty_pages: 16_384,
+            on_secondary_loss: OnSecondaryLoss::default(),
+            plaintext: false,
+            allow_cached_shared_disk: false,
+        }
+    }
+}
+
+impl Protection {
+    /// [`Self::suspicion_timeout_ms`].
+    pub fn suspicion_timeout(&self) -> Duration {
+        Duration::from_millis(self.suspicion_timeout_ms.into())
+    }
+
+    /// [`Self::heartbeat_interval_ms`].
+    pub fn heartbeat_interval(&self) -> Duration {
+        Duration::from_millis(self.heartbeat_interval_ms.into())
+    }
+
+    /// [`Self::reconnect_timeout_ms`].
+    pub fn reconnect_timeout(&self) -> Duration {
+        Duration::from_millis(self.reconnect_timeout_ms.into())
+    }
+
+    /// [`Self::progress_timeout_ms`].
+    pub fn progress_timeout(&self) -> Duration {
+        Duration::from_millis(self.progress_timeout_ms.into())
+    }
+
+    /// [`Self::console_delay_ms`].
+    pub fn console_delay(&self) -> Duration {
+        Duration::from_millis(self.console_delay_ms.into())
+    }
+
+    /// [`Self::max_interval_ms`].
+    pub fn max_interval(&self) -> Duration {
+        Duration::from_millis(self.max_interval_ms.into())
+    }
+
+    /// [`Self::staging_mib_max`] in bytes.
+    pub fn staging_bytes_max(&self) -> u64 {
+        u64::from(self.staging_mib_max) << 20
+    }
+}

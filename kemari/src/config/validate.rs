@@ -1,0 +1,395 @@
+//! Whether the values make sense, each alone and together. Looks at no file, device or address of the machine.
+
+use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+
+use kemari_sync::NAME_BYTES_MAX;
+
+use super::fields::nearest;
+use super::{Arbiter, ArbiterKind, Cache, Config, Host};
+
+/// Least and most memory of a guest in MiB.
+const MEMORY_MIB: RangeInclusive<u32> = 64..=1 << 20;
+/// Numbers of vCPUs.
+const VCPUS: RangeInclusive<u8> = 1..=8;
+/// Longest command line that Linux on x86 takes, in bytes.
+const CMDLINE_BYTES_MAX: usize = 2047;
+/// Most devices a configuration may name: the machine has 16 places, and one is the random number generator's.
+const DEVICES_MAX: usize = 15;
+/// Longest id of a device, in bytes.
+const ID_BYTES_MAX: usize = 16;
+/// Longest serial number of a virtio disk, in bytes (virtio 1.2, section 5.2.6).
+const SERIAL_BYTES_MAX: usize = 20;
+/// Longest name of a network device in Linux, in bytes.
+const TAP_BYTES_MAX: usize = 15;
+/// Most etcd endpoints.
+const ENDPOINTS_MAX: usize = 16;
+/// Most memory for staging, in MiB.
+const STAGING_MIB: RangeInclusive<u32> = 16..=1 << 20;
+/// Time-outs that other hosts are waited for, in ms.
+const TIMEOUT_MS: RangeInclusive<u32> = 10..=600_000;
+
+/// Where (the keys from the top of the file) and what.
+pub type Finding = (Vec<String>, String);
+
+/// All that is wrong with the values of `config`.
+pub fn validate(config: &Config) -> Vec<Finding> {
+    let mut wrong = Wrong(Vec::new());
+    wrong.name(&["vm"], "the VM's name", &config.vm, NAME_BYTES_MAX);
+    machine(config, &mut wrong);
+    devices(config, &mut wrong);
+    protection(config, &mut wrong);
+    arbiter(&config.arbiter, &mut wrong);
+    hosts(config, &mut wrong);
+    wrong.0
+}
+
+struct Wrong(Vec<Finding>);
+
+impl Wrong {
+    fn at(&mut self, path: &[&str], sentence: impl Into<String>) {
+        self.0.push((
+            path.iter().map(|part| (*part).to_owned()).collect(),
+            sentence.into(),
+        ));
+    }
+
+    fn range<T: PartialOrd + Display>(&mut self, path: &[&str], value: T, range: RangeInclusive<T>) {
+        if !range.contains(&value) {
+            let key = path.join(".");
+            self.at(
+                path,
+                format!(
+                    "`{key}` is {value}, but must be {} to {}",
+                    range.start(),
+                    range.end()
+                ),
+            );
+        }
+    }
+
+    fn name(&mut self, path: &[&str], what: &str, name: &str, bytes_max: usize) {
+        let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+        if name.is_empty() || name.len() > bytes_max || name.starts_with('.') || !name.bytes().all(good) {
+            self.at(
+                path,
+                format!(
+                    "{what} is `{name}`, but must be 1 to {bytes_max} letters, digits, `_`, `-` or `.`, and not \
+                     begin with `.`"
+                ),
+            );
+        }
+    }
+
+    fn unique(&mut self, path: &[&str], what: &str, value: &str, seen: &mut BTreeSet<String>) {
+        if !seen.insert(value.to_owned()) {
+            self.at(
+                path,
+                format!("{what} `{value}` is given twice: each needs its own"),
+            );
+        }
+    }
+}
+
+fn machine(config: &Config, wrong: &mut Wrong) {
+    let machine = &config.machine;
+    wrong.range(&["machine", "memory_mib"], machine.memory_mib, MEMORY_MIB);
+    wrong.range(&["machine", "vcpus"], machine.vcpus, VCPUS);
+    let bytes = machine.cmdline.len();
+    if bytes > CMDLINE_BYTES_MAX {
+        wrong.at(
+            &["machine", "cmdline"],
+            format!("`machine.cmdline` has {bytes} bytes, but a kernel takes {CMDLINE_BYTES_MAX}"),
+        );
+    }
+    if !machine.cmdline.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
+        wrong.at(
+            &["machine", "cmdline"],
+            "`machine.cmdline` must be one line of printable ASCII",
+        );
+    }
+}
+
+fn devices(config: &Config, wrong: &mut Wrong) {
+    let count = config.disks.len() + config.nets.len();
+    if count > DEVICES_MAX {
+        wrong.at(
+            &["disk"],
+            format!("there are {count} disks and network cards, but at most {DEVICES_MAX} fit"),
+        );
+    }
+    let (mut ids, mut macs) = (BTreeSet::new(), BTreeSet::new());
+    for (index, disk) in config.disks.iter().enumerate() {
+        let index = index.to_string();
+        wrong.name(&["disk", &index, "id"], "a disk's id", &disk.id, ID_BYTES_MAX);
+        wrong.unique(&["disk", &index, "id"], "the id", &disk.id, &mut ids);
+        let serial = disk.serial();
+        if serial.len() > SERIAL_BYTES_MAX || !serial.bytes().all(|byte| byte.is_ascii_graphic()) {
+            wrong.at(
+                &["disk", &index, "serial"],
+                format!("the serial number `{serial}` must be at most {SERIAL_BYTES_MAX} printable ASCII characters"),
+            );
+        }
+        for (name, host) in &config.hosts {
+            if disk.path.is_none() && !host.disks.contains_key(&disk.id) {
+                wrong.at(
+                    &["disk", &index],
+                    format!("disk `{}` has no path on host `{name}`: give it `path`, or name it in [hosts.{name}.disks]", disk.id),
+                );
+            }
+        }
+    }
+    for (index, net) in config.nets.iter().enumerate() {
+        let index = index.to_string();
+        wrong.name(
+            &["net", &index, "id"],
+            "a network card's id",
+            &net.id,
+            ID_BYTES_MAX,
+        );
+        wrong.unique(&["net", &index, "id"], "the id", &net.id, &mut ids);
+        wrong.unique(
+            &["net", &index, "mac"],
+            "the MAC address",
+            &net.mac.to_string(),
+            &mut macs,
+        );
+        if let Some(tap) = &net.tap {
+            tap_name(&["net", &index, "tap"], tap, wrong);
+        }
+        for (name, host) in &config.hosts {
+            if net.tap.is_none() && !host.taps.contains_key(&net.id) {
+                wrong.at(
+                    &["net", &index],
+                    format!("card `{}` has no TAP on host `{name}`: give it `tap`, or name it in [hosts.{name}.taps]", net.id),
+                );
+            }
+        }
+    }
+}
+
+fn tap_name(path: &[&str], tap: &str, wrong: &mut Wrong) {
+    let good = |c: char| c.is_ascii_graphic() && c != '/' && c != ':' && c != '%';
+    if tap.is_empty() || tap.len() > TAP_BYTES_MAX || tap == "." || tap == ".." || !tap.chars().all(good) {
+        wrong.at(path, format!("`{tap}` is no name of a network device: Linux takes 1 to {TAP_BYTES_MAX} characters without spaces, `/`, `:` and `%`"));
+    }
+}
+
+fn protection(config: &Config, wrong: &mut Wrong) {
+    let p = &config.protection;
+    let at = |key| ["protection", key];
+    for (key, value) in [
+        ("suspicion_timeout_ms", p.suspicion_timeout_ms),
+        ("heartbeat_interval_ms", p.heartbeat_interval_ms),
+        ("progress_timeout_ms", p.progress_timeout_ms),
+    ] {
+        wrong.range(&at(key), value, TIMEOUT_MS);
+    }
+    wrong.range(
+        &at("reconnect_timeout_ms"),
+        p.reconnect_timeout_ms,
+        0..=*TIMEOUT_MS.end(),
+    );
+    wrong.range(&at("staging_mib_max"), p.staging_mib_max, STAGING_MIB);
+    wrong.range(&at("console_delay_ms"), p.console_delay_ms, 0..=10_000);
+    wrong.range(&at("max_interval_ms"), p.max_interval_ms, 1..=3_600_000);
+    wrong.range(&at("max_dirty_pages"), p.max_dirty_pages, 16..=1 << 28);
+    if p.heartbeat_interval_ms.saturating_mul(3) > p.suspicion_timeout_ms {
+        wrong.at(
+            &at("heartbeat_interval_ms"),
+            format!(
+                "`protection.suspicion_timeout_ms` is {}, but must be at least three times `heartbeat_interval_ms` ({}): \
+                 one late heartbeat must not look like a death",
+                p.suspicion_timeout_ms, p.heartbeat_interval_ms
+            ),
+        );
+    }
+    // A sync that was due at the bound still grows until the guest is paused, and each page has a header.
+    if p.staging_bytes_max() < u64::from(p.max_dirty_pages) * 2 * 4096 {
+        wrong.at(
+            &at("staging_mib_max"),
+            format!(
+                "`protection.staging_mib_max` is {}, but must hold twice `max_dirty_pages` ({} pages are {} MiB)",
+                p.staging_mib_max,
+                p.max_dirty_pages,
+                u64::from(p.max_dirty_pages) * 4096 >> 20
+            ),
+        );
+    }
+    if !p.enabled {
+        return;
+    }
+    if !p.plaintext {
+        wrong.at(
+            &["protection"],
+            "the link between the hosts is not encrypted yet, and carries the guest's whole memory: say \
+             `plaintext = true` in [protection] if their network is trusted, or `enabled = false`",
+        );
+    }
+    if config.hosts.len() != 2 {
+        wrong.at(
+            &["hosts"],
+            format!(
+                "[hosts] names {}, but a protected VM has two",
+                count_of(config.hosts.len())
+            ),
+        );
+    }
+    shared_disks(config, wrong);
+}
+
+fn shared_disks(config: &Config, wrong: &mut Wrong) {
+    let p = &config.protection;
+    for (index, disk) in config
+        .disks
+        .iter()
+        .enumerate()
+        .filter(|(_, disk)| !disk.read_only)
+    {
+        let index = index.to_string();
+        if !disk.shared {
+            wrong.at(
+                &["disk", &index, "shared"],
+                format!("disk `{}` is not shared, and Kemari cannot replicate disks yet: put it on storage both hosts see", disk.id),
+            );
+        } else if disk.cache != Cache::Direct && !p.allow_cached_shared_disk {
+            wrong.at(
+                &["disk", &index],
+                format!(
+                    "disk `{}` is shared by two hosts, so it must bypass their page caches (a dead host's cache loses \
+                     completed writes): say `cache = \"direct\"`",
+                    disk.id
+                ),
+            );
+        }
+    }
+    let Some(disk) = config.disks.iter().find(|disk| disk.shared && !disk.read_only) else {
+        return;
+    };
+    for (name, _) in config.hosts.iter().filter(|(_, host)| host.fence.is_empty()) {
+        wrong.at(
+            &["hosts", name],
+            format!(
+                "disk `{}` is shared, so host `{name}` needs a `fence` command that cuts the other host off from it \
+                 before this one writes",
+                disk.id
+            ),
+        );
+    }
+}
+
+fn count_of(count: usize) -> String {
+    match count {
+        0 => "no host".into(),
+        1 => "one host".into(),
+        _ => format!("{count} hosts"),
+    }
+}
+
+fn arbiter(arbiter: &Arbiter, wrong: &mut Wrong) {
+    let at = |key| ["arbiter", key];
+    wrong.range(&at("timeout_ms"), arbiter.timeout_ms, TIMEOUT_MS);
+    match arbiter.kind {
+        ArbiterKind::Etcd => {
+            if !(1..=ENDPOINTS_MAX).contains(&arbiter.endpoints.len()) {
+                wrong.at(
+                    &["arbiter"],
+                    format!("an etcd arbiter needs 1 to {ENDPOINTS_MAX} `endpoints`, as [\"http://10.0.0.9:2379\"]"),
+                );
+            }
+            for endpoint in &arbiter.endpoints {
+                if let Err(sentence) = crate::arbiter::Endpoint::parse(endpoint) {
+                    wrong.at(&at("endpoints"), sentence);
+                }
+            }
+            if arbiter.prefix.is_empty() || !arbiter.prefix.bytes().all(|byte| byte.is_ascii_graphic()) {
+                wrong.at(
+                    &at("prefix"),
+                    "`arbiter.prefix` must be printable ASCII without spaces, as `/kemari/`",
+                );
+            }
+        }
+        ArbiterKind::File if arbiter.path.is_none() => {
+            wrong.at(
+                &["arbiter"],
+                "a file arbiter needs `path`: a directory on storage that both hosts see",
+            );
+        }
+        ArbiterKind::File | ArbiterKind::None => {}
+    }
+    if arbiter.kind != ArbiterKind::Etcd && !arbiter.endpoints.is_empty() {
+        wrong.at(
+            &at("endpoints"),
+            "`arbiter.endpoints` is for kind = \"etcd\" only: remove it, or change the kind",
+        );
+    }
+    if arbiter.kind != ArbiterKind::File && arbiter.path.is_some() {
+        wrong.at(
+            &at("path"),
+            "`arbiter.path` is for kind = \"file\" only: remove it, or change the kind",
+        );
+    }
+}
+
+fn hosts(config: &Config, wrong: &mut Wrong) {
+    if config.hosts.is_empty() {
+        wrong.at(
+            &["hosts"],
+            "[hosts] is empty: give each host that may run the VM a section [hosts.NAME]",
+        );
+    }
+    let mut listens = BTreeSet::new();
+    for (name, host) in &config.hosts {
+        wrong.name(&["hosts", name], "a host's name", name, NAME_BYTES_MAX);
+        let listen = ["hosts", name, "listen"];
+        wrong.unique(&listen, "the address", &host.listen.to_string(), &mut listens);
+        if host.listen.port() == 0 || host.listen.ip().is_unspecified() || host.listen.ip().is_multicast() {
+            wrong.at(
+                &listen,
+                format!(
+                    "`hosts.{name}.listen` is {}, but the other host connects to it: give one address and a port",
+                    host.listen
+                ),
+            );
+        }
+        wrong.range(
+            &["hosts", name, "fence_timeout_ms"],
+            host.fence_timeout_ms,
+            TIMEOUT_MS,
+        );
+        if host.fence.first().is_some_and(String::is_empty) {
+            wrong.at(
+                &["hosts", name, "fence"],
+                format!("`hosts.{name}.fence` begins with an empty word"),
+            );
+        }
+        device_names(config, name, host, wrong);
+    }
+}
+
+fn device_names(config: &Config, name: &str, host: &Host, wrong: &mut Wrong) {
+    let disks: Vec<&str> = config.disks.iter().map(|disk| disk.id.as_str()).collect();
+    let nets: Vec<&str> = config.nets.iter().map(|net| net.id.as_str()).collect();
+    let given = host.disks.keys().map(|id| ("disks", "disk", id, &disks));
+    for (section, kind, id, known) in given.chain(host.taps.keys().map(|id| ("taps", "net", id, &nets))) {
+        if known.contains(&id.as_str()) {
+            continue;
+        }
+        let hint = match nearest(id, known.iter().copied()) {
+            Some(meant) => format!("did you mean `{meant}`?"),
+            None if known.is_empty() => format!("there is no [[{kind}]]"),
+            None => format!("there are: {}", known.join(", ")),
+        };
+        wrong.at(
+            &["hosts", name, section, id],
+            format!("[hosts.{name}.{section}] names `{id}`, but no [[{kind}]] has that id; {hint}"),
+        );
+    }
+    let mut taps = BTreeSet::new();
+    for (id, tap) in &host.taps {
+        let path = ["hosts", name, "taps", id];
+        tap_name(&path, tap, wrong);
+        wrong.unique(&path, "the TAP", tap, &mut taps);
+    }
+}

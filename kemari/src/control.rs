@@ -1,0 +1,79 @@
+//! The control socket: how `kemari status`, `kemari tap` and commands reach a running side.
+//!
+//! A Unix socket of mode 0600. A client sends one request as one line of JSON, the server answers with lines of JSON:
+//! `{"status":{...}}`, `{"done":"sentence"}`, `{"refused":"sentence"}`, and for a tap any number of `{"tap":{...}}`
+//! before the `done`.
+
+mod client;
+mod server;
+mod status;
+mod tap;
+
+use serde::{Deserialize, Serialize};
+
+pub use client::{Client, ClientError};
+pub use server::{Server, ServerError, TapSink};
+pub use status::{Counters, Peer, Protection, Role, Status};
+pub use tap::{Bucket, Direction, TAP_SECONDS_MAX, TapLine, TapRequest, TapStatistics};
+
+/// Longest line either way, in bytes.
+pub const LINE_BYTES_MAX: usize = 64 << 10;
+/// Most clients at a time.
+pub const CONNECTIONS_MAX: usize = 16;
+/// Longest time in which a client must send its request, or take an answer, in ms.
+pub const IO_TIMEOUT_MS: u64 = 5_000;
+
+/// What a client may ask.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// How things stand.
+    Status,
+    /// What passes at an event channel, for a while.
+    Tap(TapRequest),
+    /// Something to do.
+    Command(Command),
+}
+
+/// What an operator may order. What is done is answered with a sentence, what cannot be done with the reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// End the VM on both sides, cleanly.
+    Stop,
+    /// Begin to protect the VM.
+    Protect,
+    /// Let the secondary go, and run on alone.
+    Unprotect,
+    /// Make this secondary the primary, whatever its peer does; only if it wins the term.
+    Takeover,
+    /// Exchange the roles, losing nothing.
+    Switchover,
+}
+
+/// One line of an answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// To [`Request::Status`].
+    Status(Box<Status>),
+    /// Part of the answer to [`Request::Tap`].
+    Tap(TapLine),
+    /// It was done; the last line.
+    Done(String),
+    /// It was not done, and why; the last line.
+    Refused(String),
+}
+
+/// What the control socket controls.
+pub trait Control: Send + Sync + 'static {
+    /// How things stand.
+    fn status(&self) -> Status;
+
+    /// Reports what passes at a channel into `sink` until `request.seconds` are over or the sink is no longer wanted,
+    /// with the statistics as the last line. The error is a sentence.
+    fn tap(&self, request: &TapRequest, sink: &mut TapSink<'_>) -> Result<(), String>;
+
+    /// Carries out a command; both outcomes are sentences.
+    fn command(&self, command: Command) -> Result<String, String>;
+}

@@ -1,0 +1,134 @@
+//! The control socket's client.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{Answer, Command, IO_TIMEOUT_MS, LINE_BYTES_MAX, Request, Status, TapLine, TapRequest};
+
+/// Longest time that a command may take, in ms: a stop waits for the guest's last sync.
+const COMMAND_TIMEOUT_MS: u64 = 120_000;
+
+/// Why a request was not answered as hoped.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nothing serves the socket.
+    #[error(
+        "no side of the VM runs here: nothing answers at {}. Start it with `kemari run` or `kemari secondary`, or \
+         name another socket with --socket",
+        path.display()
+    )]
+    NotRunning {
+        /// Where nothing answered.
+        path: PathBuf,
+        /// How the system says it.
+        source: io::Error,
+    },
+    /// The connection broke.
+    #[error("the process behind {} did not answer", path.display())]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The server said no.
+    #[error("{0}")]
+    Refused(String),
+    /// The server is of another version.
+    #[error("the process behind {} answered in another way than Kemari {} expects: it has another version", .0.display(), crate::VERSION)]
+    OtherVersion(PathBuf),
+}
+
+/// A client of the socket at one path. Each request is a connection of its own.
+pub struct Client {
+    path: PathBuf,
+}
+
+impl Client {
+    /// A client of the socket at `path`, not yet connected.
+    pub fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+        }
+    }
+
+    /// Asks how things stand.
+    pub fn status(&self) -> Result<Status, ClientError> {
+        let mut answers = self.ask(&Request::Status, IO_TIMEOUT_MS)?;
+        match self.next(&mut answers)? {
+            Answer::Status(status) => Ok(*status),
+            other => Err(self.unexpected(other)),
+        }
+    }
+
+    /// Orders something; the answer is a sentence.
+    pub fn command(&self, command: Command) -> Result<String, ClientError> {
+        let mut answers = self.ask(&Request::Command(command), COMMAND_TIMEOUT_MS)?;
+        match self.next(&mut answers)? {
+            Answer::Done(done) => Ok(done),
+            other => Err(self.unexpected(other)),
+        }
+    }
+
+    /// Taps a channel, and hands on each line until the tap has ended.
+    pub fn tap(&self, request: &TapRequest, mut line: impl FnMut(TapLine)) -> Result<(), ClientError> {
+        let timeout_ms = u64::from(request.seconds) * 1000 + IO_TIMEOUT_MS;
+        let mut answers = self.ask(&Request::Tap(request.clone()), timeout_ms)?;
+        loop {
+            match self.next(&mut answers)? {
+                Answer::Tap(told) => line(told),
+                Answer::Done(_) => return Ok(()),
+                other => return Err(self.unexpected(other)),
+            }
+        }
+    }
+
+    fn ask(&self, request: &Request, timeout_ms: u64) -> Result<BufReader<UnixStream>, ClientError> {
+        let mut stream = UnixStream::connect(&self.path).map_err(|source| ClientError::NotRunning {
+            path: self.path.clone(),
+            source,
+        })?;
+        let sent = || -> io::Result<()> {
+            stream.set_read_timeout(Some(Duration::from_millis(timeout_ms)))?;
+            stream.set_write_timeout(Some(Duration::from_millis(IO_TIMEOUT_MS)))?;
+            let mut line = serde_json::to_vec(request).map_err(io::Error::other)?;
+            line.push(b'\n');
+            match stream.write_all(&line) {
+                // A busy server refuses without reading: its answer is there.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+                written => written,
+            }
+        }();
+        sent.map_err(|source| self.broken(source))?;
+        Ok(BufReader::new(stream))
+    }
+
+    fn next(&self, answers: &mut BufReader<UnixStream>) -> Result<Answer, ClientError> {
+        let mut line = String::new();
+        answers
+            .by_ref()
+            .take(LINE_BYTES_MAX as u64)
+            .read_line(&mut line)
+            .map_err(|source| self.broken(source))?;
+        if line.is_empty() {
+            return Err(self.broken(io::ErrorKind::UnexpectedEof.into()));
+        }
+        serde_json::from_str(&line).map_err(|_| ClientError::OtherVersion(self.path.clone()))
+    }
+
+    fn broken(&self, source: io::Error) -> ClientError {
+        ClientError::Io {
+            path: self.path.clone(),
+            source,
+        }
+    }
+
+    fn unexpected(&self, answer: Answer) -> ClientError {
+        match answer {
+            Answer::Refused(reason) => ClientError::Refused(reason),
+            _ => ClientError::OtherVersion(self.path.clone()),
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! How things stand on one side, for programs (JSON) and for people.
+
+use std::fmt;
+
+use kemari_sync::{Epoch, Term};
+use serde::{Deserialize, Serialize};
+
+/// What a side is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// It is finding out what it may be.
+    Starting,
+    /// It executes the VM.
+    Primary,
+    /// It holds the VM's last committed state, or is about to.
+    Secondary,
+    /// It was deposed, or has stopped.
+    Stopped,
+}
+
+/// How well the VM is protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protection {
+    /// No other host has the VM's state.
+    Off,
+    /// The first full copy is on its way.
+    Copying {
+        /// Bytes that were copied.
+        done_bytes: u64,
+        /// Bytes to copy, as known so far.
+        total_bytes: u64,
+    },
+    /// The secondary goes on if the primary dies.
+    On,
+    /// The peer is silent or its link is cut, and the outcome is open.
+    Doubtful,
+}
+
+/// The other side, as this one sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its host's name.
+    pub host: String,
+    /// Where it is connected.
+    pub address: String,
+    /// Whether the link stands.
+    pub connected: bool,
+    /// Time since its last sign of life, in ms.
+    pub silent_ms: Option<u64>,
+}
+
+/// What happened since the process started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Counters {
+    /// Committed syncs.
+    pub syncs: u64,
+    /// Syncs that failed, their dirty pages given to the next.
+    pub syncs_failed: u64,
+    /// Pages sent or received in syncs.
+    pub pages: u64,
+    /// Bytes on the wire for them.
+    pub wire_bytes: u64,
+    /// Requests and console bytes that are held until a sync releases them.
+    pub output_held: u64,
+    /// Duration of the last sync, from the pause to the ack, in us.
+    pub last_sync_us: u64,
+    /// The guest's pause in the last sync, in us.
+    pub last_pause_us: u64,
+    /// Takeovers carried out by this side.
+    pub takeovers: u64,
+}
+
+/// How things stand on one side.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The VM's name.
+    pub vm: String,
+    /// This host's name.
+    pub host: String,
+    /// Version of the program.
+    pub version: String,
+    /// What this side is.
+    pub role: Role,
+    /// The term it lives in.
+    pub term: Term,
+    /// The last committed sync.
+    pub epoch: Epoch,
+    /// How well the VM is protected.
+    pub protection: Protection,
+    /// Time since `role` or `protection` last changed, in s.
+    pub since_s: u64,
+    /// Why something waits, as a sentence, if something does.
+    pub waiting_because: Option<String>,
+    /// The other side, if there is one.
+    pub peer: Option<Peer>,
+    /// What the arbiter last said or why it does not answer, as a sentence.
+    pub arbiter: String,
+    /// What happened so far.
+    pub counters: Counters,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let role = match self.role {
+            Role::Starting => "starting",
+            Role::Primary => "primary",
+            Role::Secondary => "secondary",
+            Role::Stopped => "stopped",
+        };
+        writeln!(
+            f,
+            "{} on {}: {role}, term {}, epoch {}",
+            self.vm, self.host, self.term, self.epoch
+        )?;
+        let protection = match self.protection {
+            Protection::Off => "not protected".to_owned(),
+            Protection::Copying {
+                done_bytes,
+                total_bytes,
+            } => {
+                let percent = (u128::from(done_bytes) * 100)
+                    .checked_div(total_bytes.into())
+                    .unwrap_or(0)
+                    .min(100);
+                format!(
+                    "not yet protected: {percent} % of {} MiB copied",
+                    total_bytes >> 20
+                )
+            }
+            Protection::On => "protected".to_owned(),
+            Protection::Doubtful => "protection in doubt".to_owned(),
+        };
+        writeln!(f, "  protection  {protection}, for {}", duration(self.since_s))?;
+        if let Some(reason) = &self.waiting_because {
+            writeln!(f, "  waits       {reason}")?;
+        }
+        match &self.peer {
+            None => writeln!(f, "  peer        none")?,
+            Some(peer) => {
+                let state = if peer.connected {
+                    "connected"
+                } else {
+                    "not connected"
+                };
+                write!(f, "  peer        {} at {}, {state}", peer.host, peer.address)?;
+                match peer.silent_ms {
+                    Some(silent_ms) => writeln!(f, ", last heard {silent_ms} ms ago")?,
+                    None => writeln!(f)?,
+                }
+            }
+        }
+        writeln!(f, "  arbiter     {}", self.arbiter)?;
+        let c = &self.counters;
+        write!(
+            f,
+            "  syncs       {} committed, {} failed; {} pages, {} KiB on the wire; the last took {} us, {} us of pause",
+            c.syncs,
+            c.syncs_failed,
+            c.pages,
+            c.wire_bytes >> 10,
+            c.last_sync_us,
+            c.last_pause_us
+        )?;
+        if c.output_held > 0 {
+            write!(f, "\n  held        {} outputs wait for a sync", c.output_held)?;
+        }
+        Ok(())
+    }
+}
+
+fn duration(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        _ => format!("{} h", seconds / 3600),
+    }
+}

@@ -1,0 +1,13 @@
+//! The program around the mechanism: configuration, arbiters, control socket, announcements and preflight.
+//!
+//! `kemari-sync` decides, `kemari-vmm` executes; this crate owns all that touches the operating system.
+
+pub mod announce;
+pub mod arbiter;
+pub mod check;
+pub mod cli;
+pub mod config;
+pub mod control;
+
+/// Version of the program.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
