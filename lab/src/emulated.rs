@@ -15,6 +15,7 @@ use crate::kernel::cloud_kernel;
 use crate::netns::Netns;
 use crate::network::{HOSTS_MAX, Network, outside, set_joined};
 use crate::packages::ensure_packages;
+use crate::scratch::{scratch_dir, socket_dir};
 
 /// What a lab is made of.
 #[derive(Clone, Debug)]
@@ -75,7 +76,7 @@ pub struct Lab {
     hosts: Vec<Host>,
     etcd: Option<Etcd>,
     outside: Netns,
-    _dir: TempDir,
+    _dirs: [TempDir; 2],
 }
 
 impl Lab {
@@ -89,11 +90,11 @@ impl Lab {
         ensure_packages()?;
         let kernel = cloud_kernel()?;
         let initramfs = host_initramfs(&kernel, &lab_agent()?)?;
-        let dir = TempDir::with_prefix("kemari-lab-").context(|| "make a directory for the lab".into())?;
+        let (sockets, own_disks) = (socket_dir()?, scratch_dir()?);
         let outside = outside()?;
         let mut hosts = Vec::new();
         for index in 0..config.hosts {
-            let host_dir = dir.path().join(format!("host-{index}"));
+            let host_dir = sockets.path().join(format!("host-{index}"));
             let mut disks = Vec::new();
             for disk in &config.shared_disks {
                 // QEMU's own words for this are hard to find in its log.
@@ -102,7 +103,7 @@ impl Lab {
                 disks.push(disk.clone());
             }
             for (number, mib) in config.own_disks_mib.iter().enumerate() {
-                let path = dir.path().join(format!("host-{index}-disk-{number}"));
+                let path = own_disks.path().join(format!("host-{index}-disk-{number}"));
                 let what = || format!("make {}", path.display());
                 File::create(&path)
                     .context(what)?
@@ -133,7 +134,7 @@ impl Lab {
             hosts,
             etcd,
             outside,
-            _dir: dir,
+            _dirs: [sockets, own_disks],
         })
     }
 

@@ -10,15 +10,13 @@ use crate::error::{Context, Error, Result};
 use crate::process::run;
 
 /// Programs that the lab runs, and the packages that bring them.
-const TOOLS: [(&str, &str); 8] = [
+const TOOLS: [(&str, &str); 6] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
-    ("etcd", "etcd-server"),
     ("ip", "iproute2"),
     ("mke2fs", "e2fsprogs"),
     ("lz4", "lz4"),
     ("xz", "xz-utils"),
     ("zstd", "zstd"),
-    ("gcc", "build-essential"),
 ];
 /// Where programs of Debian packages are; a user's PATH may lack the second half.
 const PROGRAM_DIRS: [&str; 6] = [
@@ -49,11 +47,7 @@ pub fn ensure_packages() -> Result<()> {
     command
         .args(["install", "--yes", "--no-install-recommends"])
         .args(&missing);
-    // Servers that packages bring (etcd) are for the lab alone: this keeps them from being started.
-    command
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .env("RUNLEVEL", "1");
-    run(&mut command)?;
+    run(command.env("DEBIAN_FRONTEND", "noninteractive"))?;
     Ok(())
 }
 

@@ -17,7 +17,7 @@ const BOOT_LIMIT: Duration = Duration::from_secs(40);
 fn redis_answers_and_keeps_what_it_acknowledged() {
     lab::ensure_packages().unwrap_or_else(|error| panic!("{error}"));
     let image = guest_image().unwrap_or_else(|error| panic!("{error}"));
-    let dir = tempfile::tempdir().unwrap();
+    let dir = lab::scratch_dir().unwrap();
     let disk = dir.path().join("disk");
     image.copy_disk(&disk).unwrap();
     let net = LocalNet::new(1, 1).unwrap();

@@ -12,7 +12,7 @@ const PING: &str = "3";
 
 #[test]
 fn hosts_are_driven_cut_off_and_killed() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = lab::scratch_dir().unwrap();
     let disk = dir.path().join("shared.raw");
     File::create(&disk).unwrap().set_len(16 << 20).unwrap();
     let config = LabConfig {
