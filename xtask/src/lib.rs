@@ -3,5 +3,6 @@
 pub mod demo;
 pub mod packages;
 pub mod proof;
+pub mod test;
 pub mod tools;
 pub mod ui;

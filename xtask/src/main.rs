@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::demo::{demo, options::Options};
+use xtask::{demo, test};
 
 /// Shows, tests and simulates Kemari
 #[derive(Parser)]
@@ -16,12 +16,15 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// A guest loses its host to a power cut and goes on elsewhere: no acknowledged write is lost, no connection ends
-    Demo(Options),
+    Demo(demo::options::Options),
+    /// Runs everything that must hold: form, warnings, unit, property, simulation, KVM and lab tests
+    Test(test::Options),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Demo(options) => demo(&options),
+        Command::Demo(options) => demo::demo(&options),
+        Command::Test(options) => Ok(test::test(&options)),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

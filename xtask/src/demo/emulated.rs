@@ -100,6 +100,7 @@ impl Place for EmulatedPlace {
             place: self,
             fault,
             programs: [None, None],
+            link_cut: false,
         }))
     }
 }

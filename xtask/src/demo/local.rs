@@ -80,6 +80,7 @@ impl LocalPair {
             directory,
             fault,
             processes,
+            link_cut: false,
             _etcd: etcd,
             net,
         })

@@ -1,0 +1,141 @@
+//! `cargo xtask test`: everything that must hold, in one go.
+//!
+//! Stages run one after the other, each with its time. A stage that cannot be carried out is a failed test, and the
+//! others go on. Tests are counted by the place where they ran: `here`, or in the `lab`. The counts must not fall
+//! below those declared in declared-tests.toml: a test that is silently not run is a failure too.
+//!
+//! Test programs are built by cargo and run by this module, so that the same program can run here or inside an emulated
+//! host, and is counted in the same way.
+
+mod counts;
+mod emulated;
+mod lockfile;
+mod programs;
+
+use std::time::{Duration, Instant};
+
+use clap::Args;
+
+use crate::packages;
+use crate::tools::{self, cargo, run_quietly};
+use counts::{Count, Place, Tally};
+use programs::Program;
+
+/// Everything must be done by then, with two processors.
+const TIME_MAX: Duration = Duration::from_secs(30 * 60);
+
+/// Which tests to run.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Only the tests of one place; the counts of the other are not checked
+    #[arg(long, value_enum)]
+    pub place: Option<Place>,
+    /// Only test programs whose name contains this; no count is checked, and nothing but tests is done
+    pub filter: Option<String>,
+}
+
+impl Options {
+    fn wants(&self, place: Place) -> bool {
+        self.place.is_none_or(|wanted| wanted == place)
+    }
+
+    fn matches(&self, program: &Program) -> bool {
+        self.filter
+            .as_ref()
+            .is_none_or(|filter| program.to_string().contains(filter.as_str()))
+    }
+}
+
+/// Runs the tests; whether all passed. The last line printed is `N passed, N failed`.
+pub fn test(options: &Options) -> bool {
+    let begin = Instant::now();
+    let mut tally = Tally::default();
+    tally.stage(Place::Here, "packages", || {
+        packages::ensure_installed(&[packages::IP, packages::ETCD, packages::REDIS])
+    });
+    if options.filter.is_none() && options.wants(Place::Here) {
+        static_checks(&mut tally);
+    }
+    tally.stage(Place::Here, "bare guest: build", || {
+        tools::build_bare_guest().map(drop)
+    });
+    if options.filter.is_none() && options.wants(Place::Here) {
+        tally.programs(Place::Here, "bare guest: unit tests", programs::bare_guest_tests);
+    }
+    workspace_tests(&mut tally, options);
+    if options.filter.is_none() && options.wants(Place::Here) {
+        tally.programs(Place::Here, "documentation tests", programs::doc_tests);
+    }
+    if options.filter.is_none() {
+        tally.check_declared(options);
+    }
+    tally.print(begin.elapsed());
+    if begin.elapsed() > TIME_MAX {
+        println!(
+            "this took longer than the {} minutes that it may take",
+            TIME_MAX.as_secs() / 60
+        );
+    }
+    let Count { passed, failed } = tally.total();
+    println!("{passed} passed, {failed} failed");
+    failed == 0
+}
+
+/// What needs no run: form, warnings, versions.
+fn static_checks(tally: &mut Tally) {
+    let in_bare_guest = |args: &[&str]| {
+        let mut command = cargo();
+        command
+            .current_dir(tools::root().join("guests/bare"))
+            .env_remove("CARGO_TARGET_DIR");
+        run_quietly(command.args(args))
+    };
+    tally.stage(Place::Here, "format", || {
+        run_quietly(cargo().args(["fmt", "--all", "--check"]))?;
+        in_bare_guest(&["fmt", "--check"])
+    });
+    tally.stage(Place::Here, "one version of each rust-vmm crate", lockfile::check);
+    tally.stage(Place::Here, "warnings (clippy)", || {
+        let all = [
+            "clippy",
+            "--quiet",
+            "--workspace",
+            "--all-targets",
+            "--all-features",
+            "--",
+            "-D",
+            "warnings",
+        ];
+        run_quietly(cargo().args(all))
+    });
+    tally.stage(Place::Here, "warnings (clippy, bare guest)", || {
+        in_bare_guest(&["clippy", "--quiet", "--release", "--", "-D", "warnings"])
+    });
+}
+
+fn workspace_tests(tally: &mut Tally, options: &Options) {
+    let kvm = emulated::kvm_place();
+    let mut found: Vec<Program> = Vec::new();
+    tally.stage(Place::Here, "tests: build", || {
+        found = programs::build_workspace()?;
+        Ok(())
+    });
+    let (local, remote): (Vec<_>, Vec<_>) = found
+        .into_iter()
+        .filter(|program| options.matches(program))
+        .partition(|program| program.place(kvm) == Place::Here);
+    if options.wants(Place::Here) {
+        for program in local {
+            tally.programs(Place::Here, &program.to_string(), || program.run());
+        }
+    }
+    if options.wants(Place::Lab) {
+        let (in_hosts, drivers): (Vec<_>, Vec<_>) = remote.into_iter().partition(Program::needs_kvm);
+        for program in drivers {
+            tally.programs(Place::Lab, &program.to_string(), || program.run());
+        }
+        if !in_hosts.is_empty() {
+            emulated::run_inside(tally, &in_hosts);
+        }
+    }
+}

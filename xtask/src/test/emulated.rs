@@ -1,0 +1,73 @@
+//! Tests that need KVM, on a machine that has none: they run inside an emulated host.
+
+use std::fs::OpenOptions;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use lab::{Host, Lab, LabConfig};
+
+use super::counts::{Count, Place, Tally};
+use super::programs::{Program, build_static, judge};
+use crate::tools::build_bare_guest;
+
+/// A test program may take so long inside an emulated host.
+const TIME_MAX: Duration = Duration::from_secs(10 * 60);
+/// Where a test program lies in the host.
+const PROGRAM: &str = "/test-program";
+
+/// Where tests that need KVM run: here if /dev/kvm can be opened.
+pub(super) fn kvm_place() -> Place {
+    match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => Place::Here,
+        Err(_) => Place::Lab,
+    }
+}
+
+/// Runs programs inside an emulated host.
+pub(super) fn run_inside(tally: &mut Tally, programs: &[Program]) {
+    let mut packages: Vec<&str> = programs.iter().map(|program| program.package.as_str()).collect();
+    packages.dedup();
+    let mut built = Vec::new();
+    tally.stage(Place::Lab, "tests that need KVM: build", || {
+        built = build_static(&packages)?;
+        Ok(())
+    });
+    let mut lab = None;
+    tally.stage(Place::Lab, "tests that need KVM: an emulated host", || {
+        lab = Some(Lab::start(LabConfig {
+            hosts: 1,
+            ..LabConfig::default()
+        })?);
+        Ok(())
+    });
+    let Some(lab) = lab else { return };
+    for program in programs {
+        let name = program.to_string();
+        tally.programs(Place::Lab, &name, || {
+            let found = built.iter().find(|built| built.to_string() == name);
+            run_in(
+                lab.host(0),
+                found.with_context(|| format!("cargo built no static program for {name}"))?,
+            )
+        });
+    }
+}
+
+fn run_in(host: &Host, program: &Program) -> Result<Count> {
+    // Tests find the bare guest where it was built.
+    let guest = build_bare_guest()?;
+    let guest_directory = guest.parent().unwrap_or(Path::new("/")).display();
+    host.sh(&format!(
+        "mkdir -p '{guest_directory}' '{}'",
+        program.directory.display()
+    ))?;
+    host.put(&guest, &guest.to_string_lossy())?;
+    host.put(&program.path, PROGRAM)?;
+    let line = format!(
+        "cd '{}' && exec {PROGRAM} --test-threads=1 2>&1",
+        program.directory.display()
+    );
+    let output = host.exec_with(&["/bin/sh", "-c", &line], &[], TIME_MAX)?;
+    judge(&output.stdout, Ok(output.status == 0))
+}
