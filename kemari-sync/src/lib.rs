@@ -1,7 +1,33 @@
 //! The mechanism of Kemari: epochs, staging, terms and consent, as state machines without I/O.
+//!
+//! Two state machines, [`Primary`] and [`Secondary`], are fed with events, time included, and answer with actions.
+//! They know no KVM, no socket, no clock and no thread; a driver carries out their actions, in order. [`Start`] is the
+//! small third one that decides whether a VM may be booted at all. [`wire`] is what goes between two drivers.
+//!
+//! The rules, and why there is no split brain: docs/concepts.md, "Consent".
 
+mod consent;
+mod faults;
+mod primary;
 mod record;
+mod secondary;
+mod staging;
+mod status;
+mod timing;
+pub mod wire;
 
+pub use consent::{AskId, PeerWord, Start, StartAction, StartConfig, StartEvent};
+pub use faults::Fault;
+#[cfg(feature = "faults")]
+pub use faults::inject;
+pub use primary::{
+    CAPTURE_FAILURES_MAX, CopyLimits, Mode, OnSecondaryLoss, Primary, PrimaryAction, PrimaryConfig,
+    PrimaryEvent, Reign, SessionId,
+};
 pub use record::{
     Arbiter, ArbiterAnswer, ArbiterRequest, Epoch, Incarnation, NAME_BYTES_MAX, Phase, Record, Term,
 };
+pub use secondary::{Secondary, SecondaryAction, SecondaryConfig, SecondaryEvent};
+pub use staging::{Staging, StagingError, SyncTally};
+pub use status::{Protection, Role, Status};
+pub use timing::{Timing, TimingError};

@@ -1,0 +1,274 @@
+//! The contest: after a pair broke, each member that lives asks to rule alone; the record lets one of them win.
+//!
+//! Read, then compare-and-set from the record of one's own last commit to `Won`; when everything is ready to act,
+//! from `Won` to `Acting`. The loser keeps its state until it sees the other act, and replaces a winner that stalls.
+
+use crate::faults::{Fault, fault};
+use crate::record::{ArbiterAnswer, ArbiterRequest, Incarnation, Phase, Record, Term};
+use crate::timing::Timing;
+
+use super::ask::{AskId, Asker, Verdict};
+
+/// What a contest is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Goal {
+    /// To run the VM alone.
+    Rule,
+    /// To write that the VM is stopped, without another step between.
+    Stop,
+}
+
+/// How a contest stands after an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ruling {
+    /// It goes on.
+    Open,
+    /// The term is won; [`Contest::declare`] ends it.
+    Won,
+    /// The record is what was declared: the contest is over.
+    Settled(Record),
+    /// Another rules, or the VM is stopped: one's own state is void.
+    Lost(Record),
+    /// The other won and does not act yet: one's own state is kept, paused.
+    Rival,
+    /// The store contradicts what is known of it: nothing may be asked any more.
+    Alarm(String),
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Reading,
+    Asking,
+    Won(Record),
+    Declaring(Record),
+    Over,
+    Alarmed(String),
+}
+
+/// Another's win that has not progressed since.
+#[derive(Clone, Debug)]
+struct Rival {
+    record: Record,
+    since_ms: u64,
+}
+
+/// One member's side of the contest.
+#[derive(Clone, Debug)]
+pub(crate) struct Contest {
+    me: Incarnation,
+    other: Option<Incarnation>,
+    /// Term of one's own last commit: the expected value of every ask.
+    term: Term,
+    store: u128,
+    goal: Goal,
+    step: Step,
+    asker: Asker,
+    rival: Option<Rival>,
+}
+
+impl Contest {
+    pub(crate) fn new(
+        me: Incarnation,
+        other: Option<Incarnation>,
+        term: Term,
+        store: u128,
+        goal: Goal,
+        now_ms: u64,
+    ) -> Self {
+        let (step, asker) = (Step::Reading, Asker::read(now_ms));
+        Self {
+            me,
+            other,
+            term,
+            store,
+            goal,
+            step,
+            asker,
+            rival: None,
+        }
+    }
+
+    /// Whether it may be dropped as if it had never begun: nothing was asked, and nobody has won.
+    pub(crate) fn can_cancel(&self) -> bool {
+        matches!(self.step, Step::Reading) && self.rival.is_none()
+    }
+
+    pub(crate) fn deadline(&self) -> Option<u64> {
+        self.asker.deadline()
+    }
+
+    pub(crate) fn poll(&mut self, now_ms: u64, next_id: &mut AskId) -> Option<(AskId, ArbiterRequest)> {
+        self.asker.poll(now_ms, next_id)
+    }
+
+    /// What it waits for, in words.
+    pub(crate) fn waiting(&self) -> String {
+        let trouble = self
+            .asker
+            .trouble()
+            .map(|text| format!(" (the arbiter: {text})"))
+            .unwrap_or_default();
+        let rival = self.rival.as_ref().map(|rival| &rival.record.owner);
+        match (&self.step, rival) {
+            (Step::Alarmed(reason), _) => format!("the arbiter cannot be trusted: {reason}"),
+            (Step::Reading, Some(owner)) => format!("{owner} has won the VM and does not act yet{trouble}"),
+            (Step::Reading, None) => format!("reading the arbiter's record{trouble}"),
+            (Step::Asking, _) => format!("asking the arbiter for the VM{trouble}"),
+            (Step::Won(record), _) => format!("term {} is won, getting ready to act", record.term),
+            (Step::Declaring(_), _) => format!("telling the arbiter{trouble}"),
+            (Step::Over, _) => "nothing".to_owned(),
+        }
+    }
+
+    /// Writes `Acting`, or `Stopped` over the won term.
+    pub(crate) fn declare(&mut self, phase: Phase) {
+        let Step::Won(won) = &self.step else { return };
+        let new = Record {
+            base: won.term,
+            peer: None,
+            phase,
+            ..won.clone()
+        };
+        self.asker = Asker::swap(Some(won.clone()), new);
+        self.step = Step::Declaring(won.clone());
+    }
+
+    /// Looks whether the won term still stands; the ruling is [`Ruling::Won`] again if it does.
+    pub(crate) fn confirm(&mut self, now_ms: u64) {
+        self.asker = Asker::read(now_ms);
+    }
+
+    pub(crate) fn answer(
+        &mut self,
+        now_ms: u64,
+        timing: &Timing,
+        id: AskId,
+        answer: &ArbiterAnswer,
+    ) -> Ruling {
+        let Some(verdict) = self.asker.answer(now_ms, timing.ask_retry_ms, id, answer) else {
+            return Ruling::Open;
+        };
+        match verdict {
+            Verdict::Read(found) | Verdict::Lost(found) => self.judge(now_ms, timing, found),
+            Verdict::Done(record) => self.done(record),
+            Verdict::NotDone(_) => {
+                match &self.step {
+                    Step::Declaring(won) => self.step = Step::Won(won.clone()),
+                    _ => self.step = Step::Reading,
+                }
+                self.asker = Asker::read(now_ms + timing.ask_retry_ms);
+                Ruling::Open
+            }
+        }
+    }
+
+    fn done(&mut self, record: Record) -> Ruling {
+        if record.phase == Phase::Won {
+            self.step = Step::Won(record);
+            self.rival = None;
+            return Ruling::Won;
+        }
+        self.step = Step::Over;
+        Ruling::Settled(record)
+    }
+
+    /// What a member of the pair of `self.term` may do about the record that stands there.
+    fn judge(&mut self, now_ms: u64, timing: &Timing, found: Option<Record>) -> Ruling {
+        let Some(record) = found else {
+            return self.alarm("it has lost the record".to_owned());
+        };
+        if record.store != self.store {
+            return self.alarm("it is another store than the one this VM was started with".to_owned());
+        }
+        if let Step::Won(won) = &self.step
+            && *won == record
+        {
+            return Ruling::Won;
+        }
+        self.step = Step::Reading;
+        if fault(Fault::AskWithReadTerm) && record.phase == Phase::Acting {
+            return self.ask_from(record);
+        }
+        if record.term == self.term && record.phase == Phase::Acting && self.are_members(&record) {
+            return self.ask_from(record);
+        }
+        if record.term > self.term
+            && record.phase == Phase::Won
+            && record.base == self.term
+            && self.are_members(&record)
+        {
+            return self.judge_win(now_ms, timing, record);
+        }
+        if record.term >= self.term {
+            self.step = Step::Over;
+            return Ruling::Lost(record);
+        }
+        // The first sync of a pair is committed under the term that the pair is to have: it may not be written yet.
+        if record.term + 1 == self.term && record.peer.is_none() && Some(&record.owner) == self.other.as_ref()
+        {
+            self.asker = Asker::read(now_ms + timing.ask_retry_ms);
+            return Ruling::Open;
+        }
+        self.alarm(format!(
+            "it went back to term {}, after term {}",
+            record.term, self.term
+        ))
+    }
+
+    fn judge_win(&mut self, now_ms: u64, timing: &Timing, record: Record) -> Ruling {
+        if record.owner == self.me {
+            return self.done(record);
+        }
+        let since_ms = match &self.rival {
+            Some(rival) if rival.record == record => rival.since_ms,
+            _ => now_ms,
+        };
+        self.rival = Some(Rival {
+            record: record.clone(),
+            since_ms,
+        });
+        if now_ms >= since_ms + timing.won_stall_ms {
+            return self.ask_from(record);
+        }
+        self.asker = Asker::read(now_ms + timing.ask_retry_ms);
+        Ruling::Rival
+    }
+
+    fn ask_from(&mut self, expected: Record) -> Ruling {
+        let term = expected.term + 1;
+        let new = match self.goal {
+            Goal::Rule => Record {
+                term,
+                base: self.term,
+                owner: self.me.clone(),
+                peer: self.other.clone(),
+                phase: Phase::Won,
+                ..expected.clone()
+            },
+            Goal::Stop => Record {
+                term,
+                base: term,
+                owner: self.me.clone(),
+                peer: None,
+                phase: Phase::Stopped,
+                ..expected.clone()
+            },
+        };
+        self.asker = Asker::swap(Some(expected), new);
+        self.step = Step::Asking;
+        Ruling::Open
+    }
+
+    fn alarm(&mut self, reason: String) -> Ruling {
+        self.asker = Asker::idle();
+        self.step = Step::Alarmed(reason.clone());
+        Ruling::Alarm(reason)
+    }
+
+    /// Whether exactly the two sides of this contest stand in the record, in whatever order.
+    fn are_members(&self, record: &Record) -> bool {
+        let (owner, peer) = (Some(&record.owner), record.peer.as_ref());
+        let (me, other) = (Some(&self.me), self.other.as_ref());
+        (owner == me && peer == other) || (owner == other && peer == me)
+    }
+}

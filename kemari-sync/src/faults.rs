@@ -1,0 +1,106 @@
+//! Deliberate faults: rules of the mechanism that a test takes out, to prove that it would notice.
+//!
+//! Without the cargo feature `faults` every question is answered `false` at compile time.
+
+/// One rule taken out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum Fault {
+    /// The primary releases a sync when it is sent, not when it is acked.
+    ReleaseBeforeAck,
+    /// The secondary acks a sync whose check has not passed yet.
+    AckBeforeCheck,
+    /// The secondary acks a sync of which it has only the beginning.
+    AckBeforeWhole,
+    /// The secondary takes over without asking the arbiter.
+    TakeoverWithoutTerm,
+    /// The primary acts alone without asking the arbiter.
+    ActAloneWithoutTerm,
+    /// Dirty pages of a failed sync are not given back.
+    ForgetGiveBack,
+    /// A takeover starts from a sync that the secondary had not decided on.
+    KeepUnchecked,
+    /// The expected value of an ask is whatever was just read.
+    AskWithReadTerm,
+    /// An ask without an answer counts as one that did nothing.
+    IgnoreUnresolvedAsk,
+    /// Output is released on the ack of a pair that is not recorded.
+    ReleaseBeforePairRecorded,
+    /// The right to act alone stays while the first sync of a pair is under way.
+    KeepRightToActAlone,
+    /// The secondary runs the guest when it has won, without having written that it acts.
+    RunBeforeActing,
+    /// The secondary runs the guest before the old host is fenced.
+    RunBeforeFence,
+    /// A secondary that holds a committed stop runs the guest.
+    ResurrectStop,
+    /// A cold boot does not ask what the recorded peer holds.
+    ColdBootOverPeer,
+    /// An ack of an older session, or with another term or epoch, counts.
+    CountAnyAck,
+    /// The secondary commits and acks while its ask is not resolved.
+    AckWhileAsking,
+    /// The secondary does not compare the epoch that a sync builds upon with its last commit.
+    IgnoreBase,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Self; 18] = [
+        Self::ReleaseBeforeAck,
+        Self::AckBeforeCheck,
+        Self::AckBeforeWhole,
+        Self::TakeoverWithoutTerm,
+        Self::ActAloneWithoutTerm,
+        Self::ForgetGiveBack,
+        Self::KeepUnchecked,
+        Self::AskWithReadTerm,
+        Self::IgnoreUnresolvedAsk,
+        Self::ReleaseBeforePairRecorded,
+        Self::KeepRightToActAlone,
+        Self::RunBeforeActing,
+        Self::RunBeforeFence,
+        Self::ResurrectStop,
+        Self::ColdBootOverPeer,
+        Self::CountAnyAck,
+        Self::AckWhileAsking,
+        Self::IgnoreBase,
+    ];
+
+    /// The fault with this name (as in the source).
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|fault| format!("{fault:?}") == name)
+    }
+}
+
+#[cfg(feature = "faults")]
+mod injected {
+    use std::cell::Cell;
+
+    use super::Fault;
+
+    thread_local! {
+        static INJECTED: Cell<Option<Fault>> = const { Cell::new(None) };
+    }
+
+    /// Takes out one rule, or none, for all state machines that run on this thread.
+    pub fn inject(fault: Option<Fault>) {
+        INJECTED.set(fault);
+    }
+
+    pub(crate) fn fault(fault: Fault) -> bool {
+        INJECTED.get() == Some(fault)
+    }
+}
+
+#[cfg(feature = "faults")]
+pub use injected::inject;
+
+#[cfg(feature = "faults")]
+pub(crate) use injected::fault;
+
+/// Whether this rule is taken out: never, in a build without the feature.
+#[cfg(not(feature = "faults"))]
+pub(crate) const fn fault(_fault: Fault) -> bool {
+    false
+}

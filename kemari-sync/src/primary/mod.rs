@@ -1,0 +1,292 @@
+//! The primary: it executes the VM, and lets output leave only with consent.
+//!
+//! The way of a sync is in `sync`, the way from alone to a pair in `session` (handshake, first copy) and `pairing`
+//! (first sync, record), the way back to alone, or to the end, in `parting`.
+
+mod pairing;
+mod parting;
+mod session;
+mod sync;
+mod types;
+
+pub use types::{
+    CAPTURE_FAILURES_MAX, CopyLimits, Mode, OnSecondaryLoss, PrimaryAction, PrimaryConfig, PrimaryEvent,
+    Reign, SessionId,
+};
+
+use crate::consent::AskId;
+use crate::record::{Epoch, Record};
+use crate::status::{Protection, Role, Status};
+
+use pairing::Pairing;
+use parting::{Parting, Stop};
+use session::{Session, Stage};
+use sync::Sync;
+
+type Actions = Vec<PrimaryAction>;
+
+/// Where the right to release comes from.
+enum Standing {
+    /// The record names nobody else: the gate is open.
+    Alone,
+    /// The first sync of a pair to be: the right to act alone is suspended, acks do not count yet.
+    Pairing(Pairing),
+    /// The record names the peer: its acks are consent.
+    Paired,
+    /// Halted or exited.
+    Over(String),
+}
+
+/// The primary's state machine. Made with the record that won it the VM; driven by [`Self::handle`].
+pub struct Primary {
+    config: PrimaryConfig,
+    now_ms: u64,
+    /// The last record that is certainly this side's own.
+    record: Record,
+    standing: Standing,
+    session: Option<Session>,
+    /// Since when the pair has no session.
+    lost_since_ms: Option<u64>,
+    /// The way out of the pair, or to the record's end.
+    parting: Option<Parting>,
+    /// The one sync that is under way.
+    sync: Option<Sync>,
+    /// The last sync that the peer of this pair has committed.
+    acked: Option<Epoch>,
+    next_epoch: Epoch,
+    output_pending: bool,
+    last_capture_ms: u64,
+    capture_failures: u32,
+    paused: bool,
+    protection_wanted: bool,
+    stop: Option<Stop>,
+    next_ask: AskId,
+    shown: (Protection, u64),
+}
+
+impl Primary {
+    /// Begins alone, gate open, under a record that was won before.
+    pub fn new(config: PrimaryConfig, reign: Reign, now_ms: u64) -> Self {
+        Self {
+            now_ms,
+            record: reign.record,
+            standing: Standing::Alone,
+            session: None,
+            lost_since_ms: None,
+            parting: None,
+            sync: None,
+            acked: None,
+            next_epoch: reign.last_epoch + 1,
+            output_pending: false,
+            last_capture_ms: now_ms,
+            capture_failures: 0,
+            paused: false,
+            protection_wanted: config.protect,
+            stop: None,
+            next_ask: 1,
+            shown: (Protection::Unprotected, now_ms),
+            config,
+        }
+    }
+
+    /// Takes one event at a time of a monotonic clock in milliseconds; appends what is to be done.
+    pub fn handle(&mut self, now_ms: u64, event: PrimaryEvent, actions: &mut Actions) {
+        self.advance_clock(now_ms);
+        if self.is_over() {
+            return;
+        }
+        self.dispatch(event, actions);
+        // Each step below may end the machine, and asks that first.
+        self.check_session(actions);
+        self.check_parting(actions);
+        self.check_stop(actions);
+        self.start_sync(actions);
+        self.poll_arbiter(actions);
+        self.note_protection();
+    }
+
+    fn dispatch(&mut self, event: PrimaryEvent, actions: &mut Actions) {
+        match event {
+            PrimaryEvent::Tick | PrimaryEvent::Transmitted { .. } => {}
+            PrimaryEvent::PeerConnected { session } => self.on_connected(session, actions),
+            PrimaryEvent::PeerClosed { session, reason } => self.on_closed(session, &reason, actions),
+            PrimaryEvent::Message { session, message } => self.on_message(session, message, actions),
+            PrimaryEvent::OutputPending => self.output_pending = true,
+            PrimaryEvent::DirtyLimit => self.on_dirty_limit(actions),
+            PrimaryEvent::CopyRoundSent { session, dirty_pages } => {
+                self.on_copy_round(session, dirty_pages, actions);
+            }
+            PrimaryEvent::Captured {
+                epoch, pages, stop, ..
+            } => self.on_captured(epoch, pages, stop, actions),
+            PrimaryEvent::CaptureFailed { epoch, reason } => self.on_capture_failed(epoch, &reason, actions),
+            PrimaryEvent::Arbiter { ask, answer } => self.on_answer(ask, &answer, actions),
+            PrimaryEvent::PoweredOff => self.want_stop("the guest powered itself off", actions),
+            PrimaryEvent::OperatorStop => self.want_stop("stopped by the operator", actions),
+            PrimaryEvent::OperatorUnprotect => self.on_unprotect(actions),
+            PrimaryEvent::OperatorProtect => self.protection_wanted = true,
+            PrimaryEvent::Drained => self.on_drained(),
+            PrimaryEvent::HostFailing { reason } => self.hand_over(&reason, actions),
+        }
+    }
+
+    /// Whether it halted or exited: no event does anything any more.
+    pub fn is_over(&self) -> bool {
+        matches!(self.standing, Standing::Over(_))
+    }
+
+    /// Whether a connection to the secondary should be made, if there is none.
+    pub fn wants_peer(&self) -> bool {
+        let may_join = match self.standing {
+            Standing::Alone => self.protection_wanted && self.stop.is_none(),
+            Standing::Paired => self.parting.as_ref().is_none_or(Parting::can_cancel),
+            Standing::Pairing(_) | Standing::Over(_) => false,
+        };
+        may_join && self.session.is_none()
+    }
+
+    /// The last record that is certainly this side's own.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// When the next [`PrimaryEvent::Tick`] is due.
+    pub fn next_deadline(&self) -> Option<u64> {
+        if self.is_over() {
+            return None;
+        }
+        let session = self
+            .session
+            .as_ref()
+            .map(|session| self.session_deadline(session));
+        let interval = self
+            .may_sync()
+            .then(|| self.last_capture_ms + self.config.timing.max_interval_ms);
+        let asks = [
+            self.pairing_deadline(),
+            self.parting.as_ref().and_then(Parting::deadline),
+        ];
+        let losses = if self.parting.is_none() {
+            self.loss_deadlines()
+        } else {
+            [None; 3]
+        };
+        [session, interval]
+            .into_iter()
+            .chain(asks)
+            .chain(losses)
+            .flatten()
+            .min()
+    }
+
+    /// A gap in the calls means that this process stood still: nothing could be heard meanwhile, and no silence is
+    /// proved. The peer gets its full time again.
+    fn advance_clock(&mut self, now_ms: u64) {
+        let now_ms = now_ms.max(self.now_ms);
+        if now_ms - self.now_ms > self.config.timing.suspicion_ms {
+            if let Some(session) = &mut self.session {
+                session.heard_ms = now_ms;
+            }
+            if let Some(sync) = &mut self.sync {
+                sync.since_ms = now_ms;
+            }
+            self.lost_since_ms = self.lost_since_ms.map(|_| now_ms);
+        }
+        self.now_ms = now_ms;
+    }
+
+    fn poll_arbiter(&mut self, actions: &mut Actions) {
+        if self.is_over() {
+            return;
+        }
+        let (now_ms, next_ask) = (self.now_ms, &mut self.next_ask);
+        let mut requests = [None, None, None];
+        if let Some(parting) = &mut self.parting {
+            requests[0] = parting.contest.poll(now_ms, next_ask);
+        }
+        if let Standing::Pairing(Pairing {
+            asker: Some(asker), ..
+        }) = &mut self.standing
+        {
+            requests[1] = asker.poll(now_ms, next_ask);
+        }
+        if let Some(Stage::Verifying(asker) | Stage::Confirming { asker, .. }) =
+            self.session.as_mut().map(|session| &mut session.stage)
+        {
+            requests[2] = asker.poll(now_ms, next_ask);
+        }
+        let requests = requests.into_iter().flatten();
+        actions.extend(requests.map(|(ask, request)| PrimaryAction::Ask { ask, request }));
+    }
+
+    fn resume(&mut self, actions: &mut Actions) {
+        if self.paused && self.stop.is_none() {
+            self.paused = false;
+            actions.push(PrimaryAction::Resume);
+        }
+    }
+
+    fn note_protection(&mut self) {
+        let protection = self.protection();
+        if protection != self.shown.0 {
+            self.shown = (protection, self.now_ms);
+        }
+    }
+
+    fn protection(&self) -> Protection {
+        match (&self.standing, &self.parting) {
+            (Standing::Over(_), _) => Protection::Over,
+            (Standing::Paired, Some(_)) => Protection::Deciding,
+            (Standing::Paired, None) if self.is_live() => Protection::Protected,
+            (Standing::Paired, None) => Protection::Deciding,
+            (Standing::Pairing(_), _) => Protection::Pairing,
+            (Standing::Alone, _) if self.session.is_some() => Protection::Copying,
+            (Standing::Alone, _) => Protection::Unprotected,
+        }
+    }
+
+    /// A snapshot for humans.
+    pub fn status(&self, now_ms: u64) -> Status {
+        Status {
+            role: Role::Primary,
+            term: self.record.term,
+            epoch: self.acked.unwrap_or(0),
+            protection: self.protection(),
+            for_ms: now_ms.saturating_sub(self.shown.1),
+            waiting: self.waiting(now_ms),
+        }
+    }
+
+    fn waiting(&self, now_ms: u64) -> Option<String> {
+        if let Standing::Over(reason) = &self.standing {
+            return Some(format!("nothing: {reason}"));
+        }
+        if let Some(parting) = &self.parting {
+            return Some(format!("{}: {}", parting.cause, parting.contest.waiting()));
+        }
+        if let Standing::Pairing(Pairing {
+            asker: Some(asker), ..
+        }) = &self.standing
+        {
+            let trouble = asker.trouble().unwrap_or("no answer yet");
+            return Some(format!(
+                "output waits until the arbiter has recorded the pair: {trouble}"
+            ));
+        }
+        if matches!(self.standing, Standing::Paired) && !self.is_live() {
+            return Some("the link to the secondary is broken; output waits".to_owned());
+        }
+        if let Some(sync) = &self.sync {
+            return Some(sync.waiting(now_ms));
+        }
+        match self.session.as_ref().map(|session| &session.stage)? {
+            Stage::Greeting => Some("the secondary has not answered yet".to_owned()),
+            Stage::Preparing => Some("the secondary makes its standby VM ready".to_owned()),
+            Stage::Verifying(asker) | Stage::Confirming { asker, .. } => {
+                let trouble = asker.trouble().unwrap_or("no answer yet");
+                Some(format!("protection waits for the arbiter: {trouble}"))
+            }
+            Stage::Copying { .. } | Stage::Live => None,
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! From alone to a pair: the first sync, and the record that makes its ack count.
+//!
+//! The right to act alone ends at the first capture. It comes back only if the pair was certainly never recorded.
+
+use crate::consent::AskId;
+use crate::consent::ask::{Asker, Verdict};
+use crate::faults::{Fault, fault};
+use crate::record::{ArbiterAnswer, Record};
+
+use super::session::Stage;
+use super::{Actions, Primary, PrimaryAction, Standing};
+
+pub(super) struct Pairing {
+    /// The record to be.
+    pub(super) new: Record,
+    /// Once the secondary has committed the first sync: the swap.
+    pub(super) asker: Option<Asker>,
+}
+
+impl Primary {
+    pub(super) fn begin_pairing(&mut self, actions: &mut Actions) {
+        let peer = self.session.as_ref().and_then(|session| session.peer.clone());
+        let term = self.record.term + 1;
+        let new = Record {
+            term,
+            base: term,
+            peer,
+            ..self.record.clone()
+        };
+        self.standing = Standing::Pairing(Pairing { new, asker: None });
+        self.acked = None;
+        self.capture(actions);
+    }
+
+    pub(super) fn pairing_deadline(&self) -> Option<u64> {
+        match &self.standing {
+            Standing::Pairing(Pairing {
+                asker: Some(asker), ..
+            }) => asker.deadline(),
+            Standing::Pairing(_) => self
+                .sync
+                .as_ref()
+                .map(|sync| sync.since_ms + self.config.timing.progress_ms),
+            _ => None,
+        }
+    }
+
+    /// The secondary has committed the first sync: now the pair is recorded.
+    pub(super) fn record_pair(&mut self) {
+        if let Standing::Pairing(pairing) = &mut self.standing {
+            pairing.asker = Some(Asker::swap(Some(self.record.clone()), pairing.new.clone()));
+        }
+    }
+
+    /// Gives up a pair that was certainly never recorded.
+    pub(super) fn abandon_pairing(&mut self, reason: &str, actions: &mut Actions) {
+        self.standing = Standing::Alone;
+        actions.push(PrimaryAction::Report(format!(
+            "the VM runs on unprotected: {reason}"
+        )));
+        self.give_back_sync(actions);
+        self.close(reason, actions);
+        actions.push(PrimaryAction::OpenGate);
+        self.resume(actions);
+    }
+
+    pub(super) fn on_answer(&mut self, ask: AskId, answer: &ArbiterAnswer, actions: &mut Actions) {
+        let (now_ms, retry_ms) = (self.now_ms, self.config.timing.ask_retry_ms);
+        self.on_parting_answer(ask, answer, actions);
+        if let Standing::Pairing(Pairing {
+            asker: Some(asker), ..
+        }) = &mut self.standing
+            && let Some(verdict) = asker.answer(now_ms, retry_ms, ask, answer)
+        {
+            self.on_pair_verdict(verdict, actions);
+        }
+        let stage = self.session.as_mut().map(|session| &mut session.stage);
+        if let Some(Stage::Verifying(asker) | Stage::Confirming { asker, .. }) = stage
+            && let Some(Verdict::Read(found)) = asker.answer(now_ms, retry_ms, ask, answer)
+        {
+            let is_mine = found.as_ref() == Some(&self.record);
+            self.on_record_read(is_mine, actions);
+        }
+    }
+
+    fn on_pair_verdict(&mut self, verdict: Verdict, actions: &mut Actions) {
+        match verdict {
+            Verdict::Done(record) => {
+                self.record = record;
+                self.standing = Standing::Paired;
+                if self.session.is_none() {
+                    self.lost_since_ms = Some(self.now_ms);
+                }
+                actions.push(PrimaryAction::Report(format!(
+                    "the VM is protected, in term {}",
+                    self.record.term
+                )));
+                self.release_sync(actions);
+            }
+            Verdict::NotDone(reason) => {
+                self.abandon_pairing(&format!("the arbiter did not record the pair: {reason}"), actions);
+            }
+            Verdict::Lost(_) | Verdict::Read(_) => {
+                self.halt("the arbiter's record has passed to another", actions);
+            }
+        }
+    }
+
+    /// Whether acks count already.
+    pub(super) fn acks_count(&self) -> bool {
+        matches!(self.standing, Standing::Paired) || fault(Fault::ReleaseBeforePairRecorded)
+    }
+}

@@ -1,0 +1,279 @@
+//! Sessions with the secondary: handshake, heartbeats, first copy, loss.
+
+use crate::consent::ask::Asker;
+use crate::record::Incarnation;
+use crate::wire::{CommitId, Goodbye, Heartbeat, Hello, Message, PROTOCOL_VERSION, Welcome, reason_text};
+
+use super::{Actions, Primary, PrimaryAction, SessionId, Standing};
+
+/// A confirmation older than this, in milliseconds, calls for another round of the copy before the first sync.
+const CONFIRMATION_FRESH_MS: u64 = 100;
+
+/// How far a session has come.
+pub(super) enum Stage {
+    /// `Hello` is sent.
+    Greeting,
+    /// Protection is refused while the arbiter does not answer: it is read before the first page is sent.
+    Verifying(Asker),
+    /// `Prepare` is sent.
+    Preparing,
+    /// The first copy is under way.
+    Copying { round: u32 },
+    /// The copy has converged; the arbiter is read once more before output is held.
+    Confirming { asker: Asker, round: u32, since_ms: u64 },
+    /// Syncs may be sent.
+    Live,
+}
+
+pub(super) struct Session {
+    pub(super) id: SessionId,
+    pub(super) stage: Stage,
+    pub(super) peer: Option<Incarnation>,
+    pub(super) heard_ms: u64,
+    beat_ms: u64,
+    beats: u64,
+    pub(super) staging_pages_max: u64,
+}
+
+impl Primary {
+    pub(super) fn is_live(&self) -> bool {
+        self.session
+            .as_ref()
+            .is_some_and(|session| matches!(session.stage, Stage::Live))
+    }
+
+    pub(super) fn session_deadline(&self, session: &Session) -> u64 {
+        let silence_ms = session.heard_ms + self.config.timing.suspicion_ms;
+        let asks = match &session.stage {
+            Stage::Verifying(asker) | Stage::Confirming { asker, .. } => asker.deadline(),
+            _ => None,
+        };
+        // In a pair, silence is the parting's concern once it has begun.
+        let silence_ms = if self.parting.is_some() {
+            u64::MAX
+        } else {
+            silence_ms
+        };
+        session.beat_ms.min(silence_ms).min(asks.unwrap_or(u64::MAX))
+    }
+
+    pub(super) fn on_connected(&mut self, id: SessionId, actions: &mut Actions) {
+        if !self.wants_peer() {
+            let reason = "no session is wanted now".to_owned();
+            actions.push(PrimaryAction::CloseSession { session: id, reason });
+            return;
+        }
+        self.session = Some(Session {
+            id,
+            stage: Stage::Greeting,
+            peer: None,
+            heard_ms: self.now_ms,
+            beat_ms: self.now_ms + self.config.timing.heartbeat_ms,
+            beats: 0,
+            staging_pages_max: u64::MAX,
+        });
+        let hello = Hello {
+            protocol: PROTOCOL_VERSION,
+            vm: self.record.vm.clone(),
+            config_digest: self.config.config_digest,
+            incarnation: self.config.me.clone(),
+            term: self.record.term,
+            peer: self.record.peer.as_ref().map(|peer| peer.nonce),
+            last: self.acked,
+        };
+        self.send(Message::Hello(hello), actions);
+    }
+
+    pub(super) fn on_closed(&mut self, id: SessionId, reason: &str, actions: &mut Actions) {
+        if self.session.as_ref().is_some_and(|session| session.id == id) {
+            self.session = None;
+            self.session_ended(reason, actions);
+        }
+    }
+
+    pub(super) fn on_message(&mut self, id: SessionId, message: Message, actions: &mut Actions) {
+        let now_ms = self.now_ms;
+        let Some(session) = self.session.as_mut().filter(|session| session.id == id) else {
+            return;
+        };
+        session.heard_ms = now_ms;
+        match (&session.stage, message) {
+            (_, Message::Heartbeat(_)) => {}
+            (Stage::Greeting, Message::Welcome(welcome)) => self.on_welcome(welcome, actions),
+            (Stage::Greeting, Message::Refuse(reason)) => {
+                self.close(&format!("the secondary refused: {reason}"), actions);
+            }
+            (Stage::Preparing, Message::Ready { staging_pages_max }) => {
+                session.staging_pages_max = staging_pages_max;
+                session.stage = Stage::Copying { round: 1 };
+                actions.push(PrimaryAction::CopyRound {
+                    session: id,
+                    first: true,
+                });
+            }
+            (Stage::Live, Message::Ack(commit)) => self.on_ack(commit, false, actions),
+            (Stage::Live, Message::LetGo(commit)) => self.on_ack(commit, true, actions),
+            (_, Message::Goodbye(goodbye)) => self.on_goodbye(goodbye, actions),
+            (_, message) => self.close(&format!("{:?} came unexpectedly", message.kind()), actions),
+        }
+    }
+
+    fn on_welcome(&mut self, welcome: Welcome, actions: &mut Actions) {
+        let Some(session) = &mut self.session else { return };
+        session.peer = Some(welcome.incarnation.clone());
+        if matches!(self.standing, Standing::Paired) {
+            self.on_rejoin(welcome, actions);
+        } else {
+            session.stage = Stage::Verifying(Asker::read(self.now_ms));
+        }
+    }
+
+    /// The pair has a session again: what the peer holds decides how the sync under way goes on.
+    fn on_rejoin(&mut self, welcome: Welcome, actions: &mut Actions) {
+        let same = self.record.peer.as_ref() == Some(&welcome.incarnation);
+        let Some(CommitId { term, epoch }) = welcome.last.filter(|_| same) else {
+            return self.secondary_is_gone("the secondary was restarted and holds nothing", actions);
+        };
+        let under_way = self
+            .sync
+            .as_ref()
+            .filter(|sync| sync.was_sent())
+            .map(|sync| sync.epoch);
+        if term != self.record.term || (Some(epoch) != self.acked && Some(epoch) != under_way) {
+            return self.secondary_is_gone("the secondary holds another state", actions);
+        }
+        if let Some(session) = &mut self.session {
+            session.stage = Stage::Live;
+        }
+        self.lost_since_ms = None;
+        self.continue_sync(epoch, actions);
+    }
+
+    pub(super) fn on_copy_round(&mut self, id: SessionId, dirty_pages: u64, actions: &mut Actions) {
+        let (copy, now_ms) = (self.config.copy, self.now_ms);
+        let Some(session) = self.session.as_mut().filter(|session| session.id == id) else {
+            return;
+        };
+        let Stage::Copying { round } = session.stage else {
+            return;
+        };
+        actions.push(PrimaryAction::Progress { round, dirty_pages });
+        let last_round = round >= copy.rounds_max;
+        if dirty_pages <= copy.converged_pages || (last_round && dirty_pages <= session.staging_pages_max) {
+            session.stage = Stage::Confirming {
+                asker: Asker::read(now_ms),
+                round,
+                since_ms: now_ms,
+            };
+        } else if last_round {
+            self.protection_wanted = false;
+            let text = format!(
+                "the first copy does not converge: {dirty_pages} pages are dirty after {round} rounds; \
+                 protection is given up until it is asked for again"
+            );
+            self.close(&text, actions);
+        } else {
+            session.stage = Stage::Copying { round: round + 1 };
+            actions.push(PrimaryAction::CopyRound {
+                session: id,
+                first: false,
+            });
+        }
+    }
+
+    /// The arbiter was read on behalf of the session.
+    pub(super) fn on_record_read(&mut self, is_mine: bool, actions: &mut Actions) {
+        if !is_mine {
+            return self.halt("the arbiter's record has passed to another", actions);
+        }
+        let now_ms = self.now_ms;
+        let Some(session) = &mut self.session else { return };
+        match session.stage {
+            Stage::Verifying(_) => {
+                session.stage = Stage::Preparing;
+                self.send(Message::Prepare, actions);
+            }
+            Stage::Confirming { round, since_ms, .. } if now_ms > since_ms + CONFIRMATION_FRESH_MS => {
+                session.stage = Stage::Copying { round };
+                actions.push(PrimaryAction::CopyRound {
+                    session: session.id,
+                    first: false,
+                });
+            }
+            Stage::Confirming { .. } => {
+                session.stage = Stage::Live;
+                self.begin_pairing(actions);
+            }
+            _ => {}
+        }
+    }
+
+    fn on_goodbye(&mut self, goodbye: Goodbye, actions: &mut Actions) {
+        let reason = match goodbye {
+            Goodbye::Unfit(reason) => format!("the secondary is unfit: {reason}"),
+            other => format!("the secondary said {other:?}"),
+        };
+        match self.standing {
+            Standing::Paired => self.secondary_is_gone(&reason, actions),
+            _ => self.close(&reason, actions),
+        }
+    }
+
+    /// Heartbeats, and silence where no pair is at stake.
+    pub(super) fn check_session(&mut self, actions: &mut Actions) {
+        let (now_ms, timing) = (self.now_ms, &self.config.timing);
+        let epoch = self.acked.unwrap_or(0);
+        let Some(session) = &mut self.session else { return };
+        if now_ms >= session.beat_ms {
+            session.beat_ms = now_ms + timing.heartbeat_ms;
+            if !matches!(session.stage, Stage::Greeting) {
+                session.beats += 1;
+                let message = Message::Heartbeat(Heartbeat {
+                    sequence: session.beats,
+                    epoch,
+                });
+                actions.push(PrimaryAction::Send {
+                    session: session.id,
+                    message,
+                });
+            }
+        }
+        let is_silent = now_ms >= session.heard_ms + timing.suspicion_ms;
+        let is_joined = matches!(self.standing, Standing::Paired) && matches!(session.stage, Stage::Live);
+        if is_silent && !is_joined {
+            self.close("the secondary is silent", actions);
+        }
+    }
+
+    /// Closes the session from this side.
+    pub(super) fn close(&mut self, reason: &str, actions: &mut Actions) {
+        let Some(session) = self.session.take() else {
+            return;
+        };
+        actions.push(PrimaryAction::CloseSession {
+            session: session.id,
+            reason: reason_text(reason),
+        });
+        self.session_ended(reason, actions);
+    }
+
+    fn session_ended(&mut self, reason: &str, actions: &mut Actions) {
+        actions.push(PrimaryAction::Report(format!(
+            "the session with the secondary ended: {reason}"
+        )));
+        match &self.standing {
+            Standing::Paired => self.lost_since_ms = self.lost_since_ms.or(Some(self.now_ms)),
+            Standing::Pairing(pairing) if pairing.asker.is_none() => self.abandon_pairing(reason, actions),
+            _ => {}
+        }
+    }
+
+    pub(super) fn send(&self, message: Message, actions: &mut Actions) {
+        if let Some(session) = &self.session {
+            actions.push(PrimaryAction::Send {
+                session: session.id,
+                message,
+            });
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! A sync: capture, transmission, ack, release. One is under way at a time; what becomes pending meanwhile joins
+//! the next.
+
+use crate::faults::{Fault, fault};
+use crate::record::Epoch;
+use crate::wire::{Begin, CommitId};
+
+use super::parting::Cause;
+use super::types::CAPTURE_FAILURES_MAX;
+use super::{Actions, Mode, Primary, PrimaryAction, SessionId, Standing};
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Capturing,
+    /// Captured, while there is no session to send it in.
+    Captured,
+    Sent(SessionId),
+    /// The first of a pair: committed by the secondary, not yet recorded.
+    Committed,
+}
+
+pub(super) struct Sync {
+    pub(super) epoch: Epoch,
+    pub(super) since_ms: u64,
+    stage: Stage,
+    pub(super) stop: bool,
+    released: bool,
+}
+
+impl Sync {
+    pub(super) fn was_sent(&self) -> bool {
+        matches!(self.stage, Stage::Sent(_) | Stage::Committed)
+    }
+
+    pub(super) fn waiting(&self, now_ms: u64) -> String {
+        let age_ms = now_ms.saturating_sub(self.since_ms);
+        let what = match self.stage {
+            Stage::Capturing => "is being captured",
+            Stage::Captured => "waits for a session",
+            Stage::Sent(_) => "waits for the secondary's ack",
+            Stage::Committed => "waits for the arbiter to record the pair",
+        };
+        format!("sync {} {what}, for {age_ms} ms", self.epoch)
+    }
+}
+
+impl Primary {
+    /// Whether nothing but a reason is missing for the next sync.
+    pub(super) fn may_sync(&self) -> bool {
+        let stop_is_past = self.stop.as_ref().is_some_and(|stop| stop.is_committed());
+        matches!(self.standing, Standing::Paired)
+            && self.is_live()
+            && self.parting.is_none()
+            && self.sync.is_none()
+            && !stop_is_past
+    }
+
+    pub(super) fn start_sync(&mut self, actions: &mut Actions) {
+        let interval_is_over = self.now_ms >= self.last_capture_ms + self.config.timing.max_interval_ms;
+        if self.may_sync() && (self.output_pending || self.stop.is_some() || interval_is_over) {
+            self.capture(actions);
+        }
+    }
+
+    pub(super) fn capture(&mut self, actions: &mut Actions) {
+        let epoch = self.next_epoch;
+        self.next_epoch += 1;
+        self.last_capture_ms = self.now_ms;
+        self.paused = true;
+        self.sync = Some(Sync {
+            epoch,
+            since_ms: self.now_ms,
+            stage: Stage::Capturing,
+            stop: false,
+            released: false,
+        });
+        let term = self.pair_term();
+        let hold = matches!(self.standing, Standing::Paired) || !fault(Fault::KeepRightToActAlone);
+        actions.push(PrimaryAction::Capture { epoch, term, hold });
+    }
+
+    fn pair_term(&self) -> u64 {
+        match &self.standing {
+            Standing::Pairing(pairing) => pairing.new.term,
+            _ => self.record.term,
+        }
+    }
+
+    pub(super) fn on_dirty_limit(&mut self, actions: &mut Actions) {
+        if !matches!(self.standing, Standing::Paired) {
+            return;
+        }
+        // As output does, it starts a sync; until that can be, the guest may not make the next one larger still.
+        self.output_pending = true;
+        if !self.may_sync() && !self.paused {
+            self.paused = true;
+            actions.push(PrimaryAction::Pause);
+        }
+    }
+
+    pub(super) fn on_captured(&mut self, epoch: Epoch, pages: u64, stop: bool, actions: &mut Actions) {
+        let is_paired = matches!(self.standing, Standing::Paired);
+        let Some(sync) = self
+            .sync
+            .as_mut()
+            .filter(|s| s.epoch == epoch && s.stage == Stage::Capturing)
+        else {
+            return;
+        };
+        sync.stage = Stage::Captured;
+        if stop {
+            self.want_stop("the guest powered itself off", actions);
+        }
+        let stop_wanted = self.stop.is_some();
+        let Some(sync) = &mut self.sync else { return };
+        // The first sync of a pair cannot be its last: the stop follows in one of its own.
+        sync.stop = stop_wanted && is_paired;
+        let stop_sync = sync.stop;
+        self.output_pending = false;
+        self.capture_failures = 0;
+        let room = self
+            .session
+            .as_ref()
+            .map_or(u64::MAX, |session| session.staging_pages_max);
+        if pages > room {
+            let text = format!("a sync of {pages} pages exceeds the secondary's staging of {room}");
+            return self.sync_failed(&text, actions);
+        }
+        if self.config.mode == Mode::Pipelined && !stop_sync {
+            self.resume(actions);
+        }
+        if self.is_live() {
+            self.transmit(actions);
+        }
+    }
+
+    fn sync_failed(&mut self, reason: &str, actions: &mut Actions) {
+        match self.standing {
+            Standing::Paired => self.secondary_is_gone(reason, actions),
+            _ => self.abandon_pairing(reason, actions),
+        }
+    }
+
+    fn transmit(&mut self, actions: &mut Actions) {
+        let term = self.pair_term();
+        let (Some(session), Some(sync)) = (&self.session, &mut self.sync) else {
+            return;
+        };
+        let Some(peer) = &session.peer else { return };
+        sync.stage = Stage::Sent(session.id);
+        let begin = Begin {
+            epoch: sync.epoch,
+            base: self.acked,
+            term,
+            store: self.record.store,
+            primary: self.config.me.nonce,
+            secondary: peer.nonce,
+        };
+        actions.push(PrimaryAction::Transmit {
+            session: session.id,
+            begin,
+            stop: sync.stop,
+        });
+        if fault(Fault::ReleaseBeforeAck) {
+            sync.released = true;
+            actions.push(PrimaryAction::Release { epoch: sync.epoch });
+        }
+    }
+
+    pub(super) fn on_capture_failed(&mut self, epoch: Epoch, reason: &str, actions: &mut Actions) {
+        if self.sync.as_ref().is_none_or(|sync| sync.epoch != epoch) {
+            return;
+        }
+        self.capture_failures += 1;
+        if self.capture_failures >= CAPTURE_FAILURES_MAX {
+            return self.hand_over(&format!("the machine cannot be captured: {reason}"), actions);
+        }
+        actions.push(PrimaryAction::Report(format!(
+            "sync {epoch} could not be captured: {reason}"
+        )));
+        match self.standing {
+            Standing::Paired => self.give_back_sync(actions),
+            _ => self.abandon_pairing(reason, actions),
+        }
+    }
+
+    pub(super) fn on_ack(&mut self, ack: CommitId, let_go: bool, actions: &mut Actions) {
+        let session = self.session.as_ref().map(|session| session.id);
+        let expected = self.sync.as_ref().is_some_and(|sync| {
+            session.map(Stage::Sent) == Some(sync.stage)
+                && ack
+                    == (CommitId {
+                        term: self.pair_term(),
+                        epoch: sync.epoch,
+                    })
+                && sync.stop == let_go
+        });
+        if expected {
+            self.sync_committed(actions);
+        } else if fault(Fault::CountAnyAck) && self.sync.is_some() {
+            self.sync_committed(actions);
+        } else {
+            self.close(
+                &format!("an ack of sync {} came that nobody waits for", ack.epoch),
+                actions,
+            );
+        }
+    }
+
+    /// The secondary has it: proved by an ack or by a handshake.
+    fn sync_committed(&mut self, actions: &mut Actions) {
+        let Some(sync) = &mut self.sync else { return };
+        sync.stage = Stage::Committed;
+        self.acked = Some(sync.epoch);
+        if matches!(self.standing, Standing::Pairing(_)) {
+            self.record_pair();
+        }
+        if self.acks_count() {
+            self.release_sync(actions);
+        }
+    }
+
+    /// The sync under way has consent.
+    pub(super) fn release_sync(&mut self, actions: &mut Actions) {
+        let Some(sync) = self.sync.take() else { return };
+        if !sync.released {
+            actions.push(PrimaryAction::Release { epoch: sync.epoch });
+        }
+        if sync.stop {
+            return self.begin_drain(actions);
+        }
+        // While the arbiter decides, a guest in lockstep stays where its last committed epoch ended.
+        if self.parting.is_none() {
+            self.resume(actions);
+        }
+    }
+
+    /// A new session of the same pair: the peer has committed `epoch`.
+    pub(super) fn continue_sync(&mut self, epoch: Epoch, actions: &mut Actions) {
+        let Some(sync) = &self.sync else {
+            return self.resume(actions);
+        };
+        match sync.stage {
+            Stage::Capturing => {}
+            Stage::Captured => self.transmit(actions),
+            Stage::Sent(_) | Stage::Committed if sync.epoch == epoch => self.sync_committed(actions),
+            Stage::Sent(_) | Stage::Committed => self.give_back_sync(actions),
+        }
+    }
+
+    /// The sync under way will not be acked.
+    pub(super) fn give_back_sync(&mut self, actions: &mut Actions) {
+        let Some(sync) = self.sync.take() else { return };
+        self.output_pending = true;
+        if !fault(Fault::ForgetGiveBack) {
+            actions.push(PrimaryAction::GiveBack { epoch: sync.epoch });
+        }
+    }
+
+    /// When the oldest sync without an ack will be too old.
+    pub(super) fn progress_deadline(&self) -> Option<(u64, Cause)> {
+        let sync = self.sync.as_ref()?;
+        let text = format!("sync {} was not acked in time", sync.epoch);
+        Some((
+            sync.since_ms + self.config.timing.progress_ms,
+            Cause::Passing(text),
+        ))
+    }
+}

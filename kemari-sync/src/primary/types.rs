@@ -1,0 +1,259 @@
+//! What goes into the primary's state machine, and what comes out.
+
+use serde::{Deserialize, Serialize};
+
+use crate::consent::AskId;
+use crate::record::{ArbiterAnswer, ArbiterRequest, Epoch, Incarnation, Record, Term};
+use crate::timing::Timing;
+use crate::wire::{Begin, Message};
+
+/// Names one connection to a peer (both channels of it). Never used twice by one process.
+pub type SessionId = u64;
+
+/// What the guest does while a sync is under way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// It stays paused until the ack.
+    #[default]
+    Lockstep,
+    /// It runs on after the capture, while its output waits.
+    Pipelined,
+}
+
+/// What becomes of the VM when its secondary is lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnSecondaryLoss {
+    /// It runs on, unprotected.
+    #[default]
+    Continue,
+    /// It is stopped.
+    Stop,
+}
+
+/// When the first copy ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CopyLimits {
+    /// So few dirty pages are left to the first sync.
+    pub converged_pages: u64,
+    /// After so many rounds the copy ends: with a larger first sync, or given up if that does not fit.
+    pub rounds_max: u32,
+}
+
+impl Default for CopyLimits {
+    fn default() -> Self {
+        Self {
+            converged_pages: 512,
+            rounds_max: 30,
+        }
+    }
+}
+
+/// Captures that fail in a row before the host counts as failing.
+pub const CAPTURE_FAILURES_MAX: u32 = 3;
+
+/// What a primary is.
+#[derive(Clone, Debug)]
+pub struct PrimaryConfig {
+    /// This process.
+    pub me: Incarnation,
+    /// Digest of the configuration that both sides must share.
+    pub config_digest: u64,
+    /// Whether the guest waits for the ack.
+    pub mode: Mode,
+    /// Time-outs.
+    pub timing: Timing,
+    /// When the first copy ends.
+    pub copy: CopyLimits,
+    /// What follows the loss of the secondary.
+    pub on_secondary_loss: OnSecondaryLoss,
+    /// Whether a secondary is wanted from the start.
+    pub protect: bool,
+}
+
+/// What happened to the primary.
+#[derive(Clone, Debug)]
+pub enum PrimaryEvent {
+    /// Time passed: due at [`super::Primary::next_deadline`].
+    Tick,
+    /// Both channels to a secondary are up. Only while [`super::Primary::wants_peer`].
+    PeerConnected {
+        /// Its name from now on.
+        session: SessionId,
+    },
+    /// A channel of the session failed or was closed by the peer. Nothing of it may come after this.
+    PeerClosed {
+        /// Which session.
+        session: SessionId,
+        /// What the system says about it.
+        reason: String,
+    },
+    /// A control message came.
+    Message {
+        /// In which session.
+        session: SessionId,
+        /// What it says.
+        message: Message,
+    },
+    /// The machine holds output that no capture contains. Repeat it after [`Self::Captured`] for output held since.
+    OutputPending,
+    /// More pages are dirty than a sync should carry.
+    DirtyLimit,
+    /// One round of the first copy was handed to the link.
+    CopyRoundSent {
+        /// In which session.
+        session: SessionId,
+        /// Pages that are dirty again.
+        dirty_pages: u64,
+    },
+    /// The machine is paused and captured.
+    Captured {
+        /// As in [`PrimaryAction::Capture`].
+        epoch: Epoch,
+        /// Dirty pages of this sync.
+        pages: u64,
+        /// Bytes of its state.
+        bytes: u64,
+        /// The guest has powered itself off in this epoch (or ended for good in another way).
+        stop: bool,
+    },
+    /// The machine could not be captured. Its dirty pages, if any were read, wait for [`PrimaryAction::GiveBack`].
+    CaptureFailed {
+        /// As in [`PrimaryAction::Capture`].
+        epoch: Epoch,
+        /// Why.
+        reason: String,
+    },
+    /// All frames of the sync were handed to the link. For humans: an ack may come before it.
+    Transmitted {
+        /// Which sync.
+        epoch: Epoch,
+    },
+    /// The arbiter's answer.
+    Arbiter {
+        /// As in [`PrimaryAction::Ask`].
+        ask: AskId,
+        /// Its answer.
+        answer: ArbiterAnswer,
+    },
+    /// The guest has powered itself off: an output that ends the VM.
+    PoweredOff,
+    /// The operator stops the VM on both sides.
+    OperatorStop,
+    /// The operator ends the protection; the VM runs on.
+    OperatorUnprotect,
+    /// The operator wants a secondary (again).
+    OperatorProtect,
+    /// [`PrimaryAction::Drain`] is done.
+    Drained,
+    /// This host cannot go on running the VM: an internal error of KVM, a memory failure, its own disk or network.
+    HostFailing {
+        /// What failed.
+        reason: String,
+    },
+}
+
+/// What the primary wants done, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PrimaryAction {
+    /// Send a control message, on the connection that [`Message::channel`] names.
+    Send {
+        /// In which session.
+        session: SessionId,
+        /// What to say.
+        message: Message,
+    },
+    /// Send one round of the first copy while the guest runs, as `CopyPages` frames; answer with
+    /// [`PrimaryEvent::CopyRoundSent`].
+    CopyRound {
+        /// In which session.
+        session: SessionId,
+        /// All pages, and dirty pages are counted from here on. Else: those dirty since the round before.
+        first: bool,
+    },
+    /// Pause the guest (it may be paused already), stop the devices at a known point, take state and dirty pages.
+    /// Answer with [`PrimaryEvent::Captured`] or [`PrimaryEvent::CaptureFailed`].
+    Capture {
+        /// Number of the sync.
+        epoch: Epoch,
+        /// Term of the pair.
+        term: Term,
+        /// From here on output is held until [`Self::Release`] or [`Self::OpenGate`]. False only in tests.
+        hold: bool,
+    },
+    /// Send the captured sync: [`Message::Begin`] as given, its pages and states, [`Message::Commit`] with the tally
+    /// and `stop`. Those two messages are part of the transmission: there is no other action to send them.
+    Transmit {
+        /// In which session.
+        session: SessionId,
+        /// The message that opens it.
+        begin: Begin,
+        /// The flag for the message that closes it.
+        stop: bool,
+    },
+    /// This sync will not be acked: its dirty pages go back into the next one, its captured output counts as
+    /// uncaptured again, its buffers are free. Its capture may still be under way.
+    GiveBack {
+        /// Which sync.
+        epoch: Epoch,
+    },
+    /// Release all output that this sync captured; its buffers are free.
+    Release {
+        /// Which sync.
+        epoch: Epoch,
+    },
+    /// The guest stops running until [`Self::Resume`], if it is not paused yet.
+    Pause,
+    /// The guest runs on.
+    Resume,
+    /// Ask the arbiter; answer with [`PrimaryEvent::Arbiter`].
+    Ask {
+        /// Names the request.
+        ask: AskId,
+        /// What to ask.
+        request: ArbiterRequest,
+    },
+    /// The right to act alone is here: release all output, held and to come.
+    OpenGate,
+    /// The VM ends here: pause the guest for good, finish every released request, flush; answer with
+    /// [`PrimaryEvent::Drained`].
+    Drain,
+    /// Another rules, or this host fails: the guest never runs again here, nothing more is released, its TAP goes
+    /// down. The state machine is over.
+    Halt {
+        /// Why.
+        reason: String,
+    },
+    /// Close both channels of the session. No [`PrimaryEvent::PeerClosed`] follows.
+    CloseSession {
+        /// Which session.
+        session: SessionId,
+        /// Why.
+        reason: String,
+    },
+    /// The VM is stopped cleanly, and the record says so. The state machine is over.
+    Exit {
+        /// Why.
+        reason: String,
+    },
+    /// For humans: the first copy goes on.
+    Progress {
+        /// Round, from 1.
+        round: u32,
+        /// Pages left.
+        dirty_pages: u64,
+    },
+    /// For humans: something they should know.
+    Report(String),
+}
+
+/// The record under which a primary begins, and how far syncs have been numbered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reign {
+    /// Owner: this process; peer: none; phase: acting.
+    pub record: Record,
+    /// The last epoch that was ever committed of this VM, or 0.
+    pub last_epoch: Epoch,
+}

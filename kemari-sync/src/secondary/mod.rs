@@ -1,0 +1,211 @@
+//! The secondary: it holds the last committed state of a VM that another host executes, and goes on from it.
+//!
+//! Handshake and first copy are in `session`, the staging, check and commit of a sync in `sync`, the way to run the
+//! VM, or to lose it, in `takeover`.
+
+mod session;
+mod sync;
+mod takeover;
+mod types;
+
+pub use types::{SecondaryAction, SecondaryConfig, SecondaryEvent};
+
+use crate::consent::AskId;
+use crate::record::{Epoch, Incarnation};
+use crate::status::{Protection, Role, Status};
+use crate::wire::CommitId;
+
+use session::{Session, Stage};
+use sync::Staging;
+use takeover::Takeover;
+
+type Actions = Vec<SecondaryAction>;
+
+/// The committed state, and with it, in memory only, the right to ask for the VM.
+struct Held {
+    primary: Incarnation,
+    store: u128,
+    last: CommitId,
+    /// The last commit is a stop: the guest will not run from it.
+    stop: bool,
+    /// The commit that the driver still works on.
+    applying: Option<Epoch>,
+}
+
+/// The secondary's state machine. Waits for a primary, then follows it; driven by [`Self::handle`].
+pub struct Secondary {
+    config: SecondaryConfig,
+    now_ms: u64,
+    session: Option<Session>,
+    held: Option<Held>,
+    /// The sync that is being received or checked.
+    staging: Option<Staging>,
+    /// Since when there is a commit, but no session.
+    lost_since_ms: Option<u64>,
+    takeover: Option<Takeover>,
+    next_ask: AskId,
+    over: Option<String>,
+    shown: (Protection, u64),
+}
+
+impl Secondary {
+    /// Holds nothing, and waits for a primary.
+    pub fn new(config: SecondaryConfig, now_ms: u64) -> Self {
+        Self {
+            config,
+            now_ms,
+            session: None,
+            held: None,
+            staging: None,
+            lost_since_ms: None,
+            takeover: None,
+            next_ask: 1,
+            over: None,
+            shown: (Protection::Unprotected, now_ms),
+        }
+    }
+
+    /// Takes one event at a time of a monotonic clock in milliseconds; appends what is to be done.
+    pub fn handle(&mut self, now_ms: u64, event: SecondaryEvent, actions: &mut Actions) {
+        self.advance_clock(now_ms);
+        if self.is_over() {
+            return;
+        }
+        self.dispatch(event, actions);
+        self.check_session(actions);
+        self.check_takeover(actions);
+        self.poll_arbiter(actions);
+        self.note_protection();
+    }
+
+    fn dispatch(&mut self, event: SecondaryEvent, actions: &mut Actions) {
+        match event {
+            SecondaryEvent::Tick => {}
+            SecondaryEvent::PeerClosed { session, reason } => self.on_closed(session, &reason, actions),
+            SecondaryEvent::Message { session, message } => self.on_message(session, message, actions),
+            SecondaryEvent::Prepared { session, result } => self.on_prepared(session, result, actions),
+            SecondaryEvent::StagingFailed { epoch, reason } => {
+                self.on_staging_failed(epoch, &reason, actions)
+            }
+            SecondaryEvent::Checked { epoch, result } => self.on_checked(epoch, result, actions),
+            SecondaryEvent::Applied { epoch } => self.on_applied(epoch, actions),
+            SecondaryEvent::Arbiter { ask, answer } => self.on_answer(ask, &answer, actions),
+            SecondaryEvent::Fenced { result } => self.on_fenced(result, actions),
+            SecondaryEvent::Restored { result } => self.on_restored(result, actions),
+            SecondaryEvent::OperatorTakeover => self.on_operator_takeover(actions),
+        }
+    }
+
+    /// Whether it ran the VM or exited: no event does anything any more.
+    pub fn is_over(&self) -> bool {
+        self.over.is_some()
+    }
+
+    /// What it holds: the answer to a primary's cold boot that asks for this side's word.
+    pub fn holds(&self) -> Option<CommitId> {
+        self.held.as_ref().map(|held| held.last)
+    }
+
+    /// When the next [`SecondaryEvent::Tick`] is due.
+    pub fn next_deadline(&self) -> Option<u64> {
+        if self.is_over() {
+            return None;
+        }
+        let session = self
+            .session
+            .as_ref()
+            .map(|session| self.session_deadline(session));
+        let takeover = match &self.takeover {
+            Some(takeover) => takeover.deadline(),
+            None => self.loss().map(|(due_ms, _)| due_ms),
+        };
+        [session, takeover].into_iter().flatten().min()
+    }
+
+    /// A gap in the calls means that this process stood still: nothing could be heard meanwhile, and no silence is
+    /// proved. The peer gets its full time again.
+    fn advance_clock(&mut self, now_ms: u64) {
+        let now_ms = now_ms.max(self.now_ms);
+        if now_ms - self.now_ms > self.config.timing.suspicion_ms {
+            if let Some(session) = &mut self.session {
+                session.heard_ms = now_ms;
+            }
+            self.lost_since_ms = self.lost_since_ms.map(|_| now_ms);
+        }
+        self.now_ms = now_ms;
+    }
+
+    fn poll_arbiter(&mut self, actions: &mut Actions) {
+        if self.is_over() {
+            return;
+        }
+        if let Some(takeover) = &mut self.takeover
+            && let Some((ask, request)) = takeover.contest.poll(self.now_ms, &mut self.next_ask)
+        {
+            actions.push(SecondaryAction::Ask { ask, request });
+        }
+    }
+
+    /// All that is held is void: the right to take over with it.
+    fn forget(&mut self, reason: &str, actions: &mut Actions) {
+        self.discard_staging(actions);
+        (self.held, self.lost_since_ms, self.takeover) = (None, None, None);
+        actions.push(SecondaryAction::Forget {
+            reason: reason.to_owned(),
+        });
+    }
+
+    fn note_protection(&mut self) {
+        let protection = self.protection();
+        if protection != self.shown.0 {
+            self.shown = (protection, self.now_ms);
+        }
+    }
+
+    fn protection(&self) -> Protection {
+        if self.is_over() {
+            return Protection::Over;
+        }
+        if self.held.is_some() {
+            let is_followed = self.takeover.is_none() && self.session.is_some();
+            return if is_followed {
+                Protection::Protected
+            } else {
+                Protection::Deciding
+            };
+        }
+        match &self.session {
+            Some(_) => Protection::Copying,
+            None => Protection::Unprotected,
+        }
+    }
+
+    /// A snapshot for humans.
+    pub fn status(&self, now_ms: u64) -> Status {
+        Status {
+            role: Role::Secondary,
+            term: self.holds().map_or(0, |last| last.term),
+            epoch: self.holds().map_or(0, |last| last.epoch),
+            protection: self.protection(),
+            for_ms: now_ms.saturating_sub(self.shown.1),
+            waiting: self.waiting(),
+        }
+    }
+
+    fn waiting(&self) -> Option<String> {
+        if let Some(reason) = &self.over {
+            return Some(format!("nothing: {reason}"));
+        }
+        if let Some(takeover) = &self.takeover {
+            return Some(takeover.waiting());
+        }
+        match &self.session {
+            None if self.held.is_some() => Some("the link to the primary is broken".to_owned()),
+            None => Some("waiting for a primary".to_owned()),
+            Some(session) if matches!(session.stage, Stage::Preparing) => {
+                Some("making the standby VM ready".to_owned())
+            }
+            Some(_) => None,
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! Sessions with a primary: who is accepted, heartbeats, loss.
+
+use crate::record::Incarnation;
+use crate::wire::{Goodbye, Heartbeat, Hello, Message, PROTOCOL_VERSION, Welcome, reason_text};
+
+use super::{Actions, Held, Secondary, SecondaryAction};
+use crate::primary::SessionId;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// `Welcome` is sent.
+    Greeted,
+    /// The driver builds the standby VM.
+    Preparing,
+    /// The first copy is under way; its first sync may begin.
+    Copying,
+    /// There is a commit of this pair.
+    Live,
+}
+
+pub(super) struct Session {
+    pub(super) id: SessionId,
+    pub(super) primary: Incarnation,
+    /// Term of the primary's record, as it said.
+    pub(super) term: u64,
+    pub(super) stage: Stage,
+    pub(super) heard_ms: u64,
+    beat_ms: u64,
+    beats: u64,
+}
+
+/// What a `Hello` means to a secondary that holds a commit.
+enum Claim {
+    /// The same pair again.
+    Resume,
+    /// The commit is void: the speaker owns a record that leaves this side out.
+    Supersedes,
+    /// Somebody who has no business with it.
+    Stranger,
+}
+
+fn claim(held: &Held, me: &Incarnation, hello: &Hello) -> Claim {
+    let same = held.primary == hello.incarnation;
+    let is_peer = hello.peer == Some(me.nonce);
+    if same && hello.term == held.last.term && is_peer {
+        return Claim::Resume;
+    }
+    // A primary that is alone in the term before knows that the pair was never recorded; one in the same term has
+    // recorded it with another.
+    let never_recorded = same && !is_peer && hello.term <= held.last.term && hello.term + 1 >= held.last.term;
+    match never_recorded || hello.term > held.last.term {
+        true => Claim::Supersedes,
+        false => Claim::Stranger,
+    }
+}
+
+impl Secondary {
+    pub(super) fn session_deadline(&self, session: &Session) -> u64 {
+        let silence_ms = match self.held {
+            Some(_) => u64::MAX,
+            None => session.heard_ms + self.config.timing.suspicion_ms,
+        };
+        session.beat_ms.min(silence_ms)
+    }
+
+    pub(super) fn on_message(&mut self, id: SessionId, message: Message, actions: &mut Actions) {
+        let now_ms = self.now_ms;
+        let Some(session) = self.session.as_mut().filter(|session| session.id == id) else {
+            return match message {
+                Message::Hello(hello) => self.on_hello(id, hello, actions),
+                _ => close_unknown(id, "it did not begin with a greeting", actions),
+            };
+        };
+        session.heard_ms = now_ms;
+        match (session.stage, message) {
+            (_, Message::Heartbeat(_)) => {}
+            (Stage::Greeted, Message::Prepare) => {
+                session.stage = Stage::Preparing;
+                actions.push(SecondaryAction::Prepare { session: id });
+            }
+            (Stage::Copying | Stage::Live, Message::Begin(begin)) => self.on_begin(begin, actions),
+            (Stage::Copying | Stage::Live, Message::Commit(commit)) => self.on_commit(commit, actions),
+            (_, Message::Goodbye(goodbye)) => self.on_goodbye(goodbye, actions),
+            (_, message) => self.unfit(&format!("{:?} came unexpectedly", message.kind()), actions),
+        }
+    }
+
+    fn on_hello(&mut self, id: SessionId, hello: Hello, actions: &mut Actions) {
+        if let Err(reason) = self.admit(&hello) {
+            let message = Message::Refuse(reason_text(&*reason));
+            actions.push(SecondaryAction::Send { session: id, message });
+            actions.push(SecondaryAction::CloseSession { session: id, reason });
+            return;
+        }
+        // A new session begins only after the old one is closed for good, with all that was unchecked in it.
+        self.close("the primary has connected anew", actions);
+        let resumes = match &self.held {
+            None => false,
+            Some(held) => matches!(claim(held, &self.config.me, &hello), Claim::Resume),
+        };
+        if self.held.is_some() && !resumes {
+            self.forget("the primary's record leaves this side out", actions);
+        }
+        (self.takeover, self.lost_since_ms) = (None, None);
+        self.session = Some(Session {
+            id,
+            primary: hello.incarnation,
+            term: hello.term,
+            stage: if resumes { Stage::Live } else { Stage::Greeted },
+            heard_ms: self.now_ms,
+            beat_ms: self.now_ms + self.config.timing.heartbeat_ms,
+            beats: 0,
+        });
+        let welcome = Welcome {
+            incarnation: self.config.me.clone(),
+            last: self.holds(),
+        };
+        self.send(Message::Welcome(welcome), actions);
+    }
+
+    /// Whether this primary may have a session now; if not, why. Changes nothing.
+    fn admit(&self, hello: &Hello) -> Result<(), String> {
+        if hello.protocol != PROTOCOL_VERSION {
+            return Err(format!(
+                "protocol version {} is not {PROTOCOL_VERSION}; run the same version of Kemari on both hosts",
+                hello.protocol
+            ));
+        }
+        if hello.vm != self.config.vm {
+            return Err(format!(
+                "this secondary is for VM {}, not {}",
+                self.config.vm, hello.vm
+            ));
+        }
+        if hello.config_digest != self.config.config_digest {
+            return Err("the configurations differ; copy the primary's file to this host".to_owned());
+        }
+        if hello.incarnation == self.config.me {
+            return Err("a secondary cannot follow itself".to_owned());
+        }
+        if let Some(takeover) = self
+            .takeover
+            .as_ref()
+            .filter(|takeover| !takeover.contest.can_cancel())
+        {
+            return Err(format!("this secondary is taking over: {}", takeover.waiting()));
+        }
+        if let Some(session) = self
+            .session
+            .as_ref()
+            .filter(|session| session.primary != hello.incarnation)
+        {
+            return Err(format!("this secondary follows {}", session.primary));
+        }
+        match &self.held {
+            Some(held) if matches!(claim(held, &self.config.me, hello), Claim::Stranger) => Err(format!(
+                "this secondary holds term {} of {}, which term {} does not replace",
+                held.last.term, held.primary, hello.term
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn on_prepared(&mut self, id: SessionId, result: Result<(), String>, actions: &mut Actions) {
+        let Some(session) = self.session.as_mut().filter(|session| session.id == id) else {
+            return;
+        };
+        if session.stage != Stage::Preparing {
+            return;
+        }
+        match result {
+            Ok(()) => {
+                session.stage = Stage::Copying;
+                let staging_pages_max = self.config.staging_pages_max;
+                self.send(Message::Ready { staging_pages_max }, actions);
+            }
+            Err(reason) => self.unfit(&reason, actions),
+        }
+    }
+
+    fn on_goodbye(&mut self, goodbye: Goodbye, actions: &mut Actions) {
+        let reason = match goodbye {
+            Goodbye::Stopped => "the primary has stopped the VM".to_owned(),
+            Goodbye::Alone(reason) => format!("the primary goes on alone: {reason}"),
+            Goodbye::HandOver(reason) => format!("the primary's host fails: {reason}"),
+            Goodbye::Unfit(reason) => format!("the primary cannot go on: {reason}"),
+        };
+        self.close(&reason, actions);
+        // Whatever it said, the record says what is so.
+        self.primary_is_gone(&reason, actions);
+    }
+
+    /// Heartbeats, and silence where nothing is held.
+    pub(super) fn check_session(&mut self, actions: &mut Actions) {
+        let (now_ms, timing) = (self.now_ms, &self.config.timing);
+        let epoch = self.held.as_ref().map_or(0, |held| held.last.epoch);
+        let Some(session) = &mut self.session else { return };
+        if now_ms >= session.beat_ms {
+            session.beat_ms = now_ms + timing.heartbeat_ms;
+            session.beats += 1;
+            let message = Message::Heartbeat(Heartbeat {
+                sequence: session.beats,
+                epoch,
+            });
+            actions.push(SecondaryAction::Send {
+                session: session.id,
+                message,
+            });
+        }
+        if self.held.is_none() && now_ms >= session.heard_ms + timing.suspicion_ms {
+            self.close("the primary is silent", actions);
+        }
+    }
+
+    pub(super) fn on_closed(&mut self, id: SessionId, reason: &str, actions: &mut Actions) {
+        if let Some(session) = self.session.take_if(|session| session.id == id) {
+            self.session_ended(&session, reason, actions);
+        }
+    }
+
+    /// Closes the session from this side.
+    pub(super) fn close(&mut self, reason: &str, actions: &mut Actions) {
+        let Some(session) = self.session.take() else {
+            return;
+        };
+        actions.push(SecondaryAction::CloseSession {
+            session: session.id,
+            reason: reason_text(reason),
+        });
+        self.session_ended(&session, reason, actions);
+    }
+
+    /// What the primary sends cannot be taken: it must go on without this side. The last commit stays.
+    pub(super) fn unfit(&mut self, reason: &str, actions: &mut Actions) {
+        self.send(Message::Goodbye(Goodbye::Unfit(reason_text(reason))), actions);
+        self.close(reason, actions);
+    }
+
+    fn session_ended(&mut self, session: &Session, reason: &str, actions: &mut Actions) {
+        actions.push(SecondaryAction::Report(format!(
+            "the session with {} ended: {reason}",
+            session.primary
+        )));
+        self.discard_staging(actions);
+        if self.held.is_some() {
+            self.lost_since_ms = self.lost_since_ms.or(Some(self.now_ms));
+        } else if session.stage != Stage::Greeted {
+            self.forget("the first copy was not finished", actions);
+        }
+    }
+
+    pub(super) fn send(&self, message: Message, actions: &mut Actions) {
+        if let Some(session) = &self.session {
+            actions.push(SecondaryAction::Send {
+                session: session.id,
+                message,
+            });
+        }
+    }
+}
+
+fn close_unknown(session: SessionId, reason: &str, actions: &mut Actions) {
+    actions.push(SecondaryAction::CloseSession {
+        session,
+        reason: reason.to_owned(),
+    });
+}

@@ -1,0 +1,296 @@
+//! The takeover: ask, win, roll back, fence, restore, tell the arbiter, run. Or lose, and forget.
+
+use crate::consent::AskId;
+use crate::consent::contest::{Contest, Goal, Ruling};
+use crate::faults::{Fault, fault};
+use crate::primary::Reign;
+use crate::record::{ArbiterAnswer, Phase, Record};
+
+use super::{Actions, Secondary, SecondaryAction};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// The arbiter is being asked.
+    Contesting,
+    /// Won; nothing is under way: the next step may begin.
+    Ready,
+    /// The driver fences or restores.
+    Working,
+    /// It failed, and is tried again at this time, in milliseconds.
+    Retry(u64),
+    /// The arbiter is being told.
+    Declaring,
+}
+
+pub(super) struct Takeover {
+    pub(super) contest: Contest,
+    cause: String,
+    /// The primary may come back before anything was asked.
+    may_pass: bool,
+    step: Step,
+    fenced: bool,
+    restored: bool,
+    trouble: Option<String>,
+}
+
+impl Takeover {
+    pub(super) fn deadline(&self) -> Option<u64> {
+        match self.step {
+            Step::Retry(due_ms) => Some(due_ms),
+            _ => self.contest.deadline(),
+        }
+    }
+
+    pub(super) fn waiting(&self) -> String {
+        let what = match (self.step, &self.trouble) {
+            (Step::Retry(_), Some(trouble)) => trouble.clone(),
+            (Step::Working, _) if !self.fenced => "fencing the old host".to_owned(),
+            (Step::Working | Step::Ready, _) => "restoring the last commit".to_owned(),
+            _ => self.contest.waiting(),
+        };
+        format!("{}: {what}", self.cause)
+    }
+}
+
+impl Secondary {
+    /// When and why the primary counts as lost, if nothing is heard until then.
+    pub(super) fn loss(&self) -> Option<(u64, &'static str)> {
+        self.held.as_ref()?;
+        let timing = &self.config.timing;
+        let broken = self
+            .lost_since_ms
+            .map(|since_ms| (since_ms + timing.reconnect_ms, "the link to the primary broke"));
+        let silent = self
+            .session
+            .as_ref()
+            .map(|session| (session.heard_ms + timing.suspicion_ms, "the primary is silent"));
+        [broken, silent].into_iter().flatten().min()
+    }
+
+    /// Begins to take over from a lost primary; stops it if the primary is back before anything was asked.
+    pub(super) fn check_takeover(&mut self, actions: &mut Actions) {
+        let now_ms = self.now_ms;
+        let loss = self.loss().filter(|(due_ms, _)| now_ms >= *due_ms);
+        match (&mut self.takeover, loss) {
+            (None, Some((_, cause))) => self.begin_takeover(cause, true, actions),
+            (Some(takeover), None) if takeover.may_pass && takeover.contest.can_cancel() => {
+                self.takeover = None;
+            }
+            (Some(takeover), _) => {
+                if let Step::Retry(due_ms) = takeover.step
+                    && now_ms >= due_ms
+                {
+                    // The loser may have replaced this side meanwhile; who fences it then would kill the VM.
+                    takeover.step = Step::Ready;
+                    takeover.contest.confirm(now_ms);
+                }
+            }
+            (None, None) => {}
+        }
+    }
+
+    pub(super) fn primary_is_gone(&mut self, cause: &str, actions: &mut Actions) {
+        if self.held.is_none() {
+            return;
+        }
+        match &mut self.takeover {
+            Some(takeover) => takeover.may_pass = false,
+            None => self.begin_takeover(cause, false, actions),
+        }
+    }
+
+    pub(super) fn on_operator_takeover(&mut self, actions: &mut Actions) {
+        match self.held {
+            Some(_) => self.primary_is_gone("the operator wants it", actions),
+            None => actions.push(SecondaryAction::Report(
+                "there is nothing to take over with".to_owned(),
+            )),
+        }
+    }
+
+    fn begin_takeover(&mut self, cause: &str, may_pass: bool, actions: &mut Actions) {
+        let Some(held) = &self.held else { return };
+        actions.push(SecondaryAction::Report(format!("asking for the VM: {cause}")));
+        let (me, other) = (self.config.me.clone(), Some(held.primary.clone()));
+        let contest = Contest::new(me, other, held.last.term, held.store, Goal::Rule, self.now_ms);
+        self.takeover = Some(Takeover {
+            contest,
+            cause: cause.to_owned(),
+            may_pass,
+            step: Step::Contesting,
+            fenced: !self.config.fence || fault(Fault::RunBeforeFence),
+            restored: false,
+            trouble: None,
+        });
+        if fault(Fault::TakeoverWithoutTerm) {
+            self.on_won(actions);
+        }
+    }
+
+    pub(super) fn on_answer(&mut self, ask: AskId, answer: &ArbiterAnswer, actions: &mut Actions) {
+        let Some(takeover) = &mut self.takeover else {
+            return;
+        };
+        let ruling = takeover
+            .contest
+            .answer(self.now_ms, &self.config.timing, ask, answer);
+        match ruling {
+            // What was checked while the ask was open may be decided now.
+            Ruling::Open => self.try_commit(actions),
+            Ruling::Won => self.on_won(actions),
+            Ruling::Settled(record) => self.conclude(record, actions),
+            Ruling::Lost(record) => self.on_lost(&record, actions),
+            Ruling::Rival => {
+                // It may yet be won again: by then the old host must be fenced anew.
+                takeover.step = Step::Contesting;
+                takeover.fenced = !self.config.fence;
+            }
+            Ruling::Alarm(reason) => {
+                let text = format!("nothing more is asked of the arbiter, and the VM waits: {reason}");
+                actions.push(SecondaryAction::Report(text));
+            }
+        }
+    }
+
+    fn on_won(&mut self, actions: &mut Actions) {
+        if fault(Fault::KeepUnchecked) {
+            self.keep_unchecked(actions);
+        }
+        self.close("this side has won the VM", actions);
+        if let Some(takeover) = &mut self.takeover {
+            takeover.step = Step::Ready;
+        }
+        self.continue_takeover(actions);
+    }
+
+    /// The next step after the win, when the one before is done.
+    pub(super) fn continue_takeover(&mut self, actions: &mut Actions) {
+        let (Some(takeover), Some(held)) = (&mut self.takeover, &self.held) else {
+            return;
+        };
+        if takeover.step != Step::Ready || held.applying.is_some() {
+            return;
+        }
+        let is_stop = held.stop && !fault(Fault::ResurrectStop);
+        if !takeover.fenced {
+            takeover.step = Step::Working;
+            actions.push(SecondaryAction::Fence {
+                old: held.primary.clone(),
+            });
+        } else if !takeover.restored && !is_stop {
+            takeover.step = Step::Working;
+            actions.push(SecondaryAction::Restore {
+                epoch: held.last.epoch,
+            });
+        } else {
+            takeover.step = Step::Declaring;
+            takeover
+                .contest
+                .declare(if is_stop { Phase::Stopped } else { Phase::Acting });
+            if fault(Fault::TakeoverWithoutTerm) || fault(Fault::RunBeforeActing) {
+                let record = self.imagined_record();
+                self.conclude(record, actions);
+            }
+        }
+    }
+
+    pub(super) fn on_fenced(&mut self, result: Result<(), String>, actions: &mut Actions) {
+        let Some(takeover) = self
+            .takeover
+            .as_mut()
+            .filter(|takeover| takeover.step == Step::Working)
+        else {
+            return;
+        };
+        match result {
+            Ok(()) => {
+                takeover.fenced = true;
+                takeover.step = Step::Ready;
+                self.continue_takeover(actions);
+            }
+            Err(reason) => self.retry(&format!("the old host could not be fenced: {reason}"), actions),
+        }
+    }
+
+    pub(super) fn on_restored(&mut self, result: Result<(), String>, actions: &mut Actions) {
+        let Some(takeover) = self
+            .takeover
+            .as_mut()
+            .filter(|takeover| takeover.step == Step::Working)
+        else {
+            return;
+        };
+        match result {
+            Ok(()) => {
+                takeover.restored = true;
+                takeover.step = Step::Ready;
+                self.continue_takeover(actions);
+            }
+            Err(reason) => self.retry(
+                &format!("the last commit could not be restored: {reason}"),
+                actions,
+            ),
+        }
+    }
+
+    fn retry(&mut self, trouble: &str, actions: &mut Actions) {
+        let due_ms = self.now_ms + self.config.timing.takeover_retry_ms;
+        if let Some(takeover) = &mut self.takeover {
+            takeover.step = Step::Retry(due_ms);
+            takeover.trouble = Some(trouble.to_owned());
+        }
+        actions.push(SecondaryAction::Report(format!(
+            "{trouble}; the guest does not run before it succeeds"
+        )));
+    }
+
+    fn on_lost(&mut self, record: &Record, actions: &mut Actions) {
+        let reason = format!(
+            "{} has the VM (term {}, {:?})",
+            record.owner, record.term, record.phase
+        );
+        self.close(&reason, actions);
+        self.forget(&reason, actions);
+        if record.phase == Phase::Stopped {
+            self.exit("the VM is stopped", actions);
+        }
+    }
+
+    fn conclude(&mut self, record: Record, actions: &mut Actions) {
+        if record.phase == Phase::Stopped {
+            self.forget("the VM is stopped", actions);
+            return self.exit("the VM is stopped", actions);
+        }
+        let Some(held) = self.held.take() else { return };
+        self.takeover = None;
+        self.over = Some(format!("the VM runs here, in term {}", record.term));
+        actions.push(SecondaryAction::Run(Reign {
+            record,
+            last_epoch: held.last.epoch,
+        }));
+    }
+
+    fn exit(&mut self, reason: &str, actions: &mut Actions) {
+        self.over = Some(reason.to_owned());
+        actions.push(SecondaryAction::Exit {
+            reason: reason.to_owned(),
+        });
+    }
+
+    /// A rule taken out for tests: the record as it would be, had it been asked for.
+    fn imagined_record(&self) -> Record {
+        let (term, store) = self
+            .held
+            .as_ref()
+            .map_or((1, 0), |held| (held.last.term + 1, held.store));
+        Record {
+            vm: self.config.vm.clone(),
+            store,
+            term,
+            base: term,
+            owner: self.config.me.clone(),
+            peer: None,
+            phase: Phase::Acting,
+        }
+    }
+}

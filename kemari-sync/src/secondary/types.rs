@@ -1,0 +1,172 @@
+//! What goes into the secondary's state machine, and what comes out.
+
+use crate::consent::AskId;
+use crate::primary::{Reign, SessionId};
+use crate::record::{ArbiterAnswer, ArbiterRequest, Epoch, Incarnation};
+use crate::timing::Timing;
+use crate::wire::{Commit, Message};
+
+/// What a secondary is.
+#[derive(Clone, Debug)]
+pub struct SecondaryConfig {
+    /// This process.
+    pub me: Incarnation,
+    /// The VM's name.
+    pub vm: String,
+    /// Digest of the configuration that both sides must share.
+    pub config_digest: u64,
+    /// Time-outs.
+    pub timing: Timing,
+    /// Whether the old host must be fenced before the guest runs: it shares a disk with this one.
+    pub fence: bool,
+    /// Most pages of one sync, told to the primary.
+    pub staging_pages_max: u64,
+}
+
+/// What happened to the secondary.
+#[derive(Clone, Debug)]
+pub enum SecondaryEvent {
+    /// Time passed: due at [`super::Secondary::next_deadline`].
+    Tick,
+    /// A channel of the session failed or was closed by the peer. Nothing of it may come after this.
+    PeerClosed {
+        /// Which session.
+        session: SessionId,
+        /// What the system says about it.
+        reason: String,
+    },
+    /// A control message came. A session becomes known by its first one, [`Message::Hello`]; how many connections
+    /// may wait without one, and how long, is the driver's to limit.
+    Message {
+        /// In which session.
+        session: SessionId,
+        /// What it says.
+        message: Message,
+    },
+    /// [`SecondaryAction::Prepare`] is done: a standby VM is built, its memory populated and locked. Or it failed.
+    Prepared {
+        /// As in the action.
+        session: SessionId,
+        /// Why it failed.
+        result: Result<(), String>,
+    },
+    /// A frame of the sync that is being received does not fit, is damaged or malformed.
+    StagingFailed {
+        /// Which sync.
+        epoch: Epoch,
+        /// Why.
+        reason: String,
+    },
+    /// [`SecondaryAction::Check`] is done. Nothing that was checked may fail later.
+    Checked {
+        /// Which sync.
+        epoch: Epoch,
+        /// Why the sync is refused.
+        result: Result<(), String>,
+    },
+    /// [`SecondaryAction::Apply`] is done, disk writes applied or copied aside included.
+    Applied {
+        /// Which sync.
+        epoch: Epoch,
+    },
+    /// The arbiter's answer.
+    Arbiter {
+        /// As in [`SecondaryAction::Ask`].
+        ask: AskId,
+        /// Its answer.
+        answer: ArbiterAnswer,
+    },
+    /// [`SecondaryAction::Fence`] is done.
+    Fenced {
+        /// Why it failed.
+        result: Result<(), String>,
+    },
+    /// [`SecondaryAction::Restore`] is done.
+    Restored {
+        /// Why it failed.
+        result: Result<(), String>,
+    },
+    /// The operator says that the primary is to be taken over now. The arbiter still decides.
+    OperatorTakeover,
+}
+
+/// What the secondary wants done, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SecondaryAction {
+    /// Send a control message, on the connection that [`Message::channel`] names.
+    Send {
+        /// In which session.
+        session: SessionId,
+        /// What to say.
+        message: Message,
+    },
+    /// Build a standby VM, populate and lock its memory and the staging; then take `CopyPages` frames of this
+    /// session, at once. Whatever an earlier session left is void. Answer with [`SecondaryEvent::Prepared`].
+    Prepare {
+        /// In which session.
+        session: SessionId,
+    },
+    /// Open an empty staging for this sync; `Pages` and `State` frames of the session go there.
+    Stage {
+        /// In which session.
+        session: SessionId,
+        /// Number of the sync.
+        epoch: Epoch,
+    },
+    /// The sync is whole: check everything that could fail later. Answer with [`SecondaryEvent::Checked`].
+    Check {
+        /// What its sender says it is.
+        commit: Commit,
+    },
+    /// Throw this staging away: rollback. A check of it may still be under way.
+    Discard {
+        /// Number of the sync.
+        epoch: Epoch,
+    },
+    /// The sync is committed, and staging is the state now: apply it. Answer with [`SecondaryEvent::Applied`].
+    Apply {
+        /// Number of the sync.
+        epoch: Epoch,
+    },
+    /// Ask the arbiter; answer with [`SecondaryEvent::Arbiter`].
+    Ask {
+        /// Names the request.
+        ask: AskId,
+        /// What to ask.
+        request: ArbiterRequest,
+    },
+    /// The term is won: make sure that this host's kernel can issue no more I/O. Answer with
+    /// [`SecondaryEvent::Fenced`].
+    Fence {
+        /// Whose host.
+        old: Incarnation,
+    },
+    /// Bring the standby VM to the committed state, rings re-attached, without running it and without any I/O of
+    /// the guest's. Answer with [`SecondaryEvent::Restored`].
+    Restore {
+        /// The last commit.
+        epoch: Epoch,
+    },
+    /// The record says that this side acts: re-issue what was unfinished, open the gate, announce, run. This state
+    /// machine is over; a [`crate::Primary`] begins with this reign.
+    Run(Reign),
+    /// All that is held of the VM is void: drop it. A new session may come.
+    Forget {
+        /// Why.
+        reason: String,
+    },
+    /// Close both channels of the session. No [`SecondaryEvent::PeerClosed`] follows.
+    CloseSession {
+        /// Which session.
+        session: SessionId,
+        /// Why.
+        reason: String,
+    },
+    /// The VM was stopped cleanly, and the record says so. The state machine is over.
+    Exit {
+        /// Why.
+        reason: String,
+    },
+    /// For humans: something they should know.
+    Report(String),
+}

@@ -1,0 +1,213 @@
+//! Staging: where the secondary collects a sync until it is whole and checked.
+//!
+//! Bodies are received straight into one block of memory, allocated before the secondary says that it is ready. What
+//! does not fit is refused; nothing here grows.
+
+use crate::record::Epoch;
+use crate::wire::{Begin, Commit, FrameError, FrameHeader, FrameKind, Page, PageBatch, StateFrame};
+
+/// Counts the frames of a sync on both sides, so that a lost, doubled or reordered one is noticed.
+#[derive(Clone, Debug, Default)]
+pub struct SyncTally {
+    pages: u64,
+    states: u32,
+    digest: crc32fast::Hasher,
+}
+
+impl SyncTally {
+    /// Adds a `Pages` frame with so many pages.
+    pub fn add_pages(&mut self, header: &FrameHeader, pages: usize) {
+        self.pages += pages as u64;
+        self.add(header);
+    }
+
+    /// Adds a `State` frame.
+    pub fn add_state(&mut self, header: &FrameHeader) {
+        self.states += 1;
+        self.add(header);
+    }
+
+    /// The message that closes the sync.
+    pub fn commit(&self, epoch: Epoch, stop: bool) -> Commit {
+        Commit {
+            epoch,
+            pages: self.pages,
+            states: self.states,
+            digest: self.digest.clone().finalize(),
+            stop,
+        }
+    }
+
+    fn add(&mut self, header: &FrameHeader) {
+        // Each frame's checksum covers its kind, length and body: their sequence covers the sync.
+        self.digest.update(&header.crc.to_le_bytes());
+    }
+}
+
+/// A sync that cannot be staged, or is not what its sender closed it with.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StagingError {
+    /// A frame is damaged or malformed.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// More than the memory set aside.
+    #[error(
+        "sync {epoch} needs more than the {limit} bytes of staging; raise staging_bytes or lower max_dirty"
+    )]
+    Full {
+        /// Which sync.
+        epoch: Epoch,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// A frame outside of a sync, or of a kind that is not staged.
+    #[error("a {0:?} frame came outside of a sync")]
+    Unexpected(FrameKind),
+    /// What was received is not what was sent.
+    #[error("sync {epoch} is not whole: {found} was received, {sent} was sent")]
+    NotWhole {
+        /// Which sync.
+        epoch: Epoch,
+        /// The receiver's tally.
+        found: String,
+        /// The sender's tally.
+        sent: String,
+    },
+}
+
+/// The frames of one sync, in one block of memory.
+pub struct Staging {
+    block: Vec<u8>,
+    limit: usize,
+    frames: Vec<(FrameKind, usize)>,
+    tally: SyncTally,
+    epoch: Option<Epoch>,
+}
+
+/// Room for pages before the bookkeeping of frames must grow.
+const FRAMES_EXPECTED: usize = 1_024;
+
+impl Staging {
+    /// Sets `limit` bytes aside, touched now so that memory is missing now and not in a sync.
+    pub fn new(limit: usize) -> Self {
+        let mut block = vec![1; limit];
+        block.clear();
+        Self {
+            block,
+            limit,
+            frames: Vec::with_capacity(FRAMES_EXPECTED),
+            tally: SyncTally::default(),
+            epoch: None,
+        }
+    }
+
+    /// Most pages of a sync that certainly fit, if they come in well-filled frames.
+    pub fn pages_max(&self) -> u64 {
+        // Entry overhead and state are covered by taking an eighth off.
+        (self.limit as u64 / crate::wire::PAGE_BYTES as u64) * 7 / 8
+    }
+
+    /// Throws away what is there and opens a sync.
+    pub fn begin(&mut self, begin: &Begin) {
+        self.clear();
+        self.epoch = Some(begin.epoch);
+    }
+
+    /// Throws away what is there: rollback, or after it was applied.
+    pub fn clear(&mut self) {
+        self.block.clear();
+        self.frames.clear();
+        self.tally = SyncTally::default();
+        self.epoch = None;
+    }
+
+    /// Bytes in it.
+    pub fn bytes(&self) -> usize {
+        self.block.len()
+    }
+
+    /// Where to receive the body of this frame into; [`Self::accept`] then takes it.
+    pub fn room(&mut self, header: &FrameHeader) -> Result<&mut [u8], StagingError> {
+        let Some(epoch) = self.epoch else {
+            return Err(StagingError::Unexpected(header.kind));
+        };
+        if !matches!(header.kind, FrameKind::Pages | FrameKind::State) {
+            return Err(StagingError::Unexpected(header.kind));
+        }
+        let at = self.block.len();
+        if self.limit - at < header.length {
+            return Err(StagingError::Full {
+                epoch,
+                limit: self.limit,
+            });
+        }
+        self.block.resize(at + header.length, 0);
+        Ok(&mut self.block[at..])
+    }
+
+    /// Checks the body just received into [`Self::room`], and keeps it.
+    pub fn accept(&mut self, header: &FrameHeader, is_ram: impl Fn(u64) -> bool) -> Result<(), StagingError> {
+        let at = self.block.len() - header.length;
+        let body = &self.block[at..];
+        header.check(body)?;
+        match header.kind {
+            FrameKind::Pages => {
+                let batch = PageBatch::parse(header.kind, body, is_ram)?;
+                self.tally.add_pages(header, batch.len());
+            }
+            FrameKind::State => {
+                StateFrame::parse(body)?;
+                self.tally.add_state(header);
+            }
+            kind => return Err(StagingError::Unexpected(kind)),
+        }
+        self.frames.push((header.kind, at));
+        Ok(())
+    }
+
+    /// Whether what is here is exactly what the sender closed with `commit`.
+    pub fn check(&self, commit: &Commit) -> Result<(), StagingError> {
+        let epoch = self.epoch.ok_or(StagingError::Unexpected(FrameKind::Commit))?;
+        let found = self.tally.commit(epoch, commit.stop);
+        match found == *commit {
+            true => Ok(()),
+            false => Err(StagingError::NotWhole {
+                epoch,
+                found: summary(&found),
+                sent: summary(commit),
+            }),
+        }
+    }
+
+    /// All staged pages, in the order of their arrival.
+    pub fn pages(&self) -> impl Iterator<Item = Page<'_>> {
+        self.bodies(FrameKind::Pages)
+            .flat_map(|body| PageBatch::parsed(body).into_iter())
+    }
+
+    /// All staged states, in the order of their arrival.
+    pub fn states(&self) -> impl Iterator<Item = StateFrame<'_>> {
+        self.bodies(FrameKind::State)
+            .filter_map(|body| StateFrame::parse(body).ok())
+    }
+
+    fn bodies(&self, wanted: FrameKind) -> impl Iterator<Item = &[u8]> {
+        let ends = self
+            .frames
+            .iter()
+            .skip(1)
+            .map(|&(_, at)| at)
+            .chain([self.block.len()]);
+        let frames = self.frames.iter().zip(ends);
+        frames
+            .filter(move |((kind, _), _)| *kind == wanted)
+            .map(|(&(_, at), end)| &self.block[at..end])
+    }
+}
+
+fn summary(commit: &Commit) -> String {
+    format!(
+        "sync {} with {} pages and {} states (digest {:08x})",
+        commit.epoch, commit.pages, commit.states, commit.digest
+    )
+}

@@ -1,0 +1,50 @@
+//! What a human is told about a side.
+
+use serde::{Deserialize, Serialize};
+
+use crate::record::{Epoch, Term};
+
+/// Role of a side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// It executes the VM.
+    Primary,
+    /// It holds, or waits to hold, the last committed state.
+    Secondary,
+}
+
+/// How the VM is protected, seen from one side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protection {
+    /// Nobody else holds its state.
+    Unprotected,
+    /// The first copy is under way.
+    Copying,
+    /// The first sync is under way; output waits.
+    Pairing,
+    /// Each sync is committed by the secondary before its output leaves.
+    Protected,
+    /// The pair is broken, and the arbiter is being asked who goes on.
+    Deciding,
+    /// The VM does not run here, and will not: another has it, or it was stopped.
+    Over,
+}
+
+/// A snapshot for humans.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Primary or secondary.
+    pub role: Role,
+    /// Term of the last record or commit that this side knows to be its own; 0: none.
+    pub term: Term,
+    /// The last committed sync; 0: none.
+    pub epoch: Epoch,
+    /// How the VM is protected.
+    pub protection: Protection,
+    /// For how long `protection` has been what it is, in milliseconds.
+    pub for_ms: u64,
+    /// What something waits for, and why; `None`: nothing waits.
+    pub waiting: Option<String>,
+}

@@ -1,0 +1,70 @@
+//! Every time-out of the mechanism. None of them decides who is right: they only decide when to ask.
+
+use serde::{Deserialize, Serialize};
+
+/// Time-outs in milliseconds of a monotonic clock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Timing {
+    /// Each side says that it lives this often.
+    pub heartbeat_ms: u64,
+    /// Silence of the peer for so long means that it may be dead: the arbiter is asked.
+    pub suspicion_ms: u64,
+    /// After the link broke, a new session may replace it for so long before the arbiter is asked.
+    pub reconnect_ms: u64,
+    /// Age of the oldest sync without an ack at which the pair parts, although the peer is heard.
+    pub progress_ms: u64,
+    /// A winner that has not begun to act for so long may be replaced by the loser.
+    pub won_stall_ms: u64,
+    /// Pause between two questions to the arbiter.
+    pub ask_retry_ms: u64,
+    /// At least so often a sync starts, also without output.
+    pub max_interval_ms: u64,
+    /// Pause before a failed fence or restore is tried again.
+    pub takeover_retry_ms: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            heartbeat_ms: 100,
+            suspicion_ms: 1_000,
+            reconnect_ms: 300,
+            progress_ms: 5_000,
+            won_stall_ms: 3_000,
+            ask_retry_ms: 200,
+            max_interval_ms: 1_000,
+            takeover_retry_ms: 1_000,
+        }
+    }
+}
+
+/// A [`Timing`] that cannot work.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{name} = {value} is too small; set it to at least {least}")]
+pub struct TimingError {
+    /// The field.
+    pub name: &'static str,
+    /// What it is, in milliseconds.
+    pub value: u64,
+    /// What it must be at least, in milliseconds.
+    pub least: u64,
+}
+
+impl Timing {
+    /// Refuses values with which two healthy sides would part.
+    pub fn check(&self) -> Result<(), TimingError> {
+        let least = |name, value, least| match value < least {
+            true => Err(TimingError { name, value, least }),
+            false => Ok(()),
+        };
+        least("heartbeat_ms", self.heartbeat_ms, 1)?;
+        least("ask_retry_ms", self.ask_retry_ms, 1)?;
+        least("max_interval_ms", self.max_interval_ms, 1)?;
+        least("takeover_retry_ms", self.takeover_retry_ms, 1)?;
+        // Two lost or late heartbeats are not yet a silence.
+        least("suspicion_ms", self.suspicion_ms, 3 * self.heartbeat_ms)?;
+        least("progress_ms", self.progress_ms, self.suspicion_ms)?;
+        least("won_stall_ms", self.won_stall_ms, 3 * self.ask_retry_ms)
+    }
+}

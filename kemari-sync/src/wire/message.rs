@@ -1,0 +1,181 @@
+//! Control messages: all that the two state machines say to each other.
+
+use serde::{Deserialize, Serialize};
+
+use crate::record::{Epoch, Incarnation, Term};
+
+use super::frame::FrameKind;
+
+/// Version of the conversation. Both sides must speak the same.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Longest reason in a message, in bytes; longer ones are cut by [`reason_text`].
+pub const REASON_BYTES_MAX: usize = 512;
+
+/// Which of the two connections of a session carries a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Channel {
+    /// Everything with an order: handshake, pages, syncs, acks.
+    Main,
+    /// Heartbeats, which must not wait behind pages.
+    Heartbeat,
+}
+
+/// Names one committed sync.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct CommitId {
+    /// Term of the pair.
+    pub term: Term,
+    /// Number of the sync.
+    pub epoch: Epoch,
+}
+
+/// The first message of a session, from the side that executes the VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`PROTOCOL_VERSION`].
+    pub protocol: u32,
+    /// The VM's name.
+    pub vm: String,
+    /// Digest of the configuration that both sides must share.
+    pub config_digest: u64,
+    /// Who speaks.
+    pub incarnation: Incarnation,
+    /// Term of the record that the speaker knows to be its own.
+    pub term: Term,
+    /// Nonce of the secondary in that record, or none.
+    pub peer: Option<u128>,
+    /// The last sync whose ack the speaker has in that term.
+    pub last: Option<Epoch>,
+}
+
+/// The secondary's answer to [`Hello`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// Who answers.
+    pub incarnation: Incarnation,
+    /// What it holds of this VM. It counts as an ack.
+    pub last: Option<CommitId>,
+}
+
+/// Opens a sync.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begin {
+    /// Number of this sync. Never used twice by one primary, also not after a failure.
+    pub epoch: Epoch,
+    /// The sync upon which this one builds: the secondary's last commit. `None`: the first copy.
+    pub base: Option<Epoch>,
+    /// Term of the pair (of the pair to be, in its first sync).
+    pub term: Term,
+    /// Which store holds the record.
+    pub store: u128,
+    /// Nonce of the sender's incarnation.
+    pub primary: u128,
+    /// Nonce of the receiver's incarnation.
+    pub secondary: u128,
+}
+
+/// Closes a sync.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Commit {
+    /// Number of the sync.
+    pub epoch: Epoch,
+    /// Pages in it.
+    pub pages: u64,
+    /// State frames in it.
+    pub states: u32,
+    /// Checksum over all its frames, in order; see [`crate::SyncTally`].
+    pub digest: u32,
+    /// The VM ends with this sync: the receiver gives up its right to run the guest.
+    pub stop: bool,
+}
+
+/// A sign of life, also while pages fill the other connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// Counts up from the first one of a session.
+    pub sequence: u64,
+    /// The sender's last committed (secondary) or acked (primary) sync; for humans only.
+    pub epoch: Epoch,
+}
+
+/// Why a side ends a session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Goodbye {
+    /// The VM was stopped cleanly, and the record says so.
+    Stopped,
+    /// The primary goes on alone, and the record says so.
+    Alone(String),
+    /// The primary's host fails: the secondary should take over now.
+    HandOver(String),
+    /// The secondary cannot hold the VM.
+    Unfit(String),
+}
+
+/// One control message. Pages and state never appear here: see [`super::PageBatch`] and [`super::StateFrame`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Primary: begin a session.
+    Hello(Hello),
+    /// Secondary: the session is accepted.
+    Welcome(Welcome),
+    /// Secondary: the session is refused, and why.
+    Refuse(String),
+    /// Primary: make a standby VM ready for the first copy. What was held before is void.
+    Prepare,
+    /// Secondary: memory is populated and locked; so many pages fit into one sync.
+    Ready {
+        /// Most pages of one sync.
+        staging_pages_max: u64,
+    },
+    /// Primary: a sync begins.
+    Begin(Begin),
+    /// Primary: the sync is whole.
+    Commit(Commit),
+    /// Secondary: this sync is committed.
+    Ack(CommitId),
+    /// Secondary: this last sync is committed, and the guest will never run here.
+    LetGo(CommitId),
+    /// Either side: I live.
+    Heartbeat(Heartbeat),
+    /// Either side: the session ends.
+    Goodbye(Goodbye),
+}
+
+impl Message {
+    /// The kind of frame that carries this message.
+    pub fn kind(&self) -> FrameKind {
+        match self {
+            Self::Hello(_) => FrameKind::Hello,
+            Self::Welcome(_) => FrameKind::Welcome,
+            Self::Refuse(_) => FrameKind::Refuse,
+            Self::Prepare => FrameKind::Prepare,
+            Self::Ready { .. } => FrameKind::Ready,
+            Self::Begin(_) => FrameKind::Begin,
+            Self::Commit(_) => FrameKind::Commit,
+            Self::Ack(_) => FrameKind::Ack,
+            Self::LetGo(_) => FrameKind::LetGo,
+            Self::Heartbeat(_) => FrameKind::Heartbeat,
+            Self::Goodbye(_) => FrameKind::Goodbye,
+        }
+    }
+
+    /// The connection that carries this message.
+    pub fn channel(&self) -> Channel {
+        match self {
+            Self::Heartbeat(_) => Channel::Heartbeat,
+            _ => Channel::Main,
+        }
+    }
+}
+
+/// Cuts a reason to what a message may carry.
+pub fn reason_text(reason: impl Into<String>) -> String {
+    let mut text = reason.into();
+    let mut end = text.len().min(REASON_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+    text
+}

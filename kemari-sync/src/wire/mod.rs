@@ -1,0 +1,16 @@
+//! What goes over the wire: frames with a fixed header, control messages, batches of pages, device state.
+//!
+//! Only encoding and decoding: the adapters move the bytes. See docs/protocol.md.
+
+mod frame;
+mod message;
+mod pages;
+mod state;
+
+pub use frame::{FRAME_VERSION, FrameError, FrameHeader, FrameKind, HEADER_BYTES, MAGIC, decode, encode};
+pub use message::{
+    Begin, Channel, Commit, CommitId, Goodbye, Heartbeat, Hello, Message, PROTOCOL_VERSION, REASON_BYTES_MAX,
+    Welcome, reason_text,
+};
+pub use pages::{PAGE_BYTES, PAGES_PER_FRAME_MAX, Page, PageBatch, PageBatchWriter, PageContent, Pages};
+pub use state::{STATE_BYTES_MAX, StateFrame, encode_state};
