@@ -1,11 +1,11 @@
 //! Disk images of the host: raw files and block devices, and the thread that carries out their I/O.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Weak;
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Weak};
 use std::thread;
 
 use crate::virtio::Completions;
@@ -161,7 +161,7 @@ impl Disk {
 
     /// Starts the thread that carries out the jobs, one after the other, so that overlapping writes keep their order
     /// and a flush covers what came before it. It ends when the sender of the jobs is gone.
-    pub fn serve(self, jobs: Receiver<DiskJob>, completions: Weak<dyn Completions>) -> Result<(), DiskError> {
+    pub fn serve(self: Arc<Self>, jobs: Receiver<DiskJob>, completions: Weak<dyn Completions>) -> Result<(), DiskError> {
         let path = self.path.clone();
         thread::Builder::new()
             .name("disk".into())
@@ -176,11 +176,16 @@ impl Disk {
         Ok(())
     }
 
+    /// Makes all that was written durable.
+    pub fn flush(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
     fn carry_out(&self, operation: Operation) -> io::Result<Vec<u8>> {
         match operation {
             Operation::Read { offset, bytes } => self.read(offset, bytes),
             Operation::Write { offset, data } => self.write(offset, data).map(|()| Vec::new()),
-            Operation::Flush => self.file.sync_data().map(|()| Vec::new()),
+            Operation::Flush => self.flush().map(|()| Vec::new()),
         }
     }
 
@@ -236,16 +241,6 @@ impl AlignedBuffer {
     fn bytes(&mut self) -> &mut [u8] {
         &mut self.storage[self.start..self.start + self.length]
     }
-}
-
-/// Reads a whole small file, refusing one above a limit.
-pub(crate) fn read_limited(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(bytes_max + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > bytes_max {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {bytes_max} bytes")));
-    }
-    Ok(bytes)
 }
 
 #[cfg(test)]

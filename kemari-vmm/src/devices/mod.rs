@@ -22,10 +22,16 @@ pub trait Device: Send + Sync {
     fn output_held(&self) -> bool;
     /// At a pause: all held output belongs to the capture of `epoch`; its bytes are copied aside.
     fn capture(&self, epoch: u64);
+    /// The capture of `epoch` will never be acked: its output waits for a capture again.
+    fn uncapture(&self, epoch: u64);
     /// The capture of `epoch` is acked: its output leaves.
     fn release(&self, epoch: u64);
     /// With the right to act alone: all output leaves.
     fn release_all(&self);
+    /// Waits until everything released is finished and durable, before the machine is stopped for good.
+    fn drain(&self);
+    /// The machine never runs again and releases nothing more: whoever waits for a release stops waiting.
+    fn abandon(&self);
     /// The machine is reset. Waits until captured or released output is finished; drops what was never captured.
     fn reset(&self);
     /// After a restore: works through its rings as if kicked, and interrupts once a queue. Spurious interrupts and

@@ -91,6 +91,14 @@ impl Ports {
         self.test.notify(Direction::Out, held);
     }
 
+    fn restage(&self, change: impl Fn(Stage) -> Stage) {
+        let mut core = self.lock();
+        let Core { power_off, kicks, .. } = &mut *core;
+        for stage in [power_off, kicks].into_iter().flatten() {
+            *stage = change(*stage);
+        }
+    }
+
     fn release_where(&self, released: impl Fn(Stage) -> bool) {
         let mut core = self.lock();
         if core.kicks.is_some_and(&released) {
@@ -134,14 +142,16 @@ impl Device for Ports {
     }
 
     fn capture(&self, epoch: u64) {
-        let mut core = self.lock();
-        let Core { power_off, kicks, .. } = &mut *core;
-        for stage in [power_off, kicks].into_iter().flatten() {
-            if *stage == Stage::Held {
-                *stage = Stage::Captured(epoch);
-            }
-        }
+        self.restage(|stage| if stage == Stage::Held { Stage::Captured(epoch) } else { stage });
     }
+
+    fn uncapture(&self, epoch: u64) {
+        self.restage(|stage| if stage == Stage::Captured(epoch) { Stage::Held } else { stage });
+    }
+
+    fn drain(&self) {}
+
+    fn abandon(&self) {}
 
     fn release(&self, epoch: u64) {
         self.release_where(|stage| matches!(stage, Stage::Captured(captured) if captured <= epoch));

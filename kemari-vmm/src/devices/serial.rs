@@ -56,6 +56,10 @@ impl Output {
         }
     }
 
+    fn uncapture(&mut self, epoch: u64) {
+        self.captured.retain(|&(captured, _)| captured != epoch);
+    }
+
     /// Takes out what the captures up to `epoch` contain.
     fn release(&mut self, epoch: u64) -> Vec<u8> {
         let mut end = self.first;
@@ -202,6 +206,14 @@ impl Device for Console {
     fn capture(&self, epoch: u64) {
         self.lock().output.capture(epoch);
     }
+
+    fn uncapture(&self, epoch: u64) {
+        self.lock().output.uncapture(epoch);
+    }
+
+    fn drain(&self) {}
+
+    fn abandon(&self) {}
 
     fn release(&self, epoch: u64) {
         let mut core = self.lock();

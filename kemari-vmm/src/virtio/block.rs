@@ -1,6 +1,6 @@
 //! virtio-blk: a disk on a file or block device of the host (virtio 1.2, section 5.2).
 
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::sync::mpsc::{Sender, channel};
 
 use serde::{Deserialize, Serialize};
@@ -30,7 +30,7 @@ pub struct Block {
     read_only: bool,
     capacity_sectors: u64,
     completions: Option<Weak<dyn Completions>>,
-    worker: Option<Sender<DiskJob>>,
+    worker: Option<(Sender<DiskJob>, Arc<Disk>)>,
 }
 
 /// What a guest asks of its disk.
@@ -79,10 +79,11 @@ impl Block {
         }
         self.capacity_sectors = sectors;
         let (sender, receiver) = channel();
+        let disk = Arc::new(disk);
         if let Some(completions) = &self.completions {
-            disk.serve(receiver, completions.clone())?;
+            disk.clone().serve(receiver, completions.clone())?;
         }
-        self.worker = Some(sender);
+        self.worker = Some((sender, disk));
         Ok(())
     }
 
@@ -191,7 +192,7 @@ impl Backend for Block {
             }
         };
         match &self.worker {
-            Some(worker) if worker.send(DiskJob { id, operation }).is_ok() => Ok(Submission::Pending),
+            Some((worker, _)) if worker.send(DiskJob { id, operation }).is_ok() => Ok(Submission::Pending),
             _ => Self::answer(request, VIRTIO_BLK_S_IOERR, 0, memory).map(Submission::Done),
         }
     }
@@ -211,6 +212,14 @@ impl Backend for Block {
                 tracing::error!("a {:?} of the disk {:?} failed: {error}", request.kind, self.serial);
                 Self::answer(request, VIRTIO_BLK_S_IOERR, 0, memory)
             }
+        }
+    }
+
+    fn flush(&mut self) {
+        if let Some((_, disk)) = &self.worker
+            && let Err(error) = disk.flush()
+        {
+            tracing::error!("the disk {:?} could not be flushed at the end: {error}", self.serial);
         }
     }
 

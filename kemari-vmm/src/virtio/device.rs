@@ -216,7 +216,7 @@ impl<B: Backend> VirtioDevice<B> {
     }
 
     /// Waits until nothing that was captured or released is unfinished, and drops what was never captured.
-    fn drain(&self) -> MutexGuard<'_, Core<B>> {
+    fn finish_started(&self) -> MutexGuard<'_, Core<B>> {
         let mut core = self.lock();
         core.requests.drop_held();
         while core.requests.has_started() {
@@ -226,7 +226,7 @@ impl<B: Backend> VirtioDevice<B> {
     }
 
     fn retire_queue(&self) {
-        let mut core = self.drain();
+        let mut core = self.finish_started();
         let selected = core.transport.queue_sel as usize;
         if let Some(queue) = core.queues.get_mut(selected) {
             queue.reset();
@@ -361,6 +361,19 @@ impl<B: Backend> Device for VirtioDevice<B> {
         }
     }
 
+    fn uncapture(&self, epoch: u64) {
+        self.lock().requests.uncapture(epoch);
+    }
+
+    fn drain(&self) {
+        self.finish_started().backend.flush();
+    }
+
+    fn abandon(&self) {
+        self.lock().requests.clear();
+        self.finished.notify_all();
+    }
+
     fn release(&self, epoch: u64) {
         self.start_released(|requests| requests.release_next(epoch).map(Started::from));
     }
@@ -370,7 +383,7 @@ impl<B: Backend> Device for VirtioDevice<B> {
     }
 
     fn reset(&self) {
-        let mut core = self.drain();
+        let mut core = self.finish_started();
         core.transport = Transport::default();
         core.queues = fresh_queues(&core.backend);
         core.backend.reset();

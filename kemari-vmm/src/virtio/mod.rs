@@ -134,6 +134,8 @@ pub trait Backend: Send + 'static {
     fn take_config_change(&mut self) -> bool {
         false
     }
+    /// Makes what was written durable, when the machine stops for good.
+    fn flush(&mut self) {}
     /// State to save.
     fn save(&self) -> Self::State;
     /// State to continue from.

@@ -108,6 +108,15 @@ impl<B: Clone> RequestList<B> {
         Ok(())
     }
 
+    /// The capture of `epoch` will never be acked: what it contained is held again, and a later capture takes its
+    /// bytes anew.
+    pub fn uncapture(&mut self, epoch: u64) {
+        for request in self.requests.iter_mut().filter(|request| request.stage == Stage::Captured(epoch)) {
+            request.stage = Stage::Held;
+            request.data = None;
+        }
+    }
+
     /// The next request that the acked capture of `epoch` (or an older one) contains, now released.
     pub fn release_next(&mut self, epoch: u64) -> Option<&mut Request<B>> {
         let request = self
@@ -196,6 +205,18 @@ mod tests {
         memory[0] = 2;
         list.capture(2, |_| Ok(memory.clone())).unwrap();
         assert_eq!(list.release_next(2).unwrap().data.as_deref(), Some(&[1u8][..]));
+    }
+
+    #[test]
+    fn a_capture_that_failed_gives_its_output_to_the_next_one() {
+        let mut list = list_of(&[Stage::Held]);
+        let mut memory = vec![1u8];
+        list.capture(1, |_| Ok(memory.clone())).unwrap();
+        list.uncapture(1);
+        assert!(list.has_held() && list.release_next(1).is_none());
+        memory[0] = 2;
+        list.capture(2, |_| Ok(memory.clone())).unwrap();
+        assert_eq!(list.release_next(2).unwrap().data.as_deref(), Some(&[2u8][..]));
     }
 
     #[test]
