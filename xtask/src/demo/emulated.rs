@@ -142,10 +142,10 @@ struct EmulatedPair<'a> {
 
 impl EmulatedPair<'_> {
     fn start(&mut self, side: Side, subcommand: &str) -> Result<()> {
-        let fault = self.fault.map(|fault| fault.to_string());
-        let env: Vec<_> = fault
+        let env: Vec<_> = self
+            .fault
             .iter()
-            .map(|fault| ("KEMARI_FAULTS", fault.as_str()))
+            .map(|fault| ("KEMARI_FAULTS", fault.environment()))
             .collect();
         let words = [PROGRAM, subcommand, CONFIG, "--host", side.name()];
         self.programs[side.number()] = Some(self.place.lab.host(side.number()).spawn(&words, &env, LOG)?);

@@ -103,7 +103,7 @@ impl LocalPair {
             .stdout(file.try_clone()?)
             .stderr(file);
         if let Some(fault) = self.fault {
-            command.env("KEMARI_FAULTS", fault.to_string());
+            command.env("KEMARI_FAULTS", fault.environment());
         }
         let process = Process::spawn(format!("kemari {subcommand}"), command)?;
         fs::write(self.directory.join(pid_file(side)), process.pid().to_string())?;

@@ -73,6 +73,16 @@ pub enum Fault {
     ReleaseBeforeAck,
 }
 
+impl Fault {
+    /// The value of the variable `KEMARI_FAULTS` that makes a program built with the feature `faults` behave so. The
+    /// delay makes it certain that something is on its way when the cut comes.
+    pub fn environment(self) -> &'static str {
+        match self {
+            Fault::ReleaseBeforeAck => "ReleaseBeforeAck,AckDelayMs=50",
+        }
+    }
+}
+
 /// The limits of a run, which depend on how fast the hosts are.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {

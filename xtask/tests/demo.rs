@@ -1,0 +1,203 @@
+//! A run of the demo with stand-ins for the hosts: a real Redis in the place of the guest, and statuses made up.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Result;
+use lab::{Netns, Process};
+use xtask::demo::options::{Cut, Fault, Guest, Hosts, Options, Pace};
+use xtask::demo::pair::{Counters, Pair, Place, SERVICE_PORT, Side, Status, Takeover};
+use xtask::demo::result::{Records, Report};
+use xtask::demo::run::run;
+use xtask::ui::Ui;
+
+/// What happens at the cut.
+#[derive(Clone, Copy)]
+enum Fate {
+    /// Nobody notices: a takeover as it should be.
+    Unnoticed,
+    /// The service dies for good.
+    Death,
+    /// The service forgets what it was told.
+    Amnesia,
+}
+
+struct Stage(Fate);
+
+struct StandIn {
+    fate: Fate,
+    netns: Netns,
+    redis: Option<Process>,
+    cut: bool,
+}
+
+impl Place for Stage {
+    fn name(&self) -> &'static str {
+        "local"
+    }
+
+    fn pace(&self) -> Pace {
+        Pace {
+            before_cut_min: Duration::from_millis(100),
+            before_cut_max: Duration::from_millis(200),
+            after_cut_min: Duration::from_millis(100),
+            recover_max: Duration::from_secs(3),
+            ..Pace::LOCAL
+        }
+    }
+
+    fn make(&mut self, _number: u64, _fault: Option<Fault>) -> Result<Box<dyn Pair + '_>> {
+        Ok(Box::new(StandIn {
+            fate: self.0,
+            netns: Netns::new("redis")?,
+            redis: None,
+            cut: false,
+        }))
+    }
+}
+
+impl Pair for StandIn {
+    fn service(&self) -> SocketAddr {
+        ([127, 0, 0, 1], SERVICE_PORT).into()
+    }
+
+    fn clients(&self) -> Netns {
+        self.netns.clone()
+    }
+
+    fn start_primary(&mut self) -> Result<()> {
+        let args = ["--bind", "127.0.0.1", "--save", "", "--logfile", "/dev/null"];
+        self.redis = Some(self.netns.spawn("redis", "redis-server", &args)?);
+        Ok(())
+    }
+
+    fn start_secondary(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn check_alive(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn status(&mut self, side: Side) -> Result<Option<Status>> {
+        let lives = if self.cut { Side::B } else { Side::A };
+        let takeover = self.cut.then(|| Takeover {
+            ms: 12.5,
+            cut_in_step: Some("released".into()),
+        });
+        Ok((side == lives).then(|| Status {
+            role: "primary".into(),
+            protection: if self.cut { "off" } else { "on" }.into(),
+            waiting_because: None,
+            counters: Counters { syncs: 3 },
+            takeover,
+        }))
+    }
+
+    fn cut(&mut self, _cut: Cut) -> Result<()> {
+        self.cut = true;
+        match self.fate {
+            Fate::Unnoticed => {}
+            Fate::Death => self.redis = None,
+            Fate::Amnesia => {
+                let flush = || std::process::Command::new("redis-cli").arg("flushall").output();
+                assert!(self.netns.run(flush)??.status.success());
+            }
+        }
+        Ok(())
+    }
+
+    fn step_at_cut(&self) -> Option<String> {
+        None
+    }
+}
+
+fn run_with(fate: Fate, cut: Cut) -> Report {
+    let options = Options {
+        guest: Guest::Bare,
+        hosts: Hosts::Local,
+        cut,
+        repeat: 1,
+        seed: Some(5),
+        fault: None,
+        connections: 8,
+    };
+    run(&mut Stage(fate), &options, 5, &Ui::default()).unwrap()
+}
+
+#[test]
+fn without_a_cut_what_a_cut_would_cause_is_null() {
+    let Report { result, reasons } = run_with(Fate::Unnoticed, Cut::None);
+    assert!(result.ok, "{reasons:?}");
+    let json = serde_json::to_value(&result).unwrap();
+    for null in [
+        "cut_in_step",
+        "acknowledged_before",
+        "acknowledged_after",
+        "takeover_ms",
+    ] {
+        assert!(json[null].is_null(), "{null} is {}", json[null]);
+    }
+    assert_eq!(
+        (&json["cut"], &json["syncs"], &json["lost"]),
+        (&"none".into(), &3.into(), &0.into())
+    );
+}
+
+#[test]
+fn a_takeover_that_nobody_notices_is_ok() {
+    let Report { result, reasons } = run_with(Fate::Unnoticed, Cut::Power);
+    assert!(result.ok, "{reasons:?}");
+    assert_eq!(
+        (result.takeover_ms, result.cut_in_step.as_deref()),
+        (Some(12.5), Some("released"))
+    );
+    let (before, after) = (
+        result.acknowledged_before.unwrap(),
+        result.acknowledged_after.unwrap(),
+    );
+    assert!(before > 0 && after > 0 && before + after == result.acknowledged);
+}
+
+#[test]
+fn a_service_that_dies_is_not_ok() {
+    let Report { result, reasons } = run_with(Fate::Death, Cut::Kill);
+    assert!(!result.ok && result.connections_lost == 8, "{reasons:?}");
+}
+
+#[test]
+fn a_service_that_forgets_is_not_ok() {
+    let Report { result, reasons } = run_with(Fate::Amnesia, Cut::Power);
+    assert!(!result.ok && result.lost > 0, "{reasons:?}");
+}
+
+#[test]
+fn the_result_has_exactly_the_promised_fields_and_the_first_failure_stays() {
+    let report = run_with(Fate::Unnoticed, Cut::Kill);
+    let directory = tempfile::tempdir().unwrap();
+    let mut records = Records::create(directory.path()).unwrap();
+    let mut failed = report.clone();
+    failed.result.ok = false;
+    failed.result.lost = 7;
+    records.add(0, 5, &report).unwrap();
+    records.add(1, 6, &failed).unwrap();
+    records.add(2, 7, &report).unwrap();
+    let text = std::fs::read_to_string(directory.path().join("result.json")).unwrap();
+    let names: Vec<&str> = text
+        .split('"')
+        .skip(1)
+        .step_by(2)
+        .filter(|name| text.contains(&format!("\"{name}\":")))
+        .collect();
+    assert_eq!(
+        names.join(" "),
+        "guest hosts cut cut_in_step acknowledged_before acknowledged_after acknowledged lost contradicted \
+         connections_lost longest_gap_ms takeover_ms syncs ok"
+    );
+    assert!(
+        text.contains("\"lost\":7"),
+        "the first run that was not ok stays: {text}"
+    );
+    let lines = std::fs::read_to_string(directory.path().join("runs.jsonl")).unwrap();
+    assert_eq!(lines.lines().count(), 3);
+}
