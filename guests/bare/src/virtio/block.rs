@@ -1,0 +1,285 @@
+//! A virtio disk (virtio 1.2, section 5.2). Requests never block: they are submitted, and come back finished, in any
+//! order, from [`Disk::poll`]. Nothing orders requests in flight among each other; who needs an order waits.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+use super::memory::Dma;
+use super::mmio::{F_EVENT_IDX, F_INDIRECT_DESC, Registers};
+use super::queue::{QUEUE_SIZE, Queue, Segment};
+
+const REQUESTS: u16 = 0;
+/// Feature: the device is read-only.
+const F_RO: u64 = 1 << 5;
+/// Feature: the configuration gives the block size.
+const F_BLK_SIZE: u64 = 1 << 6;
+/// Feature: there is a flush request; without it a finished write is durable.
+const F_FLUSH: u64 = 1 << 9;
+const CONFIG_CAPACITY: u64 = 0;
+const CONFIG_BLOCK_BYTES: u64 = 20;
+/// Unit of positions on the disk, whatever its block size.
+pub const SECTOR_BYTES: usize = 512;
+/// Header of a request (16 bytes), and behind it the byte for its status.
+const HEADER_BYTES: u32 = 16;
+const STATUS_OFFSET: usize = 16;
+const CELL_BYTES: usize = 32;
+/// Requests that the device is given at a time; more wait in the driver.
+pub const IN_FLIGHT_MAX: usize = 40;
+
+/// What a request does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Fills the data from the disk.
+    Read,
+    /// Writes the data to the disk.
+    Write,
+    /// Makes all writes finished before its submission durable.
+    Flush,
+}
+
+impl Operation {
+    fn code(self) -> u32 {
+        match self {
+            Operation::Read => 0,
+            Operation::Write => 1,
+            Operation::Flush => 4,
+        }
+    }
+}
+
+/// A request, and afterwards its result. `O` says whose it is.
+pub struct Request<O> {
+    /// What it does.
+    pub operation: Operation,
+    /// Where, in units of 512 bytes; 0 for a flush.
+    pub sector: u64,
+    /// The data; none for a flush.
+    pub data: Option<Dma>,
+    /// Whose it is.
+    pub owner: O,
+}
+
+/// A request that the device finished.
+pub struct Finished<O> {
+    /// The request, with what was read.
+    pub request: Request<O>,
+    /// The device carried it out.
+    pub ok: bool,
+}
+
+/// A request in the device's hands.
+struct InFlight<O> {
+    request: Request<O>,
+    cell: usize,
+    order: u64,
+}
+
+/// The disk.
+pub struct Disk<O> {
+    registers: Registers,
+    features: u64,
+    flushes: bool,
+    read_only: bool,
+    sectors: u64,
+    block_bytes: usize,
+    resetting: bool,
+    queue: Queue<InFlight<O>>,
+    /// Headers and status bytes of the requests in flight.
+    cells: Dma,
+    free_cells: Vec<usize>,
+    waiting: VecDeque<Request<O>>,
+    submitted: u64,
+}
+
+impl<O> Disk<O> {
+    /// Initialises the disk; `features` are those wanted of the rings.
+    pub fn new(registers: Registers, features: u64) -> Disk<O> {
+        let mut disk = Disk {
+            registers,
+            features: features & (F_EVENT_IDX | F_INDIRECT_DESC),
+            flushes: false,
+            read_only: false,
+            sectors: 0,
+            block_bytes: SECTOR_BYTES,
+            resetting: true,
+            queue: Queue::new(false, false),
+            cells: Dma::new(IN_FLIGHT_MAX * CELL_BYTES, 4096),
+            free_cells: (0..IN_FLIGHT_MAX).rev().collect(),
+            waiting: VecDeque::new(),
+            submitted: 0,
+        };
+        registers.begin_reset();
+        while !registers.is_reset() {
+            core::hint::spin_loop();
+        }
+        disk.restart();
+        disk
+    }
+
+    /// Size in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.sectors * SECTOR_BYTES as u64
+    }
+
+    /// Smallest unit of a request, in bytes: a power of two from 512 to 4096.
+    pub fn block_bytes(&self) -> usize {
+        self.block_bytes
+    }
+
+    /// Writes are refused.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Available and used index of the queue.
+    pub fn indexes(&self) -> (u16, u16) {
+        self.queue.indexes()
+    }
+
+    /// Submits a request. The device hears of it at the next [`Disk::notify`].
+    pub fn submit(&mut self, request: Request<O>) {
+        self.waiting.push_back(request);
+    }
+
+    /// Resets the device, whatever is in flight. It works again once [`Disk::poll`] has found the reset complete;
+    /// requests that were in flight are submitted again, since the device may or may not have carried them out.
+    pub fn begin_reset(&mut self) {
+        self.notify();
+        self.resetting = true;
+        self.registers.begin_reset();
+    }
+
+    /// A reset is under way: [`Disk::poll`] must be called again soon, since no interrupt tells its end.
+    pub fn is_resetting(&self) -> bool {
+        self.resetting
+    }
+
+    /// Its registers are at this address.
+    pub fn is_at(&self, base: u64) -> bool {
+        self.registers.base() == base
+    }
+
+    /// After an interrupt.
+    pub fn acknowledge(&self) {
+        self.registers.acknowledge();
+    }
+
+    /// Goes on with a reset, and returns a request that the device has finished.
+    pub fn poll(&mut self) -> Option<Finished<O>> {
+        if self.resetting {
+            if !self.registers.is_reset() {
+                return None;
+            }
+            self.restart();
+        }
+        self.queue.pop().map(|(done, _)| {
+            // SAFETY: the status byte of a cell, which the device has written and given back.
+            let status = unsafe { self.cell(done.cell).add(STATUS_OFFSET).read_volatile() };
+            self.free_cells.push(done.cell);
+            Finished {
+                request: done.request,
+                ok: status == 0,
+            }
+        })
+    }
+
+    /// Gives waiting requests to the device, and tells it once of all that are new.
+    pub fn notify(&mut self) {
+        self.offer_waiting();
+        if !self.resetting && self.queue.must_notify() {
+            self.registers.notify(REQUESTS);
+        }
+    }
+
+    /// Header and status of one request in flight.
+    fn cell(&self, cell: usize) -> *mut u8 {
+        assert!(cell < IN_FLIGHT_MAX, "there is no cell {cell}");
+        // SAFETY: inside the cells' memory.
+        unsafe { self.cells.as_ptr().add(cell * CELL_BYTES) }
+    }
+
+    fn offer_waiting(&mut self) {
+        while !self.resetting
+            && !self.waiting.is_empty()
+            && self.queue.has_room(1)
+            && let Some(cell) = self.free_cells.pop()
+        {
+            let request = self.waiting.pop_front().expect("it is not empty");
+            self.submitted += 1;
+            self.offer(InFlight {
+                request,
+                cell,
+                order: self.submitted,
+            });
+        }
+    }
+
+    fn offer(&mut self, in_flight: InFlight<O>) {
+        let request = &in_flight.request;
+        let cell = self.cell(in_flight.cell);
+        // SAFETY: the cell is 32 aligned bytes, and not in the device's hands. 0xff: a status that no device returns.
+        unsafe {
+            cell.cast::<[u32; 2]>()
+                .write_volatile([request.operation.code(), 0]);
+            cell.add(8).cast::<u64>().write_volatile(request.sector);
+            cell.add(STATUS_OFFSET).write_volatile(0xff);
+        }
+        let at = cell as u64;
+        let header = Segment {
+            address: at,
+            bytes: HEADER_BYTES,
+            device_writes: false,
+        };
+        let status = Segment {
+            address: at + STATUS_OFFSET as u64,
+            bytes: 1,
+            device_writes: true,
+        };
+        match &request.data {
+            Some(data) => {
+                let device_writes = request.operation == Operation::Read;
+                let data = Segment {
+                    address: data.address(),
+                    bytes: data.len() as u32,
+                    device_writes,
+                };
+                self.queue.add(&[header, data, status], in_flight);
+            }
+            None => self.queue.add(&[header, status], in_flight),
+        }
+    }
+
+    /// Initialises the device after a reset, and offers it again what was in flight, in the same order.
+    fn restart(&mut self) {
+        let accepted = self
+            .registers
+            .negotiate(self.features | F_RO | F_BLK_SIZE | F_FLUSH);
+        self.flushes = accepted & F_FLUSH != 0;
+        self.read_only = accepted & F_RO != 0;
+        let word = |offset| u64::from(self.registers.config_word(offset));
+        self.sectors = word(CONFIG_CAPACITY) | word(CONFIG_CAPACITY + 4) << 32;
+        if accepted & F_BLK_SIZE != 0 {
+            self.block_bytes = word(CONFIG_BLOCK_BYTES) as usize;
+        }
+        assert!(
+            self.block_bytes.is_power_of_two() && (SECTOR_BYTES..=4096).contains(&self.block_bytes),
+            "the disk has blocks of {} bytes: 512 to 4096 are supported",
+            self.block_bytes
+        );
+        let mut again = self.queue.take_in_flight();
+        again.sort_by_key(|in_flight| in_flight.order);
+        self.queue = Queue::new(accepted & F_EVENT_IDX != 0, accepted & F_INDIRECT_DESC != 0);
+        self.registers
+            .set_queue(REQUESTS, QUEUE_SIZE, self.queue.addresses());
+        self.registers.finish();
+        self.resetting = false;
+        for in_flight in again {
+            self.offer(in_flight);
+        }
+    }
+
+    /// A flush must follow writes that are to be durable.
+    pub fn needs_flush(&self) -> bool {
+        self.flushes
+    }
+}
