@@ -16,6 +16,7 @@ use crate::agent::{AGENT_PORT, Answer, Program, Request, read_message, write_mes
 use crate::error::{Context, Error, Result, tail};
 use crate::netns::Netns;
 use crate::network::{NETMASK_BITS, Network, bridge_mac, control_address, replication_address};
+use crate::packages::tool;
 use crate::process::Process;
 use crate::qmp::Qmp;
 
@@ -330,7 +331,7 @@ impl Host {
             replication_address(self.index),
             bridge_mac(self.index),
         );
-        let mut command = self.outside.command("qemu-system-x86_64");
+        let mut command = self.outside.command(tool("qemu-system-x86_64"));
         command.args([
             "-accel",
             "tcg,thread=multi",

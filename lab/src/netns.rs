@@ -11,6 +11,7 @@ use std::thread;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 use crate::error::{Context, Error, Result};
+use crate::packages::tool;
 use crate::process::{Process, check};
 
 /// A network namespace. Clones are the same namespace; it ends with the last of them and the last process in it.
@@ -103,7 +104,7 @@ impl Netns {
 
     /// Runs lines of `ip` commands (without the word `ip`) inside the namespace, by one `ip -batch`.
     pub fn ip(&self, batch: &str) -> Result<()> {
-        let mut command = self.command("ip");
+        let mut command = self.command(tool("ip"));
         command
             .args(["-batch", "-"])
             .stdin(Stdio::piped())

@@ -32,7 +32,7 @@ const PROGRAM_DIRS: [&str; 6] = [
 pub fn ensure_packages() -> Result<()> {
     let missing: Vec<&str> = TOOLS
         .iter()
-        .filter(|(program, _)| !is_installed(program))
+        .filter(|(program, _)| installed(program).is_none())
         .map(|(_, package)| *package)
         .collect();
     if missing.is_empty() {
@@ -51,10 +51,17 @@ pub fn ensure_packages() -> Result<()> {
     Ok(())
 }
 
-fn is_installed(program: &str) -> bool {
+/// Where a program is that [`ensure_packages`] brings; only its name if it is nowhere, which makes a clear error when
+/// it is started.
+pub(crate) fn tool(program: &str) -> PathBuf {
+    installed(program).unwrap_or_else(|| program.into())
+}
+
+fn installed(program: &str) -> Option<PathBuf> {
     PROGRAM_DIRS
         .iter()
-        .any(|dir| Path::new(dir).join(program).exists())
+        .map(|dir| Path::new(dir).join(program))
+        .find(|path| path.exists())
 }
 
 fn apt_get() -> Command {

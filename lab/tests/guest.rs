@@ -49,7 +49,7 @@ fn boot(net: &LocalNet, image: &GuestImage, disk: &Path, appendfsync: &str) -> P
     // That of an earlier boot would be read before QEMU empties it.
     let _ = fs::remove_file(&console);
     let mut command = net.host(0).netns().command("qemu-system-x86_64");
-    command.args("-accel tcg -M pc -cpu max -m 192 -nodefaults -display none -no-reboot".split(' '));
+    command.args("-accel tcg -M pc -cpu max -m 128 -nodefaults -display none -no-reboot".split(' '));
     command
         .arg("-kernel")
         .arg(&image.kernel.vmlinux)

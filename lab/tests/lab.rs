@@ -27,6 +27,7 @@ fn hosts_are_driven_cut_off_and_killed() {
 
     programs_run_and_end(a);
     files_travel(a);
+    static_tests_run_inside(a);
     what_one_writes_the_other_reads(a, b);
     links_are_cut_one_at_a_time(&lab);
     etcd_answers(a);
@@ -86,6 +87,16 @@ fn files_travel(host: &Host) {
     assert!(host.get("/a/new/directory/file").unwrap() == content);
     host.sh("test -x /a/new/directory/file").unwrap();
     assert!(host.get("/nowhere").is_err());
+}
+
+fn static_tests_run_inside(host: &Host) {
+    let tests = lab::build::static_tests("lab", &[]).unwrap();
+    let unit_tests = tests
+        .iter()
+        .find(|path| path.file_name().unwrap().to_string_lossy().starts_with("lab-"));
+    host.put(unit_tests.unwrap(), "/tmp/tests").unwrap();
+    let shown = host.sh("/tmp/tests messages_travel").unwrap();
+    assert!(shown.contains("1 passed"), "{shown}");
 }
 
 fn what_one_writes_the_other_reads(a: &Host, b: &Host) {

@@ -25,4 +25,8 @@ if [ "$kemari_redis" = on ]; then
     until [ "$(redis-cli ping 2>/dev/null)" = PONG ]; do sleep 0.1; done
 fi
 echo "guest ready"
-while true; do setsid cttyhack sh; done
+while true; do
+    setsid cttyhack sh
+    # Without a console the shell ends at once.
+    sleep 1
+done

@@ -9,7 +9,7 @@ use super::{base, busybox};
 use crate::cache;
 use crate::error::{Context, Result};
 use crate::kernel::{Kernel, cloud_kernel, modules};
-use crate::packages::unpacked;
+use crate::packages::{tool, unpacked};
 use crate::process::run;
 
 /// Devices of the machine (virtio-mmio), and of QEMU's for the tests of this image (virtio-pci).
@@ -106,7 +106,7 @@ fn disk() -> Result<PathBuf> {
         tracing::info!("making the guest's disk");
         let root = tempfile::tempdir_in(cache::dir()?).context(|| "make a directory for the guest".into())?;
         fill(root.path())?;
-        let mut command = Command::new("mke2fs");
+        let mut command = Command::new(tool("mke2fs"));
         command.args(["-q", "-t", "ext4", "-L", "guest", "-E", "root_owner=0:0", "-d"]);
         run(command.arg(root.path()).arg(path).arg(format!("{DISK_MIB}M")))?;
         Ok(())
