@@ -219,8 +219,12 @@ impl BlockTest {
                 self.submit_write(run, number, disk);
             }
             // Every other time a read too: of the block just written, or of any.
-            if self.draw() % 2 == 0 && run.in_flight < run.depth {
-                let number = if self.draw() % 2 == 0 { number } else { self.draw() };
+            if self.draw().is_multiple_of(2) && run.in_flight < run.depth {
+                let number = if self.draw().is_multiple_of(2) {
+                    number
+                } else {
+                    self.draw()
+                };
                 if self.blocks[number].reading_from.is_none() {
                     self.submit_read(run, number, disk);
                 }

@@ -222,7 +222,7 @@ impl Guest {
         let mut wait_us = None;
         if let Some(net) = &mut self.net {
             resetting |= net.nic.is_resetting();
-            wait_us = match net.next() {
+            wait_us = match net.next_poll() {
                 Next::Now => return Some(0),
                 Next::InUs(us) => Some(us),
                 Next::Idle => None,

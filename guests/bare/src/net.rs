@@ -100,7 +100,7 @@ impl Net {
     }
 
     /// When to poll again.
-    pub fn next(&mut self) -> Next {
+    pub fn next_poll(&mut self) -> Next {
         let delay = self.interface.poll_delay(now(), &self.sockets);
         match delay.map(|delay| delay.total_micros()) {
             // Whatever is due cannot leave before the card has room: its interrupt tells.

@@ -166,7 +166,7 @@ impl Nic {
         }
         let (event_idx, indirect) = (accepted & F_EVENT_IDX != 0, accepted & F_INDIRECT_DESC != 0);
         let mut packets = self.transmitter.queue.take_in_flight();
-        packets.extend(self.transmitter.waiting.drain(..));
+        packets.append(&mut self.transmitter.waiting);
         packets.sort_by_key(|packet| packet.order);
         self.receiver.queue = Queue::new(event_idx, indirect);
         self.transmitter.queue = Queue::new(event_idx, indirect);
