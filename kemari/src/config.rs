@@ -12,6 +12,8 @@ mod host;
 mod machine;
 mod parse;
 mod protection;
+#[cfg(test)]
+mod tests;
 mod validate;
 mod values;
 

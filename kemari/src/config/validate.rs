@@ -213,7 +213,7 @@ fn protection(config: &Config, wrong: &mut Wrong) {
                 "`protection.staging_mib_max` is {}, but must hold twice `max_dirty_pages` ({} pages are {} MiB)",
                 p.staging_mib_max,
                 p.max_dirty_pages,
-                u64::from(p.max_dirty_pages) * 4096 >> 20
+                u64::from(p.max_dirty_pages) >> 8
             ),
         );
     }

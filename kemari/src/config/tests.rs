@@ -1,0 +1,269 @@
+//! Files as people write them, and the sentences they get.
+
+use super::*;
+
+const EXAMPLE: &str = include_str!("../../../docs/example.toml");
+
+fn errors(text: &str) -> Vec<String> {
+    match Config::parse(text, "vm.toml") {
+        Ok(_) => vec![],
+        Err(error) => error.to_string().lines().map(str::to_owned).collect(),
+    }
+}
+
+/// The example with one line changed; `from` must be in it.
+fn changed(from: &str, to: &str) -> String {
+    assert!(EXAMPLE.contains(from), "the example has no `{from}`");
+    EXAMPLE.replacen(from, to, 1)
+}
+
+/// The one error of the changed example, which must be at the line of the change.
+fn error_of(from: &str, to: &str) -> String {
+    let text = changed(from, to);
+    let line = 1 + EXAMPLE[..EXAMPLE.find(from).unwrap()].matches('\n').count();
+    let errors = errors(&text);
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    let start = format!("vm.toml, line {line}: ");
+    errors[0]
+        .strip_prefix(&start)
+        .unwrap_or_else(|| panic!("not at line {line}: {}", errors[0]))
+        .to_owned()
+}
+
+#[test]
+fn the_example_is_a_configuration() {
+    let config = Config::parse(EXAMPLE, "example.toml").unwrap();
+    assert_eq!(config.vm, "demo");
+    assert_eq!(config.machine.memory_mib, 512);
+    assert_eq!(config.nets_of("b")[0].tap, "tap3");
+    assert_eq!(
+        config.disks_of("a")[0].path,
+        Path::new("/dev/disk/by-id/shared-lun-1")
+    );
+    assert_eq!(config.disks[0].serial(), "demo-root");
+    assert_eq!(config.host("a").control(), Path::new("/run/kemari/demo.sock"));
+    assert_eq!(config.host("a").state_dir(), Path::new("/var/lib/kemari/demo"));
+    assert_eq!(
+        config.host("a").fence_against("b"),
+        ["/usr/local/sbin/power-off", "b"]
+    );
+    assert_eq!(config.peers("a").map(|(name, _)| name).collect::<Vec<_>>(), ["b"]);
+    assert_eq!(config.select_host(Some("a")).unwrap(), "a");
+    let unknown = config.select_host(Some("c")).unwrap_err().to_string();
+    assert_eq!(
+        unknown,
+        "there is no host `c` in the configuration; it knows `a`, `b`"
+    );
+}
+
+#[test]
+fn mistyped_keys_are_named_with_the_nearest_right_one() {
+    assert_eq!(
+        error_of("memory_mib = 512", "memmory_mib = 512"),
+        "unknown key `memmory_mib` in [machine]; did you mean `memory_mib`?"
+    );
+    assert_eq!(
+        error_of("cache =", "cahce ="),
+        "unknown key `cahce` in [[disk]]; did you mean `cache`?"
+    );
+    assert_eq!(
+        error_of("console = \"none\"", "consol = 1"),
+        "unknown key `consol` in [hosts.a]; did you mean `console`?"
+    );
+}
+
+#[test]
+fn all_mistyped_keys_at_once_in_order() {
+    let text = changed("memory_mib = 512", "memmory_mib = 512").replace("[arbiter]", "[arbitre]");
+    let errors = errors(&text);
+    assert_eq!(errors.len(), 2, "{errors:?}");
+    assert!(
+        errors[0].contains("line 7: unknown key `memmory_mib`"),
+        "{errors:?}"
+    );
+    assert!(
+        errors[1].contains("unknown key `arbitre` at the top of the file; did you mean `arbiter`?"),
+        "{errors:?}"
+    );
+}
+
+#[test]
+fn far_off_keys_get_the_list() {
+    let sentence = error_of("vcpus = 1", "colour = 1");
+    assert_eq!(
+        sentence,
+        "unknown key `colour` in [machine]; the keys there are: memory_mib, vcpus, kernel, initrd, cmdline"
+    );
+}
+
+#[test]
+fn wrong_types_name_their_key() {
+    let sentence = error_of("memory_mib = 512", "memory_mib = \"512M\"");
+    assert_eq!(
+        sentence,
+        "`machine.memory_mib`: invalid type: string \"512M\", expected u32"
+    );
+    let sentence = error_of("cache = \"direct\"", "cache = \"direkt\"");
+    assert_eq!(
+        sentence,
+        "`disk.cache`: unknown value `direkt`, expected `writeback` or `direct`"
+    );
+    assert!(
+        error_of("52:54:00:12:34:56", "52:54:00:12:34")
+            .contains("`net.mac`: `52:54:00:12:34` is no MAC address")
+    );
+    assert!(error_of("10.0.0.2:7711", "10.0.0.2").starts_with("`hosts.b.listen`: "));
+    assert!(error_of("console = \"none\"", "console = \"tty\"").contains("write `stdio`, `none`"));
+    assert!(error_of("vcpus = 1", "vcpus = -1").starts_with("`machine.vcpus`: "));
+}
+
+#[test]
+fn missing_keys_name_their_section() {
+    assert_eq!(
+        errors(&changed("kernel = \"vmlinuz\"\n", "")),
+        ["vm.toml, line 6: `machine` lacks the key `kernel`"]
+    );
+    assert_eq!(
+        errors(&changed("vm = \"demo\"\n", "")),
+        ["vm.toml: the file lacks the key `vm`"]
+    );
+}
+
+#[test]
+fn what_is_no_toml_has_a_line() {
+    assert!(
+        errors("vm = \"demo\"\nmachine = {")
+            .first()
+            .unwrap()
+            .starts_with("vm.toml, line 2: this is not TOML")
+    );
+    assert!(!errors("\u{0}\u{1}").is_empty());
+}
+
+#[test]
+fn values_are_checked() {
+    for (from, to, says) in [
+        (
+            "memory_mib = 512",
+            "memory_mib = 63",
+            "is 63, but must be 64 to 1048576",
+        ),
+        ("vcpus = 1", "vcpus = 9", "is 9, but must be 1 to 8"),
+        ("vm = \"demo\"", "vm = \"de/mo\"", "the VM's name is `de/mo`"),
+        (
+            "serial = \"demo-root\"",
+            "serial = \"123456789012345678901\"",
+            "at most 20 printable",
+        ),
+        (
+            "cache = \"direct\"",
+            "read_only = false",
+            "must bypass their page caches",
+        ),
+        ("plaintext = true", "plaintext = false", "not encrypted yet"),
+        (
+            "heartbeat_interval_ms = 100",
+            "heartbeat_interval_ms = 500",
+            "at least three times",
+        ),
+        (
+            "heartbeat_interval_ms = 100",
+            "staging_mib_max = 100",
+            "must hold twice",
+        ),
+        ("10.0.0.2:7711", "10.0.0.1:7711", "given twice"),
+        ("10.0.0.2:7711", "0.0.0.0:7711", "give one address"),
+        ("http://10.0.0.12:2379", "https://10.0.0.12:2379", "TLS"),
+        (
+            "net0 = \"tap0\"",
+            "net0 = \"a-name-too-long-for-linux\"",
+            "no name of a network device",
+        ),
+    ] {
+        let errors = errors(&changed(from, to));
+        assert_eq!(errors.len(), 1, "{to}: {errors:?}");
+        assert!(
+            errors[0].contains(says) && errors[0].contains("line "),
+            "{to}: {errors:?}"
+        );
+    }
+}
+
+#[test]
+fn devices_are_named_once_and_rightly() {
+    let errors_of = |from, to| errors(&changed(from, to)).join("\n");
+    assert!(
+        errors_of("net0 = \"tap3\"", "nte0 = \"tap3\"")
+            .contains("no [[net]] has that id; did you mean `net0`?")
+    );
+    assert!(errors_of("net0 = \"tap3\"", "").contains("card `net0` has no TAP on host `b`"));
+    assert!(errors_of("id = \"net0\"", "id = \"blk0\"").contains("the id `blk0` is given twice"));
+    assert!(
+        errors_of("path = \"/dev/disk/by-id/shared-lun-1\"", "")
+            .contains("disk `blk0` has no path on host `a`")
+    );
+}
+
+#[test]
+fn a_shared_disk_needs_a_fence_and_two_hosts() {
+    let text = EXAMPLE.replace("fence = [\"/usr/local/sbin/power-off\", \"{peer}\"]", "");
+    let errors_found = errors(&text);
+    assert_eq!(errors_found.len(), 2, "{errors_found:?}");
+    assert!(
+        errors_found[0].contains("host `a` needs a `fence`"),
+        "{errors_found:?}"
+    );
+    let alone = &EXAMPLE[..EXAMPLE.find("[hosts.b]").unwrap()];
+    assert!(errors(alone)[0].contains("names one host, but a protected VM has two"));
+    let unprotected = alone.replace("plaintext = true", "enabled = false");
+    assert_eq!(errors(&unprotected), [] as [&str; 0]);
+}
+
+#[test]
+fn cached_shared_disks_need_the_word() {
+    let text =
+        changed("cache = \"direct\"", "").replace("plaintext", "allow_cached_shared_disk = true\nplaintext");
+    assert_eq!(errors(&text), [] as [&str; 0]);
+}
+
+#[test]
+fn the_digest_covers_what_is_common_and_nothing_else() {
+    let digest = |text: &str| Config::parse(text, "vm.toml").unwrap().digest();
+    let original = digest(EXAMPLE);
+    for (from, to) in [
+        ("memory_mib = 512", "memory_mib = 513"),
+        ("34:56", "34:57"),
+        ("lockstep", "pipelined"),
+        ("demo-root", "x"),
+    ] {
+        assert_ne!(digest(&changed(from, to)), original, "{to}");
+    }
+    for (from, to) in [
+        ("tap3", "tap4"),
+        ("10.0.0.2:7711", "10.0.0.2:7712"),
+        ("# A protected", "# Another"),
+        ("\"none\"", "\"stdio\""),
+    ] {
+        assert_eq!(digest(&changed(from, to)), original, "{to}");
+    }
+}
+
+#[test]
+fn relative_paths_are_relative_to_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vm.toml");
+    std::fs::write(&path, EXAMPLE).unwrap();
+    let config = Config::load(&path).unwrap();
+    assert_eq!(config.machine.kernel, directory.path().join("vmlinuz"));
+    assert_eq!(
+        config.disks_of("a")[0].path,
+        Path::new("/dev/disk/by-id/shared-lun-1")
+    );
+    assert_eq!(
+        config.digest(),
+        Config::parse(EXAMPLE, "").unwrap().digest(),
+        "the digest depends on the directory"
+    );
+    let missing = Config::load(&directory.path().join("none.toml")).unwrap_err();
+    assert!(missing.to_string().starts_with("cannot read the configuration"));
+}

@@ -1,0 +1,24 @@
+//! One side of a VM: the wiring of the mechanism (`kemari_sync`), the machine (`kemari_vmm`) and the link.
+//!
+//! A side is one loop on one thread. It waits for its sockets, for its mailbox (into which other threads put what
+//! happened) and for the mechanism's next deadline; it feeds the mechanism's state machine with events and carries out
+//! the actions that come back. `primary` and `secondary` are those loops, `life` goes from one to the other.
+
+mod arbiter_thread;
+mod assembly;
+mod board;
+mod capture;
+mod clock;
+mod copy;
+mod fence;
+mod life;
+mod listener;
+mod mailbox;
+mod primary;
+mod secondary;
+mod sync_tap;
+mod trace;
+mod wait;
+
+pub use life::{StartAs, run};
+pub use trace::Step;

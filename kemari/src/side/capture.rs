@@ -1,0 +1,114 @@
+//! A capture: the frames of one sync, taken at a pause and kept until the ack.
+
+use std::collections::HashSet;
+
+use kemari_sync::{Begin, Message, PAGES_PER_FRAME_MAX, PageBatchWriter, StateFrame, SyncTally, encode, encode_state};
+use kemari_vmm::machine::{Machine, MachineError};
+use kemari_vmm::memory;
+use kemari_vmm::state::StateBlob;
+
+/// One sync, captured.
+pub struct Capture {
+    /// Number of the sync.
+    pub epoch: u64,
+    /// Its dirty pages, owed to the secondary until the ack.
+    pub pages: Vec<u64>,
+    /// Its pages and states as frames. Empty once handed to the link.
+    pub frames: Vec<u8>,
+    /// Counts the frames.
+    tally: SyncTally,
+    /// Whether the guest has powered itself off in it.
+    pub stop: bool,
+}
+
+/// A capture that failed. Its dirty pages are owed all the same.
+pub struct Failed {
+    pub pages: Vec<u64>,
+    pub error: anyhow::Error,
+}
+
+impl Capture {
+    /// Pauses the machine, holds its output from here on if `hold`, and takes state, output and dirty pages; `owed` are
+    /// pages that are dirty already. The machine stays paused.
+    pub fn take(machine: &Machine, epoch: u64, hold: bool, owed: Vec<u64>) -> Result<Self, Failed> {
+        machine.pause();
+        let frozen = machine.freeze();
+        if hold {
+            frozen.hold_output();
+        }
+        frozen.capture_output(epoch);
+        let mut states = Vec::new();
+        let saved = frozen.save_state(&mut states);
+        // Last: saving state may have written memory.
+        let mut pages = owed;
+        let already = pages.len();
+        let collected = frozen.collect_dirty(&mut pages);
+        if already > 0 {
+            let mut seen = HashSet::with_capacity(pages.len());
+            pages.retain(|page| seen.insert(*page));
+        }
+        if let Err(error) = saved.and(collected) {
+            return Err(Failed { pages, error: error.into() });
+        }
+        let mut capture = Self {
+            epoch,
+            pages,
+            frames: Vec::new(),
+            tally: SyncTally::default(),
+            stop: machine.power_off_wanted(),
+        };
+        match capture.encode(machine, &states) {
+            Ok(()) => Ok(capture),
+            Err(error) => Err(Failed { pages: capture.pages, error }),
+        }
+    }
+
+    fn encode(&mut self, machine: &Machine, states: &[StateBlob]) -> anyhow::Result<()> {
+        let memory = machine.memory();
+        self.frames.reserve(self.pages.len() * (memory::PAGE_BYTES + 16) + (64 << 10));
+        for chunk in self.pages.chunks(PAGES_PER_FRAME_MAX) {
+            let mut batch = PageBatchWriter::new(false, &mut self.frames);
+            let mut read = Ok(());
+            for &page in chunk {
+                batch.push_with(page, |bytes| {
+                    if let Err(error) = memory::read_page(memory, page, bytes) {
+                        read = Err(error);
+                    }
+                });
+            }
+            let count = batch.pages();
+            let header = batch.finish();
+            read?;
+            self.tally.add_pages(&header, count);
+        }
+        for blob in states {
+            let frame = StateFrame {
+                kind: blob.kind as u16,
+                instance: blob.instance,
+                version: blob.version,
+                bytes: &blob.bytes,
+            };
+            self.tally.add_state(&encode_state(&frame, &mut self.frames)?);
+        }
+        Ok(())
+    }
+
+    /// The whole sync as it goes over the wire: begin, pages and states, commit. The frames are gone afterwards.
+    pub fn transmission(&mut self, begin: Begin, stop: bool) -> [Vec<u8>; 3] {
+        let (mut opening, mut closing) = (Vec::new(), Vec::new());
+        encode(&Message::Begin(begin), &mut opening);
+        encode(&Message::Commit(self.tally.commit(self.epoch, stop)), &mut closing);
+        [opening, std::mem::take(&mut self.frames), closing]
+    }
+}
+
+/// What went wrong, as one line.
+pub fn explain(error: &MachineError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
