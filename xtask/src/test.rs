@@ -30,8 +30,9 @@ pub struct Options {
     /// Only the tests of one place; the counts of the other are not checked
     #[arg(long, value_enum)]
     pub place: Option<Place>,
-    /// Only test programs whose name contains this; no count is checked, and nothing but tests is done
-    pub filter: Option<String>,
+    /// Only the test programs of this package (may be repeated); no count is checked, and nothing but tests is done
+    #[arg(long = "package", short)]
+    pub packages: Vec<String>,
 }
 
 impl Options {
@@ -39,10 +40,8 @@ impl Options {
         self.place.is_none_or(|wanted| wanted == place)
     }
 
-    fn matches(&self, program: &Program) -> bool {
-        self.filter
-            .as_ref()
-            .is_none_or(|filter| program.to_string().contains(filter.as_str()))
+    fn wants_all_packages(&self) -> bool {
+        self.packages.is_empty()
     }
 }
 
@@ -53,20 +52,20 @@ pub fn test(options: &Options) -> bool {
     tally.stage(Place::Here, "packages", || {
         packages::ensure_installed(&[packages::IP, packages::ETCD, packages::REDIS])
     });
-    if options.filter.is_none() && options.wants(Place::Here) {
+    if options.wants_all_packages() && options.wants(Place::Here) {
         static_checks(&mut tally);
     }
     tally.stage(Place::Here, "bare guest: build", || {
         tools::build_bare_guest().map(drop)
     });
-    if options.filter.is_none() && options.wants(Place::Here) {
+    if options.wants_all_packages() && options.wants(Place::Here) {
         tally.programs(Place::Here, "bare guest: unit tests", programs::bare_guest_tests);
     }
     workspace_tests(&mut tally, options);
-    if options.filter.is_none() && options.wants(Place::Here) {
+    if options.wants_all_packages() && options.wants(Place::Here) {
         tally.programs(Place::Here, "documentation tests", programs::doc_tests);
     }
-    if options.filter.is_none() {
+    if options.wants_all_packages() {
         tally.check_declared(options);
     }
     tally.print(begin.elapsed());
@@ -117,12 +116,11 @@ fn workspace_tests(tally: &mut Tally, options: &Options) {
     let kvm = emulated::kvm_place();
     let mut found: Vec<Program> = Vec::new();
     tally.stage(Place::Here, "tests: build", || {
-        found = programs::build_workspace()?;
+        found = programs::build(&options.packages)?;
         Ok(())
     });
     let (local, remote): (Vec<_>, Vec<_>) = found
         .into_iter()
-        .filter(|program| options.matches(program))
         .partition(|program| program.place(kvm) == Place::Here);
     if options.wants(Place::Here) {
         for program in local {

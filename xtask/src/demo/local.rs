@@ -15,6 +15,9 @@ use crate::tools::{output_of, tail, target_dir};
 
 /// Lines of a program's log that are shown when it has ended.
 const LOG_LINES_MAX: usize = 30;
+/// In the state directory: the name of the step that the primary's sync is in, ended by a zero byte. The program maps
+/// this file, so that the last name written outlives a SIGKILL.
+const STEP_FILE: &str = "step";
 
 /// This machine.
 #[derive(Debug)]
@@ -189,8 +192,16 @@ impl Pair for LocalPair {
     }
 
     fn step_at_cut(&self) -> Option<String> {
-        None
+        let path = self.directory.join(state_dir(Side::A)).join(STEP_FILE);
+        let bytes = fs::read(path).ok()?;
+        let name = bytes.split(|&byte| byte == 0).next()?;
+        let name = String::from_utf8_lossy(name).trim().to_owned();
+        (!name.is_empty()).then_some(name)
     }
+}
+
+fn state_dir(side: Side) -> String {
+    format!("{}.state", side.name())
 }
 
 fn pid_file(side: Side) -> String {
@@ -204,7 +215,7 @@ fn plan(directory: &Path, image: &Image, number: u64, net: &LocalNet, etcd: &Etc
         control: directory.join(format!("{}.sock", side.name())),
         console: directory.join(format!("{}.console", side.name())),
         fence: fence(&directory.join(pid_file(other))),
-        state_dir: directory.join(format!("{}.state", side.name())),
+        state_dir: directory.join(state_dir(side)),
         tap: net.host(side.number()).tap(0),
         disk: disk.clone(),
     };

@@ -193,7 +193,7 @@ mod tests {
         let mut tally = Tally::default();
         tally.check_declared(&Options {
             place: Some(Place::Here),
-            filter: None,
+            packages: Vec::new(),
         });
         assert_eq!(tally.total(), Count { passed: 0, failed: 1 });
     }

@@ -77,16 +77,20 @@ impl Program {
     }
 }
 
-/// Builds all test programs of the workspace.
-pub(super) fn build_workspace() -> Result<Vec<Program>> {
-    let args = [
+/// Builds the test programs of some packages; of all if none is named.
+pub(super) fn build(packages: &[String]) -> Result<Vec<Program>> {
+    let mut command = cargo();
+    command.args([
         "test",
         "--no-run",
-        "--workspace",
         "--all-features",
         "--message-format=json-render-diagnostics",
-    ];
-    parse_messages(&output_of(cargo().args(args))?)
+    ]);
+    if packages.is_empty() {
+        command.arg("--workspace");
+    }
+    command.args(packages.iter().flat_map(|package| ["--package", package]));
+    parse_messages(&output_of(&mut command)?)
 }
 
 /// Builds the test programs of some packages so that they need no library; they run inside emulated hosts.
