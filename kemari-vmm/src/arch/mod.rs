@@ -1,1 +1,62 @@
 //! x86_64: the memory map, CPUID, vCPU and interrupt controller state, ACPI.
+//!
+//! | file | concern |
+//! |---|---|
+//! | `layout` | where memory, devices, ports and boot structures lie |
+//! | `acpi` | the tables by which a guest finds its devices |
+//! | `cpuid` | which processor the guest sees |
+//! | `reset`, `registers` | vCPUs and interrupt controllers as after power-on; the registers of each way of entry |
+//! | `vcpu`, `vm`, `msr`, `xsave` | their state, saved and restored; the order of KVM's calls with the reasons in `vcpu` |
+//! | `preflight` | what this host's KVM can do, by measuring |
+
+pub mod acpi;
+pub mod cpuid;
+pub mod layout;
+mod msr;
+pub mod preflight;
+mod registers;
+mod reset;
+pub mod vcpu;
+pub mod vm;
+mod xsave;
+
+#[cfg(test)]
+mod on_kvm_test;
+
+pub use reset::{create_irqchip, reset_vm, setup_vcpu};
+
+/// KVM did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchError {
+    /// An ioctl failed.
+    #[error("KVM refused {ioctl}; `kemari check` shows what this host's KVM lacks")]
+    Ioctl {
+        /// The ioctl's name in the kernel's documentation.
+        ioctl: &'static str,
+        /// The kernel's error.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// A list of model-specific registers was read or written only in part, which would tear the vCPU's state.
+    #[error(
+        "KVM stopped {ioctl} at register {msr:#x} ({done} of {count} done); both hosts need a KVM that has the same registers"
+    )]
+    MsrsPartly {
+        /// `KVM_GET_MSRS` or `KVM_SET_MSRS`.
+        ioctl: &'static str,
+        /// How many were done.
+        done: usize,
+        /// How many were asked for.
+        count: usize,
+        /// The first that was not done.
+        msr: u32,
+    },
+    /// A state does not fit this host's KVM or processor.
+    #[error("the processor state does not fit this host: {0}")]
+    Unfit(String),
+}
+
+/// Names the ioctl in its error.
+fn named(ioctl: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> ArchError {
+    move |source| ArchError::Ioctl { ioctl, source }
+}

@@ -1,0 +1,113 @@
+//! The physical memory map of the machine, its interrupt lines and ports.
+//!
+//! ```text
+//! 0x0000_1000  GDT, IDT, TSS, boot info, page tables (abi.rs): used at the entry only, or by a bare guest
+//! 0x0001_0000  boot_params of Linux, or the start info of PVH
+//! 0x0002_0000  kernel command line
+//! 0x0009_fc00  end of usable low memory
+//! 0x000e_0000  ACPI tables
+//! 0x0010_0000  kernel (or where it asks to be), initrd as high as possible below 3 GiB
+//! 0xc000_0000  end of low memory; hole
+//! 0xd000_0000  virtio-mmio register pages
+//! 0xfec0_0000  I/O APIC
+//! 0xfee0_0000  local APICs
+//! 0xfffb_c000  pages that KVM on Intel processors needs for itself
+//! 1_0000_0000  the rest of memory
+//! ```
+
+use vm_memory::GuestAddress;
+
+#[path = "../../../guests/bare/src/abi.rs"]
+pub mod abi;
+
+/// First byte behind the memory that lies below the hole.
+pub const LOW_MEMORY_END: u64 = 0xc000_0000;
+/// Where memory goes on above the hole.
+pub const HIGH_MEMORY_START: u64 = 0x1_0000_0000;
+
+/// `boot_params` of the Linux boot protocol, or `hvm_start_info` of PVH with its module list and memory map: one page.
+pub const BOOT_PARAMS: u64 = 0x1_0000;
+/// The kernel command line with its terminating zero.
+pub const CMDLINE: u64 = 0x2_0000;
+/// Longest command line, in bytes without the terminating zero (Linux's COMMAND_LINE_SIZE on x86 is 2,048 with it).
+pub const CMDLINE_BYTES_MAX: usize = 2047;
+/// First byte behind the usable low memory: the extended BIOS data area of a PC would begin here.
+pub const REAL_MODE_MEMORY_END: u64 = 0x9_fc00;
+/// The ACPI tables, RSDP first.
+pub const ACPI_TABLES: u64 = 0xe_0000;
+/// Room for the ACPI tables, in bytes.
+pub const ACPI_TABLES_BYTES_MAX: usize = 0x2_0000;
+/// Where memory goes on above the legacy area of a PC; no kernel is loaded below.
+pub const KERNEL_START: u64 = 0x10_0000;
+
+/// Register page of the first virtio-mmio device.
+pub const VIRTIO_MMIO_BASE: u64 = 0xd000_0000;
+/// Bytes of one device's registers.
+pub const VIRTIO_MMIO_BYTES: u64 = 0x1000;
+/// Interrupt line of the first virtio-mmio device.
+pub const VIRTIO_MMIO_GSI: u32 = 5;
+/// Most virtio-mmio devices of a machine.
+pub const VIRTIO_MMIO_DEVICES_MAX: usize = abi::DEVICES_MAX;
+
+/// First I/O port of the 16550 console.
+pub const COM1_PORT: u16 = 0x3f8;
+/// Number of its ports.
+pub const COM1_PORTS: u16 = 8;
+/// Its interrupt line.
+pub const COM1_GSI: u32 = 4;
+
+/// Pins of the I/O APIC: valid interrupt lines are below.
+pub const IO_APIC_PINS: u32 = 24;
+
+/// Three pages for KVM on Intel processors without unrestricted guests (`KVM_SET_TSS_ADDR`).
+pub const KVM_TSS: u64 = 0xfffb_d000;
+/// One page for the same (`KVM_SET_IDENTITY_MAP_ADDR`).
+pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
+
+const _: () = {
+    assert!(VIRTIO_MMIO_GSI as usize + VIRTIO_MMIO_DEVICES_MAX <= IO_APIC_PINS as usize);
+    assert!(abi::PAGE_TABLES + 6 * 0x1000 <= BOOT_PARAMS);
+    assert!(CMDLINE + (CMDLINE_BYTES_MAX as u64) < REAL_MODE_MEMORY_END);
+};
+
+/// Register page and interrupt line of the virtio-mmio device in a slot.
+///
+/// The slot must be below [`VIRTIO_MMIO_DEVICES_MAX`].
+pub fn virtio_mmio(slot: usize) -> (u64, u32) {
+    (VIRTIO_MMIO_BASE + slot as u64 * VIRTIO_MMIO_BYTES, VIRTIO_MMIO_GSI + slot as u32)
+}
+
+/// The regions of a machine with this many bytes of memory: one below the hole, and one above it if there is more.
+pub fn memory_regions(bytes: u64) -> Vec<(GuestAddress, usize)> {
+    let low = bytes.min(LOW_MEMORY_END);
+    let mut regions = vec![(GuestAddress(0), low as usize)];
+    if bytes > low {
+        regions.push((GuestAddress(HIGH_MEMORY_START), (bytes - low) as usize));
+    }
+    regions
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_split_at_the_hole() {
+        let mib = 1 << 20;
+        assert_eq!(memory_regions(64 * mib), [(GuestAddress(0), 64 << 20)]);
+        assert_eq!(memory_regions(3072 * mib), [(GuestAddress(0), 3072 << 20)]);
+        assert_eq!(
+            memory_regions(3074 * mib),
+            [(GuestAddress(0), 3072 << 20), (GuestAddress(HIGH_MEMORY_START), 2 << 20)]
+        );
+    }
+
+    #[test]
+    fn devices_lie_in_the_hole() {
+        assert_eq!(virtio_mmio(0), (0xd000_0000, 5));
+        assert_eq!(virtio_mmio(15), (0xd000_f000, 20));
+        let (last, gsi) = virtio_mmio(VIRTIO_MMIO_DEVICES_MAX - 1);
+        assert!(last + VIRTIO_MMIO_BYTES <= abi::IO_APIC && last >= LOW_MEMORY_END);
+        assert!(gsi < IO_APIC_PINS);
+    }
+}

@@ -1,0 +1,66 @@
+//! Descriptor table and page tables for an entry in 64-bit mode, shared by Linux's 64-bit entry and the bare guest.
+
+use super::{BootError, write};
+use crate::arch::layout::abi;
+use crate::memory::Memory;
+
+const PAGE_BYTES: u64 = 0x1000;
+const LARGE_PAGE_BYTES: u64 = 2 << 20;
+/// Page directories: each maps 1 GiB.
+const DIRECTORIES: u64 = 4;
+/// Present, writable, user, accessed.
+const TABLE_FLAGS: u64 = 0x27;
+/// The same, and dirty, and a large page: the processor never has to write a table, so tables stay clean.
+const LARGE_PAGE_FLAGS: u64 = 0xe7;
+
+/// The descriptors, by their selectors. Linux's boot protocol asks for flat code at 0x10 and flat data at 0x18.
+const DESCRIPTORS: [u64; 8] = [
+    0,
+    0,
+    0x00af_9b00_0000_ffff, // 0x10: ring-0 code, 64 bits
+    0x00cf_9300_0000_ffff, // 0x18: ring-0 data
+    0,
+    0x00cf_f300_0000_ffff, // 0x28: user data
+    0x00af_fb00_0000_ffff, // 0x30: user code, 64 bits
+    0,
+];
+
+/// Last byte of the I/O permission bitmap, which must be all ones, relative to the TSS.
+pub const TSS_LIMIT: u32 = 0x68 + 8192;
+/// Last byte of the descriptor table: eight descriptors, and the TSS's, which takes two places.
+pub const GDT_LIMIT: u16 = 10 * 8 - 1;
+
+/// Writes all tables that an entry in 64-bit mode needs.
+pub fn write_long_mode_tables(memory: &Memory) -> Result<(), BootError> {
+    write_gdt(memory)?;
+    write_page_tables(memory)
+}
+
+/// Writes the descriptor table at [`abi::GDT`].
+fn write_gdt(memory: &Memory) -> Result<(), BootError> {
+    let base = abi::TSS;
+    let limit = u64::from(TSS_LIMIT);
+    // A busy 64-bit TSS: it is loaded without the instruction that would set the busy bit.
+    let tss = (limit & 0xffff) | (base & 0xff_ffff) << 16 | 0x8b << 40 | (limit >> 16) << 48 | (base >> 24) << 56;
+    let mut bytes = Vec::with_capacity(usize::from(GDT_LIMIT) + 1);
+    for descriptor in DESCRIPTORS.into_iter().chain([tss, base >> 32]) {
+        bytes.extend(descriptor.to_le_bytes());
+    }
+    write(memory, abi::GDT, &bytes, "descriptor table")
+}
+
+/// Writes page tables at [`abi::PAGE_TABLES`] that map the first 4 GiB one to one.
+fn write_page_tables(memory: &Memory) -> Result<(), BootError> {
+    let pointers = abi::PAGE_TABLES + PAGE_BYTES;
+    let directories = pointers + PAGE_BYTES;
+    let mut tables = vec![0u64; ((2 + DIRECTORIES) * PAGE_BYTES / 8) as usize];
+    tables[0] = pointers | TABLE_FLAGS;
+    for directory in 0..DIRECTORIES {
+        tables[512 + directory as usize] = (directories + directory * PAGE_BYTES) | TABLE_FLAGS;
+    }
+    for (page, entry) in tables[1024..].iter_mut().enumerate() {
+        *entry = (page as u64 * LARGE_PAGE_BYTES) | LARGE_PAGE_FLAGS;
+    }
+    let bytes: Vec<u8> = tables.into_iter().flat_map(u64::to_le_bytes).collect();
+    write(memory, abi::PAGE_TABLES, &bytes, "page tables")
+}
