@@ -15,15 +15,27 @@ use crate::tools::{output_of, tail, target_dir};
 
 /// Lines of a program's log that are shown when it has ended.
 const LOG_LINES_MAX: usize = 30;
-/// In the state directory: the name of the step that the primary's sync is in, ended by a zero byte. The program maps
-/// this file, so that the last name written outlives a SIGKILL.
+/// The file in the state directory in which a side notes its step: number and epoch, as little-endian u64. It is
+/// mapped, so that what was noted last outlives a SIGKILL.
 const STEP_FILE: &str = "step";
+/// Names of the steps by number (`kemari::side::Step`).
+const STEPS: [(u64, &str); 6] = [
+    (1, "running"),
+    (2, "copying"),
+    (3, "capturing"),
+    (4, "sending"),
+    (5, "awaiting ack"),
+    (6, "releasing"),
+];
 
-/// This machine.
+/// This machine: two namespaces and an etcd, used for one run after the other.
+// The order of the fields is the order of their end.
 #[derive(Debug)]
 pub struct LocalPlace {
     program: PathBuf,
     image: Image,
+    etcd: Etcd,
+    net: LocalNet,
 }
 
 impl LocalPlace {
@@ -34,7 +46,14 @@ impl LocalPlace {
             root,
             "network namespaces need root: run the demo as root (for example with sudo)"
         );
-        Ok(Self { program, image })
+        let net = LocalNet::new(2, 1)?;
+        let etcd = Etcd::start(net.outside())?;
+        Ok(Self {
+            program,
+            image,
+            etcd,
+            net,
+        })
     }
 }
 
@@ -48,44 +67,39 @@ impl Place for LocalPlace {
     }
 
     fn make(&mut self, number: u64, fault: Option<Fault>) -> Result<Box<dyn Pair + '_>> {
-        Ok(Box::new(LocalPair::new(
-            &self.program,
-            &self.image,
-            number,
-            fault,
-        )?))
+        for side in Side::BOTH {
+            let host = self.net.host(side.number());
+            host.netns().ip(&format!("link set {} down", host.tap(0)))?;
+            self.net.up(side.number())?;
+        }
+        Ok(Box::new(LocalPair::new(self, number, fault)?))
     }
 }
 
-struct LocalPair {
-    program: PathBuf,
+struct LocalPair<'a> {
+    place: &'a LocalPlace,
     directory: PathBuf,
     fault: Option<Fault>,
     processes: [Option<Process>; 2],
     link_cut: bool,
-    _etcd: Etcd,
-    net: LocalNet,
 }
 
-impl LocalPair {
-    fn new(program: &Path, image: &Image, number: u64, fault: Option<Fault>) -> Result<Self> {
+impl<'a> LocalPair<'a> {
+    fn new(place: &'a LocalPlace, number: u64, fault: Option<Fault>) -> Result<Self> {
         let directory = target_dir().join("demo/run");
         let _ = fs::remove_dir_all(&directory);
         fs::create_dir_all(&directory).with_context(|| format!("{} cannot be made", directory.display()))?;
-        image.disk.write_to(&directory.join("disk.img"))?;
-        let net = LocalNet::new(2, 1)?;
-        let etcd = Etcd::start(net.outside())?;
-        let plan = plan(&directory, image, number, &net, &etcd);
-        fs::write(directory.join("demo.toml"), plan.to_toml()?)?;
-        let processes = [None, None];
+        place.image.disk.write_to(&directory.join("disk.img"))?;
+        fs::write(
+            directory.join("demo.toml"),
+            place.plan(&directory, number).to_toml()?,
+        )?;
         Ok(Self {
-            program: program.to_owned(),
+            place,
             directory,
             fault,
-            processes,
+            processes: [None, None],
             link_cut: false,
-            _etcd: etcd,
-            net,
         })
     }
 
@@ -96,7 +110,12 @@ impl LocalPair {
     fn start(&mut self, side: Side, subcommand: &str) -> Result<()> {
         let log = self.log(side);
         let file = File::create(&log).with_context(|| format!("{} cannot be written", log.display()))?;
-        let mut command = self.net.host(side.number()).netns().command(&self.program);
+        let mut command = self
+            .place
+            .net
+            .host(side.number())
+            .netns()
+            .command(&self.place.program);
         command
             .arg(subcommand)
             .arg(self.config())
@@ -119,13 +138,13 @@ impl LocalPair {
     }
 }
 
-impl Pair for LocalPair {
+impl Pair for LocalPair<'_> {
     fn service(&self) -> SocketAddr {
         (guest_address(0), SERVICE_PORT).into()
     }
 
     fn clients(&self) -> Netns {
-        self.net.outside().clone()
+        self.place.net.outside().clone()
     }
 
     fn start_primary(&mut self) -> Result<()> {
@@ -162,7 +181,7 @@ impl Pair for LocalPair {
         if self.processes[side.number()].is_none() {
             return Ok(None);
         }
-        let mut command = std::process::Command::new(&self.program);
+        let mut command = std::process::Command::new(&self.place.program);
         command
             .arg("status")
             .arg(self.config())
@@ -180,9 +199,9 @@ impl Pair for LocalPair {
             Cut::None => return Ok(()),
             Cut::Link => {
                 self.link_cut = true;
-                return Ok(self.net.cut(a, Network::Replication)?);
+                return Ok(self.place.net.cut(a, Network::Replication)?);
             }
-            Cut::Power => self.net.down(a)?,
+            Cut::Power => self.place.net.down(a)?,
             Cut::Kill => {}
         }
         if let Some(mut primary) = self.processes[a].take() {
@@ -192,11 +211,10 @@ impl Pair for LocalPair {
     }
 
     fn step_at_cut(&self) -> Option<String> {
-        let path = self.directory.join(state_dir(Side::A)).join(STEP_FILE);
-        let bytes = fs::read(path).ok()?;
-        let name = bytes.split(|&byte| byte == 0).next()?;
-        let name = String::from_utf8_lossy(name).trim().to_owned();
-        (!name.is_empty()).then_some(name)
+        let bytes = fs::read(self.directory.join(state_dir(Side::A)).join(STEP_FILE)).ok()?;
+        let number = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
+        let name = STEPS.iter().find(|(of, _)| *of == number);
+        Some(name.map_or(format!("step {number}"), |(_, name)| (*name).to_owned()))
     }
 }
 
@@ -208,29 +226,31 @@ fn pid_file(side: Side) -> String {
     format!("{}.pid", side.name())
 }
 
-fn plan(directory: &Path, image: &Image, number: u64, net: &LocalNet, etcd: &Etcd) -> Plan {
-    let disk = directory.join("disk.img");
-    let host = |side: Side, other: Side| HostPlan {
-        listen: SocketAddr::from((replication_address(side.number()), LINK_PORT)).to_string(),
-        control: directory.join(format!("{}.sock", side.name())),
-        console: directory.join(format!("{}.console", side.name())),
-        fence: fence(&directory.join(pid_file(other))),
-        state_dir: directory.join(state_dir(side)),
-        tap: net.host(side.number()).tap(0),
-        disk: disk.clone(),
-    };
-    Plan {
-        vm: format!("demo-{number:016x}"),
-        kernel: image.kernel.clone(),
-        initrd: image.initrd.clone(),
-        cmdline: image.cmdline.clone(),
-        memory_mib: image.memory_mib,
-        direct: takes_o_direct(&disk),
-        etcd: etcd.endpoint(),
-        suspicion_timeout_ms: 1000,
-        heartbeat_interval_ms: 100,
-        reconnect_timeout_ms: 300,
-        hosts: [host(Side::A, Side::B), host(Side::B, Side::A)],
+impl LocalPlace {
+    fn plan(&self, directory: &Path, number: u64) -> Plan {
+        let disk = directory.join("disk.img");
+        let host = |side: Side, other: Side| HostPlan {
+            listen: SocketAddr::from((replication_address(side.number()), LINK_PORT)).to_string(),
+            control: directory.join(format!("{}.sock", side.name())),
+            console: directory.join(format!("{}.console", side.name())),
+            fence: fence(&directory.join(pid_file(other))),
+            state_dir: directory.join(state_dir(side)),
+            tap: self.net.host(side.number()).tap(0),
+            disk: disk.clone(),
+        };
+        Plan {
+            vm: format!("demo-{number:016x}"),
+            kernel: self.image.kernel.clone(),
+            initrd: self.image.initrd.clone(),
+            cmdline: self.image.cmdline.clone(),
+            memory_mib: self.image.memory_mib,
+            direct: takes_o_direct(&disk),
+            etcd: self.etcd.endpoint(),
+            suspicion_timeout_ms: 1000,
+            heartbeat_interval_ms: 100,
+            reconnect_timeout_ms: 300,
+            hosts: [host(Side::A, Side::B), host(Side::B, Side::A)],
+        }
     }
 }
 
