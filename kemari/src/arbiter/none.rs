@@ -44,3 +44,45 @@ impl Arbiter for NoArbiter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kemari_sync::{Incarnation, Phase};
+
+    #[test]
+    fn every_swap_passes_and_the_peers_record_is_assumed() {
+        let owner = Incarnation {
+            host: "a".into(),
+            nonce: 1,
+        };
+        let record = |term| Record {
+            vm: "demo".into(),
+            store: 1,
+            term,
+            base: term,
+            owner: owner.clone(),
+            peer: None,
+            phase: Phase::Acting,
+        };
+        let mut arbiter = NoArbiter::new();
+        assert_eq!(
+            arbiter.execute(&ArbiterRequest::Read),
+            ArbiterAnswer::Record(None)
+        );
+        arbiter.assume(&record(4));
+        assert_eq!(
+            arbiter.execute(&ArbiterRequest::Read),
+            ArbiterAnswer::Record(Some(record(4)))
+        );
+        let swap = ArbiterRequest::Swap {
+            expected: Some(record(4)),
+            new: record(5),
+        };
+        assert_eq!(arbiter.execute(&swap), ArbiterAnswer::Swapped);
+        assert_eq!(
+            arbiter.execute(&ArbiterRequest::Read),
+            ArbiterAnswer::Record(Some(record(5)))
+        );
+    }
+}

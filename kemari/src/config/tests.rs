@@ -267,3 +267,35 @@ fn relative_paths_are_relative_to_the_file() {
     let missing = Config::load(&directory.path().join("none.toml")).unwrap_err();
     assert!(missing.to_string().starts_with("cannot read the configuration"));
 }
+
+#[test]
+fn every_key_is_documented() {
+    use super::fields::fields_of;
+    let text = include_str!("../../../docs/configuration.md");
+    let keys = [
+        fields_of::<Machine>(),
+        fields_of::<Disk>(),
+        fields_of::<Net>(),
+        fields_of::<Protection>(),
+        fields_of::<Arbiter>(),
+        fields_of::<Host>(),
+    ];
+    for key in keys.concat() {
+        assert!(
+            text.contains(&format!("| `{key}` |")),
+            "docs/configuration.md lacks `{key}`"
+        );
+    }
+    let defaults = Protection::default();
+    for (key, default) in [
+        ("suspicion_timeout_ms", defaults.suspicion_timeout_ms),
+        ("progress_timeout_ms", defaults.progress_timeout_ms),
+        ("staging_mib_max", defaults.staging_mib_max),
+        ("max_dirty_pages", defaults.max_dirty_pages),
+    ] {
+        assert!(
+            text.contains(&format!("| `{key}` | {default} |")),
+            "docs/configuration.md: default of `{key}`"
+        );
+    }
+}
