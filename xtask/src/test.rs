@@ -8,6 +8,7 @@
 //! host, and is counted in the same way.
 
 mod counts;
+mod demos;
 mod emulated;
 mod lockfile;
 mod programs;
@@ -66,6 +67,7 @@ pub fn test(options: &Options) -> bool {
         tally.programs(Place::Here, "documentation tests", programs::doc_tests);
     }
     if options.wants_all_packages() {
+        demos::run(&mut tally, emulated::kvm_place(), |place| options.wants(place));
         tally.check_declared(options);
     }
     tally.print(begin.elapsed());

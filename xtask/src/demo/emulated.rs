@@ -1,16 +1,16 @@
 //! Emulated hosts: the lab.
 
-use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use lab::{Lab, LabConfig, Netns, Network, guest_address, replication_address};
+use tempfile::TempDir;
 
 use super::config::{HostPlan, Plan};
 use super::options::{Cut, Fault, Pace};
 use super::pair::{Image, LINK_PORT, Pair, Place, SERVICE_PORT, Side, Status};
-use crate::tools::{tail, target_dir};
+use crate::tools::tail;
 
 /// Lines of a program's log that are shown when it has ended.
 const LOG_LINES_MAX: usize = 30;
@@ -32,14 +32,14 @@ pub struct EmulatedPlace {
     program: PathBuf,
     image: Image,
     disk: PathBuf,
+    _directory: TempDir,
 }
 
 impl EmulatedPlace {
     /// Boots the hosts. `program` must need no library, and the disk has the size of that of `image` for good.
     pub fn new(program: PathBuf, image: Image) -> Result<Self> {
-        let directory = target_dir().join("demo/run");
-        fs::create_dir_all(&directory).with_context(|| format!("{} cannot be made", directory.display()))?;
-        let disk = directory.join("shared-disk.img");
+        let directory = lab::scratch_dir()?;
+        let disk = directory.path().join("shared-disk.img");
         image.disk.write_to(&disk)?;
         let lab = Lab::start(LabConfig {
             shared_disks: vec![disk.clone()],
@@ -50,6 +50,7 @@ impl EmulatedPlace {
             program,
             image,
             disk,
+            _directory: directory,
         })
     }
 

@@ -1,14 +1,14 @@
 //! Tests that need KVM, on a machine that has none: they run inside an emulated host.
 
 use std::fs::OpenOptions;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use lab::{Host, Lab, LabConfig};
 
 use super::counts::{Count, Place, Tally};
-use super::programs::{Program, build_static, judge};
+use super::programs::{Program, judge};
 use crate::tools::build_bare_guest;
 
 /// A test program may take so long inside an emulated host.
@@ -30,7 +30,9 @@ pub(super) fn run_inside(tally: &mut Tally, programs: &[Program]) {
     packages.dedup();
     let mut built = Vec::new();
     tally.stage(Place::Lab, "tests that need KVM: build", || {
-        built = build_static(&packages)?;
+        for package in packages {
+            built.extend(lab::build::static_tests(package, &[])?);
+        }
         Ok(())
     });
     let mut lab = None;
@@ -43,18 +45,22 @@ pub(super) fn run_inside(tally: &mut Tally, programs: &[Program]) {
     });
     let Some(lab) = lab else { return };
     for program in programs {
-        let name = program.to_string();
-        tally.programs(Place::Lab, &name, || {
-            let found = built.iter().find(|built| built.to_string() == name);
-            run_in(
-                lab.host(0),
-                found.with_context(|| format!("cargo built no static program for {name}"))?,
-            )
+        tally.programs(Place::Lab, &program.to_string(), || {
+            let is_it = |path: &&PathBuf| {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                name.rsplit_once('-')
+                    .is_some_and(|(stem, _)| stem == program.stem())
+            };
+            let path = built
+                .iter()
+                .find(is_it)
+                .context("cargo built no static program for it")?;
+            run_in(lab.host(0), program, path)
         });
     }
 }
 
-fn run_in(host: &Host, program: &Program) -> Result<Count> {
+fn run_in(host: &Host, program: &Program, path: &Path) -> Result<Count> {
     // Tests find the bare guest where it was built.
     let guest = build_bare_guest()?;
     let guest_directory = guest.parent().unwrap_or(Path::new("/")).display();
@@ -63,7 +69,7 @@ fn run_in(host: &Host, program: &Program) -> Result<Count> {
         program.directory.display()
     ))?;
     host.put(&guest, &guest.to_string_lossy())?;
-    host.put(&program.path, PROGRAM)?;
+    host.put(path, PROGRAM)?;
     let line = format!(
         "cd '{}' && exec {PROGRAM} --test-threads=1 2>&1",
         program.directory.display()

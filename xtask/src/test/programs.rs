@@ -53,9 +53,19 @@ impl Program {
     pub fn place(&self, kvm: Place) -> Place {
         match () {
             () if self.needs_kvm() => kvm,
-            () if self.is_test("lab") => Place::Lab,
+            () if self.needs_lab() => Place::Lab,
             () => Place::Here,
         }
+    }
+
+    /// Whether it starts emulated machines: the lab's integration tests, and those named `lab*`.
+    fn needs_lab(&self) -> bool {
+        self.is_test("lab") || self.package == "lab" && self.kind == "test"
+    }
+
+    /// The beginning of the program's file name, before cargo's hash.
+    pub fn stem(&self) -> String {
+        self.target.replace('-', "_")
     }
 
     fn is_test(&self, prefix: &str) -> bool {
@@ -90,24 +100,6 @@ pub(super) fn build(packages: &[String]) -> Result<Vec<Program>> {
         command.arg("--workspace");
     }
     command.args(packages.iter().flat_map(|package| ["--package", package]));
-    parse_messages(&output_of(&mut command)?)
-}
-
-/// Builds the test programs of some packages so that they need no library; they run inside emulated hosts.
-pub(super) fn build_static(packages: &[&str]) -> Result<Vec<Program>> {
-    let mut command = cargo();
-    command.args([
-        "test",
-        "--no-run",
-        "--all-features",
-        "--message-format=json-render-diagnostics",
-    ]);
-    command
-        .args(["--target", "x86_64-unknown-linux-gnu", "--target-dir"])
-        .arg(target_dir().join("static"));
-    command.args(packages.iter().flat_map(|package| ["--package", package]));
-    command.env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=debuginfo");
-    command.env_remove("CARGO_ENCODED_RUSTFLAGS");
     parse_messages(&output_of(&mut command)?)
 }
 
@@ -248,7 +240,8 @@ mod tests {
             (program("kemari-vmm", "lib", "kemari_vmm"), Place::Lab),
             (program("kemari", "test", "kvm_takeover"), Place::Lab),
             (program("kemari", "test", "cli"), Place::Here),
-            (program("lab", "test", "lab"), Place::Lab),
+            (program("kemari", "test", "lab_linux"), Place::Lab),
+            (program("lab", "test", "guest"), Place::Lab),
             (program("lab", "lib", "lab"), Place::Here),
         ];
         for (program, without_kvm) in cases {
