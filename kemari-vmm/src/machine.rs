@@ -14,13 +14,18 @@
 //! The machine knows nothing of secondaries.
 
 use std::io::Write;
-use std::sync::{Arc, Mutex, PoisonError, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLockWriteGuard};
 
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_bindings::CpuId;
+use kvm_ioctls::VmFd;
 
 use crate::arch::layout::{self, abi};
-use crate::arch::vcpu::{ArchError, MsrList, VcpuIdentity, VcpuState, VmState};
-use crate::arch::{self};
+use crate::arch::preflight::PreflightError;
+use crate::arch::vcpu::{
+    RareRegisters, VCPU_IDENTITY_VERSION, VCPU_STATE_VERSION, VcpuAccess, VcpuIdentity, VcpuState,
+};
+use crate::arch::vm::{VM_STATE_VERSION, VmState};
+use crate::arch::{self, ArchError};
 use crate::boot::{BootError, Kernel, MmioDevice};
 use crate::devices::Device;
 use crate::devices::hub::Hub;
@@ -97,6 +102,9 @@ pub type EventSink = Arc<dyn Fn(MachineEvent) + Send + Sync>;
 /// A machine that cannot be built, or an operation on it that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
+    /// KVM is missing, or lacks what Kemari needs.
+    #[error(transparent)]
+    Preflight(#[from] PreflightError),
     /// KVM refused.
     #[error("KVM cannot {step}")]
     Kvm {
@@ -146,13 +154,17 @@ pub struct Machine {
     vm: Arc<VmFd>,
     dirty: DirtyLog,
     spec: MachineSpec,
-    msrs: MsrList,
-    identity: VcpuIdentity,
-    /// The state in which everything was built: a reset goes back to it.
-    power_on: (VmState, Vec<VcpuState>),
-    tsc_khz: u32,
-    /// Buffers of the vCPU states, kept between captures.
-    vcpu_states: Mutex<Vec<VcpuState>>,
+    /// The processor that the guest sees.
+    cpuid: CpuId,
+    /// What of each vCPU never changes.
+    identities: Vec<VcpuIdentity>,
+    /// How KVM's state is read and written, with buffers kept between captures.
+    access: Mutex<Access>,
+}
+
+struct Access {
+    vcpus: Vec<VcpuAccess>,
+    vm: VmState,
 }
 
 /// The machine's devices, as the vCPU threads reach them.
@@ -177,44 +189,39 @@ impl Machine {
         if !(1..=VCPUS_MAX).contains(&spec.vcpus) {
             return Err(MachineError::Limit(format!("a machine has 1 to {VCPUS_MAX} vCPUs, not {}", spec.vcpus)));
         }
-        let kvm_fd = Kvm::new().map_err(kvm("be opened (/dev/kvm); load kvm_intel or kvm_amd, and be root or in the group kvm"))?;
+        let kvm_fd = arch::preflight::open()?;
         let vm = Arc::new(kvm_fd.create_vm().map_err(kvm("create a virtual machine"))?);
-        arch::vcpu::setup_vm(&vm)?;
+        arch::create_irqchip(&vm)?;
         let memory = memory::create(spec.memory_bytes)?;
         let dirty = DirtyLog::new(vm.clone(), memory.clone()).map_err(kvm("take the guest's memory"))?;
-        let cpuid = arch::cpuid::guest_cpuid(&kvm_fd, spec.vcpus)?;
-        let mut fds = Vec::new();
+        let cpuid = arch::cpuid::template(&kvm_fd, spec.vcpus)?;
+        // A bare guest is known to leave XCR0 and the debug registers alone.
+        let rare = if spec.kernel.is_bare() { RareRegisters::Keep } else { RareRegisters::Read };
+        let (mut fds, mut identities, mut accesses) = (Vec::new(), Vec::new(), Vec::new());
         for index in 0..spec.vcpus {
             let mut fd = vm.create_vcpu(u64::from(index)).map_err(kvm("create a vCPU"))?;
-            arch::vcpu::setup_vcpu(&mut fd, &cpuid, index, None)?;
+            arch::setup_vcpu(&fd, &cpuid, index, None)?;
+            identities.push(VcpuIdentity::save(&fd)?);
+            accesses.push(VcpuAccess::new(&kvm_fd, &vm, &mut fd, rare)?);
             fds.push(fd);
         }
-        let msrs = MsrList::of(&kvm_fd, &fds[0])?;
-        let identity = VcpuIdentity::save(&fds[0])?;
-        let tsc_khz = identity.tsc_khz();
-        let power_on_vcpus =
-            fds.iter().map(|fd| VcpuState::saved(fd, &msrs)).collect::<Result<Vec<_>, _>>()?;
-        let power_on = (VmState::save(&vm)?, power_on_vcpus.clone());
+        let access = Mutex::new(Access { vcpus: accesses, vm: VmState::save(&vm)? });
         let hub = Hub::new(memory, vm.clone());
         let parts = Parts::new(&spec, hub, console, events)?;
         let mut vcpus = Vcpus::new(fds);
         let bus: Arc<dyn Bus> = parts.clone();
         vcpus.start(&Arc::downgrade(&bus)).map_err(MachineError::Thread)?;
-        let vcpu_states = Mutex::new(power_on_vcpus);
-        Ok(Self { vcpus, parts, vm, dirty, spec, msrs, identity, power_on, tsc_khz, vcpu_states })
+        Ok(Self { vcpus, parts, vm, dirty, spec, cpuid, identities, access })
     }
 
     /// Loads the kernel and points the boot vCPU at it. The machine must be paused.
     pub fn boot(&self) -> Result<(), MachineError> {
-        let entry = self.spec.kernel.load(
-            &self.parts.hub.memory,
-            &self.parts.mmio,
-            self.spec.vcpus,
-            self.tsc_khz,
-        )?;
+        let tsc_khz = self.identities[0].tsc_khz;
+        let Parts { hub, mmio, .. } = &*self.parts;
+        let entry = self.spec.kernel.load(&hub.memory, mmio, self.spec.vcpus, tsc_khz)?;
         for index in 0..self.spec.vcpus {
             let fd = self.vcpus.fd(usize::from(index));
-            arch::vcpu::enter(&fd, index, &entry)?;
+            arch::setup_vcpu(&fd, &self.cpuid, index, Some(&entry))?;
         }
         Ok(())
     }
@@ -226,11 +233,7 @@ impl Machine {
             device.reset();
         }
         let _freeze = self.parts.hub.freeze();
-        let (vm_state, vcpu_states) = &self.power_on;
-        vm_state.restore_controllers(&self.vm)?;
-        for (index, state) in vcpu_states.iter().enumerate() {
-            state.restore_as_reset(&self.vcpus.fd(index))?;
-        }
+        arch::reset_vm(&self.vm)?;
         self.boot()
     }
 
@@ -362,12 +365,16 @@ impl Machine {
         for (device, blob) in &loading.devices {
             device.load(blob)?;
         }
-        for (index, state) in loading.vcpus.iter().enumerate() {
-            state.restore(&self.vcpus.fd(index), &loading.vm, wall_clock_jump)?;
+        let elapsed_ns = if wall_clock_jump { loading.vm.wall_clock_elapsed_ns() } else { 0 };
+        let mut access = self.access();
+        for (index, (identity, state)) in loading.vcpus.iter().enumerate() {
+            let fd = self.vcpus.fd(index);
+            identity.restore(&fd, &self.cpuid)?;
+            access.vcpus[index].restore(&fd, state, identity.tsc_ticks(elapsed_ns))?;
         }
-        loading.vm.restore(&self.vm, wall_clock_jump)?;
-        for index in 0..loading.vcpus.len() {
-            arch::vcpu::tell_paused(&self.vcpus.fd(index));
+        loading.vm.restore(&self.vm, elapsed_ns)?;
+        for (index, access) in access.vcpus.iter().enumerate() {
+            access.resume_clock(&self.vcpus.fd(index))?;
         }
         Ok(())
     }
@@ -382,25 +389,31 @@ impl Machine {
         self.parts.devices().for_each(|device| device.wake());
     }
 
+    fn access(&self) -> MutexGuard<'_, Access> {
+        self.access.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn decode<'a>(&self, states: &'a [StateBlob]) -> Result<Loading<'a>, MachineError> {
         let find = |kind: StateKind, instance: u16| {
             states.iter().find(|blob| (blob.kind, blob.instance) == (kind, instance)).ok_or_else(|| {
                 StateError::Mismatch(format!("{kind:?} {instance} is missing"))
             })
         };
-        let identity: VcpuIdentity = find(StateKind::VcpuIdentity, 0)?.decode(arch::vcpu::STATE_VERSION)?;
-        self.identity.check_same(&identity)?;
         let vcpus = (0..u16::from(self.spec.vcpus))
-            .map(|index| find(StateKind::Vcpu, index)?.decode(arch::vcpu::STATE_VERSION))
-            .collect::<Result<Vec<VcpuState>, StateError>>()?;
-        let vm = find(StateKind::Vm, 0)?.decode(arch::vcpu::STATE_VERSION)?;
+            .map(|index| {
+                let identity = find(StateKind::VcpuIdentity, index)?.decode(VCPU_IDENTITY_VERSION)?;
+                let state = find(StateKind::Vcpu, index)?.decode(VCPU_STATE_VERSION)?;
+                Ok((identity, state))
+            })
+            .collect::<Result<Vec<_>, StateError>>()?;
+        let vm = find(StateKind::Vm, 0)?.decode(VM_STATE_VERSION)?;
         let mut devices = Vec::new();
         for device in self.parts.devices() {
             // A device's own state says what it is.
             let own = device.save();
             devices.push((device, find(own.kind, own.instance)?));
         }
-        let expected = devices.len() + vcpus.len() + 2;
+        let expected = devices.len() + 2 * vcpus.len() + 1;
         if states.len() != expected {
             let why = format!("{} parts instead of {expected}", states.len());
             return Err(StateError::Mismatch(why).into());
@@ -411,7 +424,7 @@ impl Machine {
 
 /// A captured state, decoded.
 struct Loading<'a> {
-    vcpus: Vec<VcpuState>,
+    vcpus: Vec<(VcpuIdentity, VcpuState)>,
     vm: VmState,
     devices: Vec<(Arc<dyn Device>, &'a StateBlob)>,
 }
@@ -437,14 +450,17 @@ impl Frozen<'_> {
     pub fn save_state(&self, states: &mut Vec<StateBlob>) -> Result<(), MachineError> {
         let machine = self.machine;
         states.extend(machine.parts.devices().map(|device| device.save()));
-        let version = arch::vcpu::STATE_VERSION;
-        states.push(StateBlob::encode(StateKind::VcpuIdentity, 0, version, &machine.identity));
-        let mut buffers = machine.vcpu_states.lock().unwrap_or_else(PoisonError::into_inner);
-        for (index, buffer) in buffers.iter_mut().enumerate() {
-            buffer.save(&machine.vcpus.fd(index), &machine.msrs)?;
-            states.push(StateBlob::encode(StateKind::Vcpu, index as u16, version, buffer));
+        let mut guard = machine.access();
+        let Access { vcpus, vm } = &mut *guard;
+        for (index, access) in vcpus.iter_mut().enumerate() {
+            let instance = index as u16;
+            let identity = &machine.identities[index];
+            states.push(StateBlob::encode(StateKind::VcpuIdentity, instance, VCPU_IDENTITY_VERSION, identity));
+            let state = access.save(&machine.vcpus.fd(index))?;
+            states.push(StateBlob::encode(StateKind::Vcpu, instance, VCPU_STATE_VERSION, state));
         }
-        states.push(StateBlob::encode(StateKind::Vm, 0, version, &VmState::save(&machine.vm)?));
+        vm.save_into(&machine.vm)?;
+        states.push(StateBlob::encode(StateKind::Vm, 0, VM_STATE_VERSION, vm));
         Ok(())
     }
 
