@@ -71,7 +71,8 @@ fn prepare(options: &Options, ui: &Ui) -> Result<Box<dyn Place>> {
                     Image::bare(ui.step("building the bare guest", |_| tools::build_bare_guest())?)
                 }
             };
-            Ok(Box::new(emulated::EmulatedPlace::new(program, image)?))
+            let boot = |_: &_| emulated::EmulatedPlace::new(program, image);
+            Ok(Box::new(ui.step("two emulated hosts boot", boot)?))
         }
     }
 }

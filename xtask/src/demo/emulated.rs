@@ -183,7 +183,7 @@ impl Pair for EmulatedPair<'_> {
             };
             let host = self.place.lab.host(side.number());
             let how = match host.is_on() {
-                false => "its host has lost its power".to_owned(),
+                false => "with its host, which has lost its power".to_owned(),
                 true => match host.state(pid)? {
                     None => continue,
                     Some(status) => format!(
@@ -195,7 +195,7 @@ impl Pair for EmulatedPair<'_> {
             };
             self.programs[side.number()] = None;
             let one_may = self.link_cut && self.programs.iter().any(Option::is_some);
-            ensure!(one_may, "kemari on host {} has ended: {how}", side.name());
+            ensure!(one_may, "kemari on host {} has ended {how}", side.name());
         }
         Ok(())
     }
