@@ -4,13 +4,13 @@
 //! The machine is "hardware-reduced" (ACPI 6.5, section 4.1): no fixed registers, no 8259 timer or RTC to probe for.
 //! A guest that looks for an RTC that is not there wastes seconds, so its absence is stated.
 
-use acpi_tables::{Aml, aml};
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
+use acpi_tables::{Aml, aml};
 
 use super::layout::{self, abi};
 use crate::boot::MmioDevice;
@@ -60,7 +60,13 @@ fn append(bytes: &mut Vec<u8>, table: &dyn Aml) -> u64 {
 }
 
 fn port(address: u16) -> GAS {
-    GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, address.into())
+    GAS::new(
+        AddressSpace::SystemIo,
+        8,
+        0,
+        AccessSize::ByteAccess,
+        address.into(),
+    )
 }
 
 fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
@@ -139,7 +145,10 @@ fn append_virtio(code: &mut Vec<u8>, slot: usize, device: &MmioDevice) {
             &aml::Name::new("_HID".into(), &"LNRO0005"),
             &aml::Name::new("_UID".into(), &slot),
             &aml::Name::new("_CCA".into(), &aml::ONE),
-            &aml::Name::new("_CRS".into(), &aml::ResourceTemplate::new(vec![&registers, &line])),
+            &aml::Name::new(
+                "_CRS".into(),
+                &aml::ResourceTemplate::new(vec![&registers, &line]),
+            ),
         ],
     )
     .to_aml_bytes(code);

@@ -4,7 +4,11 @@ fn devices(count: usize) -> Vec<MmioDevice> {
     (0..count)
         .map(|slot| {
             let (base, gsi) = layout::virtio_mmio(slot);
-            MmioDevice { base, gsi, device_id: 1 }
+            MmioDevice {
+                base,
+                gsi,
+                device_id: 1,
+            }
         })
         .collect()
 }
@@ -77,7 +81,11 @@ fn every_device_has_its_registers_and_its_line() {
     for slot in 0..layout::VIRTIO_MMIO_DEVICES_MAX {
         let (base, gsi) = layout::virtio_mmio(slot);
         let name = format!("VR{slot:02}");
-        let at = tables.bytes.windows(4).position(|window| window == name.as_bytes()).expect("device");
+        let at = tables
+            .bytes
+            .windows(4)
+            .position(|window| window == name.as_bytes())
+            .expect("device");
         let device = &tables.bytes[at..at + 80];
         assert!(contains(device, b"\x0dLNRO0005\0"));
         let mut registers = vec![0x86, 9, 0, 1];

@@ -47,7 +47,9 @@ const KVM_FEATURES: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 6 | 1 << 7 | 1 << 11 |
 /// # Errors
 /// If KVM refuses to list what it supports.
 pub fn template(kvm: &Kvm, vcpu_count: u8) -> Result<CpuId, ArchError> {
-    let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(named("KVM_GET_SUPPORTED_CPUID"))?;
+    let supported = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(named("KVM_GET_SUPPORTED_CPUID"))?;
     let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
     Ok(from_supported(supported.as_slice(), vcpu_count, deadline))
 }
@@ -59,7 +61,12 @@ fn from_supported(supported: &[kvm_cpuid_entry2], vcpu_count: u8, deadline: bool
         .any(|entry| entry.function == LEAF_MAX_BASIC && entry.eax >= LEAF_TOPOLOGY);
     let mut entries: Vec<_> = supported
         .iter()
-        .filter(|entry| !matches!(entry.function, LEAF_TOPOLOGY | LEAF_TOPOLOGY_V2 | LEAF_TOPOLOGY_AMD_V2))
+        .filter(|entry| {
+            !matches!(
+                entry.function,
+                LEAF_TOPOLOGY | LEAF_TOPOLOGY_V2 | LEAF_TOPOLOGY_AMD_V2
+            )
+        })
         .copied()
         .collect();
     for entry in &mut entries {
@@ -81,7 +88,11 @@ fn adjust(entry: &mut kvm_cpuid_entry2, count: u32, deadline: bool) {
             if deadline {
                 entry.ecx |= TSC_DEADLINE;
             }
-            entry.edx = if count > 1 { entry.edx | HTT } else { entry.edx & !HTT };
+            entry.edx = if count > 1 {
+                entry.edx | HTT
+            } else {
+                entry.edx & !HTT
+            };
         }
         // One thread a core, all cores in one package; the first caches are a core's own, the last is shared.
         LEAF_CACHES_INTEL => {
@@ -124,7 +135,11 @@ fn topology(count: u32) -> [kvm_cpuid_entry2; 3] {
         ecx,
         ..Default::default()
     };
-    [level(0, 0, 1, 1 << 8), level(1, id_bits(count), count, 2 << 8 | 1), level(2, 0, 0, 2)]
+    [
+        level(0, 0, 1, 1 << 8),
+        level(1, id_bits(count), count, 2 << 8 | 1),
+        level(2, 0, 0, 2),
+    ]
 }
 
 /// The template with the identity of one vCPU.
@@ -149,11 +164,16 @@ pub fn for_vcpu(template: &CpuId, index: u8) -> CpuId {
 pub fn missing(ours: &[kvm_cpuid_entry2], theirs: &[kvm_cpuid_entry2]) -> Vec<String> {
     let mut missing = Vec::new();
     for their in theirs {
-        let our = ours.iter().find(|our| our.function == their.function && our.index == their.index);
+        let our = ours
+            .iter()
+            .find(|our| our.function == their.function && our.index == their.index);
         for (register, mask, theirs, ours) in feature_words(their, our) {
             let lacking = theirs & mask & !ours;
             if lacking != 0 {
-                missing.push(format!("leaf {:#x}.{} {register} bits {lacking:#x}", their.function, their.index));
+                missing.push(format!(
+                    "leaf {:#x}.{} {register} bits {lacking:#x}",
+                    their.function, their.index
+                ));
             }
         }
     }

@@ -1,11 +1,21 @@
 use super::*;
 
 fn leaf(function: u32, eax: u32, ebx: u32, ecx: u32, edx: u32) -> kvm_cpuid_entry2 {
-    kvm_cpuid_entry2 { function, eax, ebx, ecx, edx, ..Default::default() }
+    kvm_cpuid_entry2 {
+        function,
+        eax,
+        ebx,
+        ecx,
+        edx,
+        ..Default::default()
+    }
 }
 
 fn find(cpuid: &CpuId, function: u32, index: u32) -> kvm_cpuid_entry2 {
-    let mut found = cpuid.as_slice().iter().filter(|entry| entry.function == function && entry.index == index);
+    let mut found = cpuid
+        .as_slice()
+        .iter()
+        .filter(|entry| entry.function == function && entry.index == index);
     let entry = *found.next().expect("leaf");
     assert!(found.next().is_none(), "leaf {function:#x} twice");
     entry
@@ -34,7 +44,11 @@ fn what_cannot_be_saved_is_hidden() {
     assert_eq!(find(&cpuid, LEAF_POWER, 0).edx, 0);
     assert_eq!(find(&cpuid, 0xa, 0).eax, 0);
     let kvm = find(&cpuid, LEAF_KVM_FEATURES, 0);
-    assert_eq!((kvm.eax & (1 << 5 | 1 << 4), kvm.edx), (0, 0), "steal time and asynchronous faults");
+    assert_eq!(
+        (kvm.eax & (1 << 5 | 1 << 4), kvm.edx),
+        (0, 0),
+        "steal time and asynchronous faults"
+    );
     assert_ne!(kvm.eax & (1 << 3), 0, "kvm-clock");
 }
 

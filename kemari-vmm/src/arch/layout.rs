@@ -74,7 +74,10 @@ const _: () = {
 ///
 /// The slot must be below [`VIRTIO_MMIO_DEVICES_MAX`].
 pub fn virtio_mmio(slot: usize) -> (u64, u32) {
-    (VIRTIO_MMIO_BASE + slot as u64 * VIRTIO_MMIO_BYTES, VIRTIO_MMIO_GSI + slot as u32)
+    (
+        VIRTIO_MMIO_BASE + slot as u64 * VIRTIO_MMIO_BYTES,
+        VIRTIO_MMIO_GSI + slot as u32,
+    )
 }
 
 /// The regions of a machine with this many bytes of memory: one below the hole, and one above it if there is more.
@@ -98,7 +101,10 @@ mod tests {
         assert_eq!(memory_regions(3072 * mib), [(GuestAddress(0), 3072 << 20)]);
         assert_eq!(
             memory_regions(3074 * mib),
-            [(GuestAddress(0), 3072 << 20), (GuestAddress(HIGH_MEMORY_START), 2 << 20)]
+            [
+                (GuestAddress(0), 3072 << 20),
+                (GuestAddress(HIGH_MEMORY_START), 2 << 20)
+            ]
         );
     }
 

@@ -15,7 +15,9 @@ pub const SYSENTER_ESP: u32 = 0x175;
 pub const SYSENTER_EIP: u32 = 0x176;
 pub const MISC_ENABLE: u32 = 0x1a0;
 pub const MTRR_VARIABLE: std::ops::Range<u32> = 0x200..0x210;
-pub const MTRR_FIXED: [u32; 11] = [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
+pub const MTRR_FIXED: [u32; 11] = [
+    0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f,
+];
 pub const PAT: u32 = 0x277;
 pub const MTRR_DEFAULT_TYPE: u32 = 0x2ff;
 pub const TSC_DEADLINE: u32 = 0x6e0;
@@ -46,7 +48,9 @@ const VMX: std::ops::Range<u32> = 0x480..0x4a0;
 ///
 /// To be called once, on a vCPU that has not run.
 pub fn saved(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Msrs, ArchError> {
-    let listed = kvm.get_msr_index_list().map_err(named("KVM_GET_MSR_INDEX_LIST"))?;
+    let listed = kvm
+        .get_msr_index_list()
+        .map_err(named("KVM_GET_MSR_INDEX_LIST"))?;
     let mut indices: Vec<u32> = listed.as_slice().to_vec();
     indices.extend(MTRR_VARIABLE.chain(MTRR_FIXED).chain([MTRR_DEFAULT_TYPE, PAT]));
     indices.retain(|index| !HYPER_V.contains(index) && !VMX.contains(index));
@@ -62,11 +66,16 @@ pub fn saved(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Msrs, ArchError> {
 }
 
 fn entry(index: u32, data: u64) -> kvm_msr_entry {
-    kvm_msr_entry { index, data, ..Default::default() }
+    kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    }
 }
 
 fn list(entries: &[kvm_msr_entry]) -> Result<Msrs, ArchError> {
-    Msrs::from_entries(entries).map_err(|_| ArchError::Unfit(format!("{} model-specific registers", entries.len())))
+    Msrs::from_entries(entries)
+        .map_err(|_| ArchError::Unfit(format!("{} model-specific registers", entries.len())))
 }
 
 fn is_state(vcpu: &VcpuFd, index: u32) -> Result<bool, ArchError> {
@@ -95,7 +104,12 @@ pub fn write(vcpu: &VcpuFd, values: impl Iterator<Item = (u32, u64)>) -> Result<
 pub fn write_existing(vcpu: &VcpuFd, values: &[(u32, u64)]) -> Result<(), ArchError> {
     let mut rest = values;
     while !rest.is_empty() {
-        let msrs = list(&rest.iter().map(|&(index, data)| entry(index, data)).collect::<Vec<_>>())?;
+        let msrs = list(
+            &rest
+                .iter()
+                .map(|&(index, data)| entry(index, data))
+                .collect::<Vec<_>>(),
+        )?;
         let done = vcpu.set_msrs(&msrs).map_err(named("KVM_SET_MSRS"))?;
         rest = rest.get(done + 1..).unwrap_or_default();
     }
@@ -105,8 +119,11 @@ pub fn write_existing(vcpu: &VcpuFd, values: &[(u32, u64)]) -> Result<(), ArchEr
 fn complete(ioctl: &'static str, done: usize, msrs: &Msrs) -> Result<(), ArchError> {
     match msrs.as_slice().get(done) {
         None => Ok(()),
-        Some(entry) => {
-            Err(ArchError::MsrsPartly { ioctl, done, count: msrs.as_slice().len(), msr: entry.index })
-        }
+        Some(entry) => Err(ArchError::MsrsPartly {
+            ioctl,
+            done,
+            count: msrs.as_slice().len(),
+            msr: entry.index,
+        }),
     }
 }

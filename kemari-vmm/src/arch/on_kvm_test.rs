@@ -1,0 +1,346 @@
+//! On a real /dev/kvm: a bare guest is run, saved, restored into another VM, and goes on there.
+
+use std::arch::global_asm;
+use std::slice;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+use super::preflight::{self, KvmAbility};
+use super::vcpu::{RareRegisters, VCPU_STATE_VERSION, VcpuAccess, VcpuIdentity, VcpuState};
+use super::vm::{VM_STATE_VERSION, VmState};
+use super::{cpuid, layout, reset_vm, setup_vcpu};
+use crate::boot::{BootConfig, Kernel, test_elf};
+use crate::memory::Memory;
+use crate::state::{StateBlob, StateKind};
+
+// Two guests, position-independent, for ring 3. Both notify on the kick port; what they then have in their registers
+// is looked at.
+global_asm!(
+    ".pushsection .rodata.kemari_test_guests, \"a\"",
+    // Puts known values into registers of every kind, notifies, moves them all to general registers, notifies.
+    "kemari_test_registers:",
+    "mov rsp, 0x10f000",
+    "mov rbx, 0x1122334455667788",
+    "movq xmm3, rbx",
+    "vinsertf128 ymm4, ymm4, xmm3, 1",
+    "fldpi",
+    "mov eax, 0x105000",
+    "mov dword ptr [rax], 0x5a5a5a5a",
+    "mov edx, 0x610",
+    "mov al, 1",
+    "out dx, al",
+    "add rbx, 1",
+    "movq rcx, xmm3",
+    "vextractf128 xmm5, ymm4, 1",
+    "movq r8, xmm5",
+    "fstp qword ptr [rsp - 8]",
+    "mov r9, [rsp - 8]",
+    "mov eax, 0x105000",
+    "mov r10d, [rax]",
+    "mov al, 2",
+    "out dx, al",
+    "2: jmp 2b",
+    "kemari_test_registers_end:",
+    // Arms the local APIC's timer (one shot, vector 0x40), notifies, and waits for the interrupt.
+    "kemari_test_timer:",
+    "mov rsp, 0x10f000",
+    "lea rax, [rip + 5f]",
+    "mov edi, 0x2400",
+    "mov word ptr [rdi], ax",
+    "mov word ptr [rdi + 2], 0x10",
+    "mov word ptr [rdi + 4], 0x8e00",
+    "shr rax, 16",
+    "mov word ptr [rdi + 6], ax",
+    "mov dword ptr [rdi + 8], 0",
+    "mov dword ptr [rdi + 12], 0",
+    "mov edi, 0xfee00000",
+    "mov dword ptr [rdi + 0xf0], 0x1ff",
+    "mov dword ptr [rdi + 0x320], 0x40",
+    "mov dword ptr [rdi + 0x3e0], 0xb",
+    // The APIC's clock runs at 1 GHz: 100 ms.
+    "mov dword ptr [rdi + 0x380], 100000000",
+    "mov edx, 0x610",
+    "mov al, 1",
+    "out dx, al",
+    "mov ecx, 2000000000",
+    "xor r9d, r9d",
+    "3: mov r8, [0x105008]",
+    "test r8, r8",
+    "jnz 4f",
+    "dec ecx",
+    "jnz 3b",
+    "4: mov al, 2",
+    "out dx, al",
+    "jmp 4b",
+    "5: push rax",
+    "mov eax, 0x105008",
+    "inc qword ptr [rax]",
+    "mov eax, 0xfee000b0",
+    "mov dword ptr [rax], 0",
+    "pop rax",
+    "iretq",
+    "kemari_test_timer_end:",
+    ".popsection",
+);
+
+unsafe extern "C" {
+    static kemari_test_registers: u8;
+    static kemari_test_registers_end: u8;
+    static kemari_test_timer: u8;
+    static kemari_test_timer_end: u8;
+}
+
+fn guest(start: *const u8, end: *const u8) -> Vec<u8> {
+    // SAFETY: the symbols enclose initialised read-only bytes.
+    unsafe { slice::from_raw_parts(start, end.offset_from(start) as usize) }.to_vec()
+}
+
+fn registers_guest() -> Vec<u8> {
+    guest(
+        &raw const kemari_test_registers,
+        &raw const kemari_test_registers_end,
+    )
+}
+
+fn timer_guest() -> Vec<u8> {
+    guest(&raw const kemari_test_timer, &raw const kemari_test_timer_end)
+}
+
+fn kvm() -> Kvm {
+    preflight::open().expect("this test needs a usable /dev/kvm; skip it with `--skip on_kvm`")
+}
+
+fn kernel(code: &[u8]) -> Kernel {
+    let path = std::env::temp_dir().join(format!("kemari-kvm-{}-{:p}", std::process::id(), code));
+    std::fs::write(&path, test_elf::elf(code, &test_elf::bare_note())).expect("temporary file");
+    let kernel = Kernel::open(&BootConfig {
+        kernel: path.clone(),
+        initrd: None,
+        cmdline: String::new(),
+    });
+    std::fs::remove_file(path).expect("temporary file");
+    kernel.expect("a bare guest")
+}
+
+/// A VM with one vCPU and a little memory.
+struct Vm {
+    access: VcpuAccess,
+    vcpu: VcpuFd,
+    template: kvm_bindings::CpuId,
+    vm: VmFd,
+    memory: Memory,
+}
+
+impl Vm {
+    fn new(kvm: &Kvm) -> Self {
+        let memory = Memory::from_ranges(&layout::memory_regions(8 << 20)).expect("memory");
+        let vm = kvm.create_vm().expect("a VM");
+        super::create_irqchip(&vm).expect("interrupt controllers");
+        let region = memory.iter().next().expect("a region");
+        let slot = kvm_userspace_memory_region {
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+            ..Default::default()
+        };
+        // SAFETY: the memory is dropped after the VM.
+        unsafe { vm.set_user_memory_region(slot) }.expect("memory");
+        let mut vcpu = vm.create_vcpu(0).expect("a vCPU");
+        let template = cpuid::template(kvm, 1).expect("CPUID");
+        setup_vcpu(&vcpu, &template, 0, None).expect("a vCPU as after power-on");
+        let access = VcpuAccess::new(kvm, &vm, &mut vcpu, RareRegisters::Keep).expect("access");
+        Self {
+            access,
+            vcpu,
+            template,
+            vm,
+            memory,
+        }
+    }
+
+    fn boot(&mut self, kernel: &Kernel) {
+        let entry = kernel.load(&self.memory, &[], 1, 1).expect("loaded");
+        setup_vcpu(&self.vcpu, &self.template, 0, Some(&entry)).expect("an entry");
+    }
+
+    /// Runs until the guest notifies, completes the access, and returns the byte it wrote.
+    fn run(&mut self) -> u8 {
+        let byte = loop {
+            match self.vcpu.run() {
+                Ok(VcpuExit::IoOut(layout::abi::KICK_PORT, data)) => break data[0],
+                Ok(other) => panic!("{other:?}"),
+                Err(error) if error.errno() == libc::EINTR => {}
+                Err(error) => panic!("{error}"),
+            }
+        };
+        self.vcpu.set_kvm_immediate_exit(1);
+        assert_eq!(
+            self.vcpu.run().map(|_| ()).expect_err("EINTR").errno(),
+            libc::EINTR
+        );
+        self.vcpu.set_kvm_immediate_exit(0);
+        byte
+    }
+
+    /// The state, as it would go over the wire.
+    fn save(&mut self) -> [StateBlob; 3] {
+        let identity = VcpuIdentity::save(&self.vcpu).expect("identity");
+        let identity = StateBlob::encode(StateKind::VcpuIdentity, 0, 1, &identity);
+        let state = self.access.save(&self.vcpu).expect("saved");
+        let state = StateBlob::encode(StateKind::Vcpu, 0, VCPU_STATE_VERSION, state);
+        let vm = VmState::save(&self.vm).expect("saved");
+        [
+            identity,
+            state,
+            StateBlob::encode(StateKind::Vm, 0, VM_STATE_VERSION, &vm),
+        ]
+    }
+
+    fn restore(&mut self, [identity, state, vm]: &[StateBlob; 3], memory: &Memory) {
+        let mut bytes = vec![0; 8 << 20];
+        memory
+            .read_slice(&mut bytes, GuestAddress(0))
+            .expect("inside the memory");
+        self.memory
+            .write_slice(&bytes, GuestAddress(0))
+            .expect("inside the memory");
+        let identity: VcpuIdentity = identity.decode(1).expect("identity");
+        let state: VcpuState = state.decode(VCPU_STATE_VERSION).expect("state");
+        let vm: VmState = vm.decode(VM_STATE_VERSION).expect("state");
+        identity
+            .restore(&self.vcpu, &self.template)
+            .expect("the same processor");
+        let elapsed_ns = vm.wall_clock_elapsed_ns();
+        let ticks = identity.tsc_ticks(elapsed_ns);
+        self.access.restore(&self.vcpu, &state, ticks).expect("restored");
+        vm.restore(&self.vm, elapsed_ns).expect("restored");
+        self.access.resume_clock(&self.vcpu).expect("clock");
+    }
+
+    fn expect_values(&mut self) {
+        let state = self.access.save(&self.vcpu).expect("saved");
+        let regs = state.regs();
+        assert_eq!(regs.rbx, 0x1122_3344_5566_7789, "a general register");
+        assert_eq!(regs.rcx, 0x1122_3344_5566_7788, "an SSE register");
+        assert_eq!(
+            regs.r8, 0x1122_3344_5566_7788,
+            "the upper half of an AVX register"
+        );
+        assert_eq!(f64::from_bits(regs.r9), std::f64::consts::PI, "an x87 register");
+        assert_eq!(regs.r10, 0x5a5a_5a5a, "memory");
+        assert_eq!(regs.rdi, layout::abi::BOOT_INFO, "the argument of the entry");
+    }
+}
+
+#[test]
+fn a_guest_goes_on_in_another_vm_with_all_its_registers() {
+    let kvm = kvm();
+    let (mut first, mut second) = (Vm::new(&kvm), Vm::new(&kvm));
+    first.boot(&kernel(&registers_guest()));
+    assert_eq!(first.run(), 1);
+    let saved = first.save();
+    second.restore(&saved, &first.memory);
+    assert_eq!(second.run(), 2);
+    second.expect_values();
+    // And the first one is unharmed by its save.
+    assert_eq!(first.run(), 2);
+    first.expect_values();
+}
+
+#[test]
+fn the_state_is_the_same_whichever_way_it_is_read() {
+    let kvm = kvm();
+    let mut vm = Vm::new(&kvm);
+    vm.boot(&kernel(&registers_guest()));
+    assert_eq!(vm.run(), 1);
+    vm.access.save(&vm.vcpu).expect("saved");
+    assert_eq!(vm.run(), 2);
+    let comparable = |state: &VcpuState| {
+        // The TSC runs.
+        format!("{state:?}").replace(&format!("{:?}", state.tsc()), "")
+    };
+    let lean = comparable(vm.access.save_after_exit(&vm.vcpu).expect("saved"));
+    let full = comparable(vm.access.save(&vm.vcpu).expect("saved"));
+    assert_eq!(lean, full);
+    vm.expect_values();
+}
+
+#[test]
+fn a_restored_state_reads_back_the_same() {
+    let kvm = kvm();
+    let (mut first, mut second) = (Vm::new(&kvm), Vm::new(&kvm));
+    first.boot(&kernel(&registers_guest()));
+    assert_eq!(first.run(), 1);
+    let saved = first.save();
+    second.restore(&saved, &first.memory);
+    let again = second.save();
+    assert_eq!(saved[0], again[0], "identity");
+    let decode = |blob: &StateBlob| blob.decode::<VcpuState>(VCPU_STATE_VERSION).expect("state");
+    let (before, after) = (decode(&saved[1]), decode(&again[1]));
+    assert!(after.tsc().1 > before.tsc().1, "the TSC steps back");
+    let without_tsc = |state: &VcpuState| format!("{state:?}").replace(&format!("{:?}", state.tsc()), "");
+    assert_eq!(without_tsc(&before), without_tsc(&after));
+}
+
+#[test]
+fn an_armed_timer_fires_after_the_restore() {
+    let kvm = kvm();
+    let (mut first, mut second) = (Vm::new(&kvm), Vm::new(&kvm));
+    first.boot(&kernel(&timer_guest()));
+    assert_eq!(first.run(), 1);
+    let saved = first.save();
+    let ticks: u64 = first
+        .memory
+        .read_obj(GuestAddress(0x10_5008))
+        .expect("inside the memory");
+    assert_eq!(
+        ticks, 0,
+        "the timer fired before the save: the test proves nothing"
+    );
+    second.restore(&saved, &first.memory);
+    assert_eq!(second.run(), 2);
+    let ticks: u64 = second
+        .memory
+        .read_obj(GuestAddress(0x10_5008))
+        .expect("inside the memory");
+    assert_eq!(ticks, 1);
+}
+
+#[test]
+fn a_guest_boots_again_where_another_ran() {
+    let kvm = kvm();
+    let mut vm = Vm::new(&kvm);
+    vm.boot(&kernel(&timer_guest()));
+    assert_eq!(vm.run(), 1);
+    reset_vm(&vm.vm).expect("reset");
+    vm.boot(&kernel(&registers_guest()));
+    assert_eq!(vm.run(), 1);
+    assert_eq!(vm.run(), 2);
+    vm.expect_values();
+}
+
+#[test]
+fn the_clock_never_steps_back() {
+    let kvm = kvm();
+    let (first, second) = (Vm::new(&kvm), Vm::new(&kvm));
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    let state = VmState::save(&first.vm).expect("saved");
+    let before = first.vm.get_clock().expect("clock").clock;
+    state.restore(&second.vm, 1_000_000_000).expect("restored");
+    let after = second.vm.get_clock().expect("clock").clock;
+    assert!(after > before + 900_000_000, "{before} {after}");
+    state.restore(&second.vm, 0).expect("restored");
+    let after = second.vm.get_clock().expect("clock").clock;
+    assert!(after >= before - 20_000_000, "{before} {after}");
+}
+
+#[test]
+fn this_hosts_kvm_is_recognised() {
+    let found = preflight::measure(&kvm()).expect("measured");
+    // The special KVM of development machines has no TSC control and emulates ring 0; any other KVM runs it.
+    let speed = found.ring0_instructions_per_second;
+    assert!(speed > 100_000, "{found:?}");
+    assert_eq!(found.ability == KvmAbility::Full, speed >= 8_000_000, "{found:?}");
+    assert!(found.tsc_khz > 100_000, "{found:?}");
+}

@@ -115,9 +115,16 @@ pub fn open() -> Result<Kvm, PreflightError> {
     if version != KVM_API_VERSION {
         return Err(PreflightError::Version(version));
     }
-    let lacking: Vec<_> =
-        NEEDED.into_iter().filter(|(cap, _)| !kvm.check_extension(*cap)).map(|(_, name)| name).collect();
-    if lacking.is_empty() { Ok(kvm) } else { Err(PreflightError::Lacks(lacking.join(", "))) }
+    let lacking: Vec<_> = NEEDED
+        .into_iter()
+        .filter(|(cap, _)| !kvm.check_extension(*cap))
+        .map(|(_, name)| name)
+        .collect();
+    if lacking.is_empty() {
+        Ok(kvm)
+    } else {
+        Err(PreflightError::Lacks(lacking.join(", ")))
+    }
 }
 
 /// Finds out what runs here, in some tens of milliseconds.
@@ -130,7 +137,11 @@ pub fn measure(kvm: &Kvm) -> Result<Preflight, PreflightError> {
     let vcpu = &probe.vcpu;
     let clock = probe.vm.get_clock().map_err(named("KVM_GET_CLOCK"))?;
     Ok(Preflight {
-        ability: if speed >= NATIVE_INSTRUCTIONS_PER_SECOND { KvmAbility::Full } else { KvmAbility::Ring3Only },
+        ability: if speed >= NATIVE_INSTRUCTIONS_PER_SECOND {
+            KvmAbility::Full
+        } else {
+            KvmAbility::Ring3Only
+        },
         ring0_instructions_per_second: speed,
         tsc_khz: vcpu.get_tsc_khz().map_err(named("KVM_GET_TSC_KHZ"))?,
         tsc_control: kvm.check_extension(Cap::TscControl),
@@ -166,7 +177,9 @@ impl Probe {
         let memory =
             Memory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).map_err(PreflightError::Memory)?;
         write_long_mode_tables(&memory).map_err(PreflightError::Build)?;
-        memory.write_slice(&LOOP, GuestAddress(CODE)).expect("inside the memory");
+        memory
+            .write_slice(&LOOP, GuestAddress(CODE))
+            .expect("inside the memory");
         let vm = kvm.create_vm().map_err(named("KVM_CREATE_VM"))?;
         reset::create_irqchip(&vm)?;
         for region in memory.iter() {
@@ -180,16 +193,25 @@ impl Probe {
             unsafe { vm.set_user_memory_region(slot) }.map_err(named("KVM_SET_USER_MEMORY_REGION"))?;
         }
         let vcpu = vm.create_vcpu(0).map_err(named("KVM_CREATE_VCPU"))?;
-        let entry = Entry::Linux64 { rip: CODE, boot_params: 0 };
+        let entry = Entry::Linux64 {
+            rip: CODE,
+            boot_params: 0,
+        };
         reset::setup_vcpu(&vcpu, &cpuid::template(kvm, 1)?, 0, Some(&entry))?;
-        Ok(Self { vcpu, vm, _memory: memory })
+        Ok(Self {
+            vcpu,
+            vm,
+            _memory: memory,
+        })
     }
 
     /// 0 if the code does not get through at all.
     fn ring0_instructions_per_second(&mut self) -> u64 {
         // The first run pays for the first touch of every page.
         let warm = self.count_down(1);
-        let best = (0..MEASUREMENTS).map_while(|_| self.count_down(INSTRUCTIONS / 2)).min();
+        let best = (0..MEASUREMENTS)
+            .map_while(|_| self.count_down(INSTRUCTIONS / 2))
+            .min();
         match (warm, best) {
             (Some(_), Some(best)) => {
                 (f64::from(INSTRUCTIONS) / best.max(Duration::from_nanos(1)).as_secs_f64()) as u64
@@ -200,8 +222,14 @@ impl Probe {
 
     /// Executes twice as many instructions as `from`, and says how long it took.
     fn count_down(&mut self, from: u32) -> Option<Duration> {
-        let entry = Entry::Linux64 { rip: CODE, boot_params: 0 };
-        let regs = kvm_regs { rcx: from.into(), ..registers::general(Some(&entry)) };
+        let entry = Entry::Linux64 {
+            rip: CODE,
+            boot_params: 0,
+        };
+        let regs = kvm_regs {
+            rcx: from.into(),
+            ..registers::general(Some(&entry))
+        };
         self.vcpu.set_regs(&regs).ok()?;
         let start = Instant::now();
         match self.vcpu.run() {

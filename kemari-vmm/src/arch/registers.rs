@@ -37,11 +37,22 @@ const TASK: u16 = 0x40;
 
 /// The general registers; without an entry those of a processor after reset.
 pub fn general(entry: Option<&Entry>) -> kvm_regs {
-    let regs = kvm_regs { rflags: RFLAGS_RESERVED, ..Default::default() };
+    let regs = kvm_regs {
+        rflags: RFLAGS_RESERVED,
+        ..Default::default()
+    };
     match entry {
         None => kvm_regs { rip: 0xfff0, ..regs },
-        Some(&Entry::Linux64 { rip, boot_params }) => kvm_regs { rip, rsi: boot_params, ..regs },
-        Some(&Entry::Pvh { rip, start_info }) => kvm_regs { rip, rbx: start_info, ..regs },
+        Some(&Entry::Linux64 { rip, boot_params }) => kvm_regs {
+            rip,
+            rsi: boot_params,
+            ..regs
+        },
+        Some(&Entry::Pvh { rip, start_info }) => kvm_regs {
+            rip,
+            rbx: start_info,
+            ..regs
+        },
         Some(&Entry::Bare { rip }) => kvm_regs {
             rip,
             rdi: abi::BOOT_INFO,
@@ -54,7 +65,10 @@ pub fn general(entry: Option<&Entry>) -> kvm_regs {
 /// The special registers; without an entry those of a processor after reset.
 pub fn special(index: u8, entry: Option<&Entry>) -> kvm_sregs {
     let boot = if index == 0 { APIC_BASE_BOOT_PROCESSOR } else { 0 };
-    let sregs = kvm_sregs { apic_base: abi::LOCAL_APIC | APIC_BASE_ENABLED | boot, ..Default::default() };
+    let sregs = kvm_sregs {
+        apic_base: abi::LOCAL_APIC | APIC_BASE_ENABLED | boot,
+        ..Default::default()
+    };
     match entry {
         None => after_reset(sregs),
         Some(Entry::Linux64 { .. }) => long_mode(kvm_sregs {
@@ -65,9 +79,16 @@ pub fn special(index: u8, entry: Option<&Entry>) -> kvm_sregs {
             ..flat_data_everywhere(sregs, KERNEL_DATA, 0)
         }),
         Some(Entry::Pvh { .. }) => kvm_sregs {
-            cs: kvm_segment { db: 1, l: 0, ..flat_code(KERNEL_CODE, 0) },
+            cs: kvm_segment {
+                db: 1,
+                l: 0,
+                ..flat_code(KERNEL_CODE, 0)
+            },
             tr: system_segment(0, TSS_BUSY, 0, 0x67),
-            ldt: kvm_segment { unusable: 1, ..system_segment(0, LDT, 0, 0) },
+            ldt: kvm_segment {
+                unusable: 1,
+                ..system_segment(0, LDT, 0, 0)
+            },
             cr0: CR0_PE | CR0_ET,
             ..flat_data_everywhere(sregs, KERNEL_DATA, 0)
         },
@@ -85,10 +106,21 @@ pub fn special(index: u8, entry: Option<&Entry>) -> kvm_sregs {
 fn long_mode(sregs: kvm_sregs) -> kvm_sregs {
     kvm_sregs {
         cr3: abi::PAGE_TABLES,
-        gdt: kvm_dtable { base: abi::GDT, limit: GDT_LIMIT, ..Default::default() },
-        idt: kvm_dtable { base: abi::IDT, limit: 0xfff, ..Default::default() },
+        gdt: kvm_dtable {
+            base: abi::GDT,
+            limit: GDT_LIMIT,
+            ..Default::default()
+        },
+        idt: kvm_dtable {
+            base: abi::IDT,
+            limit: 0xfff,
+            ..Default::default()
+        },
         tr: system_segment(TASK, TSS_BUSY, abi::TSS, TSS_LIMIT),
-        ldt: kvm_segment { unusable: 1, ..system_segment(0, LDT, 0, 0) },
+        ldt: kvm_segment {
+            unusable: 1,
+            ..system_segment(0, LDT, 0, 0)
+        },
         ..sregs
     }
 }
@@ -105,7 +137,14 @@ fn flat_data_everywhere(sregs: kvm_sregs, selector: u16, dpl: u8) -> kvm_sregs {
         g: 1,
         ..Default::default()
     };
-    kvm_sregs { ds: data, es: data, fs: data, gs: data, ss: data, ..sregs }
+    kvm_sregs {
+        ds: data,
+        es: data,
+        fs: data,
+        gs: data,
+        ss: data,
+        ..sregs
+    }
 }
 
 /// 64-bit code.
@@ -124,15 +163,36 @@ fn flat_code(selector: u16, dpl: u8) -> kvm_segment {
 }
 
 fn system_segment(selector: u16, type_: u8, base: u64, limit: u32) -> kvm_segment {
-    kvm_segment { base, limit, selector, type_, present: 1, ..Default::default() }
+    kvm_segment {
+        base,
+        limit,
+        selector,
+        type_,
+        present: 1,
+        ..Default::default()
+    }
 }
 
 /// Real mode at the reset vector (Intel SDM, volume 3, table 10-1).
 fn after_reset(sregs: kvm_sregs) -> kvm_sregs {
-    let segment = kvm_segment { limit: 0xffff, type_: DATA, present: 1, s: 1, ..Default::default() };
-    let table = kvm_dtable { limit: 0xffff, ..Default::default() };
+    let segment = kvm_segment {
+        limit: 0xffff,
+        type_: DATA,
+        present: 1,
+        s: 1,
+        ..Default::default()
+    };
+    let table = kvm_dtable {
+        limit: 0xffff,
+        ..Default::default()
+    };
     kvm_sregs {
-        cs: kvm_segment { base: 0xffff_0000, selector: 0xf000, type_: CODE, ..segment },
+        cs: kvm_segment {
+            base: 0xffff_0000,
+            selector: 0xf000,
+            type_: CODE,
+            ..segment
+        },
         ds: segment,
         es: segment,
         fs: segment,
@@ -149,5 +209,9 @@ fn after_reset(sregs: kvm_sregs) -> kvm_sregs {
 
 /// XCR0: x87 only, as after a reset; a bare guest is promised SSE and AVX.
 pub fn xcr0(entry: Option<&Entry>) -> u64 {
-    if matches!(entry, Some(Entry::Bare { .. })) { 7 } else { 1 }
+    if matches!(entry, Some(Entry::Bare { .. })) {
+        7
+    } else {
+        1
+    }
 }

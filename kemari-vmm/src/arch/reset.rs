@@ -1,10 +1,10 @@
 //! Power-on: interrupt controllers and vCPUs as a guest finds them at its first instruction, after a reset too.
 
 use kvm_bindings::{
-    CpuId, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MP_STATE_RUNNABLE,
-    KVM_MP_STATE_UNINITIALIZED, KVM_PIT_SPEAKER_DUMMY, KVM_VCPUEVENT_VALID_NMI_PENDING,
-    KVM_VCPUEVENT_VALID_SHADOW, KVM_VCPUEVENT_VALID_SIPI_VECTOR, kvm_debugregs, kvm_fpu, kvm_mp_state,
-    kvm_pit_config, kvm_pit_state2, kvm_vcpu_events, kvm_xcrs,
+    CpuId, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES,
+    KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, KVM_PIT_SPEAKER_DUMMY,
+    KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW, KVM_VCPUEVENT_VALID_SIPI_VECTOR,
+    kvm_debugregs, kvm_fpu, kvm_mp_state, kvm_pit_config, kvm_pit_state2, kvm_vcpu_events, kvm_xcrs,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 
@@ -18,11 +18,16 @@ use crate::boot::Entry;
 /// Names the ioctl that failed.
 pub fn create_irqchip(vm: &VmFd) -> Result<(), ArchError> {
     // Processors of Intel without "unrestricted guest" need these pages; others ignore them.
-    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(named("KVM_SET_IDENTITY_MAP_ADDR"))?;
-    vm.set_tss_address(layout::KVM_TSS as usize).map_err(named("KVM_SET_TSS_ADDR"))?;
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
+        .map_err(named("KVM_SET_IDENTITY_MAP_ADDR"))?;
+    vm.set_tss_address(layout::KVM_TSS as usize)
+        .map_err(named("KVM_SET_TSS_ADDR"))?;
     vm.create_irq_chip().map_err(named("KVM_CREATE_IRQCHIP"))?;
     // The speaker's port is part of the timer, and Linux reads it when it calibrates.
-    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    let pit = kvm_pit_config {
+        flags: KVM_PIT_SPEAKER_DUMMY,
+        ..Default::default()
+    };
     vm.create_pit2(pit).map_err(named("KVM_CREATE_PIT2"))?;
     reset_vm(vm)
 }
@@ -75,27 +80,57 @@ pub fn reset_vm(vm: &VmFd) -> Result<(), ArchError> {
 ///
 /// # Errors
 /// Names the ioctl that failed.
-pub fn setup_vcpu(vcpu: &VcpuFd, template: &CpuId, index: u8, entry: Option<&Entry>) -> Result<(), ArchError> {
-    // CPUID first: KVM checks all that follows against it. It must not change any more once the vCPU has run; the same
-    // once more is allowed.
-    vcpu.set_cpuid2(&cpuid::for_vcpu(template, index)).map_err(named("KVM_SET_CPUID2"))?;
-    let mp_state = if index == 0 { KVM_MP_STATE_RUNNABLE } else { KVM_MP_STATE_UNINITIALIZED };
-    vcpu.set_mp_state(kvm_mp_state { mp_state }).map_err(named("KVM_SET_MP_STATE"))?;
+pub fn setup_vcpu(
+    vcpu: &VcpuFd,
+    template: &CpuId,
+    index: u8,
+    entry: Option<&Entry>,
+) -> Result<(), ArchError> {
+    // CPUID first: KVM checks all that follows against it. Only once: it must not change when the vCPU has run, and what
+    // KVM made of it may differ from what it was given.
+    let shown = vcpu
+        .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
+        .map_err(named("KVM_GET_CPUID2"))?;
+    if shown.as_slice().is_empty() {
+        vcpu.set_cpuid2(&cpuid::for_vcpu(template, index))
+            .map_err(named("KVM_SET_CPUID2"))?;
+    }
+    let mp_state = if index == 0 {
+        KVM_MP_STATE_RUNNABLE
+    } else {
+        KVM_MP_STATE_UNINITIALIZED
+    };
+    vcpu.set_mp_state(kvm_mp_state { mp_state })
+        .map_err(named("KVM_SET_MP_STATE"))?;
 
     let entry = entry.filter(|_| index == 0);
-    vcpu.set_regs(&registers::general(entry)).map_err(named("KVM_SET_REGS"))?;
-    vcpu.set_sregs(&registers::special(index, entry)).map_err(named("KVM_SET_SREGS"))?;
-    let fpu = kvm_fpu { fcw: FPU_CONTROL, mxcsr: MXCSR, ..Default::default() };
+    vcpu.set_regs(&registers::general(entry))
+        .map_err(named("KVM_SET_REGS"))?;
+    vcpu.set_sregs(&registers::special(index, entry))
+        .map_err(named("KVM_SET_SREGS"))?;
+    let fpu = kvm_fpu {
+        fcw: FPU_CONTROL,
+        mxcsr: MXCSR,
+        ..Default::default()
+    };
     vcpu.set_fpu(&fpu).map_err(named("KVM_SET_FPU"))?;
     set_xcr0(vcpu, registers::xcr0(entry))?;
-    let debug = kvm_debugregs { dr6: DR6, dr7: DR7, ..Default::default() };
+    let debug = kvm_debugregs {
+        dr6: DR6,
+        dr7: DR7,
+        ..Default::default()
+    };
     vcpu.set_debug_regs(&debug).map_err(named("KVM_SET_DEBUGREGS"))?;
     reset_local_apic(vcpu, index)?;
     msr::write_existing(vcpu, &POWER_ON_MSRS)?;
     let flags =
         KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SIPI_VECTOR | KVM_VCPUEVENT_VALID_SHADOW;
-    let events = kvm_vcpu_events { flags, ..Default::default() };
-    vcpu.set_vcpu_events(&events).map_err(named("KVM_SET_VCPU_EVENTS"))
+    let events = kvm_vcpu_events {
+        flags,
+        ..Default::default()
+    };
+    vcpu.set_vcpu_events(&events)
+        .map_err(named("KVM_SET_VCPU_EVENTS"))
 }
 
 /// What FNINIT and the reset of SSE leave: all exceptions masked.
@@ -107,7 +142,10 @@ const DR7: u64 = 0x400;
 
 /// Sets XCR0, the only extended control register there is.
 pub(super) fn set_xcr0(vcpu: &VcpuFd, value: u64) -> Result<(), ArchError> {
-    let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+    let mut xcrs = kvm_xcrs {
+        nr_xcrs: 1,
+        ..Default::default()
+    };
     xcrs.xcrs[0].value = value;
     vcpu.set_xcrs(&xcrs).map_err(named("KVM_SET_XCRS"))
 }

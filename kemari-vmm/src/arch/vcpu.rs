@@ -50,26 +50,41 @@ impl VcpuIdentity {
     /// # Errors
     /// Names the ioctl that failed.
     pub fn save(vcpu: &VcpuFd) -> Result<Self, ArchError> {
-        let cpuid = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(named("KVM_GET_CPUID2"))?;
+        let cpuid = vcpu
+            .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
+            .map_err(named("KVM_GET_CPUID2"))?;
         let tsc_khz = vcpu.get_tsc_khz().map_err(named("KVM_GET_TSC_KHZ"))?;
-        Ok(Self { cpuid: cpuid.as_slice().to_vec(), tsc_khz })
+        Ok(Self {
+            cpuid: cpuid.as_slice().to_vec(),
+            tsc_khz,
+        })
     }
 
-    /// Gives a vCPU this identity, before its state is restored and before it first runs.
+    /// Gives a vCPU this identity, before its state is restored and before it first runs. `template` is what a vCPU that
+    /// was not set up would get.
     ///
     /// # Errors
     /// If this host's processor lacks a feature, or its TSC has another frequency and KVM cannot scale it.
     pub fn restore(&self, vcpu: &VcpuFd, template: &CpuId) -> Result<(), ArchError> {
-        let missing = cpuid::missing(template.as_slice(), &self.cpuid);
+        // What KVM made of the template is compared, on both sides: a KVM need not show the guest all of it, or only it.
+        let shown = vcpu
+            .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
+            .map_err(named("KVM_GET_CPUID2"))?;
+        let is_new = shown.as_slice().is_empty();
+        let ours = if is_new { template } else { &shown };
+        let missing = cpuid::missing(ours.as_slice(), &self.cpuid);
         if !missing.is_empty() {
             return Err(ArchError::Unfit(format!(
                 "its processor lacks features that the guest was started with ({}); use hosts with the same processor and kernel",
                 missing.join(", ")
             )));
         }
-        let cpuid = CpuId::from_entries(&self.cpuid)
-            .map_err(|_| ArchError::Unfit(format!("{} CPUID entries", self.cpuid.len())))?;
-        vcpu.set_cpuid2(&cpuid).map_err(named("KVM_SET_CPUID2"))?;
+        // A guest that was started with less keeps seeing less.
+        if is_new || !cpuid::missing(&self.cpuid, ours.as_slice()).is_empty() {
+            let cpuid = CpuId::from_entries(&self.cpuid)
+                .map_err(|_| ArchError::Unfit(format!("{} CPUID entries", self.cpuid.len())))?;
+            vcpu.set_cpuid2(&cpuid).map_err(named("KVM_SET_CPUID2"))?;
+        }
         let here = vcpu.get_tsc_khz().map_err(named("KVM_GET_TSC_KHZ"))?;
         if here.abs_diff(self.tsc_khz) > here / TSC_TOLERANCE {
             vcpu.set_tsc_khz(self.tsc_khz).map_err(|error| {
@@ -111,9 +126,10 @@ impl VcpuState {
         &self.regs
     }
 
-    /// Whether the vCPU waits for an interrupt.
-    pub fn is_halted(&self) -> bool {
-        self.mp_state == kvm_bindings::KVM_MP_STATE_HALTED
+    /// The TSC at the save: (its index, its value).
+    #[cfg(test)]
+    pub(super) fn tsc(&self) -> (u32, u64) {
+        self.msrs[0]
     }
 }
 
@@ -150,7 +166,13 @@ impl VcpuAccess {
                 vcpu.set_sync_valid_reg(registers);
             }
         }
-        let mut access = Self { msrs, xsave, has_sync_regs, rare, state: VcpuState::default() };
+        let mut access = Self {
+            msrs,
+            xsave,
+            has_sync_regs,
+            rare,
+            state: VcpuState::default(),
+        };
         access.save(vcpu)?;
         Ok(access)
     }
@@ -201,7 +223,14 @@ impl VcpuAccess {
         // XCR0 is the only one that KVM has.
         self.state.xcr0 = vcpu.get_xcrs().map_err(named("KVM_GET_XCRS"))?.xcrs[0].value;
         let debug = vcpu.get_debug_regs().map_err(named("KVM_GET_DEBUGREGS"))?;
-        self.state.debug = [debug.db[0], debug.db[1], debug.db[2], debug.db[3], debug.dr6, debug.dr7];
+        self.state.debug = [
+            debug.db[0],
+            debug.db[1],
+            debug.db[2],
+            debug.db[3],
+            debug.dr6,
+            debug.dr7,
+        ];
         Ok(())
     }
 
@@ -209,7 +238,9 @@ impl VcpuAccess {
         self.xsave.read(vcpu, &mut self.state.xsave)?;
         msr::read(vcpu, &mut self.msrs)?;
         self.state.msrs.clear();
-        self.state.msrs.extend(self.msrs.as_slice().iter().map(|entry| (entry.index, entry.data)));
+        self.state
+            .msrs
+            .extend(self.msrs.as_slice().iter().map(|entry| (entry.index, entry.data)));
         self.state.lapic = vcpu.get_lapic().map_err(named("KVM_GET_LAPIC"))?;
         Ok(())
     }
@@ -221,14 +252,21 @@ impl VcpuAccess {
     /// # Errors
     /// Names the ioctl that failed; the vCPU is then not to be run.
     pub fn restore(&mut self, vcpu: &VcpuFd, state: &VcpuState, tsc_advance: u64) -> Result<(), ArchError> {
-        let mp_state = kvm_mp_state { mp_state: state.mp_state };
+        let mp_state = kvm_mp_state {
+            mp_state: state.mp_state,
+        };
         vcpu.set_mp_state(mp_state).map_err(named("KVM_SET_MP_STATE"))?;
         vcpu.set_regs(&state.regs).map_err(named("KVM_SET_REGS"))?;
         vcpu.set_sregs(&state.sregs).map_err(named("KVM_SET_SREGS"))?;
         self.xsave.write(vcpu, &state.xsave)?;
         reset::set_xcr0(vcpu, state.xcr0)?;
         let [db0, db1, db2, db3, dr6, dr7] = state.debug;
-        let debug = kvm_debugregs { db: [db0, db1, db2, db3], dr6, dr7, ..Default::default() };
+        let debug = kvm_debugregs {
+            db: [db0, db1, db2, db3],
+            dr6,
+            dr7,
+            ..Default::default()
+        };
         vcpu.set_debug_regs(&debug).map_err(named("KVM_SET_DEBUGREGS"))?;
         vcpu.set_lapic(&state.lapic).map_err(named("KVM_SET_LAPIC"))?;
         let msrs = state.msrs.iter().map(|&(index, data)| match index {
@@ -236,7 +274,8 @@ impl VcpuAccess {
             _ => (index, data),
         });
         msr::write(vcpu, msrs)?;
-        vcpu.set_vcpu_events(&state.events).map_err(named("KVM_SET_VCPU_EVENTS"))?;
+        vcpu.set_vcpu_events(&state.events)
+            .map_err(named("KVM_SET_VCPU_EVENTS"))?;
         // What a later `save_after_exit` keeps must be this guest's.
         (self.state.xcr0, self.state.debug) = (state.xcr0, state.debug);
         Ok(())

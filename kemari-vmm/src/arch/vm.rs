@@ -67,11 +67,15 @@ impl VmState {
         // An older KVM does not pair the clocks: the moment between the two readings is then lost to the guest.
         let paired = clock.flags & KVM_CLOCK_REALTIME != 0;
         self.realtime_ns = if paired { clock.realtime } else { realtime_ns() };
-        for (chip, pic) in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE].into_iter().zip(&mut self.pics) {
+        for (chip, pic) in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE]
+            .into_iter()
+            .zip(&mut self.pics)
+        {
             pic.copy_from_slice(&get_chip(vm, chip)?[..PIC_BYTES]);
         }
         self.io_apic.clear();
-        self.io_apic.extend(&get_chip(vm, KVM_IRQCHIP_IOAPIC)?[..IO_APIC_BYTES]);
+        self.io_apic
+            .extend(&get_chip(vm, KVM_IRQCHIP_IOAPIC)?[..IO_APIC_BYTES]);
         Ok(())
     }
 
@@ -96,13 +100,22 @@ impl VmState {
     /// Names the ioctl that failed.
     pub fn restore(&self, vm: &VmFd, advance_ns: u64) -> Result<(), ArchError> {
         if self.io_apic.len() != IO_APIC_BYTES {
-            return Err(ArchError::Unfit(format!("the I/O APIC's state has {} bytes", self.io_apic.len())));
+            return Err(ArchError::Unfit(format!(
+                "the I/O APIC's state has {} bytes",
+                self.io_apic.len()
+            )));
         }
         vm.set_pit2(&self.pit).map_err(named("KVM_SET_PIT2"))?;
         // Without KVM_CLOCK_REALTIME: KVM would add the elapsed time itself, a little different from the TSCs'.
-        let clock = kvm_clock_data { clock: self.clock_ns.saturating_add(advance_ns), ..Default::default() };
+        let clock = kvm_clock_data {
+            clock: self.clock_ns.saturating_add(advance_ns),
+            ..Default::default()
+        };
         vm.set_clock(&clock).map_err(named("KVM_SET_CLOCK"))?;
-        for (chip, pic) in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE].into_iter().zip(&self.pics) {
+        for (chip, pic) in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE]
+            .into_iter()
+            .zip(&self.pics)
+        {
             set_chip(vm, chip, pic)?;
         }
         // Last: its pins may inject into the local APICs, which are restored by now.
@@ -112,14 +125,19 @@ impl VmState {
 
 fn realtime_ns() -> u64 {
     // A clock before 1970 reads as 1970: it then counts as behind.
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos() as u64)
 }
 
 /// Bytes of the union in `kvm_irqchip`.
 const CHIP_BYTES: usize = 512;
 
 fn get_chip(vm: &VmFd, chip_id: u32) -> Result<[u8; CHIP_BYTES], ArchError> {
-    let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+    let mut chip = kvm_irqchip {
+        chip_id,
+        ..Default::default()
+    };
     vm.get_irqchip(&mut chip).map_err(named("KVM_GET_IRQCHIP"))?;
     // SAFETY: every byte of the union was initialised, by `default` or by KVM, and any bytes are valid integers.
     Ok(unsafe { chip.chip.dummy }.map(|byte| byte as u8))
@@ -127,7 +145,10 @@ fn get_chip(vm: &VmFd, chip_id: u32) -> Result<[u8; CHIP_BYTES], ArchError> {
 
 /// Writes one interrupt controller; `bytes` is its structure, at most [`CHIP_BYTES`] long.
 pub(super) fn set_chip(vm: &VmFd, chip_id: u32, bytes: &[u8]) -> Result<(), ArchError> {
-    let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+    let mut chip = kvm_irqchip {
+        chip_id,
+        ..Default::default()
+    };
     let mut dummy = [0; CHIP_BYTES];
     for (target, byte) in dummy.iter_mut().zip(bytes) {
         *target = *byte as _;
@@ -143,7 +164,10 @@ mod tests {
     #[test]
     fn time_goes_forward_only_and_within_bounds() {
         let now = realtime_ns();
-        let state = |realtime_ns| VmState { realtime_ns, ..Default::default() };
+        let state = |realtime_ns| VmState {
+            realtime_ns,
+            ..Default::default()
+        };
         assert_eq!(state(now + 3_600_000_000_000).wall_clock_elapsed_ns(), 0);
         assert_eq!(state(now - 2 * CLOCK_ADVANCE_NS_MAX).wall_clock_elapsed_ns(), 0);
         let elapsed = state(now - 1_000_000_000).wall_clock_elapsed_ns();

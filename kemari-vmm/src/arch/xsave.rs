@@ -18,10 +18,15 @@ pub struct XsaveArea {
 impl XsaveArea {
     pub fn new(vm: &VmFd) -> Result<Self, ArchError> {
         let bytes = usize::try_from(vm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
-        let extra_words = bytes.saturating_sub(size_of::<kvm_xsave>()).div_ceil(size_of::<u32>());
+        let extra_words = bytes
+            .saturating_sub(size_of::<kvm_xsave>())
+            .div_ceil(size_of::<u32>());
         let area = Xsave::new(extra_words)
             .map_err(|_| ArchError::Unfit(format!("KVM asks for {bytes} bytes of floating-point state")))?;
-        Ok(Self { area, has_xsave2: bytes > 0 })
+        Ok(Self {
+            area,
+            has_xsave2: bytes > 0,
+        })
     }
 
     /// Reads the area into `words`, without the zeros at its end.
@@ -36,7 +41,10 @@ impl XsaveArea {
         } else {
             words.extend(vcpu.get_xsave().map_err(named("KVM_GET_XSAVE"))?.region);
         }
-        let used = words.iter().rposition(|word| *word != 0).map_or(0, |last| last + 1);
+        let used = words
+            .iter()
+            .rposition(|word| *word != 0)
+            .map_or(0, |last| last + 1);
         words.truncate(used);
         Ok(())
     }

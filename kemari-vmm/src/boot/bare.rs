@@ -40,7 +40,11 @@ pub fn boot_info(
         cmdline: [0; abi::CMDLINE_BYTES_MAX],
     };
     for (entry, device) in info.devices.iter_mut().zip(devices) {
-        *entry = abi::BootDevice { base: device.base, gsi: device.gsi, device_id: device.device_id };
+        *entry = abi::BootDevice {
+            base: device.base,
+            gsi: device.gsi,
+            device_id: device.device_id,
+        };
     }
     info.cmdline[..cmdline.len()].copy_from_slice(cmdline.as_bytes());
     info
@@ -51,7 +55,12 @@ fn boot_info_bytes(info: &abi::BootInfo) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(size_of::<abi::BootInfo>());
     bytes.extend(info.magic.to_le_bytes());
     bytes.extend(info.low_memory_bytes.to_le_bytes());
-    for word in [info.tsc_khz, info.vcpu_count, info.device_count, info.cmdline_bytes] {
+    for word in [
+        info.tsc_khz,
+        info.vcpu_count,
+        info.device_count,
+        info.cmdline_bytes,
+    ] {
         bytes.extend(word.to_le_bytes());
     }
     for device in &info.devices {
@@ -70,9 +79,24 @@ pub fn load(memory: &Memory, elf: &Elf, bytes: &[u8], info: &abi::BootInfo) -> R
     clear(memory, abi::GDT, abi::PAGE_TABLES - abi::GDT, "boot tables")?;
     elf.load(memory, bytes)?;
     tables::write_long_mode_tables(memory)?;
-    write(memory, abi::TSS + TSS_RSP0, &abi::RING0_STACK_TOP.to_le_bytes(), "task state")?;
-    write(memory, abi::TSS + TSS_IO_BITMAP, &IO_BITMAP.to_le_bytes(), "task state")?;
-    write(memory, abi::TSS + u64::from(tables::TSS_LIMIT), &[0xff], "task state")?;
+    write(
+        memory,
+        abi::TSS + TSS_RSP0,
+        &abi::RING0_STACK_TOP.to_le_bytes(),
+        "task state",
+    )?;
+    write(
+        memory,
+        abi::TSS + TSS_IO_BITMAP,
+        &IO_BITMAP.to_le_bytes(),
+        "task state",
+    )?;
+    write(
+        memory,
+        abi::TSS + u64::from(tables::TSS_LIMIT),
+        &[0xff],
+        "task state",
+    )?;
     write(memory, abi::BOOT_INFO, &boot_info_bytes(info), "boot info")?;
     Ok(Entry::Bare { rip: elf.entry })
 }

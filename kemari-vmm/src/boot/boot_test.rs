@@ -1,0 +1,401 @@
+//! Recognising and loading kernels, good ones and garbage.
+
+use std::fs;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use linux_loader::bootparam::{boot_params, setup_header};
+use linux_loader::loader::elf::start_info::hvm_start_info;
+use vm_memory::ByteValued;
+
+use super::*;
+use crate::arch::layout::abi;
+
+const MIB: u64 = 1 << 20;
+
+fn memory(bytes: u64) -> Memory {
+    Memory::from_ranges(&layout::memory_regions(bytes)).expect("memory")
+}
+
+/// A file that is removed with its owner.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(bytes: &[u8]) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("kemari-boot-{}-{number}", std::process::id()));
+        fs::write(&path, bytes).expect("temporary file");
+        Self(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn open(kernel: &[u8], initrd: Option<&[u8]>, cmdline: &str) -> Result<Kernel, BootError> {
+    let kernel = Scratch::new(kernel);
+    let initrd = initrd.map(Scratch::new);
+    Kernel::open(&BootConfig {
+        kernel: kernel.0.clone(),
+        initrd: initrd.as_ref().map(|initrd| initrd.0.clone()),
+        cmdline: cmdline.into(),
+    })
+}
+
+fn refused(kernel: &[u8]) -> &'static str {
+    match open(kernel, None, "").map(|_| ()) {
+        Err(error @ BootError::NotAKernel { .. }) => {
+            assert!(error.to_string().contains("bzImage"), "{error}");
+            let BootError::NotAKernel { reason, .. } = error else {
+                unreachable!()
+            };
+            reason
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn header() -> setup_header {
+    setup_header {
+        setup_sects: 1,
+        header: 0x5372_6448,
+        version: 0x020f,
+        loadflags: 1,
+        xloadflags: 1,
+        relocatable_kernel: 1,
+        kernel_alignment: 2 << 20,
+        pref_address: 16 << 20,
+        init_size: 8 << 20,
+        initrd_addr_max: 0x7fff_ffff,
+        cmdline_size: 2047,
+        syssize: 4096 / 16,
+        ..Default::default()
+    }
+}
+
+fn bzimage(header: &setup_header) -> Vec<u8> {
+    let mut file = vec![0; 1024 + 4096];
+    file[0x1f1..0x1f1 + 123].copy_from_slice(header.as_slice());
+    file[1024..].fill(0x90);
+    file
+}
+
+fn read<T: ByteValued>(memory: &Memory, address: u64) -> T {
+    memory.read_obj(GuestAddress(address)).expect("inside the memory")
+}
+
+#[test]
+fn garbage_is_refused_with_a_reason() {
+    assert!(refused(b"").contains("neither"));
+    assert!(refused(&[0xff; 4096]).contains("neither"));
+    assert!(refused(b"#!/bin/sh\n").contains("neither"));
+    assert!(refused(b"\x7fELF").contains("cut off"));
+    assert!(
+        refused(&bzimage(&setup_header {
+            version: 0x0208,
+            ..header()
+        }))
+        .contains("older")
+    );
+    assert!(
+        refused(&bzimage(&setup_header {
+            xloadflags: 0,
+            ..header()
+        }))
+        .contains("32-bit")
+    );
+    let whole = bzimage(&header());
+    assert!(refused(&whole[..0x210]).contains("cut off"));
+    assert!(refused(&whole[..1024 + 512]).contains("cut off"));
+}
+
+#[test]
+fn garbage_elf_files_are_refused_with_a_reason() {
+    let good = test_elf::elf(&[0x90; 64], &test_elf::bare_note());
+    assert!(refused(&test_elf::elf(&[0x90; 64], &[])).contains("without a PVH entry"));
+    assert!(refused(&good[..good.len() - 1]).contains("cut off"));
+    assert!(refused(&good[..100]).contains("cut off"));
+    let patched = |offset: usize, bytes: &[u8]| {
+        let mut file = good.clone();
+        file[offset..offset + bytes.len()].copy_from_slice(bytes);
+        file
+    };
+    assert!(refused(&patched(18, &[40, 0])).contains("another processor"));
+    assert!(refused(&patched(16, &[3, 0])).contains("not statically linked"));
+    assert!(refused(&patched(56, &[0xff, 0xff])).contains("program headers"));
+    // The entry outside, the physical address below 1 MiB, sizes that overflow, a note longer than its segment.
+    assert!(refused(&patched(24, &u64::MAX.to_le_bytes())).contains("entry"));
+    assert!(refused(&patched(64 + 24, &0u64.to_le_bytes())).contains("below 1 MiB"));
+    assert!(refused(&patched(64 + 40, &u64::MAX.to_le_bytes())).contains("impossible sizes"));
+    assert!(refused(&patched(64 + 2 * 56, &u32::MAX.to_le_bytes())).contains("notes"));
+}
+
+#[test]
+fn every_prefix_and_every_flipped_byte_is_survived() {
+    let memory = memory(4 * MIB);
+    let notes = [
+        test_elf::note(b"Xen\0", 18, &0x10_0000u32.to_le_bytes()),
+        test_elf::note(b"GNU\0", 3, b"abc"),
+    ];
+    for good in [test_elf::elf(&[0x90; 16], &notes.concat()), bzimage(&header())] {
+        for length in 0..good.len() {
+            let _ = recognise(Path::new("kernel"), &good[..length]);
+        }
+        for position in 0..good.len().min(0x280) {
+            let mut file = good.clone();
+            file[position] ^= 0xff;
+            if let Ok(image) = recognise(Path::new("kernel"), &file) {
+                let kernel = Kernel {
+                    path: "kernel".into(),
+                    image,
+                    bytes: file,
+                    initrd: None,
+                    cmdline: String::new(),
+                };
+                let _ = kernel.load(&memory, &[], 1, 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn missing_files_devices_and_long_command_lines_are_refused() {
+    let config = BootConfig {
+        kernel: "/nonexistent/vmlinuz".into(),
+        initrd: None,
+        cmdline: String::new(),
+    };
+    let error = Kernel::open(&config)
+        .map(|_| ())
+        .expect_err("missing")
+        .to_string();
+    assert!(error.contains("/nonexistent/vmlinuz"), "{error}");
+    let zero = BootConfig {
+        kernel: "/dev/zero".into(),
+        ..config
+    };
+    assert!(matches!(Kernel::open(&zero), Err(BootError::NotAFile { .. })));
+    let file = bzimage(&header());
+    assert!(matches!(
+        open(&file, None, &"x".repeat(2048)),
+        Err(BootError::CmdlineTooLong { .. })
+    ));
+    assert!(open(&file, None, &"x".repeat(2047)).is_ok());
+    assert!(matches!(open(&file, None, "a\0b"), Err(BootError::CmdlineZero)));
+    let bare = test_elf::elf(&[0x90], &test_elf::bare_note());
+    assert!(matches!(
+        open(&bare, Some(b"initrd"), ""),
+        Err(BootError::BareInitrd { .. })
+    ));
+}
+
+#[test]
+fn a_digest_tells_kernel_initrd_and_command_line_apart() {
+    let file = bzimage(&header());
+    let digest =
+        |initrd: Option<&[u8]>, cmdline: &str| open(&file, initrd, cmdline).expect("kernel").digest();
+    assert_eq!(digest(Some(b"abc"), "quiet"), digest(Some(b"abc"), "quiet"));
+    let all = [
+        digest(None, ""),
+        digest(Some(b"a"), ""),
+        digest(None, "a"),
+        digest(Some(b"a\0"), ""),
+        digest(None, "b"),
+    ];
+    for (index, one) in all.iter().enumerate() {
+        assert!(!all[index + 1..].contains(one));
+    }
+}
+
+#[test]
+fn a_bzimage_is_loaded_with_its_initrd_on_top() {
+    let memory = memory(3072 * MIB + 512 * MIB);
+    let initrd = vec![7; 5000];
+    let kernel = open(&bzimage(&header()), Some(&initrd), "console=ttyS0").expect("kernel");
+    assert!(!kernel.is_bare());
+    let entry = kernel.load(&memory, &[], 1, 1).expect("loaded");
+    let Entry::Linux64 {
+        rip,
+        boot_params: address,
+    } = entry
+    else {
+        panic!("{entry:?}")
+    };
+    assert_eq!(rip, 16 * MIB + 0x200);
+    assert_eq!(read::<u64>(&memory, 16 * MIB), 0x9090_9090_9090_9090);
+    let params: boot_params = read(&memory, address);
+    let header = params.hdr;
+    assert_eq!({ header.header }, 0x5372_6448);
+    assert_eq!({ header.type_of_loader }, 0xff);
+    assert_eq!({ params.acpi_rsdp_addr }, layout::ACPI_TABLES);
+    assert_eq!(
+        read::<u64>(&memory, layout::ACPI_TABLES).to_le_bytes(),
+        *b"RSD PTR "
+    );
+    let mut cmdline = [0; 14];
+    memory
+        .read_slice(&mut cmdline, GuestAddress(header.cmd_line_ptr.into()))
+        .expect("command line");
+    assert_eq!(&cmdline, b"console=ttyS0\0");
+
+    // As high as the kernel allows: just below 2 GiB.
+    let initrd_address = u64::from(header.ramdisk_image);
+    assert_eq!(initrd_address, 0x8000_0000 - 0x2000);
+    assert_eq!({ header.ramdisk_size }, 5000);
+    assert_eq!(read::<u64>(&memory, initrd_address), 0x0707_0707_0707_0707);
+
+    let map: Vec<_> = (0..usize::from(params.e820_entries))
+        .map(|index| {
+            let entry = params.e820_table[index];
+            ({ entry.addr }, { entry.size }, { entry.r#type })
+        })
+        .collect();
+    assert_eq!(
+        map,
+        [
+            (0, 0x9_fc00, 1),
+            (0x9_fc00, 0x6_0400, 2),
+            (MIB, 3071 * MIB, 1),
+            (layout::HIGH_MEMORY_START, 512 * MIB, 1)
+        ]
+    );
+}
+
+#[test]
+fn a_kernel_goes_lower_in_a_small_guest_and_is_refused_in_a_smaller_one() {
+    let kernel = open(&bzimage(&header()), None, "").expect("kernel");
+    let entry = kernel.load(&memory(12 * MIB), &[], 1, 1).expect("loaded");
+    assert_eq!(
+        entry,
+        Entry::Linux64 {
+            rip: 2 * MIB + 0x200,
+            boot_params: layout::BOOT_PARAMS
+        }
+    );
+    let error = kernel.load(&memory(8 * MIB), &[], 1, 1).expect_err("too small");
+    let source = std::error::Error::source(&error).expect("source").to_string();
+    assert!(source.contains("more memory"), "{source}");
+    let initrd = vec![0; 30 << 20];
+    let kernel = open(&bzimage(&header()), Some(&initrd), "").expect("kernel");
+    assert!(kernel.load(&memory(32 * MIB), &[], 1, 1).is_err());
+    assert!(kernel.load(&memory(64 * MIB), &[], 1, 1).is_ok());
+}
+
+#[test]
+fn a_pvh_kernel_is_loaded_with_its_start_info() {
+    let memory = memory(64 * MIB);
+    let notes = [
+        test_elf::note(b"GNU\0", 3, b"12345"),
+        test_elf::note(b"Xen\0", 18, &0x10_0010u32.to_le_bytes()),
+    ];
+    let file = test_elf::elf(&[0x90; 64], &notes.concat());
+    let kernel = open(&file, Some(&[1; 100]), "quiet").expect("kernel");
+    let entry = kernel.load(&memory, &[], 2, 1).expect("loaded");
+    let Entry::Pvh { rip, start_info } = entry else {
+        panic!("{entry:?}")
+    };
+    assert_eq!(rip, 0x10_0010);
+    let info: hvm_start_info = read(&memory, start_info);
+    assert_eq!((info.magic, info.version, info.nr_modules), (0x336e_c578, 1, 1));
+    assert_eq!(
+        (info.rsdp_paddr, info.cmdline_paddr),
+        (layout::ACPI_TABLES, layout::CMDLINE)
+    );
+    assert_eq!(
+        read::<[u64; 2]>(&memory, info.modlist_paddr),
+        [64 * MIB - 0x1000, 100]
+    );
+    assert_eq!(info.memmap_entries, 3);
+    assert_eq!(
+        read::<[u64; 3]>(&memory, info.memmap_paddr + 48),
+        [MIB, 63 * MIB, 1]
+    );
+}
+
+#[test]
+fn a_bare_guest_finds_what_its_contract_says_after_another_guest_too() {
+    let memory = memory(64 * MIB);
+    // What a former guest left.
+    memory
+        .write_slice(&vec![0xaa; 2 << 20], GuestAddress(0))
+        .expect("inside the memory");
+    let file = test_elf::elf(&[0x90; 64], &test_elf::bare_note());
+    let kernel = open(&file, None, "name=value").expect("kernel");
+    assert!(kernel.is_bare());
+    let devices = [MmioDevice {
+        base: 0xd000_0000,
+        gsi: 5,
+        device_id: 2,
+    }];
+    let entry = kernel.load(&memory, &devices, 1, 2_500_000).expect("loaded");
+    assert_eq!(
+        entry,
+        Entry::Bare {
+            rip: test_elf::ADDRESS
+        }
+    );
+
+    let mut info = [0; size_of::<abi::BootInfo>()];
+    memory
+        .read_slice(&mut info, GuestAddress(abi::BOOT_INFO))
+        .expect("inside the memory");
+    assert_eq!(&info[..8], b"KEMARI01");
+    assert_eq!(info[8..16], (64 * MIB).to_le_bytes());
+    assert_eq!(info[16..20], 2_500_000u32.to_le_bytes());
+    assert_eq!(
+        info[std::mem::offset_of!(abi::BootInfo, devices)..][..8],
+        0xd000_0000u64.to_le_bytes()
+    );
+    assert_eq!(
+        &info[std::mem::offset_of!(abi::BootInfo, cmdline)..][..11],
+        b"name=value\0"
+    );
+
+    assert_eq!(read::<u64>(&memory, abi::GDT + 0x30), 0x00af_fb00_0000_ffff);
+    assert_eq!(read::<u64>(&memory, abi::GDT + 0x40), 0x0000_8b00_3000_2068);
+    assert_eq!(read::<[u64; 2]>(&memory, abi::IDT), [0, 0]);
+    assert_eq!(read::<u64>(&memory, abi::TSS + 4), abi::RING0_STACK_TOP);
+    assert_eq!(
+        read::<[u8; 8]>(&memory, abi::TSS + 0x66),
+        [0x68, 0, 0, 0, 0, 0, 0, 0]
+    );
+    assert_eq!(read::<[u8; 2]>(&memory, abi::TSS + 0x68 + 8191), [0, 0xff]);
+    // The page tables map an address to itself: here the I/O APIC's, by the directory of the fourth GiB.
+    assert_eq!(
+        read::<u64>(&memory, abi::PAGE_TABLES),
+        (abi::PAGE_TABLES + 0x1000) | 0x27
+    );
+    assert_eq!(
+        read::<[u64; 2]>(&memory, abi::PAGE_TABLES + 0x1000 + 24),
+        [(abi::PAGE_TABLES + 0x5000) | 0x27, 0]
+    );
+    assert_eq!(
+        read::<u64>(&memory, abi::PAGE_TABLES + 0x5000 + 8 * 502),
+        0xfec0_0000 | 0xe7
+    );
+    // Code, and zeros behind it.
+    assert_eq!(read::<[u8; 2]>(&memory, test_elf::ADDRESS + 63), [0x90, 0]);
+    assert_eq!(
+        read::<u8>(&memory, test_elf::ADDRESS + 63 + test_elf::BSS_BYTES),
+        0
+    );
+    assert_eq!(
+        read::<u8>(&memory, test_elf::ADDRESS + 64 + test_elf::BSS_BYTES),
+        0xaa
+    );
+}
+
+#[test]
+fn too_many_devices_are_refused() {
+    let device = MmioDevice {
+        base: 0xd000_0000,
+        gsi: 5,
+        device_id: 2,
+    };
+    let kernel = open(&test_elf::elf(&[0x90], &test_elf::bare_note()), None, "").expect("kernel");
+    let result = kernel.load(&memory(64 * MIB), &[device; 17], 1, 1);
+    assert!(matches!(result, Err(BootError::TooManyDevices { count: 17 })));
+}

@@ -37,7 +37,9 @@ impl BzImage {
         let mut header = setup_header::default();
         let length = header.as_slice().len();
         // An old kernel's header is shorter than the structure; then code follows, and the version says so.
-        let source = bytes.get(HEADER_OFFSET..HEADER_OFFSET + length).ok_or("its setup header is cut off")?;
+        let source = bytes
+            .get(HEADER_OFFSET..HEADER_OFFSET + length)
+            .ok_or("its setup header is cut off")?;
         header.as_mut_slice().copy_from_slice(source);
         if header.version < VERSION_MIN || header.loadflags & LOADED_HIGH == 0 {
             return Err("it is a bzImage of a Linux older than 3.8");
@@ -45,14 +47,21 @@ impl BzImage {
         if header.xloadflags & XLF_KERNEL_64 == 0 {
             return Err("it is a bzImage without a 64-bit entry (a 32-bit Linux)");
         }
-        let sectors = if header.setup_sects == 0 { 4 } else { usize::from(header.setup_sects) };
+        let sectors = if header.setup_sects == 0 {
+            4
+        } else {
+            usize::from(header.setup_sects)
+        };
         let payload_offset = (sectors + 1) * SECTOR_BYTES;
         let payload_bytes = header.syssize as usize * 16;
         // `syssize` counts in 16 bytes, rounded up.
         if bytes.len() <= payload_offset || bytes.len() + 16 < payload_offset + payload_bytes {
             return Err("the bzImage is cut off");
         }
-        Ok(Self { header, payload_offset })
+        Ok(Self {
+            header,
+            payload_offset,
+        })
     }
 
     /// Longest command line that this kernel takes, in bytes without the terminating zero.
@@ -64,7 +73,8 @@ impl BzImage {
     /// it prefers, else at the lowest place that suits it.
     pub fn load_address(&self, start: u64, end: u64) -> Option<u64> {
         let bytes = u64::from(self.header.init_size);
-        let fits = |address: u64| address >= start && address.checked_add(bytes).is_some_and(|last| last <= end);
+        let fits =
+            |address: u64| address >= start && address.checked_add(bytes).is_some_and(|last| last <= end);
         let preferred = self.header.pref_address;
         if fits(preferred) {
             return Some(preferred);

@@ -74,11 +74,17 @@ impl Elf {
         if header.e_phnum > SEGMENTS_MAX || usize::from(header.e_phentsize) != size_of::<Elf64_Phdr>() {
             return Err("its ELF program headers are not those of a kernel");
         }
-        let mut elf = Self { segments: Vec::new(), entry: header.e_entry, pvh_entry: None, is_bare: false };
+        let mut elf = Self {
+            segments: Vec::new(),
+            entry: header.e_entry,
+            pvh_entry: None,
+            is_bare: false,
+        };
         for index in 0..u64::from(header.e_phnum) {
             let offset = header.e_phoff.checked_add(index * size_of::<Elf64_Phdr>() as u64);
-            let segment: Elf64_Phdr =
-                offset.and_then(|offset| object(bytes, offset)).ok_or("its ELF program headers are cut off")?;
+            let segment: Elf64_Phdr = offset
+                .and_then(|offset| object(bytes, offset))
+                .ok_or("its ELF program headers are cut off")?;
             elf.take(bytes, &segment)?;
         }
         if elf.segments.is_empty() {
@@ -99,7 +105,11 @@ impl Elf {
         if segment.p_filesz > segment.p_memsz || segment.p_paddr.checked_add(segment.p_memsz).is_none() {
             return Err("a segment of the ELF file has impossible sizes");
         }
-        self.segments.push(Segment { file, address: segment.p_paddr, memory_bytes: segment.p_memsz });
+        self.segments.push(Segment {
+            file,
+            address: segment.p_paddr,
+            memory_bytes: segment.p_memsz,
+        });
         Ok(())
     }
 
@@ -110,7 +120,9 @@ impl Elf {
             let name_start = size_of::<Elf64_Nhdr>();
             // Name and descriptor are each padded to four bytes; sums of u32s fit into usize.
             let descriptor_start = name_start + (header.n_namesz as usize).next_multiple_of(4);
-            let name = notes.get(name_start..name_start + header.n_namesz as usize).ok_or(BROKEN)?;
+            let name = notes
+                .get(name_start..name_start + header.n_namesz as usize)
+                .ok_or(BROKEN)?;
             let descriptor = notes
                 .get(descriptor_start..descriptor_start + header.n_descsz as usize)
                 .ok_or(BROKEN)?;
@@ -127,18 +139,28 @@ impl Elf {
 
     /// Lowest address of a segment.
     pub fn start(&self) -> u64 {
-        self.segments.iter().map(|segment| segment.address).min().unwrap_or(0)
+        self.segments
+            .iter()
+            .map(|segment| segment.address)
+            .min()
+            .unwrap_or(0)
     }
 
     /// First address behind all segments.
     pub fn end(&self) -> u64 {
-        self.segments.iter().map(|segment| segment.address + segment.memory_bytes).max().unwrap_or(0)
+        self.segments
+            .iter()
+            .map(|segment| segment.address + segment.memory_bytes)
+            .max()
+            .unwrap_or(0)
     }
 
     /// Whether an address lies in a segment.
     pub fn contains(&self, address: u64) -> bool {
         self.segments.iter().any(|segment| {
-            address.checked_sub(segment.address).is_some_and(|offset| offset < segment.memory_bytes)
+            address
+                .checked_sub(segment.address)
+                .is_some_and(|offset| offset < segment.memory_bytes)
         })
     }
 
@@ -148,7 +170,12 @@ impl Elf {
             let content = &bytes[segment.file.clone()];
             write(memory, segment.address, content, "kernel")?;
             let covered = content.len() as u64;
-            clear(memory, segment.address + covered, segment.memory_bytes - covered, "kernel")?;
+            clear(
+                memory,
+                segment.address + covered,
+                segment.memory_bytes - covered,
+                "kernel",
+            )?;
         }
         Ok(())
     }

@@ -62,13 +62,18 @@ pub enum BootError {
         path: PathBuf,
     },
     /// More devices than places.
-    #[error("the machine has {count} devices, at most {} are possible; remove some", layout::VIRTIO_MMIO_DEVICES_MAX)]
+    #[error(
+        "the machine has {count} devices, at most {} are possible; remove some",
+        layout::VIRTIO_MMIO_DEVICES_MAX
+    )]
     TooManyDevices {
         /// How many.
         count: usize,
     },
     /// Something does not fit into guest memory where it must lie.
-    #[error("the {what} ({bytes} bytes at {address:#x}) does not fit into the guest's memory; give the machine more memory")]
+    #[error(
+        "the {what} ({bytes} bytes at {address:#x}) does not fit into the guest's memory; give the machine more memory"
+    )]
     DoesNotFit {
         /// What.
         what: &'static str,
@@ -104,6 +109,9 @@ pub enum BootError {
 impl BootError {
     /// Says which kernel it was.
     pub(super) fn of_kernel(self, path: &Path) -> Self {
-        Self::Load { path: path.to_path_buf(), source: Box::new(self) }
+        Self::Load {
+            path: path.to_path_buf(),
+            source: Box::new(self),
+        }
     }
 }

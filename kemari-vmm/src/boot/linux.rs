@@ -47,12 +47,17 @@ impl Guest<'_> {
 
     /// Writes the initrd as high as possible in `start..end`; returns its address.
     fn write_initrd(&self, start: u64, end: u64) -> Result<Option<(u64, u64)>, BootError> {
-        let Some(initrd) = self.initrd else { return Ok(None) };
+        let Some(initrd) = self.initrd else {
+            return Ok(None);
+        };
         let bytes = initrd.len() as u64;
         let end = end.min(low_memory_bytes(self.memory));
         let address = end.checked_sub(bytes).map(|address| address & !(PAGE_BYTES - 1));
         let address = address.filter(|address| *address >= start);
-        let address = address.ok_or(BootError::NoRoom { what: "initrd beside the kernel", bytes })?;
+        let address = address.ok_or(BootError::NoRoom {
+            what: "initrd beside the kernel",
+            bytes,
+        })?;
         write(self.memory, address, initrd, "initrd")?;
         Ok(Some((address, bytes)))
     }
@@ -61,7 +66,11 @@ impl Guest<'_> {
     fn memory_map(&self) -> Vec<(u64, u64, u32)> {
         let mut map = vec![
             (0, layout::REAL_MODE_MEMORY_END, USABLE),
-            (layout::REAL_MODE_MEMORY_END, layout::KERNEL_START - layout::REAL_MODE_MEMORY_END, RESERVED),
+            (
+                layout::REAL_MODE_MEMORY_END,
+                layout::KERNEL_START - layout::REAL_MODE_MEMORY_END,
+                RESERVED,
+            ),
         ];
         for region in self.memory.iter() {
             let start = region.start_addr().raw_value().max(layout::KERNEL_START);
@@ -80,7 +89,10 @@ pub fn load_bzimage(guest: &Guest, image: &BzImage, bytes: &[u8]) -> Result<Entr
     let init_bytes = u64::from(image.header.init_size);
     let address = image
         .load_address(layout::KERNEL_START, low_memory_end)
-        .ok_or(BootError::NoRoom { what: "kernel, unpacked,", bytes: init_bytes })?;
+        .ok_or(BootError::NoRoom {
+            what: "kernel, unpacked,",
+            bytes: init_bytes,
+        })?;
     let payload = &bytes[image.payload_offset..];
     write(guest.memory, address, payload, "kernel")?;
     let kernel_end = address + init_bytes.max(payload.len() as u64);
@@ -90,7 +102,10 @@ pub fn load_bzimage(guest: &Guest, image: &BzImage, bytes: &[u8]) -> Result<Entr
     tables::write_long_mode_tables(guest.memory)?;
 
     // All of the page that the header does not fill must be zero, or Linux distrusts it.
-    let mut params = boot_params { hdr: image.header, ..Default::default() };
+    let mut params = boot_params {
+        hdr: image.header,
+        ..Default::default()
+    };
     params.hdr.type_of_loader = LOADER_UNDEFINED;
     params.hdr.code32_start = address as u32;
     params.hdr.cmd_line_ptr = layout::CMDLINE as u32;
@@ -103,8 +118,16 @@ pub fn load_bzimage(guest: &Guest, image: &BzImage, bytes: &[u8]) -> Result<Entr
     for (index, (addr, size, r#type)) in map.into_iter().enumerate() {
         params.e820_table[index] = boot_e820_entry { addr, size, r#type };
     }
-    write(guest.memory, layout::BOOT_PARAMS, params.as_slice(), "boot parameters")?;
-    Ok(Entry::Linux64 { rip: address + ENTRY_64_OFFSET, boot_params: layout::BOOT_PARAMS })
+    write(
+        guest.memory,
+        layout::BOOT_PARAMS,
+        params.as_slice(),
+        "boot parameters",
+    )?;
+    Ok(Entry::Linux64 {
+        rip: address + ENTRY_64_OFFSET,
+        boot_params: layout::BOOT_PARAMS,
+    })
 }
 
 /// Loads a `vmlinux` with a PVH entry.
@@ -126,14 +149,26 @@ pub fn load_pvh(guest: &Guest, elf: &Elf, rip: u32, bytes: &[u8]) -> Result<Entr
     if let Some((paddr, size)) = initrd {
         info.nr_modules = 1;
         info.modlist_paddr = MODULE_LIST;
-        let module = hvm_modlist_entry { paddr, size, ..Default::default() };
+        let module = hvm_modlist_entry {
+            paddr,
+            size,
+            ..Default::default()
+        };
         write(guest.memory, MODULE_LIST, module.as_slice(), "module list")?;
     }
     write(guest.memory, layout::BOOT_PARAMS, info.as_slice(), "start info")?;
     for (index, (addr, size, type_)) in map.into_iter().enumerate() {
-        let entry = hvm_memmap_table_entry { addr, size, type_, ..Default::default() };
+        let entry = hvm_memmap_table_entry {
+            addr,
+            size,
+            type_,
+            ..Default::default()
+        };
         let address = MEMORY_MAP + (index * size_of::<hvm_memmap_table_entry>()) as u64;
         write(guest.memory, address, entry.as_slice(), "memory map")?;
     }
-    Ok(Entry::Pvh { rip: rip.into(), start_info: layout::BOOT_PARAMS })
+    Ok(Entry::Pvh {
+        rip: rip.into(),
+        start_info: layout::BOOT_PARAMS,
+    })
 }

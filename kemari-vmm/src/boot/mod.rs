@@ -13,6 +13,8 @@ mod tables;
 
 #[cfg(test)]
 mod boot_test;
+#[cfg(test)]
+pub(crate) mod test_elf;
 
 use std::fs::File;
 use std::io::Read;
@@ -107,7 +109,10 @@ impl Kernel {
             Image::Bare(_) => layout::abi::CMDLINE_BYTES_MAX,
         };
         if config.cmdline.len() > cmdline_bytes_max {
-            return Err(BootError::CmdlineTooLong { bytes: config.cmdline.len(), bytes_max: cmdline_bytes_max });
+            return Err(BootError::CmdlineTooLong {
+                bytes: config.cmdline.len(),
+                bytes_max: cmdline_bytes_max,
+            });
         }
         if config.cmdline.contains('\0') {
             return Err(BootError::CmdlineZero);
@@ -115,15 +120,27 @@ impl Kernel {
         if matches!(image, Image::Bare(_)) && config.initrd.is_some() {
             return Err(BootError::BareInitrd { path });
         }
-        let initrd = config.initrd.as_deref().map(|path| read(path, INITRD_BYTES_MAX)).transpose()?;
-        Ok(Self { path, image, bytes, initrd, cmdline: config.cmdline.clone() })
+        let initrd = config
+            .initrd
+            .as_deref()
+            .map(|path| read(path, INITRD_BYTES_MAX))
+            .transpose()?;
+        Ok(Self {
+            path,
+            image,
+            bytes,
+            initrd,
+            cmdline: config.cmdline.clone(),
+        })
     }
 
     /// A number that differs between different kernels, initrds or command lines, and is the same on every host.
     /// It guards against mistakes, not against forgery.
     pub fn digest(&self) -> u64 {
         let initrd = self.initrd.as_deref().unwrap_or_default();
-        [&self.bytes, initrd, self.cmdline.as_bytes()].iter().fold(DIGEST_SEED, |digest, part| mix(digest, part))
+        [&self.bytes, initrd, self.cmdline.as_bytes()]
+            .iter()
+            .fold(DIGEST_SEED, |digest, part| mix(digest, part))
     }
 
     /// Whether this is Kemari's bare guest, which runs where KVM emulates ring 0.
@@ -147,7 +164,13 @@ impl Kernel {
         if devices.len() > layout::VIRTIO_MMIO_DEVICES_MAX {
             return Err(BootError::TooManyDevices { count: devices.len() });
         }
-        let guest = linux::Guest { memory, initrd: self.initrd.as_deref(), cmdline: &self.cmdline, devices, vcpu_count };
+        let guest = linux::Guest {
+            memory,
+            initrd: self.initrd.as_deref(),
+            cmdline: &self.cmdline,
+            devices,
+            vcpu_count,
+        };
         match &self.image {
             Image::BzImage(bzimage) => linux::load_bzimage(&guest, bzimage, &self.bytes),
             Image::Pvh(elf, rip) => linux::load_pvh(&guest, elf, *rip, &self.bytes),
@@ -161,24 +184,37 @@ impl Kernel {
 }
 
 fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, BootError> {
-    let failed = |source| BootError::Read { path: path.to_path_buf(), source };
+    let failed = |source| BootError::Read {
+        path: path.to_path_buf(),
+        source,
+    };
     let file = File::open(path).map_err(failed)?;
     // A directory or a device node has no end that could be trusted.
     if !file.metadata().map_err(failed)?.is_file() {
-        return Err(BootError::NotAFile { path: path.to_path_buf() });
+        return Err(BootError::NotAFile {
+            path: path.to_path_buf(),
+        });
     }
     let mut bytes = Vec::new();
     file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > bytes_max {
-        return Err(BootError::FileTooLarge { path: path.to_path_buf(), bytes_max });
+        return Err(BootError::FileTooLarge {
+            path: path.to_path_buf(),
+            bytes_max,
+        });
     }
     Ok(bytes)
 }
 
 fn recognise(path: &Path, bytes: &[u8]) -> Result<Image, BootError> {
-    let unknown = |reason| BootError::NotAKernel { path: path.to_path_buf(), reason };
+    let unknown = |reason| BootError::NotAKernel {
+        path: path.to_path_buf(),
+        reason,
+    };
     if bzimage::is_one(bytes) {
-        return bzimage::BzImage::parse(bytes).map(Image::BzImage).map_err(unknown);
+        return bzimage::BzImage::parse(bytes)
+            .map(Image::BzImage)
+            .map_err(unknown);
     }
     if !elf::is_one(bytes) {
         return Err(unknown("it is neither a bzImage nor an ELF file"));
@@ -190,27 +226,36 @@ fn recognise(path: &Path, bytes: &[u8]) -> Result<Image, BootError> {
     }
     match elf.pvh_entry {
         Some(rip) => Ok(Image::Pvh(elf, rip)),
-        None => Err(unknown("it is an ELF file without a PVH entry (CONFIG_PVH) and without Kemari's note")),
+        None => Err(unknown(
+            "it is an ELF file without a PVH entry (CONFIG_PVH) and without Kemari's note",
+        )),
     }
 }
 
 /// Writes bytes into guest memory.
 fn write(memory: &Memory, address: u64, bytes: &[u8], what: &'static str) -> Result<(), BootError> {
-    memory.write_slice(bytes, GuestAddress(address)).map_err(|source| BootError::DoesNotFit {
-        what,
-        bytes: bytes.len() as u64,
-        address,
-        source,
-    })
+    memory
+        .write_slice(bytes, GuestAddress(address))
+        .map_err(|source| BootError::DoesNotFit {
+            what,
+            bytes: bytes.len() as u64,
+            address,
+            source,
+        })
 }
 
 /// Clears guest memory.
 fn clear(memory: &Memory, address: u64, bytes: u64, what: &'static str) -> Result<(), BootError> {
-    const ZEROS: [u8; 0x1_0000] = [0; 0x1_0000];
+    static ZEROS: [u8; 0x1_0000] = [0; 0x1_0000];
     let mut done = 0;
     while done < bytes {
         let step = (bytes - done).min(ZEROS.len() as u64);
-        write(memory, address.saturating_add(done), &ZEROS[..step as usize], what)?;
+        write(
+            memory,
+            address.saturating_add(done),
+            &ZEROS[..step as usize],
+            what,
+        )?;
         done += step;
     }
     Ok(())
@@ -230,7 +275,9 @@ fn mix(digest: u64, part: &[u8]) -> u64 {
         (product as u64).rotate_left(29) ^ (product >> 64) as u64
     };
     let (words, rest) = part.as_chunks::<8>();
-    let digest = words.iter().fold(digest, |digest, word| step(digest, u64::from_le_bytes(*word)));
+    let digest = words
+        .iter()
+        .fold(digest, |digest, word| step(digest, u64::from_le_bytes(*word)));
     let mut tail = [0; 8];
     tail[..rest.len()].copy_from_slice(rest);
     step(step(digest, u64::from_le_bytes(tail)), part.len() as u64)

@@ -41,7 +41,8 @@ fn write_gdt(memory: &Memory) -> Result<(), BootError> {
     let base = abi::TSS;
     let limit = u64::from(TSS_LIMIT);
     // A busy 64-bit TSS: it is loaded without the instruction that would set the busy bit.
-    let tss = (limit & 0xffff) | (base & 0xff_ffff) << 16 | 0x8b << 40 | (limit >> 16) << 48 | (base >> 24) << 56;
+    let tss =
+        (limit & 0xffff) | (base & 0xff_ffff) << 16 | 0x8b << 40 | (limit >> 16) << 48 | (base >> 24) << 56;
     let mut bytes = Vec::with_capacity(usize::from(GDT_LIMIT) + 1);
     for descriptor in DESCRIPTORS.into_iter().chain([tss, base >> 32]) {
         bytes.extend(descriptor.to_le_bytes());
