@@ -4,7 +4,7 @@
 //! does not fit is refused; nothing here grows.
 
 use crate::record::Epoch;
-use crate::wire::{Begin, Commit, FrameError, FrameHeader, FrameKind, Page, PageBatch, StateFrame};
+use crate::wire::{Commit, FrameError, FrameHeader, FrameKind, Page, PageBatch, StateFrame};
 
 /// Counts the frames of a sync on both sides, so that a lost, doubled or reordered one is noticed.
 #[derive(Clone, Debug, Default)]
@@ -108,9 +108,9 @@ impl Staging {
     }
 
     /// Throws away what is there and opens a sync.
-    pub fn begin(&mut self, begin: &Begin) {
+    pub fn begin(&mut self, epoch: Epoch) {
         self.clear();
-        self.epoch = Some(begin.epoch);
+        self.epoch = Some(epoch);
     }
 
     /// Throws away what is there: rollback, or after it was applied.

@@ -8,6 +8,8 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod link;
+pub mod side;
 
 /// Version of the program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -5,12 +5,12 @@
 //! `kemari_sync`. Sockets never block: one loop reads, writes and decides.
 
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use kemari_sync::{FrameError, FrameHeader, HEADER_BYTES};
+use kemari_sync::wire::{FrameError, FrameHeader, HEADER_BYTES};
 
 /// Bytes of a preface.
 pub const PREFACE_BYTES: usize = 32;
@@ -22,6 +22,9 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
 
 /// Bytes read at a time.
 const READ_BYTES: usize = 256 << 10;
+
+/// Most buffers written with one call.
+const SLICES_MAX: usize = 8;
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,21 +145,50 @@ impl Connection {
         self.flush()
     }
 
+    /// Queues several buffers of whole frames, and sends what the socket takes at once, with as few calls as may be.
+    pub fn send_all(&mut self, buffers: impl IntoIterator<Item = Vec<u8>>) -> Result<(), LinkError> {
+        self.outgoing.extend(buffers.into_iter().filter(|buffer| !buffer.is_empty()));
+        self.flush()
+    }
+
+    /// Bytes that wait until the socket takes them.
+    pub fn queued_bytes(&self) -> usize {
+        self.outgoing.iter().map(Vec::len).sum::<usize>() - self.front_sent
+    }
+
     /// Sends what the socket takes.
     pub fn flush(&mut self) -> Result<(), LinkError> {
-        while let Some(front) = self.outgoing.front() {
-            match (&self.stream).write(&front[self.front_sent..]) {
-                Ok(count) => self.front_sent += count,
+        while !self.outgoing.is_empty() {
+            match self.write_once() {
+                Ok(count) => self.consume(count),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error.into()),
             }
-            if self.front_sent == front.len() {
-                self.outgoing.pop_front();
-                self.front_sent = 0;
-            }
         }
         Ok(())
+    }
+
+    fn write_once(&self) -> io::Result<usize> {
+        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+        for (index, (slice, buffer)) in slices.iter_mut().zip(&self.outgoing).enumerate() {
+            let skipped = if index == 0 { self.front_sent } else { 0 };
+            *slice = IoSlice::new(&buffer[skipped..]);
+        }
+        (&self.stream).write_vectored(&slices[..self.outgoing.len().min(SLICES_MAX)])
+    }
+
+    fn consume(&mut self, mut count: usize) {
+        while let Some(front) = self.outgoing.front() {
+            let rest = front.len() - self.front_sent;
+            if count < rest {
+                self.front_sent += count;
+                return;
+            }
+            count -= rest;
+            self.front_sent = 0;
+            self.outgoing.pop_front();
+        }
     }
 
     /// Takes one preface off a fresh connection, if it is there.
@@ -170,21 +202,23 @@ impl Connection {
         Ok(Some(preface))
     }
 
-    /// Reads what is there and passes each whole frame to `on_frame`. The frame's checksum is not checked yet.
-    pub fn receive(
+    /// Reads what is there and passes whole frames to `on_frame`, until one of them is answered with something: that is
+    /// returned, and the next call goes on behind it. None: all that is there was read. The frame's checksum is not
+    /// checked yet.
+    pub fn receive<T>(
         &mut self,
-        mut on_frame: impl FnMut(&FrameHeader, &[u8]) -> Result<(), LinkError>,
-    ) -> Result<(), LinkError> {
+        mut on_frame: impl FnMut(&FrameHeader, &[u8]) -> Result<Option<T>, LinkError>,
+    ) -> Result<Option<T>, LinkError> {
         loop {
-            let more = self.fill();
             while let Some((header, body_start)) = self.next_frame()? {
                 let body = &self.incoming[body_start..body_start + header.length];
                 self.start = body_start + header.length;
-                on_frame(&header, body)?;
+                if let Some(answer) = on_frame(&header, body)? {
+                    return Ok(Some(answer));
+                }
             }
-            // What came before the end of a connection still counts.
-            if !more? {
-                return Ok(());
+            if !self.fill()? {
+                return Ok(None);
             }
         }
     }
@@ -215,19 +249,18 @@ impl Connection {
         }
     }
 
-    /// Reads once. Returns whether there may be more.
+    /// Reads once. Returns whether anything came.
     fn fill(&mut self) -> Result<bool, LinkError> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
         } else if self.end == self.incoming.len() {
             self.make_room(self.end - self.start + READ_BYTES);
         }
-        let room = self.incoming.len() - self.end;
         match (&self.stream).read(&mut self.incoming[self.end..]) {
             Ok(0) => Err(LinkError::Closed),
             Ok(count) => {
                 self.end += count;
-                Ok(count == room)
+                Ok(true)
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(true),
@@ -239,7 +272,7 @@ impl Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kemari_sync::{FrameKind, Goodbye, Message, encode};
+    use kemari_sync::wire::{FrameKind, Goodbye, Message, encode};
     use std::net::TcpListener;
 
     fn pair() -> (Connection, Connection) {
@@ -268,24 +301,22 @@ mod tests {
             encode(&Message::Goodbye(Goodbye::Unfit("x".repeat(index * 9))), &mut bytes);
         }
         let mut lengths = Vec::new();
-        for chunk in bytes.chunks(37) {
-            (&sender.stream).write_all(chunk).unwrap();
-            receiver
-                .receive(|header, body| {
-                    header.check(body)?;
-                    assert_eq!(header.kind, FrameKind::Goodbye);
-                    lengths.push(body.len());
-                    Ok(())
-                })
-                .unwrap();
-        }
+        let mut chunks = bytes.chunks(37);
         while lengths.len() < 50 {
-            receiver.receive(|_, body| Ok(lengths.push(body.len()))).unwrap();
+            if let Some(chunk) = chunks.next() {
+                (&sender.stream).write_all(chunk).unwrap();
+            }
+            let length = receiver.receive(|header, body| {
+                header.check(body)?;
+                assert_eq!(header.kind, FrameKind::Goodbye);
+                Ok(Some(body.len()))
+            });
+            lengths.extend(length.unwrap());
         }
         assert!(lengths.is_sorted());
         drop(sender);
         std::thread::sleep(Duration::from_millis(20));
-        assert!(matches!(receiver.receive(|_, _| Ok(())), Err(LinkError::Closed)));
+        assert!(matches!(receiver.receive(|_, _| Ok(Some(()))), Err(LinkError::Closed)));
     }
 
     #[test]
@@ -293,6 +324,6 @@ mod tests {
         let (sender, mut receiver) = pair();
         (&sender.stream).write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
         std::thread::sleep(Duration::from_millis(20));
-        assert!(matches!(receiver.receive(|_, _| Ok(())), Err(LinkError::Frame(_))));
+        assert!(matches!(receiver.receive(|_, _| Ok(Some(()))), Err(LinkError::Frame(_))));
     }
 }

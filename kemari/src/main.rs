@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use kemari::cli::{self, Cli, Next};
+use kemari::side::{self, StartAs};
 
 fn main() -> ExitCode {
     match begin(Cli::parse()) {
@@ -19,11 +20,9 @@ fn begin(cli: Cli) -> anyhow::Result<ExitCode> {
     cli::init_log(&cli)?;
     match cli::perform(cli.action, |_| Vec::new())? {
         Next::Exit(code) => Ok(code),
-        Next::Run { start, .. } | Next::Secondary(start) => {
-            anyhow::bail!(
-                "this build holds no machine, so it cannot run the VM `{}`",
-                start.config.vm
-            )
+        Next::Run { start, assert_dead } => {
+            side::run(start.config, start.host, StartAs::Primary { assert_dead })
         }
+        Next::Secondary(start) => side::run(start.config, start.host, StartAs::Secondary),
     }
 }

@@ -15,6 +15,7 @@ mod life;
 mod listener;
 mod mailbox;
 mod primary;
+mod query;
 mod secondary;
 mod sync_tap;
 mod trace;

@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 
-use kemari_sync::{Begin, Message, PAGES_PER_FRAME_MAX, PageBatchWriter, StateFrame, SyncTally, encode, encode_state};
+use kemari_sync::SyncTally;
+use kemari_sync::wire::{Begin, Message, PAGES_PER_FRAME_MAX, PageBatchWriter, StateFrame, encode, encode_state};
 use kemari_vmm::machine::{Machine, MachineError};
 use kemari_vmm::memory;
 use kemari_vmm::state::StateBlob;

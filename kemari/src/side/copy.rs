@@ -1,6 +1,6 @@
 //! The first copy: all of the guest's memory, while the guest runs, round by round.
 
-use kemari_sync::{PAGES_PER_FRAME_MAX, PageBatchWriter};
+use kemari_sync::wire::{PAGES_PER_FRAME_MAX, PageBatchWriter};
 use kemari_vmm::machine::Machine;
 use kemari_vmm::memory::{self, PAGE_BYTES};
 

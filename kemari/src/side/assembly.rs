@@ -1,0 +1,93 @@
+//! From the configuration to a machine.
+
+use std::fs::OpenOptions;
+use std::io::{Write, sink, stdout};
+use std::sync::Arc;
+
+use anyhow::Context;
+use kemari_vmm::boot::{BootConfig, Kernel};
+use kemari_vmm::disk::{Cache as DiskCache, DiskConfig};
+use kemari_vmm::machine::{DiskSpec, EventSink, Machine, MachineSpec, NetSpec};
+
+use crate::config::{Cache, Config, Console};
+
+/// Reads the kernel and says what the machine is made of.
+pub fn machine_spec(config: &Config) -> anyhow::Result<MachineSpec> {
+    let kernel = Kernel::open(&BootConfig {
+        kernel: config.machine.kernel.clone(),
+        initrd: config.machine.initrd.clone(),
+        cmdline: config.machine.cmdline.clone(),
+    })?;
+    Ok(MachineSpec {
+        memory_bytes: u64::from(config.machine.memory_mib) << 20,
+        vcpus: config.machine.vcpus,
+        kernel: Arc::new(kernel),
+        disks: config
+            .disks
+            .iter()
+            .map(|disk| DiskSpec {
+                id: disk.id.clone(),
+                serial: disk.serial().into(),
+                read_only: disk.read_only,
+            })
+            .collect(),
+        nets: config
+            .nets
+            .iter()
+            .map(|net| NetSpec { id: net.id.clone(), mac: net.mac.0, offload: net.offload })
+            .collect(),
+        rng: true,
+    })
+}
+
+/// Digest of all that both hosts must have in common: the configuration's shared part and the kernel's files.
+pub fn common_digest(config: &Config, spec: &MachineSpec) -> u64 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&config.digest().to_le_bytes());
+    hasher.update(&spec.kernel.digest().to_le_bytes());
+    config.digest().rotate_left(32) ^ spec.kernel.digest() ^ u64::from(hasher.finalize())
+}
+
+/// Builds a machine, its disks and cables unplugged.
+pub fn build(config: &Config, host: &str, spec: MachineSpec, events: EventSink) -> anyhow::Result<Machine> {
+    let console = console(&config.host(host).console)?;
+    Machine::new(spec, console, events).context("cannot build the machine")
+}
+
+/// Opens the images of a host. `fenced`: their former user was fenced, so its locks say nothing.
+pub fn attach_disks(machine: &Machine, config: &Config, host: &str, fenced: bool) -> anyhow::Result<()> {
+    for disk in config.disks_of(host) {
+        let cache = match disk.disk.cache {
+            Cache::Writeback => DiskCache::Writeback,
+            Cache::Direct => DiskCache::Direct,
+        };
+        let image =
+            DiskConfig { path: disk.path, cache, read_only: disk.disk.read_only, ignore_lock: fenced };
+        machine.attach_disk(&disk.disk.id, &image).with_context(|| format!("disk {}", disk.disk.id))?;
+    }
+    Ok(())
+}
+
+/// Plugs the network cards of a host in.
+pub fn attach_nets(machine: &Machine, config: &Config, host: &str) -> anyhow::Result<()> {
+    for net in config.nets_of(host) {
+        machine
+            .attach_net(&net.net.id, &net.tap)
+            .with_context(|| format!("network card {}", net.net.id))?;
+    }
+    Ok(())
+}
+
+fn console(console: &Console) -> anyhow::Result<Box<dyn Write + Send>> {
+    Ok(match console {
+        Console::None => Box::new(sink()),
+        Console::Stdio => Box::new(stdout()),
+        Console::File(path) => Box::new(
+            OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(path)
+                .with_context(|| format!("cannot open the console's file {}", path.display()))?,
+        ),
+    })
+}

@@ -1,0 +1,174 @@
+//! What a side shows to the control socket, and how commands reach its loop.
+
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use kemari_vmm::event::{Direction as EventDirection, Event, Interest, MeasuringTap, Tap};
+use kemari_vmm::machine::Machine;
+
+use crate::control::{
+    Bucket, Command, Control, Direction, Status, TapLine, TapRequest, TapSink, TapStatistics,
+};
+
+/// Longest time that a command waits for the loop's answer.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a tap's client is told what was seen.
+const TAP_LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Events of a tap that wait for its client; further ones are counted only.
+const TAP_EVENTS_MAX: usize = 4096;
+
+/// A command on its way to the loop.
+pub struct Order {
+    pub command: Command,
+    pub answer: SyncSender<Result<String, String>>,
+}
+
+struct Shown {
+    status: Status,
+    machine: Option<Arc<Machine>>,
+    orders: Option<Box<dyn Fn(Order) + Send + Sync>>,
+}
+
+/// Between a side's loop and the control socket.
+pub struct Board(Mutex<Shown>);
+
+impl Board {
+    pub fn new(status: Status) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Shown { status, machine: None, orders: None })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shown> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows how things stand.
+    pub fn show(&self, change: impl FnOnce(&mut Status)) {
+        change(&mut self.lock().status);
+    }
+
+    /// Says which machine may be tapped.
+    pub fn show_machine(&self, machine: Option<Arc<Machine>>) {
+        self.lock().machine = machine;
+    }
+
+    /// Says where commands go.
+    pub fn take_orders(&self, orders: impl Fn(Order) + Send + Sync + 'static) {
+        self.lock().orders = Some(Box::new(orders));
+    }
+}
+
+impl Control for Board {
+    fn status(&self) -> Status {
+        self.lock().status.clone()
+    }
+
+    fn tap(&self, request: &TapRequest, sink: &mut TapSink<'_>) -> Result<(), String> {
+        let machine = self.lock().machine.clone().ok_or("the VM does not run on this host")?;
+        let channels = machine.channels();
+        let channel = channels.iter().find(|channel| channel.name() == request.channel).ok_or_else(|| {
+            let names: Vec<_> = channels.iter().map(|channel| channel.name()).collect();
+            format!("there is no event channel {}; there are {}", request.channel, names.join(", "))
+        })?;
+        let interest = match request.direction {
+            Direction::In => Interest::In,
+            Direction::Out => Interest::Out,
+            Direction::Both => Interest::Both,
+        };
+        let tap = Arc::new(ControlTap::new(request.events));
+        let id = channel.attach(interest, tap.clone()).map_err(|error| error.to_string())?;
+        let end = Instant::now() + Duration::from_secs(request.seconds.into());
+        while Instant::now() < end && sink.wanted() && tap.report(sink) {
+            std::thread::sleep(TAP_LOOK_INTERVAL.min(end.saturating_duration_since(Instant::now())));
+        }
+        channel.detach(id);
+        tap.report(sink);
+        for line in tap.statistics(request) {
+            sink.send(&line);
+        }
+        Ok(())
+    }
+
+    fn command(&self, command: Command) -> Result<String, String> {
+        let (answer, answered) = sync_channel(1);
+        match &self.lock().orders {
+            Some(orders) => orders(Order { command, answer }),
+            None => return Err("this side is still starting; try again".into()),
+        }
+        match answered.recv_timeout(COMMAND_TIMEOUT) {
+            Ok(result) => result,
+            Err(RecvTimeoutError::Timeout) => {
+                Err(format!("no answer within {COMMAND_TIMEOUT:?}; `kemari status` says what waits"))
+            }
+            Err(RecvTimeoutError::Disconnected) => Err("this side ended before it could answer".into()),
+        }
+    }
+}
+
+/// A tap for a client of the control socket.
+struct ControlTap {
+    start: Instant,
+    measuring: Arc<MeasuringTap>,
+    /// Events that the client has not been told, and how many there was no room for.
+    events: Option<Mutex<(Vec<(u64, Direction)>, u64)>>,
+}
+
+impl ControlTap {
+    fn new(events: bool) -> Self {
+        let events = events.then(|| Mutex::new((Vec::with_capacity(TAP_EVENTS_MAX), 0)));
+        Self { start: Instant::now(), measuring: MeasuringTap::new(), events }
+    }
+
+    /// Passes the gathered events on. Returns whether the client still wants them.
+    fn report(&self, sink: &mut TapSink<'_>) -> bool {
+        let Some(events) = &self.events else { return true };
+        let (events, skipped) = std::mem::take(&mut *events.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut wanted = true;
+        for (at_us, direction) in events {
+            wanted = wanted && sink.send(&TapLine::Event { at_us, direction });
+        }
+        if skipped > 0 {
+            wanted = wanted && sink.send(&TapLine::Skipped { events: skipped });
+        }
+        wanted
+    }
+
+    fn statistics(&self, request: &TapRequest) -> Vec<TapLine> {
+        let wanted = |direction| request.direction == Direction::Both || request.direction == direction;
+        [(Direction::In, EventDirection::In), (Direction::Out, EventDirection::Out)]
+            .into_iter()
+            .filter(|(shown, _)| wanted(*shown))
+            .map(|(shown, direction)| {
+                let histogram = self.measuring.histogram(direction);
+                let intervals = histogram.buckets.iter().enumerate().filter(|(_, count)| **count > 0);
+                TapLine::Statistics(TapStatistics {
+                    channel: request.channel.clone(),
+                    direction: shown,
+                    seconds: self.start.elapsed().as_secs_f64(),
+                    events: histogram.count,
+                    intervals: intervals
+                        .map(|(bucket, &count)| Bucket { up_to_us: 1 << bucket, count })
+                        .collect(),
+                })
+            })
+            .collect()
+    }
+}
+
+impl Tap for ControlTap {
+    fn event(&self, event: &Event<'_>) {
+        self.measuring.event(event);
+        if let Some(events) = self.events.as_ref().filter(|_| event.notified) {
+            let direction = match event.direction {
+                EventDirection::In => Direction::In,
+                EventDirection::Out => Direction::Out,
+            };
+            let mut events = events.lock().unwrap_or_else(PoisonError::into_inner);
+            if events.0.len() < TAP_EVENTS_MAX {
+                events.0.push((self.start.elapsed().as_micros() as u64, direction));
+            } else {
+                events.1 += 1;
+            }
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! The life of a process: start, primary or secondary, takeover, and back.
+
+use std::fs::{self, File, TryLockError};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use kemari_sync::{
+    CopyLimits, Incarnation, Mode, OnSecondaryLoss, PeerWord, PrimaryConfig, Reign, SecondaryConfig, Start,
+    StartAction, StartConfig, StartEvent, Timing,
+};
+use kemari_vmm::machine::MachineSpec;
+
+use super::arbiter_thread::ArbiterThread;
+use super::assembly;
+use super::board::Board;
+use super::clock::Clock;
+use super::mailbox::Mailbox;
+use super::primary::{self, PrimarySide};
+use super::query::ask_peer;
+use super::secondary::{self, SecondarySide, Standby};
+use super::trace::Trace;
+use crate::announce;
+use crate::arbiter::ConfiguredArbiter;
+use crate::config::{self, Config, Mac};
+use crate::control::{self, Counters, Protection, Role, Status};
+
+/// How often, and after how long, a takeover announces where the VM now is.
+const ANNOUNCE_AFTER_MS: [u64; 5] = [0, 50, 200, 1000, 3000];
+
+/// As what a process starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartAs {
+    /// It boots the VM. `assert_dead`: the operator's word that whoever owns this term is dead.
+    Primary {
+        /// The term.
+        assert_dead: Option<u64>,
+    },
+    /// It waits for a primary.
+    Secondary,
+}
+
+/// What lasts for the process's life.
+struct Life {
+    config: Arc<Config>,
+    host: String,
+    spec: MachineSpec,
+    digest: u64,
+    clock: Clock,
+    board: Arc<Board>,
+    /// Held as long as the process lives: proves to the next one that this one is dead.
+    _lock: File,
+    _server: control::Server,
+}
+
+/// Runs a side until the VM is stopped.
+pub fn run(config: Config, host: String, start_as: StartAs) -> anyhow::Result<ExitCode> {
+    let life = Life::begin(config, host)?;
+    let mut next = match start_as {
+        StartAs::Primary { assert_dead } => life.cold_boot(assert_dead)?,
+        StartAs::Secondary => Next::Follow,
+    };
+    loop {
+        next = match next {
+            Next::Execute(side) => match side.run() {
+                primary::End::Stopped(reason) => {
+                    tracing::info!("the VM is stopped: {reason}");
+                    return Ok(ExitCode::SUCCESS);
+                }
+                primary::End::Halted(reason) => {
+                    tracing::warn!("the VM does not run here any more: {reason}");
+                    Next::Follow
+                }
+            },
+            Next::Follow => match life.follow()? {
+                secondary::End::TookOver(reign, standby) => life.take_over(reign, *standby)?,
+                secondary::End::Stopped(reason) => {
+                    tracing::info!("the VM is stopped: {reason}");
+                    return Ok(ExitCode::SUCCESS);
+                }
+            },
+        };
+    }
+}
+
+enum Next {
+    Execute(Box<PrimarySide>),
+    Follow,
+}
+
+impl Life {
+    fn begin(config: Config, host: String) -> anyhow::Result<Self> {
+        let spec = assembly::machine_spec(&config)?;
+        let digest = assembly::common_digest(&config, &spec);
+        let state_dir = config.host(&host).state_dir();
+        fs::create_dir_all(state_dir)
+            .with_context(|| format!("cannot make the state directory {}", state_dir.display()))?;
+        let lock = lock_host(state_dir, &config.vm)?;
+        let board = Board::new(first_status(&config, &host));
+        let server = control::Server::start(config.host(&host).control(), board.clone())?;
+        Ok(Self {
+            config: Arc::new(config),
+            host,
+            spec,
+            digest,
+            clock: Clock::start(),
+            board,
+            _lock: lock,
+            _server: server,
+        })
+    }
+
+    fn incarnation(&self) -> Incarnation {
+        Incarnation { host: self.host.clone(), nonce: rand::random() }
+    }
+
+    fn timing(&self) -> Timing {
+        let protection = &self.config.protection;
+        Timing {
+            heartbeat_ms: protection.heartbeat_interval_ms.into(),
+            suspicion_ms: protection.suspicion_timeout_ms.into(),
+            reconnect_ms: protection.reconnect_timeout_ms.into(),
+            progress_ms: protection.progress_timeout_ms.into(),
+            max_interval_ms: protection.max_interval_ms.into(),
+            ..Timing::default()
+        }
+    }
+
+    /// Wins a term, builds the machine and boots it.
+    fn cold_boot(&self, assert_dead: Option<u64>) -> anyhow::Result<Next> {
+        let mailbox = Mailbox::new()?;
+        let sink = mailbox.clone();
+        let events = Arc::new(move |event| sink.post(primary::Input::Machine(event)));
+        let machine = Arc::new(assembly::build(&self.config, &self.host, self.spec.clone(), events)?);
+        let me = self.incarnation();
+        let record = self.win(&me, assert_dead)?;
+        assembly::attach_disks(&machine, &self.config, &self.host, false)?;
+        assembly::attach_nets(&machine, &self.config, &self.host)?;
+        machine.boot()?;
+        Ok(Next::Execute(Box::new(self.primary(me, Reign { record, last_epoch: 0 }, machine, mailbox)?)))
+    }
+
+    /// Asks the arbiter for a term.
+    fn win(&self, me: &Incarnation, assert_dead: Option<u64>) -> anyhow::Result<kemari_sync::Record> {
+        let (sender, inputs) = channel();
+        let answers = sender.clone();
+        let arbiter = ArbiterThread::start(Box::new(ConfiguredArbiter::open(&self.config)?), move |ask, answer| {
+            // The start may have ended already.
+            let _ = answers.send(StartEvent::Arbiter { ask, answer });
+        })?;
+        let mut start = Start::new(StartConfig {
+            me: me.clone(),
+            vm: self.config.vm.clone(),
+            store: rand::random(),
+            assert_dead,
+            // The lock on the state directory is held: every older process of this host is dead.
+            alone_on_host: true,
+            ask_retry_ms: Timing::default().ask_retry_ms,
+        });
+        let mut event = StartEvent::Tick;
+        loop {
+            let mut actions = Vec::new();
+            start.handle(self.clock.now_ms(), event, &mut actions);
+            for action in actions {
+                match action {
+                    StartAction::Ask { ask, request } => arbiter.ask(ask, request),
+                    StartAction::AskPeer(peer) => {
+                        let word = match self.config.hosts.get(&peer.host) {
+                            Some(host) => ask_peer(host.listen),
+                            None => PeerWord::Silent("it is not in the configuration".into()),
+                        };
+                        // This function holds the receiver.
+                        let _ = sender.send(StartEvent::Peer(word));
+                    }
+                    StartAction::Run(record) => return Ok(record),
+                    StartAction::Refuse(reason) => bail!(reason),
+                }
+            }
+            let now_ms = self.clock.now_ms();
+            let wait_ms = start.next_deadline().map_or(1000, |due_ms| due_ms.saturating_sub(now_ms));
+            event = inputs.recv_timeout(Duration::from_millis(wait_ms)).unwrap_or(StartEvent::Tick);
+        }
+    }
+
+    fn primary(
+        &self,
+        me: Incarnation,
+        reign: Reign,
+        machine: Arc<kemari_vmm::machine::Machine>,
+        mailbox: Arc<Mailbox<primary::Input>>,
+    ) -> anyhow::Result<PrimarySide> {
+        let protection = &self.config.protection;
+        let mut arbiter = ConfiguredArbiter::open(&self.config)?;
+        arbiter.assume(&reign.record);
+        let answers = mailbox.clone();
+        let arbiter = ArbiterThread::start(Box::new(arbiter), move |ask, answer| {
+            answers.post(primary::Input::Arbiter(ask, answer));
+        })?;
+        Ok(PrimarySide::new(primary::Setup {
+            config: self.config.clone(),
+            host: self.host.clone(),
+            mechanism: PrimaryConfig {
+                me,
+                config_digest: self.digest,
+                mode: match protection.mode {
+                    config::Mode::Lockstep => Mode::Lockstep,
+                    config::Mode::Pipelined => Mode::Pipelined,
+                },
+                timing: self.timing(),
+                copy: CopyLimits::default(),
+                on_secondary_loss: match protection.on_secondary_loss {
+                    config::OnSecondaryLoss::Continue => OnSecondaryLoss::Continue,
+                    config::OnSecondaryLoss::Stop => OnSecondaryLoss::Stop,
+                },
+                protect: protection.enabled,
+            },
+            reign,
+            machine,
+            mailbox,
+            arbiter,
+            board: self.board.clone(),
+            clock: self.clock,
+            trace: Trace::create(self.config.host(&self.host).state_dir())?,
+        }))
+    }
+
+    /// Waits for primaries, until one dies.
+    fn follow(&self) -> anyhow::Result<secondary::End> {
+        let mailbox = Mailbox::new()?;
+        let answers = mailbox.clone();
+        let arbiter = ArbiterThread::start(Box::new(ConfiguredArbiter::open(&self.config)?), move |ask, answer| {
+            answers.post(secondary::Input::Arbiter(ask, answer));
+        })?;
+        let shares_disk = self.config.disks.iter().any(|disk| disk.shared);
+        let side = SecondarySide::new(secondary::Setup {
+            config: self.config.clone(),
+            host: self.host.clone(),
+            spec: self.spec.clone(),
+            mechanism: SecondaryConfig {
+                me: self.incarnation(),
+                vm: self.config.vm.clone(),
+                config_digest: self.digest,
+                timing: self.timing(),
+                fence: shares_disk,
+                // Known once the staging is there.
+                staging_pages_max: 0,
+            },
+            mailbox,
+            arbiter,
+            board: self.board.clone(),
+            clock: self.clock,
+        })?;
+        Ok(side.run())
+    }
+
+    /// The term is won and the state is restored: the VM goes on here.
+    fn take_over(&self, reign: Reign, standby: Standby) -> anyhow::Result<Next> {
+        let Standby { machine, mailbox, .. } = standby;
+        assembly::attach_nets(&machine, &self.config, &self.host)?;
+        machine.open_gate();
+        machine.wake();
+        let me = reign.record.owner.clone();
+        let mut side = self.primary(me, reign, machine.clone(), mailbox)?;
+        side.note_takeover();
+        std::thread::spawn(move || {
+            let mut waited_ms = 0;
+            for after_ms in ANNOUNCE_AFTER_MS {
+                std::thread::sleep(Duration::from_millis(after_ms - waited_ms));
+                waited_ms = after_ms;
+                machine.announce(|mac| vec![announce::rarp(Mac(mac)).to_vec()]);
+            }
+        });
+        Ok(Next::Execute(Box::new(side)))
+    }
+}
+
+/// One process a host runs a VM. Its lock ends with it, whatever way it dies.
+fn lock_host(state_dir: &std::path::Path, vm: &str) -> anyhow::Result<File> {
+    let path = state_dir.join("lock");
+    let file = File::create(&path).with_context(|| format!("cannot make the lock {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            bail!("the VM {vm} is already run or followed by another process of this host; stop that one first")
+        }
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
+    }
+}
+
+fn first_status(config: &Config, host: &str) -> Status {
+    Status {
+        vm: config.vm.clone(),
+        host: host.to_owned(),
+        version: crate::VERSION.to_owned(),
+        role: Role::Starting,
+        term: 0,
+        epoch: 0,
+        protection: Protection::Off,
+        since_s: 0,
+        waiting_because: None,
+        peer: None,
+        arbiter: String::new(),
+        counters: Counters::default(),
+    }
+}

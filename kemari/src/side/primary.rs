@@ -1,0 +1,295 @@
+//! The loop of a primary: it executes the VM, and carries out what `kemari_sync::Primary` decides.
+
+mod actions;
+mod connect;
+mod orders;
+mod status;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use kemari_sync::{Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Reign, SessionId};
+use kemari_vmm::machine::{Machine, MachineEvent};
+
+use super::arbiter_thread::{ArbiterThread, AskId};
+use super::board::{Board, Order};
+use super::capture::Capture;
+use super::clock::Clock;
+use super::copy::Copy;
+use super::mailbox::Mailbox;
+use super::sync_tap::{Attached, SyncTap};
+use super::trace::{Step, Trace};
+use super::wait::wait;
+use crate::config::Config;
+use crate::control::Counters;
+use crate::link::{Connection, LinkError};
+
+use connect::{Connected, Connector};
+
+/// Longest wait of the loop, in milliseconds, whatever the deadlines.
+const WAIT_MS_MAX: u64 = 1000;
+
+/// What other threads tell the loop.
+pub enum Input {
+    /// Output is held; whether it should leave at once.
+    OutputHeld { urgent: bool },
+    /// Something happened to the machine.
+    Machine(MachineEvent),
+    /// The arbiter's answer.
+    Arbiter(AskId, kemari_sync::ArbiterAnswer),
+    /// A connection to a secondary stands, or could not be made.
+    Connected(Result<Connected, String>),
+    /// Every released request is finished and durable.
+    Drained,
+    /// From the control socket.
+    Order(Order),
+}
+
+/// How a primary ends.
+pub enum End {
+    /// The VM was stopped cleanly.
+    Stopped(String),
+    /// Another host has the VM, or this one cannot go on with it.
+    Halted(String),
+}
+
+/// The two connections of a session.
+pub struct Session {
+    id: SessionId,
+    host: String,
+    main: Connection,
+    heartbeat: Connection,
+}
+
+/// What a primary is made with.
+pub struct Setup {
+    pub config: Arc<Config>,
+    pub host: String,
+    pub mechanism: PrimaryConfig,
+    pub reign: Reign,
+    pub machine: Arc<Machine>,
+    pub mailbox: Arc<Mailbox<Input>>,
+    pub arbiter: ArbiterThread,
+    pub board: Arc<Board>,
+    pub clock: Clock,
+    pub trace: Trace,
+}
+
+/// The loop's state.
+pub struct PrimarySide {
+    config: Arc<Config>,
+    core: Primary,
+    machine: Arc<Machine>,
+    mailbox: Arc<Mailbox<Input>>,
+    arbiter: ArbiterThread,
+    board: Arc<Board>,
+    clock: Clock,
+    trace: Trace,
+    tap: Arc<SyncTap>,
+    /// The synchronising tap is attached while output is held.
+    attached: Option<Attached>,
+    session: Option<Session>,
+    connector: Connector,
+    next_session: SessionId,
+    /// Events that wait for the core, in order.
+    events: VecDeque<PrimaryEvent>,
+    actions: Vec<PrimaryAction>,
+    copy: Copy,
+    capture: Option<Capture>,
+    /// Whether the core wants the guest paused. The tap may pause it earlier.
+    paused: bool,
+    /// When held console output is to be synchronised, in milliseconds.
+    console_due_ms: Option<u64>,
+    /// The guest wants a reset, which waits until no capture waits for its ack.
+    reset_wanted: bool,
+    counters: Counters,
+    heard_ms: Option<u64>,
+    paused_at_us: u64,
+    shown_ms: u64,
+    end: Option<End>,
+}
+
+impl PrimarySide {
+    /// A primary whose machine is paused and ready to run.
+    pub fn new(setup: Setup) -> Self {
+        let Setup { config, host, mechanism, reign, machine, mailbox, arbiter, board, clock, trace } = setup;
+        let lockstep = mechanism.mode == kemari_sync::Mode::Lockstep;
+        let pause: Option<Box<dyn Fn() + Send + Sync>> =
+            if lockstep { Some(Box::new(machine.pause_requester())) } else { None };
+        let sink = mailbox.clone();
+        let tap = SyncTap::new(pause, move |urgent| sink.post(Input::OutputHeld { urgent }));
+        let sink = mailbox.clone();
+        board.take_orders(move |order| sink.post(Input::Order(order)));
+        board.show_machine(Some(machine.clone()));
+        Self {
+            core: Primary::new(mechanism, reign, clock.now_ms()),
+            connector: Connector::new(&config, &host),
+            config,
+            machine,
+            mailbox,
+            arbiter,
+            board,
+            clock,
+            trace,
+            tap,
+            attached: None,
+            session: None,
+            next_session: 1,
+            events: VecDeque::new(),
+            actions: Vec::new(),
+            copy: Copy::default(),
+            capture: None,
+            paused: false,
+            console_due_ms: None,
+            reset_wanted: false,
+            counters: Counters::default(),
+            heard_ms: None,
+            paused_at_us: 0,
+            shown_ms: 0,
+            end: None,
+        }
+    }
+
+    /// Counts a takeover by which this primary began.
+    pub fn note_takeover(&mut self) {
+        self.counters.takeovers += 1;
+    }
+
+    /// Runs the VM until it is stopped, or goes on elsewhere.
+    pub fn run(mut self) -> End {
+        self.trace.note(Step::Running, 0);
+        self.machine.resume();
+        loop {
+            for input in self.mailbox.take() {
+                self.on_input(input);
+            }
+            self.receive();
+            self.pump_copy();
+            self.check_time();
+            self.settle();
+            if let Some(end) = self.end.take() {
+                self.show();
+                self.board.show_machine(None);
+                return end;
+            }
+            self.show_now_and_then();
+            self.connector.poll(&self.core, self.clock.now_ms(), self.session.is_some(), &self.mailbox);
+            let connections = self.session.iter().flat_map(|session| [&session.main, &session.heartbeat]);
+            wait(&[self.mailbox.fd()], connections, self.timeout_ms());
+        }
+    }
+
+    fn on_input(&mut self, input: Input) {
+        match input {
+            Input::OutputHeld { urgent } => self.on_output_held(urgent),
+            Input::Machine(MachineEvent::PowerOff) => self.events.push_back(PrimaryEvent::PoweredOff),
+            Input::Machine(MachineEvent::Reset) => self.reset_wanted = true,
+            Input::Machine(MachineEvent::Failed(reason)) => {
+                tracing::error!("{reason}");
+                self.events.push_back(PrimaryEvent::HostFailing { reason });
+            }
+            Input::Arbiter(ask, answer) => self.events.push_back(PrimaryEvent::Arbiter { ask, answer }),
+            Input::Connected(outcome) => self.on_connected(outcome),
+            Input::Drained => self.events.push_back(PrimaryEvent::Drained),
+            Input::Order(order) => self.on_order(order),
+        }
+    }
+
+    /// The tap says that output is held. It may have gone out with a sync meanwhile.
+    fn on_output_held(&mut self, urgent: bool) {
+        self.tap.looked();
+        if !self.machine.output_held() {
+            self.run_unless_paused();
+        } else if urgent {
+            self.events.push_back(PrimaryEvent::OutputPending);
+        } else {
+            let delay_ms = u64::from(self.config.protection.console_delay_ms);
+            self.console_due_ms.get_or_insert(self.clock.now_ms() + delay_ms);
+        }
+    }
+
+    /// Undoes a pause of the tap that turned out to be for nothing.
+    fn run_unless_paused(&self) {
+        if !self.paused && self.end.is_none() {
+            self.machine.resume();
+        }
+    }
+
+    /// Feeds the core until it has nothing more to say.
+    fn settle(&mut self) {
+        loop {
+            self.reset_if_possible();
+            let Some(event) = self.events.pop_front() else { return };
+            let mut actions = std::mem::take(&mut self.actions);
+            self.core.handle(self.clock.now_ms(), event, &mut actions);
+            for action in actions.drain(..) {
+                self.perform(action);
+            }
+            self.actions = actions;
+        }
+    }
+
+    fn reset_if_possible(&mut self) {
+        if !self.reset_wanted || self.capture.is_some() || self.end.is_some() {
+            return;
+        }
+        self.reset_wanted = false;
+        tracing::info!("the guest resets the machine");
+        self.machine.pause();
+        if let Err(error) = self.machine.reset() {
+            let reason = format!("the machine cannot be reset: {}", super::capture::explain(&error));
+            self.events.push_back(PrimaryEvent::HostFailing { reason });
+        } else {
+            self.run_unless_paused();
+        }
+    }
+
+    /// Reads what the secondary has sent.
+    fn receive(&mut self) {
+        let Some(Session { id, main, heartbeat, .. }) = &mut self.session else { return };
+        let mut failed = None;
+        for connection in [main, heartbeat] {
+            let result = connection.flush().and_then(|()| {
+                // Nothing ends this early: all that is there is read.
+                connection.receive(|header, body| {
+                    header.check(body)?;
+                    let message = kemari_sync::wire::decode(header.kind, body)?;
+                    self.heard_ms = Some(self.clock.now_ms());
+                    self.events.push_back(PrimaryEvent::Message { session: *id, message });
+                    Ok(None::<()>)
+                })
+            });
+            failed = failed.or(result.err());
+        }
+        if let Some(error) = failed {
+            self.lose_session(&error);
+        }
+    }
+
+    fn lose_session(&mut self, error: &LinkError) {
+        if let Some(session) = self.session.take() {
+            let reason = anyhow::anyhow!("{error}").to_string();
+            tracing::warn!("the link to {} is gone: {reason}", session.host);
+            self.events.push_back(PrimaryEvent::PeerClosed { session: session.id, reason });
+        }
+    }
+
+    fn check_time(&mut self) {
+        let now_ms = self.clock.now_ms();
+        if self.console_due_ms.is_some_and(|due_ms| due_ms <= now_ms) {
+            self.console_due_ms = None;
+            if self.machine.output_held() {
+                self.events.push_back(PrimaryEvent::OutputPending);
+            }
+        }
+        if self.core.next_deadline().is_some_and(|due_ms| due_ms <= now_ms) {
+            self.events.push_back(PrimaryEvent::Tick);
+        }
+    }
+
+    fn timeout_ms(&self) -> u64 {
+        let now_ms = self.clock.now_ms();
+        let due_ms = [self.core.next_deadline(), self.console_due_ms, self.connector.due_ms()];
+        due_ms.into_iter().flatten().min().map_or(WAIT_MS_MAX, |due_ms| due_ms.saturating_sub(now_ms).min(WAIT_MS_MAX))
+    }
+}

@@ -1,0 +1,208 @@
+//! What the core wants done.
+
+use kemari_sync::wire::{Channel, Message, encode};
+use kemari_sync::{Epoch, PrimaryAction, PrimaryEvent, SessionId};
+
+use super::super::capture::{Capture, Failed};
+use super::super::copy::QUEUED_BYTES_MAX;
+use super::super::sync_tap::Attached;
+use super::super::trace::Step;
+use super::{End, Input, PrimarySide};
+use crate::link::LinkError;
+
+impl PrimarySide {
+    pub(super) fn perform(&mut self, action: PrimaryAction) {
+        match action {
+            PrimaryAction::Send { session, message } => self.send(session, &message),
+            PrimaryAction::CopyRound { session, first } => self.begin_round(session, first),
+            PrimaryAction::Capture { epoch, hold, .. } => self.capture(epoch, hold),
+            PrimaryAction::Transmit { session, begin, stop } => {
+                let epoch = begin.epoch;
+                let Some(capture) = self.capture.as_mut().filter(|capture| capture.epoch == epoch) else { return };
+                self.trace.note(Step::Sending, epoch);
+                let buffers = capture.transmission(begin, stop);
+                self.counters.wire_bytes += buffers.iter().map(|buffer| buffer.len() as u64).sum::<u64>();
+                self.transmit(session, buffers);
+                self.trace.note(Step::AwaitingAck, epoch);
+                self.events.push_back(PrimaryEvent::Transmitted { epoch });
+            }
+            PrimaryAction::GiveBack { epoch } => self.give_back(epoch),
+            PrimaryAction::Release { epoch } => self.release(epoch),
+            PrimaryAction::Pause => {
+                self.paused = true;
+                self.machine.pause();
+            }
+            PrimaryAction::Resume => self.resume(),
+            PrimaryAction::Ask { ask, request } => self.arbiter.ask(ask, request),
+            PrimaryAction::OpenGate => self.open_gate(),
+            PrimaryAction::Drain => self.drain(),
+            PrimaryAction::Halt { reason } => self.halt(reason),
+            PrimaryAction::CloseSession { session, reason } => self.close_session(session, &reason),
+            PrimaryAction::Exit { reason } => self.end = Some(End::Stopped(reason)),
+            PrimaryAction::Progress { round, dirty_pages } => {
+                tracing::info!("copy round {round}: {dirty_pages} pages are left");
+            }
+            PrimaryAction::Report(text) => tracing::info!("{text}"),
+        }
+    }
+
+    fn send(&mut self, id: SessionId, message: &Message) {
+        let mut bytes = Vec::new();
+        encode(message, &mut bytes);
+        self.on_link(id, |session| match message.channel() {
+            Channel::Main => session.main.send(bytes),
+            Channel::Heartbeat => session.heartbeat.send(bytes),
+        });
+    }
+
+    fn transmit(&mut self, id: SessionId, buffers: [Vec<u8>; 3]) {
+        self.on_link(id, |session| session.main.send_all(buffers));
+    }
+
+    /// Does something with the link, and tells the core if that fails.
+    fn on_link(&mut self, id: SessionId, send: impl FnOnce(&mut super::Session) -> Result<(), LinkError>) {
+        let Some(session) = self.session.as_mut().filter(|session| session.id == id) else { return };
+        if let Err(error) = send(session) {
+            self.lose_session(&error);
+        }
+    }
+
+    fn begin_round(&mut self, session: SessionId, first: bool) {
+        self.trace.note(Step::Copying, 0);
+        if let Err(error) = self.copy.begin(&self.machine, first) {
+            self.fail_host(format!("the first copy cannot be made: {error:#}"));
+        } else if self.session.as_ref().is_none_or(|current| current.id != session) {
+            self.copy.take_dirty();
+        }
+    }
+
+    /// Hands pages of the round to the link as long as it takes them.
+    pub(super) fn pump_copy(&mut self) {
+        while self.copy.is_active() {
+            let Some(session) = &mut self.session else {
+                self.copy.take_dirty();
+                return;
+            };
+            let id = session.id;
+            if session.main.queued_bytes() > QUEUED_BYTES_MAX {
+                return;
+            }
+            match self.copy.next_frame(&self.machine) {
+                Ok(Some(frame)) => self.on_link(id, |session| session.main.send(frame)),
+                Ok(None) => match self.copy.end_round(&self.machine) {
+                    Ok(dirty_pages) => {
+                        self.events.push_back(PrimaryEvent::CopyRoundSent { session: id, dirty_pages });
+                    }
+                    Err(error) => self.fail_host(format!("the dirty log cannot be read: {error:#}")),
+                },
+                Err(error) => self.fail_host(format!("guest memory cannot be read: {error:#}")),
+            }
+        }
+    }
+
+    fn fail_host(&mut self, reason: String) {
+        tracing::error!("{reason}");
+        self.copy.take_dirty();
+        self.events.push_back(PrimaryEvent::HostFailing { reason });
+    }
+
+    fn capture(&mut self, epoch: Epoch, hold: bool) {
+        self.trace.note(Step::Capturing, epoch);
+        self.paused = true;
+        self.paused_at_us = self.clock.now_us();
+        self.console_due_ms = None;
+        self.tap.looked();
+        if hold && self.attached.is_none() {
+            match Attached::to(self.machine.channels(), &self.tap) {
+                Ok(attached) => self.attached = Some(attached),
+                Err(error) => {
+                    let reason = error.to_string();
+                    self.events.push_back(PrimaryEvent::CaptureFailed { epoch, reason });
+                    return;
+                }
+            }
+        }
+        let owed = self.copy.take_dirty();
+        match Capture::take(&self.machine, epoch, hold, owed) {
+            Ok(capture) => {
+                self.counters.pages += capture.pages.len() as u64;
+                self.events.push_back(PrimaryEvent::Captured {
+                    epoch,
+                    pages: capture.pages.len() as u64,
+                    bytes: capture.frames.len() as u64,
+                    stop: capture.stop,
+                });
+                self.capture = Some(capture);
+            }
+            Err(Failed { pages, error }) => {
+                self.machine.give_back(epoch, &pages);
+                self.events.push_back(PrimaryEvent::CaptureFailed { epoch, reason: format!("{error:#}") });
+            }
+        }
+    }
+
+    fn give_back(&mut self, epoch: Epoch) {
+        self.counters.syncs_failed += 1;
+        if let Some(capture) = self.capture.take_if(|capture| capture.epoch == epoch) {
+            self.machine.give_back(epoch, &capture.pages);
+        }
+        self.ask_again_for_held();
+    }
+
+    fn release(&mut self, epoch: Epoch) {
+        self.trace.note(Step::Releasing, epoch);
+        self.capture.take_if(|capture| capture.epoch == epoch);
+        self.machine.release(epoch);
+        self.counters.syncs += 1;
+        self.counters.last_sync_us = self.clock.now_us().saturating_sub(self.paused_at_us);
+        self.trace.note(Step::Running, epoch);
+        self.ask_again_for_held();
+    }
+
+    /// Output that came after the capture waits for the next sync.
+    fn ask_again_for_held(&mut self) {
+        if self.machine.output_held() {
+            self.on_output_held(true);
+        }
+    }
+
+    fn resume(&mut self) {
+        self.paused = false;
+        self.counters.last_pause_us = self.clock.now_us().saturating_sub(self.paused_at_us);
+        self.machine.resume();
+    }
+
+    /// The right to act alone: output leaves at once, nobody is owed pages.
+    fn open_gate(&mut self) {
+        self.attached = None;
+        self.capture = None;
+        self.copy.take_dirty();
+        self.machine.open_gate();
+        if let Err(error) = self.machine.dirty().stop() {
+            tracing::warn!("the dirty log cannot be stopped: {error}");
+        }
+        self.run_unless_paused();
+    }
+
+    fn drain(&mut self) {
+        self.paused = true;
+        let (machine, mailbox) = (self.machine.clone(), self.mailbox.clone());
+        // The requests that it waits for are finished by other threads; the loop must go on meanwhile.
+        std::thread::spawn(move || {
+            machine.drain();
+            mailbox.post(Input::Drained);
+        });
+    }
+
+    fn halt(&mut self, reason: String) {
+        self.attached = None;
+        self.machine.halt();
+        self.end = Some(End::Halted(reason));
+    }
+
+    fn close_session(&mut self, id: SessionId, reason: &str) {
+        if let Some(session) = self.session.take_if(|session| session.id == id) {
+            tracing::info!("the session with {} ends: {reason}", session.host);
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Connecting to a secondary.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread;
+
+use kemari_sync::{Primary, PrimaryEvent};
+
+use super::super::mailbox::Mailbox;
+use super::{Input, PrimarySide, Session};
+use crate::config::Config;
+use crate::link::{self, Connection, Preface, Purpose};
+
+/// Pause between two attempts, in milliseconds.
+const RETRY_MS: u64 = 100;
+
+/// Both connections of a new session.
+pub struct Connected {
+    pub host: String,
+    pub main: Connection,
+    pub heartbeat: Connection,
+}
+
+/// Tries the other hosts in turn, each attempt on a thread of its own.
+pub struct Connector {
+    peers: Vec<(String, SocketAddr)>,
+    attempts: usize,
+    trying: bool,
+    next_ms: u64,
+    wanted: bool,
+}
+
+impl Connector {
+    pub fn new(config: &Config, host: &str) -> Self {
+        let peers = config.peers(host).map(|(name, peer)| (name.to_owned(), peer.listen)).collect();
+        Self { peers, attempts: 0, trying: false, next_ms: 0, wanted: false }
+    }
+
+    /// Begins an attempt if the core wants a peer and it is time for one.
+    pub fn poll(&mut self, core: &Primary, now_ms: u64, connected: bool, mailbox: &Arc<Mailbox<Input>>) {
+        self.wanted = core.wants_peer() && !connected && !self.peers.is_empty();
+        if !self.wanted || self.trying || now_ms < self.next_ms {
+            return;
+        }
+        let (host, address) = self.peers[self.attempts % self.peers.len()].clone();
+        self.attempts += 1;
+        self.trying = true;
+        let mailbox = mailbox.clone();
+        thread::spawn(move || mailbox.post(Input::Connected(connect(host, address))));
+    }
+
+    /// When the next attempt is due.
+    pub fn due_ms(&self) -> Option<u64> {
+        (self.wanted && !self.trying).then_some(self.next_ms)
+    }
+}
+
+fn connect(host: String, address: SocketAddr) -> Result<Connected, String> {
+    let session_nonce = rand::random();
+    let open = |purpose| {
+        link::connect(address, &Preface { purpose, session_nonce })
+            .map_err(|error| format!("the secondary on {host} at {address} cannot be reached: {error}"))
+    };
+    let (main, heartbeat) = (open(Purpose::Main)?, open(Purpose::Heartbeat)?);
+    Ok(Connected { host, main, heartbeat })
+}
+
+impl PrimarySide {
+    pub(super) fn on_connected(&mut self, outcome: Result<Connected, String>) {
+        self.connector.trying = false;
+        self.connector.next_ms = self.clock.now_ms() + RETRY_MS;
+        match outcome {
+            Ok(Connected { host, main, heartbeat }) if self.core.wants_peer() && self.session.is_none() => {
+                let id = self.next_session;
+                self.next_session += 1;
+                tracing::info!("connected to the secondary on {host}");
+                self.session = Some(Session { id, host, main, heartbeat });
+                self.events.push_back(PrimaryEvent::PeerConnected { session: id });
+            }
+            Ok(_) => {}
+            Err(reason) => tracing::debug!("{reason}"),
+        }
+    }
+}

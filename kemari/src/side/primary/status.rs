@@ -1,0 +1,53 @@
+//! What the primary shows.
+
+use kemari_sync::Protection as Stage;
+use kemari_vmm::memory::PAGE_BYTES;
+
+use super::{End, PrimarySide};
+use crate::control::{Peer, Protection, Role};
+
+/// How often the status is renewed, in milliseconds.
+const SHOW_INTERVAL_MS: u64 = 20;
+
+impl PrimarySide {
+    pub(super) fn show_now_and_then(&mut self) {
+        if self.clock.now_ms() >= self.shown_ms + SHOW_INTERVAL_MS {
+            self.show();
+        }
+    }
+
+    pub(super) fn show(&mut self) {
+        self.shown_ms = self.clock.now_ms();
+        let core = self.core.status(self.shown_ms);
+        let protection = match core.protection {
+            Stage::Unprotected | Stage::Over => Protection::Off,
+            Stage::Copying | Stage::Pairing => Protection::Copying {
+                done_bytes: self.copy.done_pages * PAGE_BYTES as u64,
+                total_bytes: self.copy.total_pages.max(1) * PAGE_BYTES as u64,
+            },
+            Stage::Protected => Protection::On,
+            Stage::Deciding => Protection::Doubtful,
+        };
+        let peer = self.session.as_ref().map(|session| Peer {
+            host: session.host.clone(),
+            address: session.main.peer_address(),
+            connected: true,
+            silent_ms: self.heard_ms.map(|heard_ms| self.shown_ms.saturating_sub(heard_ms)),
+        });
+        let counters = self.counters;
+        let role = match self.end {
+            Some(End::Halted(_) | End::Stopped(_)) => Role::Stopped,
+            None => Role::Primary,
+        };
+        self.board.show(|status| {
+            status.role = role;
+            status.term = core.term;
+            status.epoch = core.epoch;
+            status.protection = protection;
+            status.since_s = core.for_ms / 1000;
+            status.waiting_because = core.waiting;
+            status.peer = peer;
+            status.counters = counters;
+        });
+    }
+}

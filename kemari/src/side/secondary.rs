@@ -1,0 +1,223 @@
+//! The loop of a secondary: it receives the VM's state, and carries out what `kemari_sync::Secondary` decides.
+
+mod actions;
+mod receive;
+mod standby;
+mod status;
+
+use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use kemari_sync::wire::{Message, Welcome, encode};
+use kemari_sync::{
+    ArbiterAnswer, Incarnation, Reign, Secondary, SecondaryAction, SecondaryConfig, SecondaryEvent, SessionId,
+    Staging,
+};
+use kemari_vmm::machine::MachineSpec;
+
+use super::arbiter_thread::{ArbiterThread, AskId};
+use super::board::{Board, Order};
+use super::clock::Clock;
+use super::listener::{Arrival, Listener};
+use super::mailbox::Mailbox;
+use super::wait::wait;
+use crate::config::Config;
+use crate::control::{Command, Counters};
+use crate::link::Connection;
+
+pub use standby::Standby;
+
+/// Longest wait of the loop, in milliseconds, whatever the deadlines.
+const WAIT_MS_MAX: u64 = 1000;
+/// Most sessions at a time: one that lives, one that replaces it, and one too many to be told so.
+const SESSIONS_MAX: usize = 3;
+
+/// What other threads tell the loop.
+pub enum Input {
+    /// A standby machine was built, or could not be.
+    Prepared(SessionId, Result<Box<Standby>, String>),
+    /// The arbiter's answer.
+    Arbiter(AskId, ArbiterAnswer),
+    /// The fence command has ended.
+    Fenced(Result<(), String>),
+    /// From the control socket.
+    Order(Order),
+}
+
+/// How a secondary ends.
+pub enum End {
+    /// It has the VM now: the standby holds its state.
+    TookOver(Reign, Box<Standby>),
+    /// The VM was stopped cleanly.
+    Stopped(String),
+}
+
+struct Session {
+    id: SessionId,
+    main: Connection,
+    heartbeat: Connection,
+}
+
+/// What a secondary is made with.
+pub struct Setup {
+    pub config: Arc<Config>,
+    pub host: String,
+    pub spec: MachineSpec,
+    pub mechanism: SecondaryConfig,
+    pub mailbox: Arc<Mailbox<Input>>,
+    pub arbiter: ArbiterThread,
+    pub board: Arc<Board>,
+    pub clock: Clock,
+}
+
+/// The loop's state.
+pub struct SecondarySide {
+    config: Arc<Config>,
+    host: String,
+    spec: MachineSpec,
+    me: Incarnation,
+    core: Secondary,
+    mailbox: Arc<Mailbox<Input>>,
+    arbiter: ArbiterThread,
+    board: Arc<Board>,
+    clock: Clock,
+    listener: Listener,
+    sessions: Vec<Session>,
+    next_session: SessionId,
+    events: VecDeque<SecondaryEvent>,
+    actions: Vec<SecondaryAction>,
+    staging: Staging,
+    /// The session and sync whose frames are staged.
+    staged: Option<(SessionId, u64)>,
+    standby: Option<Box<Standby>>,
+    /// The session whose copy the standby takes.
+    copying: Option<SessionId>,
+    counters: Counters,
+    heard_ms: Option<u64>,
+    shown_ms: u64,
+    end: Option<End>,
+}
+
+impl SecondarySide {
+    /// A secondary that listens, and holds nothing yet.
+    pub fn new(setup: Setup) -> anyhow::Result<Self> {
+        let Setup { config, host, spec, mut mechanism, mailbox, arbiter, board, clock } = setup;
+        let listener = Listener::bind(config.host(&host).listen)?;
+        let staging = Staging::new(config.protection.staging_bytes_max() as usize);
+        mechanism.staging_pages_max = staging.pages_max();
+        let sink = mailbox.clone();
+        board.take_orders(move |order| sink.post(Input::Order(order)));
+        Ok(Self {
+            me: mechanism.me.clone(),
+            core: Secondary::new(mechanism, clock.now_ms()),
+            config,
+            host,
+            spec,
+            mailbox,
+            arbiter,
+            board,
+            clock,
+            listener,
+            sessions: Vec::new(),
+            next_session: 1,
+            events: VecDeque::new(),
+            actions: Vec::new(),
+            staging,
+            staged: None,
+            standby: None,
+            copying: None,
+            counters: Counters::default(),
+            heard_ms: None,
+            shown_ms: 0,
+            end: None,
+        })
+    }
+
+    /// Follows primaries until it takes a VM over, or the VM is stopped.
+    pub fn run(mut self) -> End {
+        loop {
+            for input in self.mailbox.take() {
+                self.on_input(input);
+            }
+            self.settle();
+            self.accept();
+            self.receive();
+            let now_ms = self.clock.now_ms();
+            if self.core.next_deadline().is_some_and(|due_ms| due_ms <= now_ms) {
+                self.events.push_back(SecondaryEvent::Tick);
+            }
+            self.settle();
+            if let Some(end) = self.end.take() {
+                return end;
+            }
+            self.show_now_and_then();
+            self.wait();
+        }
+    }
+
+    fn wait(&self) {
+        let now_ms = self.clock.now_ms();
+        let due_ms = [self.core.next_deadline(), self.listener.due_ms()];
+        let timeout_ms = due_ms.into_iter().flatten().min().map_or(WAIT_MS_MAX, |due| due.saturating_sub(now_ms));
+        let readable: [BorrowedFd<'_>; 2] = [self.mailbox.fd(), self.listener.fd()];
+        let sessions = self.sessions.iter().flat_map(|session| [&session.main, &session.heartbeat]);
+        wait(&readable, sessions.chain(self.listener.connections()), timeout_ms.min(WAIT_MS_MAX));
+    }
+
+    fn on_input(&mut self, input: Input) {
+        match input {
+            Input::Prepared(session, result) => self.on_prepared(session, result),
+            Input::Arbiter(ask, answer) => self.events.push_back(SecondaryEvent::Arbiter { ask, answer }),
+            Input::Fenced(result) => self.events.push_back(SecondaryEvent::Fenced { result }),
+            Input::Order(order) => self.on_order(order),
+        }
+    }
+
+    fn on_order(&mut self, order: Order) {
+        let result = match order.command {
+            Command::Takeover => {
+                self.events.push_back(SecondaryEvent::OperatorTakeover);
+                Ok("the arbiter is asked for the VM".to_owned())
+            }
+            _ => Err("this side is the secondary; say that to the primary".to_owned()),
+        };
+        // Whoever asked may have gone.
+        let _ = order.answer.send(result);
+    }
+
+    /// Feeds the core until it has nothing more to say.
+    fn settle(&mut self) {
+        while let Some(event) = self.events.pop_front() {
+            let mut actions = std::mem::take(&mut self.actions);
+            self.core.handle(self.clock.now_ms(), event, &mut actions);
+            for action in actions.drain(..) {
+                self.perform(action);
+            }
+            self.actions = actions;
+        }
+    }
+
+    fn accept(&mut self) {
+        for arrival in self.listener.poll(self.clock.now_ms()) {
+            match arrival {
+                Arrival::Session { main, heartbeat } if self.sessions.len() < SESSIONS_MAX => {
+                    let id = self.next_session;
+                    self.next_session += 1;
+                    tracing::info!("{} has connected", main.peer_address());
+                    self.sessions.push(Session { id, main, heartbeat });
+                }
+                Arrival::Session { main, .. } => {
+                    tracing::warn!("{} was sent away: too many sessions", main.peer_address());
+                }
+                Arrival::Query(mut connection) => {
+                    let mut bytes = Vec::new();
+                    let welcome = Welcome { incarnation: self.me.clone(), last: self.core.holds() };
+                    encode(&Message::Welcome(welcome), &mut bytes);
+                    // Whoever asked may have gone.
+                    let _ = connection.send(bytes);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! What the core wants done.
+
+use std::thread;
+
+use kemari_sync::wire::{Channel, Commit, Message, encode};
+use kemari_sync::{Incarnation, SecondaryAction, SecondaryEvent, SessionId};
+use kemari_vmm::state::{StateBlob, StateKind};
+
+use super::super::{assembly, capture, fence};
+use super::{End, Input, SecondarySide, Standby};
+
+impl SecondarySide {
+    pub(super) fn perform(&mut self, action: SecondaryAction) {
+        match action {
+            SecondaryAction::Send { session, message } => self.send(session, &message),
+            SecondaryAction::Prepare { session } => self.prepare(session),
+            SecondaryAction::Stage { session, epoch } => {
+                self.staging.begin(epoch);
+                self.staged = Some((session, epoch));
+            }
+            SecondaryAction::Check { commit } => self.check(&commit),
+            SecondaryAction::Discard { .. } => {
+                self.staging.clear();
+                self.staged = None;
+            }
+            SecondaryAction::Apply { epoch } => self.apply(epoch),
+            SecondaryAction::Ask { ask, request } => self.arbiter.ask(ask, request),
+            SecondaryAction::Fence { old } => self.fence(&old),
+            SecondaryAction::Restore { .. } => {
+                let result = self.restore();
+                self.events.push_back(SecondaryEvent::Restored { result });
+            }
+            SecondaryAction::Run(reign) => {
+                if let Some(standby) = self.standby.take() {
+                    self.end = Some(End::TookOver(reign, standby));
+                }
+            }
+            SecondaryAction::Forget { reason } => {
+                tracing::warn!("the VM's state here is void: {reason}");
+                self.standby = None;
+                self.copying = None;
+            }
+            SecondaryAction::CloseSession { session, reason } => {
+                tracing::info!("the session with the primary ends: {reason}");
+                self.sessions.retain(|other| other.id != session);
+            }
+            SecondaryAction::Exit { reason } => self.end = Some(End::Stopped(reason)),
+            SecondaryAction::Report(text) => tracing::info!("{text}"),
+        }
+    }
+
+    fn send(&mut self, id: SessionId, message: &Message) {
+        let Some(place) = self.sessions.iter().position(|session| session.id == id) else { return };
+        let mut bytes = Vec::new();
+        encode(message, &mut bytes);
+        let session = &mut self.sessions[place];
+        let connection = match message.channel() {
+            Channel::Main => &mut session.main,
+            Channel::Heartbeat => &mut session.heartbeat,
+        };
+        if let Err(error) = connection.send(bytes) {
+            self.sessions.remove(place);
+            let reason = error.to_string();
+            self.events.push_back(SecondaryEvent::PeerClosed { session: id, reason });
+        }
+    }
+
+    /// Builds a standby VM on a thread of its own: populating its memory takes long, and heartbeats must go on.
+    fn prepare(&mut self, session: SessionId) {
+        self.standby = None;
+        self.copying = None;
+        let (config, host, spec) = (self.config.clone(), self.host.clone(), self.spec.clone());
+        let mailbox = self.mailbox.clone();
+        thread::spawn(move || {
+            let result = Standby::build(&config, &host, spec).map(Box::new).map_err(|error| format!("{error:#}"));
+            mailbox.post(Input::Prepared(session, result));
+        });
+    }
+
+    pub(super) fn on_prepared(&mut self, session: SessionId, result: Result<Box<Standby>, String>) {
+        let result = result.map(|standby| {
+            self.standby = Some(standby);
+            self.copying = Some(session);
+        });
+        self.events.push_back(SecondaryEvent::Prepared { session, result });
+    }
+
+    /// Everything that could fail later is checked here: the sync is whole, and its states would load.
+    fn check(&mut self, commit: &Commit) {
+        let epoch = commit.epoch;
+        let result = self.staging.check(commit).map_err(|error| error.to_string()).and_then(|()| {
+            let standby = self.standby.as_ref().ok_or("there is no standby VM")?;
+            let states = self.staged_states()?;
+            standby.machine.check_state(&states).map_err(|error| capture::explain(&error))
+        });
+        self.staged = None;
+        self.events.push_back(SecondaryEvent::Checked { epoch, result });
+    }
+
+    fn staged_states(&self) -> Result<Vec<StateBlob>, String> {
+        self.staging
+            .states()
+            .map(|frame| {
+                let kind = StateKind::from_wire(frame.kind)
+                    .ok_or_else(|| format!("state of an unknown kind {}", frame.kind))?;
+                let bytes = frame.bytes.to_vec();
+                Ok(StateBlob { kind, instance: frame.instance, version: frame.version, bytes })
+            })
+            .collect()
+    }
+
+    /// The staged sync becomes the committed state. The first copy ends with the first sync.
+    fn apply(&mut self, epoch: u64) {
+        self.copying = None;
+        let states = self.staged_states().expect("the states were checked");
+        if let Some(standby) = &mut self.standby {
+            let mut pages = 0;
+            for page in self.staging.pages() {
+                standby.write_page(page);
+                pages += 1;
+            }
+            standby.states = states;
+            self.counters.pages += pages;
+        }
+        self.staging.clear();
+        self.counters.syncs += 1;
+        self.events.push_back(SecondaryEvent::Applied { epoch });
+    }
+
+    fn fence(&mut self, old: &Incarnation) {
+        let host = self.config.host(&self.host);
+        let (command, timeout) = (host.fence_against(&old.host), host.fence_timeout());
+        let mailbox = self.mailbox.clone();
+        thread::spawn(move || mailbox.post(Input::Fenced(fence::fence(&command, timeout))));
+    }
+
+    /// Brings the standby VM to the committed state, its disks and cables attached; it does not run yet.
+    fn restore(&mut self) -> Result<(), String> {
+        let standby = self.standby.as_ref().ok_or("there is no standby VM")?;
+        let machine = &standby.machine;
+        machine.load(&standby.states, true).map_err(|error| capture::explain(&error))?;
+        assembly::attach_disks(machine, &self.config, &self.host, true).map_err(|error| format!("{error:#}"))
+    }
+}

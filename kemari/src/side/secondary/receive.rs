@@ -1,0 +1,90 @@
+//! Frames from the primary: control messages to the core, pages of the first copy into memory, syncs into staging.
+
+use kemari_sync::SecondaryEvent;
+use kemari_sync::wire::{FrameHeader, FrameKind, Message, PageBatch, decode};
+
+use super::SecondarySide;
+use crate::link::LinkError;
+
+impl SecondarySide {
+    /// Reads what has come, in order: a control message takes effect before the frames behind it are looked at.
+    pub(super) fn receive(&mut self) {
+        let mut index = 0;
+        while let Some(session) = self.sessions.get(index) {
+            let id = session.id;
+            for heartbeat in [false, true] {
+                while let Some(place) = self.sessions.iter().position(|session| session.id == id) {
+                    match self.receive_from(place, heartbeat) {
+                        Ok(Some(message)) => {
+                            self.heard_ms = Some(self.clock.now_ms());
+                            self.events.push_back(SecondaryEvent::Message { session: id, message });
+                            self.settle();
+                        }
+                        Ok(None) => break,
+                        Err(error) => {
+                            self.sessions.remove(place);
+                            let reason = format!("{:#}", anyhow::Error::from(error));
+                            tracing::warn!("the link to the primary is gone: {reason}");
+                            self.events.push_back(SecondaryEvent::PeerClosed { session: id, reason });
+                            self.settle();
+                        }
+                    }
+                }
+            }
+            if self.sessions.get(index).is_some_and(|session| session.id == id) {
+                index += 1;
+            }
+        }
+    }
+
+    /// Takes frames up to the next control message of one connection.
+    fn receive_from(&mut self, place: usize, heartbeat: bool) -> Result<Option<Message>, LinkError> {
+        // Taken out, so that the frames can be put where they belong while they lie in the connection's buffer.
+        let mut session = self.sessions.remove(place);
+        let id = session.id;
+        let connection = if heartbeat { &mut session.heartbeat } else { &mut session.main };
+        let result = connection.flush().and_then(|()| {
+            connection.receive(|header, body| match header.kind {
+                FrameKind::CopyPages => self.take_copy(id, header, body).map(|()| None),
+                FrameKind::Pages | FrameKind::State => {
+                    self.stage(id, header, body);
+                    Ok(None)
+                }
+                _ => {
+                    header.check(body)?;
+                    Ok(Some(decode(header.kind, body)?))
+                }
+            })
+        });
+        self.sessions.insert(place, session);
+        result
+    }
+
+    /// A batch of the first copy goes straight into memory: nothing has been committed yet.
+    fn take_copy(&mut self, session: u64, header: &FrameHeader, body: &[u8]) -> Result<(), LinkError> {
+        let Some(standby) = self.standby.as_ref().filter(|_| self.copying == Some(session)) else {
+            return Err(LinkError::Refused("pages came before they were asked for".into()));
+        };
+        header.check(body)?;
+        let batch = PageBatch::parse(header.kind, body, |gfn| standby.has_page(gfn))?;
+        self.counters.pages += batch.len() as u64;
+        self.counters.wire_bytes += body.len() as u64;
+        batch.iter().for_each(|page| standby.write_page(page));
+        Ok(())
+    }
+
+    /// A frame of a sync. What is wrong with it makes the sync fail, not the link.
+    fn stage(&mut self, session: u64, header: &FrameHeader, body: &[u8]) {
+        let Some((_, epoch)) = self.staged.filter(|(staged, _)| *staged == session) else { return };
+        let Some(standby) = &self.standby else { return };
+        self.counters.wire_bytes += body.len() as u64;
+        let result = self.staging.room(header).map(|room| room.copy_from_slice(body)).and_then(|()| {
+            let has_page = |gfn| standby.has_page(gfn);
+            self.staging.accept(header, has_page)
+        });
+        if let Err(error) = result {
+            self.staged = None;
+            self.events.push_back(SecondaryEvent::StagingFailed { epoch, reason: error.to_string() });
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! What the secondary shows.
+
+use kemari_sync::Protection as Stage;
+use kemari_vmm::memory::PAGE_BYTES;
+
+use super::SecondarySide;
+use crate::control::{Peer, Protection, Role};
+
+/// How often the status is renewed, in milliseconds.
+const SHOW_INTERVAL_MS: u64 = 20;
+
+impl SecondarySide {
+    pub(super) fn show_now_and_then(&mut self) {
+        let now_ms = self.clock.now_ms();
+        if now_ms < self.shown_ms + SHOW_INTERVAL_MS {
+            return;
+        }
+        self.shown_ms = now_ms;
+        let core = self.core.status(now_ms);
+        let protection = match core.protection {
+            Stage::Unprotected | Stage::Over => Protection::Off,
+            Stage::Copying | Stage::Pairing => Protection::Copying {
+                done_bytes: self.counters.pages * PAGE_BYTES as u64,
+                total_bytes: self.spec.memory_bytes,
+            },
+            Stage::Protected => Protection::On,
+            Stage::Deciding => Protection::Doubtful,
+        };
+        let peer = self.sessions.first().map(|session| Peer {
+            host: self.config.peers(&self.host).next().map_or_else(String::new, |(name, _)| name.to_owned()),
+            address: session.main.peer_address(),
+            connected: true,
+            silent_ms: self.heard_ms.map(|heard_ms| now_ms.saturating_sub(heard_ms)),
+        });
+        let counters = self.counters;
+        self.board.show(|status| {
+            status.role = Role::Secondary;
+            status.term = core.term;
+            status.epoch = core.epoch;
+            status.protection = protection;
+            status.since_s = core.for_ms / 1000;
+            status.waiting_because = core.waiting;
+            status.peer = peer;
+            status.counters = counters;
+        });
+    }
+}
