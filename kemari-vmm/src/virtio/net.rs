@@ -74,7 +74,7 @@ impl Net {
 
     /// Plugs the cable in: opens the TAP, which brings its carrier up.
     pub fn attach(&mut self, name: &str) -> Result<(), TapError> {
-        let tap = Tap::open(name, self.offload)?;
+        let tap = Tap::open(name)?;
         if let Some(completions) = &self.completions {
             tap.watch(completions.clone()).map_err(|source| TapError::Refused {
                 name: name.into(),
@@ -83,7 +83,20 @@ impl Net {
             })?;
         }
         self.tap = Some(tap);
+        self.set_offloads();
         Ok(())
+    }
+
+    /// The TAP may leave to the guest only what its driver has accepted.
+    fn set_offloads(&self) {
+        let has = |feature: u32| self.features & (1 << feature) != 0;
+        if let Some(tap) = &self.tap {
+            tap.set_offloads(
+                has(VIRTIO_NET_F_GUEST_CSUM),
+                has(VIRTIO_NET_F_GUEST_TSO4),
+                has(VIRTIO_NET_F_GUEST_TSO6),
+            );
+        }
     }
 
     /// Pulls the cable out: nothing leaves from here on.
@@ -204,10 +217,11 @@ impl Backend for Net {
 
     fn activate(&mut self, features: u64) {
         self.features = features;
+        self.set_offloads();
     }
 
     fn reset(&mut self) {
-        self.features = 0;
+        self.activate(0);
         self.announce_wanted = false;
         self.waiting.1 = 0;
     }

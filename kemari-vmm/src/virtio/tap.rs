@@ -55,8 +55,8 @@ const TUN_F_TSO4: libc::c_uint = 2;
 const TUN_F_TSO6: libc::c_uint = 4;
 
 impl Tap {
-    /// Opens an existing TAP. With `offload`, checksums and segmentation are left to whoever needs them.
-    pub fn open(name: &str, offload: bool) -> Result<Self, TapError> {
+    /// Opens an existing TAP.
+    pub fn open(name: &str) -> Result<Self, TapError> {
         let refused = |step| {
             let name = name.to_owned();
             move |source| TapError::Refused { name, step, source }
@@ -88,12 +88,21 @@ impl Tap {
         // SAFETY: the kernel reads one int at the pointer.
         check(unsafe { libc::ioctl(fd, TUNSETVNETHDRSZ, &raw const header_bytes) })
             .map_err(refused("set the header size of"))?;
-        let flags = if offload { TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 } else { 0 };
-        // SAFETY: the argument is passed by value.
-        check(unsafe { libc::ioctl(fd, TUNSETOFFLOAD, libc::c_ulong::from(flags)) })
-            .map_err(refused("set the offloads of"))?;
         let stop = EventFd::new(EFD_NONBLOCK).map_err(refused("watch"))?;
         Ok(Self { file: Arc::new(file), stop })
+    }
+
+    /// Says what packets the guest takes: ones whose checksum is still to be made, and segments larger than a frame.
+    pub fn set_offloads(&self, checksum: bool, tso4: bool, tso6: bool) {
+        let flag = |wanted: bool, flag: libc::c_uint| if wanted { flag } else { 0 };
+        let flags = flag(checksum, TUN_F_CSUM) | flag(tso4, TUN_F_TSO4) | flag(tso6, TUN_F_TSO6);
+        // SAFETY: the argument is passed by value.
+        let result =
+            check(unsafe { libc::ioctl(self.file.as_raw_fd(), TUNSETOFFLOAD, libc::c_ulong::from(flags)) });
+        if let Err(error) = result {
+            // Offloads are only offered to the guest where the configuration says that the TAP has them.
+            tracing::error!("the TAP refuses the offloads that the guest has accepted: {error}");
+        }
     }
 
     /// Starts the thread that tells when packets have come. It ends when the TAP is dropped.
