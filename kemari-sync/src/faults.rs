@@ -24,8 +24,8 @@ pub enum Fault {
     AskWithReadTerm,
     /// An ask without an answer counts as one that did nothing.
     IgnoreUnresolvedAsk,
-    /// Output is released on the ack of a pair that is not recorded.
-    ReleaseBeforePairRecorded,
+    /// A pair counts as soon as its first sync is acked, recorded or not.
+    PairUnrecorded,
     /// The right to act alone stays while the first sync of a pair is under way.
     KeepRightToActAlone,
     /// The secondary runs the guest when it has won, without having written that it acts.
@@ -36,17 +36,15 @@ pub enum Fault {
     ResurrectStop,
     /// A cold boot does not ask what the recorded peer holds.
     ColdBootOverPeer,
-    /// An ack of an older session, or with another term or epoch, counts.
-    CountAnyAck,
-    /// The secondary commits and acks while its ask is not resolved.
-    AckWhileAsking,
-    /// The secondary does not compare the epoch that a sync builds upon with its last commit.
-    IgnoreBase,
+    /// Whoever holds a commit of the record's term may ask, recorded or not.
+    AskUnrecorded,
+    /// A stop is recorded while released requests are still being carried out.
+    StopBeforeDrained,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 17] = [
         Self::ReleaseBeforeAck,
         Self::AckBeforeCheck,
         Self::AckBeforeWhole,
@@ -56,15 +54,14 @@ impl Fault {
         Self::KeepUnchecked,
         Self::AskWithReadTerm,
         Self::IgnoreUnresolvedAsk,
-        Self::ReleaseBeforePairRecorded,
+        Self::PairUnrecorded,
         Self::KeepRightToActAlone,
         Self::RunBeforeActing,
         Self::RunBeforeFence,
         Self::ResurrectStop,
         Self::ColdBootOverPeer,
-        Self::CountAnyAck,
-        Self::AckWhileAsking,
-        Self::IgnoreBase,
+        Self::AskUnrecorded,
+        Self::StopBeforeDrained,
     ];
 
     /// The fault with this name (as in the source).

@@ -11,6 +11,8 @@ mod faults;
 mod primary;
 mod record;
 mod secondary;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod staging;
 mod status;
 mod timing;

@@ -65,6 +65,8 @@ pub struct Record {
 }
 
 /// What an arbiter is asked to do.
+// There is one at a time: a box would save nothing.
+#[expect(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ArbiterRequest {
     /// Read the record, linearizably: never an older one than any answer before.

@@ -269,6 +269,8 @@ impl Contest {
     fn are_members(&self, record: &Record) -> bool {
         let (owner, peer) = (Some(&record.owner), record.peer.as_ref());
         let (me, other) = (Some(&self.me), self.other.as_ref());
-        (owner == me && peer == other) || (owner == other && peer == me)
+        (owner == me && peer == other)
+            || (owner == other && peer == me)
+            || (fault(Fault::AskUnrecorded) && record.peer.is_some())
     }
 }

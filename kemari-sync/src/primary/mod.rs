@@ -26,6 +26,8 @@ use sync::Sync;
 type Actions = Vec<PrimaryAction>;
 
 /// Where the right to release comes from.
+// There is one: a box would save nothing.
+#[expect(clippy::large_enum_variant)]
 enum Standing {
     /// The record names nobody else: the gate is open.
     Alone,
@@ -54,6 +56,8 @@ pub struct Primary {
     /// The last sync that the peer of this pair has committed.
     acked: Option<Epoch>,
     next_epoch: Epoch,
+    /// What the secondary of this pair, or of the pair to be, can stage. It outlives a session.
+    staging_pages_max: u64,
     output_pending: bool,
     last_capture_ms: u64,
     capture_failures: u32,
@@ -77,6 +81,7 @@ impl Primary {
             sync: None,
             acked: None,
             next_epoch: reign.last_epoch + 1,
+            staging_pages_max: 0,
             output_pending: false,
             last_capture_ms: now_ms,
             capture_failures: 0,

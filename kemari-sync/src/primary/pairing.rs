@@ -47,7 +47,13 @@ impl Primary {
 
     /// The secondary has committed the first sync: now the pair is recorded.
     pub(super) fn record_pair(&mut self) {
-        if let Standing::Pairing(pairing) = &mut self.standing {
+        let Standing::Pairing(pairing) = &mut self.standing else {
+            return;
+        };
+        if fault(Fault::PairUnrecorded) {
+            self.record = pairing.new.clone();
+            self.standing = Standing::Paired;
+        } else {
             pairing.asker = Some(Asker::swap(Some(self.record.clone()), pairing.new.clone()));
         }
     }
@@ -104,10 +110,5 @@ impl Primary {
                 self.halt("the arbiter's record has passed to another", actions);
             }
         }
-    }
-
-    /// Whether acks count already.
-    pub(super) fn acks_count(&self) -> bool {
-        matches!(self.standing, Standing::Paired) || fault(Fault::ReleaseBeforePairRecorded)
     }
 }

@@ -232,6 +232,9 @@ impl Primary {
             self.parting = None;
             self.paused = true;
             actions.push(PrimaryAction::Drain);
+            if fault(Fault::StopBeforeDrained) {
+                self.on_drained();
+            }
         }
     }
 

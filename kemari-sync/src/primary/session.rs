@@ -32,7 +32,6 @@ pub(super) struct Session {
     pub(super) heard_ms: u64,
     beat_ms: u64,
     beats: u64,
-    pub(super) staging_pages_max: u64,
 }
 
 impl Primary {
@@ -70,7 +69,6 @@ impl Primary {
             heard_ms: self.now_ms,
             beat_ms: self.now_ms + self.config.timing.heartbeat_ms,
             beats: 0,
-            staging_pages_max: u64::MAX,
         });
         let hello = Hello {
             protocol: PROTOCOL_VERSION,
@@ -104,8 +102,8 @@ impl Primary {
                 self.close(&format!("the secondary refused: {reason}"), actions);
             }
             (Stage::Preparing, Message::Ready { staging_pages_max }) => {
-                session.staging_pages_max = staging_pages_max;
                 session.stage = Stage::Copying { round: 1 };
+                self.staging_pages_max = staging_pages_max;
                 actions.push(PrimaryAction::CopyRound {
                     session: id,
                     first: true,
@@ -159,7 +157,7 @@ impl Primary {
         };
         actions.push(PrimaryAction::Progress { round, dirty_pages });
         let last_round = round >= copy.rounds_max;
-        if dirty_pages <= copy.converged_pages || (last_round && dirty_pages <= session.staging_pages_max) {
+        if dirty_pages <= copy.converged_pages || (last_round && dirty_pages <= self.staging_pages_max) {
             session.stage = Stage::Confirming {
                 asker: Asker::read(now_ms),
                 round,
@@ -240,8 +238,16 @@ impl Primary {
         }
         let is_silent = now_ms >= session.heard_ms + timing.suspicion_ms;
         let is_joined = matches!(self.standing, Standing::Paired) && matches!(session.stage, Stage::Live);
+        let is_stuck = match &self.standing {
+            Standing::Pairing(pairing) if pairing.asker.is_none() => {
+                self.pairing_deadline().is_some_and(|due_ms| now_ms >= due_ms)
+            }
+            _ => false,
+        };
         if is_silent && !is_joined {
             self.close("the secondary is silent", actions);
+        } else if is_stuck {
+            self.close("the secondary did not commit the first sync in time", actions);
         }
     }
 

@@ -118,10 +118,7 @@ impl Primary {
         let stop_sync = sync.stop;
         self.output_pending = false;
         self.capture_failures = 0;
-        let room = self
-            .session
-            .as_ref()
-            .map_or(u64::MAX, |session| session.staging_pages_max);
+        let room = self.staging_pages_max;
         if pages > room {
             let text = format!("a sync of {pages} pages exceeds the secondary's staging of {room}");
             return self.sync_failed(&text, actions);
@@ -197,8 +194,6 @@ impl Primary {
         });
         if expected {
             self.sync_committed(actions);
-        } else if fault(Fault::CountAnyAck) && self.sync.is_some() {
-            self.sync_committed(actions);
         } else {
             self.close(
                 &format!("an ack of sync {} came that nobody waits for", ack.epoch),
@@ -212,10 +207,9 @@ impl Primary {
         let Some(sync) = &mut self.sync else { return };
         sync.stage = Stage::Committed;
         self.acked = Some(sync.epoch);
-        if matches!(self.standing, Standing::Pairing(_)) {
-            self.record_pair();
-        }
-        if self.acks_count() {
+        // The first ack of a pair does not count before the pair is recorded.
+        self.record_pair();
+        if matches!(self.standing, Standing::Paired) {
             self.release_sync(actions);
         }
     }

@@ -69,7 +69,7 @@ impl Secondary {
             ));
         }
         let follows = begin.base == Some(held.last.epoch) && begin.epoch > held.last.epoch;
-        match follows || fault(Fault::IgnoreBase) {
+        match follows {
             true => Ok(()),
             false => Err(format!(
                 "sync {} does not build upon sync {}",
@@ -137,7 +137,7 @@ impl Secondary {
             .as_ref()
             .is_some_and(|takeover| !takeover.contest.can_cancel());
         let is_applying = self.held.as_ref().is_some_and(|held| held.applying.is_some());
-        if (is_asking && !fault(Fault::AckWhileAsking)) || is_applying {
+        if is_asking || is_applying {
             return;
         }
         let Some(session) = &mut self.session else { return };

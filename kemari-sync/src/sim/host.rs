@@ -1,0 +1,97 @@
+//! A host: a process on it, its kernel (whose I/O outlives the process), its power.
+
+use crate::consent::Start;
+use crate::primary::{Primary, PrimaryAction};
+use crate::record::Incarnation;
+use crate::secondary::{Secondary, SecondaryAction};
+
+use super::client::Request;
+use super::vm::{PAGES, Vm};
+
+/// A sync as the primary's driver keeps it until it is released or given back.
+pub(super) struct Capture {
+    pub(super) epoch: u64,
+    pub(super) dirty: u32,
+    pub(super) vm: Box<Vm>,
+}
+
+/// The driver of a primary.
+pub(super) struct PrimarySide {
+    pub(super) machine: Primary,
+    pub(super) vm: Vm,
+    pub(super) gate_open: bool,
+    pub(super) paused: bool,
+    /// Paused for good, waiting for I/O.
+    pub(super) draining: bool,
+    pub(super) captures: Vec<Capture>,
+    /// Requests of clients and completions of the disk, while the machine is paused.
+    pub(super) inbox: Vec<Input>,
+    pub(super) writes_in_flight: u32,
+    /// A connection is being made.
+    pub(super) dialing: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Input {
+    Request(Request),
+    WriteDone(u64),
+}
+
+/// What the secondary's driver has of a sync.
+pub(super) struct Staged {
+    pub(super) epoch: u64,
+    pub(super) pages: Vec<(usize, u64)>,
+    pub(super) state: Option<Box<Vm>>,
+    pub(super) damaged: bool,
+}
+
+/// The driver of a secondary.
+pub(super) struct SecondarySide {
+    pub(super) machine: Secondary,
+    /// Whose `CopyPages`, `Pages` and `State` frames are taken.
+    pub(super) session: Option<u64>,
+    pub(super) primary: u128,
+    pub(super) memory: [u64; PAGES],
+    pub(super) staged: Option<Staged>,
+    pub(super) state: Option<Box<Vm>>,
+}
+
+#[expect(clippy::large_enum_variant)]
+pub(super) enum Process {
+    None,
+    Starting(Start),
+    Primary(PrimarySide),
+    Secondary(SecondarySide),
+}
+
+pub(super) struct Host {
+    pub(super) process: Process,
+    /// Which process this is, counted over all hosts: events of older ones are void.
+    pub(super) life: u64,
+    /// Counts boots: I/O of an older one is lost.
+    pub(super) boot: u64,
+    pub(super) powered: bool,
+    pub(super) me: Incarnation,
+    /// The process stands still until then, in microseconds.
+    pub(super) stopped_until_us: u64,
+    /// When a tick is scheduled, in microseconds.
+    pub(super) tick_us: Option<u64>,
+    pub(super) primary_actions: Vec<PrimaryAction>,
+    pub(super) secondary_actions: Vec<SecondaryAction>,
+}
+
+impl Host {
+    pub(super) fn primary(&mut self) -> Option<&mut PrimarySide> {
+        match &mut self.process {
+            Process::Primary(side) => Some(side),
+            _ => None,
+        }
+    }
+
+    pub(super) fn secondary(&mut self) -> Option<&mut SecondarySide> {
+        match &mut self.process {
+            Process::Secondary(side) => Some(side),
+            _ => None,
+        }
+    }
+}

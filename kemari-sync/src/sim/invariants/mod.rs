@@ -1,0 +1,56 @@
+//! The invariants, each in its own file: what must hold in every run, whatever fails.
+
+pub(super) mod cold_boot;
+pub(super) mod consent;
+pub(super) mod disk;
+pub(super) mod history;
+pub(super) mod liveness;
+pub(super) mod memory;
+pub(super) mod stop;
+pub(super) mod succession;
+pub(super) mod terms;
+
+use std::collections::BTreeMap;
+
+/// One rule that every run must keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Invariant {
+    /// Output leaves only with consent.
+    Consent,
+    /// What clients see is explained by one single execution.
+    History,
+    /// Who rules next starts from a state that contains all that left before; a deposed side adds nothing to it.
+    Succession,
+    /// Never two sides release in one term.
+    Terms,
+    /// The secondary's memory after a commit is the primary's at the capture.
+    Memory,
+    /// Writes to one block reach the shared disk in their order.
+    Disk,
+    /// A VM that was stopped does not run from the stop.
+    Stop,
+    /// A cold boot replaces nobody who lives and holds the VM.
+    ColdBoot,
+    /// The VM runs again within a bound.
+    Liveness,
+    /// Staging, actions and deadlines are bounded.
+    Bounds,
+}
+
+/// What the invariants remember.
+#[derive(Default)]
+pub(super) struct Checks {
+    pub(super) violation: Option<(Invariant, String)>,
+    pub(super) exercised: BTreeMap<Invariant, u64>,
+    pub(super) history: history::History,
+    pub(super) memory: memory::Memory,
+    pub(super) releasers: terms::Releasers,
+    /// Life and epoch of the last stop that a secondary let go with.
+    pub(super) stopped: Option<(u64, u64)>,
+}
+
+impl Checks {
+    pub(super) fn exercise(&mut self, invariant: Invariant) {
+        *self.exercised.entry(invariant).or_default() += 1;
+    }
+}

@@ -1,0 +1,401 @@
+//! The driver of a primary: the toy machine, its gate, its captures.
+
+use rand::Rng;
+
+use crate::primary::{
+    CopyLimits, OnSecondaryLoss, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Reign,
+};
+use crate::wire::{Commit, Message};
+
+use super::client::Request;
+use super::host::{Capture, Input, PrimarySide, Process};
+use super::invariants::{Invariant, consent, succession, terms};
+use super::net::{Frame, PRIMARY};
+use super::vm::{Entry, Output, Phase, Vm};
+use super::world::{Event, STAGING_PAGES_MAX, ToProcess, World};
+
+/// Dirty pages at which the machine says that a sync should start.
+const DIRTY_LIMIT: u64 = 10;
+/// Inputs kept for a paused machine.
+const INBOX_MAX: usize = 64;
+/// Actions that one event may lead to.
+const ACTIONS_MAX: usize = 24;
+
+/// By which right something is released.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Basis {
+    Alone,
+    Sync(u64),
+}
+
+impl World {
+    pub(super) fn become_primary(&mut self, host: usize, reign: Reign, vm: Vm) {
+        let config = PrimaryConfig {
+            me: self.hosts[host].me.clone(),
+            config_digest: 7,
+            mode: self.setup.mode,
+            timing: self.setup.timing.clone(),
+            copy: CopyLimits {
+                converged_pages: 4,
+                rounds_max: 12,
+            },
+            on_secondary_loss: OnSecondaryLoss::Continue,
+            protect: true,
+        };
+        let (nonce, record) = (config.me.nonce, reign.record.clone());
+        let verdict = consent::alone(&self.store, &record);
+        self.judge(Invariant::Consent, verdict);
+        let verdict = self.checks.history.begin_rule(nonce, vm.life, vm.seq, vm.hash);
+        self.judge(Invariant::Succession, verdict);
+        if self.setup.has_disk {
+            let verdict = succession::knows_disk(&self.disk, &vm);
+            self.judge(Invariant::Succession, verdict);
+        }
+        self.note(|| format!("host {host} runs the VM from {} in term {}", vm.seq, record.term));
+        let machine = Primary::new(config, reign, self.now_ms());
+        self.hosts[host].tick_us = None;
+        self.hosts[host].process = Process::Primary(PrimarySide {
+            machine,
+            vm,
+            gate_open: true,
+            paused: false,
+            draining: false,
+            captures: Vec::new(),
+            inbox: Vec::new(),
+            writes_in_flight: 0,
+            dialing: false,
+        });
+        if let Some(side) = self.hosts[host].primary() {
+            // What was unfinished is issued again.
+            side.vm
+                .list
+                .iter_mut()
+                .for_each(|entry| entry.phase = Phase::Held);
+        }
+        self.after_vm(host);
+        self.tell_after(1_000, host, ToProcess::Dial);
+        self.tell_after(3_000, host, ToProcess::VmTick);
+        self.schedule_tick(host);
+    }
+
+    pub(super) fn feed_primary(&mut self, host: usize, event: PrimaryEvent) {
+        let now_ms = self.now_ms();
+        let is_captured = matches!(event, PrimaryEvent::Captured { .. });
+        let it = &mut self.hosts[host];
+        let mut actions = std::mem::take(&mut it.primary_actions);
+        let Some(side) = it.primary() else { return };
+        side.machine.handle(now_ms, event, &mut actions);
+        if actions.len() > ACTIONS_MAX {
+            self.violate(
+                Invariant::Bounds,
+                format!("one event led to {} actions", actions.len()),
+            );
+        }
+        for action in actions.drain(..) {
+            self.note(|| format!("host {host}: {action:?}"));
+            self.do_primary(host, action);
+        }
+        self.hosts[host].primary_actions = actions;
+        if is_captured && self.hosts[host].primary().is_some_and(|side| side.vm.has_held()) {
+            self.tell_after(0, host, ToProcess::Primary(PrimaryEvent::OutputPending));
+        }
+        self.schedule_tick(host);
+    }
+
+    fn do_primary(&mut self, host: usize, action: PrimaryAction) {
+        match action {
+            PrimaryAction::Send { session, message } => {
+                self.transmit(session, PRIMARY, Frame::Message(message))
+            }
+            PrimaryAction::CloseSession { session, .. } => self.close_end(session, PRIMARY),
+            PrimaryAction::Ask { ask, request } => self.send_ask(host, ask, request),
+            PrimaryAction::CopyRound { session, first } => self.copy_round(host, session, first),
+            PrimaryAction::Capture { epoch, hold, .. } => self.capture(host, epoch, hold),
+            PrimaryAction::Transmit { session, begin, stop } => {
+                self.transmit(session, PRIMARY, Frame::Message(Message::Begin(begin)));
+                self.transmit_capture(host, session, begin.epoch, stop);
+            }
+            PrimaryAction::GiveBack { epoch } => self.give_back(host, epoch),
+            PrimaryAction::Release { epoch } => {
+                self.release(host, Basis::Sync(epoch));
+                if let Some(side) = self.hosts[host].primary() {
+                    side.captures.retain(|capture| capture.epoch > epoch);
+                }
+            }
+            PrimaryAction::OpenGate => {
+                if let Some(side) = self.hosts[host].primary() {
+                    side.gate_open = true;
+                }
+                self.release(host, Basis::Alone);
+            }
+            PrimaryAction::Pause => {
+                if let Some(side) = self.hosts[host].primary() {
+                    side.paused = true;
+                }
+            }
+            PrimaryAction::Resume => self.resume(host),
+            PrimaryAction::Drain => {
+                if let Some(side) = self.hosts[host].primary() {
+                    (side.paused, side.draining) = (true, true);
+                }
+                self.check_drained(host);
+            }
+            PrimaryAction::Halt { .. } | PrimaryAction::Exit { .. } => self.end_process(host),
+            PrimaryAction::Progress { .. } | PrimaryAction::Report(_) => {}
+        }
+    }
+
+    fn copy_round(&mut self, host: usize, session: u64, first: bool) {
+        let Some(side) = self.hosts[host].primary() else {
+            return;
+        };
+        let mask = if first { u32::MAX } else { side.vm.dirty };
+        side.vm.dirty = 0;
+        let pages = pages_of(&side.vm, mask);
+        self.transmit(session, PRIMARY, Frame::CopyPages(pages));
+        let delay_us = self.some_us(6_000);
+        self.tell_after(delay_us, host, ToProcess::CopyRoundSent(session));
+    }
+
+    pub(super) fn copy_round_sent(&mut self, host: usize, session: u64) {
+        let dirty_pages = self.hosts[host].primary().map_or(0, |side| side.vm.dirty_pages());
+        self.feed_primary(host, PrimaryEvent::CopyRoundSent { session, dirty_pages });
+    }
+
+    fn capture(&mut self, host: usize, epoch: u64, hold: bool) {
+        let delay_us = self.some_us(1_000);
+        let fails = std::mem::take(&mut self.flags.capture_fails);
+        let Some(side) = self.hosts[host].primary() else {
+            return;
+        };
+        side.paused = true;
+        side.gate_open &= !hold;
+        let dirty = std::mem::take(&mut side.vm.dirty);
+        for entry in &mut side.vm.list {
+            if entry.phase != Phase::Released {
+                entry.phase = Phase::Captured(epoch);
+            }
+        }
+        side.captures.push(Capture {
+            epoch,
+            dirty,
+            vm: Box::new(side.vm.clone()),
+        });
+        let stop = side.vm.powered_off;
+        let (nonce, memory) = (side.machine.record().owner.nonce, side.vm.pages);
+        self.checks.memory.captured(nonce, epoch, memory);
+        let event = match fails {
+            true => PrimaryEvent::CaptureFailed {
+                epoch,
+                reason: "a deliberate failure".to_owned(),
+            },
+            false => PrimaryEvent::Captured {
+                epoch,
+                pages: u64::from(dirty.count_ones()),
+                bytes: 64,
+                stop,
+            },
+        };
+        self.tell_after(delay_us, host, ToProcess::Primary(event));
+    }
+
+    fn transmit_capture(&mut self, host: usize, session: u64, epoch: u64, stop: bool) {
+        let damaged = std::mem::take(&mut self.flags.damage);
+        let Some(side) = self.hosts[host].primary() else {
+            return;
+        };
+        let Some(capture) = side.captures.iter().find(|capture| capture.epoch == epoch) else {
+            return;
+        };
+        let (pages, vm) = (pages_of(&capture.vm, capture.dirty), capture.vm.clone());
+        let count = pages.len() as u64;
+        if count > STAGING_PAGES_MAX {
+            self.violate(
+                Invariant::Bounds,
+                format!("a sync of {count} pages exceeds the staging"),
+            );
+        }
+        let commit = Commit {
+            epoch,
+            pages: count,
+            states: 1,
+            digest: 0,
+            stop,
+        };
+        self.transmit(session, PRIMARY, Frame::Pages(pages));
+        if damaged {
+            self.transmit(session, PRIMARY, Frame::Rubbish);
+        }
+        self.transmit(session, PRIMARY, Frame::State(vm));
+        self.transmit(session, PRIMARY, Frame::Message(Message::Commit(commit)));
+    }
+
+    fn give_back(&mut self, host: usize, epoch: u64) {
+        let Some(side) = self.hosts[host].primary() else {
+            return;
+        };
+        let Some(at) = side.captures.iter().position(|capture| capture.epoch == epoch) else {
+            return;
+        };
+        side.vm.dirty |= side.captures.remove(at).dirty;
+        for entry in &mut side.vm.list {
+            if entry.phase == Phase::Captured(epoch) {
+                entry.phase = Phase::Held;
+            }
+        }
+    }
+
+    fn resume(&mut self, host: usize) {
+        let Some(side) = self.hosts[host].primary() else {
+            return;
+        };
+        side.paused = false;
+        for input in std::mem::take(&mut side.inbox) {
+            match input {
+                Input::Request(request) => side.vm.serve(request),
+                Input::WriteDone(number) => side.vm.complete(number),
+            }
+        }
+        self.after_vm(host);
+    }
+
+    /// Lets output go, and asks every time whether it may.
+    fn release(&mut self, host: usize, basis: Basis) {
+        let Some(side) = self.hosts[host].primary() else {
+            return;
+        };
+        let mut released = Vec::new();
+        for entry in &mut side.vm.list {
+            let is_covered = match (basis, entry.phase) {
+                (_, Phase::Released) => false,
+                (Basis::Alone, _) => true,
+                (Basis::Sync(epoch), phase) => phase == Phase::Captured(epoch),
+            };
+            if is_covered {
+                entry.phase = Phase::Released;
+                released.push(entry.clone());
+            }
+        }
+        side.vm
+            .list
+            .retain(|entry| entry.phase != Phase::Released || matches!(entry.output, Output::Write(_)));
+        for entry in released {
+            self.let_go(host, basis, &entry);
+        }
+    }
+
+    fn let_go(&mut self, host: usize, basis: Basis, entry: &Entry) {
+        let (boot, life) = (self.hosts[host].boot, self.hosts[host].life);
+        let Some(side) = self.hosts[host].primary() else {
+            return;
+        };
+        let record = side.machine.record().clone();
+        let (Output::Packet(reply) | Output::Write(reply)) = entry.output;
+        let verdict = match basis {
+            Basis::Alone => consent::alone(&self.store, &record),
+            Basis::Sync(epoch) => consent::synced(&self.store, &self.checks.memory, &record, epoch),
+        };
+        self.judge(Invariant::Consent, verdict);
+        let verdict = terms::releases(&mut self.checks.releasers, &record);
+        self.judge(Invariant::Terms, verdict);
+        let verdict = self
+            .checks
+            .history
+            .release(record.owner.nonce, self.vm_life, &reply);
+        self.judge(Invariant::Succession, verdict);
+        match entry.output {
+            Output::Packet(reply) if !self.flags.client_cut[host] => {
+                let delay_us = self.some_us(1_500);
+                self.after(delay_us, Event::Reply(reply));
+            }
+            Output::Packet(_) => {}
+            Output::Write(reply) => {
+                let slow = self.flags.disk_stalls && self.rng.random_bool(0.3);
+                let delay_us = if slow { 150_000 } else { self.some_us(1_000) };
+                if let Some(side) = self.hosts[host].primary() {
+                    side.writes_in_flight += 1;
+                }
+                self.after(
+                    delay_us,
+                    Event::WriteLands {
+                        host,
+                        boot,
+                        life,
+                        number: entry.number,
+                        reply,
+                    },
+                );
+            }
+        }
+    }
+
+    /// After the machine did something: output leaves or is held, and the state machine is told.
+    fn after_vm(&mut self, host: usize) {
+        let Some(side) = self.hosts[host].primary() else {
+            return;
+        };
+        let (gate_open, has_held, dirty) = (side.gate_open, side.vm.has_held(), side.vm.dirty_pages());
+        if gate_open {
+            self.release(host, Basis::Alone);
+        } else if has_held {
+            let delay_us = self.some_us(100);
+            self.tell_after(delay_us, host, ToProcess::Primary(PrimaryEvent::OutputPending));
+        }
+        if !gate_open && dirty > DIRTY_LIMIT {
+            self.tell_after(0, host, ToProcess::Primary(PrimaryEvent::DirtyLimit));
+        }
+    }
+
+    pub(super) fn vm_tick(&mut self, host: usize) {
+        let Some(side) = self.hosts[host].primary() else {
+            return;
+        };
+        if !side.paused {
+            side.vm.tick();
+            self.after_vm(host);
+        }
+        self.tell_after(5_000, host, ToProcess::VmTick);
+    }
+
+    pub(super) fn vm_request(&mut self, host: usize, request: Request) {
+        let Some(side) = self.hosts[host].primary() else {
+            return;
+        };
+        if side.paused {
+            if side.inbox.len() < INBOX_MAX {
+                side.inbox.push(Input::Request(request));
+            }
+            return;
+        }
+        side.vm.serve(request);
+        self.after_vm(host);
+    }
+
+    pub(super) fn vm_write_done(&mut self, host: usize, number: u64) {
+        let Some(side) = self.hosts[host].primary() else {
+            return;
+        };
+        side.writes_in_flight = side.writes_in_flight.saturating_sub(1);
+        if side.paused {
+            side.inbox.push(Input::WriteDone(number));
+        } else {
+            side.vm.complete(number);
+        }
+        self.after_vm(host);
+        self.check_drained(host);
+    }
+
+    fn check_drained(&mut self, host: usize) {
+        if self.hosts[host]
+            .primary()
+            .is_some_and(|side| side.draining && side.writes_in_flight == 0)
+        {
+            self.tell_after(0, host, ToProcess::Primary(PrimaryEvent::Drained));
+        }
+    }
+}
+
+fn pages_of(vm: &Vm, mask: u32) -> Vec<(usize, u64)> {
+    let pages = vm.pages.iter().copied().enumerate();
+    pages.filter(|(page, _)| mask & (1 << page) != 0).collect()
+}

@@ -1,0 +1,233 @@
+//! The driver of a secondary: standby memory, staging, fence, restore.
+
+use crate::primary::Reign;
+use crate::secondary::{Secondary, SecondaryAction, SecondaryConfig, SecondaryEvent};
+use crate::wire::{Commit, CommitId, Message};
+
+use super::host::{Process, SecondarySide, Staged};
+use super::invariants::{Invariant, stop};
+use super::net::{Frame, SECONDARY};
+use super::vm::PAGES;
+use super::world::{STAGING_PAGES_MAX, ToProcess, World};
+
+/// Actions that one event may lead to.
+const ACTIONS_MAX: usize = 16;
+
+impl World {
+    pub(super) fn start_secondary(&mut self, host: usize) {
+        self.new_process(host);
+        let config = SecondaryConfig {
+            me: self.hosts[host].me.clone(),
+            vm: "vm".to_owned(),
+            config_digest: 7,
+            timing: self.setup.timing.clone(),
+            fence: self.setup.has_disk,
+            staging_pages_max: STAGING_PAGES_MAX,
+        };
+        let machine = Secondary::new(config, self.now_ms());
+        self.note(|| format!("host {host} is a secondary"));
+        self.hosts[host].process = Process::Secondary(SecondarySide {
+            machine,
+            session: None,
+            primary: 0,
+            memory: [0; PAGES],
+            staged: None,
+            state: None,
+        });
+        self.schedule_tick(host);
+    }
+
+    pub(super) fn feed_secondary(&mut self, host: usize, event: SecondaryEvent) {
+        let now_ms = self.now_ms();
+        let it = &mut self.hosts[host];
+        let mut actions = std::mem::take(&mut it.secondary_actions);
+        let Some(side) = it.secondary() else { return };
+        side.machine.handle(now_ms, event, &mut actions);
+        if actions.len() > ACTIONS_MAX {
+            self.violate(
+                Invariant::Bounds,
+                format!("one event led to {} actions", actions.len()),
+            );
+        }
+        for action in actions.drain(..) {
+            self.note(|| format!("host {host}: {action:?}"));
+            self.do_secondary(host, action);
+        }
+        self.hosts[host].secondary_actions = actions;
+        self.schedule_tick(host);
+    }
+
+    fn do_secondary(&mut self, host: usize, action: SecondaryAction) {
+        match action {
+            SecondaryAction::Send { session, message } => {
+                if let Message::LetGo(commit) = &message {
+                    self.checks.stopped = Some((self.vm_life, commit.epoch));
+                }
+                self.transmit(session, SECONDARY, Frame::Message(message));
+            }
+            SecondaryAction::CloseSession { session, .. } => self.close_end(session, SECONDARY),
+            SecondaryAction::Ask { ask, request } => self.send_ask(host, ask, request),
+            SecondaryAction::Prepare { session } => {
+                let (delay_us, fails) = (self.some_us(3_000), std::mem::take(&mut self.flags.prepare_fails));
+                let Some(side) = self.hosts[host].secondary() else {
+                    return;
+                };
+                (side.session, side.memory, side.state) = (Some(session), [0; PAGES], None);
+                let event = SecondaryEvent::Prepared {
+                    session,
+                    result: outcome(fails),
+                };
+                self.tell_after(delay_us, host, ToProcess::Secondary(event));
+            }
+            SecondaryAction::Stage { session, epoch } => {
+                let Some(side) = self.hosts[host].secondary() else {
+                    return;
+                };
+                side.session = Some(session);
+                side.staged = Some(Staged {
+                    epoch,
+                    pages: Vec::new(),
+                    state: None,
+                    damaged: false,
+                });
+            }
+            SecondaryAction::Check { commit } => self.check(host, commit),
+            SecondaryAction::Discard { epoch } => {
+                let Some(side) = self.hosts[host].secondary() else {
+                    return;
+                };
+                side.staged.take_if(|staged| staged.epoch == epoch);
+            }
+            SecondaryAction::Apply { epoch } => self.apply(host, epoch),
+            SecondaryAction::Fence { old } => self.fence(host, &old.host),
+            SecondaryAction::Restore { .. } => {
+                let (delay_us, fails) = (self.some_us(3_000), std::mem::take(&mut self.flags.restore_fails));
+                let event = SecondaryEvent::Restored {
+                    result: outcome(fails),
+                };
+                self.tell_after(delay_us, host, ToProcess::Secondary(event));
+            }
+            SecondaryAction::Run(reign) => self.run_standby(host, reign),
+            SecondaryAction::Forget { .. } => {
+                let Some(side) = self.hosts[host].secondary() else {
+                    return;
+                };
+                (side.session, side.staged, side.state) = (None, None, None);
+            }
+            SecondaryAction::Exit { .. } => self.end_process(host),
+            SecondaryAction::Report(_) => {}
+        }
+    }
+
+    pub(super) fn secondary_receives(&mut self, host: usize, session: u64, frame: Frame) {
+        if let Frame::Message(message) = frame {
+            if let (Message::Begin(begin), Some(side)) = (&message, self.hosts[host].secondary()) {
+                side.primary = begin.primary;
+            }
+            self.note(|| format!("host {host} <- {message:?}"));
+            return self.feed_secondary(host, SecondaryEvent::Message { session, message });
+        }
+        let Some(side) = self.hosts[host]
+            .secondary()
+            .filter(|side| side.session == Some(session))
+        else {
+            return;
+        };
+        match (frame, &mut side.staged) {
+            (Frame::CopyPages(pages), None) => {
+                pages
+                    .into_iter()
+                    .for_each(|(page, value)| side.memory[page] = value);
+            }
+            (Frame::Pages(pages), Some(staged)) => staged.pages.extend(pages),
+            (Frame::State(state), Some(staged)) => staged.state = Some(state),
+            (_, Some(staged)) => staged.damaged = true,
+            (_, None) => {}
+        }
+        let staged = side.staged.as_ref().map_or(0, |staged| staged.pages.len() as u64);
+        if staged > STAGING_PAGES_MAX {
+            self.violate(Invariant::Bounds, format!("{staged} pages are staged"));
+        }
+    }
+
+    fn check(&mut self, host: usize, commit: Commit) {
+        let (delay_us, fails) = (self.some_us(800), std::mem::take(&mut self.flags.check_fails));
+        let Some(side) = self.hosts[host].secondary() else {
+            return;
+        };
+        let is_whole = side.staged.as_ref().is_some_and(|staged| {
+            staged.pages.len() as u64 == commit.pages && staged.state.is_some() && !staged.damaged
+        });
+        let event = SecondaryEvent::Checked {
+            epoch: commit.epoch,
+            result: outcome(fails || !is_whole),
+        };
+        self.tell_after(delay_us, host, ToProcess::Secondary(event));
+    }
+
+    fn apply(&mut self, host: usize, epoch: u64) {
+        let delay_us = self.some_us(800);
+        let nonce = self.hosts[host].me.nonce;
+        let Some(side) = self.hosts[host].secondary() else {
+            return;
+        };
+        if let Some(staged) = side.staged.take() {
+            staged
+                .pages
+                .into_iter()
+                .for_each(|(page, value)| side.memory[page] = value);
+            side.state = staged.state.or(side.state.take());
+        }
+        let commit = side.machine.holds().unwrap_or(CommitId { term: 0, epoch });
+        let (memory, primary) = (side.memory, side.primary);
+        self.commits += 1;
+        let verdict = self.checks.memory.committed(nonce, primary, commit, memory);
+        self.judge(Invariant::Memory, verdict);
+        self.tell_after(
+            delay_us,
+            host,
+            ToProcess::Secondary(SecondaryEvent::Applied { epoch }),
+        );
+    }
+
+    /// The old host loses its power; the order may fail.
+    fn fence(&mut self, host: usize, old: &str) {
+        let (delay_us, fails) = (self.some_us(10_000), std::mem::take(&mut self.flags.fence_fails));
+        if !fails && let Some(target) = self.hosts.iter().position(|it| it.me.host == old) {
+            self.cut_power(target);
+        }
+        self.tell_after(
+            delay_us,
+            host,
+            ToProcess::Secondary(SecondaryEvent::Fenced {
+                result: outcome(fails),
+            }),
+        );
+    }
+
+    fn run_standby(&mut self, host: usize, reign: Reign) {
+        let Some(side) = self.hosts[host].secondary() else {
+            return;
+        };
+        let Some(state) = side.state.take() else {
+            return self.violate(
+                Invariant::Succession,
+                format!("host {host} runs without any state"),
+            );
+        };
+        let mut vm = *state;
+        vm.pages = side.memory;
+        self.takeovers += 1;
+        let verdict = stop::runs(self.checks.stopped, vm.life, reign.last_epoch);
+        self.judge(Invariant::Stop, verdict);
+        self.become_primary(host, reign, vm);
+    }
+}
+
+fn outcome(fails: bool) -> Result<(), String> {
+    if fails {
+        Err("a deliberate failure".to_owned())
+    } else {
+        Ok(())
+    }
+}

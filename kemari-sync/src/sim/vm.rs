@@ -1,0 +1,170 @@
+//! The toy machine: pages with dirty marks, a service that answers requests, a list of output requests.
+//!
+//! Every request it serves gets the next number and is folded into a hash: two executions that differ anywhere differ
+//! in it from then on.
+
+use super::client::{CLIENTS, Reply, Request};
+
+/// Pages of memory.
+pub(super) const PAGES: usize = 16;
+
+/// What leaves the machine.
+#[derive(Clone, Debug)]
+pub(super) enum Output {
+    Packet(Reply),
+    /// A write of the reply's number and hash to the block named by its page; the reply leaves when it is done.
+    Write(Reply),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    Held,
+    Captured(u64),
+    Released,
+}
+
+/// One entry of the request list: device state.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) number: u64,
+    pub(super) output: Output,
+    pub(super) phase: Phase,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Vm {
+    /// Counts cold boots.
+    pub(super) life: u64,
+    pub(super) seq: u64,
+    pub(super) hash: u64,
+    pub(super) pages: [u64; PAGES],
+    /// Dirty marks: not part of the state.
+    pub(super) dirty: u32,
+    pub(super) list: Vec<Entry>,
+    pub(super) powered_off: bool,
+    has_disk: bool,
+    next_number: u64,
+    ticks: u64,
+    /// Per client: the last request, and its reply once there is one.
+    served: [(u64, Option<Reply>); CLIENTS],
+    /// Requests that wait for the disk.
+    backlog: Vec<Request>,
+}
+
+impl Vm {
+    pub(super) fn boot(life: u64, has_disk: bool) -> Self {
+        Self {
+            life,
+            seq: 0,
+            hash: life,
+            pages: [0; PAGES],
+            dirty: 0,
+            list: Vec::new(),
+            powered_off: false,
+            has_disk,
+            next_number: 1,
+            ticks: 0,
+            served: [(0, None); CLIENTS],
+            backlog: Vec::new(),
+        }
+    }
+
+    pub(super) fn dirty_pages(&self) -> u64 {
+        u64::from(self.dirty.count_ones())
+    }
+
+    fn write_page(&mut self, page: usize, value: u64) {
+        self.pages[page] = value;
+        self.dirty |= 1 << page;
+    }
+
+    /// Background work: memory gets dirty without output.
+    pub(super) fn tick(&mut self) {
+        self.ticks += 1;
+        self.write_page(PAGES - 1 - (self.ticks % 4) as usize, self.ticks);
+    }
+
+    pub(super) fn serve(&mut self, request: Request) {
+        let (last, reply) = self.served[request.client];
+        if request.id < last || (request.id == last && reply.is_none()) || self.powered_off {
+            return;
+        }
+        if let Some(reply) = reply.filter(|_| request.id == last) {
+            return self.push(Output::Packet(reply));
+        }
+        if self
+            .list
+            .iter()
+            .any(|entry| matches!(entry.output, Output::Write(reply) if reply.page == request.page))
+        {
+            if !self.backlog.contains(&request) {
+                self.backlog.push(request);
+            }
+            return;
+        }
+        self.seq += 1;
+        if let Some(value) = request.put {
+            self.write_page(request.page, value);
+        }
+        let value = self.pages[request.page];
+        self.hash = mix(mix(mix(self.hash, request.id), request.client as u64), value);
+        self.served[request.client] = (request.id, None);
+        let Request {
+            client,
+            id,
+            page,
+            put,
+        } = request;
+        let reply = Reply {
+            client,
+            id,
+            page,
+            is_put: put.is_some(),
+            value,
+            seq: self.seq,
+            hash: self.hash,
+            life: self.life,
+        };
+        if put.is_some() && self.has_disk {
+            self.push(Output::Write(reply));
+        } else {
+            self.reply(reply);
+        }
+    }
+
+    fn reply(&mut self, reply: Reply) {
+        self.served[reply.client] = (reply.id, Some(reply));
+        self.push(Output::Packet(reply));
+    }
+
+    fn push(&mut self, output: Output) {
+        self.list.push(Entry {
+            number: self.next_number,
+            output,
+            phase: Phase::Held,
+        });
+        self.next_number += 1;
+    }
+
+    /// A write is done: its reply may leave, and requests that waited for the block are served.
+    pub(super) fn complete(&mut self, number: u64) {
+        let Some(at) = self.list.iter().position(|entry| entry.number == number) else {
+            return;
+        };
+        if let Output::Write(reply) = self.list.remove(at).output {
+            self.reply(reply);
+        }
+        for request in std::mem::take(&mut self.backlog) {
+            self.serve(request);
+        }
+    }
+
+    pub(super) fn has_held(&self) -> bool {
+        self.list.iter().any(|entry| entry.phase == Phase::Held)
+    }
+}
+
+/// Folds a number into a hash.
+pub(super) fn mix(hash: u64, value: u64) -> u64 {
+    (hash ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+}

@@ -1,0 +1,492 @@
+//! The world: its clock, its queue of events, and who takes each of them.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::consent::StartEvent;
+use crate::primary::{Mode, PrimaryEvent};
+use crate::record::{ArbiterAnswer, ArbiterRequest, Incarnation};
+use crate::secondary::SecondaryEvent;
+use crate::timing::Timing;
+
+use super::chaos::{Blow, Flags, Script};
+use super::client::{CLIENTS, Client, Reply, Request};
+use super::host::{Host, Process};
+use super::invariants::{Checks, Invariant};
+use super::net::{Connection, Cuts};
+use super::store::Store;
+use super::vm::PAGES;
+use super::{HOSTS, Outcome, Violation};
+
+/// How a VM is set up in one run.
+pub(super) struct Setup {
+    pub(super) mode: Mode,
+    /// A shared disk, and with it a fence.
+    pub(super) has_disk: bool,
+    pub(super) timing: Timing,
+    /// Longest delay of a frame, in microseconds.
+    pub(super) delay_us: u64,
+}
+
+/// Most pages of one sync in staging.
+pub(super) const STAGING_PAGES_MAX: u64 = 14;
+
+/// Events for a process; they reach it only while it lives, and wait while it is stopped.
+#[derive(Clone, Debug)]
+pub(super) enum ToProcess {
+    Tick,
+    Primary(PrimaryEvent),
+    Secondary(SecondaryEvent),
+    Start(StartEvent),
+    Answer(u64, ArbiterAnswer),
+    Dial,
+    CopyRoundSent(u64),
+    VmTick,
+    Request(Request),
+    WriteDone(u64),
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Event {
+    Process {
+        host: usize,
+        life: u64,
+        what: ToProcess,
+    },
+    Pump {
+        connection: usize,
+        sender: usize,
+        channel: usize,
+    },
+    Connect {
+        from: usize,
+        life: u64,
+        to: usize,
+    },
+    Ask {
+        host: usize,
+        life: u64,
+        ask: u64,
+        request: ArbiterRequest,
+        answered: bool,
+    },
+    WriteLands {
+        host: usize,
+        boot: u64,
+        life: u64,
+        number: u64,
+        reply: Reply,
+    },
+    Client {
+        client: usize,
+        alarm: u64,
+    },
+    Reply(Reply),
+    Blow(Blow),
+    Heal,
+    Operator,
+    CheckProgress,
+    End,
+}
+
+struct Scheduled {
+    at_us: u64,
+    order: u64,
+    event: Event,
+}
+
+impl PartialEq for Scheduled {
+    fn eq(&self, other: &Self) -> bool {
+        self.order == other.order
+    }
+}
+
+impl Eq for Scheduled {}
+
+impl PartialOrd for Scheduled {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Scheduled {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at_us, self.order).cmp(&(other.at_us, other.order))
+    }
+}
+
+/// Lines kept of a trace: the last ones.
+const TRACE_LINES_MAX: usize = 20_000;
+
+pub(super) struct World {
+    pub(super) now_us: u64,
+    queue: BinaryHeap<Reverse<Scheduled>>,
+    order: u64,
+    pub(super) rng: ChaCha8Rng,
+    pub(super) setup: Setup,
+    pub(super) script: Script,
+    pub(super) flags: Flags,
+    pub(super) hosts: [Host; HOSTS],
+    pub(super) connections: Vec<Connection>,
+    pub(super) cuts: Cuts,
+    pub(super) store: Store,
+    /// Per block: number and hash of the last write.
+    pub(super) disk: [(u64, u64); PAGES],
+    pub(super) clients: [Client; CLIENTS],
+    pub(super) checks: Checks,
+    /// Counts processes.
+    pub(super) lives: u64,
+    /// Counts cold boots of the VM.
+    pub(super) vm_life: u64,
+    pub(super) healed: bool,
+    pub(super) takeovers: u64,
+    pub(super) commits: u64,
+    events: u64,
+    trace: Option<VecDeque<String>>,
+    over: bool,
+}
+
+impl World {
+    pub(super) fn new(seed: u64, traced: bool) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let setup = Setup {
+            mode: if rng.random_bool(0.5) {
+                Mode::Lockstep
+            } else {
+                Mode::Pipelined
+            },
+            has_disk: rng.random_bool(0.5),
+            timing: Timing {
+                heartbeat_ms: 20,
+                suspicion_ms: 100,
+                reconnect_ms: 40,
+                progress_ms: 300,
+                won_stall_ms: 250,
+                ask_retry_ms: 15,
+                max_interval_ms: 80,
+                takeover_retry_ms: 60,
+            },
+            delay_us: [300, 1_000, 4_000][rng.random_range(0..3)],
+        };
+        let script = Script::draw(&mut rng);
+        let host = |index: usize| Host {
+            process: Process::None,
+            life: 0,
+            boot: 1,
+            powered: true,
+            me: Incarnation {
+                host: ["a", "b", "c"][index].to_owned(),
+                nonce: 0,
+            },
+            stopped_until_us: 0,
+            tick_us: None,
+            primary_actions: Vec::new(),
+            secondary_actions: Vec::new(),
+        };
+        let mut world = Self {
+            now_us: 0,
+            queue: BinaryHeap::new(),
+            order: 0,
+            rng,
+            setup,
+            script,
+            flags: Flags::default(),
+            hosts: [host(0), host(1), host(2)],
+            connections: Vec::new(),
+            cuts: [[false; HOSTS]; HOSTS],
+            store: Store::default(),
+            disk: [(0, 0); PAGES],
+            clients: Default::default(),
+            checks: Checks::default(),
+            lives: 0,
+            vm_life: 0,
+            healed: false,
+            takeovers: 0,
+            commits: 0,
+            events: 0,
+            trace: traced.then(VecDeque::new),
+            over: false,
+        };
+        world.begin();
+        world
+    }
+
+    fn begin(&mut self) {
+        let setup = &self.setup;
+        let text = format!(
+            "{:?}, disk: {}, delay: {} us",
+            setup.mode, setup.has_disk, setup.delay_us
+        );
+        self.note(|| text);
+        self.start_secondary(1);
+        self.start_cold(0);
+        if self.script.third_host {
+            self.start_secondary(2);
+        }
+        for client in 0..CLIENTS {
+            self.set_alarm(client, 1_000 + client as u64 * 700);
+        }
+        for (at_us, blow) in std::mem::take(&mut self.script.blows) {
+            self.at(at_us, Event::Blow(blow));
+        }
+        self.at(self.script.heal_us, Event::Heal);
+        self.at(self.script.end_us, Event::End);
+    }
+
+    pub(super) fn run(&mut self) {
+        while let Some(Reverse(next)) = self.queue.pop() {
+            if self.over || self.checks.violation.is_some() {
+                break;
+            }
+            debug_assert!(next.at_us >= self.now_us);
+            self.now_us = next.at_us;
+            self.events += 1;
+            self.dispatch(next.event);
+        }
+    }
+
+    fn dispatch(&mut self, event: Event) {
+        match event {
+            Event::Process { host, life, what } => self.to_process(host, life, what),
+            Event::Pump {
+                connection,
+                sender,
+                channel,
+            } => self.pump(connection, sender, channel),
+            Event::Connect { from, life, to } => self.connect(from, life, to),
+            Event::Ask {
+                host,
+                life,
+                ask,
+                request,
+                answered,
+            } => self.ask(host, life, ask, &request, answered),
+            Event::WriteLands {
+                host,
+                boot,
+                life,
+                number,
+                reply,
+            } => {
+                self.write_lands(host, boot, life, number, reply);
+            }
+            Event::Client { client, alarm } => self.client_wakes(client, alarm),
+            Event::Reply(reply) => self.client_hears(reply),
+            Event::Blow(blow) => self.strike(blow),
+            Event::Heal => self.heal(),
+            Event::Operator => self.operate(),
+            Event::CheckProgress => self.check_progress("after a single failure"),
+            Event::End => {
+                self.check_progress("at the end, long after everything was healed");
+                self.over = true;
+            }
+        }
+    }
+
+    fn to_process(&mut self, host: usize, life: u64, what: ToProcess) {
+        let it = &self.hosts[host];
+        if it.life != life {
+            return;
+        }
+        if it.stopped_until_us > self.now_us {
+            let at_us = it.stopped_until_us;
+            return self.at(at_us, Event::Process { host, life, what });
+        }
+        match what {
+            ToProcess::Tick => self.tick(host),
+            ToProcess::Primary(event) => self.feed_primary(host, event),
+            ToProcess::Secondary(event) => self.feed_secondary(host, event),
+            ToProcess::Start(event) => self.feed_start(host, event),
+            ToProcess::Answer(ask, answer) => match &self.hosts[host].process {
+                Process::None => {}
+                Process::Starting(_) => self.feed_start(host, StartEvent::Arbiter { ask, answer }),
+                Process::Primary(_) => self.feed_primary(host, PrimaryEvent::Arbiter { ask, answer }),
+                Process::Secondary(_) => self.feed_secondary(host, SecondaryEvent::Arbiter { ask, answer }),
+            },
+            ToProcess::Dial => self.dial(host),
+            ToProcess::CopyRoundSent(session) => self.copy_round_sent(host, session),
+            ToProcess::VmTick => self.vm_tick(host),
+            ToProcess::Request(request) => self.vm_request(host, request),
+            ToProcess::WriteDone(number) => self.vm_write_done(host, number),
+        }
+    }
+
+    fn tick(&mut self, host: usize) {
+        self.hosts[host].tick_us = None;
+        match &self.hosts[host].process {
+            Process::None => {}
+            Process::Starting(_) => self.feed_start(host, StartEvent::Tick),
+            Process::Primary(_) => self.feed_primary(host, PrimaryEvent::Tick),
+            Process::Secondary(_) => self.feed_secondary(host, SecondaryEvent::Tick),
+        }
+    }
+
+    /// Schedules the next tick of a host's state machine.
+    pub(super) fn schedule_tick(&mut self, host: usize) {
+        let now_ms = self.now_ms();
+        let it = &self.hosts[host];
+        let due_ms = match &it.process {
+            Process::None => None,
+            Process::Starting(start) => start.next_deadline(),
+            Process::Primary(side) => side.machine.next_deadline(),
+            Process::Secondary(side) => side.machine.next_deadline(),
+        };
+        let Some(due_ms) = due_ms else { return };
+        if due_ms <= now_ms {
+            self.checks.exercise(Invariant::Bounds);
+            let text = format!("host {host} has a deadline that its own handling does not move");
+            self.violate(Invariant::Bounds, text);
+        }
+        let it = &mut self.hosts[host];
+        let at_us = due_ms * 1_000;
+        if it.tick_us.is_none_or(|tick_us| at_us < tick_us) {
+            it.tick_us = Some(at_us);
+            self.tell_at(at_us, host, ToProcess::Tick);
+        }
+    }
+
+    /// Hands a request to the arbiter's store, if it gets there.
+    pub(super) fn send_ask(&mut self, host: usize, ask: u64, request: ArbiterRequest) {
+        let life = self.hosts[host].life;
+        let (delay_us, lossy) = (self.rng.random_range(100..2_000), self.store.is_lossy);
+        if self.store.is_down || self.flags.store_cut[host] {
+            let answer = match self.rng.random_bool(0.5) {
+                true => ArbiterAnswer::Unavailable("cannot connect".to_owned()),
+                false => ArbiterAnswer::Unknown("no answer in time".to_owned()),
+            };
+            return self.tell_after(delay_us, host, ToProcess::Answer(ask, answer));
+        }
+        let answered = !(lossy && self.rng.random_bool(0.4));
+        // Without an answer the request may be lost, carried out, or carried out late.
+        let late_us = if answered {
+            0
+        } else {
+            [0, 0, 30_000, 120_000][self.rng.random_range(0..4)]
+        };
+        if !answered {
+            let answer = ArbiterAnswer::Unknown("no answer in time".to_owned());
+            self.tell_after(20_000, host, ToProcess::Answer(ask, answer));
+            if self.rng.random_bool(0.4) {
+                return;
+            }
+        }
+        self.after(
+            delay_us + late_us,
+            Event::Ask {
+                host,
+                life,
+                ask,
+                request,
+                answered,
+            },
+        );
+    }
+
+    fn ask(&mut self, host: usize, life: u64, ask: u64, request: &ArbiterRequest, answered: bool) {
+        let before = self.store.history.len();
+        let answer = self.store.execute(request);
+        if self.store.history.len() > before {
+            let record = self.store.record.clone();
+            self.note(|| {
+                format!(
+                    "store: {}",
+                    record.map(|record| describe(&record)).unwrap_or_default()
+                )
+            });
+        }
+        if answered {
+            let delay_us = self.rng.random_range(100..2_000);
+            let what = ToProcess::Answer(ask, answer);
+            self.after(delay_us, Event::Process { host, life, what });
+        }
+    }
+
+    pub(super) fn now_ms(&self) -> u64 {
+        self.now_us / 1_000
+    }
+
+    pub(super) fn at(&mut self, at_us: u64, event: Event) {
+        self.order += 1;
+        self.queue.push(Reverse(Scheduled {
+            at_us: at_us.max(self.now_us),
+            order: self.order,
+            event,
+        }));
+    }
+
+    pub(super) fn after(&mut self, delay_us: u64, event: Event) {
+        self.at(self.now_us + delay_us, event);
+    }
+
+    pub(super) fn tell_at(&mut self, at_us: u64, host: usize, what: ToProcess) {
+        let life = self.hosts[host].life;
+        self.at(at_us, Event::Process { host, life, what });
+    }
+
+    /// Tells the process that now lives on a host, after so long.
+    pub(super) fn tell_after(&mut self, delay_us: u64, host: usize, what: ToProcess) {
+        self.tell_at(self.now_us + delay_us, host, what);
+    }
+
+    /// A delay up to `most_us`.
+    pub(super) fn some_us(&mut self, most_us: u64) -> u64 {
+        self.rng.random_range(1..=most_us)
+    }
+
+    pub(super) fn note(&mut self, line: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.trace {
+            if trace.len() == TRACE_LINES_MAX {
+                trace.pop_front();
+            }
+            trace.push_back(format!("{:>8} {}", self.now_us, line()));
+        }
+    }
+
+    pub(super) fn judge(&mut self, invariant: Invariant, verdict: Result<(), String>) {
+        self.checks.exercise(invariant);
+        if let Err(text) = verdict {
+            self.violate(invariant, text);
+        }
+    }
+
+    pub(super) fn violate(&mut self, invariant: Invariant, text: String) {
+        self.note(|| format!("VIOLATION of {invariant:?}: {text}"));
+        self.checks.violation.get_or_insert((invariant, text));
+    }
+
+    pub(super) fn take_trace(&mut self) -> Vec<String> {
+        self.trace.take().map(Vec::from).unwrap_or_default()
+    }
+
+    pub(super) fn outcome(mut self, seed: u64) -> Outcome {
+        let trace = self.take_trace();
+        Outcome {
+            seed,
+            violation: self.checks.violation.map(|(invariant, text)| Violation {
+                invariant,
+                text,
+                trace,
+            }),
+            exercised: self.checks.exercised,
+            takeovers: self.takeovers,
+            commits: self.commits,
+            events: self.events,
+        }
+    }
+}
+
+/// A record in few words.
+pub(super) fn describe(record: &crate::record::Record) -> String {
+    let peer = record
+        .peer
+        .as_ref()
+        .map(|peer| peer.host.clone())
+        .unwrap_or_else(|| "nobody".to_owned());
+    format!(
+        "term {} (base {}) of {} with {peer}: {:?}",
+        record.term, record.base, record.owner.host, record.phase
+    )
+}
