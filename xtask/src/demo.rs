@@ -13,6 +13,7 @@ pub mod result;
 pub mod run;
 
 use anyhow::{Result, ensure};
+use kemari_vmm::arch::preflight::{self, KvmAbility};
 
 use crate::packages;
 use crate::tools;
@@ -47,32 +48,56 @@ fn prepare(options: &Options, ui: &Ui) -> Result<Box<dyn Place>> {
     ui.step("packages", |_| {
         packages::ensure_installed(&[packages::IP, packages::ETCD])
     })?;
-    let features: &[&str] = if options.fault.is_some() { &["faults"] } else { &[] };
-    let build = || ui.step("building kemari", |_| tools::build_kemari(features));
-    let linux = || {
-        ui.step("the guest: Debian's kernel and Redis", |_| {
-            Ok(Image::linux(&lab::guest_image()?))
-        })
+    let local = match options.hosts {
+        Hosts::Local => true,
+        Hosts::Lab => false,
+        Hosts::Auto => kvm_runs(options.guest, ui),
     };
-    match (options.guest, options.hosts) {
-        (Guest::Bare, Hosts::Auto | Hosts::Local) => {
-            let kernel = ui.step("building the bare guest", |_| tools::build_bare_guest())?;
-            Ok(Box::new(local::LocalPlace::new(build()?, Image::bare(kernel))?))
-        }
-        (Guest::Linux, Hosts::Local) => Ok(Box::new(local::LocalPlace::new(build()?, linux()?)?)),
-        (guest, Hosts::Auto | Hosts::Lab) => {
-            ui.step("packages for emulated hosts", |_| Ok(lab::ensure_packages()?))?;
-            let program = ui.step("building kemari for emulated hosts", |_| {
-                Ok(lab::build::static_binary("kemari", "kemari", features, false)?)
-            })?;
-            let image = match guest {
-                Guest::Linux => linux()?,
-                Guest::Bare => {
-                    Image::bare(ui.step("building the bare guest", |_| tools::build_bare_guest())?)
-                }
-            };
-            let boot = |_: &_| emulated::EmulatedPlace::new(program, image);
-            Ok(Box::new(ui.step("two emulated hosts boot", boot)?))
-        }
+    let features: &[&str] = if options.fault.is_some() { &["faults"] } else { &[] };
+    if local {
+        let program = ui.step("building kemari", |_| tools::build_kemari(features))?;
+        return Ok(Box::new(local::LocalPlace::new(
+            program,
+            image(options.guest, ui)?,
+        )?));
     }
+    ui.step("packages for emulated hosts", |_| Ok(lab::ensure_packages()?))?;
+    let program = ui.step("building kemari for emulated hosts", |_| {
+        Ok(lab::build::static_binary("kemari", "kemari", features, false)?)
+    })?;
+    let image = image(options.guest, ui)?;
+    let boot = |_: &_| emulated::EmulatedPlace::new(program, image);
+    Ok(Box::new(ui.step("two emulated hosts boot", boot)?))
+}
+
+fn image(guest: Guest, ui: &Ui) -> Result<Image> {
+    match guest {
+        Guest::Bare => {
+            Ok(Image::bare(ui.step("building the bare guest", |_| {
+                tools::build_bare_guest()
+            })?))
+        }
+        Guest::Linux => ui.step("the guest: Debian's kernel and Redis", |_| {
+            lab::ensure_packages()?;
+            Ok(Image::linux(&lab::guest_image()?))
+        }),
+    }
+}
+
+/// Whether this machine's KVM runs the guest, by measuring: some run privileged code far too slowly, or not at all.
+fn kvm_runs(guest: Guest, ui: &Ui) -> bool {
+    let found = preflight::open().and_then(|kvm| preflight::measure(&kvm));
+    let (runs, why) = match found {
+        Ok(found) if found.ability == KvmAbility::Full => {
+            (true, "this machine's KVM runs every guest".into())
+        }
+        Ok(_) if guest == Guest::Bare => (true, "this machine's KVM runs the bare guest".to_owned()),
+        Ok(_) => (false, "this machine's KVM cannot run Linux".into()),
+        Err(e) => (false, e.to_string()),
+    };
+    ui.say(&format!(
+        "  · {why}: hosts are {}",
+        if runs { "namespaces on it" } else { "emulated" }
+    ));
+    runs
 }

@@ -3,6 +3,7 @@
 pub mod demo;
 pub mod packages;
 pub mod proof;
+pub mod sim;
 pub mod test;
 pub mod tools;
 pub mod ui;

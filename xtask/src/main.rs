@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{demo, test};
+use xtask::{demo, sim, test};
 
 /// Shows, tests and simulates Kemari
 #[derive(Parser)]
@@ -19,11 +19,14 @@ enum Command {
     Demo(demo::options::Options),
     /// Runs everything that must hold: form, warnings, unit, property, simulation, KVM and lab tests
     Test(test::Options),
+    /// Crashes the mechanism in a simulated world, from seeds that can be replayed
+    Sim(sim::Options),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Demo(options) => demo::demo(&options),
+        Command::Sim(options) => sim::sim(&options),
         Command::Test(options) => Ok(test::test(&options)),
     };
     match outcome {
