@@ -64,9 +64,10 @@ impl EmulatedPlace {
             self.lab.join(side.number(), network)?;
         }
         host.wait_ready()?;
+        // The TAP is administratively up: its carrier comes when the program opens it.
         host.sh(&format!(
             "pidof kemari >/dev/null && kill -9 $(pidof kemari); while pidof kemari >/dev/null; do sleep 0.1; done; \
-             ip link set {} down; rm -rf /state {LOG} {CONSOLE} /kemari.sock",
+             ip link set {} up; rm -rf /state {LOG} {CONSOLE} /kemari.sock",
             host.tap(0)
         ))?;
         host.put(&self.program, PROGRAM)?;

@@ -69,7 +69,8 @@ impl Place for LocalPlace {
     fn make(&mut self, number: u64, fault: Option<Fault>) -> Result<Box<dyn Pair + '_>> {
         for side in Side::BOTH {
             let host = self.net.host(side.number());
-            host.netns().ip(&format!("link set {} down", host.tap(0)))?;
+            // Administratively up: its carrier comes when the program opens it.
+            host.netns().ip(&format!("link set {} up", host.tap(0)))?;
             self.net.up(side.number())?;
         }
         Ok(Box::new(LocalPair::new(self, number, fault)?))
