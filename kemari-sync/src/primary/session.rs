@@ -41,17 +41,20 @@ impl Primary {
             .is_some_and(|session| matches!(session.stage, Stage::Live))
     }
 
+    /// Whether the peer of the recorded pair is at the other end.
+    fn is_joined(&self) -> bool {
+        matches!(self.standing, Standing::Paired) && self.is_live()
+    }
+
     pub(super) fn session_deadline(&self, session: &Session) -> u64 {
-        let silence_ms = session.heard_ms + self.config.timing.suspicion_ms;
+        // Within a pair, silence is a reason to part: see `losses`.
+        let silence_ms = match self.is_joined() {
+            true => u64::MAX,
+            false => session.heard_ms + self.config.timing.suspicion_ms,
+        };
         let asks = match &session.stage {
             Stage::Verifying(asker) | Stage::Confirming { asker, .. } => asker.deadline(),
             _ => None,
-        };
-        // In a pair, silence is the parting's concern once it has begun.
-        let silence_ms = if self.parting.is_some() {
-            u64::MAX
-        } else {
-            silence_ms
         };
         session.beat_ms.min(silence_ms).min(asks.unwrap_or(u64::MAX))
     }
@@ -220,7 +223,7 @@ impl Primary {
     /// Heartbeats, and silence where no pair is at stake.
     pub(super) fn check_session(&mut self, actions: &mut Actions) {
         let (now_ms, timing) = (self.now_ms, &self.config.timing);
-        let epoch = self.acked.unwrap_or(0);
+        let (epoch, is_joined) = (self.acked.unwrap_or(0), self.is_joined());
         let Some(session) = &mut self.session else { return };
         if now_ms >= session.beat_ms {
             session.beat_ms = now_ms + timing.heartbeat_ms;
@@ -237,7 +240,6 @@ impl Primary {
             }
         }
         let is_silent = now_ms >= session.heard_ms + timing.suspicion_ms;
-        let is_joined = matches!(self.standing, Standing::Paired) && matches!(session.stage, Stage::Live);
         let is_stuck = match &self.standing {
             Standing::Pairing(pairing) if pairing.asker.is_none() => {
                 self.pairing_deadline().is_some_and(|due_ms| now_ms >= due_ms)

@@ -67,6 +67,8 @@ pub(super) struct Flags {
     pub(super) restore_fails: bool,
     pub(super) fence_fails: bool,
     pub(super) disk_stalls: bool,
+    /// The link breaks when the first sync of a pair is committed, before its ack arrives.
+    pub(super) breaks_pairing: bool,
 }
 
 /// A run's script.
@@ -75,6 +77,7 @@ pub(super) struct Script {
     /// One failure only, after which the VM must run again within [`SINGLE_BOUND_US`].
     pub(super) is_single: bool,
     pub(super) third_host: bool,
+    pub(super) breaks_pairing: bool,
     pub(super) heal_us: u64,
     pub(super) end_us: u64,
 }
@@ -86,7 +89,7 @@ const CONVERGE_US: u64 = 1_200_000;
 
 impl Script {
     pub(super) fn draw(rng: &mut ChaCha8Rng) -> Self {
-        let third_host = rng.random_bool(0.3);
+        let (third_host, breaks_pairing) = (rng.random_bool(0.4), rng.random_bool(0.1));
         let is_single = rng.random_bool(0.4);
         if is_single {
             let at_us = rng.random_range(100_000..300_000);
@@ -96,6 +99,7 @@ impl Script {
                 blows,
                 is_single,
                 third_host,
+                breaks_pairing,
                 heal_us,
                 end_us: heal_us + CONVERGE_US,
             };
@@ -110,12 +114,37 @@ impl Script {
                 blows[index].0 = blows[index - 1].0 + rng.random_range(0..150_000);
             }
         }
+        // A stop that is interrupted within its few steps.
+        let mut interruptions = Vec::new();
+        for (at_us, blow) in &blows {
+            if matches!(blow, Blow::OperatorStop | Blow::PowerOff) && rng.random_bool(0.6) {
+                interruptions.push((
+                    at_us + rng.random_range(0..6_000),
+                    Blow::CutPower(Target::Primary),
+                ));
+            }
+        }
+        blows.extend(interruptions);
+        if rng.random_bool(0.15) {
+            blows.push((0, Blow::DiskStalls));
+        }
+        if rng.random_bool(0.1) {
+            blows.push((0, Blow::StoreLossy));
+        }
+        let last_us = blows
+            .iter()
+            .map(|(at_us, _)| *at_us)
+            .max()
+            .unwrap_or(0)
+            .max(100_000);
+        let heal_us = last_us + rng.random_range(0..400_000);
         Self {
             blows,
             is_single,
             third_host,
-            heal_us: 1_200_000,
-            end_us: 1_200_000 + CONVERGE_US,
+            breaks_pairing,
+            heal_us,
+            end_us: heal_us + CONVERGE_US,
         }
     }
 }

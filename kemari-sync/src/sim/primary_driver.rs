@@ -311,7 +311,7 @@ impl World {
             Output::Packet(_) => {}
             Output::Write(reply) => {
                 let slow = self.flags.disk_stalls && self.rng.random_bool(0.3);
-                let delay_us = if slow { 150_000 } else { self.some_us(1_000) };
+                let delay_us = if slow { 400_000 } else { self.some_us(1_000) };
                 if let Some(side) = self.hosts[host].primary() {
                     side.writes_in_flight += 1;
                 }

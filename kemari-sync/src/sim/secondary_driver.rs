@@ -179,10 +179,15 @@ impl World {
             side.state = staged.state.or(side.state.take());
         }
         let commit = side.machine.holds().unwrap_or(CommitId { term: 0, epoch });
-        let (memory, primary) = (side.memory, side.primary);
+        let (memory, primary, session) = (side.memory, side.primary, side.session);
         self.commits += 1;
         let verdict = self.checks.memory.committed(nonce, primary, commit, memory);
         self.judge(Invariant::Memory, verdict);
+        if let Some(session) = session
+            && std::mem::take(&mut self.flags.breaks_pairing)
+        {
+            self.reset_session(session);
+        }
         self.tell_after(
             delay_us,
             host,

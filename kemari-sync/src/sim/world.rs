@@ -221,6 +221,7 @@ impl World {
             setup.mode, setup.has_disk, setup.delay_us
         );
         self.note(|| text);
+        self.flags.breaks_pairing = self.script.breaks_pairing;
         self.start_secondary(1);
         self.start_cold(0);
         if self.script.third_host {
@@ -335,8 +336,8 @@ impl World {
             Process::Secondary(side) => side.machine.next_deadline(),
         };
         let Some(due_ms) = due_ms else { return };
+        self.checks.exercise(Invariant::Bounds);
         if due_ms <= now_ms {
-            self.checks.exercise(Invariant::Bounds);
             let text = format!("host {host} has a deadline that its own handling does not move");
             self.violate(Invariant::Bounds, text);
         }
@@ -462,7 +463,7 @@ impl World {
     }
 
     pub(super) fn outcome(mut self, seed: u64) -> Outcome {
-        let trace = self.take_trace();
+        let (trace, exercised) = (self.take_trace(), self.checks.exercised());
         Outcome {
             seed,
             violation: self.checks.violation.map(|(invariant, text)| Violation {
@@ -470,7 +471,7 @@ impl World {
                 text,
                 trace,
             }),
-            exercised: self.checks.exercised,
+            exercised,
             takeovers: self.takeovers,
             commits: self.commits,
             events: self.events,

@@ -41,7 +41,8 @@ pub enum Invariant {
 #[derive(Default)]
 pub(super) struct Checks {
     pub(super) violation: Option<(Invariant, String)>,
-    pub(super) exercised: BTreeMap<Invariant, u64>,
+    /// By invariant: how often it had something to judge.
+    exercised: [u64; Invariant::ALL.len()],
     pub(super) history: history::History,
     pub(super) memory: memory::Memory,
     pub(super) releasers: terms::Releasers,
@@ -49,8 +50,28 @@ pub(super) struct Checks {
     pub(super) stopped: Option<(u64, u64)>,
 }
 
+impl Invariant {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::Consent,
+        Self::History,
+        Self::Succession,
+        Self::Terms,
+        Self::Memory,
+        Self::Disk,
+        Self::Stop,
+        Self::ColdBoot,
+        Self::Liveness,
+        Self::Bounds,
+    ];
+}
+
 impl Checks {
+    pub(super) fn exercised(&self) -> BTreeMap<Invariant, u64> {
+        Invariant::ALL.into_iter().zip(self.exercised).collect()
+    }
+
     pub(super) fn exercise(&mut self, invariant: Invariant) {
-        *self.exercised.entry(invariant).or_default() += 1;
+        self.exercised[invariant as usize] += 1;
     }
 }

@@ -1,0 +1,92 @@
+//! The simulation: clean seeds stay clean, and each rule taken out is noticed.
+
+use std::collections::BTreeSet;
+
+use kemari_sync::Fault;
+use kemari_sync::sim::{Invariant, Summary, run, run_many, trace};
+
+/// Seeds of the clean run; `cargo xtask sim --seeds N` runs more.
+const CLEAN_SEEDS: u64 = 1_500;
+
+/// Within so many seeds each fault is found.
+const SEEDS_MAX: [(Fault, u64); 17] = [
+    (Fault::ReleaseBeforeAck, 10),
+    (Fault::AckBeforeCheck, 10),
+    (Fault::AckBeforeWhole, 10),
+    (Fault::TakeoverWithoutTerm, 50),
+    (Fault::ActAloneWithoutTerm, 50),
+    (Fault::ForgetGiveBack, 200),
+    (Fault::KeepUnchecked, 400),
+    (Fault::AskWithReadTerm, 200),
+    (Fault::IgnoreUnresolvedAsk, 400),
+    (Fault::PairUnrecorded, 10),
+    (Fault::KeepRightToActAlone, 10),
+    (Fault::RunBeforeActing, 50),
+    (Fault::RunBeforeFence, 600),
+    (Fault::ResurrectStop, 600),
+    (Fault::ColdBootOverPeer, 400),
+    (Fault::AskUnrecorded, 400),
+    (Fault::StopBeforeDrained, 600),
+];
+
+#[test]
+fn clean_seeds_keep_every_rule() {
+    let half = CLEAN_SEEDS / 2;
+    let other = std::thread::spawn(move || run_many(half, half, None));
+    for summary in [run_many(0, half, None), other.join().expect("the runs end")] {
+        assert_clean(&summary);
+        assert!(
+            summary.takeovers > half / 5,
+            "too few takeovers to mean anything: {}",
+            summary.takeovers
+        );
+        for invariant in Invariant::ALL {
+            assert!(
+                summary.exercised[&invariant] >= half,
+                "{invariant:?} had too little to judge"
+            );
+        }
+    }
+}
+
+fn assert_clean(summary: &Summary) {
+    if let Some(violation) = summary
+        .failed
+        .as_ref()
+        .and_then(|outcome| outcome.violation.as_ref())
+    {
+        let seed = summary.failed.as_ref().map_or(0, |outcome| outcome.seed);
+        let last = violation.trace.len().saturating_sub(60);
+        let lines = violation.trace[last..].join("\n");
+        panic!(
+            "seed {seed} breaks {:?}: {}\n{lines}",
+            violation.invariant, violation.text
+        );
+    }
+}
+
+#[test]
+fn every_fault_is_found() {
+    let listed: BTreeSet<Fault> = SEEDS_MAX.iter().map(|(fault, _)| *fault).collect();
+    assert_eq!(listed, Fault::ALL.into_iter().collect());
+    for (fault, seeds_max) in SEEDS_MAX {
+        let summary = run_many(0, seeds_max, Some(fault));
+        let found = summary.failed.and_then(|outcome| outcome.violation);
+        let found = found.unwrap_or_else(|| panic!("{fault:?} was not noticed in {seeds_max} seeds"));
+        assert!(
+            found.trace.last().is_some_and(|line| line.contains("VIOLATION")),
+            "the trace shows it"
+        );
+    }
+}
+
+#[test]
+fn a_seed_replays_exactly() {
+    for seed in [3, 11, 29] {
+        let (first, lines) = trace(seed, None);
+        let (second, again) = trace(seed, None);
+        assert_eq!(first.events, second.events);
+        assert_eq!(first.events, run(seed, None).events, "tracing changes nothing");
+        assert_eq!(lines, again);
+    }
+}
