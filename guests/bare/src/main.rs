@@ -118,7 +118,9 @@ unsafe extern "C" {
 }
 
 extern "C" fn main(boot_info: u64) -> ! {
-    // SAFETY: the machine of abi.rs has entered here, once, with this address.
+    // SAFETY: the machine of abi.rs has entered here, once. The gates come first, for what may go wrong later.
+    unsafe { traps::install() };
+    // SAFETY: and it has put the boot information at this address.
     let info = unsafe { boot::info(boot_info) };
     let heap = (&raw const __image_end) as u64;
     let free = heap + HEAP_BYTES;

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::socket::tcp;
-use smoltcp::time::Instant;
+use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr};
 
 use crate::boot::Settings;
@@ -19,6 +19,9 @@ pub const CONNECTIONS_MAX: usize = 64;
 pub const SPARE_LISTENERS: usize = 8;
 /// Bytes of each socket's receive buffer, and of its transmit buffer.
 const BUFFER_BYTES: usize = 4096;
+/// How long an acknowledgement waits for a reply to travel with. Alone it would be output, and cost a sync, while the
+/// reply waits for the disk. (Linux waits as long; a client sends again after 200 ms at the earliest.)
+const ACK_DELAY: Duration = Duration::from_millis(40);
 
 /// The network.
 pub struct Net {
@@ -61,8 +64,8 @@ impl Net {
             .map(|_| {
                 let buffer = || tcp::SocketBuffer::new(vec![0; BUFFER_BYTES]);
                 let mut socket = tcp::Socket::new(buffer(), buffer());
-                // Replies leave at once; the acknowledgement of a request travels with its reply.
                 socket.set_nagle_enabled(false);
+                socket.set_ack_delay(Some(ACK_DELAY));
                 sockets.add(socket)
             })
             .collect();

@@ -32,12 +32,10 @@ const LOADS_MAX: usize = 8;
 /// Sets everything up. `free` is the memory that nobody uses.
 ///
 /// # Safety
-/// To be called once, on the machine of abi.rs, with `free` page-aligned and used by nobody.
+/// To be called once, on the machine of abi.rs with its gates installed, with `free` page-aligned and used by nobody.
 pub unsafe fn set_up(info: &'static BootInfo, free: core::ops::Range<u64>) -> Guest {
     fpu::assert_present();
     clock::start(info.tsc_khz);
-    // SAFETY: the caller's promise.
-    unsafe { traps::install() };
     let timer = Timer::start();
     let settings = boot::parse(boot::cmdline(info)).unwrap_or_else(|bad| panic!("{bad}"));
     let devices = boot::devices(info).to_vec();

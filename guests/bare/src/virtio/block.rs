@@ -108,10 +108,7 @@ impl<O> Disk<O> {
             waiting: VecDeque::new(),
             submitted: 0,
         };
-        registers.begin_reset();
-        while !registers.is_reset() {
-            core::hint::spin_loop();
-        }
+        registers.reset();
         disk.restart();
         disk
     }

@@ -28,6 +28,9 @@ const STATUS_FEATURES_OK: u32 = 8;
 /// Both causes of an interrupt: a used buffer, a changed configuration.
 const INTERRUPT_ALL: u32 = 3;
 
+/// Looks at the status of a device that resets, at boot, before that is given up: some tens of seconds.
+const RESET_POLLS_MAX: u32 = 1_000_000;
+
 /// Feature: a descriptor may name a table of descriptors.
 pub const F_INDIRECT_DESC: u64 = 1 << 28;
 /// Feature: each side says at which index it wants to be notified.
@@ -73,6 +76,13 @@ impl Registers {
     fn write(&self, offset: u64, value: u32) {
         // SAFETY: as above.
         unsafe { ((self.base + offset) as *mut u32).write_volatile(value) }
+    }
+
+    /// Resets the device and waits for it: for the boot, when there is nothing else to serve.
+    pub fn reset(&self) {
+        self.begin_reset();
+        let done = (0..RESET_POLLS_MAX).any(|_| self.is_reset());
+        assert!(done, "the device at {:#x} does not finish its reset", self.base);
     }
 
     /// Asks the device to reset itself. It has done so when [`Registers::is_reset`].

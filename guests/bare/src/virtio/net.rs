@@ -77,10 +77,7 @@ impl Nic {
                 sent: 0,
             },
         };
-        registers.begin_reset();
-        while !registers.is_reset() {
-            core::hint::spin_loop();
-        }
+        registers.reset();
         nic.restart(|| Dma::new(BUFFER_BYTES, BUFFER_BYTES));
         nic
     }
@@ -165,6 +162,8 @@ impl Nic {
             }
         }
         let (event_idx, indirect) = (accepted & F_EVENT_IDX != 0, accepted & F_INDIRECT_DESC != 0);
+        // What the card had finished has left; the rest is sent again.
+        self.transmitter.reclaim();
         let mut packets = self.transmitter.queue.take_in_flight();
         packets.append(&mut self.transmitter.waiting);
         packets.sort_by_key(|packet| packet.order);
