@@ -5,8 +5,11 @@
 
 mod disk;
 mod host;
+mod kvm;
 mod others;
 mod tap;
+
+pub use kvm::kvm;
 
 use std::fmt;
 

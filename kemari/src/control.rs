@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use client::{Client, ClientError};
 pub use server::{Server, ServerError, TapSink};
-pub use status::{Counters, Peer, Protection, Role, Status};
+pub use status::{Counters, Peer, Protection, Role, Status, Takeover};
 pub use tap::{Bucket, Direction, TAP_SECONDS_MAX, TapLine, TapRequest, TapStatistics};
 
 /// Longest line either way, in bytes.

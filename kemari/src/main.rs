@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use kemari::check;
 use kemari::cli::{self, Cli, Next};
 use kemari::side::{self, StartAs};
 
@@ -18,7 +19,7 @@ fn main() -> ExitCode {
 
 fn begin(cli: Cli) -> anyhow::Result<ExitCode> {
     cli::init_log(&cli)?;
-    match cli::perform(cli.action, |_| Vec::new())? {
+    match cli::perform(cli.action, check::kvm)? {
         Next::Exit(code) => Ok(code),
         Next::Run { start, assert_dead } => {
             side::run(start.config, start.host, StartAs::Primary { assert_dead })

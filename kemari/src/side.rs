@@ -10,6 +10,7 @@ mod board;
 mod capture;
 mod clock;
 mod copy;
+mod faults;
 mod fence;
 mod life;
 mod listener;
@@ -18,6 +19,7 @@ mod primary;
 mod query;
 mod secondary;
 mod sync_tap;
+mod terminal;
 mod trace;
 mod wait;
 

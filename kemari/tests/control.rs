@@ -46,6 +46,7 @@ fn status() -> Status {
             output_held: 2,
             ..Counters::default()
         },
+        takeover: None,
     }
 }
 

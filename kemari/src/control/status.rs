@@ -73,8 +73,17 @@ pub struct Counters {
     pub takeovers: u64,
 }
 
+/// How the last takeover by this side went.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Takeover {
+    /// From the last sign of the old primary to the first instruction of the guest here, in ms.
+    pub ms: f64,
+    /// Where the old primary was in a sync, as far as it was seen from here.
+    pub cut_in_step: Option<String>,
+}
+
 /// How things stand on one side.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// The VM's name.
     pub vm: String,
@@ -100,6 +109,9 @@ pub struct Status {
     pub arbiter: String,
     /// What happened so far.
     pub counters: Counters,
+    /// The last takeover that this side carried out.
+    #[serde(default)]
+    pub takeover: Option<Takeover>,
 }
 
 impl fmt::Display for Status {

@@ -11,7 +11,7 @@ use kemari_sync::{
     CopyLimits, Incarnation, Mode, OnSecondaryLoss, PeerWord, PrimaryConfig, Reign, SecondaryConfig, Start,
     StartAction, StartConfig, StartEvent, Timing,
 };
-use kemari_vmm::machine::MachineSpec;
+use kemari_vmm::machine::{Machine, MachineSpec};
 
 use super::arbiter_thread::ArbiterThread;
 use super::assembly;
@@ -20,12 +20,13 @@ use super::clock::Clock;
 use super::mailbox::Mailbox;
 use super::primary::{self, PrimarySide};
 use super::query::ask_peer;
-use super::secondary::{self, SecondarySide, Standby};
+use super::secondary::{self, LastSign, SecondarySide, Standby};
+use super::terminal::Terminal;
 use super::trace::Trace;
 use crate::announce;
 use crate::arbiter::ConfiguredArbiter;
 use crate::config::{self, Config, Mac};
-use crate::control::{self, Counters, Protection, Role, Status};
+use crate::control::{self, Counters, Protection, Role, Status, Takeover};
 
 /// How often, and after how long, a takeover announces where the VM now is.
 const ANNOUNCE_AFTER_MS: [u64; 5] = [0, 50, 200, 1000, 3000];
@@ -50,6 +51,8 @@ struct Life {
     digest: u64,
     clock: Clock,
     board: Arc<Board>,
+    /// The guest's console, where that is this terminal.
+    terminal: Option<Terminal>,
     /// Held as long as the process lives: proves to the next one that this one is dead.
     _lock: File,
     _server: control::Server,
@@ -57,6 +60,7 @@ struct Life {
 
 /// Runs a side until the VM is stopped.
 pub fn run(config: Config, host: String, start_as: StartAs) -> anyhow::Result<ExitCode> {
+    super::faults::set_up()?;
     let life = Life::begin(config, host)?;
     let mut next = match start_as {
         StartAs::Primary { assert_dead } => life.cold_boot(assert_dead)?,
@@ -75,7 +79,7 @@ pub fn run(config: Config, host: String, start_as: StartAs) -> anyhow::Result<Ex
                 }
             },
             Next::Follow => match life.follow()? {
-                secondary::End::TookOver(reign, standby) => life.take_over(reign, *standby)?,
+                secondary::End::TookOver(reign, standby, last_sign) => life.take_over(reign, *standby, &last_sign)?,
                 secondary::End::Stopped(reason) => {
                     tracing::info!("the VM is stopped: {reason}");
                     return Ok(ExitCode::SUCCESS);
@@ -100,7 +104,12 @@ impl Life {
         let lock = lock_host(state_dir, &config.vm)?;
         let board = Board::new(first_status(&config, &host));
         let server = control::Server::start(config.host(&host).control(), board.clone())?;
+        let terminal = match config.host(&host).console {
+            config::Console::Stdio => Some(terminal(&board)?),
+            _ => None,
+        };
         Ok(Self {
+            terminal,
             config: Arc::new(config),
             host,
             spec,
@@ -110,6 +119,13 @@ impl Life {
             _lock: lock,
             _server: server,
         })
+    }
+
+    /// Says which guest is typed to.
+    fn type_to(&self, machine: Option<&Arc<Machine>>) {
+        if let Some(terminal) = &self.terminal {
+            terminal.type_to(machine.cloned());
+        }
     }
 
     fn incarnation(&self) -> Incarnation {
@@ -188,9 +204,10 @@ impl Life {
         &self,
         me: Incarnation,
         reign: Reign,
-        machine: Arc<kemari_vmm::machine::Machine>,
+        machine: Arc<Machine>,
         mailbox: Arc<Mailbox<primary::Input>>,
     ) -> anyhow::Result<PrimarySide> {
+        self.type_to(Some(&machine));
         let protection = &self.config.protection;
         let mut arbiter = ConfiguredArbiter::open(&self.config)?;
         arbiter.assume(&reign.record);
@@ -228,6 +245,7 @@ impl Life {
 
     /// Waits for primaries, until one dies.
     fn follow(&self) -> anyhow::Result<secondary::End> {
+        self.type_to(None);
         let mailbox = Mailbox::new()?;
         let answers = mailbox.clone();
         let arbiter = ArbiterThread::start(Box::new(ConfiguredArbiter::open(&self.config)?), move |ask, answer| {
@@ -256,7 +274,7 @@ impl Life {
     }
 
     /// The term is won and the state is restored: the VM goes on here.
-    fn take_over(&self, reign: Reign, standby: Standby) -> anyhow::Result<Next> {
+    fn take_over(&self, reign: Reign, standby: Standby, last_sign: &LastSign) -> anyhow::Result<Next> {
         let Standby { machine, mailbox, .. } = standby;
         assembly::attach_nets(&machine, &self.config, &self.host)?;
         machine.open_gate();
@@ -264,6 +282,11 @@ impl Life {
         let me = reign.record.owner.clone();
         let mut side = self.primary(me, reign, machine.clone(), mailbox)?;
         side.note_takeover();
+        machine.resume();
+        let ms = (self.clock.now_us() - last_sign.heard_us) as f64 / 1000.0;
+        tracing::info!("the VM goes on here, {ms:.1} ms after the last sign of the old primary");
+        let cut_in_step = Some(last_sign.step.to_owned());
+        self.board.show(|status| status.takeover = Some(Takeover { ms, cut_in_step }));
         std::thread::spawn(move || {
             let mut waited_ms = 0;
             for after_ms in ANNOUNCE_AFTER_MS {
@@ -274,6 +297,17 @@ impl Life {
         });
         Ok(Next::Execute(Box::new(side)))
     }
+}
+
+/// Ctrl-A x leaves the console by stopping the VM where it runs, or by ending a secondary.
+fn terminal(board: &Arc<Board>) -> anyhow::Result<Terminal> {
+    let board = board.clone();
+    Terminal::take(move || {
+        use control::Control;
+        if board.command(control::Command::Stop).is_err() {
+            std::process::exit(0);
+        }
+    })
 }
 
 /// One process a host runs a VM. Its lock ends with it, whatever way it dies.
@@ -305,5 +339,6 @@ fn first_status(config: &Config, host: &str) -> Status {
         peer: None,
         arbiter: String::new(),
         counters: Counters::default(),
+        takeover: None,
     }
 }

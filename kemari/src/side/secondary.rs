@@ -48,9 +48,17 @@ pub enum Input {
 /// How a secondary ends.
 pub enum End {
     /// It has the VM now: the standby holds its state.
-    TookOver(Reign, Box<Standby>),
+    TookOver(Reign, Box<Standby>, LastSign),
     /// The VM was stopped cleanly.
     Stopped(String),
+}
+
+/// The last that was seen of the old primary.
+pub struct LastSign {
+    /// When it was heard, in microseconds of the side's clock.
+    pub heard_us: u64,
+    /// What it was doing, as far as it was seen from here.
+    pub step: &'static str,
 }
 
 struct Session {
@@ -94,7 +102,9 @@ pub struct SecondarySide {
     /// The session whose copy the standby takes.
     copying: Option<SessionId>,
     counters: Counters,
-    heard_ms: Option<u64>,
+    heard_us: Option<u64>,
+    /// What the primary was last seen doing.
+    step: &'static str,
     shown_ms: u64,
     end: Option<End>,
 }
@@ -128,7 +138,8 @@ impl SecondarySide {
             standby: None,
             copying: None,
             counters: Counters::default(),
-            heard_ms: None,
+            heard_us: None,
+            step: "running",
             shown_ms: 0,
             end: None,
         })

@@ -5,6 +5,7 @@ use kemari_sync::{Epoch, PrimaryAction, PrimaryEvent, SessionId};
 
 use super::super::capture::{Capture, Failed};
 use super::super::copy::QUEUED_BYTES_MAX;
+use super::super::faults;
 use super::super::sync_tap::Attached;
 use super::super::trace::Step;
 use super::{End, Input, PrimarySide};
@@ -21,6 +22,9 @@ impl PrimarySide {
                 let Some(capture) = self.capture.as_mut().filter(|capture| capture.epoch == epoch) else { return };
                 self.trace.note(Step::Sending, epoch);
                 let buffers = capture.transmission(begin, stop);
+                if faults::cuts_frame(epoch) {
+                    return self.cut_in_frame(session, buffers);
+                }
                 self.counters.wire_bytes += buffers.iter().map(|buffer| buffer.len() as u64).sum::<u64>();
                 self.transmit(session, buffers);
                 self.trace.note(Step::AwaitingAck, epoch);
@@ -57,6 +61,14 @@ impl PrimarySide {
 
     fn transmit(&mut self, id: SessionId, buffers: [Vec<u8>; 3]) {
         self.on_link(id, |session| session.main.send_all(buffers));
+    }
+
+    /// A fault for tests: half of a sync, then nothing.
+    fn cut_in_frame(&mut self, id: SessionId, buffers: [Vec<u8>; 3]) {
+        let [opening, mut frames, _] = buffers;
+        frames.truncate(frames.len() / 2);
+        self.on_link(id, |session| session.main.send_all([opening, frames]));
+        self.lose_session(&LinkError::Closed);
     }
 
     /// Does something with the link, and tells the core if that fails.

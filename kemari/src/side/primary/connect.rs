@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::link::{self, Connection, Preface, Purpose};
 
 /// Pause between two attempts, in milliseconds.
-const RETRY_MS: u64 = 100;
+const RETRY_MS: u64 = 250;
 
 /// Both connections of a new session.
 pub struct Connected {

@@ -6,8 +6,8 @@ use kemari_sync::wire::{Channel, Commit, Message, encode};
 use kemari_sync::{Incarnation, SecondaryAction, SecondaryEvent, SessionId};
 use kemari_vmm::state::{StateBlob, StateKind};
 
-use super::super::{assembly, capture, fence};
-use super::{End, Input, SecondarySide, Standby};
+use super::super::{assembly, capture, faults, fence};
+use super::{End, Input, LastSign, SecondarySide, Standby};
 
 impl SecondarySide {
     pub(super) fn perform(&mut self, action: SecondaryAction) {
@@ -32,7 +32,8 @@ impl SecondarySide {
             }
             SecondaryAction::Run(reign) => {
                 if let Some(standby) = self.standby.take() {
-                    self.end = Some(End::TookOver(reign, standby));
+                    let heard_us = self.heard_us.unwrap_or_default();
+                    self.end = Some(End::TookOver(reign, standby, LastSign { heard_us, step: self.step }));
                 }
             }
             SecondaryAction::Forget { reason } => {
@@ -51,6 +52,7 @@ impl SecondarySide {
 
     fn send(&mut self, id: SessionId, message: &Message) {
         let Some(place) = self.sessions.iter().position(|session| session.id == id) else { return };
+        faults::before_sending(message);
         let mut bytes = Vec::new();
         encode(message, &mut bytes);
         let session = &mut self.sessions[place];
@@ -123,6 +125,7 @@ impl SecondarySide {
             self.counters.pages += pages;
         }
         self.staging.clear();
+        self.step = "acked";
         self.counters.syncs += 1;
         self.events.push_back(SecondaryEvent::Applied { epoch });
     }

@@ -16,7 +16,8 @@ impl SecondarySide {
                 while let Some(place) = self.sessions.iter().position(|session| session.id == id) {
                     match self.receive_from(place, heartbeat) {
                         Ok(Some(message)) => {
-                            self.heard_ms = Some(self.clock.now_ms());
+                            self.heard_us = Some(self.clock.now_us());
+                            self.note_step(&message);
                             self.events.push_back(SecondaryEvent::Message { session: id, message });
                             self.settle();
                         }
@@ -58,6 +59,17 @@ impl SecondarySide {
         });
         self.sessions.insert(place, session);
         result
+    }
+
+    /// Where the primary is in a sync, as far as its messages tell.
+    fn note_step(&mut self, message: &Message) {
+        match message {
+            Message::Prepare => self.step = "copying",
+            Message::Begin(_) => self.step = "sending",
+            Message::Commit(_) => self.step = "awaiting ack",
+            // Heartbeats say nothing about it.
+            _ => {}
+        }
     }
 
     /// A batch of the first copy goes straight into memory: nothing has been committed yet.

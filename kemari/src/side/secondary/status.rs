@@ -30,7 +30,7 @@ impl SecondarySide {
             host: self.config.peers(&self.host).next().map_or_else(String::new, |(name, _)| name.to_owned()),
             address: session.main.peer_address(),
             connected: true,
-            silent_ms: self.heard_ms.map(|heard_ms| now_ms.saturating_sub(heard_ms)),
+            silent_ms: self.heard_us.map(|heard_us| now_ms.saturating_sub(heard_us / 1000)),
         });
         let counters = self.counters;
         self.board.show(|status| {

@@ -1,0 +1,88 @@
+//! Faults for tests, by the environment variable `KEMARI_FAULTS`: words separated by commas. They exist only in a build
+//! with the cargo feature `faults`; without it every function here does nothing.
+//!
+//! | word | fault |
+//! |---|---|
+//! | a name of `kemari_sync::Fault`, as `ReleaseBeforeAck` | that rule of the mechanism is taken out |
+//! | `AckDelayMs=N` | the secondary waits so long before each ack |
+//! | `CutFrameAtEpoch=N` | the primary sends half of that sync's frames and drops the link |
+
+#[cfg(feature = "faults")]
+mod injected {
+    use std::sync::OnceLock;
+    use std::time::Duration;
+
+    use anyhow::{Context, bail};
+    use kemari_sync::wire::Message;
+    use kemari_sync::{Fault, inject};
+
+    #[derive(Default)]
+    struct Faults {
+        rule: Option<Fault>,
+        ack_delay: Duration,
+        cut_frame_at: Option<u64>,
+    }
+
+    static FAULTS: OnceLock<Faults> = OnceLock::new();
+
+    pub fn set_up() -> anyhow::Result<()> {
+        let text = std::env::var("KEMARI_FAULTS").unwrap_or_default();
+        let mut faults = Faults::default();
+        for word in text.split(',').filter(|word| !word.is_empty()) {
+            match word.split_once('=') {
+                Some(("AckDelayMs", number)) => {
+                    let delay_ms = number.parse().with_context(|| format!("the fault {word}"))?;
+                    faults.ack_delay = Duration::from_millis(delay_ms);
+                }
+                Some(("CutFrameAtEpoch", number)) => {
+                    faults.cut_frame_at = Some(number.parse().with_context(|| format!("the fault {word}"))?);
+                }
+                Some(_) => bail!("there is no fault {word}"),
+                None => faults.rule = Some(Fault::from_name(word).with_context(|| format!("there is no fault {word}"))?),
+            }
+        }
+        if !text.is_empty() {
+            tracing::warn!("deliberate faults are at work: {text}");
+        }
+        inject(faults.rule);
+        FAULTS.get_or_init(|| faults);
+        Ok(())
+    }
+
+    pub fn before_sending(message: &Message) {
+        if matches!(message, Message::Ack(_))
+            && let Some(faults) = FAULTS.get()
+        {
+            std::thread::sleep(faults.ack_delay);
+        }
+    }
+
+    pub fn cuts_frame(epoch: u64) -> bool {
+        FAULTS.get().is_some_and(|faults| faults.cut_frame_at == Some(epoch))
+    }
+}
+
+#[cfg(feature = "faults")]
+pub use injected::{before_sending, cuts_frame, set_up};
+
+#[cfg(not(feature = "faults"))]
+mod none {
+    /// Reads `KEMARI_FAULTS`, on the thread of the side's loop.
+    pub fn set_up() -> anyhow::Result<()> {
+        match std::env::var_os("KEMARI_FAULTS") {
+            None => Ok(()),
+            Some(_) => anyhow::bail!("KEMARI_FAULTS is set, but this build contains no faults; unset it"),
+        }
+    }
+
+    /// Delays an ack.
+    pub fn before_sending(_: &kemari_sync::wire::Message) {}
+
+    /// Whether the link is to be dropped in the middle of this sync.
+    pub fn cuts_frame(_: u64) -> bool {
+        false
+    }
+}
+
+#[cfg(not(feature = "faults"))]
+pub use none::{before_sending, cuts_frame, set_up};
