@@ -183,3 +183,7 @@ fn settled(new: &Record, found: &Option<Record>) -> Verdict {
         other => Verdict::Lost(other.clone()),
     }
 }
+
+#[cfg(test)]
+#[path = "ask_test.rs"]
+mod tests;

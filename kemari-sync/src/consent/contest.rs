@@ -274,3 +274,7 @@ impl Contest {
             || (fault(Fault::AskUnrecorded) && record.peer.is_some())
     }
 }
+
+#[cfg(test)]
+#[path = "contest_test.rs"]
+mod tests;

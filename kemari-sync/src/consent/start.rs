@@ -233,3 +233,7 @@ impl Start {
         actions.push(action);
     }
 }
+
+#[cfg(test)]
+#[path = "start_test.rs"]
+mod tests;

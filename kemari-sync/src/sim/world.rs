@@ -251,7 +251,7 @@ impl World {
 
     fn dispatch(&mut self, event: Event) {
         match event {
-            Event::Process { host, life, what } => self.to_process(host, life, what),
+            Event::Process { host, life, what } => self.deliver(host, life, what),
             Event::Pump {
                 connection,
                 sender,
@@ -287,7 +287,7 @@ impl World {
         }
     }
 
-    fn to_process(&mut self, host: usize, life: u64, what: ToProcess) {
+    fn deliver(&mut self, host: usize, life: u64, what: ToProcess) {
         let it = &self.hosts[host];
         if it.life != life {
             return;
@@ -438,6 +438,10 @@ impl World {
     }
 
     pub(super) fn note(&mut self, line: impl FnOnce() -> String) {
+        // What was still under way when a rule broke explains nothing.
+        if self.checks.violation.is_some() {
+            return;
+        }
         if let Some(trace) = &mut self.trace {
             if trace.len() == TRACE_LINES_MAX {
                 trace.pop_front();
