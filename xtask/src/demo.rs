@@ -12,7 +12,9 @@ pub mod pair;
 pub mod result;
 pub mod run;
 
-use anyhow::{Result, ensure};
+use std::fs::File;
+
+use anyhow::{Context, Result, bail, ensure};
 use kemari_vmm::arch::preflight::{self, KvmAbility};
 
 use crate::packages;
@@ -24,6 +26,7 @@ use result::Records;
 
 /// Runs the demo as often as asked for. Whether every run was ok; an error means that the demo itself could not go on.
 pub fn demo(options: &Options) -> Result<bool> {
+    let _lock = lock()?;
     let mut ui = Ui::default();
     let mut place = prepare(options, &ui)?;
     let mut records = Records::create(&tools::target_dir().join("demo"))?;
@@ -38,9 +41,34 @@ pub fn demo(options: &Options) -> Result<bool> {
         all_ok &= report.result.ok;
         records.add(number, seed, &report)?;
         report.print(seed);
+        if !report.result.ok {
+            keep_logs(seed);
+        }
     }
     records.summary(options.repeat);
     Ok(all_ok)
+}
+
+/// Makes sure that no other demo uses the same directory at the same time.
+fn lock() -> Result<File> {
+    let path = tools::target_dir().join("demo.lock");
+    let file = File::create(&path).with_context(|| format!("{} cannot be written", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(_) => bail!(
+            "another demo is running ({} is locked): wait until it has ended",
+            path.display()
+        ),
+    }
+}
+
+/// Keeps what a run that was not ok has left.
+fn keep_logs(seed: u64) {
+    let kept = tools::target_dir().join(format!("demo/failed-{seed}"));
+    let _ = std::fs::remove_dir_all(&kept);
+    if std::fs::rename(pair::run_dir(), &kept).is_ok() {
+        println!("  logs in {}", kept.display());
+    }
 }
 
 fn prepare(options: &Options, ui: &Ui) -> Result<Box<dyn Place>> {

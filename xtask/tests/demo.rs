@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use lab::{Netns, Process};
 use xtask::demo::options::{Cut, Fault, Guest, Hosts, Options, Pace};
-use xtask::demo::pair::{Counters, Pair, Place, SERVICE_PORT, Side, Status, Takeover};
+use xtask::demo::pair::{Pair, Place, SERVICE_PORT, Side, Status, Takeover};
 use xtask::demo::result::{Records, Report};
 use xtask::demo::run::run;
 use xtask::ui::Ui;
@@ -20,6 +20,8 @@ enum Fate {
     Death,
     /// The service forgets what it was told.
     Amnesia,
+    /// The service never answers.
+    Stillborn,
 }
 
 struct Stage(Fate);
@@ -38,6 +40,7 @@ impl Place for Stage {
 
     fn pace(&self) -> Pace {
         Pace {
+            boot_max: Duration::from_secs(2),
             before_cut_min: Duration::from_millis(100),
             before_cut_max: Duration::from_millis(200),
             after_cut_min: Duration::from_millis(100),
@@ -66,6 +69,9 @@ impl Pair for StandIn {
     }
 
     fn start_primary(&mut self) -> Result<()> {
+        if matches!(self.fate, Fate::Stillborn) {
+            return Ok(());
+        }
         let args = ["--bind", "127.0.0.1", "--save", "", "--logfile", "/dev/null"];
         self.redis = Some(self.netns.spawn("redis", "redis-server", &args)?);
         Ok(())
@@ -89,7 +95,7 @@ impl Pair for StandIn {
             role: "primary".into(),
             protection: if self.cut { "off" } else { "on" }.into(),
             waiting_because: None,
-            counters: Counters { syncs: 3 },
+            epoch: 3,
             takeover,
         }))
     }
@@ -97,7 +103,7 @@ impl Pair for StandIn {
     fn cut(&mut self, _cut: Cut) -> Result<()> {
         self.cut = true;
         match self.fate {
-            Fate::Unnoticed => {}
+            Fate::Unnoticed | Fate::Stillborn => {}
             Fate::Death => self.redis = None,
             Fate::Amnesia => {
                 let flush = || std::process::Command::new("redis-cli").arg("flushall").output();
@@ -110,6 +116,8 @@ impl Pair for StandIn {
     fn step_at_cut(&self) -> Option<String> {
         None
     }
+
+    fn save_logs(&mut self) {}
 }
 
 fn run_with(fate: Fate, cut: Cut) -> Report {
@@ -157,6 +165,12 @@ fn a_takeover_that_nobody_notices_is_ok() {
         result.acknowledged_after.unwrap(),
     );
     assert!(before > 0 && after > 0 && before + after == result.acknowledged);
+}
+
+#[test]
+fn a_guest_that_does_not_boot_is_a_run_that_is_not_ok() {
+    let Report { result, reasons } = run_with(Fate::Stillborn, Cut::Kill);
+    assert!(!result.ok && reasons[0].contains("did not happen"), "{reasons:?}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Emulated hosts: the lab.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -9,7 +10,7 @@ use tempfile::TempDir;
 
 use super::config::{HostPlan, Plan};
 use super::options::{Cut, Fault, Pace};
-use super::pair::{Image, LINK_PORT, Pair, Place, SERVICE_PORT, Side, Status};
+use super::pair::{FORGET_OUTSIDE, Image, LINK_PORT, Pair, Place, SERVICE_PORT, Side, Status, run_dir};
 use crate::tools::tail;
 
 /// Lines of a program's log that are shown when it has ended.
@@ -67,7 +68,7 @@ impl EmulatedPlace {
         // The TAP is administratively up: its carrier comes when the program opens it.
         host.sh(&format!(
             "pidof kemari >/dev/null && kill -9 $(pidof kemari); while pidof kemari >/dev/null; do sleep 0.1; done; \
-             ip link set {} up; rm -rf /state {LOG} {CONSOLE} /kemari.sock",
+             ip link set {} up; echo 1 >/sys/class/net/br0/bridge/flush; rm -rf /state {LOG} {CONSOLE} /kemari.sock",
             host.tap(0)
         ))?;
         host.put(&self.program, PROGRAM)?;
@@ -92,9 +93,12 @@ impl Place for EmulatedPlace {
         for side in Side::BOTH {
             self.refresh(side)?;
         }
+        self.lab.outside().ip(FORGET_OUTSIDE)?;
         // Only now does nobody use the disk any more.
         self.image.disk.write_to(&self.disk)?;
         let toml = self.plan(number)?.to_toml()?;
+        let _ = fs::remove_dir_all(run_dir());
+        fs::create_dir_all(run_dir()).with_context(|| format!("{} cannot be made", run_dir().display()))?;
         for side in Side::BOTH {
             self.lab.host(side.number()).put_text(&toml, CONFIG)?;
         }
@@ -234,5 +238,21 @@ impl Pair for EmulatedPair<'_> {
     fn step_at_cut(&self) -> Option<String> {
         // What the dead host knew is gone with its memory; the survivor tells what had arrived.
         None
+    }
+
+    fn save_logs(&mut self) {
+        for side in Side::BOTH {
+            let host = self.place.lab.host(side.number());
+            for (path, kind) in [(LOG, "log"), (CONSOLE, "console")] {
+                // Of a host without power nothing is left: that is as it should be.
+                if let (true, Ok(bytes)) = (host.is_on(), host.get(path)) {
+                    let _ = fs::write(run_dir().join(format!("{}.{kind}", side.name())), bytes);
+                }
+            }
+            let _ = fs::write(
+                run_dir().join(format!("{}.serial", side.name())),
+                host.serial_log(),
+            );
+        }
     }
 }

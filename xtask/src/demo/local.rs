@@ -10,8 +10,10 @@ use lab::{Etcd, LocalNet, Netns, Network, Process, guest_address, replication_ad
 
 use super::config::{HostPlan, Plan};
 use super::options::{Cut, Fault, Pace};
-use super::pair::{Image, LINK_PORT, Pair, Place, SERVICE_PORT, Side, Status};
-use crate::tools::{output_of, tail, target_dir};
+use super::pair::{
+    FORGET_HOST, FORGET_OUTSIDE, Image, LINK_PORT, Pair, Place, SERVICE_PORT, Side, Status, run_dir,
+};
+use crate::tools::{output_of, tail};
 
 /// Lines of a program's log that are shown when it has ended.
 const LOG_LINES_MAX: usize = 30;
@@ -70,9 +72,11 @@ impl Place for LocalPlace {
         for side in Side::BOTH {
             let host = self.net.host(side.number());
             // Administratively up: its carrier comes when the program opens it.
-            host.netns().ip(&format!("link set {} up", host.tap(0)))?;
+            host.netns()
+                .ip(&format!("link set {} up\n{FORGET_HOST}", host.tap(0)))?;
             self.net.up(side.number())?;
         }
+        self.net.outside().ip(FORGET_OUTSIDE)?;
         Ok(Box::new(LocalPair::new(self, number, fault)?))
     }
 }
@@ -87,7 +91,7 @@ struct LocalPair<'a> {
 
 impl<'a> LocalPair<'a> {
     fn new(place: &'a LocalPlace, number: u64, fault: Option<Fault>) -> Result<Self> {
-        let directory = target_dir().join("demo/run");
+        let directory = run_dir();
         let _ = fs::remove_dir_all(&directory);
         fs::create_dir_all(&directory).with_context(|| format!("{} cannot be made", directory.display()))?;
         place.image.disk.write_to(&directory.join("disk.img"))?;
@@ -216,6 +220,10 @@ impl Pair for LocalPair<'_> {
         let number = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
         let name = STEPS.iter().find(|(of, _)| *of == number);
         Some(name.map_or(format!("step {number}"), |(_, name)| (*name).to_owned()))
+    }
+
+    fn save_logs(&mut self) {
+        // They are there from the beginning.
     }
 }
 

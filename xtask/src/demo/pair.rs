@@ -10,11 +10,18 @@ use lab::Netns;
 use serde::Deserialize;
 
 use super::options::{Cut, Fault, Pace};
+use crate::tools::target_dir;
 
 /// Port of the guest's service.
 pub const SERVICE_PORT: u16 = 6379;
 /// Port on which each side listens for the other.
 pub const LINK_PORT: u16 = 7700;
+
+/// Makes a host's bridge forget where an older run's guest was (an `ip` command): frames for a guest that has just
+/// booted and said nothing yet would go there.
+pub const FORGET_HOST: &str = "link set br0 type bridge fdb_flush";
+/// The same for the bridge outside, and for the clients' neighbours.
+pub const FORGET_OUTSIDE: &str = "link set guests type bridge fdb_flush\nneigh flush dev guests";
 
 /// What the VM boots.
 #[derive(Clone, Debug)]
@@ -96,6 +103,11 @@ impl Image {
     }
 }
 
+/// The directory on this machine of the run that goes on; that of a run that was not ok is kept beside it.
+pub fn run_dir() -> PathBuf {
+    target_dir().join("demo/run")
+}
+
 /// Where pairs of hosts can be made.
 pub trait Place {
     /// "local" or "lab".
@@ -161,6 +173,9 @@ pub trait Pair {
 
     /// Where in a sync the dead primary was, if it left word; see [`Takeover::cut_in_step`] for the survivor's view.
     fn step_at_cut(&self) -> Option<String>;
+
+    /// Brings what the programs logged, as far as it can still be had, into [`run_dir`].
+    fn save_logs(&mut self);
 }
 
 /// What the demo needs of `kemari status --json`.
@@ -172,18 +187,11 @@ pub struct Status {
     pub protection: serde_json::Value,
     /// Why something waits.
     pub waiting_because: Option<String>,
-    /// What happened since the process started.
-    pub counters: Counters,
+    /// The last committed sync: they are numbered from 1, over takeovers.
+    pub epoch: u64,
     /// The last takeover that this side carried out.
     #[serde(default)]
     pub takeover: Option<Takeover>,
-}
-
-/// Part of [`Status`].
-#[derive(Clone, Debug, Deserialize)]
-pub struct Counters {
-    /// Committed syncs.
-    pub syncs: u64,
 }
 
 /// How a takeover went.
@@ -226,9 +234,9 @@ mod tests {
     #[test]
     fn a_status_is_read_with_what_the_demo_needs() {
         let json = r#"{"vm":"x","role":"primary","protection":{"copying":{"done_bytes":50,"total_bytes":200}},
-            "waiting_because":null,"counters":{"syncs":7,"pages":9}}"#;
+            "waiting_because":null,"epoch":7}"#;
         let status = Status::parse(json).unwrap();
-        assert_eq!((status.copy_percent(), status.counters.syncs), (Some(25), 7));
+        assert_eq!((status.copy_percent(), status.epoch), (Some(25), 7));
         assert!(status.is_primary() && !status.is_protected() && status.takeover.is_none());
         let json = json.replace(r#"{"copying":{"done_bytes":50,"total_bytes":200}}"#, r#""on""#);
         assert!(Status::parse(&json).unwrap().is_protected());

@@ -9,18 +9,47 @@ use rand_chacha::ChaCha8Rng;
 use super::options::{ACKNOWLEDGED_AFTER_MIN, Cut, Options, Pace};
 use super::pair::{Pair, Place, Side, Status};
 use super::result::{Aftermath, Report};
-use crate::proof::checker::check;
+use crate::proof::checker::{Verdict, check};
 use crate::proof::client::{Swarm, ping, read_all_keys};
 use crate::proof::history::{Clock, History};
 use crate::proof::load::Load;
 use crate::tools::wait_for;
 use crate::ui::{Step, Ui};
 
-/// Runs the demo once.
+/// Runs the demo once. Hosts that cannot be made are an error; whatever fails on them is a run that is not ok.
 pub fn run(place: &mut dyn Place, options: &Options, seed: u64, ui: &Ui) -> Result<Report> {
     let (hosts, pace) = (place.name(), place.pace());
     let mut pair = ui.step("two hosts", |_| place.make(seed, options.fault))?;
-    let pair = pair.as_mut();
+    let report = on_hosts(pair.as_mut(), options, seed, ui, hosts, pace);
+    let report = report.unwrap_or_else(|e| {
+        let failures = vec![format!("{e:#}")];
+        let aftermath = Aftermath {
+            failures,
+            ..Aftermath::default()
+        };
+        Report::new(
+            options.guest,
+            hosts,
+            options.cut,
+            &History::default(),
+            &Verdict::default(),
+            aftermath,
+        )
+    });
+    if !report.result.ok {
+        pair.save_logs();
+    }
+    Ok(report)
+}
+
+fn on_hosts(
+    pair: &mut dyn Pair,
+    options: &Options,
+    seed: u64,
+    ui: &Ui,
+    hosts: &str,
+    pace: Pace,
+) -> Result<Report> {
     let load = Load {
         netns: Some(pair.clients()),
         connections: options.connections,
@@ -162,7 +191,7 @@ fn survey(pair: &mut dyn Pair, cut: Cut, aftermath: &mut Aftermath) {
             .push("neither side says that it executes the VM".into());
         return;
     };
-    aftermath.syncs = status.counters.syncs;
+    aftermath.syncs = status.epoch;
     if cut != Cut::None {
         let takeover = status.takeover.filter(|_| side == Side::B);
         aftermath.takeover_ms = takeover.as_ref().map(|takeover| takeover.ms);
