@@ -11,7 +11,8 @@ use lab::{Etcd, LocalNet, Netns, Network, Process, guest_address, replication_ad
 use super::config::{HostPlan, Plan};
 use super::options::{Cut, Fault, Pace};
 use super::pair::{
-    FORGET_HOST, FORGET_OUTSIDE, Image, LINK_PORT, Pair, Place, SERVICE_PORT, Side, Status, run_dir,
+    FORGET_HOST, FORGET_OUTSIDE, Image, LINK_PORT, Pair, Place, SERVICE_PORT, Side, Status, pin_bridges,
+    run_dir,
 };
 use crate::tools::{output_of, tail};
 
@@ -49,6 +50,7 @@ impl LocalPlace {
             "network namespaces need root: run the demo as root (for example with sudo)"
         );
         let net = LocalNet::new(2, 1)?;
+        pin_bridges(net.outside())?;
         let etcd = Etcd::start(net.outside())?;
         Ok(Self {
             program,

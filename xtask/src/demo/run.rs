@@ -64,7 +64,12 @@ fn on_hosts(
     ui.step(&format!("{} clients write and read", load.connections), |step| {
         wait_and_count(&swarm, moment, pair, step)
     })?;
-    let mut aftermath = Aftermath::default();
+    // Who goes on alone counts no syncs any more, and who was cut cannot be asked.
+    let syncs_before = pair.status(Side::A)?.map_or(0, |status| status.epoch);
+    let mut aftermath = Aftermath {
+        syncs: syncs_before,
+        ..Aftermath::default()
+    };
     if options.cut != Cut::None {
         ui.step(&format!("cut: {}", options.cut), |_| {
             aftermath.cut_at = Some(clock.now());
@@ -191,7 +196,7 @@ fn survey(pair: &mut dyn Pair, cut: Cut, aftermath: &mut Aftermath) {
             .push("neither side says that it executes the VM".into());
         return;
     };
-    aftermath.syncs = status.epoch;
+    aftermath.syncs = aftermath.syncs.max(status.epoch);
     if cut != Cut::None {
         let takeover = status.takeover.filter(|_| side == Side::B);
         aftermath.takeover_ms = takeover.as_ref().map(|takeover| takeover.ms);
