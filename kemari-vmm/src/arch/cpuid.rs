@@ -3,7 +3,7 @@
 //! The template is the same for all vCPUs; [`for_vcpu`] adds what distinguishes one.
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
-use kvm_ioctls::{Cap, Kvm};
+use kvm_ioctls::{Cap, Kvm, VcpuFd};
 
 use super::{ArchError, named};
 
@@ -12,6 +12,7 @@ const LEAF_FEATURES: u32 = 1;
 const LEAF_CACHES_INTEL: u32 = 4;
 const LEAF_PERFORMANCE_MONITORING: u32 = 0xa;
 const LEAF_TOPOLOGY: u32 = 0xb;
+const LEAF_XSAVE: u32 = 0xd;
 const LEAF_TOPOLOGY_V2: u32 = 0x1f;
 const LEAF_KVM_FEATURES: u32 = 0x4000_0001;
 const LEAF_EXTENDED_FEATURES: u32 = 0x8000_0001;
@@ -160,6 +161,31 @@ pub fn for_vcpu(template: &CpuId, index: u8) -> CpuId {
     cpuid
 }
 
+/// The bits of XCR0 that the processor supports; 0 if it says nothing about them.
+pub fn supported_xcr0(template: &CpuId) -> u64 {
+    let mut leaves = template.as_slice().iter();
+    let leaf = leaves.find(|entry| entry.function == LEAF_XSAVE && entry.index == 0);
+    leaf.map_or(0, |entry| u64::from(entry.edx) << 32 | u64::from(entry.eax))
+}
+
+/// What KVM shows the guest of a vCPU; empty if the vCPU was not set up.
+///
+/// # Errors
+/// If `KVM_GET_CPUID2` fails.
+pub fn shown(vcpu: &VcpuFd) -> Result<Vec<kvm_cpuid_entry2>, ArchError> {
+    let shown = vcpu
+        .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
+        .map_err(named("KVM_GET_CPUID2"))?;
+    // Older KVMs (Linux 6.1) do not say how many entries they wrote: the rest is zero.
+    let none = kvm_cpuid_entry2::default();
+    Ok(shown
+        .as_slice()
+        .iter()
+        .filter(|entry| **entry != none)
+        .copied()
+        .collect())
+}
+
 /// Which features `theirs` has and `ours` lacks, as words for a message: leaf, register, bits.
 pub fn missing(ours: &[kvm_cpuid_entry2], theirs: &[kvm_cpuid_entry2]) -> Vec<String> {
     let mut missing = Vec::new();
@@ -194,8 +220,8 @@ fn feature_words(their: &kvm_cpuid_entry2, our: Option<&kvm_cpuid_entry2>) -> Ve
         (LEAF_FEATURES, _) => vec![("ecx", !OSXSAVE, their.ecx, our.ecx), edx],
         (7, 0) => vec![ebx, ("ecx", !(1 << 4), their.ecx, our.ecx), edx],
         (7, 1) => vec![eax, edx],
-        (0xd, 0) => vec![eax, edx],
-        (0xd, 1) => vec![eax],
+        (LEAF_XSAVE, 0) => vec![eax, edx],
+        (LEAF_XSAVE, 1) => vec![eax],
         (LEAF_KVM_FEATURES, _) => vec![eax],
         (LEAF_EXTENDED_FEATURES, _) => vec![ecx, edx],
         (LEAF_SIZES, _) => vec![ebx],

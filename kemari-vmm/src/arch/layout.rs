@@ -6,6 +6,7 @@
 //! 0x0002_0000  kernel command line
 //! 0x0009_fc00  end of usable low memory
 //! 0x000e_0000  ACPI tables
+//! 0x000f_fff0  reset vector of a PC's BIOS: code that resets the machine
 //! 0x0010_0000  kernel (or where it asks to be), initrd as high as possible below 3 GiB
 //! 0xc000_0000  end of low memory; hole
 //! 0xd000_0000  virtio-mmio register pages
@@ -36,7 +37,9 @@ pub const REAL_MODE_MEMORY_END: u64 = 0x9_fc00;
 /// The ACPI tables, RSDP first.
 pub const ACPI_TABLES: u64 = 0xe_0000;
 /// Room for the ACPI tables, in bytes.
-pub const ACPI_TABLES_BYTES_MAX: usize = 0x2_0000;
+pub const ACPI_TABLES_BYTES_MAX: usize = (RESET_VECTOR - ACPI_TABLES) as usize;
+/// Where the BIOS of a PC begins to execute after a reset: 16 bytes.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// Where memory goes on above the legacy area of a PC; no kernel is loaded below.
 pub const KERNEL_START: u64 = 0x10_0000;
 

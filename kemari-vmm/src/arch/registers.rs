@@ -17,7 +17,12 @@ const BARE_CR0: u64 = 0x8005_0033;
 /// PAE, PGE, OSFXSR, OSXMMEXCPT, FSGSBASE, OSXSAVE.
 const BARE_CR4: u64 = 1 << 5 | 1 << 7 | 1 << 9 | 1 << 10 | 1 << 16 | 1 << 18;
 const BARE_EFER: u64 = 0x501;
+const XCR0_X87: u64 = 1;
+const XCR0_X87_SSE_AVX: u64 = 7;
 const RFLAGS_RESERVED: u64 = 2;
+/// Ports are open to ring 3 by the TSS's bitmap, which is what `kvm_pvm` looks at, and by the privilege level, which
+/// is what QEMU's emulated AMD-V looks at (it does not accept a busy TSS, and KVM knows no other).
+const RFLAGS_IO_PRIVILEGE_RING_3: u64 = 3 << 12;
 const RFLAGS_INTERRUPTS: u64 = 1 << 9;
 const APIC_BASE_ENABLED: u64 = 1 << 11;
 const APIC_BASE_BOOT_PROCESSOR: u64 = 1 << 8;
@@ -56,7 +61,7 @@ pub fn general(entry: Option<&Entry>) -> kvm_regs {
         Some(&Entry::Bare { rip }) => kvm_regs {
             rip,
             rdi: abi::BOOT_INFO,
-            rflags: RFLAGS_RESERVED | RFLAGS_INTERRUPTS,
+            rflags: RFLAGS_RESERVED | RFLAGS_INTERRUPTS | RFLAGS_IO_PRIVILEGE_RING_3,
             ..regs
         },
     }
@@ -207,11 +212,13 @@ fn after_reset(sregs: kvm_sregs) -> kvm_sregs {
     }
 }
 
-/// XCR0: x87 only, as after a reset; a bare guest is promised SSE and AVX.
-pub fn xcr0(entry: Option<&Entry>) -> u64 {
-    if matches!(entry, Some(Entry::Bare { .. })) {
-        7
-    } else {
-        1
+/// XCR0: x87 only, as after a reset. A bare guest is promised SSE and AVX. For Linux it is at once what Linux will set,
+/// all that the processor supports (`supported`, by CPUID): QEMU's emulated AMD-V does not intercept XSETBV, and a KVM
+/// on it would go on believing in the old value.
+pub fn xcr0(entry: Option<&Entry>, supported: u64) -> u64 {
+    match entry {
+        None => XCR0_X87,
+        Some(Entry::Linux64 { .. } | Entry::Pvh { .. }) => XCR0_X87 | supported,
+        Some(Entry::Bare { .. }) => XCR0_X87_SSE_AVX,
     }
 }

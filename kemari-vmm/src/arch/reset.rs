@@ -1,10 +1,10 @@
 //! Power-on: interrupt controllers and vCPUs as a guest finds them at its first instruction, after a reset too.
 
 use kvm_bindings::{
-    CpuId, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES,
-    KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, KVM_PIT_SPEAKER_DUMMY,
-    KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW, KVM_VCPUEVENT_VALID_SIPI_VECTOR,
-    kvm_debugregs, kvm_fpu, kvm_mp_state, kvm_pit_config, kvm_pit_state2, kvm_vcpu_events, kvm_xcrs,
+    CpuId, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MP_STATE_RUNNABLE,
+    KVM_MP_STATE_UNINITIALIZED, KVM_PIT_SPEAKER_DUMMY, KVM_VCPUEVENT_VALID_NMI_PENDING,
+    KVM_VCPUEVENT_VALID_SHADOW, KVM_VCPUEVENT_VALID_SIPI_VECTOR, kvm_debugregs, kvm_fpu, kvm_mp_state,
+    kvm_pit_config, kvm_pit_state2, kvm_vcpu_events, kvm_xcrs,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 
@@ -88,10 +88,7 @@ pub fn setup_vcpu(
 ) -> Result<(), ArchError> {
     // CPUID first: KVM checks all that follows against it. Only once: it must not change when the vCPU has run, and what
     // KVM made of it may differ from what it was given.
-    let shown = vcpu
-        .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
-        .map_err(named("KVM_GET_CPUID2"))?;
-    if shown.as_slice().is_empty() {
+    if cpuid::shown(vcpu)?.is_empty() {
         vcpu.set_cpuid2(&cpuid::for_vcpu(template, index))
             .map_err(named("KVM_SET_CPUID2"))?;
     }
@@ -114,7 +111,7 @@ pub fn setup_vcpu(
         ..Default::default()
     };
     vcpu.set_fpu(&fpu).map_err(named("KVM_SET_FPU"))?;
-    set_xcr0(vcpu, registers::xcr0(entry))?;
+    set_xcr0(vcpu, registers::xcr0(entry, cpuid::supported_xcr0(template)))?;
     let debug = kvm_debugregs {
         dr6: DR6,
         dr7: DR7,

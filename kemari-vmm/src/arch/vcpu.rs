@@ -18,8 +18,8 @@
 //! A list of MSRs that is read or written only in part is an error: the state would be torn.
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE, KVM_SYNC_X86_VALID_FIELDS, Msrs, kvm_cpuid_entry2,
-    kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_sregs, kvm_vcpu_events,
+    CpuId, KVM_MP_STATE_RUNNABLE, KVM_SYNC_X86_VALID_FIELDS, Msrs, kvm_cpuid_entry2, kvm_debugregs,
+    kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_sregs, kvm_vcpu_events,
 };
 use kvm_ioctls::{Cap, Kvm, SyncReg, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
@@ -50,14 +50,9 @@ impl VcpuIdentity {
     /// # Errors
     /// Names the ioctl that failed.
     pub fn save(vcpu: &VcpuFd) -> Result<Self, ArchError> {
-        let cpuid = vcpu
-            .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
-            .map_err(named("KVM_GET_CPUID2"))?;
+        let cpuid = cpuid::shown(vcpu)?;
         let tsc_khz = vcpu.get_tsc_khz().map_err(named("KVM_GET_TSC_KHZ"))?;
-        Ok(Self {
-            cpuid: cpuid.as_slice().to_vec(),
-            tsc_khz,
-        })
+        Ok(Self { cpuid, tsc_khz })
     }
 
     /// Gives a vCPU this identity, before its state is restored and before it first runs. `template` is what a vCPU that
@@ -67,12 +62,10 @@ impl VcpuIdentity {
     /// If this host's processor lacks a feature, or its TSC has another frequency and KVM cannot scale it.
     pub fn restore(&self, vcpu: &VcpuFd, template: &CpuId) -> Result<(), ArchError> {
         // What KVM made of the template is compared, on both sides: a KVM need not show the guest all of it, or only it.
-        let shown = vcpu
-            .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
-            .map_err(named("KVM_GET_CPUID2"))?;
-        let is_new = shown.as_slice().is_empty();
-        let ours = if is_new { template } else { &shown };
-        let missing = cpuid::missing(ours.as_slice(), &self.cpuid);
+        let shown = cpuid::shown(vcpu)?;
+        let is_new = shown.is_empty();
+        let ours = if is_new { template.as_slice() } else { &shown };
+        let missing = cpuid::missing(ours, &self.cpuid);
         if !missing.is_empty() {
             return Err(ArchError::Unfit(format!(
                 "its processor lacks features that the guest was started with ({}); use hosts with the same processor and kernel",
@@ -80,7 +73,7 @@ impl VcpuIdentity {
             )));
         }
         // A guest that was started with less keeps seeing less.
-        if is_new || !cpuid::missing(&self.cpuid, ours.as_slice()).is_empty() {
+        if is_new || !cpuid::missing(&self.cpuid, ours).is_empty() {
             let cpuid = CpuId::from_entries(&self.cpuid)
                 .map_err(|_| ArchError::Unfit(format!("{} CPUID entries", self.cpuid.len())))?;
             vcpu.set_cpuid2(&cpuid).map_err(named("KVM_SET_CPUID2"))?;

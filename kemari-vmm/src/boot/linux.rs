@@ -7,7 +7,8 @@ use vm_memory::{Address, ByteValued, GuestMemoryBackend, GuestMemoryRegion};
 use super::bzimage::BzImage;
 use super::elf::Elf;
 use super::{BootError, Entry, MmioDevice, low_memory_bytes, tables, write};
-use crate::arch::{acpi, layout};
+use crate::arch::acpi;
+use crate::arch::layout::{self, abi};
 use crate::memory::Memory;
 
 const PAGE_BYTES: u64 = 0x1000;
@@ -18,6 +19,25 @@ const RESERVED: u32 = 2;
 const LOADER_UNDEFINED: u8 = 0xff;
 /// Distance of the 64-bit entry from the load address.
 const ENTRY_64_OFFSET: u64 = 0x200;
+
+/// What a guest finds at the reset vector, in real mode: `mov dx, 0x600; mov al, 6; out dx, al; hlt; jmp` to the hlt.
+///
+/// Linux asks the firmware to reset a hardware-reduced machine: UEFI, and where there is none, the BIOS of a PC, by a
+/// jump to its reset vector; ACPI's reset register comes after it.
+const RESET_CODE: [u8; 9] = {
+    let [port_low, port_high] = abi::RESET_PORT.to_le_bytes();
+    [
+        0xba,
+        port_low,
+        port_high,
+        0xb0,
+        abi::RESET_VALUE,
+        0xee,
+        0xf4,
+        0xeb,
+        0xfd,
+    ]
+};
 
 /// `magic` of `hvm_start_info`: "xEn3" with the high bit of "E" set; `version` 1 has the memory map.
 const START_INFO_MAGIC: u32 = 0x336e_c578;
@@ -36,13 +56,14 @@ pub struct Guest<'a> {
 }
 
 impl Guest<'_> {
-    /// Command line and ACPI tables.
+    /// Command line, ACPI tables, and code at the reset vector.
     fn write_common(&self) -> Result<(), BootError> {
         let mut cmdline = self.cmdline.as_bytes().to_vec();
         cmdline.push(0);
         write(self.memory, layout::CMDLINE, &cmdline, "command line")?;
         let tables = acpi::build(self.devices, self.vcpu_count);
-        write(self.memory, layout::ACPI_TABLES, &tables.bytes, "ACPI tables")
+        write(self.memory, layout::ACPI_TABLES, &tables.bytes, "ACPI tables")?;
+        write(self.memory, layout::RESET_VECTOR, &RESET_CODE, "reset vector")
     }
 
     /// Writes the initrd as high as possible in `start..end`; returns its address.
