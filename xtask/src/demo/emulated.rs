@@ -225,6 +225,10 @@ impl Pair for EmulatedPair<'_> {
     fn cut(&mut self, cut: Cut) -> Result<()> {
         let a = Side::A.number();
         let host = self.place.lab.host(a);
+        if let Some(fault) = self.fault {
+            self.place.lab.cut(a, Network::Replication)?;
+            std::thread::sleep(fault.link_dies_before());
+        }
         match (cut, self.programs[a]) {
             (Cut::Link, _) => {
                 self.link_cut = true;

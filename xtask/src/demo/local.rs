@@ -202,6 +202,10 @@ impl Pair for LocalPair<'_> {
 
     fn cut(&mut self, cut: Cut) -> Result<()> {
         let a = Side::A.number();
+        if let Some(fault) = self.fault {
+            self.place.net.cut(a, Network::Replication)?;
+            std::thread::sleep(fault.link_dies_before());
+        }
         match cut {
             Cut::None => return Ok(()),
             Cut::Link => {

@@ -74,11 +74,18 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// The value of the variable `KEMARI_FAULTS` that makes a program built with the feature `faults` behave so. The
-    /// delay makes it certain that something is on its way when the cut comes.
+    /// The value of the variable `KEMARI_FAULTS` that makes a program built with the feature `faults` behave so.
     pub fn environment(self) -> &'static str {
         match self {
-            Fault::ReleaseBeforeAck => "ReleaseBeforeAck,AckDelayMs=50",
+            Fault::ReleaseBeforeAck => "ReleaseBeforeAck,AckDelayMs=20",
+        }
+    }
+
+    /// With a fault the link between the hosts dies so long before the primary. A right mechanism keeps silent for
+    /// that time; a broken one goes on talking, and what it says is lost. It is shorter than any suspicion.
+    pub fn link_dies_before(self) -> Duration {
+        match self {
+            Fault::ReleaseBeforeAck => Duration::from_millis(500),
         }
     }
 }
