@@ -83,3 +83,11 @@ fn missing_features_are_named() {
     theirs.push(leaf(7, 0, 1 << 5, 0, 0));
     assert_eq!(missing(ours.as_slice(), &theirs).len(), 2);
 }
+
+#[test]
+fn the_supported_vector_state_is_found() {
+    let mut entries = supported();
+    assert_eq!(supported_xcr0(&from_supported(&entries, 1, true)), 0);
+    entries.push(leaf(LEAF_XSAVE, 0xe7, 0x340, 0x988, 1));
+    assert_eq!(supported_xcr0(&from_supported(&entries, 1, true)), 1 << 32 | 0xe7);
+}

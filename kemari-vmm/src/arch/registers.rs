@@ -212,9 +212,9 @@ fn after_reset(sregs: kvm_sregs) -> kvm_sregs {
     }
 }
 
-/// XCR0: x87 only, as after a reset. A bare guest is promised SSE and AVX. For Linux it is at once what Linux will set,
-/// all that the processor supports (`supported`, by CPUID): QEMU's emulated AMD-V does not intercept XSETBV, and a KVM
-/// on it would go on believing in the old value.
+/// XCR0 of every vCPU: x87 only, as after a reset. A bare guest is promised SSE and AVX. For Linux it is at once what
+/// Linux will set on each processor, all that is supported (`supported`, by CPUID): QEMU's emulated AMD-V does not
+/// intercept XSETBV, and a KVM on it would go on believing in the old value and load that.
 pub fn xcr0(entry: Option<&Entry>, supported: u64) -> u64 {
     match entry {
         None => XCR0_X87,

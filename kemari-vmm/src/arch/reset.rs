@@ -100,6 +100,7 @@ pub fn setup_vcpu(
     vcpu.set_mp_state(kvm_mp_state { mp_state })
         .map_err(named("KVM_SET_MP_STATE"))?;
 
+    let xcr0 = registers::xcr0(entry, cpuid::supported_xcr0(template));
     let entry = entry.filter(|_| index == 0);
     vcpu.set_regs(&registers::general(entry))
         .map_err(named("KVM_SET_REGS"))?;
@@ -111,7 +112,7 @@ pub fn setup_vcpu(
         ..Default::default()
     };
     vcpu.set_fpu(&fpu).map_err(named("KVM_SET_FPU"))?;
-    set_xcr0(vcpu, registers::xcr0(entry, cpuid::supported_xcr0(template)))?;
+    set_xcr0(vcpu, xcr0)?;
     let debug = kvm_debugregs {
         dr6: DR6,
         dr7: DR7,

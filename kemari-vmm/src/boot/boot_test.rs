@@ -235,6 +235,11 @@ fn a_bzimage_is_loaded_with_its_initrd_on_top() {
         read::<u64>(&memory, layout::ACPI_TABLES).to_le_bytes(),
         *b"RSD PTR "
     );
+    // A jump to the reset vector of a PC's BIOS resets the machine: mov dx, 0x600; mov al, 6; out dx, al.
+    assert_eq!(
+        read::<[u8; 6]>(&memory, 0xf_fff0),
+        [0xba, 0x00, 0x06, 0xb0, 0x06, 0xee]
+    );
     let mut cmdline = [0; 14];
     memory
         .read_slice(&mut cmdline, GuestAddress(header.cmd_line_ptr.into()))
