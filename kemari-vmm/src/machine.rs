@@ -36,7 +36,7 @@ use crate::disk::{Disk, DiskConfig, DiskError};
 use crate::event::EventChannel;
 use crate::memory::{self, Memory, MemoryError};
 use crate::state::{StateBlob, StateError, StateKind};
-use crate::vcpu::{Bus, Vcpus};
+use crate::vcpu::{Bus, ParkedHook, Vcpus};
 use crate::virtio::block::Block;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::net::Net;
@@ -222,6 +222,7 @@ impl Machine {
         for index in 0..self.spec.vcpus {
             let fd = self.vcpus.fd(usize::from(index));
             arch::setup_vcpu(&fd, &self.cpuid, index, Some(&entry))?;
+            self.vcpus.forget_access(usize::from(index));
         }
         Ok(())
     }
@@ -312,6 +313,11 @@ impl Machine {
         move || pauser.request_pause()
     }
 
+    /// See [`Vcpus::on_parked`].
+    pub fn on_parked(&self, hook: Option<ParkedHook>) {
+        self.vcpus.on_parked(hook);
+    }
+
     /// Lets the vCPUs run.
     pub fn resume(&self) {
         self.vcpus.resume();
@@ -371,6 +377,7 @@ impl Machine {
             let fd = self.vcpus.fd(index);
             identity.restore(&fd, &self.cpuid)?;
             access.vcpus[index].restore(&fd, state, identity.tsc_ticks(elapsed_ns))?;
+            self.vcpus.forget_access(index);
         }
         loading.vm.restore(&self.vm, elapsed_ns)?;
         for (index, access) in access.vcpus.iter().enumerate() {
@@ -456,7 +463,9 @@ impl Frozen<'_> {
             let instance = index as u16;
             let identity = &machine.identities[index];
             states.push(StateBlob::encode(StateKind::VcpuIdentity, instance, VCPU_IDENTITY_VERSION, identity));
-            let state = access.save(&machine.vcpus.fd(index))?;
+            let fd = machine.vcpus.fd(index);
+            let at_access = machine.vcpus.is_at_access(index);
+            let state = if at_access { access.save_after_exit(&fd)? } else { access.save(&fd)? };
             states.push(StateBlob::encode(StateKind::Vcpu, instance, VCPU_STATE_VERSION, state));
         }
         vm.save_into(&machine.vm)?;

@@ -6,7 +6,7 @@
 //! state whole.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::thread::{self, JoinHandle};
 use std::{io, ptr};
 
@@ -41,8 +41,13 @@ struct Rendezvous {
     parked: usize,
 }
 
+/// Called by a vCPU's thread when it has parked.
+pub type ParkedHook = Arc<dyn Fn() + Send + Sync>;
+
 /// Where the vCPU threads of one machine meet to pause.
 pub struct Pauser {
+    count: usize,
+    hook: RwLock<Option<ParkedHook>>,
     state: Mutex<Rendezvous>,
     changed: Condvar,
     /// Whether `wish` is other than to run; read on every way into the guest.
@@ -50,9 +55,9 @@ pub struct Pauser {
 }
 
 impl Pauser {
-    fn new() -> Arc<Self> {
+    fn new(count: usize) -> Arc<Self> {
         let state = Mutex::new(Rendezvous { wish: Wish::Pause, parked: 0 });
-        Arc::new(Self { state, changed: Condvar::new(), stop: AtomicBool::new(true) })
+        Arc::new(Self { count, hook: RwLock::new(None), state, changed: Condvar::new(), stop: AtomicBool::new(true) })
     }
 
     fn lock(&self) -> MutexGuard<'_, Rendezvous> {
@@ -80,7 +85,17 @@ impl Pauser {
     fn park(&self) -> bool {
         let mut state = self.lock();
         state.parked += 1;
-        self.changed.notify_all();
+        if state.parked == self.count {
+            self.changed.notify_all();
+        }
+        drop(state);
+        // The thread would only sleep now: whoever waits for the pause can have his work done here, without waking
+        // another thread.
+        let hook = self.hook.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(hook) = hook {
+            hook();
+        }
+        let mut state = self.lock();
         while state.wish == Wish::Pause {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -88,9 +103,14 @@ impl Pauser {
         state.wish == Wish::Run
     }
 
-    fn wait_parked(&self, count: usize) {
+    fn all_parked(&self) -> bool {
+        let state = self.lock();
+        state.wish == Wish::Pause && state.parked == self.count
+    }
+
+    fn wait_parked(&self) {
         let mut state = self.lock();
-        while state.parked < count && state.wish == Wish::Pause {
+        while state.parked < self.count && state.wish == Wish::Pause {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -100,6 +120,8 @@ struct Vcpu {
     fd: Arc<Mutex<VcpuFd>>,
     /// `immediate_exit` in the vCPU's run page, which lives as long as `fd`.
     immediate_exit: *mut u8,
+    /// Whether the guest last left for a device access, so that the vCPU is not halted.
+    at_access: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -136,10 +158,10 @@ impl Vcpus {
             .into_iter()
             .map(|mut fd| {
                 let immediate_exit = ptr::from_mut(&mut fd.get_kvm_run().immediate_exit);
-                Vcpu { fd: Arc::new(Mutex::new(fd)), immediate_exit, thread: None }
+                Vcpu { fd: Arc::new(Mutex::new(fd)), immediate_exit, at_access: Arc::default(), thread: None }
             })
-            .collect();
-        Self { pauser: Pauser::new(), vcpus }
+            .collect::<Vec<_>>();
+        Self { pauser: Pauser::new(vcpus.len()), vcpus }
     }
 
     /// The meeting point, for those who ask for a pause without waiting for it.
@@ -152,12 +174,13 @@ impl Vcpus {
         register_signal_handler(SIGRTMIN(), leave_guest).map_err(io::Error::from)?;
         for (index, vcpu) in self.vcpus.iter_mut().enumerate() {
             let (fd, pauser, bus) = (vcpu.fd.clone(), self.pauser.clone(), bus.clone());
+            let at_access = vcpu.at_access.clone();
             let name = format!("vcpu{index}");
             vcpu.thread = Some(thread::Builder::new().name(name).spawn(move || {
-                vcpu_loop(&fd, &pauser, &bus);
+                vcpu_loop(&fd, &pauser, &bus, &at_access);
             })?);
         }
-        self.pauser.wait_parked(self.vcpus.len());
+        self.pauser.wait_parked();
         Ok(())
     }
 
@@ -168,9 +191,12 @@ impl Vcpus {
 
     /// Pauses: returns when every vCPU is parked, its state whole.
     pub fn pause(&self) {
+        if self.pauser.all_parked() {
+            return;
+        }
         self.pauser.wish(Wish::Pause);
         self.vcpus.iter().for_each(Vcpu::demand_exit);
-        self.pauser.wait_parked(self.vcpus.len());
+        self.pauser.wait_parked();
     }
 
     /// Lets all vCPUs run.
@@ -181,6 +207,22 @@ impl Vcpus {
     /// Whether all vCPUs are parked.
     pub fn are_parked(&self) -> bool {
         self.pauser.lock().parked == self.vcpus.len()
+    }
+
+    /// Whether a parked vCPU left the guest for a device access: its registers then lie in the run page.
+    pub fn is_at_access(&self, index: usize) -> bool {
+        self.vcpus[index].at_access.load(Ordering::SeqCst)
+    }
+
+    /// The registers of a parked vCPU are written by other means than running it: what lies in its run page is old.
+    pub fn forget_access(&self, index: usize) {
+        self.vcpus[index].at_access.store(false, Ordering::SeqCst);
+    }
+
+    /// What each vCPU's thread calls when it has parked. It counts as parked meanwhile, so the function may pause,
+    /// freeze and resume the machine; it must not wait for a vCPU in another way.
+    pub fn on_parked(&self, hook: Option<ParkedHook>) {
+        *self.pauser.hook.write().unwrap_or_else(PoisonError::into_inner) = hook;
     }
 
     /// One parked vCPU.
@@ -207,13 +249,15 @@ impl Drop for Vcpus {
 
 /// How a run in the guest ended.
 enum Left {
-    /// For a device access, or a signal: there is more to run.
+    /// For a device access: there is more to run.
+    ForAccess,
+    /// For a signal or a halt: there is more to run.
     Again,
     /// The vCPU cannot run any more.
     Dead,
 }
 
-fn vcpu_loop(fd: &Mutex<VcpuFd>, pauser: &Pauser, bus: &Weak<dyn Bus>) {
+fn vcpu_loop(fd: &Mutex<VcpuFd>, pauser: &Pauser, bus: &Weak<dyn Bus>, at_access: &AtomicBool) {
     loop {
         if pauser.stop.load(Ordering::SeqCst) {
             complete_access(&mut fd.lock().unwrap_or_else(PoisonError::into_inner));
@@ -224,7 +268,9 @@ fn vcpu_loop(fd: &Mutex<VcpuFd>, pauser: &Pauser, bus: &Weak<dyn Bus>) {
         }
         let mut fd = fd.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(bus) = bus.upgrade() else { return };
-        if matches!(run_once(&mut fd, &*bus), Left::Dead) {
+        let left = run_once(&mut fd, &*bus);
+        at_access.store(matches!(left, Left::ForAccess), Ordering::SeqCst);
+        if matches!(left, Left::Dead) {
             pauser.request_pause();
         }
     }
@@ -236,7 +282,7 @@ fn run_once(fd: &mut VcpuFd, bus: &dyn Bus) -> Left {
         Ok(VcpuExit::IoIn(port, data)) => bus.port_in(port, data),
         Ok(VcpuExit::MmioWrite(address, data)) => bus.mmio_write(address, data),
         Ok(VcpuExit::MmioRead(address, data)) => bus.mmio_read(address, data),
-        Ok(VcpuExit::Hlt | VcpuExit::Intr) => {}
+        Ok(VcpuExit::Hlt | VcpuExit::Intr) => return Left::Again,
         Ok(VcpuExit::Shutdown) => {
             bus.shut_down();
             return Left::Dead;
@@ -246,13 +292,16 @@ fn run_once(fd: &mut VcpuFd, bus: &dyn Bus) -> Left {
             bus.failed(why);
             return Left::Dead;
         }
-        Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => fd.set_kvm_immediate_exit(0),
+        Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+            fd.set_kvm_immediate_exit(0);
+            return Left::Again;
+        }
         Err(error) => {
             bus.failed(format!("KVM_RUN failed: {error}"));
             return Left::Dead;
         }
     }
-    Left::Again
+    Left::ForAccess
 }
 
 /// Lets KVM finish the device access that the guest left for.

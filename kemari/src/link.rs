@@ -107,6 +107,8 @@ pub struct Connection {
     /// What waits to be sent, and how much of its front is sent already.
     outgoing: VecDeque<Vec<u8>>,
     front_sent: usize,
+    /// See [`Connection::take_spare`].
+    spare: Vec<u8>,
     /// Received bytes that are not yet whole frames: `incoming[start..end]`.
     incoming: Vec<u8>,
     start: usize,
@@ -119,7 +121,7 @@ impl Connection {
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
         let incoming = vec![0; READ_BYTES];
-        Ok(Self { stream, outgoing: VecDeque::new(), front_sent: 0, incoming, start: 0, end: 0 })
+        Ok(Self { stream, outgoing: VecDeque::new(), front_sent: 0, spare: Vec::new(), incoming, start: 0, end: 0 })
     }
 
     /// Where the other end is.
@@ -149,6 +151,12 @@ impl Connection {
     pub fn send_all(&mut self, buffers: impl IntoIterator<Item = Vec<u8>>) -> Result<(), LinkError> {
         self.outgoing.extend(buffers.into_iter().filter(|buffer| !buffer.is_empty()));
         self.flush()
+    }
+
+    /// The largest buffer that was sent and is not needed any more, to be filled again: fresh memory would cost a page
+    /// fault for each of its pages.
+    pub fn take_spare(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.spare)
     }
 
     /// Bytes that wait until the socket takes them.
@@ -187,7 +195,11 @@ impl Connection {
             }
             count -= rest;
             self.front_sent = 0;
-            self.outgoing.pop_front();
+            if let Some(sent) = self.outgoing.pop_front()
+                && sent.capacity() > self.spare.capacity()
+            {
+                self.spare = sent;
+            }
         }
     }
 

@@ -5,7 +5,7 @@
 //! level 3, because that is what runs at native speed on every KVM, those that emulate ring 0 included.
 //!
 //! At entry:
-//! * `CS` = 0x33, `SS` = 0x2b, `RFLAGS` = 0x202 (interrupts on), `RIP` = the ELF entry, `RDI` = [`BOOT_INFO`],
+//! * `CS` = 0x33, `SS` = 0x2b, `RFLAGS` = 0x3202 (interrupts on, I/O privilege for ring 3), `RIP` = the ELF entry, `RDI` = [`BOOT_INFO`],
 //!   all other general registers 0. There is no stack yet: the guest brings its own.
 //! * `CR0` = 0x80050033, `CR4` = PAE | PGE | OSFXSR | OSXMMEXCPT | FSGSBASE | OSXSAVE, `EFER` = 0x501, `XCR0` = 7.
 //! * The first 4 GiB are mapped one to one by 2 MiB pages with the user, writable, accessed and dirty bits set.

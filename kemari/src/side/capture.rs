@@ -14,7 +14,9 @@ pub struct Capture {
     pub epoch: u64,
     /// Its dirty pages, owed to the secondary until the ack.
     pub pages: Vec<u64>,
-    /// Its pages and states as frames. Empty once handed to the link.
+    /// The states of all components.
+    pub states: Vec<StateBlob>,
+    /// Its pages, and those of its states that have changed, as frames. Empty once handed to the link.
     pub frames: Vec<u8>,
     /// Counts the frames.
     tally: SyncTally,
@@ -30,8 +32,16 @@ pub struct Failed {
 
 impl Capture {
     /// Pauses the machine, holds its output from here on if `hold`, and takes state, output and dirty pages; `owed` are
-    /// pages that are dirty already. The machine stays paused.
-    pub fn take(machine: &Machine, epoch: u64, hold: bool, owed: Vec<u64>) -> Result<Self, Failed> {
+    /// pages that are dirty already, `acked` the states that the secondary has for certain. The frames are built in
+    /// `buffer`. The machine stays paused.
+    pub fn take(
+        machine: &Machine,
+        epoch: u64,
+        hold: bool,
+        owed: Vec<u64>,
+        acked: &[StateBlob],
+        buffer: Vec<u8>,
+    ) -> Result<Self, Failed> {
         machine.pause();
         let frozen = machine.freeze();
         if hold {
@@ -54,18 +64,20 @@ impl Capture {
         let mut capture = Self {
             epoch,
             pages,
-            frames: Vec::new(),
+            states,
+            frames: buffer,
             tally: SyncTally::default(),
             stop: machine.power_off_wanted(),
         };
-        match capture.encode(machine, &states) {
+        match capture.encode(machine, acked) {
             Ok(()) => Ok(capture),
             Err(error) => Err(Failed { pages: capture.pages, error }),
         }
     }
 
-    fn encode(&mut self, machine: &Machine, states: &[StateBlob]) -> anyhow::Result<()> {
+    fn encode(&mut self, machine: &Machine, acked: &[StateBlob]) -> anyhow::Result<()> {
         let memory = machine.memory();
+        self.frames.clear();
         self.frames.reserve(self.pages.len() * (memory::PAGE_BYTES + 16) + (64 << 10));
         for chunk in self.pages.chunks(PAGES_PER_FRAME_MAX) {
             let mut batch = PageBatchWriter::new(false, &mut self.frames);
@@ -82,7 +94,7 @@ impl Capture {
             read?;
             self.tally.add_pages(&header, count);
         }
-        for blob in states {
+        for blob in self.states.iter().filter(|blob| !acked.contains(blob)) {
             let frame = StateFrame {
                 kind: blob.kind as u16,
                 instance: blob.instance,

@@ -215,7 +215,7 @@ impl Life {
         let arbiter = ArbiterThread::start(Box::new(arbiter), move |ask, answer| {
             answers.post(primary::Input::Arbiter(ask, answer));
         })?;
-        Ok(PrimarySide::new(primary::Setup {
+        PrimarySide::new(primary::Setup {
             config: self.config.clone(),
             host: self.host.clone(),
             mechanism: PrimaryConfig {
@@ -240,7 +240,7 @@ impl Life {
             board: self.board.clone(),
             clock: self.clock,
             trace: Trace::create(self.config.host(&self.host).state_dir())?,
-        }))
+        })
     }
 
     /// Waits for primaries, until one dies.

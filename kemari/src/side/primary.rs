@@ -1,15 +1,21 @@
-//! The loop of a primary: it executes the VM, and carries out what `kemari_sync::Primary` decides.
+//! A primary: it executes the VM, and carries out what `kemari_sync::Primary` decides.
+//!
+//! Its work is done by whoever holds its lock: mostly the loop's thread, which waits for sockets, mailbox and deadlines;
+//! but a sync that a vCPU's notification asks for is done by that vCPU's own thread, from the capture to the release
+//! (`inline`), because waking another thread costs more than the work.
 
 mod actions;
 mod connect;
+mod inline;
 mod orders;
 mod status;
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kemari_sync::{Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Reign, SessionId};
 use kemari_vmm::machine::{Machine, MachineEvent};
+use kemari_vmm::state::StateBlob;
 
 use super::arbiter_thread::{ArbiterThread, AskId};
 use super::board::{Board, Order};
@@ -19,7 +25,7 @@ use super::copy::Copy;
 use super::mailbox::Mailbox;
 use super::sync_tap::{Attached, SyncTap};
 use super::trace::{Step, Trace};
-use super::wait::wait;
+use super::wait::Waiter;
 use crate::config::Config;
 use crate::control::Counters;
 use crate::link::{Connection, LinkError};
@@ -31,8 +37,10 @@ const WAIT_MS_MAX: u64 = 1000;
 
 /// What other threads tell the loop.
 pub enum Input {
-    /// Output is held; whether it should leave at once.
-    OutputHeld { urgent: bool },
+    /// Console output is held: it should leave before long.
+    ConsoleHeld,
+    /// There is something to do that another thread has found.
+    Wake,
     /// Something happened to the machine.
     Machine(MachineEvent),
     /// The arbiter's answer.
@@ -85,6 +93,7 @@ pub struct PrimarySide {
     board: Arc<Board>,
     clock: Clock,
     trace: Trace,
+    waiter: Waiter,
     tap: Arc<SyncTap>,
     /// The synchronising tap is attached while output is held.
     attached: Option<Attached>,
@@ -96,6 +105,8 @@ pub struct PrimarySide {
     actions: Vec<PrimaryAction>,
     copy: Copy,
     capture: Option<Capture>,
+    /// The states of the last acked sync: the secondary has them, so only what differs from them is sent.
+    acked_states: Vec<StateBlob>,
     /// Whether the core wants the guest paused. The tap may pause it earlier.
     paused: bool,
     /// When held console output is to be synchronised, in milliseconds.
@@ -111,17 +122,16 @@ pub struct PrimarySide {
 
 impl PrimarySide {
     /// A primary whose machine is paused and ready to run.
-    pub fn new(setup: Setup) -> Self {
+    pub fn new(setup: Setup) -> anyhow::Result<Self> {
         let Setup { config, host, mechanism, reign, machine, mailbox, arbiter, board, clock, trace } = setup;
-        let lockstep = mechanism.mode == kemari_sync::Mode::Lockstep;
-        let pause: Option<Box<dyn Fn() + Send + Sync>> =
-            if lockstep { Some(Box::new(machine.pause_requester())) } else { None };
         let sink = mailbox.clone();
-        let tap = SyncTap::new(pause, move |urgent| sink.post(Input::OutputHeld { urgent }));
+        let tap = SyncTap::new(machine.pause_requester(), move || sink.post(Input::ConsoleHeld));
+        let waiter = Waiter::new()?;
+        waiter.add(mailbox.fd())?;
         let sink = mailbox.clone();
         board.take_orders(move |order| sink.post(Input::Order(order)));
         board.show_machine(Some(machine.clone()));
-        Self {
+        Ok(Self {
             core: Primary::new(mechanism, reign, clock.now_ms()),
             connector: Connector::new(&config, &host),
             config,
@@ -131,6 +141,7 @@ impl PrimarySide {
             board,
             clock,
             trace,
+            waiter,
             tap,
             attached: None,
             session: None,
@@ -139,6 +150,7 @@ impl PrimarySide {
             actions: Vec::new(),
             copy: Copy::default(),
             capture: None,
+            acked_states: Vec::new(),
             paused: false,
             console_due_ms: None,
             reset_wanted: false,
@@ -147,7 +159,7 @@ impl PrimarySide {
             paused_at_us: 0,
             shown_ms: 0,
             end: None,
-        }
+        })
     }
 
     /// Counts a takeover by which this primary began.
@@ -156,32 +168,51 @@ impl PrimarySide {
     }
 
     /// Runs the VM until it is stopped, or goes on elsewhere.
-    pub fn run(mut self) -> End {
-        self.trace.note(Step::Running, 0);
-        self.machine.resume();
-        loop {
-            for input in self.mailbox.take() {
-                self.on_input(input);
+    pub fn run(self) -> End {
+        let (machine, waiter, board) = (self.machine.clone(), self.waiter.clone(), self.board.clone());
+        let side = Arc::new(Mutex::new(self));
+        let driven = Arc::downgrade(&side);
+        machine.on_parked(Some(Arc::new(move || {
+            if let Some(side) = driven.upgrade() {
+                lock(&side).drive_parked();
             }
-            self.receive();
-            self.pump_copy();
-            self.check_time();
-            self.settle();
-            if let Some(end) = self.end.take() {
-                self.show();
-                self.board.show_machine(None);
+        })));
+        lock(&side).trace.note(Step::Running, 0);
+        machine.resume();
+        loop {
+            let mut turn = lock(&side);
+            turn.turn();
+            if let Some(end) = turn.end.take() {
+                machine.on_parked(None);
+                board.show_machine(None);
                 return end;
             }
-            self.show_now_and_then();
-            self.connector.poll(&self.core, self.clock.now_ms(), self.session.is_some(), &self.mailbox);
-            let connections = self.session.iter().flat_map(|session| [&session.main, &session.heartbeat]);
-            wait(&[self.mailbox.fd()], connections, self.timeout_ms());
+            let timeout_ms = turn.timeout_ms();
+            drop(turn);
+            waiter.wait(timeout_ms);
         }
+    }
+
+    fn turn(&mut self) {
+        for input in self.mailbox.take() {
+            self.on_input(input);
+        }
+        self.receive();
+        self.pump_copy();
+        self.check_time();
+        self.settle();
+        if self.end.is_some() {
+            return self.show();
+        }
+        self.show_now_and_then();
+        self.connector.poll(&self.core, self.clock.now_ms(), self.session.is_some(), &self.mailbox);
+        self.watch_session(true);
     }
 
     fn on_input(&mut self, input: Input) {
         match input {
-            Input::OutputHeld { urgent } => self.on_output_held(urgent),
+            Input::ConsoleHeld => self.on_console_held(),
+            Input::Wake => {}
             Input::Machine(MachineEvent::PowerOff) => self.events.push_back(PrimaryEvent::PoweredOff),
             Input::Machine(MachineEvent::Reset) => self.reset_wanted = true,
             Input::Machine(MachineEvent::Failed(reason)) => {
@@ -195,17 +226,19 @@ impl PrimarySide {
         }
     }
 
-    /// The tap says that output is held. It may have gone out with a sync meanwhile.
-    fn on_output_held(&mut self, urgent: bool) {
-        self.tap.looked();
-        if !self.machine.output_held() {
-            self.run_unless_paused();
-        } else if urgent {
+    /// Output is held. It may have gone out with a sync meanwhile.
+    fn on_output_held(&mut self) {
+        if self.machine.output_held() {
             self.events.push_back(PrimaryEvent::OutputPending);
         } else {
-            let delay_ms = u64::from(self.config.protection.console_delay_ms);
-            self.console_due_ms.get_or_insert(self.clock.now_ms() + delay_ms);
+            self.run_unless_paused();
         }
+    }
+
+    /// Console output is gathered for a while before it asks for a sync.
+    fn on_console_held(&mut self) {
+        let delay_ms = u64::from(self.config.protection.console_delay_ms);
+        self.console_due_ms.get_or_insert(self.clock.now_ms() + delay_ms);
     }
 
     /// Undoes a pause of the tap that turned out to be for nothing.
@@ -246,22 +279,29 @@ impl PrimarySide {
 
     /// Reads what the secondary has sent.
     fn receive(&mut self) {
-        let Some(Session { id, main, heartbeat, .. }) = &mut self.session else { return };
-        let mut failed = None;
-        for connection in [main, heartbeat] {
-            let result = connection.flush().and_then(|()| {
-                // Nothing ends this early: all that is there is read.
-                connection.receive(|header, body| {
-                    header.check(body)?;
-                    let message = kemari_sync::wire::decode(header.kind, body)?;
-                    self.heard_ms = Some(self.clock.now_ms());
-                    self.events.push_back(PrimaryEvent::Message { session: *id, message });
-                    Ok(None::<()>)
-                })
-            });
-            failed = failed.or(result.err());
-        }
-        if let Some(error) = failed {
+        self.receive_from(|session| &mut session.main);
+        self.receive_from(|session| &mut session.heartbeat);
+    }
+
+    fn receive_main(&mut self) {
+        self.receive_from(|session| &mut session.main);
+    }
+
+    fn receive_from(&mut self, connection: impl Fn(&mut Session) -> &mut Connection) {
+        let Some(session) = &mut self.session else { return };
+        let id = session.id;
+        let connection = connection(session);
+        let result = connection.flush().and_then(|()| {
+            // Nothing ends this early: all that is there is read.
+            connection.receive(|header, body| {
+                header.check(body)?;
+                let message = kemari_sync::wire::decode(header.kind, body)?;
+                self.heard_ms = Some(self.clock.now_ms());
+                self.events.push_back(PrimaryEvent::Message { session: id, message });
+                Ok(None::<()>)
+            })
+        });
+        if let Err(error) = result {
             self.lose_session(&error);
         }
     }
@@ -278,9 +318,8 @@ impl PrimarySide {
         let now_ms = self.clock.now_ms();
         if self.console_due_ms.is_some_and(|due_ms| due_ms <= now_ms) {
             self.console_due_ms = None;
-            if self.machine.output_held() {
-                self.events.push_back(PrimaryEvent::OutputPending);
-            }
+            self.tap.looked();
+            self.on_output_held();
         }
         if self.core.next_deadline().is_some_and(|due_ms| due_ms <= now_ms) {
             self.events.push_back(PrimaryEvent::Tick);
@@ -292,4 +331,8 @@ impl PrimarySide {
         let due_ms = [self.core.next_deadline(), self.console_due_ms, self.connector.due_ms()];
         due_ms.into_iter().flatten().min().map_or(WAIT_MS_MAX, |due_ms| due_ms.saturating_sub(now_ms).min(WAIT_MS_MAX))
     }
+}
+
+fn lock(side: &Mutex<PrimarySide>) -> MutexGuard<'_, PrimarySide> {
+    side.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -15,6 +15,7 @@ use kemari_sync::{
     Staging,
 };
 use kemari_vmm::machine::MachineSpec;
+use kemari_vmm::state::StateBlob;
 
 use super::arbiter_thread::{ArbiterThread, AskId};
 use super::board::{Board, Order};
@@ -30,6 +31,9 @@ pub use standby::Standby;
 
 /// Longest wait of the loop, in milliseconds, whatever the deadlines.
 const WAIT_MS_MAX: u64 = 1000;
+/// After something has come on a main connection the loop polls it for so long before it sleeps: in a train of syncs the
+/// wake-ups would cost more than the work.
+const POLL_US_MAX: u64 = 300;
 /// Most sessions at a time: one that lives, one that replaces it, and one too many to be told so.
 const SESSIONS_MAX: usize = 3;
 
@@ -96,6 +100,8 @@ pub struct SecondarySide {
     events: VecDeque<SecondaryEvent>,
     actions: Vec<SecondaryAction>,
     staging: Staging,
+    /// All states as they will be after the sync that was checked.
+    checked_states: Vec<StateBlob>,
     /// The session and sync whose frames are staged.
     staged: Option<(SessionId, u64)>,
     standby: Option<Box<Standby>>,
@@ -103,6 +109,8 @@ pub struct SecondarySide {
     copying: Option<SessionId>,
     counters: Counters,
     heard_us: Option<u64>,
+    /// Until when the main connections are polled, in microseconds.
+    poll_until_us: u64,
     /// What the primary was last seen doing.
     step: &'static str,
     shown_ms: u64,
@@ -134,11 +142,13 @@ impl SecondarySide {
             events: VecDeque::new(),
             actions: Vec::new(),
             staging,
+            checked_states: Vec::new(),
             staged: None,
             standby: None,
             copying: None,
             counters: Counters::default(),
             heard_us: None,
+            poll_until_us: 0,
             step: "running",
             shown_ms: 0,
             end: None,
@@ -154,6 +164,7 @@ impl SecondarySide {
             self.settle();
             self.accept();
             self.receive();
+            self.poll_main();
             let now_ms = self.clock.now_ms();
             if self.core.next_deadline().is_some_and(|due_ms| due_ms <= now_ms) {
                 self.events.push_back(SecondaryEvent::Tick);

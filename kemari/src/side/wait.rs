@@ -1,8 +1,10 @@
 //! Waiting for sockets, a mailbox and a deadline.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use anyhow::Context;
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 
 use crate::link::Connection;
 
@@ -21,4 +23,39 @@ pub fn wait<'a>(
     let timeout = Timespec { tv_sec: (timeout_ms / 1000) as i64, tv_nsec: (timeout_ms % 1000 * 1_000_000) as i64 };
     // An interrupted wait only means another turn of the loop.
     let _ = poll(&mut fds, Some(&timeout));
+}
+
+/// A set of sockets that one thread waits for while another may use, add or close them.
+#[derive(Clone)]
+pub struct Waiter(Arc<OwnedFd>);
+
+impl Waiter {
+    /// Waits for nothing yet.
+    pub fn new() -> anyhow::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("cannot create an epoll instance")?;
+        Ok(Self(Arc::new(epoll)))
+    }
+
+    /// Waits for this one to be readable, too. It leaves the set when it is closed.
+    pub fn add(&self, fd: impl AsFd) -> anyhow::Result<()> {
+        epoll::add(&*self.0, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)
+            .context("cannot wait for a socket")
+    }
+
+    /// Changes what is waited for: to be readable, to take what is to be written, or nothing for now.
+    pub fn set(&self, fd: impl AsFd, readable: bool, writable: bool) {
+        let mut flags = epoll::EventFlags::empty();
+        flags.set(epoll::EventFlags::IN, readable);
+        flags.set(epoll::EventFlags::OUT, writable);
+        // It fails only for a socket that was not added: there is nothing to wait for then.
+        let _ = epoll::modify(&*self.0, fd, epoll::EventData::new_u64(0), flags);
+    }
+
+    /// Waits until something of the set is ready, or the time is over.
+    pub fn wait(&self, timeout_ms: u64) {
+        let timeout = Timespec { tv_sec: (timeout_ms / 1000) as i64, tv_nsec: (timeout_ms % 1000 * 1_000_000) as i64 };
+        let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 4];
+        // An interrupted wait only means another turn of the loop.
+        let _ = epoll::wait(&*self.0, &mut events, Some(&timeout));
+    }
 }

@@ -81,6 +81,10 @@ impl PrimarySide {
 
     fn begin_round(&mut self, session: SessionId, first: bool) {
         self.trace.note(Step::Copying, 0);
+        if first {
+            // A new standby VM: it has no states yet.
+            self.acked_states.clear();
+        }
         if let Err(error) = self.copy.begin(&self.machine, first) {
             self.fail_host(format!("the first copy cannot be made: {error:#}"));
         } else if self.session.as_ref().is_none_or(|current| current.id != session) {
@@ -123,6 +127,7 @@ impl PrimarySide {
         self.paused = true;
         self.paused_at_us = self.clock.now_us();
         self.console_due_ms = None;
+        self.tap.set_in_flight(true);
         self.tap.looked();
         if hold && self.attached.is_none() {
             match Attached::to(self.machine.channels(), &self.tap) {
@@ -135,7 +140,8 @@ impl PrimarySide {
             }
         }
         let owed = self.copy.take_dirty();
-        match Capture::take(&self.machine, epoch, hold, owed) {
+        let buffer = self.session.as_mut().map(|session| session.main.take_spare()).unwrap_or_default();
+        match Capture::take(&self.machine, epoch, hold, owed, &self.acked_states, buffer) {
             Ok(capture) => {
                 self.counters.pages += capture.pages.len() as u64;
                 self.events.push_back(PrimaryEvent::Captured {
@@ -154,6 +160,7 @@ impl PrimarySide {
     }
 
     fn give_back(&mut self, epoch: Epoch) {
+        self.tap.set_in_flight(false);
         self.counters.syncs_failed += 1;
         if let Some(capture) = self.capture.take_if(|capture| capture.epoch == epoch) {
             self.machine.give_back(epoch, &capture.pages);
@@ -163,7 +170,10 @@ impl PrimarySide {
 
     fn release(&mut self, epoch: Epoch) {
         self.trace.note(Step::Releasing, epoch);
-        self.capture.take_if(|capture| capture.epoch == epoch);
+        self.tap.set_in_flight(false);
+        if let Some(capture) = self.capture.take_if(|capture| capture.epoch == epoch) {
+            self.acked_states = capture.states;
+        }
         self.machine.release(epoch);
         self.counters.syncs += 1;
         self.counters.last_sync_us = self.clock.now_us().saturating_sub(self.paused_at_us);
@@ -174,7 +184,7 @@ impl PrimarySide {
     /// Output that came after the capture waits for the next sync.
     fn ask_again_for_held(&mut self) {
         if self.machine.output_held() {
-            self.on_output_held(true);
+            self.events.push_back(PrimaryEvent::OutputPending);
         }
     }
 
@@ -188,6 +198,7 @@ impl PrimarySide {
     fn open_gate(&mut self) {
         self.attached = None;
         self.capture = None;
+        self.tap.set_in_flight(false);
         self.copy.take_dirty();
         self.machine.open_gate();
         if let Err(error) = self.machine.dirty().stop() {

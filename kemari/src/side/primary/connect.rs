@@ -74,6 +74,9 @@ impl PrimarySide {
                 let id = self.next_session;
                 self.next_session += 1;
                 tracing::info!("connected to the secondary on {host}");
+                if let Err(error) = self.waiter.add(main.fd()).and_then(|()| self.waiter.add(heartbeat.fd())) {
+                    return tracing::error!("the link cannot be used: {error:#}");
+                }
                 self.session = Some(Session { id, host, main, heartbeat });
                 self.events.push_back(PrimaryEvent::PeerConnected { session: id });
             }

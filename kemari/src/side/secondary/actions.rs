@@ -92,29 +92,35 @@ impl SecondarySide {
         let epoch = commit.epoch;
         let result = self.staging.check(commit).map_err(|error| error.to_string()).and_then(|()| {
             let standby = self.standby.as_ref().ok_or("there is no standby VM")?;
-            let states = self.staged_states()?;
-            standby.machine.check_state(&states).map_err(|error| capture::explain(&error))
+            let states = self.staged_states(standby)?;
+            standby.machine.check_state(&states).map_err(|error| capture::explain(&error))?;
+            self.checked_states = states;
+            Ok(())
         });
         self.staged = None;
         self.events.push_back(SecondaryEvent::Checked { epoch, result });
     }
 
-    fn staged_states(&self) -> Result<Vec<StateBlob>, String> {
-        self.staging
-            .states()
-            .map(|frame| {
-                let kind = StateKind::from_wire(frame.kind)
-                    .ok_or_else(|| format!("state of an unknown kind {}", frame.kind))?;
-                let bytes = frame.bytes.to_vec();
-                Ok(StateBlob { kind, instance: frame.instance, version: frame.version, bytes })
-            })
-            .collect()
+    /// The states after the staged sync: those of the last commit, with those that came put in their place.
+    fn staged_states(&self, standby: &Standby) -> Result<Vec<StateBlob>, String> {
+        let mut states = standby.states.clone();
+        for frame in self.staging.states() {
+            let kind = StateKind::from_wire(frame.kind)
+                .ok_or_else(|| format!("state of an unknown kind {}", frame.kind))?;
+            let (instance, version, bytes) = (frame.instance, frame.version, frame.bytes.to_vec());
+            let blob = StateBlob { kind, instance, version, bytes };
+            match states.iter_mut().find(|state| (state.kind, state.instance) == (kind, instance)) {
+                Some(state) => *state = blob,
+                None => states.push(blob),
+            }
+        }
+        Ok(states)
     }
 
     /// The staged sync becomes the committed state. The first copy ends with the first sync.
     fn apply(&mut self, epoch: u64) {
         self.copying = None;
-        let states = self.staged_states().expect("the states were checked");
+        let states = std::mem::take(&mut self.checked_states);
         if let Some(standby) = &mut self.standby {
             let mut pages = 0;
             for page in self.staging.pages() {

@@ -1,9 +1,11 @@
 //! Frames from the primary: control messages to the core, pages of the first copy into memory, syncs into staging.
 
-use kemari_sync::SecondaryEvent;
-use kemari_sync::wire::{FrameHeader, FrameKind, Message, PageBatch, decode};
+use std::thread::yield_now;
 
-use super::SecondarySide;
+use kemari_sync::wire::{Channel, FrameHeader, FrameKind, Message, PageBatch, decode};
+use kemari_sync::{SecondaryEvent, SessionId};
+
+use super::{POLL_US_MAX, SecondarySide};
 use crate::link::LinkError;
 
 impl SecondarySide {
@@ -16,10 +18,7 @@ impl SecondarySide {
                 while let Some(place) = self.sessions.iter().position(|session| session.id == id) {
                     match self.receive_from(place, heartbeat) {
                         Ok(Some(message)) => {
-                            self.heard_us = Some(self.clock.now_us());
-                            self.note_step(&message);
-                            self.events.push_back(SecondaryEvent::Message { session: id, message });
-                            self.settle();
+                            self.note_message(id, message);
                         }
                         Ok(None) => break,
                         Err(error) => {
@@ -36,6 +35,35 @@ impl SecondarySide {
                 index += 1;
             }
         }
+    }
+
+    /// Polls the main connections as long as a train of syncs lasts.
+    pub(super) fn poll_main(&mut self) {
+        while self.end.is_none() && self.clock.now_us() < self.poll_until_us {
+            for place in 0..self.sessions.len() {
+                match self.receive_from(place, false) {
+                    Ok(Some(message)) => {
+                        self.note_message(self.sessions[place].id, message);
+                        // The sessions may be others now.
+                        break;
+                    }
+                    Ok(None) => {}
+                    // The next look finds it again, and tells the core.
+                    Err(_) => return self.poll_until_us = 0,
+                }
+            }
+            yield_now();
+        }
+    }
+
+    fn note_message(&mut self, session: SessionId, message: Message) {
+        self.heard_us = Some(self.clock.now_us());
+        if message.channel() == Channel::Main {
+            self.poll_until_us = self.clock.now_us() + POLL_US_MAX;
+        }
+        self.note_step(&message);
+        self.events.push_back(SecondaryEvent::Message { session, message });
+        self.settle();
     }
 
     /// Takes frames up to the next control message of one connection.
