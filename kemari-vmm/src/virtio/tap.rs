@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Weak};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -17,6 +18,11 @@ pub const VNET_HEADER_BYTES: usize = 12;
 
 /// Longest packet with its virtio-net header: a 64 KiB segment to be cut up by the TAP, and an Ethernet header.
 pub const PACKET_BYTES_MAX: usize = VNET_HEADER_BYTES + 14 + 65_535;
+
+/// Longest time that an opened TAP may take until it runs.
+const RUNNING_WAIT_MAX: Duration = Duration::from_millis(50);
+/// How often that is looked at.
+const RUNNING_LOOK_INTERVAL: Duration = Duration::from_micros(200);
 
 /// A TAP that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +95,7 @@ impl Tap {
         check(unsafe { libc::ioctl(fd, TUNSETVNETHDRSZ, &raw const header_bytes) })
             .map_err(refused("set the header size of"))?;
         let stop = EventFd::new(EFD_NONBLOCK).map_err(refused("watch"))?;
+        wait_until_running(&request);
         Ok(Self { file: Arc::new(file), stop })
     }
 
@@ -138,6 +145,24 @@ impl Drop for Tap {
     fn drop(&mut self) {
         // The counter cannot overflow: it is written once.
         let _ = self.stop.write(1);
+    }
+}
+
+/// The carrier that an open TAP gets is noticed a moment later by the bridge that it belongs to; what is sent before is
+/// lost. A TAP that was not set up by its owner never runs: that is not waited for.
+fn wait_until_running(request: &libc::ifreq) {
+    let Ok(socket) = std::net::UdpSocket::bind("127.0.0.1:0") else { return };
+    let mut request = *request;
+    let deadline = Instant::now() + RUNNING_WAIT_MAX;
+    while Instant::now() < deadline {
+        // SAFETY: the kernel reads the name from and writes the flags to one ifreq at the pointer.
+        let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) };
+        // SAFETY: after that call the union holds the flags.
+        let flags = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags });
+        if result < 0 || flags & libc::IFF_UP == 0 || flags & libc::IFF_RUNNING != 0 {
+            return;
+        }
+        thread::sleep(RUNNING_LOOK_INTERVAL);
     }
 }
 
