@@ -64,6 +64,8 @@ pub(crate) struct Contest {
     step: Step,
     asker: Asker,
     rival: Option<Rival>,
+    /// Until then, in milliseconds, the other is let win: the record is only read.
+    yields_until_ms: u64,
 }
 
 impl Contest {
@@ -85,7 +87,21 @@ impl Contest {
             step,
             asker,
             rival: None,
+            yields_until_ms: 0,
         }
+    }
+
+    /// Lets the other win until `until_ms`: a planned change.
+    pub(crate) fn yielding(self, until_ms: u64) -> Self {
+        Self {
+            yields_until_ms: until_ms,
+            ..self
+        }
+    }
+
+    /// The other will not come: asks as soon as it may.
+    pub(crate) fn wait_no_longer(&mut self) {
+        self.yields_until_ms = 0;
     }
 
     /// Whether it may be dropped as if it had never begun: nothing was asked, and nobody has won.
@@ -112,6 +128,9 @@ impl Contest {
         match (&self.step, rival) {
             (Step::Alarmed(reason), _) => format!("the arbiter cannot be trusted: {reason}"),
             (Step::Reading, Some(owner)) => format!("{owner} has won the VM and does not act yet{trouble}"),
+            (Step::Reading, None) if self.yields_until_ms > 0 => {
+                format!("waiting for the other to go on{trouble}")
+            }
             (Step::Reading, None) => format!("reading the arbiter's record{trouble}"),
             (Step::Asking, _) => format!("asking the arbiter for the VM{trouble}"),
             (Step::Won(record), _) => format!("term {} is won, getting ready to act", record.term),
@@ -190,6 +209,10 @@ impl Contest {
             return self.ask_from(record);
         }
         if record.term == self.term && record.phase == Phase::Acting && self.are_members(&record) {
+            if now_ms < self.yields_until_ms {
+                self.asker = Asker::read(now_ms + timing.ask_retry_ms);
+                return Ruling::Open;
+            }
             return self.ask_from(record);
         }
         if record.term > self.term

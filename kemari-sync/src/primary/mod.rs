@@ -1,11 +1,13 @@
 //! The primary: it executes the VM, and lets output leave only with consent.
 //!
 //! The way of a sync is in `sync`, the way from alone to a pair in `session` (handshake, first copy) and `pairing`
-//! (first sync, record), the way back to alone, or to the end, in `parting`.
+//! (first sync, record), the way back to alone, or to the end, in `parting`, the planned change of roles in
+//! `switchover`.
 
 mod pairing;
 mod parting;
 mod session;
+mod switchover;
 mod sync;
 mod types;
 
@@ -23,6 +25,7 @@ use parting::{Parting, Stop};
 use session::{Session, Stage};
 use sync::Sync;
 
+use switchover::Switchover;
 type Actions = Vec<PrimaryAction>;
 
 /// Where the right to release comes from.
@@ -68,6 +71,7 @@ pub struct Primary {
     shown: (Protection, u64),
 }
 
+    switchover: Option<Switchover>,
 impl Primary {
     /// Begins alone, gate open, under a record that was won before.
     pub fn new(config: PrimaryConfig, reign: Reign, now_ms: u64) -> Self {
@@ -92,6 +96,7 @@ impl Primary {
             shown: (Protection::Unprotected, now_ms),
             config,
         }
+            switchover: None,
     }
 
     /// Takes one event at a time of a monotonic clock in milliseconds; appends what is to be done.
@@ -117,6 +122,7 @@ impl Primary {
             PrimaryEvent::PeerClosed { session, reason } => self.on_closed(session, &reason, actions),
             PrimaryEvent::Message { session, message } => self.on_message(session, message, actions),
             PrimaryEvent::OutputPending => self.output_pending = true,
+        self.check_switchover(actions);
             PrimaryEvent::DirtyLimit => self.on_dirty_limit(actions),
             PrimaryEvent::CopyRoundSent { session, dirty_pages } => {
                 self.on_copy_round(session, dirty_pages, actions);
@@ -142,6 +148,7 @@ impl Primary {
 
     /// Whether a connection to the secondary should be made, if there is none.
     pub fn wants_peer(&self) -> bool {
+            PrimaryEvent::OperatorSwitchover => self.on_switchover(actions),
         let may_join = match self.standing {
             Standing::Alone => self.protection_wanted && self.stop.is_none(),
             Standing::Paired => self.parting.as_ref().is_none_or(Parting::can_cancel),
@@ -225,7 +232,7 @@ impl Primary {
     }
 
     fn resume(&mut self, actions: &mut Actions) {
-        if self.paused && self.stop.is_none() {
+        if self.paused && self.stop.is_none() && !self.is_switching_over() {
             self.paused = false;
             actions.push(PrimaryAction::Resume);
         }

@@ -130,7 +130,7 @@ impl Primary {
         self.parting = Some(Parting { contest, cause });
     }
 
-    fn contest(&self, goal: Goal) -> Contest {
+    pub(super) fn contest(&self, goal: Goal) -> Contest {
         let (me, other) = (self.config.me.clone(), self.record.peer.clone());
         Contest::new(me, other, self.record.term, self.record.store, goal, self.now_ms)
     }
@@ -143,7 +143,11 @@ impl Primary {
         }
         let cause = Cause::Final(reason.to_owned());
         match &mut self.parting {
-            Some(parting) => parting.cause = cause,
+            Some(parting) => {
+                parting.cause = cause;
+                // Nobody is left to be waited for.
+                parting.contest.wait_no_longer();
+            }
             None => self.part(cause, actions),
         }
     }
@@ -195,6 +199,7 @@ impl Primary {
         self.output_pending = false;
         self.send(Message::Goodbye(Goodbye::Alone(reason_text(cause))), actions);
         self.close(cause, actions);
+        self.switchover_failed(cause, actions);
         let text = format!(
             "the VM runs on unprotected, in term {}: {cause}",
             self.record.term
@@ -241,6 +246,7 @@ impl Primary {
     pub(super) fn on_drained(&mut self) {
         if let Some(stop) = self.stop.as_mut().filter(|stop| stop.step == StopStep::Draining) {
             stop.step = StopStep::Recording;
+        self.note_drained();
             let cause = Cause::Final(stop.reason.clone());
             let contest = self.contest(Goal::Stop);
             self.parting = Some(Parting { contest, cause });

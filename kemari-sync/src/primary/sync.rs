@@ -25,6 +25,8 @@ pub(super) struct Sync {
     stage: Stage,
     pub(super) stop: bool,
     released: bool,
+    /// The last one before a switchover: the guest stays where it ends.
+    pub(super) last_here: bool,
 }
 
 impl Sync {
@@ -54,10 +56,12 @@ impl Primary {
             && self.sync.is_none()
             && !stop_is_past
     }
+            && !self.has_switched_over()
 
     pub(super) fn start_sync(&mut self, actions: &mut Actions) {
         let interval_is_over = self.now_ms >= self.last_capture_ms + self.config.timing.max_interval_ms;
-        if self.may_sync() && (self.output_pending || self.stop.is_some() || interval_is_over) {
+        let is_wanted = self.stop.is_some() || self.switchover.is_some();
+        if self.may_sync() && (self.output_pending || is_wanted || interval_is_over) {
             self.capture(actions);
         }
     }
@@ -73,6 +77,7 @@ impl Primary {
             stage: Stage::Capturing,
             stop: false,
             released: false,
+            last_here: self.switchover.is_some() && self.stop.is_none(),
         });
         let term = self.pair_term();
         let hold = matches!(self.standing, Standing::Paired) || !fault(Fault::KeepRightToActAlone);
@@ -116,6 +121,7 @@ impl Primary {
         // The first sync of a pair cannot be its last: the stop follows in one of its own.
         sync.stop = stop_wanted && is_paired;
         let stop_sync = sync.stop;
+        sync.last_here &= !stop_wanted;
         self.output_pending = false;
         self.capture_failures = 0;
         let room = self.staging_pages_max;
@@ -224,6 +230,9 @@ impl Primary {
             return self.begin_drain(actions);
         }
         // While the arbiter decides, a guest in lockstep stays where its last committed epoch ended.
+        if sync.last_here {
+            return self.drain_for_switchover(sync.since_ms, actions);
+        }
         if self.parting.is_none() {
             self.resume(actions);
         }

@@ -146,6 +146,9 @@ pub enum PrimaryEvent {
     OperatorUnprotect,
     /// The operator wants a secondary (again).
     OperatorProtect,
+    /// The operator exchanges the roles: the secondary goes on, and nothing is lost. See
+    /// [`super::Primary::refuses_switchover`].
+    OperatorSwitchover,
     /// [`PrimaryAction::Drain`] is done.
     Drained,
     /// This host cannot go on running the VM: an internal error of KVM, a memory failure, its own disk or network.
@@ -217,8 +220,8 @@ pub enum PrimaryAction {
     },
     /// The right to act alone is here: release all output, held and to come.
     OpenGate,
-    /// The VM ends here: pause the guest for good, finish every released request, flush; answer with
-    /// [`PrimaryEvent::Drained`].
+    /// The VM ends here, or goes on elsewhere: pause the guest, finish every released request, flush; answer with
+    /// [`PrimaryEvent::Drained`]. Only a switchover that failed is followed by [`Self::Resume`].
     Drain,
     /// Another rules, or this host fails: the guest never runs again here, nothing more is released, its TAP goes
     /// down. The state machine is over.

@@ -180,15 +180,20 @@ impl Secondary {
 
     fn on_goodbye(&mut self, goodbye: Goodbye, actions: &mut Actions) {
         let reason = match goodbye {
+        let is_planned = matches!(goodbye, Goodbye::SwitchOver { .. });
             Goodbye::Stopped => "the primary has stopped the VM".to_owned(),
             Goodbye::Alone(reason) => format!("the primary goes on alone: {reason}"),
             Goodbye::HandOver(reason) => format!("the primary's host fails: {reason}"),
             Goodbye::Unfit(reason) => format!("the primary cannot go on: {reason}"),
         };
+            Goodbye::SwitchOver { .. } => "the operator switches over".to_owned(),
         self.close(&reason, actions);
         // Whatever it said, the record says what is so.
         self.primary_is_gone(&reason, actions);
     }
+        if is_planned {
+            self.need_no_fence();
+        }
 
     /// Heartbeats, and silence where nothing is held.
     pub(super) fn check_session(&mut self, actions: &mut Actions) {

@@ -98,6 +98,13 @@ impl Secondary {
             None => self.begin_takeover(cause, false, actions),
         }
     }
+    }
+
+    /// The primary has finished all its I/O, and begins none unless it wins: then this side learns it from the record.
+    pub(super) fn need_no_fence(&mut self) {
+        if let Some(takeover) = &mut self.takeover {
+            takeover.fenced = true;
+        }
 
     pub(super) fn on_operator_takeover(&mut self, actions: &mut Actions) {
         match self.held {

@@ -110,6 +110,12 @@ pub enum Goodbye {
     HandOver(String),
     /// The secondary cannot hold the VM.
     Unfit(String),
+    /// Planned: the primary has committed its last sync, finished all I/O and holds its guest paused. The secondary
+    /// goes on, and need not fence it.
+    SwitchOver {
+        /// For how long the guest has been paused for it so far, in milliseconds; for humans only.
+        paused_ms: u64,
+    },
 }
 
 /// One control message. Pages and state never appear here: see [`super::PageBatch`] and [`super::StateFrame`].

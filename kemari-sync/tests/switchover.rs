@@ -1,0 +1,417 @@
+//! The planned change of roles: both state machines and the arbiter's record, driven until nothing happens any more.
+
+use std::collections::VecDeque;
+
+use kemari_sync::wire::{Commit, Message};
+use kemari_sync::{
+    ArbiterAnswer, ArbiterRequest, CopyLimits, Incarnation, Mode, OnSecondaryLoss, Phase, Primary,
+    PrimaryAction, PrimaryConfig, PrimaryEvent, Protection, Record, Reign, Secondary, SecondaryAction,
+    SecondaryConfig, SecondaryEvent, Timing,
+};
+
+use PrimaryAction as Do;
+use SecondaryAction as Then;
+
+fn host(name: &str, nonce: u128) -> Incarnation {
+    Incarnation {
+        host: name.to_owned(),
+        nonce,
+    }
+}
+
+fn alone() -> Record {
+    let vm = "vm".to_owned();
+    Record {
+        vm,
+        store: 9,
+        term: 1,
+        base: 1,
+        owner: host("a", 1),
+        peer: None,
+        phase: Phase::Acting,
+    }
+}
+
+/// What may be kept from happening.
+#[derive(Default)]
+struct Trouble {
+    /// `Drain` is not answered.
+    keeps_draining: bool,
+    /// The secondary hears nothing more, and its link is gone.
+    secondary_is_dead: bool,
+    /// Every restore fails.
+    restore_fails: bool,
+}
+
+/// A primary on `a` and a secondary on `b` with a link and a record.
+struct Pair {
+    a: Primary,
+    b: Secondary,
+    now_ms: u64,
+    store: Record,
+    to_a: VecDeque<PrimaryEvent>,
+    to_b: VecDeque<SecondaryEvent>,
+    trouble: Trouble,
+    session: u64,
+    /// What happened to the guest and its output, in order.
+    log: Vec<String>,
+    ended: Option<String>,
+    runs: Option<Reign>,
+}
+
+impl Pair {
+    /// Protected, in term 2.
+    fn protected(mode: Mode) -> Self {
+        let timing = Timing::default();
+        let primary = PrimaryConfig {
+            me: host("a", 1),
+            config_digest: 7,
+            mode,
+            timing: timing.clone(),
+            copy: CopyLimits::default(),
+            on_secondary_loss: OnSecondaryLoss::Continue,
+            protect: true,
+        };
+        let secondary = SecondaryConfig {
+            me: host("b", 2),
+            vm: "vm".to_owned(),
+            config_digest: 7,
+            timing,
+            fence: true,
+            staging_pages_max: 100,
+        };
+        let mut pair = Self {
+            a: Primary::new(
+                primary,
+                Reign {
+                    record: alone(),
+                    last_epoch: 0,
+                },
+                0,
+            ),
+            b: Secondary::new(secondary, 0),
+            now_ms: 0,
+            store: alone(),
+            to_a: VecDeque::from([PrimaryEvent::PeerConnected { session: 1 }]),
+            to_b: VecDeque::new(),
+            trouble: Trouble::default(),
+            session: 1,
+            log: Vec::new(),
+            ended: None,
+            runs: None,
+        };
+        pair.settle();
+        assert_eq!(pair.a.status(0).protection, Protection::Protected);
+        pair.log.clear();
+        pair
+    }
+
+    fn order(&mut self, event: PrimaryEvent) {
+        self.to_a.push_back(event);
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        loop {
+            if let Some(event) = self.to_a.pop_front() {
+                let mut actions = Vec::new();
+                self.a.handle(self.now_ms, event, &mut actions);
+                actions.into_iter().for_each(|action| self.perform_a(action));
+            } else if let Some(event) = self.to_b.pop_front() {
+                let mut actions = Vec::new();
+                self.b.handle(self.now_ms, event, &mut actions);
+                actions.into_iter().for_each(|action| self.perform_b(action));
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn wait(&mut self, for_ms: u64) {
+        let end_ms = self.now_ms + for_ms;
+        loop {
+            let b_due_ms = self.b.next_deadline().filter(|_| !self.trouble.secondary_is_dead);
+            let due_ms = [self.a.next_deadline(), b_due_ms].into_iter().flatten().min();
+            let Some(due_ms) = due_ms.filter(|due_ms| *due_ms <= end_ms) else {
+                break;
+            };
+            self.now_ms = self.now_ms.max(due_ms);
+            self.to_a.push_back(PrimaryEvent::Tick);
+            if !self.trouble.secondary_is_dead {
+                self.to_b.push_back(SecondaryEvent::Tick);
+            }
+            self.settle();
+        }
+        self.now_ms = end_ms;
+    }
+
+    fn ask(&mut self, request: ArbiterRequest) -> ArbiterAnswer {
+        match request {
+            ArbiterRequest::Read => ArbiterAnswer::Record(Some(self.store.clone())),
+            ArbiterRequest::Swap { expected, new } if expected.as_ref() == Some(&self.store) => {
+                self.store = new;
+                ArbiterAnswer::Swapped
+            }
+            ArbiterRequest::Swap { .. } => ArbiterAnswer::Conflict(Some(self.store.clone())),
+        }
+    }
+
+    fn tell_b(&mut self, message: Message) {
+        if !self.trouble.secondary_is_dead {
+            self.to_b.push_back(SecondaryEvent::Message {
+                session: self.session,
+                message,
+            });
+        }
+    }
+
+    fn perform_a(&mut self, action: PrimaryAction) {
+        match action {
+            Do::Send { message, .. } => {
+                if let Message::Goodbye(goodbye) = &message {
+                    self.log.push(format!("a says {goodbye:?}"));
+                }
+                self.tell_b(message);
+            }
+            Do::CopyRound { session, .. } => {
+                self.to_a.push_back(PrimaryEvent::CopyRoundSent {
+                    session,
+                    dirty_pages: 0,
+                });
+            }
+            Do::Capture { epoch, .. } => {
+                self.log.push("a captures".to_owned());
+                self.to_a.push_back(PrimaryEvent::Captured {
+                    epoch,
+                    pages: 1,
+                    bytes: 1,
+                    stop: false,
+                });
+            }
+            Do::Transmit { begin, stop, .. } => {
+                self.tell_b(Message::Begin(begin));
+                let epoch = begin.epoch;
+                self.tell_b(Message::Commit(Commit {
+                    epoch,
+                    pages: 1,
+                    states: 1,
+                    digest: 5,
+                    stop,
+                }));
+            }
+            Do::Release { .. } => self.log.push("a releases".to_owned()),
+            Do::Pause => self.log.push("a pauses".to_owned()),
+            Do::Resume => self.log.push("a resumes".to_owned()),
+            Do::OpenGate => self.log.push("a opens its gate".to_owned()),
+            Do::Drain => {
+                self.log.push("a drains".to_owned());
+                if !self.trouble.keeps_draining {
+                    self.to_a.push_back(PrimaryEvent::Drained);
+                }
+            }
+            Do::Ask { ask, request } => {
+                let answer = self.ask(request);
+                self.to_a.push_back(PrimaryEvent::Arbiter { ask, answer });
+            }
+            Do::Halt { reason } => {
+                self.log.push("a halts".to_owned());
+                self.ended = Some(reason);
+            }
+            Do::CloseSession { session, reason } => self
+                .to_b
+                .push_back(SecondaryEvent::PeerClosed { session, reason }),
+            Do::GiveBack { .. } | Do::Progress { .. } | Do::Report(_) => {}
+            Do::Exit { reason } => panic!("nothing is stopped: {reason}"),
+        }
+    }
+
+    fn perform_b(&mut self, action: SecondaryAction) {
+        match action {
+            Then::Send { session, message } => {
+                self.to_a.push_back(PrimaryEvent::Message { session, message })
+            }
+            Then::Prepare { session } => self.to_b.push_back(SecondaryEvent::Prepared {
+                session,
+                result: Ok(()),
+            }),
+            Then::Check { commit } => {
+                self.to_b.push_back(SecondaryEvent::Checked {
+                    epoch: commit.epoch,
+                    result: Ok(()),
+                });
+            }
+            Then::Apply { epoch } => self.to_b.push_back(SecondaryEvent::Applied { epoch }),
+            Then::Ask { ask, request } => {
+                let answer = self.ask(request);
+                self.to_b.push_back(SecondaryEvent::Arbiter { ask, answer });
+            }
+            Then::Fence { .. } => {
+                self.log.push("b fences".to_owned());
+                self.to_b.push_back(SecondaryEvent::Fenced { result: Ok(()) });
+            }
+            Then::Restore { .. } => {
+                self.log.push("b restores".to_owned());
+                let result = if self.trouble.restore_fails {
+                    Err("no disk".to_owned())
+                } else {
+                    Ok(())
+                };
+                self.to_b.push_back(SecondaryEvent::Restored { result });
+            }
+            Then::Run(reign) => {
+                self.log.push("b runs".to_owned());
+                self.runs = Some(reign);
+            }
+            Then::CloseSession { session, reason } => {
+                self.to_a.push_back(PrimaryEvent::PeerClosed { session, reason })
+            }
+            Then::Forget { .. } => self.log.push("b forgets".to_owned()),
+            Then::Stage { .. } | Then::Discard { .. } | Then::Report(_) => {}
+            Then::Exit { reason } => panic!("nothing is stopped: {reason}"),
+        }
+    }
+}
+
+const HANDED_OVER: [&str; 4] = [
+    "a captures",
+    "a releases",
+    "a drains",
+    "a says SwitchOver { paused_ms: 0 }",
+];
+
+#[test]
+fn the_roles_change_without_a_fence_and_the_guest_never_runs_twice() {
+    for mode in [Mode::Lockstep, Mode::Pipelined] {
+        let mut pair = Pair::protected(mode);
+        assert_eq!(pair.a.refuses_switchover(), None);
+        pair.order(PrimaryEvent::OperatorSwitchover);
+        let after = ["b restores", "b runs"];
+        assert_eq!(
+            pair.log,
+            [&HANDED_OVER[..], &after[..]].concat(),
+            "{mode:?}: the guest stays paused on a"
+        );
+        let reign = pair.runs.take().expect("b runs");
+        assert_eq!(reign.last_epoch, 2, "from the last sync");
+        assert_eq!((reign.record.term, reign.record.phase), (3, Phase::Acting));
+        assert_eq!(reign.record, pair.store);
+        // The old primary learns it from the record, and is free to follow.
+        pair.wait(Timing::default().ask_retry_ms);
+        assert_eq!(pair.log.last().map(String::as_str), Some("a halts"));
+        assert!(pair.ended.is_some_and(|reason| reason.contains("b/")));
+    }
+}
+
+#[test]
+fn a_sync_that_is_under_way_is_not_the_last() {
+    let mut pair = Pair::protected(Mode::Pipelined);
+    let mut actions = Vec::new();
+    pair.a.handle(0, PrimaryEvent::OutputPending, &mut actions);
+    // Ordered while the capture is being sent.
+    pair.to_a.push_back(PrimaryEvent::OperatorSwitchover);
+    actions.into_iter().for_each(|action| pair.perform_a(action));
+    pair.settle();
+    let first = ["a captures", "a resumes", "a releases"];
+    assert_eq!(pair.log[..7], [&first[..], &HANDED_OVER[..]].concat());
+    assert_eq!(pair.runs.expect("b runs").last_epoch, 3);
+}
+
+#[test]
+fn nothing_is_handed_over_before_all_io_is_finished() {
+    let mut pair = Pair::protected(Mode::Lockstep);
+    pair.trouble.keeps_draining = true;
+    pair.order(PrimaryEvent::OperatorSwitchover);
+    pair.wait(700);
+    assert_eq!(pair.log, HANDED_OVER[..3], "neither a word nor another sync");
+    assert!(
+        pair.a
+            .refuses_switchover()
+            .is_some_and(|reason| reason.contains("under way"))
+    );
+    pair.order(PrimaryEvent::Drained);
+    assert!(
+        pair.log[3].starts_with("a says SwitchOver { paused_ms: 7"),
+        "{:?}",
+        pair.log
+    );
+    assert!(pair.runs.is_some());
+}
+
+#[test]
+fn a_secondary_that_dies_at_the_switchover_leaves_the_vm_where_it_was() {
+    let mut pair = Pair::protected(Mode::Lockstep);
+    pair.trouble.keeps_draining = true;
+    pair.order(PrimaryEvent::OperatorSwitchover);
+    pair.trouble.secondary_is_dead = true;
+    pair.order(PrimaryEvent::Drained);
+    let reason = "reset".to_owned();
+    pair.order(PrimaryEvent::PeerClosed { session: 1, reason });
+    pair.wait(Timing::default().progress_ms - 500);
+    assert_eq!(pair.log, HANDED_OVER, "the secondary may still be winning");
+    pair.wait(1000);
+    assert_eq!(pair.log[4..], ["a opens its gate", "a resumes"]);
+    assert_eq!(pair.a.status(pair.now_ms).protection, Protection::Unprotected);
+    assert_eq!(pair.store.owner, host("a", 1));
+    assert!(pair.a.wants_peer(), "a new secondary may come");
+}
+
+#[test]
+fn a_secondary_that_cannot_restore_gives_the_vm_back() {
+    let mut pair = Pair::protected(Mode::Lockstep);
+    pair.trouble.restore_fails = true;
+    pair.order(PrimaryEvent::OperatorSwitchover);
+    assert_eq!(pair.log[..4], HANDED_OVER);
+    assert_eq!(pair.store.phase, Phase::Won);
+    pair.wait(10_000);
+    let tail: Vec<&str> = pair.log[4..]
+        .iter()
+        .map(String::as_str)
+        .filter(|line| *line != "b restores")
+        .collect();
+    assert_eq!(tail, ["a opens its gate", "a resumes", "b forgets"]);
+    assert!(pair.runs.is_none());
+    assert_eq!(
+        (pair.store.owner.host.as_str(), pair.store.phase),
+        ("a", Phase::Acting)
+    );
+}
+
+#[test]
+fn an_unclean_hand_over_is_fenced() {
+    let mut pair = Pair::protected(Mode::Lockstep);
+    let reason = "its disk fails".to_owned();
+    pair.order(PrimaryEvent::HostFailing { reason });
+    let expected = [
+        "a says HandOver(\"its disk fails\")",
+        "a halts",
+        "b fences",
+        "b restores",
+        "b runs",
+    ];
+    assert_eq!(pair.log, expected);
+}
+
+#[test]
+fn what_cannot_be_switched_over_is_refused_with_the_reason() {
+    let mut pair = Pair::protected(Mode::Lockstep);
+    pair.trouble.secondary_is_dead = true;
+    let reason = "reset".to_owned();
+    pair.order(PrimaryEvent::PeerClosed { session: 1, reason });
+    assert!(
+        pair.a
+            .refuses_switchover()
+            .is_some_and(|reason| reason.contains("not connected"))
+    );
+    pair.order(PrimaryEvent::OperatorSwitchover);
+    pair.wait(2000);
+    assert!(
+        pair.a
+            .refuses_switchover()
+            .is_some_and(|reason| reason.contains("not protected"))
+    );
+    assert!(
+        !pair.log.iter().any(|line| line.contains("SwitchOver")),
+        "{:?}",
+        pair.log
+    );
+}
