@@ -16,9 +16,16 @@ use crate::proof::load::Load;
 use crate::tools::wait_for;
 use crate::ui::{Step, Ui};
 
+/// How long clients wait for answers after the cut when the mechanism was broken on purpose.
+const BROKEN_RECOVER_MAX: Duration = Duration::from_secs(8);
+
 /// Runs the demo once. Hosts that cannot be made are an error; whatever fails on them is a run that is not ok.
 pub fn run(place: &mut dyn Place, options: &Options, seed: u64, ui: &Ui) -> Result<Report> {
-    let (hosts, pace) = (place.name(), place.pace());
+    let (hosts, mut pace) = (place.name(), place.pace());
+    if options.fault.is_some() {
+        // A broken mechanism need not recover; what it has lost is seen at once.
+        pace.recover_max = pace.recover_max.min(BROKEN_RECOVER_MAX);
+    }
     let mut pair = ui.step("two hosts", |_| place.make(seed, options.fault))?;
     let report = on_hosts(pair.as_mut(), options, seed, ui, hosts, pace);
     let report = report.unwrap_or_else(|e| {

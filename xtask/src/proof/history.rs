@@ -125,25 +125,74 @@ impl History {
         self.connections.iter().filter(|end| end.lost.is_some()).count() as u64
     }
 
-    /// The longest time that any connection waited between two answers (or from its first request to the first
-    /// answer).
+    /// The longest time that any connection waited between two answers, or from its first request to the first answer,
+    /// or for an answer that did not come until the end.
     pub fn longest_gap(&self) -> Nanos {
-        let gap_of = |end: &ConnectionEnd| {
-            let mut last: Option<Nanos> = None;
-            let mut longest = 0;
-            for op in self
-                .operations
-                .iter()
-                .filter(|op| op.connection == end.connection)
-            {
-                let since = last.unwrap_or(op.invoked);
-                if let Some((at, _)) = op.answer {
-                    longest = longest.max(at.saturating_sub(since));
-                    last = Some(at);
-                }
-            }
-            longest
+        let times = |op: &Operation| [Some(op.invoked), op.answer.as_ref().map(|(at, _)| *at)];
+        let end = self
+            .operations
+            .iter()
+            .flat_map(times)
+            .flatten()
+            .max()
+            .unwrap_or(0);
+        self.connections
+            .iter()
+            .map(|of| self.longest_gap_of(of.connection, end))
+            .max()
+            .unwrap_or(0)
+    }
+
+    fn longest_gap_of(&self, connection: u16, end: Nanos) -> Nanos {
+        let (mut last, mut longest) = (None, 0);
+        for op in self.operations.iter().filter(|op| op.connection == connection) {
+            let since = last.unwrap_or(op.invoked);
+            let at = op.answer.as_ref().map(|(at, _)| *at);
+            longest = longest.max(at.unwrap_or(end).saturating_sub(since));
+            last = at.or(last);
+        }
+        longest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_may_lie_before_between_and_behind_answers() {
+        let op = |connection, invoked, answered: Option<Nanos>| Operation {
+            connection,
+            key: 0,
+            request: Request::Get,
+            invoked,
+            answer: answered.map(|at| (at, Answer::Value(0))),
         };
-        self.connections.iter().map(gap_of).max().unwrap_or(0)
+        let connections = [0, 1]
+            .map(|connection| ConnectionEnd {
+                connection,
+                lost: None,
+                stray_answers: 0,
+            })
+            .to_vec();
+        let gap = |operations| {
+            History {
+                operations,
+                connections: connections.clone(),
+            }
+            .longest_gap()
+        };
+        assert_eq!(gap(vec![op(0, 10, Some(25)), op(0, 26, Some(27))]), 15);
+        assert_eq!(
+            gap(vec![op(0, 10, Some(11)), op(0, 12, Some(40))]),
+            29,
+            "since the answer before"
+        );
+        assert_eq!(
+            gap(vec![op(0, 10, Some(11)), op(0, 12, None), op(1, 90, Some(91))]),
+            80,
+            "until the end"
+        );
+        assert_eq!(gap(Vec::new()), 0);
     }
 }
