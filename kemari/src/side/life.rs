@@ -28,7 +28,7 @@ use crate::arbiter::ConfiguredArbiter;
 use crate::config::{self, Config, Mac};
 use crate::control::{self, Counters, Protection, Role, Status, Takeover};
 
-/// How often, and after how long, a takeover announces where the VM now is.
+/// How often, and after how long, a side that runs the VM announces where it now is.
 const ANNOUNCE_AFTER_MS: [u64; 5] = [0, 50, 200, 1000, 3000];
 
 /// As what a process starts.
@@ -155,6 +155,7 @@ impl Life {
         assembly::attach_disks(&machine, &self.config, &self.host, false)?;
         assembly::attach_nets(&machine, &self.config, &self.host)?;
         machine.boot()?;
+        announce(machine.clone());
         Ok(Next::Execute(Box::new(self.primary(me, Reign { record, last_epoch: 0 }, machine, mailbox)?)))
     }
 
@@ -287,16 +288,22 @@ impl Life {
         tracing::info!("the VM goes on here, {ms:.1} ms after the last sign of the old primary");
         let cut_in_step = Some(last_sign.step.to_owned());
         self.board.show(|status| status.takeover = Some(Takeover { ms, cut_in_step }));
-        std::thread::spawn(move || {
-            let mut waited_ms = 0;
-            for after_ms in ANNOUNCE_AFTER_MS {
-                std::thread::sleep(Duration::from_millis(after_ms - waited_ms));
-                waited_ms = after_ms;
-                machine.announce(|mac| vec![announce::rarp(Mac(mac)).to_vec()]);
-            }
-        });
+        announce(machine);
         Ok(Next::Execute(Box::new(side)))
     }
+}
+
+/// Tells the network, several times, that the VM is here now. Also after a cold boot: it may have run elsewhere before,
+/// and switches would send there what is meant for it until the guest says something.
+fn announce(machine: Arc<Machine>) {
+    std::thread::spawn(move || {
+        let mut waited_ms = 0;
+        for after_ms in ANNOUNCE_AFTER_MS {
+            std::thread::sleep(Duration::from_millis(after_ms - waited_ms));
+            waited_ms = after_ms;
+            machine.announce(|mac| vec![announce::rarp(Mac(mac)).to_vec()]);
+        }
+    });
 }
 
 /// Ctrl-A x leaves the console by stopping the VM where it runs, or by ending a secondary.

@@ -1,0 +1,90 @@
+//! Cuts during the first copy.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use kemari::control::{Protection, Role, Status};
+
+use crate::support::{Host, PATIENCE, Plan, Scene, play};
+
+/// Guest memory that makes the copy last long enough to be hit.
+const MEMORY_MIB: u32 = 512;
+
+fn plan() -> Plan {
+    Plan {
+        memory_mib: MEMORY_MIB,
+        ..Plan::default()
+    }
+}
+
+#[test]
+fn a_secondary_that_dies_in_the_first_copy_is_replaced() {
+    play(&plan(), |scene| {
+        begin_copy(scene)?;
+        let clients = scene.clients()?;
+        scene.secondary(Host::B)?;
+        await_copying(scene)?;
+        scene.kill(Host::B)?;
+        clients.go_on()?;
+        scene.await_alone(Host::A)?;
+        scene.secondary(Host::B)?;
+        scene.await_protected(Host::A)?;
+        clients.go_on()?;
+        scene.kill(Host::A)?;
+        clients.go_on()?;
+        clients.finish()
+    });
+}
+
+#[test]
+fn a_primary_that_dies_in_the_first_copy_is_booted_again_by_the_operator() {
+    play(&plan(), |scene| {
+        begin_copy(scene)?;
+        let mut seen = scene.clients()?.stop()?;
+        let term = scene.await_alone(Host::A)?.term;
+        scene.secondary(Host::B)?;
+        await_copying(scene)?;
+        scene.kill(Host::A)?;
+        // B holds nothing whole: it waits, and nobody runs the VM.
+        std::thread::sleep(Duration::from_millis(1500));
+        let status = scene.await_status("waiting", Host::B, |status| status.role == Role::Secondary)?;
+        ensure!(
+            status.protection == Protection::Off,
+            "B believes that it holds something: {status}"
+        );
+        scene.run(Host::A)?;
+        scene.await_service(Host::A)?;
+        seen.judge()?;
+        ensure!(
+            scene.await_protected(Host::A)?.term > term + 1,
+            "a new term for each membership"
+        );
+        seen.judge()
+    });
+}
+
+/// Runs the VM on A, with memory that is not all zeros.
+fn begin_copy(scene: &mut Scene) -> Result<()> {
+    scene.run(Host::A)?;
+    scene.await_service(Host::A)?;
+    let pages = scene.info("pattern_pages")?;
+    scene.order(&["DIRTY", &pages.to_string()])
+}
+
+/// Waits until the primary's copy is under way, without a pause in between: it does not last long.
+fn await_copying(scene: &Scene) -> Result<()> {
+    let under_way = |status: &Status| matches!(status.protection, Protection::Copying { done_bytes, .. } if done_bytes > 4 << 20);
+    let begin = std::time::Instant::now();
+    loop {
+        let status = scene.status(Host::A);
+        if status.as_ref().is_some_and(under_way) {
+            return Ok(());
+        }
+        let is_over = status.is_some_and(|status| status.protection == Protection::On);
+        ensure!(
+            !is_over && begin.elapsed() < PATIENCE,
+            "the first copy was not seen"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}

@@ -1,0 +1,16 @@
+//! The program as operators run it, with the bare guest on this machine's KVM: two hosts as network namespaces, real
+//! processes, clients that never reconnect and record every answer, and a checker that judges what they saw.
+//!
+//! Needs root (for namespaces) and /dev/kvm. Each scenario makes its own hosts and ends them.
+
+mod copy;
+#[cfg(feature = "faults")]
+mod faults;
+mod guest_life;
+mod partition;
+mod peers;
+mod start;
+mod stop;
+mod support;
+mod takeover;
+mod tap;

@@ -1,0 +1,110 @@
+//! Both sides live and cannot hear each other, or one of them slept: one wins, the other shows nothing more.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use kemari::control::{Role, Status};
+use lab::Network;
+use rustix::process::Signal;
+use xtask::tools::output_of;
+
+use crate::support::{Fence, Host, PATIENCE, Plan, Scene, play, wait_for};
+
+/// How long the loser's silence is watched.
+const SILENCE_WATCHED: Duration = Duration::from_secs(1);
+
+/// The loser lives, so that it can be watched.
+fn plan() -> Plan {
+    Plan {
+        fence: Fence::ProvesNothing,
+        ..Plan::default()
+    }
+}
+
+#[test]
+fn when_the_link_is_cut_exactly_one_goes_on_and_the_other_is_silent() {
+    play(&plan(), |scene| {
+        scene.protect()?;
+        let clients = scene.clients()?;
+        scene.net.cut(Host::A.number(), Network::Replication)?;
+        let winner = await_winner(scene)?;
+        let loser = winner.other();
+        clients.go_on()?;
+        await_no_carrier(scene, loser)?;
+        std::thread::sleep(SILENCE_WATCHED);
+        ensure!(
+            role(scene, loser) == Some(Role::Secondary),
+            "the loser is {:?}",
+            role(scene, loser)
+        );
+        ensure!(!has_carrier(scene, loser)?, "the loser's TAP is in use again");
+        clients.go_on()?;
+        scene.net.join(Host::A.number(), Network::Replication)?;
+        scene.await_protected(winner)?;
+        clients.go_on()?;
+        clients.finish()
+    });
+}
+
+#[test]
+fn a_primary_that_slept_finds_itself_deposed_and_becomes_the_secondary() {
+    play(&plan(), |scene| {
+        scene.protect()?;
+        let clients = scene.clients()?;
+        let term = scene.await_protected(Host::A)?.term;
+        scene.signal(Host::A, Signal::STOP)?;
+        scene.await_primary(Host::B)?;
+        clients.work(Duration::from_secs(2))?;
+        scene.signal(Host::A, Signal::CONT)?;
+        let protected = scene.await_protected(Host::B)?;
+        ensure!(
+            protected.term == term + 2,
+            "won, then paired: term {} after {term}",
+            protected.term
+        );
+        ensure!(
+            role(scene, Host::A) == Some(Role::Secondary),
+            "A is {:?}",
+            role(scene, Host::A)
+        );
+        ensure!(
+            !has_carrier(scene, Host::A)?,
+            "the deposed primary's TAP is in use"
+        );
+        clients.go_on()?;
+        clients.finish()
+    });
+}
+
+fn role(scene: &Scene, host: Host) -> Option<Role> {
+    scene.status(host).map(|status| status.role)
+}
+
+/// Waits until one side runs the VM alone.
+fn await_winner(scene: &mut Scene) -> Result<Host> {
+    wait_for("a winner", PATIENCE, || {
+        let decided = |status: &Status| {
+            status.role == Role::Primary && status.protection == kemari::control::Protection::Off
+        };
+        let winners: Vec<Host> = Host::BOTH
+            .into_iter()
+            .filter(|host| scene.status(*host).is_some_and(|it| decided(&it)))
+            .collect();
+        ensure!(winners.len() < 2, "both sides run the VM");
+        Ok(winners.first().copied())
+    })
+}
+
+fn await_no_carrier(scene: &Scene, host: Host) -> Result<()> {
+    wait_for("the end of the loser's TAP", PATIENCE, || {
+        Ok((!has_carrier(scene, host)?).then_some(()))
+    })
+}
+
+/// Whether a process has the host's TAP open.
+fn has_carrier(scene: &Scene, host: Host) -> Result<bool> {
+    let host = scene.net.host(host.number());
+    let mut command = host.netns().command("ip");
+    let shown = output_of(command.args(["-oneline", "link", "show", "dev", &host.tap(0)]))?;
+    Ok(!shown.contains("NO-CARRIER"))
+}

@@ -1,0 +1,118 @@
+//! The configuration of a scenario.
+
+use std::path::Path;
+
+use lab::{NETMASK_BITS, OUTSIDE_GUESTS, guest_address, replication_address};
+
+use super::scene::{Host, SERVICE_PORT};
+
+/// Port on which each side listens for the other.
+pub const LINK_PORT: u16 = 7700;
+
+/// How a winner makes sure that the loser writes nothing more to the shared disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fence {
+    /// It kills the other's process and waits for its end: with one kernel, that is all that could still write.
+    Kills,
+    /// It does nothing and says that all is well, so that the loser lives and can be watched. A write that was
+    /// released to the loser's disk before it was stopped may then reach the disk late: such a scenario judges what
+    /// clients see of the living guest, and never reads the disk again.
+    ProvesNothing,
+}
+
+/// What differs between scenarios.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The guest's memory.
+    pub memory_mib: u32,
+    /// How the loser is fenced.
+    pub fence: Fence,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            memory_mib: 64,
+            fence: Fence::Kills,
+        }
+    }
+}
+
+impl Plan {
+    /// The configuration file, for hosts whose files lie in `directory` and whose sockets lie in `sockets`.
+    pub fn to_toml(&self, directory: &Path, sockets: &Path, kernel: &Path) -> String {
+        let hosts: String = Host::BOTH
+            .iter()
+            .map(|host| self.host(*host, directory, sockets))
+            .collect();
+        format!(
+            r#"
+vm = "scene"
+[machine]
+memory_mib = {memory_mib}
+vcpus = 1
+kernel = "{kernel}"
+cmdline = "ip={ip}/{NETMASK_BITS} gw={OUTSIDE_GUESTS} port={SERVICE_PORT}"
+[[disk]]
+id = "blk0"
+# Both hosts have one kernel, and so one page cache.
+cache = "writeback"
+shared = true
+[[net]]
+id = "net0"
+mac = "52:54:00:4b:00:02"
+[protection]
+mode = "lockstep"
+suspicion_timeout_ms = 1000
+heartbeat_interval_ms = 100
+reconnect_timeout_ms = 500
+plaintext = true
+allow_cached_shared_disk = true
+[arbiter]
+kind = "file"
+path = "{arbiter}"
+{hosts}"#,
+            memory_mib = self.memory_mib,
+            kernel = kernel.display(),
+            ip = guest_address(0),
+            arbiter = directory.join("arbiter").display(),
+        )
+    }
+
+    fn host(&self, host: Host, directory: &Path, sockets: &Path) -> String {
+        let name = host.name();
+        let fence = match self.fence {
+            Fence::ProvesNothing => r#"["true"]"#.to_owned(),
+            Fence::Kills => {
+                let script = kill_script(&directory.join(host.other().pid_file()));
+                format!("[\"/bin/sh\", \"-c\", '''{script}''']")
+            }
+        };
+        format!(
+            r#"
+[hosts.{name}]
+listen = "{address}:{LINK_PORT}"
+control = "{control}"
+console = "file:{console}"
+state_dir = "{state}"
+fence = {fence}
+taps = {{ net0 = "tap0" }}
+disks = {{ blk0 = "{disk}" }}
+"#,
+            address = replication_address(host.number()),
+            control = sockets.join(format!("{name}.sock")).display(),
+            console = directory.join(format!("{name}.console")).display(),
+            state = directory.join(format!("{name}.state")).display(),
+            disk = directory.join("disk.img").display(),
+        )
+    }
+}
+
+/// Ends the process and waits until it holds no file any more.
+fn kill_script(pid_file: &Path) -> String {
+    format!(
+        "p=$(cat \"{}\") || exit 0; kill -KILL $p 2>/dev/null; \
+         while grep -q \"^State:[[:space:]]*[^ZX]\" /proc/$p/status 2>/dev/null; do sleep 0.01; done",
+        pid_file.display()
+    )
+}

@@ -1,0 +1,368 @@
+//! Two hosts, an arbiter and a shared disk.
+
+use std::fs::{self, File, OpenOptions};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use kemari::control::{Client, Protection, Role, Status};
+use lab::{LocalNet, Process, guest_address};
+use tempfile::TempDir;
+use xtask::demo::pair::pin_bridges;
+use xtask::proof::client::ping;
+use xtask::proof::load::Load;
+use xtask::tools::{build_bare_guest, root, tail};
+
+use super::plan::Plan;
+use super::{Clients, PATIENCE, guest, wait_for};
+
+/// Port of the guest's service.
+pub const SERVICE_PORT: u16 = 6379;
+/// Connections of a load.
+const CONNECTIONS: u16 = 4;
+/// A request without an answer for so long means that its connection is lost.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Lines of each log that a failed scenario shows.
+const LOG_LINES_MAX: usize = 40;
+/// Size of the shared disk in bytes.
+const DISK_BYTES: u64 = 16 << 20;
+
+/// One of the two hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Host {
+    A,
+    B,
+}
+
+impl Host {
+    pub const BOTH: [Host; 2] = [Host::A, Host::B];
+
+    /// Its name in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Host::A => "a",
+            Host::B => "b",
+        }
+    }
+
+    /// Its number in the network.
+    pub fn number(self) -> usize {
+        self as usize
+    }
+
+    pub fn other(self) -> Host {
+        match self {
+            Host::A => Host::B,
+            Host::B => Host::A,
+        }
+    }
+
+    /// The file with the id of its process, for the other one's fence.
+    pub fn pid_file(self) -> String {
+        format!("{}.pid", self.name())
+    }
+}
+
+/// How a program ended, and what it said.
+#[derive(Debug)]
+pub struct Ended {
+    pub success: bool,
+    pub text: String,
+}
+
+/// The hosts of one scenario, and what runs on them. All of it ends with the value.
+// The order of the fields is the order of their end.
+pub struct Scene {
+    processes: [Option<Process>; 2],
+    pub net: LocalNet,
+    kernel: PathBuf,
+    directory: TempDir,
+    /// Paths of sockets must be short.
+    sockets: TempDir,
+}
+
+/// Plays a scenario on hosts of its own. What failed is told with the end of the logs.
+pub fn play(plan: &Plan, scenario: impl FnOnce(&mut Scene) -> Result<()>) {
+    let mut scene = Scene::new(plan).unwrap_or_else(|error| panic!("no hosts for the scenario: {error:#}"));
+    if let Err(error) = scenario(&mut scene) {
+        let logs: String = Host::BOTH.into_iter().map(|host| scene.shown_log(host)).collect();
+        panic!("{error:#}\n{logs}");
+    }
+}
+
+impl Scene {
+    fn new(plan: &Plan) -> Result<Self> {
+        ensure!(
+            rustix::process::geteuid().is_root(),
+            "network namespaces need root"
+        );
+        let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");
+        kvm.context("/dev/kvm cannot be opened: the scenarios need this machine's KVM")?;
+        let net = LocalNet::new(2, 1)?;
+        pin_bridges(net.outside())?;
+        for host in Host::BOTH {
+            let host = net.host(host.number());
+            // Administratively up: its carrier comes when the program opens it.
+            host.netns().ip(&format!("link set {} up", host.tap(0)))?;
+        }
+        let (directory, sockets) = (lab::scratch_dir()?, tempfile::tempdir()?);
+        File::create(directory.path().join("disk.img"))?.set_len(DISK_BYTES)?;
+        fs::create_dir(directory.path().join("arbiter"))?;
+        File::create(directory.path().join("arbiter").join(kemari::arbiter::MARKER))?;
+        let kernel = bare_guest()?;
+        let scene = Self {
+            processes: [None, None],
+            net,
+            kernel,
+            directory,
+            sockets,
+        };
+        scene.write_config("scene.toml", plan)?;
+        Ok(scene)
+    }
+
+    /// Writes a configuration beside the one that is used by default.
+    pub fn write_config(&self, name: &str, plan: &Plan) -> Result<()> {
+        let text = plan.to_toml(self.directory.path(), self.sockets.path(), &self.kernel);
+        Ok(fs::write(self.directory.path().join(name), text)?)
+    }
+
+    /// The path of a configuration.
+    pub fn config(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Starts `kemari run` on a host.
+    pub fn run(&mut self, host: Host) -> Result<()> {
+        self.start(host, &["run"], "scene.toml", &[])
+    }
+
+    /// Starts `kemari secondary` on a host.
+    pub fn secondary(&mut self, host: Host) -> Result<()> {
+        self.start(host, &["secondary"], "scene.toml", &[])
+    }
+
+    /// Starts a side; what it says is added to the host's log.
+    pub fn start(&mut self, host: Host, words: &[&str], config: &str, env: &[(&str, &str)]) -> Result<()> {
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log_path(host))?;
+        let mut command = self.command(host, words, config);
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .envs(env.iter().copied());
+        let process = Process::spawn(format!("kemari {} on {}", words.join(" "), host.name()), command)?;
+        fs::write(
+            self.directory.path().join(host.pid_file()),
+            process.pid().to_string(),
+        )?;
+        self.processes[host.number()] = Some(process);
+        Ok(())
+    }
+
+    /// Runs a command of `kemari` on a host to its end.
+    pub fn ask(&self, host: Host, words: &[&str]) -> Result<Ended> {
+        let path = self.directory.path().join(format!("{}.asked", host.name()));
+        let file = File::create(&path)?;
+        let mut command = self.command(host, words, "scene.toml");
+        command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file);
+        let mut process = Process::spawn(format!("kemari {}", words.join(" ")), command)?;
+        let status = process.wait(PATIENCE)?;
+        let text = fs::read_to_string(&path)?;
+        let status = status.with_context(|| format!("`kemari {}` did not end: {text}", words.join(" ")))?;
+        Ok(Ended {
+            success: status.success(),
+            text,
+        })
+    }
+
+    fn command(&self, host: Host, words: &[&str], config: &str) -> std::process::Command {
+        let netns = self.net.host(host.number()).netns();
+        let mut command = netns.command(env!("CARGO_BIN_EXE_kemari"));
+        command
+            .args(words)
+            .arg(self.config(config))
+            .args(["--host", host.name()]);
+        command
+    }
+
+    fn process(&mut self, host: Host) -> Result<&mut Process> {
+        self.processes[host.number()]
+            .as_mut()
+            .with_context(|| format!("nothing runs on {}", host.name()))
+    }
+
+    /// Sends a signal to what runs on a host.
+    pub fn signal(&mut self, host: Host, signal: rustix::process::Signal) -> Result<()> {
+        Ok(self.process(host)?.signal(signal)?)
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self, host: Host) -> Result<()> {
+        self.process(host)?.kill()?;
+        self.processes[host.number()] = None;
+        Ok(())
+    }
+
+    /// Whether the process on a host runs.
+    pub fn is_running(&mut self, host: Host) -> bool {
+        self.processes[host.number()]
+            .as_mut()
+            .is_some_and(Process::is_running)
+    }
+
+    /// Waits until the process on a host has ended by itself, with status 0.
+    pub fn await_clean_end(&mut self, host: Host) -> Result<()> {
+        let status = self.process(host)?.wait(PATIENCE)?;
+        self.processes[host.number()] = None;
+        match status {
+            Some(status) => ensure!(
+                status.success(),
+                "the process on {} ended with {status}",
+                host.name()
+            ),
+            None => bail!("the process on {} did not end within {PATIENCE:?}", host.name()),
+        }
+        Ok(())
+    }
+
+    /// What the side on a host says of itself; `None` while it says nothing.
+    pub fn status(&self, host: Host) -> Option<Status> {
+        Client::new(&self.sockets.path().join(format!("{}.sock", host.name())))
+            .status()
+            .ok()
+    }
+
+    /// Waits for a status of a host that `is_it`, while its process lives.
+    pub fn await_status(
+        &mut self,
+        what: &str,
+        host: Host,
+        is_it: impl Fn(&Status) -> bool,
+    ) -> Result<Status> {
+        let mut last = None;
+        let found = wait_for(&format!("{what} on {}", host.name()), PATIENCE, || {
+            ensure!(self.is_running(host), "the process on {} has ended", host.name());
+            last = self.status(host);
+            Ok(last.clone().filter(|status| is_it(status)))
+        });
+        found.with_context(|| format!("the last status of {}: {last:?}", host.name()))
+    }
+
+    /// Waits until the VM that `host` runs is protected by the other.
+    pub fn await_protected(&mut self, host: Host) -> Result<Status> {
+        let protected = |status: &Status| status.role == Role::Primary && status.protection == Protection::On;
+        self.await_status("protection", host, protected)
+    }
+
+    /// Waits until `host` runs the VM.
+    pub fn await_primary(&mut self, host: Host) -> Result<Status> {
+        self.await_status("the VM", host, |status| status.role == Role::Primary)
+    }
+
+    /// Waits until `host` runs the VM without a secondary.
+    pub fn await_alone(&mut self, host: Host) -> Result<Status> {
+        let alone = |status: &Status| status.role == Role::Primary && status.protection == Protection::Off;
+        self.await_status("running alone", host, alone)
+    }
+
+    /// Waits until the guest's service answers.
+    pub fn await_service(&mut self, host: Host) -> Result<()> {
+        let load = self.load();
+        wait_for("an answer of the guest's service", PATIENCE, || {
+            ensure!(self.is_running(host), "the process on {} has ended", host.name());
+            Ok(ping(&load).ok())
+        })
+    }
+
+    /// Runs the VM on A, protected by B.
+    pub fn protect(&mut self) -> Result<()> {
+        self.run(Host::A)?;
+        self.secondary(Host::B)?;
+        self.await_service(Host::A)?;
+        self.await_protected(Host::A).map(drop)
+    }
+
+    /// A load whose keys no other load has.
+    pub fn load(&self) -> Load {
+        static SEED: AtomicU64 = AtomicU64::new(1);
+        let seed = SEED.fetch_add(1, Ordering::Relaxed);
+        Load {
+            netns: Some(self.net.outside().clone()),
+            connections: CONNECTIONS,
+            answer_timeout: ANSWER_TIMEOUT,
+            ..Load::new((guest_address(0), SERVICE_PORT).into(), seed)
+        }
+    }
+
+    /// Sets clients to work, and waits until each of them was answered.
+    pub fn clients(&self) -> Result<Clients> {
+        let clients = Clients::start(self.load())?;
+        clients.go_on()?;
+        Ok(clients)
+    }
+
+    /// Sends the guest one request.
+    pub fn order(&self, words: &[&str]) -> Result<()> {
+        guest::ask(&self.load(), words).map(drop)
+    }
+
+    /// A number of what the guest says in `INFO`.
+    pub fn info(&self, name: &str) -> Result<u64> {
+        guest::info(&self.load(), name)
+    }
+
+    fn log_path(&self, host: Host) -> PathBuf {
+        self.directory.path().join(format!("{}.log", host.name()))
+    }
+
+    /// What the processes of a host said, all of them.
+    pub fn log(&self, host: Host) -> String {
+        fs::read_to_string(self.log_path(host)).unwrap_or_default()
+    }
+
+    /// Waits until the log of a host holds a text.
+    pub fn await_log(&self, host: Host, text: &str) -> Result<()> {
+        wait_for(
+            &format!("`{text}` in the log of {}", host.name()),
+            PATIENCE,
+            || Ok(self.log(host).contains(text).then_some(())),
+        )
+    }
+
+    fn shown_log(&self, host: Host) -> String {
+        let status = self
+            .status(host)
+            .map_or("no status".into(), |status| status.to_string());
+        let log = tail(&self.log(host), LOG_LINES_MAX);
+        let console = fs::read_to_string(self.directory.path().join(format!("{}.console", host.name())));
+        let console = tail(&console.unwrap_or_default(), 10);
+        format!(
+            "--- {}: log\n{log}\n--- its status\n{status}\n--- its console\n{console}\n",
+            host.name()
+        )
+    }
+}
+
+/// The bare guest, built if it is missing.
+fn bare_guest() -> Result<PathBuf> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let built = BUILT.get_or_init(|| {
+        let path = root().join("guests/bare/target/release/bare-guest");
+        if path.exists() {
+            Ok(path)
+        } else {
+            build_bare_guest().map_err(|error| format!("{error:#}"))
+        }
+    });
+    built.clone().map_err(anyhow::Error::msg)
+}
