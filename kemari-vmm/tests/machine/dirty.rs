@@ -1,0 +1,188 @@
+//! The dirty log is exact enough: a memory built from the captured dirty pages alone equals the machine's.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kemari_vmm::memory::{self, Memory, PAGE_BYTES};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+use crate::support::pair::{copy_all, first_difference};
+use crate::support::random::Random;
+use crate::support::resp::{Client, Load};
+use crate::support::rig::Rig;
+use crate::support::watchdog::Watchdog;
+
+/// Captures between two comparisons of the whole memory.
+const CAPTURES_BETWEEN_COMPARISONS: usize = 100;
+
+/// What was seen.
+struct Seen {
+    captures: usize,
+    comparisons: usize,
+    pages: usize,
+    /// Pages that were dirty and had not changed.
+    unchanged: usize,
+}
+
+fn shadow_follows(memory_mib: u64, seed: u64, time: Duration) -> Seen {
+    let mut random = Random::new(seed);
+    let rig = Rig::new("", memory_mib);
+    let machine = rig.running();
+    let load = Load::start(2);
+    let worker = thread::spawn(move || work(time));
+    machine.pause();
+    let shadow = memory::create(memory_mib << 20).expect("a second memory");
+    machine.dirty().start().expect("the dirty log starts");
+    {
+        let frozen = machine.freeze();
+        frozen.hold_output();
+        frozen.capture_output(0);
+        frozen
+            .collect_dirty(&mut Vec::new())
+            .expect("the dirty log is read");
+        copy_all(machine.memory(), &shadow);
+    }
+    machine.release(0);
+    machine.resume();
+
+    let mut seen = Seen {
+        captures: 0,
+        comparisons: 0,
+        pages: 0,
+        unchanged: 0,
+    };
+    let begin = Instant::now();
+    while begin.elapsed() < time {
+        thread::sleep(Duration::from_micros(random.below(1500)));
+        seen.captures += 1;
+        let epoch = seen.captures as u64;
+        machine.pause();
+        let (mut states, mut pages) = (Vec::new(), Vec::new());
+        let fails = random.percent(10);
+        {
+            let frozen = machine.freeze();
+            frozen.capture_output(epoch);
+            frozen.save_state(&mut states).expect("the state is saved");
+            frozen.collect_dirty(&mut pages).expect("the dirty log is read");
+            if !fails {
+                seen.pages += pages.len();
+                seen.unchanged += follow(machine.memory(), &shadow, &pages);
+                if seen.captures.is_multiple_of(CAPTURES_BETWEEN_COMPARISONS) {
+                    seen.comparisons += 1;
+                    let missed = first_difference(machine.memory(), &shadow);
+                    assert_eq!(
+                        missed, None,
+                        "a changed page was not dirty (seed {seed}, capture {epoch})"
+                    );
+                }
+            }
+        }
+        if fails {
+            machine.give_back(epoch, &pages);
+        } else {
+            machine.release(epoch);
+        }
+        machine.resume();
+    }
+    machine.open_gate();
+    worker.join().expect("the guest answers");
+    load.stop();
+    Client::connect().ok("CHECK");
+    seen
+}
+
+/// Writes the dirty pages into the shadow; returns how many of them were not different.
+fn follow(from: &Memory, shadow: &Memory, pages: &[u64]) -> usize {
+    let (mut ours, mut theirs) = (vec![0; PAGE_BYTES], vec![0; PAGE_BYTES]);
+    let mut unchanged = 0;
+    for &page in pages {
+        memory::read_page(from, page, &mut ours).expect("a page of the guest");
+        memory::read_page(shadow, page, &mut theirs).expect("a page of the guest");
+        unchanged += usize::from(ours == theirs);
+        memory::write_page(shadow, page, &ours).expect("a page of the guest");
+    }
+    unchanged
+}
+
+/// Lets the guest write pages, read and write its disk, and kick.
+fn work(time: Duration) {
+    let mut client = Client::connect();
+    let begin = Instant::now();
+    while begin.elapsed() < time {
+        for request in ["DIRTY 300", "BLKTEST 60 16", "KICK 5 10", "RESETQ", "CHECK"] {
+            client.ok(request);
+        }
+    }
+}
+
+#[test]
+fn dirty_pages_are_all_that_changed() {
+    let _watchdog = Watchdog::new("dirty pages", 120);
+    let seen = shadow_follows(64, 21, Duration::from_secs(8));
+    eprintln!(
+        "{} captures, {} comparisons, {} dirty pages, {} of them unchanged",
+        seen.captures, seen.comparisons, seen.pages, seen.unchanged
+    );
+    assert!(seen.captures > 500 && seen.comparisons > 3 && seen.pages > 5_000);
+    assert!(
+        seen.unchanged * 2 < seen.pages,
+        "most pages in the log had not changed"
+    );
+}
+
+/// Memory beyond the hole below 4 GiB is a region, a slot and a log of its own.
+#[test]
+fn dirty_pages_are_found_on_both_sides_of_the_hole() {
+    let _watchdog = Watchdog::new("dirty pages above 4 GiB", 120);
+    let rig = Rig::without_network("", 4 << 10);
+    let machine = rig.machine();
+    machine.boot().expect("the bare guest boots");
+    machine.dirty().start().expect("the dirty log starts");
+    machine.resume();
+    let high = 4u64 << 30;
+    let mut expected = Vec::new();
+    for round in 0..20u64 {
+        machine.pause();
+        // Written by the VMM: the first, the last and some page above 4 GiB, and the last one below the hole.
+        let last = machine.memory().last_addr().0;
+        let places = [high, last & !0xfff, high + round * 0x12_3000, (3 << 30) - 1];
+        for address in places {
+            let value = [round as u8 + 1];
+            machine
+                .memory()
+                .write_slice(&value, GuestAddress(address))
+                .expect("memory of the guest");
+        }
+        let mut pages = Vec::new();
+        machine
+            .freeze()
+            .collect_dirty(&mut pages)
+            .expect("the dirty log is read");
+        expected.extend(places.map(|address| address / PAGE_BYTES as u64));
+        for page in &expected {
+            assert!(
+                pages.contains(page),
+                "page {page:#x} is not in the log of round {round}"
+            );
+        }
+        assert!(pages.iter().all(|page| memory::has_page(machine.memory(), *page)));
+        expected.clear();
+        if round % 2 == 0 {
+            // The capture failed: all of its pages, on both sides, are in the next one.
+            machine.give_back(round, &pages);
+            expected.extend(pages);
+        }
+        machine.resume();
+        thread::sleep(Duration::from_millis(2));
+    }
+    machine.pause();
+    assert!(rig.console.text().contains("ready"), "{}", rig.console.text());
+}
+
+/// The same as the first test, with two regions.
+#[test]
+fn dirty_pages_are_all_that_changed_in_a_large_guest() {
+    let _watchdog = Watchdog::new("dirty pages of a large guest", 120);
+    let seen = shadow_follows(4 << 10, 22, Duration::from_millis(1500));
+    assert!(seen.captures > 50);
+}

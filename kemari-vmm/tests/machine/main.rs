@@ -1,0 +1,11 @@
+//! The machine on real KVM: with the bare guest, and its devices driven directly.
+//!
+//! Each test with a guest lives in a network namespace of its own; nothing of them outlives the process.
+
+mod dirty;
+mod gate;
+mod pause;
+mod reattach;
+mod resets;
+mod support;
+mod taps;

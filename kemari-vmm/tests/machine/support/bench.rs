@@ -1,0 +1,83 @@
+//! One device without a machine around it, for a driver in the test.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use kemari_vmm::arch;
+use kemari_vmm::devices::hub::Hub;
+use kemari_vmm::disk::{Cache, Disk, DiskConfig};
+use kemari_vmm::memory::Memory;
+use kemari_vmm::virtio::Backend;
+use kemari_vmm::virtio::block::Block;
+use kemari_vmm::virtio::device::VirtioDevice;
+use tempfile::NamedTempFile;
+use vm_memory::GuestAddress;
+
+/// Bytes of the memory on a bench.
+pub const MEMORY_BYTES: u64 = 2 << 20;
+/// Sectors of the disk on a bench.
+pub const SECTORS: u64 = 512;
+pub const SECTOR_BYTES: usize = 512;
+
+/// A device, and what it is connected to.
+pub struct Bench<B: Backend> {
+    pub hub: Arc<Hub>,
+    pub device: Arc<VirtioDevice<B>>,
+}
+
+impl<B: Backend> Bench<B> {
+    /// A device with fresh memory.
+    pub fn new(backend: B) -> Self {
+        Self::with_memory(backend, memory())
+    }
+
+    /// A device with this memory.
+    pub fn with_memory(backend: B, memory: Memory) -> Self {
+        let kvm = arch::preflight::open().expect("a usable /dev/kvm");
+        let vm = Arc::new(kvm.create_vm().expect("a VM"));
+        arch::create_irqchip(&vm).expect("interrupt controllers");
+        let hub = Hub::new(memory, vm);
+        let device = VirtioDevice::new(hub.clone(), "dev0", 0, 5, backend);
+        Self { hub, device }
+    }
+
+    pub fn memory(&self) -> &Memory {
+        &self.hub.memory
+    }
+}
+
+/// Memory of a bench.
+pub fn memory() -> Memory {
+    Memory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES as usize)]).expect("a little memory")
+}
+
+/// An image of [`SECTORS`] zeros.
+pub fn image() -> NamedTempFile {
+    let image = NamedTempFile::new().expect("a temporary file");
+    image
+        .as_file()
+        .set_len(SECTORS * SECTOR_BYTES as u64)
+        .expect("a sparse file");
+    image
+}
+
+/// Opens an image; several devices may.
+pub fn disk(path: &Path) -> Disk {
+    let config = DiskConfig {
+        path: path.into(),
+        cache: Cache::Writeback,
+        read_only: false,
+        ignore_lock: true,
+    };
+    Disk::open(&config).expect("the image opens")
+}
+
+/// A disk on a bench.
+pub fn block_bench(image: &NamedTempFile) -> Bench<Block> {
+    let bench = Bench::new(Block::new("bench", false));
+    bench
+        .device
+        .with_backend(|block| block.attach(disk(image.path())))
+        .expect("the image has sectors");
+    bench
+}

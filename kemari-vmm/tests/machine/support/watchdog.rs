@@ -1,0 +1,23 @@
+//! A test that hangs is a failed test, and says which one it was.
+
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+/// While it lives, the process ends after the time given to it.
+pub struct Watchdog {
+    _alive: Sender<()>,
+}
+
+impl Watchdog {
+    pub fn new(test: &'static str, seconds: u64) -> Self {
+        let (alive, end) = channel::<()>();
+        thread::spawn(move || {
+            if end.recv_timeout(Duration::from_secs(seconds)) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("{test} hangs: it did not end within {seconds} s");
+                std::process::abort();
+            }
+        });
+        Self { _alive: alive }
+    }
+}
