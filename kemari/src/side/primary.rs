@@ -35,6 +35,9 @@ use connect::{Connected, Connector};
 /// Longest wait of the loop, in milliseconds, whatever the deadlines.
 const WAIT_MS_MAX: u64 = 1000;
 
+/// How often the dirty log is looked at between syncs, in milliseconds.
+const DIRTY_LOOK_INTERVAL_MS: u64 = 100;
+
 /// What other threads tell the loop.
 pub enum Input {
     /// Console output is held: it should leave before long.
@@ -105,6 +108,9 @@ pub struct PrimarySide {
     actions: Vec<PrimaryAction>,
     copy: Copy,
     capture: Option<Capture>,
+    /// Pages that were dirty when the log was last looked at between syncs: the next sync owes them, too.
+    owed: Vec<u64>,
+    dirty_look_ms: u64,
     /// The states of the last acked sync: the secondary has them, so only what differs from them is sent.
     acked_states: Vec<StateBlob>,
     /// Whether the core wants the guest paused. The tap may pause it earlier.
@@ -150,6 +156,8 @@ impl PrimarySide {
             actions: Vec::new(),
             copy: Copy::default(),
             capture: None,
+            owed: Vec::new(),
+            dirty_look_ms: 0,
             acked_states: Vec::new(),
             paused: false,
             console_due_ms: None,
@@ -324,11 +332,34 @@ impl PrimarySide {
         if self.core.next_deadline().is_some_and(|due_ms| due_ms <= now_ms) {
             self.events.push_back(PrimaryEvent::Tick);
         }
+        if self.dirty_look_is_due() && now_ms >= self.dirty_look_ms {
+            self.look_at_dirty_pages();
+        }
+    }
+
+    /// Between syncs memory gets dirty without bound; during one, or with the gate open, nobody needs to look.
+    fn dirty_look_is_due(&self) -> bool {
+        self.machine.holds_output() && self.capture.is_none() && !self.paused
+    }
+
+    fn look_at_dirty_pages(&mut self) {
+        self.dirty_look_ms = self.clock.now_ms() + DIRTY_LOOK_INTERVAL_MS;
+        match self.machine.dirty().collect(&mut self.owed) {
+            Ok(()) if self.owed.len() >= self.config.protection.max_dirty_pages as usize => {
+                self.events.push_back(PrimaryEvent::DirtyLimit);
+            }
+            Ok(()) => {}
+            Err(error) => {
+                let reason = format!("the dirty log cannot be read: {error}");
+                self.events.push_back(PrimaryEvent::HostFailing { reason });
+            }
+        }
     }
 
     fn timeout_ms(&self) -> u64 {
         let now_ms = self.clock.now_ms();
-        let due_ms = [self.core.next_deadline(), self.console_due_ms, self.connector.due_ms()];
+        let look_ms = self.dirty_look_is_due().then_some(self.dirty_look_ms);
+        let due_ms = [self.core.next_deadline(), self.console_due_ms, self.connector.due_ms(), look_ms];
         due_ms.into_iter().flatten().min().map_or(WAIT_MS_MAX, |due_ms| due_ms.saturating_sub(now_ms).min(WAIT_MS_MAX))
     }
 }

@@ -8,7 +8,7 @@ use super::super::copy::QUEUED_BYTES_MAX;
 use super::super::faults;
 use super::super::sync_tap::Attached;
 use super::super::trace::Step;
-use super::{End, Input, PrimarySide};
+use super::{DIRTY_LOOK_INTERVAL_MS, End, Input, PrimarySide};
 use crate::link::LinkError;
 
 impl PrimarySide {
@@ -82,7 +82,8 @@ impl PrimarySide {
     fn begin_round(&mut self, session: SessionId, first: bool) {
         self.trace.note(Step::Copying, 0);
         if first {
-            // A new standby VM: it has no states yet.
+            // A new standby VM: it has neither pages nor states yet.
+            self.owed.clear();
             self.acked_states.clear();
         }
         if let Err(error) = self.copy.begin(&self.machine, first) {
@@ -139,7 +140,9 @@ impl PrimarySide {
                 }
             }
         }
-        let owed = self.copy.take_dirty();
+        let mut owed = self.copy.take_dirty();
+        owed.append(&mut self.owed);
+        self.dirty_look_ms = self.clock.now_ms() + DIRTY_LOOK_INTERVAL_MS;
         let buffer = self.session.as_mut().map(|session| session.main.take_spare()).unwrap_or_default();
         match Capture::take(&self.machine, epoch, hold, owed, &self.acked_states, buffer) {
             Ok(capture) => {
@@ -200,6 +203,7 @@ impl PrimarySide {
         self.capture = None;
         self.tap.set_in_flight(false);
         self.copy.take_dirty();
+        self.owed.clear();
         self.machine.open_gate();
         if let Err(error) = self.machine.dirty().stop() {
             tracing::warn!("the dirty log cannot be stopped: {error}");
