@@ -121,6 +121,11 @@ fn workspace_tests(tally: &mut Tally, options: &Options) {
         found = programs::build(&options.packages)?;
         Ok(())
     });
+    if kvm == Place::Lab {
+        for program in found.extract_if(.., |program| program.needs_local_kvm()) {
+            println!("NOT RUN: {program} needs /dev/kvm of this machine, which cannot be opened");
+        }
+    }
     let (local, remote): (Vec<_>, Vec<_>) = found
         .into_iter()
         .partition(|program| program.place(kvm) == Place::Here);

@@ -49,6 +49,12 @@ impl Program {
         self.package == "kemari-vmm" || self.is_test("kvm")
     }
 
+    /// Whether it needs the KVM of the machine on which the namespaces are, with more speed than an emulated one has:
+    /// integration tests named `scenarios*`.
+    pub fn needs_local_kvm(&self) -> bool {
+        self.is_test("scenarios")
+    }
+
     /// Where it runs, if tests that need KVM run at `kvm`.
     pub fn place(&self, kvm: Place) -> Place {
         match () {
@@ -252,6 +258,14 @@ mod tests {
             Place::Here
         );
         assert_eq!(program("lab", "test", "lab").place(Place::Here), Place::Lab);
+    }
+
+    #[test]
+    fn scenarios_run_where_their_namespaces_are() {
+        let scenarios = program("kemari", "test", "scenarios");
+        assert!(scenarios.needs_local_kvm() && !scenarios.needs_kvm());
+        assert_eq!(scenarios.place(Place::Here), Place::Here);
+        assert!(!program("kemari", "test", "cli").needs_local_kvm());
     }
 
     #[test]
