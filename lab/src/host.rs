@@ -19,6 +19,7 @@ use crate::network::{NETMASK_BITS, Network, bridge_mac, control_address, replica
 use crate::packages::tool;
 use crate::process::Process;
 use crate::qmp::Qmp;
+use crate::tsc;
 
 /// Longest wait for the agent of a host that boots; measured: 5-15 s.
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
@@ -325,8 +326,9 @@ impl Host {
         let log_path = self.dir.join("qemu.log");
         let log = fs::File::create(&log_path).context(|| format!("make {}", log_path.display()))?;
         let cmdline = format!(
-            "console=ttyS0 panic=-1 quiet tsc=reliable mitigations=off cryptomgr.notests \
+            "console=ttyS0 panic=-1 quiet tsc=reliable tsc_early_khz={} mitigations=off cryptomgr.notests \
              lab.control={}/{NETMASK_BITS} lab.replication={}/{NETMASK_BITS} lab.bridge_mac={} lab.taps={taps}",
+            tsc::khz(),
             control_address(self.index),
             replication_address(self.index),
             bridge_mac(self.index),

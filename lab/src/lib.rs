@@ -27,6 +27,7 @@ mod packages;
 mod process;
 mod qmp;
 mod scratch;
+mod tsc;
 
 pub use emulated::{Lab, LabConfig};
 pub use error::{Error, Result};
