@@ -59,12 +59,20 @@ impl Network {
 
     /// MAC address of host `host`'s interface.
     pub(crate) fn mac(self, host: usize) -> String {
-        let kind = match self {
+        format!("52:54:00:4b:{:02x}:{host:02x}", self.kind())
+    }
+
+    /// MAC address of the bridge outside, pinned for the same reason as [`bridge_mac`]: its ports come and go.
+    fn outside_mac(self) -> String {
+        format!("52:54:00:4b:05:{:02x}", self.kind())
+    }
+
+    fn kind(self) -> u8 {
+        match self {
             Network::Control => 1,
             Network::Replication => 2,
             Network::Guests => 3,
-        };
-        format!("52:54:00:4b:{kind:02x}:{host:02x}")
+        }
     }
 }
 
@@ -95,7 +103,8 @@ pub(crate) fn outside() -> Result<Netns> {
     for network in Network::ALL {
         let name = network.name();
         netns.ip(&format!(
-            "link add {name} type bridge forward_delay 0 stp_state 0 mcast_snooping 0\nlink set {name} up"
+            "link add {name} address {} type bridge forward_delay 0 stp_state 0 mcast_snooping 0\nlink set {name} up",
+            network.outside_mac()
         ))?;
     }
     netns.ip(&format!(
