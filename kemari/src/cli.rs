@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::certs::DAYS_DEFAULT;
 use crate::control::{Direction, TAP_SECONDS_MAX};
 
 pub use commands::{Next, Start, perform};
@@ -21,7 +22,9 @@ Examples:
   kemari run vm.toml                      on the other: run the VM, protected by the first
   kemari status                           role, term, protection, and why something waits
   kemari tap net0.tx --direction out      how often does the guest send?
+  kemari switchover                       the other host goes on with the VM, nothing is lost
   kemari stop                             end the VM on both hosts, cleanly
+  kemari certs set --hosts a,b            certificates for the link between the hosts
 
 One file configures both hosts. Each finds its part by the machine's name, or by --host.";
 
@@ -106,11 +109,67 @@ pub enum Action {
         #[arg(long)]
         json: bool,
     },
+    /// Protect the VM: take the other host as its secondary.
+    ///
+    /// For a VM that was unprotected, by the configuration, by `kemari unprotect` or after its secondary's loss. The VM
+    /// is copied while it runs; start `kemari secondary` on the other host. Said to the primary.
+    Protect {
+        /// Whom to ask.
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Let the secondary go, and run on alone.
+    ///
+    /// From then on a failure of this host ends the VM. `kemari protect` takes a secondary again. Said to the primary.
+    Unprotect {
+        /// Whom to ask.
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Take the VM over now, whatever its primary does.
+    ///
+    /// For a primary that is alive but of no use. The VM goes on from its last committed sync: no output is lost. The
+    /// arbiter decides, as always, and the old primary's host is fenced. Said to the secondary; to exchange the roles of
+    /// two healthy hosts, say `kemari switchover` to the primary.
+    Takeover {
+        /// Whom to ask.
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Exchange the roles: the VM goes on on the other host, as before a reboot of this one.
+    ///
+    /// Planned: after a last sync and with all I/O finished, so nothing is lost, nobody is fenced, and the guest stands
+    /// still for a moment only. This host follows as the secondary. If the other one does not go on, the VM goes on
+    /// here. Said to the primary.
+    Switchover {
+        /// Whom to ask.
+        #[command(flatten)]
+        target: Target,
+    },
     /// End the VM on both hosts, cleanly.
+    ///
+    /// The guest is not asked: it is as if its power was cut, after a last sync, with all its I/O finished. Shut it
+    /// down from within to spare it that. Said to the primary.
     Stop {
         /// Whom to ask.
         #[command(flatten)]
         target: Target,
+    },
+    /// Make certificates for the link between the hosts.
+    ///
+    /// An authority of your own and, for each host, a directory with its certificate and key. Copy it there, and name it
+    /// as `certificates` in the configuration. With an authority in DIR already, hosts are added to its set. Nothing that
+    /// exists is overwritten.
+    Certs {
+        /// Where the set is made.
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+        /// The hosts, by their names in the configuration.
+        #[arg(long, value_name = "NAMES", value_delimiter = ',', required = true)]
+        hosts: Vec<String>,
+        /// For how many days the certificates are valid.
+        #[arg(long, default_value_t = DAYS_DEFAULT, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+        days: u32,
     },
 }
 

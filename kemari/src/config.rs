@@ -127,6 +127,12 @@ impl Config {
         &self.hosts[name]
     }
 
+    /// The directory with the certificates of the host `name`, if the link is encrypted.
+    pub fn certificates_of(&self, name: &str) -> Option<&Path> {
+        let own = self.hosts.get(name).and_then(|host| host.certificates.as_deref());
+        own.or(self.protection.certificates.as_deref())
+    }
+
     /// All hosts but `name`.
     pub fn peers<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (&'a str, &'a Host)> + 'a {
         self.hosts
@@ -178,10 +184,12 @@ impl Config {
         let mut paths = vec![&mut self.machine.kernel];
         paths.extend(&mut self.machine.initrd);
         paths.extend(&mut self.arbiter.path);
+        paths.extend(&mut self.protection.certificates);
         paths.extend(self.disks.iter_mut().filter_map(|disk| disk.path.as_mut()));
         for host in self.hosts.values_mut() {
             paths.extend(&mut host.control);
             paths.extend(&mut host.state_dir);
+            paths.extend(&mut host.certificates);
             paths.extend(host.disks.values_mut());
             if let Console::File(path) = &mut host.console {
                 paths.push(path);

@@ -4,6 +4,7 @@
 
 pub mod announce;
 pub mod arbiter;
+pub mod certs;
 pub mod check;
 pub mod cli;
 pub mod config;

@@ -1,30 +1,42 @@
 //! The link: two TCP connections between primary and secondary, one for pages and syncs, one for heartbeats, which
 //! must not wait behind pages.
 //!
-//! Each connection begins with a preface that says what it is and to which session it belongs; then come the frames of
-//! `kemari_sync`. Sockets never block: one loop reads, writes and decides.
+//! A connection is encrypted and both ends show certificates, unless the configuration says `plaintext = true`. Each
+//! begins with a preface that says what it is and to which session it belongs, and that the other end repeats when it
+//! accepts; then come the frames of `kemari_sync`. Sockets never block: one loop reads, writes and decides.
 
-use std::collections::VecDeque;
-use std::io::{self, IoSlice, Read, Write};
+mod connection;
+mod credentials;
+mod identity;
+mod listener;
+mod refusal;
+mod transport;
+
+use std::io;
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use kemari_sync::wire::{FrameError, FrameHeader, HEADER_BYTES};
+use kemari_sync::wire::FrameError;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::config::Config;
+
+pub use connection::Connection;
+pub use credentials::Credentials;
+pub use listener::{Arrival, Listener};
+pub use identity::{CA_FILE, CERTIFICATE_FILE, Identity, IdentityError, KEY_FILE, name_of};
 
 /// Bytes of a preface.
 pub const PREFACE_BYTES: usize = 32;
 const PREFACE_MAGIC: &[u8; 8] = b"KEMARI\r\n";
-const PREFACE_VERSION: u16 = 1;
+const PREFACE_VERSION: u16 = 2;
 
 /// Longest time to establish one connection.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
 
-/// Bytes read at a time.
-const READ_BYTES: usize = 256 << 10;
-
-/// Most buffers written with one call.
-const SLICES_MAX: usize = 8;
+/// Longest time in which the other end must answer a fresh connection, TLS handshake included.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +65,15 @@ pub enum LinkError {
     /// The other end closed it.
     #[error("the peer closed the connection")]
     Closed,
+    /// The other end took the connection and said nothing.
+    #[error("it did not answer within {ANSWER_TIMEOUT:?}; is it a Kemari secondary?")]
+    Silent,
+    /// The other end closed a fresh connection without a word.
+    #[error(
+        "it closed the connection without an answer: its log may say why; it may speak TLS where this side does not, or \
+         the other way round"
+    )]
+    Unanswered,
     /// The network failed.
     #[error("the connection broke")]
     Io(#[from] io::Error),
@@ -62,6 +83,9 @@ pub enum LinkError {
     /// A frame is refused.
     #[error(transparent)]
     Frame(#[from] FrameError),
+    /// Somebody speaks for a host that its certificate does not name.
+    #[error("{0}")]
+    Claim(String),
     /// A frame's content is refused.
     #[error("{0}")]
     Refused(String),
@@ -94,190 +118,64 @@ impl Preface {
     }
 }
 
-/// Connects, says what the connection is for, and makes it non-blocking.
-pub fn connect(address: SocketAddr, preface: &Preface) -> io::Result<Connection> {
-    let mut stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
-    stream.write_all(&preface.encode())?;
-    Connection::new(stream)
+/// How connections are protected.
+#[derive(Clone)]
+pub enum Security {
+    /// Not at all: whoever reaches the network between the hosts reads, and may change, the guest's whole memory.
+    Plaintext,
+    /// TLS 1.3 with certificates of both ends.
+    Tls(Arc<Credentials>),
 }
 
-/// One connection, framed, that never blocks.
-pub struct Connection {
-    stream: TcpStream,
-    /// What waits to be sent, and how much of its front is sent already.
-    outgoing: VecDeque<Vec<u8>>,
-    front_sent: usize,
-    /// See [`Connection::take_spare`].
-    spare: Vec<u8>,
-    /// Received bytes that are not yet whole frames: `incoming[start..end]`.
-    incoming: Vec<u8>,
-    start: usize,
-    end: usize,
+impl Security {
+    /// What the configuration says for the host `name`; reads its certificates. `None`: it says nothing, so there may
+    /// be no link.
+    pub fn of(config: &Config, name: &str) -> Result<Option<Self>, IdentityError> {
+        match config.certificates_of(name) {
+            Some(directory) => Ok(Some(Self::Tls(Arc::new(Credentials::load(directory, name)?)))),
+            None => Ok(config.protection.plaintext.then_some(Self::Plaintext)),
+        }
+    }
 }
 
-impl Connection {
-    /// Takes over an established connection.
-    pub fn new(stream: TcpStream) -> io::Result<Self> {
-        stream.set_nodelay(true)?;
-        stream.set_nonblocking(true)?;
-        let incoming = vec![0; READ_BYTES];
-        Ok(Self { stream, outgoing: VecDeque::new(), front_sent: 0, spare: Vec::new(), incoming, start: 0, end: 0 })
-    }
-
-    /// Where the other end is.
-    pub fn peer_address(&self) -> String {
-        self.stream.peer_addr().map_or_else(|_| "unknown".into(), |address| address.to_string())
-    }
-
-    /// The socket, for polling.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.stream.as_fd()
-    }
-
-    /// Whether something waits until the socket takes it.
-    pub fn wants_to_write(&self) -> bool {
-        !self.outgoing.is_empty()
-    }
-
-    /// Queues whole frames and sends what the socket takes at once.
-    pub fn send(&mut self, bytes: Vec<u8>) -> Result<(), LinkError> {
-        if !bytes.is_empty() {
-            self.outgoing.push_back(bytes);
+/// Connects to the host of that name, says what the connection is for, and waits until the other end accepts. Blocks
+/// for at most [`CONNECT_TIMEOUT`] and [`ANSWER_TIMEOUT`]; the connection itself does not block.
+pub fn connect(
+    security: &Security,
+    host: &str,
+    address: SocketAddr,
+    preface: &Preface,
+) -> Result<Connection, LinkError> {
+    let stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
+    let mut connection = Connection::dial(stream, security, host)?;
+    let deadline = Instant::now() + ANSWER_TIMEOUT;
+    connection.send(preface.encode().to_vec()).map_err(unanswered)?;
+    loop {
+        match connection.receive_preface().map_err(unanswered)? {
+            Some(answer) if answer == *preface => return Ok(connection),
+            Some(_) => return Err(LinkError::Refused("it answered as if to another connection".into())),
+            None => connection.flush().map_err(unanswered)?,
         }
-        self.flush()
-    }
-
-    /// Queues several buffers of whole frames, and sends what the socket takes at once, with as few calls as may be.
-    pub fn send_all(&mut self, buffers: impl IntoIterator<Item = Vec<u8>>) -> Result<(), LinkError> {
-        self.outgoing.extend(buffers.into_iter().filter(|buffer| !buffer.is_empty()));
-        self.flush()
-    }
-
-    /// The largest buffer that was sent and is not needed any more, to be filled again: fresh memory would cost a page
-    /// fault for each of its pages.
-    pub fn take_spare(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.spare)
-    }
-
-    /// Bytes that wait until the socket takes them.
-    pub fn queued_bytes(&self) -> usize {
-        self.outgoing.iter().map(Vec::len).sum::<usize>() - self.front_sent
-    }
-
-    /// Sends what the socket takes.
-    pub fn flush(&mut self) -> Result<(), LinkError> {
-        while !self.outgoing.is_empty() {
-            match self.write_once() {
-                Ok(count) => self.consume(count),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error.into()),
-            }
+        let rest = deadline.saturating_duration_since(Instant::now());
+        if rest.is_zero() {
+            return Err(LinkError::Silent);
         }
-        Ok(())
+        let write = if connection.wants_to_write() { PollFlags::OUT } else { PollFlags::empty() };
+        let mut fds = [PollFd::from_borrowed_fd(connection.fd(), PollFlags::IN | write)];
+        // At least a millisecond, so that the last wait is no spin.
+        let timeout = Timespec { tv_sec: rest.as_secs() as i64, tv_nsec: i64::from(rest.subsec_nanos().max(1_000_000)) };
+        // An interrupted wait only means another turn.
+        let _ = poll(&mut fds, Some(&timeout));
     }
+}
 
-    fn write_once(&self) -> io::Result<usize> {
-        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-        for (index, (slice, buffer)) in slices.iter_mut().zip(&self.outgoing).enumerate() {
-            let skipped = if index == 0 { self.front_sent } else { 0 };
-            *slice = IoSlice::new(&buffer[skipped..]);
-        }
-        (&self.stream).write_vectored(&slices[..self.outgoing.len().min(SLICES_MAX)])
-    }
-
-    fn consume(&mut self, mut count: usize) {
-        while let Some(front) = self.outgoing.front() {
-            let rest = front.len() - self.front_sent;
-            if count < rest {
-                self.front_sent += count;
-                return;
-            }
-            count -= rest;
-            self.front_sent = 0;
-            if let Some(sent) = self.outgoing.pop_front()
-                && sent.capacity() > self.spare.capacity()
-            {
-                self.spare = sent;
-            }
-        }
-    }
-
-    /// Takes one preface off a fresh connection, if it is there.
-    pub fn receive_preface(&mut self) -> Result<Option<Preface>, LinkError> {
-        self.fill()?;
-        let Some(bytes) = self.incoming[self.start..self.end].first_chunk::<PREFACE_BYTES>() else {
-            return Ok(None);
-        };
-        let preface = Preface::decode(bytes)?;
-        self.start += PREFACE_BYTES;
-        Ok(Some(preface))
-    }
-
-    /// Reads what is there and passes whole frames to `on_frame`, until one of them is answered with something: that is
-    /// returned, and the next call goes on behind it. None: all that is there was read. The frame's checksum is not
-    /// checked yet.
-    pub fn receive<T>(
-        &mut self,
-        mut on_frame: impl FnMut(&FrameHeader, &[u8]) -> Result<Option<T>, LinkError>,
-    ) -> Result<Option<T>, LinkError> {
-        loop {
-            while let Some((header, body_start)) = self.next_frame()? {
-                let body = &self.incoming[body_start..body_start + header.length];
-                self.start = body_start + header.length;
-                if let Some(answer) = on_frame(&header, body)? {
-                    return Ok(Some(answer));
-                }
-            }
-            if !self.fill()? {
-                return Ok(None);
-            }
-        }
-    }
-
-    /// The first whole frame in the buffer and where its body begins.
-    fn next_frame(&mut self) -> Result<Option<(FrameHeader, usize)>, LinkError> {
-        let buffered = &self.incoming[self.start..self.end];
-        let Some(header) = buffered.first_chunk::<HEADER_BYTES>() else { return Ok(None) };
-        let header = FrameHeader::parse(header)?;
-        let whole = HEADER_BYTES + header.length;
-        if buffered.len() < whole {
-            // Bounded: the header has been checked against the limit of its kind.
-            self.make_room(whole);
-            return Ok(None);
-        }
-        Ok(Some((header, self.start + HEADER_BYTES)))
-    }
-
-    /// Moves what is buffered to the front, with room for `bytes` in all.
-    fn make_room(&mut self, bytes: usize) {
-        if self.start > 0 && self.start + bytes > self.incoming.len() {
-            self.incoming.copy_within(self.start..self.end, 0);
-            self.end -= self.start;
-            self.start = 0;
-        }
-        if self.incoming.len() < bytes {
-            self.incoming.resize(bytes + READ_BYTES, 0);
-        }
-    }
-
-    /// Reads once. Returns whether anything came.
-    fn fill(&mut self) -> Result<bool, LinkError> {
-        if self.start == self.end {
-            (self.start, self.end) = (0, 0);
-        } else if self.end == self.incoming.len() {
-            self.make_room(self.end - self.start + READ_BYTES);
-        }
-        match (&self.stream).read(&mut self.incoming[self.end..]) {
-            Ok(0) => Err(LinkError::Closed),
-            Ok(count) => {
-                self.end += count;
-                Ok(true)
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(true),
-            Err(error) => Err(error.into()),
-        }
+/// A connection that ends before the first answer was refused, and the reason did not come through.
+fn unanswered(error: LinkError) -> LinkError {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset};
+    match error {
+        LinkError::Closed => LinkError::Unanswered,
+        LinkError::Io(error) if matches!(error.kind(), ConnectionReset | BrokenPipe) => LinkError::Unanswered,
+        other => other,
     }
 }
 
@@ -290,7 +188,9 @@ mod tests {
     fn pair() -> (Connection, Connection) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        (Connection::new(client).unwrap(), Connection::new(listener.accept().unwrap().0).unwrap())
+        let (accepted, _) = listener.accept().unwrap();
+        let plaintext = Security::Plaintext;
+        (Connection::dial(client, &plaintext, "b").unwrap(), Connection::accept(accepted, &plaintext).unwrap())
     }
 
     #[test]
@@ -307,7 +207,7 @@ mod tests {
 
     #[test]
     fn frames_arrive_whole_and_in_order_however_they_are_cut() {
-        let (sender, mut receiver) = pair();
+        let (mut sender, mut receiver) = pair();
         let mut bytes = Vec::new();
         for index in 0..50 {
             encode(&Message::Goodbye(Goodbye::Unfit("x".repeat(index * 9))), &mut bytes);
@@ -316,7 +216,7 @@ mod tests {
         let mut chunks = bytes.chunks(37);
         while lengths.len() < 50 {
             if let Some(chunk) = chunks.next() {
-                (&sender.stream).write_all(chunk).unwrap();
+                sender.send(chunk.to_vec()).unwrap();
             }
             let length = receiver.receive(|header, body| {
                 header.check(body)?;
@@ -333,8 +233,8 @@ mod tests {
 
     #[test]
     fn rubbish_is_refused_at_its_first_header() {
-        let (sender, mut receiver) = pair();
-        (&sender.stream).write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let (mut sender, mut receiver) = pair();
+        sender.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec()).unwrap();
         std::thread::sleep(Duration::from_millis(20));
         assert!(matches!(receiver.receive(|_, _| Ok(Some(()))), Err(LinkError::Frame(_))));
     }

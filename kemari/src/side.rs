@@ -13,7 +13,6 @@ mod copy;
 mod faults;
 mod fence;
 mod life;
-mod listener;
 mod mailbox;
 mod primary;
 mod query;

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 
-use super::{Action, Here};
+use super::{Action, Here, Target};
+use crate::certs;
 use crate::check::{self, Finding, Level};
 use crate::config::Config;
 use crate::control::{Command, TapLine, TapRequest};
@@ -79,9 +80,22 @@ pub fn perform(action: Action, machine: impl Fn(&Config) -> Vec<Finding>) -> any
             findings.extend(check::check(&start.config, &start.host));
             return report(&findings, json).map(Next::Exit);
         }
-        Action::Stop { target } => println!("{}", target.client()?.command(Command::Stop)?),
+        Action::Protect { target } => order(&target, Command::Protect)?,
+        Action::Unprotect { target } => order(&target, Command::Unprotect)?,
+        Action::Takeover { target } => order(&target, Command::Takeover)?,
+        Action::Switchover { target } => order(&target, Command::Switchover)?,
+        Action::Stop { target } => order(&target, Command::Stop)?,
+        Action::Certs { directory, hosts, days } => {
+            certs::make(&directory, &hosts, days)?;
+            println!("{}", certs::explain(&directory, &hosts));
+        }
     }
     Ok(Next::Exit(ExitCode::SUCCESS))
+}
+
+fn order(target: &Target, command: Command) -> anyhow::Result<()> {
+    println!("{}", target.client()?.command(command)?);
+    Ok(())
 }
 
 fn load(here: &Here) -> anyhow::Result<Start> {

@@ -68,6 +68,9 @@ pub struct Host {
     /// Where the guest's console goes.
     #[serde(default)]
     pub console: Console,
+    /// Directory of this host's certificates, instead of the one in `[protection]`.
+    #[serde(default)]
+    pub certificates: Option<PathBuf>,
     /// Program and arguments, run on *this* host, that cut the other one off from the shared disks for certain;
     /// `{peer}` stands for the other's name.
     #[serde(default)]

@@ -1,5 +1,6 @@
 //! How a VM is protected, and the limits within which.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -52,7 +53,9 @@ pub struct Protection {
     pub max_dirty_pages: u32,
     /// What happens when the secondary is lost.
     pub on_secondary_loss: OnSecondaryLoss,
-    /// The word that the guest's memory may cross the network unencrypted: required, as the link has no encryption.
+    /// Directory of this host's certificate and key, and of the authority's certificate, unless a host names its own.
+    pub certificates: Option<PathBuf>,
+    /// The word that the guest's memory may cross the network unencrypted and to anyone, instead of `certificates`.
     pub plaintext: bool,
     /// For tests where both sides run on one kernel: a shared disk may go through that kernel's page cache.
     pub allow_cached_shared_disk: bool,
@@ -72,6 +75,7 @@ impl Default for Protection {
             max_interval_ms: 1000,
             max_dirty_pages: 16_384,
             on_secondary_loss: OnSecondaryLoss::default(),
+            certificates: None,
             plaintext: false,
             allow_cached_shared_disk: false,
         }

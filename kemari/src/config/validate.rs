@@ -217,15 +217,9 @@ fn protection(config: &Config, wrong: &mut Wrong) {
             ),
         );
     }
+    link(config, wrong);
     if !p.enabled {
         return;
-    }
-    if !p.plaintext {
-        wrong.at(
-            &["protection"],
-            "the link between the hosts is not encrypted yet, and carries the guest's whole memory: say \
-             `plaintext = true` in [protection] if their network is trusted, or `enabled = false`",
-        );
     }
     if config.hosts.len() != 2 {
         wrong.at(
@@ -237,6 +231,43 @@ fn protection(config: &Config, wrong: &mut Wrong) {
         );
     }
     shared_disks(config, wrong);
+}
+
+/// Certificates or, in so many words, none.
+fn link(config: &Config, wrong: &mut Wrong) {
+    let p = &config.protection;
+    if p.plaintext {
+        let own = config.hosts.iter().find(|(_, host)| host.certificates.is_some());
+        let path = match own {
+            Some((name, _)) => vec!["hosts", name.as_str(), "certificates"],
+            None => vec!["protection", "certificates"],
+        };
+        if own.is_some() || p.certificates.is_some() {
+            wrong.at(
+                &path,
+                "`plaintext = true` and `certificates` exclude each other: remove `plaintext`, and the link is encrypted",
+            );
+        }
+        return;
+    }
+    for name in config.hosts.keys() {
+        if config.certificates_of(name).is_some() {
+            if let Err(error) = crate::link::name_of(name) {
+                wrong.at(&["hosts", name], error.to_string());
+            }
+        } else if p.enabled {
+            wrong.at(
+                &["protection"],
+                format!(
+                    "the link between the hosts carries the guest's whole memory, and host `{name}` has no \
+                     certificates for it: make a set with `kemari certs` and name its directory as `certificates`, or \
+                     say `plaintext = true` if nobody else is on that network"
+                ),
+            );
+            // Once is enough.
+            return;
+        }
+    }
 }
 
 fn shared_disks(config: &Config, wrong: &mut Wrong) {

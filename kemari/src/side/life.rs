@@ -1,6 +1,7 @@
 //! The life of a process: start, primary or secondary, takeover, and back.
 
 use std::fs::{self, File, TryLockError};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -26,6 +27,7 @@ use super::trace::Trace;
 use crate::announce;
 use crate::arbiter::ConfiguredArbiter;
 use crate::config::{self, Config, Mac};
+use crate::link::Security;
 use crate::control::{self, Counters, Protection, Role, Status, Takeover};
 
 /// How often, and after how long, a side that runs the VM announces where it now is.
@@ -55,6 +57,8 @@ struct Life {
     terminal: Option<Terminal>,
     /// Held as long as the process lives: proves to the next one that this one is dead.
     _lock: File,
+    /// How the link is protected, if there may be one.
+    security: Option<Security>,
     _server: control::Server,
 }
 
@@ -102,6 +106,7 @@ impl Life {
         fs::create_dir_all(state_dir)
             .with_context(|| format!("cannot make the state directory {}", state_dir.display()))?;
         let lock = lock_host(state_dir, &config.vm)?;
+        let security = Security::of(&config, &host)?;
         let board = Board::new(first_status(&config, &host));
         let server = control::Server::start(config.host(&host).control(), board.clone())?;
         let terminal = match config.host(&host).console {
@@ -117,6 +122,7 @@ impl Life {
             clock: Clock::start(),
             board,
             _lock: lock,
+            security,
             _server: server,
         })
     }
@@ -159,6 +165,14 @@ impl Life {
         Ok(Next::Execute(Box::new(self.primary(me, Reign { record, last_epoch: 0 }, machine, mailbox)?)))
     }
 
+    /// Asks a host what it holds of the VM.
+    fn ask(&self, host: &str, address: SocketAddr) -> PeerWord {
+        match &self.security {
+            Some(security) => ask_peer(security, host, address),
+            None => PeerWord::Silent("the configuration names neither `certificates` nor `plaintext = true`".into()),
+        }
+    }
+
     /// Asks the arbiter for a term.
     fn win(&self, me: &Incarnation, assert_dead: Option<u64>) -> anyhow::Result<kemari_sync::Record> {
         let (sender, inputs) = channel();
@@ -185,7 +199,7 @@ impl Life {
                     StartAction::Ask { ask, request } => arbiter.ask(ask, request),
                     StartAction::AskPeer(peer) => {
                         let word = match self.config.hosts.get(&peer.host) {
-                            Some(host) => ask_peer(host.listen),
+                            Some(host) => self.ask(&peer.host, host.listen),
                             None => PeerWord::Silent("it is not in the configuration".into()),
                         };
                         // This function holds the receiver.
@@ -239,6 +253,7 @@ impl Life {
             mailbox,
             arbiter,
             board: self.board.clone(),
+            security: self.security.clone(),
             clock: self.clock,
             trace: Trace::create(self.config.host(&self.host).state_dir())?,
         })
@@ -247,6 +262,9 @@ impl Life {
     /// Waits for primaries, until one dies.
     fn follow(&self) -> anyhow::Result<secondary::End> {
         self.type_to(None);
+        let security = self.security.clone().context(
+            "a secondary needs a link: name `certificates`, or say `plaintext = true`, in [protection]",
+        )?;
         let mailbox = Mailbox::new()?;
         let answers = mailbox.clone();
         let arbiter = ArbiterThread::start(Box::new(ConfiguredArbiter::open(&self.config)?), move |ask, answer| {
@@ -269,6 +287,7 @@ impl Life {
             mailbox,
             arbiter,
             board: self.board.clone(),
+            security,
             clock: self.clock,
         })?;
         Ok(side.run())

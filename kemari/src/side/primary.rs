@@ -13,6 +13,7 @@ mod status;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use kemari_sync::wire::Message;
 use kemari_sync::{Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Reign, SessionId};
 use kemari_vmm::machine::{Machine, MachineEvent};
 use kemari_vmm::state::StateBlob;
@@ -28,7 +29,7 @@ use super::trace::{Step, Trace};
 use super::wait::Waiter;
 use crate::config::Config;
 use crate::control::Counters;
-use crate::link::{Connection, LinkError};
+use crate::link::{Connection, LinkError, Security};
 
 use connect::{Connected, Connector};
 
@@ -84,6 +85,8 @@ pub struct Setup {
     pub board: Arc<Board>,
     pub clock: Clock,
     pub trace: Trace,
+    /// `None`: there can be no link.
+    pub security: Option<Security>,
 }
 
 /// The loop's state.
@@ -129,7 +132,7 @@ pub struct PrimarySide {
 impl PrimarySide {
     /// A primary whose machine is paused and ready to run.
     pub fn new(setup: Setup) -> anyhow::Result<Self> {
-        let Setup { config, host, mechanism, reign, machine, mailbox, arbiter, board, clock, trace } = setup;
+        let Setup { config, host, mechanism, reign, machine, mailbox, arbiter, board, clock, trace, security } = setup;
         let sink = mailbox.clone();
         let tap = SyncTap::new(machine.pause_requester(), move || sink.post(Input::ConsoleHeld));
         let waiter = Waiter::new()?;
@@ -139,7 +142,7 @@ impl PrimarySide {
         board.show_machine(Some(machine.clone()));
         Ok(Self {
             core: Primary::new(mechanism, reign, clock.now_ms()),
-            connector: Connector::new(&config, &host),
+            connector: Connector::new(&config, &host, security),
             config,
             machine,
             mailbox,
@@ -287,23 +290,24 @@ impl PrimarySide {
 
     /// Reads what the secondary has sent.
     fn receive(&mut self) {
-        self.receive_from(|session| &mut session.main);
-        self.receive_from(|session| &mut session.heartbeat);
+        self.receive_from(|session| (&mut session.main, &session.host));
+        self.receive_from(|session| (&mut session.heartbeat, &session.host));
     }
 
     fn receive_main(&mut self) {
-        self.receive_from(|session| &mut session.main);
+        self.receive_from(|session| (&mut session.main, &session.host));
     }
 
-    fn receive_from(&mut self, connection: impl Fn(&mut Session) -> &mut Connection) {
+    fn receive_from(&mut self, connection: impl Fn(&mut Session) -> (&mut Connection, &str)) {
         let Some(session) = &mut self.session else { return };
         let id = session.id;
-        let connection = connection(session);
+        let (connection, host) = connection(session);
         let result = connection.flush().and_then(|()| {
             // Nothing ends this early: all that is there is read.
             connection.receive(|header, body| {
                 header.check(body)?;
                 let message = kemari_sync::wire::decode(header.kind, body)?;
+                check_welcome(host, &message)?;
                 self.heard_ms = Some(self.clock.now_ms());
                 self.events.push_back(PrimaryEvent::Message { session: id, message });
                 Ok(None::<()>)
@@ -366,4 +370,15 @@ impl PrimarySide {
 
 fn lock(side: &Mutex<PrimarySide>) -> MutexGuard<'_, PrimarySide> {
     side.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A secondary says the name of the host that it was looked for at.
+fn check_welcome(host: &str, message: &Message) -> Result<(), LinkError> {
+    match message {
+        Message::Welcome(welcome) if welcome.incarnation.host != host => Err(LinkError::Claim(format!(
+            "the secondary on {host} says that it is on {}: look at `listen` of both hosts",
+            welcome.incarnation.host
+        ))),
+        _ => Ok(()),
+    }
 }

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use anyhow::Context;
 use kemari_sync::wire::{Message, Welcome, encode};
 use kemari_sync::{
     ArbiterAnswer, Incarnation, Reign, Secondary, SecondaryAction, SecondaryConfig, SecondaryEvent, SessionId,
@@ -20,12 +21,11 @@ use kemari_vmm::state::StateBlob;
 use super::arbiter_thread::{ArbiterThread, AskId};
 use super::board::{Board, Order};
 use super::clock::Clock;
-use super::listener::{Arrival, Listener};
 use super::mailbox::Mailbox;
 use super::wait::wait;
 use crate::config::Config;
 use crate::control::{Command, Counters};
-use crate::link::Connection;
+use crate::link::{Arrival, Connection, Listener, Security};
 
 pub use standby::Standby;
 
@@ -81,6 +81,7 @@ pub struct Setup {
     pub arbiter: ArbiterThread,
     pub board: Arc<Board>,
     pub clock: Clock,
+    pub security: Security,
 }
 
 /// The loop's state.
@@ -120,8 +121,13 @@ pub struct SecondarySide {
 impl SecondarySide {
     /// A secondary that listens, and holds nothing yet.
     pub fn new(setup: Setup) -> anyhow::Result<Self> {
-        let Setup { config, host, spec, mut mechanism, mailbox, arbiter, board, clock } = setup;
-        let listener = Listener::bind(config.host(&host).listen)?;
+        let Setup { config, host, spec, mut mechanism, mailbox, arbiter, board, clock, security } = setup;
+        let listen = config.host(&host).listen;
+        let listener = Listener::bind(listen, security).with_context(|| {
+            format!(
+                "cannot listen on {listen}; is another secondary running, or is `listen` not an address of this host?"
+            )
+        })?;
         let staging = Staging::new(config.protection.staging_bytes_max() as usize);
         mechanism.staging_pages_max = staging.pages_max();
         let sink = mailbox.clone();
@@ -231,6 +237,11 @@ impl SecondarySide {
                 }
                 Arrival::Session { main, .. } => {
                     tracing::warn!("{} was sent away: too many sessions", main.peer_address());
+                }
+                // A port scan, a health check, `kemari check`: not worth a warning. Nor is a peer that cannot be told
+                // from them, but its operator will look here.
+                Arrival::Refused { address, reason } => {
+                    tracing::info!("{address} was refused: {:#}", anyhow::Error::from(reason));
                 }
                 Arrival::Query(mut connection) => {
                     let mut bytes = Vec::new();

@@ -9,7 +9,7 @@ use kemari_sync::{Primary, PrimaryEvent};
 use super::super::mailbox::Mailbox;
 use super::{Input, PrimarySide, Session};
 use crate::config::Config;
-use crate::link::{self, Connection, Preface, Purpose};
+use crate::link::{self, Connection, Preface, Purpose, Security};
 
 /// Pause between two attempts, in milliseconds.
 const RETRY_MS: u64 = 250;
@@ -23,22 +23,27 @@ pub struct Connected {
 
 /// Tries the other hosts in turn, each attempt on a thread of its own.
 pub struct Connector {
+    /// Without it there are no peers.
+    security: Option<Security>,
     peers: Vec<(String, SocketAddr)>,
     attempts: usize,
     trying: bool,
     next_ms: u64,
     wanted: bool,
+    /// Why the last attempt failed.
+    trouble: Option<String>,
 }
 
 impl Connector {
-    pub fn new(config: &Config, host: &str) -> Self {
+    pub fn new(config: &Config, host: &str, security: Option<Security>) -> Self {
         let peers = config.peers(host).map(|(name, peer)| (name.to_owned(), peer.listen)).collect();
-        Self { peers, attempts: 0, trying: false, next_ms: 0, wanted: false }
+        Self { security, peers, attempts: 0, trying: false, next_ms: 0, wanted: false, trouble: None }
     }
 
     /// Begins an attempt if the core wants a peer and it is time for one.
     pub fn poll(&mut self, core: &Primary, now_ms: u64, connected: bool, mailbox: &Arc<Mailbox<Input>>) {
-        self.wanted = core.wants_peer() && !connected && !self.peers.is_empty();
+        self.wanted = core.wants_peer() && !connected && self.refuses().is_none();
+        let Some(security) = self.security.clone() else { return };
         if !self.wanted || self.trying || now_ms < self.next_ms {
             return;
         }
@@ -46,7 +51,24 @@ impl Connector {
         self.attempts += 1;
         self.trying = true;
         let mailbox = mailbox.clone();
-        thread::spawn(move || mailbox.post(Input::Connected(connect(host, address))));
+        thread::spawn(move || mailbox.post(Input::Connected(connect(&security, host, address))));
+    }
+
+    /// Why there is no secondary although one is wanted.
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref().filter(|_| self.wanted)
+    }
+
+    /// Why there is nobody to connect to; `None` if there is somebody.
+    pub fn refuses(&self) -> Option<&'static str> {
+        match self.security {
+            None => Some(
+                "the configuration names neither `certificates` nor `plaintext = true`, so there is no link to protect \
+                 it over",
+            ),
+            Some(_) if self.peers.is_empty() => Some("the configuration names no other host"),
+            Some(_) => None,
+        }
     }
 
     /// When the next attempt is due.
@@ -55,11 +77,12 @@ impl Connector {
     }
 }
 
-fn connect(host: String, address: SocketAddr) -> Result<Connected, String> {
+fn connect(security: &Security, host: String, address: SocketAddr) -> Result<Connected, String> {
     let session_nonce = rand::random();
     let open = |purpose| {
-        link::connect(address, &Preface { purpose, session_nonce })
-            .map_err(|error| format!("the secondary on {host} at {address} cannot be reached: {error}"))
+        link::connect(security, &host, address, &Preface { purpose, session_nonce }).map_err(|error| {
+            format!("no session with the secondary on {host} at {address}: {:#}", anyhow::Error::from(error))
+        })
     };
     let (main, heartbeat) = (open(Purpose::Main)?, open(Purpose::Heartbeat)?);
     Ok(Connected { host, main, heartbeat })
@@ -78,10 +101,17 @@ impl PrimarySide {
                     return tracing::error!("the link cannot be used: {error:#}");
                 }
                 self.session = Some(Session { id, host, main, heartbeat });
+                self.connector.trouble = None;
                 self.events.push_back(PrimaryEvent::PeerConnected { session: id });
             }
             Ok(_) => {}
-            Err(reason) => tracing::debug!("{reason}"),
+            Err(reason) => {
+                // Said once, and again when it changes: attempts go on as long as a secondary is wanted.
+                if self.connector.trouble.as_ref() != Some(&reason) {
+                    tracing::warn!("{reason}");
+                }
+                self.connector.trouble = Some(reason);
+            }
         }
     }
 }

@@ -35,6 +35,7 @@ impl PrimarySide {
             silent_ms: self.heard_ms.map(|heard_ms| self.shown_ms.saturating_sub(heard_ms)),
         });
         let counters = self.counters;
+        let trouble = self.connector.trouble().map(str::to_owned);
         let role = match self.end {
             Some(End::Halted(_) | End::Stopped(_)) => Role::Stopped,
             None => Role::Primary,
@@ -45,7 +46,7 @@ impl PrimarySide {
             status.epoch = core.epoch;
             status.protection = protection;
             status.since_s = core.for_ms / 1000;
-            status.waiting_because = core.waiting;
+            status.waiting_because = core.waiting.or(trouble);
             status.peer = peer;
             status.counters = counters;
         });

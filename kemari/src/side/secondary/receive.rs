@@ -2,7 +2,7 @@
 
 use std::thread::yield_now;
 
-use kemari_sync::wire::{Channel, FrameHeader, FrameKind, Message, PageBatch, decode};
+use kemari_sync::wire::{Channel, FrameHeader, FrameKind, Message, PageBatch, decode, encode, reason_text};
 use kemari_sync::{SecondaryEvent, SessionId};
 
 use super::{POLL_US_MAX, SecondarySide};
@@ -57,6 +57,9 @@ impl SecondarySide {
     }
 
     fn note_message(&mut self, session: SessionId, message: Message) {
+        if let Err(error) = self.check_claim(session, &message) {
+            return self.refuse(session, &error.to_string());
+        }
         self.heard_us = Some(self.clock.now_us());
         if message.channel() == Channel::Main {
             self.poll_until_us = self.clock.now_us() + POLL_US_MAX;
@@ -64,6 +67,24 @@ impl SecondarySide {
         self.note_step(&message);
         self.events.push_back(SecondaryEvent::Message { session, message });
         self.settle();
+    }
+
+    /// Whether the certificates of both connections are for the host that a primary says it is on.
+    fn check_claim(&self, id: SessionId, message: &Message) -> Result<(), LinkError> {
+        let Some(session) = self.sessions.iter().find(|session| session.id == id) else { return Ok(()) };
+        session.main.check_claim(message).and_then(|()| session.heartbeat.check_claim(message))
+    }
+
+    /// Ends a session that the core has not heard of.
+    fn refuse(&mut self, id: SessionId, reason: &str) {
+        tracing::warn!("a primary was refused: {reason}");
+        let Some(place) = self.sessions.iter().position(|session| session.id == id) else { return };
+        let mut session = self.sessions.remove(place);
+        let mut bytes = Vec::new();
+        encode(&Message::Refuse(reason_text(reason)), &mut bytes);
+        // Whoever it is may have gone.
+        let _ = session.main.send(bytes);
+        self.events.push_back(SecondaryEvent::PeerClosed { session: id, reason: reason.to_owned() });
     }
 
     /// Takes frames up to the next control message of one connection.

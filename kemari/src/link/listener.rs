@@ -1,0 +1,262 @@
+//! Where a secondary is reached: it takes connections, reads their prefaces, and pairs them into sessions.
+
+use std::io;
+use std::mem::take;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use super::{Connection, LinkError, Preface, Purpose, Security};
+
+/// Most connections that have not become a session yet.
+const PENDING_MAX: usize = 16;
+/// Longest time that a connection may take to become part of a session, or to read why it is refused, in milliseconds.
+const PENDING_MS_MAX: u64 = 3000;
+
+/// A connection that is not part of a session yet.
+struct Pending {
+    connection: Connection,
+    stage: Stage,
+    since_ms: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Its preface has not come; a TLS handshake may be under way.
+    Fresh,
+    /// It was told that it is accepted.
+    Accepted(Preface),
+    /// It may still read why it was refused.
+    Refused,
+}
+
+/// What came in.
+pub enum Arrival {
+    /// Both connections of a new session.
+    Session {
+        /// Everything but heartbeats.
+        main: Connection,
+        /// Heartbeats.
+        heartbeat: Connection,
+    },
+    /// Somebody asks what this side holds.
+    Query(Connection),
+    /// Somebody was sent away.
+    Refused {
+        /// Where from.
+        address: String,
+        /// Why.
+        reason: LinkError,
+    },
+}
+
+/// The listening socket.
+pub struct Listener {
+    socket: TcpListener,
+    security: Security,
+    pending: Vec<Pending>,
+}
+
+impl Listener {
+    /// Listens at `address`.
+    pub fn bind(address: SocketAddr, security: Security) -> io::Result<Self> {
+        let socket = TcpListener::bind(address)?;
+        socket.set_nonblocking(true)?;
+        Ok(Self {
+            socket,
+            security,
+            pending: Vec::new(),
+        })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// The socket, for polling.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Connections to poll beside it.
+    pub fn connections(&self) -> impl Iterator<Item = &Connection> {
+        let waiting = |pending: &&Pending| !matches!(pending.stage, Stage::Accepted(_));
+        self.pending
+            .iter()
+            .filter(waiting)
+            .map(|pending| &pending.connection)
+    }
+
+    /// When a pending connection is given up.
+    pub fn due_ms(&self) -> Option<u64> {
+        self.pending
+            .iter()
+            .map(|pending| pending.since_ms + PENDING_MS_MAX)
+            .min()
+    }
+
+    /// Takes what has come.
+    pub fn poll(&mut self, now_ms: u64) -> Vec<Arrival> {
+        let mut arrivals = Vec::new();
+        self.accept(now_ms, &mut arrivals);
+        for mut pending in take(&mut self.pending) {
+            if pending.is_over(now_ms, &mut arrivals) {
+                continue;
+            }
+            if let Err(reason) = pending.greet() {
+                pending.stage = Stage::Refused;
+                pending.connection.refuse();
+                arrivals.push(Arrival::Refused {
+                    address: pending.connection.peer_address(),
+                    reason,
+                });
+            }
+            self.pending.push(pending);
+        }
+        while let Some(index) = self.position(|preface| preface.purpose == Purpose::Query) {
+            arrivals.push(Arrival::Query(self.pending.swap_remove(index).connection));
+        }
+        while let Some((main, heartbeat)) = self.matching() {
+            arrivals.push(Arrival::Session { main, heartbeat });
+        }
+        arrivals
+    }
+
+    fn accept(&mut self, now_ms: u64, arrivals: &mut Vec<Arrival>) {
+        while self.pending.len() < PENDING_MAX {
+            let (stream, address) = match self.socket.accept() {
+                Ok(accepted) => accepted,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => return tracing::warn!("a connection could not be taken: {error}"),
+            };
+            match Connection::accept(stream, &self.security) {
+                Ok(connection) => self.pending.push(Pending {
+                    connection,
+                    stage: Stage::Fresh,
+                    since_ms: now_ms,
+                }),
+                Err(reason) => arrivals.push(Arrival::Refused {
+                    address: address.to_string(),
+                    reason,
+                }),
+            }
+        }
+    }
+
+    fn position(&self, wanted: impl Fn(&Preface) -> bool) -> Option<usize> {
+        self.pending
+            .iter()
+            .position(|pending| matches!(&pending.stage, Stage::Accepted(preface) if wanted(preface)))
+    }
+
+    fn matching(&mut self) -> Option<(Connection, Connection)> {
+        let nonces: Vec<u128> = self.pending.iter().filter_map(Pending::session).collect();
+        let nonce = nonces
+            .into_iter()
+            .find(|nonce| self.place(Purpose::Heartbeat, *nonce).is_some())?;
+        let main = self.place(Purpose::Main, nonce)?;
+        let main = self.pending.remove(main).connection;
+        let heartbeat = self.place(Purpose::Heartbeat, nonce)?;
+        Some((main, self.pending.remove(heartbeat).connection))
+    }
+
+    fn place(&self, purpose: Purpose, session_nonce: u128) -> Option<usize> {
+        self.position(|preface| {
+            *preface
+                == Preface {
+                    purpose,
+                    session_nonce,
+                }
+        })
+    }
+}
+
+impl Pending {
+    /// Whether it is given up, or has read why it was refused.
+    fn is_over(&mut self, now_ms: u64, arrivals: &mut Vec<Arrival>) -> bool {
+        let is_late = self.since_ms + PENDING_MS_MAX <= now_ms;
+        if self.stage == Stage::Refused {
+            return is_late || self.connection.has_left();
+        }
+        if is_late {
+            let reason = LinkError::Refused("it sent no whole greeting in time".into());
+            arrivals.push(Arrival::Refused {
+                address: self.connection.peer_address(),
+                reason,
+            });
+        }
+        is_late
+    }
+
+    /// Reads the preface, if it is there, and says that it is accepted.
+    fn greet(&mut self) -> Result<(), LinkError> {
+        if self.stage != Stage::Fresh {
+            return Ok(());
+        }
+        if let Some(preface) = self.connection.receive_preface()? {
+            self.stage = Stage::Accepted(preface);
+            self.connection.send(preface.encode().to_vec())?;
+        }
+        self.connection.flush()
+    }
+
+    /// The session whose main connection this is.
+    fn session(&self) -> Option<u128> {
+        match &self.stage {
+            Stage::Accepted(preface) if preface.purpose == Purpose::Main => Some(preface.session_nonce),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::link::connect;
+    use std::io::Write;
+    use std::net::TcpStream;
+    use std::thread;
+    use std::time::Duration;
+
+    #[test]
+    fn two_connections_become_a_session_and_rubbish_does_not() {
+        let mut listener = Listener::bind("127.0.0.1:0".parse().unwrap(), Security::Plaintext).unwrap();
+        let address = listener.address().unwrap();
+        let _mute = TcpStream::connect(address).unwrap();
+        let mut rubbish = TcpStream::connect(address).unwrap();
+        rubbish.write_all(&[7; 64]).unwrap();
+        let openers = [
+            (Purpose::Heartbeat, 1),
+            (Purpose::Main, 2),
+            (Purpose::Main, 1),
+            (Purpose::Query, 0),
+        ]
+        .map(|(purpose, session_nonce)| {
+            let preface = Preface {
+                purpose,
+                session_nonce,
+            };
+            thread::spawn(move || connect(&Security::Plaintext, "b", address, &preface).unwrap())
+        });
+        let mut arrivals = Vec::new();
+        for _ in 0..100 {
+            arrivals.extend(listener.poll(0));
+            thread::sleep(Duration::from_millis(10));
+            if openers.iter().all(thread::JoinHandle::is_finished) && arrivals.len() >= 3 {
+                break;
+            }
+        }
+        let count = |wanted: fn(&Arrival) -> bool| arrivals.iter().filter(|arrival| wanted(arrival)).count();
+        assert_eq!(count(|arrival| matches!(arrival, Arrival::Session { .. })), 1);
+        assert_eq!(count(|arrival| matches!(arrival, Arrival::Query(_))), 1);
+        assert_eq!(count(|arrival| matches!(arrival, Arrival::Refused { .. })), 1);
+        let _kept = openers.map(|opener| opener.join().unwrap());
+        assert_eq!(
+            listener.pending.len(),
+            3,
+            "the mute one and the half session wait, the refused one may read why"
+        );
+        assert_eq!(listener.poll(PENDING_MS_MAX).len(), 2, "both are told about");
+        assert_eq!(listener.pending.len(), 0);
+    }
+}
