@@ -25,7 +25,7 @@ pub struct VirtioDevice<B: Backend> {
     gsi: u32,
     channels: Vec<Arc<EventChannel>>,
     core: Mutex<Core<B>>,
-    /// Told whenever a request finishes; a reset waits for it.
+    /// Told whenever a request finishes or is given back; a reset waits for it.
     finished: Condvar,
 }
 
@@ -215,14 +215,17 @@ impl<B: Backend> VirtioDevice<B> {
         self.finished.notify_all();
     }
 
-    /// Waits until nothing that was captured or released is unfinished, and drops what was never captured.
+    /// Waits until nothing that was captured or released is unfinished, and drops what no capture has: also what a
+    /// capture that fails meanwhile gives back.
     fn finish_started(&self) -> MutexGuard<'_, Core<B>> {
         let mut core = self.lock();
-        core.requests.drop_held();
-        while core.requests.has_started() {
+        loop {
+            core.requests.drop_held();
+            if !core.requests.has_started() {
+                return core;
+            }
             core = self.finished.wait(core).unwrap_or_else(PoisonError::into_inner);
         }
-        core
     }
 
     fn retire_queue(&self) {
@@ -363,6 +366,8 @@ impl<B: Backend> Device for VirtioDevice<B> {
 
     fn uncapture(&self, epoch: u64) {
         self.lock().requests.uncapture(epoch);
+        // A reset of the guest may wait for what is now held again: it may drop it.
+        self.finished.notify_all();
     }
 
     fn drain(&self) {
