@@ -3,6 +3,7 @@
 //!
 //! Needs root (for namespaces) and /dev/kvm. Each scenario makes its own hosts and ends them.
 
+mod arbiter;
 mod copy;
 #[cfg(feature = "faults")]
 mod faults;

@@ -76,6 +76,29 @@ fn a_primary_that_slept_finds_itself_deposed_and_becomes_the_secondary() {
     });
 }
 
+#[test]
+fn a_secondary_that_slept_finds_itself_left_out_and_is_taken_back() {
+    play(&plan(), |scene| {
+        scene.protect()?;
+        let clients = scene.clients()?;
+        scene.signal(Host::B, Signal::STOP)?;
+        clients.go_on()?;
+        scene.await_alone(Host::A)?;
+        clients.work(Duration::from_secs(1))?;
+        scene.signal(Host::B, Signal::CONT)?;
+        scene.await_protected(Host::A)?;
+        ensure!(
+            role(scene, Host::B) == Some(Role::Secondary),
+            "B is {:?}",
+            role(scene, Host::B)
+        );
+        clients.go_on()?;
+        scene.kill(Host::A)?;
+        clients.go_on()?;
+        clients.finish()
+    });
+}
+
 fn role(scene: &Scene, host: Host) -> Option<Role> {
     scene.status(host).map(|status| status.role)
 }

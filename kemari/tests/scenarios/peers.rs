@@ -1,13 +1,14 @@
 //! Whoever else comes to the secondary's port: rubbish, half-open connections, other versions, other VMs.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
-use kemari::link::{Connection, LinkError, Preface, Purpose, connect};
+use kemari::control::Role;
+use kemari::link::{PREFACE_BYTES, Preface, Purpose};
 use kemari_sync::Incarnation;
-use kemari_sync::wire::{Hello, Message, PROTOCOL_VERSION, decode, encode};
+use kemari_sync::wire::{FrameHeader, HEADER_BYTES, Hello, MAGIC, Message, PROTOCOL_VERSION, decode, encode};
 use lab::{Netns, replication_address};
 
 use crate::support::{Host, LINK_PORT, PATIENCE, Plan, play};
@@ -19,7 +20,7 @@ const MUTE: usize = 5;
 fn bad_peers_are_refused_and_the_right_pair_is_unaffected() {
     play(&Plan::default(), |scene| {
         scene.secondary(Host::B)?;
-        scene.await_status("listening", Host::B, |_| true)?;
+        scene.await_status("listening", Host::B, |status| status.role == Role::Secondary)?;
         let netns = scene.net.host(Host::A.number()).netns().clone();
         let _mute = molest(&netns)?;
         scene.run(Host::A)?;
@@ -87,9 +88,10 @@ fn molest(netns: &Netns) -> Result<Vec<TcpStream>> {
     let mut kept = (0..MUTE).map(|_| open()).collect::<Result<Vec<_>>>()?;
     kept.push(half);
     // A whole session whose first frame is rubbish.
-    let (main, _heartbeat) = session(netns)?;
-    let mut main = Greeting(main);
-    ensure!(main.say(vec![0x5a; 64]).is_err(), "rubbish was answered");
+    ensure!(
+        Stranger::connect(netns)?.say(&[0x5a; 64]).is_err(),
+        "rubbish was answered"
+    );
     for (hello, why) in [
         (
             hello("another", PROTOCOL_VERSION),
@@ -126,52 +128,82 @@ fn hello(vm: &str, protocol: u32) -> Hello {
     }
 }
 
-/// Both connections of a new session.
-fn session(netns: &Netns) -> Result<(Connection, Connection)> {
-    static NONCE: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1000);
-    let session_nonce = u128::from(NONCE.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
-    let open = |purpose| {
-        netns.run(|| {
-            connect(
-                secondary(),
+/// Somebody at the secondary's port, past the program's own code for connections.
+struct Stranger {
+    main: TcpStream,
+    _heartbeat: TcpStream,
+    received: Vec<u8>,
+}
+
+impl Stranger {
+    /// Opens both connections of a new session.
+    fn connect(netns: &Netns) -> Result<Self> {
+        static NONCE: AtomicU64 = AtomicU64::new(1000);
+        let session_nonce = u128::from(NONCE.fetch_add(1, Ordering::Relaxed));
+        let open = |purpose| -> Result<TcpStream> {
+            let mut stream = netns.run(|| TcpStream::connect(secondary()))??;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.write_all(
                 &Preface {
                     purpose,
                     session_nonce,
-                },
-            )
+                }
+                .encode(),
+            )?;
+            Ok(stream)
+        };
+        Ok(Self {
+            main: open(Purpose::Main)?,
+            _heartbeat: open(Purpose::Heartbeat)?,
+            received: Vec::new(),
         })
-    };
-    Ok((open(Purpose::Main)??, open(Purpose::Heartbeat)??))
+    }
+
+    /// Says something and waits for an answer. The end of the connection is an error.
+    fn say(&mut self, bytes: &[u8]) -> Result<Message> {
+        self.main.write_all(bytes)?;
+        loop {
+            if let Some(message) = self.message()? {
+                return Ok(message);
+            }
+            let mut part = [0; 1024];
+            let count = self
+                .main
+                .read(&mut part)
+                .context("the secondary did not answer")?;
+            ensure!(count > 0, "the secondary ended the session");
+            self.received.extend_from_slice(&part[..count]);
+        }
+    }
+
+    /// The first message received, behind the echo of the greeting if there is one.
+    fn message(&self) -> Result<Option<Message>> {
+        let greeted = self
+            .received
+            .first_chunk()
+            .is_some_and(|bytes| Preface::decode(bytes).is_ok());
+        let rest = &self.received[if greeted { PREFACE_BYTES } else { 0 }..];
+        if !rest.starts_with(&MAGIC.to_le_bytes()) {
+            return Ok(None);
+        }
+        let Some((header, body)) = rest.split_first_chunk::<HEADER_BYTES>() else {
+            return Ok(None);
+        };
+        let header = FrameHeader::parse(header)?;
+        let Some(body) = body.get(..header.length) else {
+            return Ok(None);
+        };
+        header.check(body)?;
+        Ok(Some(decode(header.kind, body)?))
+    }
 }
 
 /// Greets the secondary, and returns why it refuses.
 fn greet(netns: &Netns, hello: Hello) -> Result<String> {
-    let (main, _heartbeat) = session(netns)?;
     let mut bytes = Vec::new();
     encode(&Message::Hello(hello), &mut bytes);
-    match Greeting(main).say(bytes)? {
+    match Stranger::connect(netns)?.say(&bytes)? {
         Message::Refuse(reason) => Ok(reason),
         other => bail!("it was not refused, but answered with {:?}", other.kind()),
-    }
-}
-
-struct Greeting(Connection);
-
-impl Greeting {
-    /// Says something and waits for an answer. The end of the connection is an error.
-    fn say(&mut self, bytes: Vec<u8>) -> Result<Message> {
-        self.0.send(bytes)?;
-        let begin = Instant::now();
-        while begin.elapsed() < PATIENCE {
-            let answer = self.0.receive(|header, body| {
-                header.check(body)?;
-                Ok::<_, LinkError>(Some(decode(header.kind, body)?))
-            });
-            match answer.context("the secondary ended the session")? {
-                Some(message) => return Ok(message),
-                None => std::thread::sleep(Duration::from_millis(5)),
-            }
-        }
-        bail!("the secondary did not answer")
     }
 }

@@ -111,7 +111,6 @@ impl Scene {
         let (directory, sockets) = (lab::scratch_dir()?, tempfile::tempdir()?);
         File::create(directory.path().join("disk.img"))?.set_len(DISK_BYTES)?;
         fs::create_dir(directory.path().join("arbiter"))?;
-        File::create(directory.path().join("arbiter").join(kemari::arbiter::MARKER))?;
         let kernel = bare_guest()?;
         let scene = Self {
             processes: [None, None],
@@ -120,8 +119,27 @@ impl Scene {
             directory,
             sockets,
         };
+        scene.bring_arbiter_back()?;
         scene.write_config("scene.toml", plan)?;
         Ok(scene)
+    }
+
+    /// Makes the arbiter unreachable: its directory looks like an empty mount point.
+    pub fn take_arbiter_away(&self) -> Result<()> {
+        Ok(fs::remove_file(self.arbiter_marker())?)
+    }
+
+    /// Ends a [`Scene::take_arbiter_away`].
+    pub fn bring_arbiter_back(&self) -> Result<()> {
+        File::create(self.arbiter_marker())?;
+        Ok(())
+    }
+
+    fn arbiter_marker(&self) -> PathBuf {
+        self.directory
+            .path()
+            .join("arbiter")
+            .join(kemari::arbiter::MARKER)
     }
 
     /// Writes a configuration beside the one that is used by default.
