@@ -314,15 +314,16 @@ impl PrimarySide {
             })
         });
         if let Err(error) = result {
-            self.lose_session(&error);
+            self.lose_session(error);
         }
     }
 
-    fn lose_session(&mut self, error: &LinkError) {
+    fn lose_session(&mut self, error: LinkError) {
         if let Some(session) = self.session.take() {
-            let reason = anyhow::anyhow!("{error}").to_string();
+            let reason = format!("{:#}", anyhow::Error::from(error));
             tracing::warn!("the link to {} is gone: {reason}", session.host);
             self.events.push_back(PrimaryEvent::PeerClosed { session: session.id, reason });
+            self.note_session_end();
         }
     }
 

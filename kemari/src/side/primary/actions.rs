@@ -68,14 +68,14 @@ impl PrimarySide {
         let [opening, mut frames, _] = buffers;
         frames.truncate(frames.len() / 2);
         self.on_link(id, |session| session.main.send_all([opening, frames]));
-        self.lose_session(&LinkError::Closed);
+        self.lose_session(LinkError::Closed);
     }
 
     /// Does something with the link, and tells the core if that fails.
     fn on_link(&mut self, id: SessionId, send: impl FnOnce(&mut super::Session) -> Result<(), LinkError>) {
         let Some(session) = self.session.as_mut().filter(|session| session.id == id) else { return };
         if let Err(error) = send(session) {
-            self.lose_session(&error);
+            self.lose_session(error);
         }
     }
 
@@ -230,6 +230,7 @@ impl PrimarySide {
     fn close_session(&mut self, id: SessionId, reason: &str) {
         if let Some(session) = self.session.take_if(|session| session.id == id) {
             tracing::info!("the session with {} ends: {reason}", session.host);
+            self.note_session_end();
         }
     }
 }

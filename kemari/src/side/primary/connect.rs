@@ -13,6 +13,8 @@ use crate::link::{self, Connection, Preface, Purpose, Security};
 
 /// Pause between two attempts, in milliseconds.
 const RETRY_MS: u64 = 250;
+/// Pause after a session that ended before the VM was protected: the next one may end for the same reason.
+const FUTILE_RETRY_MS: u64 = 1000;
 
 /// Both connections of a new session.
 pub struct Connected {
@@ -89,6 +91,13 @@ fn connect(security: &Security, host: String, address: SocketAddr) -> Result<Con
 }
 
 impl PrimarySide {
+    /// A session has ended. A pair that is broken is to be joined again at once, all else can wait.
+    pub(super) fn note_session_end(&mut self) {
+        if !self.machine.holds_output() {
+            self.connector.next_ms = self.clock.now_ms() + FUTILE_RETRY_MS;
+        }
+    }
+
     pub(super) fn on_connected(&mut self, outcome: Result<Connected, String>) {
         self.connector.trying = false;
         self.connector.next_ms = self.clock.now_ms() + RETRY_MS;
