@@ -34,6 +34,14 @@ struct Output {
 }
 
 impl Output {
+    /// Whether a saved one can be: the captures contain no bytes that are not there.
+    fn is_possible(&self) -> bool {
+        self.bytes.len() <= CONSOLE_BYTES_MAX
+            && self.first.checked_add(self.bytes.len() as u64).is_some_and(|end| {
+                self.captured.iter().all(|&(_, captured_end)| captured_end <= end)
+            })
+    }
+
     fn end(&self) -> u64 {
         self.first + self.bytes.len() as u64
     }
@@ -275,8 +283,8 @@ impl Device for Console {
         };
         let chip = self
             .chip_from(&state)
-            .filter(|_| saved.output.bytes.len() <= CONSOLE_BYTES_MAX)
-            .ok_or_else(|| StateError::Mismatch("the console's buffers are longer than they can be".into()))?;
+            .filter(|_| saved.output.is_possible())
+            .ok_or_else(|| StateError::Mismatch("the console's buffers are not as they can be".into()))?;
         let mut core = self.lock();
         core.chip = chip;
         core.output = saved.output;

@@ -10,6 +10,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
 
+use super::device::check_range;
 use super::segment::Segments;
 use super::{Backend, Chain, Completion, Completions, GuestFault, Nature, QueueRole, QueueSpec, Submission};
 use crate::disk::{Disk, DiskError, DiskJob, Operation};
@@ -156,6 +157,18 @@ impl Backend for Block {
             Kind::Read { .. } | Kind::GetId | Kind::Refused(_) => Nature::Input,
         };
         Ok((BlockRequest { kind, data, status }, nature))
+    }
+
+    fn check(&self, request: &BlockRequest, memory: &Memory) -> Result<(), GuestFault> {
+        request.data.check(memory)?;
+        check_range(memory, request.status, 1)?;
+        let bytes = request.data.len();
+        let is_possible = match request.kind {
+            Kind::Read { sector } => self.kind_of(VIRTIO_BLK_T_IN, sector, bytes) == request.kind,
+            Kind::Write { sector } => self.kind_of(VIRTIO_BLK_T_OUT, sector, bytes) == request.kind,
+            Kind::Flush | Kind::GetId | Kind::Refused(_) => true,
+        };
+        is_possible.then_some(()).ok_or_else(|| GuestFault(format!("a {:?} beyond the disk's end", request.kind)))
     }
 
     fn copy_aside(&self, request: &BlockRequest, memory: &Memory) -> Result<Vec<u8>, GuestFault> {

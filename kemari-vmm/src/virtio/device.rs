@@ -130,8 +130,11 @@ impl<B: Backend> VirtioDevice<B> {
             }
             _ => {
                 let event_idx = transport.has(VIRTIO_RING_F_EVENT_IDX);
-                if let Some(queue) = queues.get_mut(transport.queue_sel as usize) {
-                    set_up_queue(queue, offset, value, event_idx);
+                let Some(queue) = queues.get_mut(transport.queue_sel as usize) else { return };
+                set_up_queue(queue, offset, value, event_idx);
+                // A ready queue does not move any more: this is the one place to look.
+                if queue.ready() && !queue.is_valid(&self.hub.memory) {
+                    self.break_down(&mut core, &GuestFault("a virtqueue lies outside the guest's memory".into()));
                 }
             }
         }
@@ -430,6 +433,9 @@ impl<B: Backend> Device for VirtioDevice<B> {
         let mut queues = Vec::with_capacity(maxima.len());
         for (queue, max_size) in saved.queues.iter().zip(maxima) {
             let queue = Queue::try_from(queue.with_max_size(max_size)).map_err(|e| unfit(e.to_string()))?;
+            if queue.ready() && !queue.is_valid(&self.hub.memory) {
+                return Err(unfit("a virtqueue lies outside the guest's memory".into()));
+            }
             queues.push(queue);
         }
         if saved.requests.iter().any(|request| usize::from(request.queue()) >= queues.len()) {
@@ -437,6 +443,9 @@ impl<B: Backend> Device for VirtioDevice<B> {
         }
         let requests = RequestList::load(saved.requests).map_err(|fault| unfit(fault.0))?;
         core.backend.load(saved.backend).map_err(unfit)?;
+        for request in requests.iter() {
+            core.backend.check(&request.body, &self.hub.memory).map_err(|fault| unfit(fault.0))?;
+        }
         if saved.transport.driver_ok() {
             core.backend.activate(saved.transport.driver_features);
         }

@@ -107,6 +107,9 @@ pub trait Backend: Send + 'static {
         chain: Chain<'_>,
         memory: &Memory,
     ) -> Result<(Self::Request, Nature), GuestFault>;
+    /// Checks a request of a saved state: it must be one that [`Backend::parse`] could have returned. Called after
+    /// [`Backend::load`].
+    fn check(&self, request: &Self::Request, memory: &Memory) -> Result<(), GuestFault>;
     /// The bytes that an output shows, taken from the guest's memory now.
     fn copy_aside(&self, request: &Self::Request, memory: &Memory) -> Result<Vec<u8>, GuestFault>;
     /// Carries out a released request, with the bytes of its capture if there was one.

@@ -12,6 +12,7 @@ use virtio_bindings::virtio_net::{
 };
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
+use super::device::check_range;
 use super::segment::Segments;
 use super::tap::{PACKET_BYTES_MAX, Tap, TapError, VNET_HEADER_BYTES};
 use super::{Backend, Chain, Completions, GuestFault, Nature, QueueRole, QueueSpec, Submission};
@@ -238,10 +239,7 @@ impl Backend for Net {
     ) -> Result<(NetRequest, Nature), GuestFault> {
         let (mut readable, mut writable) = Segments::of_chain(chain, memory)?;
         if queue == TRANSMIT {
-            let length = readable.len();
-            if length < VNET_HEADER_BYTES as u64 || length > PACKET_BYTES_MAX as u64 {
-                return Err(GuestFault(format!("a packet of {length} bytes, header included")));
-            }
+            check_length(&readable)?;
             return Ok((NetRequest::Transmit(readable), Nature::Output));
         }
         let command = readable.split_front(2).and_then(|bytes| bytes.read(memory).ok());
@@ -249,6 +247,16 @@ impl Backend for Net {
         match (command, writable.split_last_byte()) {
             (Some(command), Some(answer)) => Ok((NetRequest::Control { command, answer }, Nature::Input)),
             _ => Err(GuestFault("a control command without a command or without room for the answer".into())),
+        }
+    }
+
+    fn check(&self, request: &NetRequest, memory: &Memory) -> Result<(), GuestFault> {
+        match request {
+            NetRequest::Transmit(segments) => {
+                check_length(segments)?;
+                segments.check(memory)
+            }
+            NetRequest::Control { answer, .. } => check_range(memory, *answer, 1),
         }
     }
 
@@ -329,6 +337,15 @@ fn wants_more_buffers(queue: &mut Queue, memory: &Memory) -> Result<bool, GuestF
     let more = queue.enable_notification(memory);
     queue.set_next_avail(unused);
     more.map_err(fault)
+}
+
+fn check_length(packet: &Segments) -> Result<(), GuestFault> {
+    match packet.len() {
+        length if length < VNET_HEADER_BYTES as u64 || length > PACKET_BYTES_MAX as u64 => {
+            Err(GuestFault(format!("a packet of {length} bytes, header included")))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn fault(error: virtio_queue::Error) -> GuestFault {

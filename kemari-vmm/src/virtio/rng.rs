@@ -35,6 +35,10 @@ impl Backend for Rng {
         Ok((writable, Nature::Input))
     }
 
+    fn check(&self, request: &Segments, memory: &Memory) -> Result<(), GuestFault> {
+        request.check(memory)
+    }
+
     fn copy_aside(&self, _: &Segments, _: &Memory) -> Result<Vec<u8>, GuestFault> {
         Ok(Vec::new())
     }

@@ -22,9 +22,15 @@ pub struct Segments(Vec<Segment>);
 
 impl Segments {
     /// The buffers that the device reads and those that it writes, all inside the guest's memory.
+    ///
+    /// # Errors
+    /// Also for a chain that does not end: the iterator stops at a loop, and at a descriptor that cannot be read, as it
+    /// does at a proper end.
     pub fn of_chain(chain: Chain<'_>, memory: &Memory) -> Result<(Self, Self), GuestFault> {
         let (mut readable, mut writable) = (Self::default(), Self::default());
+        let mut ended = false;
         for descriptor in chain {
+            ended = !descriptor.has_next();
             check_range(memory, descriptor.addr().0, u64::from(descriptor.len()))?;
             let segment = Segment { address: descriptor.addr().0, length: descriptor.len() };
             if descriptor.is_write_only() {
@@ -35,7 +41,15 @@ impl Segments {
                 return Err(GuestFault("a readable buffer follows a writable one in a chain".into()));
             }
         }
+        if !ended {
+            return Err(GuestFault("a descriptor chain without an end, or with a descriptor that does not exist".into()));
+        }
         Ok((readable, writable))
+    }
+
+    /// Whether all of it lies inside the guest's memory, as it does after [`Segments::of_chain`].
+    pub fn check(&self, memory: &Memory) -> Result<(), GuestFault> {
+        self.0.iter().try_for_each(|segment| check_range(memory, segment.address, segment.length.into()))
     }
 
     /// One range.

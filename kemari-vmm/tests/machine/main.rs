@@ -3,6 +3,8 @@
 //! Each test with a guest lives in a network namespace of its own; nothing of them outlives the process.
 
 mod dirty;
+mod faults;
+mod fuzz;
 mod gate;
 mod pause;
 mod reattach;

@@ -1,0 +1,240 @@
+//! Guests that write anything anywhere: no device panics or hangs, and none reads or writes outside the memory.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kemari_vmm::devices::Device;
+use kemari_vmm::devices::hub::Hub;
+use kemari_vmm::virtio::block::Block;
+use kemari_vmm::virtio::net::Net;
+use kemari_vmm::virtio::rng::Rng;
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::support::bench::{self, Bench, MEMORY_BYTES};
+use crate::support::driver::{Ring, agree, go, needs_reset, read_register, regs, write_register};
+use crate::support::network::{self, TAP};
+use crate::support::random::Random;
+use crate::support::watchdog::Watchdog;
+
+/// How long each device is tormented.
+const TIME: Duration = Duration::from_millis(2500);
+/// Where the rings lie of a driver that knows what it does, mostly.
+const RINGS: u64 = 0x1_0000;
+const RING_STEP: u64 = 0x1_0000;
+
+/// Numbers that are more often at an edge than others.
+fn odd_number(random: &mut Random) -> u64 {
+    match random.below(8) {
+        0 => 0,
+        1 => u64::MAX - random.below(70_000),
+        2 => MEMORY_BYTES - random.below(70_000),
+        3 => MEMORY_BYTES + random.below(70_000),
+        4 => random.next(),
+        5 => u64::from(u32::MAX) - random.below(3) + 1,
+        _ => random.below(MEMORY_BYTES),
+    }
+}
+
+/// A device and the rings of its queues.
+struct Torment {
+    device: Arc<dyn Device>,
+    hub: Arc<Hub>,
+    rings: Vec<Ring>,
+    epoch: u64,
+    queues: u32,
+}
+
+impl Torment {
+    fn new(device: Arc<dyn Device>, hub: Arc<Hub>, queues: u32) -> Self {
+        let mut torment = Self {
+            device,
+            hub,
+            rings: Vec::new(),
+            epoch: 0,
+            queues,
+        };
+        torment.begin_well(0);
+        torment
+    }
+
+    /// As a good driver begins.
+    fn begin_well(&mut self, refused: u64) {
+        // A reset waits for acks, which come from this thread.
+        self.device.release(u64::MAX);
+        let features = agree(&*self.device, refused);
+        let memory = &self.hub.memory;
+        self.rings = (0..self.queues)
+            .map(|queue| {
+                let base = RINGS + RING_STEP * u64::from(queue);
+                Ring::new(&*self.device, memory, queue, base, 32, features)
+            })
+            .collect();
+        go(&*self.device);
+    }
+
+    fn step(&mut self, random: &mut Random) {
+        if needs_reset(&*self.device) && random.percent(30) {
+            self.begin_well(random.next() & (3 << 28));
+        }
+        let ring = random.below(u64::from(self.queues)) as usize;
+        match random.below(40) {
+            0..8 => self.random_register(random),
+            8..12 => self.random_ring_bytes(ring, random),
+            12..26 => self.random_request(ring, random),
+            26..30 => self.rings[ring].kick_always(&*self.device),
+            30..32 => {
+                self.epoch += 1;
+                self.device.capture(self.epoch);
+            }
+            32..34 => self.device.release(self.epoch),
+            34 => self.device.uncapture(self.epoch),
+            35 => self.hub.hold_output(random.percent(70)),
+            36 => self.device.wake(),
+            37 => drop(self.device.save()),
+            38 => self.read_anything(random),
+            _ if random.percent(5) => self.begin_well(random.next() & (3 << 28)),
+            _ => {}
+        }
+    }
+
+    fn random_register(&mut self, random: &mut Random) {
+        let offset = random.below(0x50) * 4;
+        let value = match random.below(3) {
+            0 => random.below(4) as u32,
+            _ => odd_number(random) as u32,
+        };
+        let resets = value == 0 && (offset == regs::STATUS || offset == regs::QUEUE_READY);
+        // These are for another step, or most of the time the device would not be ready.
+        if resets && random.percent(90) {
+            return;
+        }
+        if resets {
+            self.device.release(u64::MAX);
+        }
+        write_register(&*self.device, offset, value);
+        // Odd sizes and offsets.
+        if random.percent(5) {
+            let bytes = vec![0xa5; random.below(9) as usize];
+            self.device.write(random.below(0x1000), &bytes);
+        }
+    }
+
+    fn read_anything(&self, random: &mut Random) {
+        read_register(&*self.device, random.below(0x60) * 4);
+        let mut bytes = vec![0; random.below(70) as usize];
+        self.device.read(random.below(0x1000), &mut bytes);
+    }
+
+    fn random_ring_bytes(&self, ring: usize, random: &mut Random) {
+        let at = self.rings[ring].base + random.below(Ring::BYTES - 8);
+        let value = odd_number(random);
+        self.hub
+            .memory
+            .write_obj(value, GuestAddress(at))
+            .expect("inside the memory");
+    }
+
+    /// A request whose shape is often right: buffers of this or that length, here and there.
+    fn random_request(&mut self, ring: usize, random: &mut Random) {
+        let ring = &mut self.rings[ring];
+        let slot = random.below(u64::from(ring.slots())) as u16;
+        let mut buffers = Vec::new();
+        let mut writable = false;
+        for number in 0..1 + random.below(4) {
+            let at = match random.percent(90) {
+                true => 0x10_0000 + random.below(0x8_0000),
+                false => odd_number(random),
+            };
+            let length = match random.below(10) {
+                0 => odd_number(random) as u32,
+                1 => random.below(70_000) as u32,
+                2 => 1,
+                3 => 16,
+                4 => 4096,
+                _ => *random.pick(&[0, 2, 12, 60, 512, 513]),
+            };
+            if number == 0 && random.percent(80) {
+                let header = [random.below(9), random.below(600)]
+                    .map(u64::to_le_bytes)
+                    .concat();
+                let _ = self.hub.memory.write_slice(&header, GuestAddress(at));
+                buffers.push((at, 16, false));
+                continue;
+            }
+            writable |= random.percent(40);
+            buffers.push((at, length, writable ^ random.percent(2)));
+        }
+        let head = ring.request(slot, &buffers);
+        ring.offer(head);
+        if random.percent(60) {
+            ring.kick(&*self.device);
+        }
+        // The driver looks at what comes back, so that event indexes move.
+        while ring.used().is_some() {}
+    }
+}
+
+fn torment(device: Arc<dyn Device>, hub: Arc<Hub>, queues: u32, seed: u64) {
+    eprintln!("seed {seed}");
+    let mut random = Random::new(seed);
+    let mut torment = Torment::new(device, hub, queues);
+    let (begin, mut steps, mut broken) = (Instant::now(), 0u64, 0u64);
+    while begin.elapsed() < TIME {
+        for _ in 0..100 {
+            torment.step(&mut random);
+            steps += 1;
+        }
+        broken += u64::from(needs_reset(&*torment.device));
+    }
+    torment.hub.hold_output(false);
+    torment.device.release_all();
+    torment.begin_well(0);
+    assert!(!needs_reset(&*torment.device), "a reset mends everything");
+    eprintln!("{steps} steps, broken at {broken} of {} looks", steps / 100);
+    assert!(steps > 10_000);
+}
+
+#[test]
+fn a_disk_stands_anything() {
+    let _watchdog = Watchdog::new("a tormented disk", 60);
+    let image = bench::image();
+    let bench = bench::block_bench(&image);
+    torment(bench.device.clone(), bench.hub.clone(), 1, 71);
+}
+
+#[test]
+fn a_disk_without_an_image_stands_anything() {
+    let _watchdog = Watchdog::new("a tormented disk without an image", 60);
+    let bench = Bench::new(Block::new("none", true));
+    torment(bench.device.clone(), bench.hub.clone(), 1, 72);
+}
+
+#[test]
+fn a_card_stands_anything() {
+    let _watchdog = Watchdog::new("a tormented card", 60);
+    network::enter();
+    let bench = Bench::new(Net::new([2; 6], true));
+    bench
+        .device
+        .with_backend(|net| net.attach(TAP))
+        .expect("the TAP is there");
+    // Packets come in meanwhile.
+    let socket = std::net::UdpSocket::bind("10.77.0.1:0").expect("the TAP's address");
+    socket.set_broadcast(true).expect("an option of every socket");
+    let end = Instant::now() + TIME;
+    let packets = std::thread::spawn(move || {
+        while Instant::now() < end {
+            let _ = socket.send_to(&[7; 900], "10.77.0.255:9");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    torment(bench.device.clone(), bench.hub.clone(), 3, 73);
+    packets.join().expect("the packets are sent");
+}
+
+#[test]
+fn an_entropy_device_stands_anything() {
+    let _watchdog = Watchdog::new("a tormented entropy device", 60);
+    let bench = Bench::new(Rng);
+    torment(bench.device.clone(), bench.hub.clone(), 1, 74);
+}
