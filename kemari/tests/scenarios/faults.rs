@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use anyhow::ensure;
+use kemari::control::Role;
+use lab::Network;
 
-use crate::support::{Host, Plan, play};
+use crate::support::{Fence, Host, PATIENCE, Plan, play, wait_for};
 
 /// The sync of which only half is sent. The first is that which makes the pair.
 const CUT_AT: u64 = 60;
@@ -32,5 +34,34 @@ fn half_a_sync_is_rolled_back_and_nothing_is_lost() {
         clients.go_on()?;
         scene.await_primary(Host::B)?;
         clients.finish()
+    });
+}
+
+/// The scenarios can see a split brain: here is one, made by taking a rule out.
+#[test]
+fn a_primary_that_acts_alone_without_a_term_is_seen_beside_its_successor() {
+    let plan = Plan {
+        fence: Fence::ProvesNothing,
+        ..Plan::default()
+    };
+    play(&plan, |scene| {
+        scene.secondary(Host::B)?;
+        scene.start(
+            Host::A,
+            &["run"],
+            "scene.toml",
+            &[("KEMARI_FAULTS", "ActAloneWithoutTerm")],
+        )?;
+        scene.await_service(Host::A)?;
+        scene.await_protected(Host::A)?;
+        scene.net.cut(Host::A.number(), Network::Replication)?;
+        wait_for("two primaries", PATIENCE, || {
+            let runs = |host| {
+                scene
+                    .status(host)
+                    .is_some_and(|status| status.role == Role::Primary)
+            };
+            Ok((runs(Host::A) && runs(Host::B)).then_some(()))
+        })
     });
 }

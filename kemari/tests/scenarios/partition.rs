@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use kemari::control::{Role, Status};
-use lab::Network;
+use kemari::control::{Protection, Role, Status};
+use lab::{LocalNet, Network};
 use rustix::process::Signal;
 use xtask::tools::output_of;
 
@@ -23,10 +23,61 @@ fn plan() -> Plan {
 
 #[test]
 fn when_the_link_is_cut_exactly_one_goes_on_and_the_other_is_silent() {
+    one_goes_on(
+        |net| net.cut(Host::A.number(), Network::Replication),
+        |net| net.join(Host::A.number(), Network::Replication),
+    );
+}
+
+#[test]
+fn when_the_secondary_hears_nothing_any_more_exactly_one_goes_on() {
+    let (from, to) = (Host::A.number(), Host::B.number());
+    one_goes_on(|net| net.cut_one_way(from, to), |net| net.join_one_way(from, to));
+}
+
+#[test]
+fn when_the_primary_hears_nothing_any_more_exactly_one_goes_on() {
+    let (from, to) = (Host::B.number(), Host::A.number());
+    one_goes_on(|net| net.cut_one_way(from, to), |net| net.join_one_way(from, to));
+}
+
+#[test]
+fn when_link_and_arbiter_are_away_output_waits_until_one_may_go_on() {
     play(&plan(), |scene| {
         scene.protect()?;
         let clients = scene.clients()?;
+        scene.take_arbiter_away()?;
         scene.net.cut(Host::A.number(), Network::Replication)?;
+        for host in Host::BOTH {
+            scene.await_status("waiting for the arbiter", host, |status| {
+                status
+                    .waiting_because
+                    .as_ref()
+                    .is_some_and(|because| because.contains("arbiter"))
+            })?;
+        }
+        let acknowledged = clients.acknowledged();
+        std::thread::sleep(SILENCE_WATCHED);
+        ensure!(
+            clients.acknowledged() == acknowledged,
+            "somebody answers without consent"
+        );
+        scene.bring_arbiter_back()?;
+        await_winner(scene)?;
+        clients.go_on()?;
+        clients.finish()
+    });
+}
+
+/// Cuts, sees that one side alone goes on, joins, and sees that the other protects it again.
+fn one_goes_on(
+    cut: impl FnOnce(&LocalNet) -> lab::Result<()>,
+    join: impl FnOnce(&LocalNet) -> lab::Result<()>,
+) {
+    play(&plan(), |scene| {
+        scene.protect()?;
+        let clients = scene.clients()?;
+        cut(&scene.net)?;
         let winner = await_winner(scene)?;
         let loser = winner.other();
         clients.go_on()?;
@@ -39,7 +90,7 @@ fn when_the_link_is_cut_exactly_one_goes_on_and_the_other_is_silent() {
         );
         ensure!(!has_carrier(scene, loser)?, "the loser's TAP is in use again");
         clients.go_on()?;
-        scene.net.join(Host::A.number(), Network::Replication)?;
+        join(&scene.net)?;
         scene.await_protected(winner)?;
         clients.go_on()?;
         clients.finish()
@@ -106,9 +157,7 @@ fn role(scene: &Scene, host: Host) -> Option<Role> {
 /// Waits until one side runs the VM alone.
 fn await_winner(scene: &mut Scene) -> Result<Host> {
     wait_for("a winner", PATIENCE, || {
-        let decided = |status: &Status| {
-            status.role == Role::Primary && status.protection == kemari::control::Protection::Off
-        };
+        let decided = |status: &Status| status.role == Role::Primary && status.protection == Protection::Off;
         let winners: Vec<Host> = Host::BOTH
             .into_iter()
             .filter(|host| scene.status(*host).is_some_and(|it| decided(&it)))

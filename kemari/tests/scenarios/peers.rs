@@ -122,6 +122,7 @@ fn hello(vm: &str, protocol: u32) -> Hello {
             host: "stranger".into(),
             nonce: 99,
         },
+        session: 1,
         term: 1,
         peer: None,
         last: None,
