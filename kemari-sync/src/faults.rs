@@ -38,13 +38,22 @@ pub enum Fault {
     ColdBootOverPeer,
     /// Whoever holds a commit of the record's term may ask, recorded or not.
     AskUnrecorded,
+    /// A greeting that a newer one has overtaken begins a session.
+    HearOvertaken,
+    /// A handshake counts as an ack whoever it is with, and whatever it says.
+    AckFromAnybody,
+    /// The secondary commits and acks while its ask is not resolved. Not among [`Self::ALL`]: taken out alone this
+    /// rule breaks nothing, since the winner starts from the state that it has at the win.
+    CommitWhileAsking,
+    /// The loser gives up its state as soon as another has won.
+    ForgetAtWon,
     /// A stop is recorded while released requests are still being carried out.
     StopBeforeDrained,
 }
 
 impl Fault {
-    /// All of them.
-    pub const ALL: [Self; 17] = [
+    /// All that must be noticed.
+    pub const ALL: [Self; 20] = [
         Self::ReleaseBeforeAck,
         Self::AckBeforeCheck,
         Self::AckBeforeWhole,
@@ -61,12 +70,16 @@ impl Fault {
         Self::ResurrectStop,
         Self::ColdBootOverPeer,
         Self::AskUnrecorded,
+        Self::HearOvertaken,
+        Self::AckFromAnybody,
+        Self::ForgetAtWon,
         Self::StopBeforeDrained,
     ];
 
     /// The fault with this name (as in the source).
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|fault| format!("{fault:?}") == name)
+        let mut all = Self::ALL.into_iter().chain([Self::CommitWhileAsking]);
+        all.find(|fault| format!("{fault:?}") == name)
     }
 }
 

@@ -8,6 +8,8 @@
 
 mod consent;
 mod faults;
+#[cfg(feature = "sim")]
+pub mod model;
 mod primary;
 mod record;
 mod secondary;

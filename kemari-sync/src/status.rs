@@ -15,7 +15,7 @@ pub enum Role {
 }
 
 /// How the VM is protected, seen from one side.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Protection {
     /// Nobody else holds its state.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Time-outs in milliseconds of a monotonic clock.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Timing {
     /// Each side says that it lives this often.

@@ -33,6 +33,7 @@ fn hello() -> Hello {
         vm: "vm".to_owned(),
         config_digest: 7,
         incarnation: host("a", 1),
+        session: 1,
         term: 1,
         peer: None,
         last: None,
@@ -42,6 +43,7 @@ fn hello() -> Hello {
 /// The same primary's greeting once the pair is recorded.
 fn hello_again() -> Hello {
     Hello {
+        session: 2,
         term: 2,
         peer: Some(2),
         last: Some(1),
@@ -273,6 +275,25 @@ fn strangers_are_refused_with_a_reason() {
         bench.hear(1, Message::Prepare)[..],
         [Do::CloseSession { session: 1, .. }]
     ));
+}
+
+#[test]
+fn a_greeting_that_a_newer_one_has_overtaken_begins_no_session() {
+    let mut bench = Bench::holding(false);
+    // The session of the commit was the second; the connection of the first is heard only now.
+    bench.hear(2, Message::Hello(hello_again()));
+    let actions = bench.hear(3, Message::Hello(hello()));
+    assert!(matches!(
+        actions[..],
+        [
+            Do::Send {
+                session: 3,
+                message: Message::Refuse(_)
+            },
+            Do::CloseSession { session: 3, .. }
+        ]
+    ));
+    assert!(bench.secondary.holds().is_some(), "the commit stays");
 }
 
 #[test]

@@ -8,6 +8,9 @@ use kemari_sync::sim::{Invariant, Summary, run, run_many, trace};
 /// Seeds of the clean run; `cargo xtask sim --seeds N` runs more.
 const CLEAN_SEEDS: u64 = 1_500;
 
+/// Broken only by an order of events so rare that the exploration is what finds it: see `model.rs`.
+const EXPLORED: [Fault; 3] = [Fault::HearOvertaken, Fault::AckFromAnybody, Fault::ForgetAtWon];
+
 /// Within so many seeds each fault is found.
 const SEEDS_MAX: [(Fault, u64); 17] = [
     (Fault::ReleaseBeforeAck, 10),
@@ -67,7 +70,8 @@ fn assert_clean(summary: &Summary) {
 
 #[test]
 fn every_fault_is_found() {
-    let listed: BTreeSet<Fault> = SEEDS_MAX.iter().map(|(fault, _)| *fault).collect();
+    let simulated = SEEDS_MAX.iter().map(|(fault, _)| *fault);
+    let listed: BTreeSet<Fault> = simulated.chain(EXPLORED).collect();
     assert_eq!(listed, Fault::ALL.into_iter().collect());
     for (fault, seeds_max) in SEEDS_MAX {
         let summary = run_many(0, seeds_max, Some(fault));

@@ -29,6 +29,7 @@ fn messages() -> Vec<Message> {
         vm: "v".repeat(64),
         config_digest: u64::MAX,
         incarnation: incarnation.clone(),
+        session: 1,
         term: u64::MAX,
         peer: Some(u128::MAX),
         last: Some(u64::MAX),

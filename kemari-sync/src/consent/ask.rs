@@ -25,7 +25,7 @@ pub(crate) enum Verdict {
 
 // There is one a side: a box would save nothing.
 #[expect(clippy::large_enum_variant)]
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 enum Job {
     Idle,
     Read,
@@ -38,7 +38,7 @@ enum Job {
 }
 
 /// Asks one thing at a time.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct Asker {
     job: Job,
     outstanding: Option<AskId>,

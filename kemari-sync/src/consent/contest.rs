@@ -10,7 +10,7 @@ use crate::timing::Timing;
 use super::ask::{AskId, Asker, Verdict};
 
 /// What a contest is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Goal {
     /// To run the VM alone.
     Rule,
@@ -35,7 +35,7 @@ pub(crate) enum Ruling {
     Alarm(String),
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 enum Step {
     Reading,
     Asking,
@@ -46,14 +46,14 @@ enum Step {
 }
 
 /// Another's win that has not progressed since.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 struct Rival {
     record: Record,
     since_ms: u64,
 }
 
 /// One member's side of the contest.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct Contest {
     me: Incarnation,
     other: Option<Incarnation>,
@@ -217,6 +217,7 @@ impl Contest {
         }
         if record.term > self.term
             && record.phase == Phase::Won
+            && (record.owner == self.me || !fault(Fault::ForgetAtWon))
             && record.base == self.term
             && self.are_members(&record)
         {

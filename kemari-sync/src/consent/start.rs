@@ -9,7 +9,7 @@ use super::ask::{AskId, Asker, Verdict};
 const TRIES_MAX: u32 = 10;
 
 /// What a cold boot knows beforehand.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct StartConfig {
     /// This process.
     pub me: Incarnation,
@@ -71,6 +71,7 @@ pub enum StartAction {
 }
 
 /// Decides whether a VM may be booted here. Ends with [`StartAction::Run`] or [`StartAction::Refuse`].
+#[cfg_attr(feature = "sim", derive(Clone, Hash))]
 pub struct Start {
     config: StartConfig,
     asker: Asker,
@@ -92,6 +93,12 @@ impl Start {
             awaiting_word: None,
             over: false,
         }
+    }
+
+    /// For the exploration: questions are numbered from here on.
+    #[cfg(feature = "sim")]
+    pub(crate) fn renumber(&mut self, next_ask: AskId) {
+        self.next_ask = next_ask;
     }
 
     /// When the next [`StartEvent::Tick`] is due, in milliseconds.

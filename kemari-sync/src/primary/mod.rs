@@ -19,18 +19,21 @@ pub use types::{
 use crate::consent::AskId;
 use crate::record::{Epoch, Record};
 use crate::status::{Protection, Role, Status};
+#[cfg(feature = "sim")]
+use crate::timing::Timing;
 
 use pairing::Pairing;
 use parting::{Parting, Stop};
 use session::{Session, Stage};
+use switchover::Switchover;
 use sync::Sync;
 
-use switchover::Switchover;
 type Actions = Vec<PrimaryAction>;
 
 /// Where the right to release comes from.
 // There is one: a box would save nothing.
 #[expect(clippy::large_enum_variant)]
+#[cfg_attr(feature = "sim", derive(Clone, Hash))]
 enum Standing {
     /// The record names nobody else: the gate is open.
     Alone,
@@ -43,6 +46,7 @@ enum Standing {
 }
 
 /// The primary's state machine. Made with the record that won it the VM; driven by [`Self::handle`].
+#[cfg_attr(feature = "sim", derive(Clone, Hash))]
 pub struct Primary {
     config: PrimaryConfig,
     now_ms: u64,
@@ -50,6 +54,7 @@ pub struct Primary {
     record: Record,
     standing: Standing,
     session: Option<Session>,
+    sessions_begun: u64,
     /// Since when the pair has no session.
     lost_since_ms: Option<u64>,
     /// The way out of the pair, or to the record's end.
@@ -67,11 +72,11 @@ pub struct Primary {
     paused: bool,
     protection_wanted: bool,
     stop: Option<Stop>,
+    switchover: Option<Switchover>,
     next_ask: AskId,
     shown: (Protection, u64),
 }
 
-    switchover: Option<Switchover>,
 impl Primary {
     /// Begins alone, gate open, under a record that was won before.
     pub fn new(config: PrimaryConfig, reign: Reign, now_ms: u64) -> Self {
@@ -80,6 +85,7 @@ impl Primary {
             record: reign.record,
             standing: Standing::Alone,
             session: None,
+            sessions_begun: 0,
             lost_since_ms: None,
             parting: None,
             sync: None,
@@ -92,11 +98,25 @@ impl Primary {
             paused: false,
             protection_wanted: config.protect,
             stop: None,
+            switchover: None,
             next_ask: 1,
             shown: (Protection::Unprotected, now_ms),
             config,
         }
-            switchover: None,
+    }
+
+    /// For the exploration: its clock stands still, and what changes is the length of the time-outs. Questions are
+    /// numbered from `next_ask` on.
+    #[cfg(feature = "sim")]
+    pub(crate) fn set_time_outs(&mut self, timing: &Timing, next_ask: AskId) {
+        self.config.timing = timing.clone();
+        self.next_ask = next_ask;
+    }
+
+    /// For the exploration: so many sessions were begun, as far as anybody may yet learn.
+    #[cfg(feature = "sim")]
+    pub(crate) fn set_sessions_begun(&mut self, sessions: u64) {
+        self.sessions_begun = sessions;
     }
 
     /// Takes one event at a time of a monotonic clock in milliseconds; appends what is to be done.
@@ -110,6 +130,7 @@ impl Primary {
         self.check_session(actions);
         self.check_parting(actions);
         self.check_stop(actions);
+        self.check_switchover(actions);
         self.start_sync(actions);
         self.poll_arbiter(actions);
         self.note_protection();
@@ -122,7 +143,6 @@ impl Primary {
             PrimaryEvent::PeerClosed { session, reason } => self.on_closed(session, &reason, actions),
             PrimaryEvent::Message { session, message } => self.on_message(session, message, actions),
             PrimaryEvent::OutputPending => self.output_pending = true,
-        self.check_switchover(actions);
             PrimaryEvent::DirtyLimit => self.on_dirty_limit(actions),
             PrimaryEvent::CopyRoundSent { session, dirty_pages } => {
                 self.on_copy_round(session, dirty_pages, actions);
@@ -136,6 +156,7 @@ impl Primary {
             PrimaryEvent::OperatorStop => self.want_stop("stopped by the operator", actions),
             PrimaryEvent::OperatorUnprotect => self.on_unprotect(actions),
             PrimaryEvent::OperatorProtect => self.protection_wanted = true,
+            PrimaryEvent::OperatorSwitchover => self.on_switchover(actions),
             PrimaryEvent::Drained => self.on_drained(),
             PrimaryEvent::HostFailing { reason } => self.hand_over(&reason, actions),
         }
@@ -148,13 +169,18 @@ impl Primary {
 
     /// Whether a connection to the secondary should be made, if there is none.
     pub fn wants_peer(&self) -> bool {
-            PrimaryEvent::OperatorSwitchover => self.on_switchover(actions),
         let may_join = match self.standing {
             Standing::Alone => self.protection_wanted && self.stop.is_none(),
             Standing::Paired => self.parting.as_ref().is_none_or(Parting::can_cancel),
             Standing::Pairing(_) | Standing::Over(_) => false,
         };
         may_join && self.session.is_none()
+    }
+
+    /// For the exploration: whether a secondary is wanted.
+    #[cfg(feature = "sim")]
+    pub(crate) fn wants_protection(&self) -> bool {
+        self.protection_wanted
     }
 
     /// The last record that is certainly this side's own.
@@ -232,7 +258,7 @@ impl Primary {
     }
 
     fn resume(&mut self, actions: &mut Actions) {
-        if self.paused && self.stop.is_none() && !self.is_switching_over() {
+        if self.paused && self.stop.is_none() && !self.is_held_for_switchover() {
             self.paused = false;
             actions.push(PrimaryAction::Resume);
         }

@@ -10,6 +10,7 @@ use crate::record::{ArbiterAnswer, Record};
 use super::session::Stage;
 use super::{Actions, Primary, PrimaryAction, Standing};
 
+#[cfg_attr(feature = "sim", derive(Clone, Hash))]
 pub(super) struct Pairing {
     /// The record to be.
     pub(super) new: Record,

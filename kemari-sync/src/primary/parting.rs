@@ -11,7 +11,7 @@ use crate::wire::{Goodbye, Message, reason_text};
 use super::{Actions, OnSecondaryLoss, Primary, PrimaryAction, Standing};
 
 /// Why the pair parts.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) enum Cause {
     /// As long as this lasts, and nothing was asked yet, it may pass.
     Passing(String),
@@ -27,6 +27,7 @@ impl fmt::Display for Cause {
     }
 }
 
+#[cfg_attr(feature = "sim", derive(Clone, Hash))]
 pub(super) struct Parting {
     pub(super) contest: Contest,
     pub(super) cause: Cause,
@@ -42,7 +43,7 @@ impl Parting {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum StopStep {
     /// As soon as the VM is alone, or its secondary has let go.
     Wanted,
@@ -52,6 +53,7 @@ enum StopStep {
     Recording,
 }
 
+#[cfg_attr(feature = "sim", derive(Clone, Hash))]
 pub(super) struct Stop {
     reason: String,
     step: StopStep,
@@ -197,9 +199,9 @@ impl Primary {
         (self.parting, self.lost_since_ms, self.acked) = (None, None, None);
         self.give_back_sync(actions);
         self.output_pending = false;
+        self.switchover_failed(cause, actions);
         self.send(Message::Goodbye(Goodbye::Alone(reason_text(cause))), actions);
         self.close(cause, actions);
-        self.switchover_failed(cause, actions);
         let text = format!(
             "the VM runs on unprotected, in term {}: {cause}",
             self.record.term
@@ -244,9 +246,9 @@ impl Primary {
     }
 
     pub(super) fn on_drained(&mut self) {
+        self.note_drained();
         if let Some(stop) = self.stop.as_mut().filter(|stop| stop.step == StopStep::Draining) {
             stop.step = StopStep::Recording;
-        self.note_drained();
             let cause = Cause::Final(stop.reason.clone());
             let contest = self.contest(Goal::Stop);
             self.parting = Some(Parting { contest, cause });

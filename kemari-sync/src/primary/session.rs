@@ -1,7 +1,8 @@
 //! Sessions with the secondary: handshake, heartbeats, first copy, loss.
 
 use crate::consent::ask::Asker;
-use crate::record::Incarnation;
+use crate::faults::{Fault, fault};
+use crate::record::{Epoch, Incarnation};
 use crate::wire::{CommitId, Goodbye, Heartbeat, Hello, Message, PROTOCOL_VERSION, Welcome, reason_text};
 
 use super::{Actions, Primary, PrimaryAction, SessionId, Standing};
@@ -10,6 +11,7 @@ use super::{Actions, Primary, PrimaryAction, SessionId, Standing};
 const CONFIRMATION_FRESH_MS: u64 = 100;
 
 /// How far a session has come.
+#[cfg_attr(feature = "sim", derive(Clone, Hash))]
 pub(super) enum Stage {
     /// `Hello` is sent.
     Greeting,
@@ -25,6 +27,7 @@ pub(super) enum Stage {
     Live,
 }
 
+#[cfg_attr(feature = "sim", derive(Clone, Hash))]
 pub(super) struct Session {
     pub(super) id: SessionId,
     pub(super) stage: Stage,
@@ -65,6 +68,7 @@ impl Primary {
             actions.push(PrimaryAction::CloseSession { session: id, reason });
             return;
         }
+        self.sessions_begun += 1;
         self.session = Some(Session {
             id,
             stage: Stage::Greeting,
@@ -78,6 +82,7 @@ impl Primary {
             vm: self.record.vm.clone(),
             config_digest: self.config.config_digest,
             incarnation: self.config.me.clone(),
+            session: self.sessions_begun,
             term: self.record.term,
             peer: self.record.peer.as_ref().map(|peer| peer.nonce),
             last: self.acked,
@@ -131,6 +136,9 @@ impl Primary {
 
     /// The pair has a session again: what the peer holds decides how the sync under way goes on.
     fn on_rejoin(&mut self, welcome: Welcome, actions: &mut Actions) {
+        if fault(Fault::AckFromAnybody) && welcome.last.is_some() {
+            return self.rejoin(self.sync.as_ref().map_or(0, |sync| sync.epoch), actions);
+        }
         let same = self.record.peer.as_ref() == Some(&welcome.incarnation);
         let Some(CommitId { term, epoch }) = welcome.last.filter(|_| same) else {
             return self.secondary_is_gone("the secondary was restarted and holds nothing", actions);
@@ -143,6 +151,10 @@ impl Primary {
         if term != self.record.term || (Some(epoch) != self.acked && Some(epoch) != under_way) {
             return self.secondary_is_gone("the secondary holds another state", actions);
         }
+        self.rejoin(epoch, actions);
+    }
+
+    fn rejoin(&mut self, epoch: Epoch, actions: &mut Actions) {
         if let Some(session) = &mut self.session {
             session.stage = Stage::Live;
         }

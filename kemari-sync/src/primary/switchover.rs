@@ -22,7 +22,6 @@ enum Step {
 }
 
 #[cfg_attr(feature = "sim", derive(Clone, Hash))]
-#[cfg_attr(feature = "sim", derive(Clone, Hash))]
 pub(super) struct Switchover {
     step: Step,
     /// Since when the guest stands still for it, in milliseconds.
@@ -46,6 +45,11 @@ impl Primary {
         Some(reason.to_owned())
     }
 
+    /// Whether a switchover was ordered and its outcome is open.
+    pub fn is_switching(&self) -> bool {
+        self.switchover.is_some()
+    }
+
     pub(super) fn on_switchover(&mut self, actions: &mut Actions) {
         match self.refuses_switchover() {
             Some(reason) => actions.push(PrimaryAction::Report(format!("no switchover: {reason}"))),
@@ -59,12 +63,12 @@ impl Primary {
     }
 
     /// Whether the guest must stay where its last sync ended or will end.
-    pub(super) fn is_switching_over(&self) -> bool {
-        self.has_switched_over() || self.sync.as_ref().is_some_and(|sync| sync.last_here)
+    pub(super) fn is_held_for_switchover(&self) -> bool {
+        self.is_past_last_sync() || self.sync.as_ref().is_some_and(|sync| sync.last_here)
     }
 
     /// Whether the last sync here is past.
-    pub(super) fn has_switched_over(&self) -> bool {
+    pub(super) fn is_past_last_sync(&self) -> bool {
         self.switchover
             .as_ref()
             .is_some_and(|switchover| switchover.step != Step::Wanted)

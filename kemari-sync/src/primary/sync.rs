@@ -9,7 +9,7 @@ use super::parting::Cause;
 use super::types::CAPTURE_FAILURES_MAX;
 use super::{Actions, Mode, Primary, PrimaryAction, SessionId, Standing};
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Stage {
     Capturing,
     /// Captured, while there is no session to send it in.
@@ -19,12 +19,12 @@ enum Stage {
     Committed,
 }
 
+#[cfg_attr(feature = "sim", derive(Clone, Hash))]
 pub(super) struct Sync {
     pub(super) epoch: Epoch,
     pub(super) since_ms: u64,
     stage: Stage,
     pub(super) stop: bool,
-    released: bool,
     /// The last one before a switchover: the guest stays where it ends.
     pub(super) last_here: bool,
 }
@@ -55,8 +55,8 @@ impl Primary {
             && self.parting.is_none()
             && self.sync.is_none()
             && !stop_is_past
+            && !self.is_past_last_sync()
     }
-            && !self.has_switched_over()
 
     pub(super) fn start_sync(&mut self, actions: &mut Actions) {
         let interval_is_over = self.now_ms >= self.last_capture_ms + self.config.timing.max_interval_ms;
@@ -76,7 +76,6 @@ impl Primary {
             since_ms: self.now_ms,
             stage: Stage::Capturing,
             stop: false,
-            released: false,
             last_here: self.switchover.is_some() && self.stop.is_none(),
         });
         let term = self.pair_term();
@@ -120,8 +119,8 @@ impl Primary {
         let Some(sync) = &mut self.sync else { return };
         // The first sync of a pair cannot be its last: the stop follows in one of its own.
         sync.stop = stop_wanted && is_paired;
-        let stop_sync = sync.stop;
         sync.last_here &= !stop_wanted;
+        let stop_sync = sync.stop;
         self.output_pending = false;
         self.capture_failures = 0;
         let room = self.staging_pages_max;
@@ -164,9 +163,8 @@ impl Primary {
             begin,
             stop: sync.stop,
         });
-        if fault(Fault::ReleaseBeforeAck) {
-            sync.released = true;
-            actions.push(PrimaryAction::Release { epoch: sync.epoch });
+        if fault(Fault::ReleaseBeforeAck) && matches!(self.standing, Standing::Paired) {
+            self.sync_committed(actions);
         }
     }
 
@@ -200,7 +198,7 @@ impl Primary {
         });
         if expected {
             self.sync_committed(actions);
-        } else {
+        } else if !fault(Fault::ReleaseBeforeAck) {
             self.close(
                 &format!("an ack of sync {} came that nobody waits for", ack.epoch),
                 actions,
@@ -223,16 +221,14 @@ impl Primary {
     /// The sync under way has consent.
     pub(super) fn release_sync(&mut self, actions: &mut Actions) {
         let Some(sync) = self.sync.take() else { return };
-        if !sync.released {
-            actions.push(PrimaryAction::Release { epoch: sync.epoch });
-        }
+        actions.push(PrimaryAction::Release { epoch: sync.epoch });
         if sync.stop {
             return self.begin_drain(actions);
         }
-        // While the arbiter decides, a guest in lockstep stays where its last committed epoch ended.
         if sync.last_here {
             return self.drain_for_switchover(sync.since_ms, actions);
         }
+        // While the arbiter decides, a guest in lockstep stays where its last committed epoch ended.
         if self.parting.is_none() {
             self.resume(actions);
         }

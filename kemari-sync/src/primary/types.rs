@@ -11,7 +11,7 @@ use crate::wire::{Begin, Message};
 pub type SessionId = u64;
 
 /// What the guest does while a sync is under way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// It stays paused until the ack.
@@ -22,7 +22,7 @@ pub enum Mode {
 }
 
 /// What becomes of the VM when its secondary is lost.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnSecondaryLoss {
     /// It runs on, unprotected.
@@ -33,7 +33,7 @@ pub enum OnSecondaryLoss {
 }
 
 /// When the first copy ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CopyLimits {
     /// So few dirty pages are left to the first sync.
@@ -55,7 +55,7 @@ impl Default for CopyLimits {
 pub const CAPTURE_FAILURES_MAX: u32 = 3;
 
 /// What a primary is.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct PrimaryConfig {
     /// This process.
     pub me: Incarnation,

@@ -13,6 +13,8 @@ pub use types::{SecondaryAction, SecondaryConfig, SecondaryEvent};
 use crate::consent::AskId;
 use crate::record::{Epoch, Incarnation};
 use crate::status::{Protection, Role, Status};
+#[cfg(feature = "sim")]
+use crate::timing::Timing;
 use crate::wire::CommitId;
 
 use session::{Session, Stage};
@@ -22,6 +24,7 @@ use takeover::Takeover;
 type Actions = Vec<SecondaryAction>;
 
 /// The committed state, and with it, in memory only, the right to ask for the VM.
+#[cfg_attr(feature = "sim", derive(Clone, Hash))]
 struct Held {
     primary: Incarnation,
     store: u128,
@@ -33,10 +36,13 @@ struct Held {
 }
 
 /// The secondary's state machine. Waits for a primary, then follows it; driven by [`Self::handle`].
+#[cfg_attr(feature = "sim", derive(Clone, Hash))]
 pub struct Secondary {
     config: SecondaryConfig,
     now_ms: u64,
     session: Option<Session>,
+    /// Nonce of the last primary that had a session, and which of its sessions that was.
+    greeted: Option<(u128, u64)>,
     held: Option<Held>,
     /// The sync that is being received or checked.
     staging: Option<Staging>,
@@ -55,6 +61,7 @@ impl Secondary {
             config,
             now_ms,
             session: None,
+            greeted: None,
             held: None,
             staging: None,
             lost_since_ms: None,
@@ -63,6 +70,14 @@ impl Secondary {
             over: None,
             shown: (Protection::Unprotected, now_ms),
         }
+    }
+
+    /// For the exploration: its clock stands still, and what changes is the length of the time-outs. Questions are
+    /// numbered from `next_ask` on.
+    #[cfg(feature = "sim")]
+    pub(crate) fn set_time_outs(&mut self, timing: &Timing, next_ask: AskId) {
+        self.config.timing = timing.clone();
+        self.next_ask = next_ask;
     }
 
     /// Takes one event at a time of a monotonic clock in milliseconds; appends what is to be done.
@@ -99,6 +114,20 @@ impl Secondary {
     /// Whether it ran the VM or exited: no event does anything any more.
     pub fn is_over(&self) -> bool {
         self.over.is_some()
+    }
+
+    /// For the exploration: the last session that this primary had here.
+    #[cfg(feature = "sim")]
+    pub(crate) fn last_session_of(&self, nonce: u128) -> Option<u64> {
+        self.greeted
+            .filter(|(greeted, _)| *greeted == nonce)
+            .map(|(_, session)| session)
+    }
+
+    /// For the exploration: whether it has begun to ask for the VM.
+    #[cfg(feature = "sim")]
+    pub(crate) fn is_asking(&self) -> bool {
+        self.takeover.is_some()
     }
 
     /// What it holds: the answer to a primary's cold boot that asks for this side's word.

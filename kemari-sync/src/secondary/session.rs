@@ -1,12 +1,13 @@
 //! Sessions with a primary: who is accepted, heartbeats, loss.
 
+use crate::faults::{Fault, fault};
 use crate::record::Incarnation;
 use crate::wire::{Goodbye, Heartbeat, Hello, Message, PROTOCOL_VERSION, Welcome, reason_text};
 
 use super::{Actions, Held, Secondary, SecondaryAction};
 use crate::primary::SessionId;
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Stage {
     /// `Welcome` is sent.
     Greeted,
@@ -18,6 +19,7 @@ pub(super) enum Stage {
     Live,
 }
 
+#[cfg_attr(feature = "sim", derive(Clone, Hash))]
 pub(super) struct Session {
     pub(super) id: SessionId,
     pub(super) primary: Incarnation,
@@ -41,7 +43,7 @@ enum Claim {
 
 fn claim(held: &Held, me: &Incarnation, hello: &Hello) -> Claim {
     let same = held.primary == hello.incarnation;
-    let is_peer = hello.peer == Some(me.nonce);
+    let is_peer = hello.peer == Some(me.nonce) || fault(Fault::AckFromAnybody);
     if same && hello.term == held.last.term && is_peer {
         return Claim::Resume;
     }
@@ -102,6 +104,7 @@ impl Secondary {
             self.forget("the primary's record leaves this side out", actions);
         }
         (self.takeover, self.lost_since_ms) = (None, None);
+        self.greeted = Some((hello.incarnation.nonce, hello.session));
         self.session = Some(Session {
             id,
             primary: hello.incarnation,
@@ -137,6 +140,13 @@ impl Secondary {
         }
         if hello.incarnation == self.config.me {
             return Err("a secondary cannot follow itself".to_owned());
+        }
+        // Its connection was given up before it was heard; what it says of the pair may be long past.
+        let newest = self
+            .greeted
+            .filter(|(nonce, _)| *nonce == hello.incarnation.nonce);
+        if newest.is_some_and(|(_, session)| hello.session < session) && !fault(Fault::HearOvertaken) {
+            return Err("a newer session has overtaken this one".to_owned());
         }
         if let Some(takeover) = self
             .takeover
@@ -179,21 +189,21 @@ impl Secondary {
     }
 
     fn on_goodbye(&mut self, goodbye: Goodbye, actions: &mut Actions) {
-        let reason = match goodbye {
         let is_planned = matches!(goodbye, Goodbye::SwitchOver { .. });
+        let reason = match goodbye {
             Goodbye::Stopped => "the primary has stopped the VM".to_owned(),
             Goodbye::Alone(reason) => format!("the primary goes on alone: {reason}"),
             Goodbye::HandOver(reason) => format!("the primary's host fails: {reason}"),
             Goodbye::Unfit(reason) => format!("the primary cannot go on: {reason}"),
-        };
             Goodbye::SwitchOver { .. } => "the operator switches over".to_owned(),
+        };
         self.close(&reason, actions);
         // Whatever it said, the record says what is so.
         self.primary_is_gone(&reason, actions);
-    }
         if is_planned {
             self.need_no_fence();
         }
+    }
 
     /// Heartbeats, and silence where nothing is held.
     pub(super) fn check_session(&mut self, actions: &mut Actions) {

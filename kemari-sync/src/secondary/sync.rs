@@ -7,7 +7,7 @@ use crate::wire::{Begin, Commit, CommitId, Message};
 use super::session::Stage;
 use super::{Actions, Held, Secondary, SecondaryAction};
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Phase {
     Receiving,
     Checking,
@@ -15,6 +15,7 @@ enum Phase {
     Checked,
 }
 
+#[cfg_attr(feature = "sim", derive(Clone, Hash))]
 pub(super) struct Staging {
     begin: Begin,
     stop: bool,
@@ -137,7 +138,7 @@ impl Secondary {
             .as_ref()
             .is_some_and(|takeover| !takeover.contest.can_cancel());
         let is_applying = self.held.as_ref().is_some_and(|held| held.applying.is_some());
-        if is_asking || is_applying {
+        if (is_asking && !fault(Fault::CommitWhileAsking)) || is_applying {
             return;
         }
         let Some(session) = &mut self.session else { return };

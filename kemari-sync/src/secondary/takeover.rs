@@ -8,7 +8,7 @@ use crate::record::{ArbiterAnswer, Phase, Record};
 
 use super::{Actions, Secondary, SecondaryAction};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Step {
     /// The arbiter is being asked.
     Contesting,
@@ -22,6 +22,7 @@ enum Step {
     Declaring,
 }
 
+#[cfg_attr(feature = "sim", derive(Clone, Hash))]
 pub(super) struct Takeover {
     pub(super) contest: Contest,
     cause: String,
@@ -98,13 +99,13 @@ impl Secondary {
             None => self.begin_takeover(cause, false, actions),
         }
     }
-    }
 
     /// The primary has finished all its I/O, and begins none unless it wins: then this side learns it from the record.
     pub(super) fn need_no_fence(&mut self) {
         if let Some(takeover) = &mut self.takeover {
             takeover.fenced = true;
         }
+    }
 
     pub(super) fn on_operator_takeover(&mut self, actions: &mut Actions) {
         match self.held {

@@ -7,7 +7,7 @@ use crate::timing::Timing;
 use crate::wire::{Commit, Message};
 
 /// What a secondary is.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct SecondaryConfig {
     /// This process.
     pub me: Incarnation,

@@ -31,7 +31,7 @@ pub struct CommitId {
 }
 
 /// The first message of a session, from the side that executes the VM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Hello {
     /// [`PROTOCOL_VERSION`].
     pub protocol: u32,
@@ -41,6 +41,8 @@ pub struct Hello {
     pub config_digest: u64,
     /// Who speaks.
     pub incarnation: Incarnation,
+    /// Counts the sessions that the speaker has begun: a greeting that a newer one has overtaken begins none.
+    pub session: u64,
     /// Term of the record that the speaker knows to be its own.
     pub term: Term,
     /// Nonce of the secondary in that record, or none.
@@ -50,7 +52,7 @@ pub struct Hello {
 }
 
 /// The secondary's answer to [`Hello`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Welcome {
     /// Who answers.
     pub incarnation: Incarnation,
@@ -59,7 +61,7 @@ pub struct Welcome {
 }
 
 /// Opens a sync.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Begin {
     /// Number of this sync. Never used twice by one primary, also not after a failure.
     pub epoch: Epoch,
@@ -76,7 +78,7 @@ pub struct Begin {
 }
 
 /// Closes a sync.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Commit {
     /// Number of the sync.
     pub epoch: Epoch,
@@ -91,7 +93,7 @@ pub struct Commit {
 }
 
 /// A sign of life, also while pages fill the other connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Heartbeat {
     /// Counts up from the first one of a session.
     pub sequence: u64,
@@ -100,7 +102,7 @@ pub struct Heartbeat {
 }
 
 /// Why a side ends a session.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Goodbye {
     /// The VM was stopped cleanly, and the record says so.
     Stopped,
@@ -119,7 +121,7 @@ pub enum Goodbye {
 }
 
 /// One control message. Pages and state never appear here: see [`super::PageBatch`] and [`super::StateFrame`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Message {
     /// Primary: begin a session.
     Hello(Hello),
