@@ -1,5 +1,7 @@
 //! Logs: to standard error, since standard output may be the guest's console.
 
+use std::io::IsTerminal;
+
 use anyhow::Context;
 use tracing_subscriber::EnvFilter;
 
@@ -18,6 +20,8 @@ pub fn init(cli: &Cli) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // Colours are for eyes: a file gets none.
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     Ok(())
 }
