@@ -6,6 +6,7 @@
 mod disk;
 mod host;
 mod kvm;
+mod link;
 mod others;
 mod tap;
 
@@ -93,6 +94,9 @@ pub fn check(config: &Config, name: &str) -> Vec<Finding> {
     }
     for net in config.nets_of(name) {
         findings.push(tap::check(&net, running));
+    }
+    if config.protection.enabled {
+        findings.push(link::check(config, name));
     }
     findings.extend(others::check(config, name));
     findings

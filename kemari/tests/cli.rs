@@ -280,7 +280,7 @@ fn too_little_memory() {
 #[test]
 fn nothing_runs_here() {
     let world = World::new();
-    for words in ["status", "stop"] {
+    for words in ["status", "stop", "protect", "unprotect", "takeover", "switchover"] {
         let output = world.kemari(&[words]);
         assert_eq!(output.status.code(), Some(1));
         assert!(
@@ -320,6 +320,52 @@ fn wrong_usage_has_status_2_and_help_teaches() {
     let output = kemari(&["check", "x.toml", "--log", "kemari=loud"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(said(&output).contains("is no log filter"), "{}", said(&output));
+}
+
+#[test]
+fn certificates_are_made_checked_and_not_overwritten() {
+    let world = World::new();
+    let set = world.path("set");
+    let make = |hosts: &str| kemari(&["certs", set.to_str().unwrap(), "--hosts", hosts]);
+    let output = make("a,b");
+    let text = said(&output);
+    assert!(output.status.success(), "{text}");
+    for part in [
+        "set/a to the host a",
+        "set/b to the host b",
+        "certificates =",
+        "ca.key off the hosts",
+    ] {
+        assert!(text.contains(part), "no `{part}` in\n{text}");
+    }
+    let again = make("a,b");
+    assert_eq!(again.status.code(), Some(1));
+    assert!(
+        said(&again).contains("set/a exists already and is not overwritten"),
+        "{}",
+        said(&again)
+    );
+
+    let text = said(&world.kemari(&["check"]));
+    assert!(
+        finding(&text, "the link is not encrypted").starts_with("warning"),
+        "{text}"
+    );
+    let world = world.with("plaintext = true", "certificates = \"set/a\"");
+    let text = said(&world.kemari(&["check"]));
+    assert!(
+        finding(&text, "certificates: those of host `a`").starts_with("ok"),
+        "{text}"
+    );
+    let world = world.with("set/a", "set/b");
+    world.check_fails(&[
+        "host.pem is no good for the host `a`",
+        "-> make a set with `kemari certs`",
+    ]);
+    let output = world.kemari(&["run"]);
+    assert_eq!(output.status.code(), Some(1));
+    let world = world.with("set/b", "nowhere");
+    world.check_fails(&["nowhere/ca.pem cannot be read"]);
 }
 
 #[test]

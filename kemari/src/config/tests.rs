@@ -160,7 +160,11 @@ fn values_are_checked() {
             "read_only = false",
             "must bypass their page caches",
         ),
-        ("plaintext = true", "plaintext = false", "not encrypted yet"),
+        (
+            "certificates = \"/etc/kemari/certificates\"",
+            "plaintext = false",
+            "host `a` has no certificates",
+        ),
         (
             "heartbeat_interval_ms = 100",
             "heartbeat_interval_ms = 500",
@@ -215,14 +219,47 @@ fn a_shared_disk_needs_a_fence_and_two_hosts() {
     );
     let alone = &EXAMPLE[..EXAMPLE.find("[hosts.b]").unwrap()];
     assert!(errors(alone)[0].contains("names one host, but a protected VM has two"));
-    let unprotected = alone.replace("plaintext = true", "enabled = false");
+    let unprotected = alone.replace("certificates =", "enabled = false\ncertificates =");
     assert_eq!(errors(&unprotected), [] as [&str; 0]);
 }
 
 #[test]
+fn the_link_is_encrypted_or_said_not_to_be() {
+    let common = "certificates = \"/etc/kemari/certificates\"";
+    let of = |text: &str, host: &str| {
+        let config = Config::parse(text, "vm.toml").unwrap();
+        config.certificates_of(host).map(Path::to_owned)
+    };
+    assert_eq!(of(EXAMPLE, "a"), Some("/etc/kemari/certificates".into()));
+    let own = changed("[hosts.a]", "[hosts.a]\ncertificates = \"tls-a\"");
+    assert_eq!(of(&own, "a"), Some("tls-a".into()));
+    assert_eq!(of(&own, "b"), Some("/etc/kemari/certificates".into()));
+    let only_a = own.replacen(common, "", 1);
+    assert!(errors(&only_a)[0].contains("host `b` has no certificates"));
+    let both = only_a.replacen("[hosts.b]", "[hosts.b]\ncertificates = \"tls-b\"", 1);
+    assert_eq!(errors(&both), [] as [&str; 0]);
+    let found = errors(&EXAMPLE.replace("hosts.a", "hosts.7"));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].contains("line ") && found[0].contains("`7` cannot stand in a certificate"), "{found:?}");
+    let plaintext = changed(common, "plaintext = true");
+    assert_eq!(of(&plaintext, "a"), None);
+    for text in [
+        changed(common, &format!("plaintext = true\n{common}")),
+        both.replacen("[protection]", "[protection]\nplaintext = true", 1),
+    ] {
+        let found = errors(&text);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(
+            found[0].contains("line ") && found[0].contains("exclude each other"),
+            "{found:?}"
+        );
+    }
+}
+
+#[test]
 fn cached_shared_disks_need_the_word() {
-    let text =
-        changed("cache = \"direct\"", "").replace("plaintext", "allow_cached_shared_disk = true\nplaintext");
+    let text = changed("cache = \"direct\"", "")
+        .replace("certificates =", "allow_cached_shared_disk = true\ncertificates =");
     assert_eq!(errors(&text), [] as [&str; 0]);
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 
@@ -16,6 +16,9 @@ use super::{
     Answer, CONNECTIONS_MAX, Control, IO_TIMEOUT_MS, LINE_BYTES_MAX, Request, TAP_SECONDS_MAX, TapLine,
     TapRequest,
 };
+
+/// Longest time that the last answers may take when the service ends.
+const LAST_ANSWERS_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Why the control socket cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +46,7 @@ pub enum ServerError {
 pub struct Server {
     path: PathBuf,
     ends: Arc<AtomicBool>,
+    open: Arc<AtomicUsize>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -67,14 +71,15 @@ impl Server {
             let _ = std::fs::remove_file(&aside);
             return Err(failed(error));
         }
-        let ends = Arc::new(AtomicBool::new(false));
+        let (ends, open) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let thread = {
-            let ends = ends.clone();
-            thread::spawn(move || accept(&listener, &control, &ends))
+            let (ends, open) = (ends.clone(), open.clone());
+            thread::spawn(move || accept(&listener, &control, &ends, &open))
         };
         Ok(Self {
             path: path.to_owned(),
             ends,
+            open,
             thread: Some(thread),
         })
     }
@@ -96,6 +101,11 @@ impl Drop for Server {
         if let Some(thread) = self.thread.take().filter(|_| woken) {
             // A panic there was reported by the thread itself.
             let _ = thread.join();
+        }
+        // Whoever was just answered, that the VM has ended, is to read it before the process ends.
+        let deadline = Instant::now() + LAST_ANSWERS_TIMEOUT;
+        while self.open.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
         }
     }
 }
@@ -124,8 +134,7 @@ fn clear(path: &Path) -> Result<(), ServerError> {
     }
 }
 
-fn accept(listener: &UnixListener, control: &Arc<dyn Control>, ends: &AtomicBool) {
-    let open = Arc::new(AtomicUsize::new(0));
+fn accept(listener: &UnixListener, control: &Arc<dyn Control>, ends: &AtomicBool, open: &Arc<AtomicUsize>) {
     loop {
         let stream = listener.accept();
         if ends.load(Ordering::SeqCst) {

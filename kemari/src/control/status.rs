@@ -80,6 +80,10 @@ pub struct Takeover {
     pub ms: f64,
     /// Where the old primary was in a sync, as far as it was seen from here.
     pub cut_in_step: Option<String>,
+    /// For how long the guest stood still, in ms, if the change of roles was planned. The time that the last word took
+    /// on the wire is not in it.
+    #[serde(default)]
+    pub planned_pause_ms: Option<f64>,
 }
 
 /// How things stand on one side.
@@ -165,6 +169,15 @@ impl fmt::Display for Status {
             }
         }
         writeln!(f, "  arbiter     {}", self.arbiter)?;
+        match &self.takeover {
+            Some(Takeover { planned_pause_ms: Some(ms), .. }) => {
+                writeln!(f, "  came here   by a switchover; the guest stood still for {ms:.1} ms")?;
+            }
+            Some(Takeover { ms, .. }) => {
+                writeln!(f, "  came here   by a takeover, {ms:.1} ms after the last sign of the old primary")?;
+            }
+            None => {}
+        }
         let c = &self.counters;
         write!(
             f,

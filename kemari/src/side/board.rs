@@ -12,7 +12,7 @@ use crate::control::{
 };
 
 /// Longest time that a command waits for the loop's answer.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often a tap's client is told what was seen.
 const TAP_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Events of a tap that wait for its client; further ones are counted only.
@@ -56,6 +56,11 @@ impl Board {
     pub fn take_orders(&self, orders: impl Fn(Order) + Send + Sync + 'static) {
         self.lock().orders = Some(Box::new(orders));
     }
+
+    /// Nobody takes commands any more, until somebody does again.
+    pub fn refuse_orders(&self) {
+        self.lock().orders = None;
+    }
 }
 
 impl Control for Board {
@@ -93,12 +98,12 @@ impl Control for Board {
         let (answer, answered) = sync_channel(1);
         match &self.lock().orders {
             Some(orders) => orders(Order { command, answer }),
-            None => return Err("this side is still starting; try again".into()),
+            None => return Err("this side is changing its role; try again".into()),
         }
         match answered.recv_timeout(COMMAND_TIMEOUT) {
             Ok(result) => result,
             Err(RecvTimeoutError::Timeout) => {
-                Err(format!("no answer within {COMMAND_TIMEOUT:?}; `kemari status` says what waits"))
+                Err(format!("it is not done after {COMMAND_TIMEOUT:?}, and goes on; `kemari status` says what waits"))
             }
             Err(RecvTimeoutError::Disconnected) => Err("this side ended before it could answer".into()),
         }

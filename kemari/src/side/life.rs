@@ -304,9 +304,13 @@ impl Life {
         side.note_takeover();
         machine.resume();
         let ms = (self.clock.now_us() - last_sign.heard_us) as f64 / 1000.0;
-        tracing::info!("the VM goes on here, {ms:.1} ms after the last sign of the old primary");
+        let planned_pause_ms = last_sign.paused_ms.map(|paused_ms| paused_ms as f64 + ms);
+        match planned_pause_ms {
+            Some(ms) => tracing::info!("the VM goes on here, as planned; the guest stood still for {ms:.1} ms"),
+            None => tracing::info!("the VM goes on here, {ms:.1} ms after the last sign of the old primary"),
+        }
         let cut_in_step = Some(last_sign.step.to_owned());
-        self.board.show(|status| status.takeover = Some(Takeover { ms, cut_in_step }));
+        self.board.show(|status| status.takeover = Some(Takeover { ms, cut_in_step, planned_pause_ms }));
         announce(machine);
         Ok(Next::Execute(Box::new(side)))
     }
@@ -330,8 +334,10 @@ fn terminal(board: &Arc<Board>) -> anyhow::Result<Terminal> {
     let board = board.clone();
     Terminal::take(move || {
         use control::Control;
-        if board.command(control::Command::Stop).is_err() {
-            std::process::exit(0);
+        match board.status().role {
+            // What came of it is in the log.
+            Role::Primary => drop(board.command(control::Command::Stop)),
+            _ => std::process::exit(0),
         }
     })
 }

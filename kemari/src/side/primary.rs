@@ -126,6 +126,7 @@ pub struct PrimarySide {
     heard_ms: Option<u64>,
     paused_at_us: u64,
     shown_ms: u64,
+    orders: Vec<orders::Pending>,
     end: Option<End>,
 }
 
@@ -169,6 +170,7 @@ impl PrimarySide {
             heard_ms: None,
             paused_at_us: 0,
             shown_ms: 0,
+            orders: Vec::new(),
             end: None,
         })
     }
@@ -196,6 +198,7 @@ impl PrimarySide {
             if let Some(end) = turn.end.take() {
                 machine.on_parked(None);
                 board.show_machine(None);
+                board.refuse_orders();
                 return end;
             }
             let timeout_ms = turn.timeout_ms();
@@ -212,6 +215,7 @@ impl PrimarySide {
         self.pump_copy();
         self.check_time();
         self.settle();
+        self.answer_orders();
         if self.end.is_some() {
             return self.show();
         }
@@ -232,7 +236,11 @@ impl PrimarySide {
             }
             Input::Arbiter(ask, answer) => self.events.push_back(PrimaryEvent::Arbiter { ask, answer }),
             Input::Connected(outcome) => self.on_connected(outcome),
-            Input::Drained => self.events.push_back(PrimaryEvent::Drained),
+            Input::Drained => {
+                self.events.push_back(PrimaryEvent::Drained);
+                // A switchover that failed meanwhile has let the guest run on.
+                self.run_unless_paused();
+            }
             Input::Order(order) => self.on_order(order),
         }
     }

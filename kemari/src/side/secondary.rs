@@ -63,6 +63,8 @@ pub struct LastSign {
     pub heard_us: u64,
     /// What it was doing, as far as it was seen from here.
     pub step: &'static str,
+    /// For how long the guest had stood still then, in milliseconds, if the end was planned.
+    pub paused_ms: Option<u64>,
 }
 
 struct Session {
@@ -114,6 +116,10 @@ pub struct SecondarySide {
     poll_until_us: u64,
     /// What the primary was last seen doing.
     step: &'static str,
+    /// See [`LastSign::paused_ms`].
+    paused_ms: Option<u64>,
+    /// Orders to take over, whose outcome is open. There are no more of them than clients of the control socket.
+    takeovers: Vec<Order>,
     shown_ms: u64,
     end: Option<End>,
 }
@@ -156,6 +162,8 @@ impl SecondarySide {
             heard_us: None,
             poll_until_us: 0,
             step: "running",
+            paused_ms: None,
+            takeovers: Vec::new(),
             shown_ms: 0,
             end: None,
         })
@@ -176,7 +184,9 @@ impl SecondarySide {
                 self.events.push_back(SecondaryEvent::Tick);
             }
             self.settle();
+            self.answer_takeovers();
             if let Some(end) = self.end.take() {
+                self.board.refuse_orders();
                 return end;
             }
             self.show_now_and_then();
@@ -203,15 +213,26 @@ impl SecondarySide {
     }
 
     fn on_order(&mut self, order: Order) {
-        let result = match order.command {
-            Command::Takeover => {
-                self.events.push_back(SecondaryEvent::OperatorTakeover);
-                Ok("the arbiter is asked for the VM".to_owned())
-            }
-            _ => Err("this side is the secondary; say that to the primary".to_owned()),
+        if order.command == Command::Takeover && self.core.holds().is_some() {
+            self.events.push_back(SecondaryEvent::OperatorTakeover);
+            return self.takeovers.push(order);
+        }
+        let reason = match order.command {
+            Command::Takeover => "this secondary holds no whole state of the VM, so it has nothing to go on from",
+            _ => "this side is the secondary; say that to the primary, on the other host",
         };
-        // Whoever asked may have gone.
-        let _ = order.answer.send(result);
+        answer(&order, Err(reason.to_owned()));
+    }
+
+    /// Answers orders to take over once it is certain who has the VM.
+    fn answer_takeovers(&mut self) {
+        let outcome = match &self.end {
+            Some(End::TookOver(reign, ..)) => Ok(format!("the VM goes on here, in term {}", reign.record.term)),
+            Some(End::Stopped(reason)) => Err(format!("the VM has ended: {reason}")),
+            None if self.core.holds().is_none() => Err("another has the VM; the log says who".to_owned()),
+            None => return,
+        };
+        self.takeovers.drain(..).for_each(|order| answer(&order, outcome.clone()));
     }
 
     /// Feeds the core until it has nothing more to say.
@@ -253,4 +274,9 @@ impl SecondarySide {
             }
         }
     }
+}
+
+fn answer(order: &Order, outcome: Result<String, String>) {
+    // Whoever asked may have gone.
+    let _ = order.answer.send(outcome);
 }

@@ -33,7 +33,7 @@ impl SecondarySide {
             SecondaryAction::Run(reign) => {
                 if let Some(standby) = self.standby.take() {
                     let heard_us = self.heard_us.unwrap_or_default();
-                    self.end = Some(End::TookOver(reign, standby, LastSign { heard_us, step: self.step }));
+                    self.end = Some(End::TookOver(reign, standby, LastSign { heard_us, step: self.step, paused_ms: self.paused_ms }));
                 }
             }
             SecondaryAction::Forget { reason } => {

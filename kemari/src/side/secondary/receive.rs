@@ -2,7 +2,7 @@
 
 use std::thread::yield_now;
 
-use kemari_sync::wire::{Channel, FrameHeader, FrameKind, Message, PageBatch, decode, encode, reason_text};
+use kemari_sync::wire::{Channel, FrameHeader, FrameKind, Goodbye, Message, PageBatch, decode, encode, reason_text};
 use kemari_sync::{SecondaryEvent, SessionId};
 
 use super::{POLL_US_MAX, SecondarySide};
@@ -113,9 +113,10 @@ impl SecondarySide {
     /// Where the primary is in a sync, as far as its messages tell.
     fn note_step(&mut self, message: &Message) {
         match message {
-            Message::Prepare => self.step = "copying",
+            Message::Prepare => (self.step, self.paused_ms) = ("copying", None),
             Message::Begin(_) => self.step = "sending",
             Message::Commit(_) => self.step = "awaiting ack",
+            Message::Goodbye(Goodbye::SwitchOver { paused_ms }) => self.paused_ms = Some(*paused_ms),
             // Heartbeats say nothing about it.
             _ => {}
         }
