@@ -9,5 +9,7 @@ mod gate;
 mod pause;
 mod reattach;
 mod resets;
+mod rings;
+mod state;
 mod support;
 mod taps;
