@@ -123,12 +123,13 @@ impl Listener {
     }
 
     fn accept(&mut self, now_ms: u64, arrivals: &mut Vec<Arrival>) {
-        while self.pending.len() < PENDING_MAX {
+        loop {
             let (stream, address) = match self.socket.accept() {
                 Ok(accepted) => accepted,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => return tracing::warn!("a connection could not be taken: {error}"),
             };
+            self.make_room();
             match Connection::accept(stream, &self.security) {
                 Ok(connection) => self.pending.push(Pending {
                     connection,
@@ -140,6 +141,17 @@ impl Listener {
                     reason,
                 }),
             }
+        }
+    }
+
+    /// The oldest connection gives way: one that was mute for long must not keep the right primary waiting.
+    fn make_room(&mut self) {
+        if self.pending.len() < PENDING_MAX {
+            return;
+        }
+        let ages = self.pending.iter().enumerate().map(|(index, pending)| (pending.since_ms, index));
+        if let Some((_, oldest)) = ages.min() {
+            self.pending.swap_remove(oldest);
         }
     }
 
@@ -217,6 +229,21 @@ mod tests {
     use std::net::TcpStream;
     use std::thread;
     use std::time::Duration;
+
+    #[test]
+    fn mute_connections_do_not_keep_the_right_primary_out() {
+        let mut listener = Listener::bind("127.0.0.1:0".parse().unwrap(), Security::Plaintext).unwrap();
+        let address = listener.address().unwrap();
+        let _mute: Vec<_> = (0..PENDING_MAX).map(|_| TcpStream::connect(address).unwrap()).collect();
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        listener.poll(0);
+        assert_eq!(listener.pending.len(), PENDING_MAX);
+        let _late = TcpStream::connect(address).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        listener.poll(1);
+        assert_eq!(listener.pending.len(), PENDING_MAX);
+        assert!(listener.pending.iter().any(|pending| pending.since_ms == 1));
+    }
 
     #[test]
     fn two_connections_become_a_session_and_rubbish_does_not() {
