@@ -65,6 +65,9 @@ pub enum LinkError {
     /// The other end closed it.
     #[error("the peer closed the connection")]
     Closed,
+    /// No connection comes to stand.
+    #[error("it cannot be reached")]
+    Unreachable(#[source] io::Error),
     /// The other end took the connection and said nothing.
     #[error("it did not answer within {ANSWER_TIMEOUT:?}; is it a Kemari secondary?")]
     Silent,
@@ -146,7 +149,7 @@ pub fn connect(
     address: SocketAddr,
     preface: &Preface,
 ) -> Result<Connection, LinkError> {
-    let stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
+    let stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT).map_err(LinkError::Unreachable)?;
     let mut connection = Connection::dial(stream, security, host)?;
     let deadline = Instant::now() + ANSWER_TIMEOUT;
     connection.send(preface.encode().to_vec()).map_err(unanswered)?;

@@ -50,11 +50,6 @@ impl Primary {
         self.switchover.is_some()
     }
 
-    /// Whether a switchover was ordered and its outcome is open.
-    pub fn is_switching(&self) -> bool {
-        self.switchover.is_some()
-    }
-
     pub(super) fn on_switchover(&mut self, actions: &mut Actions) {
         match self.refuses_switchover() {
             Some(reason) => actions.push(PrimaryAction::Report(format!("no switchover: {reason}"))),

@@ -169,7 +169,7 @@ impl fmt::Display for Status {
             }
         }
         writeln!(f, "  arbiter     {}", self.arbiter)?;
-        match &self.takeover {
+        match self.takeover.as_ref().filter(|_| self.role == Role::Primary) {
             Some(Takeover { planned_pause_ms: Some(ms), .. }) => {
                 writeln!(f, "  came here   by a switchover; the guest stood still for {ms:.1} ms")?;
             }

@@ -62,6 +62,11 @@ impl Connection {
         address.map_or_else(|_| "unknown".into(), |address| address.to_string())
     }
 
+    /// Whether the other end has shown who it is. In plaintext nobody does.
+    pub fn is_authenticated(&self) -> bool {
+        matches!(self.transport, Transport::Tls(_))
+    }
+
     /// Whether the other end may say this: a host that it names as its own must be the one of its certificate. In
     /// plaintext anyone may say anything.
     pub fn check_claim(&self, message: &Message) -> Result<(), LinkError> {

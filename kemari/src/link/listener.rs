@@ -149,7 +149,11 @@ impl Listener {
         if self.pending.len() < PENDING_MAX {
             return;
         }
-        let ages = self.pending.iter().enumerate().map(|(index, pending)| (pending.since_ms, index));
+        let ages = self
+            .pending
+            .iter()
+            .enumerate()
+            .map(|(index, pending)| (pending.since_ms, index));
         if let Some((_, oldest)) = ages.min() {
             self.pending.swap_remove(oldest);
         }
@@ -234,7 +238,9 @@ mod tests {
     fn mute_connections_do_not_keep_the_right_primary_out() {
         let mut listener = Listener::bind("127.0.0.1:0".parse().unwrap(), Security::Plaintext).unwrap();
         let address = listener.address().unwrap();
-        let _mute: Vec<_> = (0..PENDING_MAX).map(|_| TcpStream::connect(address).unwrap()).collect();
+        let _mute: Vec<_> = (0..PENDING_MAX)
+            .map(|_| TcpStream::connect(address).unwrap())
+            .collect();
         std::thread::sleep(std::time::Duration::from_millis(50));
         listener.poll(0);
         assert_eq!(listener.pending.len(), PENDING_MAX);

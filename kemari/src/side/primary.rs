@@ -329,7 +329,10 @@ impl PrimarySide {
     fn lose_session(&mut self, error: LinkError) {
         if let Some(session) = self.session.take() {
             let reason = format!("{:#}", anyhow::Error::from(error));
-            tracing::warn!("the link to {} is gone: {reason}", session.host);
+            match self.core.is_switching() {
+                true => tracing::info!("the secondary on {} ends the session and goes on", session.host),
+                false => tracing::warn!("the link to {} is gone: {reason}", session.host),
+            }
             self.events.push_back(PrimaryEvent::PeerClosed { session: session.id, reason });
             self.note_session_end();
         }

@@ -2,8 +2,8 @@
 
 use std::thread::yield_now;
 
-use kemari_sync::wire::{Channel, FrameHeader, FrameKind, Goodbye, Message, PageBatch, decode, encode, reason_text};
-use kemari_sync::{SecondaryEvent, SessionId};
+use kemari_sync::wire::{Channel, FrameHeader, FrameKind, Goodbye, Hello, Message, PageBatch, decode, encode, reason_text};
+use kemari_sync::{Incarnation, SecondaryEvent, SessionId};
 
 use super::{POLL_US_MAX, SecondarySide};
 use crate::link::LinkError;
@@ -69,9 +69,16 @@ impl SecondarySide {
         self.settle();
     }
 
-    /// Whether the certificates of both connections are for the host that a primary says it is on.
+    /// Whether a primary may be on the host that it says it is on: that host may run the VM, and the certificates of
+    /// both connections are for it.
     fn check_claim(&self, id: SessionId, message: &Message) -> Result<(), LinkError> {
         let Some(session) = self.sessions.iter().find(|session| session.id == id) else { return Ok(()) };
+        if let Message::Hello(Hello { incarnation: Incarnation { host, .. }, .. }) = message
+            && session.main.is_authenticated()
+            && !self.config.peers(&self.host).any(|(name, _)| name == host)
+        {
+            return Err(LinkError::Claim(format!("`{host}` is no other host of this VM's configuration")));
+        }
         session.main.check_claim(message).and_then(|()| session.heartbeat.check_claim(message))
     }
 
