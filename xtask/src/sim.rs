@@ -1,8 +1,15 @@
-//! `cargo xtask sim`: the mechanism in a simulated world that crashes it, from seeds.
+//! `cargo xtask sim`: the mechanism in a simulated world that crashes it: from seeds, at every step, or explored.
 //!
 //! The simulation brings the deliberate faults with it, and those must not slip into other programs that cargo builds
 //! together with this one. So it is a feature: without it the command calls itself once more, with the feature and fully
 //! optimised.
+
+#[cfg(feature = "sim")]
+mod exhaustive;
+#[cfg(feature = "sim")]
+mod model;
+#[cfg(feature = "sim")]
+mod seeds;
 
 use anyhow::Result;
 use clap::Args;
@@ -22,6 +29,27 @@ pub struct Options {
     /// Prints the trace of a single run, whether or not a rule was broken
     #[arg(long)]
     pub trace: bool,
+    /// Crashes a short scenario at every step of either side, and at every pair of steps
+    #[arg(long, conflicts_with_all = ["model", "trace"])]
+    pub exhaustive: bool,
+    /// With --exhaustive: takes one in so many pairs of steps; 0: none
+    #[arg(long, default_value_t = 1, requires = "exhaustive")]
+    pub stride: u64,
+    /// Explores the consent rules: everything that may happen, breadth first
+    #[arg(long, conflicts_with = "trace")]
+    pub model: bool,
+    /// With --model: most moves from the beginning
+    #[arg(long, default_value_t = 1000, requires = "model")]
+    pub depth: u32,
+    /// With --model: most crashes, breaks, time-outs, lost answers and orders
+    #[arg(long, default_value_t = 2, requires = "model")]
+    pub blows: u8,
+    /// With --model: most outputs of the guest
+    #[arg(long, default_value_t = 1, requires = "model")]
+    pub outputs: u8,
+    /// With --model: begins with a protected VM instead of with its boot
+    #[arg(long, requires = "model")]
+    pub protected: bool,
 }
 
 /// Runs the simulation; whether the mechanism kept all rules (or, with a fault, whether that was noticed).
@@ -39,176 +67,72 @@ pub fn sim(options: &Options) -> Result<bool> {
         "--",
         "sim",
     ]);
-    command.args([
-        "--seeds",
-        &options.seeds.to_string(),
-        "--seed",
-        &options.seed.to_string(),
-    ]);
-    command.args(options.fault.iter().flat_map(|fault| ["--fault", fault]));
-    command.args(options.trace.then_some("--trace"));
+    command.args(arguments(options));
     Ok(anyhow::Context::context(command.status(), "cargo cannot be started")?.success())
+}
+
+/// The same options on a command line.
+#[cfg(not(feature = "sim"))]
+fn arguments(options: &Options) -> Vec<String> {
+    let value = |name: &str, value: &dyn ToString| [format!("--{name}"), value.to_string()];
+    let mut all = Vec::new();
+    all.extend(value("seeds", &options.seeds));
+    all.extend(value("seed", &options.seed));
+    all.extend(options.fault.iter().flat_map(|fault| value("fault", fault)));
+    all.extend(options.trace.then(|| "--trace".to_owned()));
+    if options.exhaustive {
+        all.push("--exhaustive".to_owned());
+        all.extend(value("stride", &options.stride));
+    }
+    if options.model {
+        all.push("--model".to_owned());
+        all.extend(value("depth", &options.depth));
+        all.extend(value("blows", &options.blows));
+        all.extend(value("outputs", &options.outputs));
+        all.extend(options.protected.then(|| "--protected".to_owned()));
+    }
+    all
 }
 
 /// Runs the simulation; whether the mechanism kept all rules (or, with a fault, whether that was noticed).
 #[cfg(feature = "sim")]
 pub fn sim(options: &Options) -> Result<bool> {
-    with_simulation::run(options)
+    if options.model {
+        return model::run(options);
+    }
+    let fault = options.fault.as_deref().map(named).transpose()?;
+    match options.exhaustive {
+        true => Ok(exhaustive::run(options.stride, fault)),
+        false => Ok(seeds::run(options, fault)),
+    }
 }
 
 #[cfg(feature = "sim")]
-mod with_simulation {
-    use std::collections::BTreeMap;
-    use std::sync::Mutex;
-    use std::sync::atomic::{AtomicU64, Ordering};
-    use std::time::Instant;
-
-    use anyhow::{Context, Result};
+fn named(name: &str) -> Result<kemari_sync::Fault> {
     use kemari_sync::Fault;
-    use kemari_sync::sim::{Outcome, Summary, run as run_seed, trace};
+    anyhow::Context::with_context(Fault::from_name(name), || {
+        let names: Vec<String> = Fault::ALL.iter().map(|fault| format!("{fault:?}")).collect();
+        format!("there is no fault `{name}`; there are: {}", names.join(", "))
+    })
+}
 
-    use super::Options;
-
-    pub(super) fn run(options: &Options) -> Result<bool> {
-        let fault = options.fault.as_deref().map(named).transpose()?;
-        if options.trace {
-            let (outcome, lines) = trace(options.seed, fault);
-            lines.iter().for_each(|line| println!("{line}"));
-            return Ok(report(
-                &Summary {
-                    runs: 1,
-                    ..of(vec![outcome])
-                },
-                fault,
-                0.0,
-            ));
-        }
-        let begin = Instant::now();
-        let summary = run_side_by_side(options.seed, options.seeds, fault);
-        Ok(report(&summary, fault, begin.elapsed().as_secs_f64()))
+/// Says what was found; whether that is what had to be.
+#[cfg(feature = "sim")]
+fn conclude(is_broken: bool, has_fault: bool) -> bool {
+    match (has_fault, is_broken) {
+        (false, false) => println!("no rule was broken"),
+        (true, true) => println!("the fault was found, as it must be"),
+        (true, false) => println!("the fault was NOT found"),
+        (false, true) => println!("a rule was BROKEN"),
     }
+    is_broken == has_fault
+}
 
-    fn named(name: &str) -> Result<Fault> {
-        Fault::from_name(name).with_context(|| {
-            let names: Vec<String> = Fault::ALL.iter().map(|fault| format!("{fault:?}")).collect();
-            format!("there is no fault `{name}`; there are: {}", names.join(", "))
-        })
-    }
-
-    /// Runs seeds on all processors until they are done or one breaks a rule.
-    fn run_side_by_side(first: u64, count: u64, fault: Option<Fault>) -> Summary {
-        let next = AtomicU64::new(0);
-        let summary = Mutex::new(Summary::default());
-        let work = || {
-            loop {
-                let number = next.fetch_add(1, Ordering::Relaxed);
-                if number >= count {
-                    return;
-                }
-                let outcome = run_seed(first.wrapping_add(number), fault);
-                let broken = outcome.violation.is_some();
-                add(
-                    &mut summary.lock().unwrap_or_else(|poisoned| poisoned.into_inner()),
-                    outcome,
-                );
-                if broken {
-                    // The others end with what they have begun.
-                    next.store(count, Ordering::Relaxed);
-                    return;
-                }
-            }
-        };
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
-        summary
-            .into_inner()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    fn of(outcomes: Vec<Outcome>) -> Summary {
-        let mut summary = Summary::default();
-        outcomes
-            .into_iter()
-            .for_each(|outcome| add(&mut summary, outcome));
-        summary
-    }
-
-    fn add(summary: &mut Summary, outcome: Outcome) {
-        summary.runs += 1;
-        summary.takeovers += outcome.takeovers;
-        summary.commits += outcome.commits;
-        summary.events += outcome.events;
-        for (invariant, times) in &outcome.exercised {
-            *summary.exercised.entry(*invariant).or_default() += times;
-        }
-        let earlier = |known: &Outcome| outcome.seed < known.seed;
-        if outcome.violation.is_some() && summary.failed.as_ref().is_none_or(earlier) {
-            summary.failed = Some(outcome);
-        }
-    }
-
-    fn report(summary: &Summary, fault: Option<Fault>, seconds: f64) -> bool {
-        let violation = summary
-            .failed
-            .as_ref()
-            .and_then(|failed| Some((failed.seed, failed.violation.as_ref()?)));
-        if let Some((seed, violation)) = violation {
-            violation.trace.iter().for_each(|line| println!("{line}"));
-            println!("seed {seed} breaks {:?}: {}", violation.invariant, violation.text);
-            println!(
-                "once more: cargo xtask sim --seeds 1 --seed {seed}{}",
-                with(fault)
-            );
-        }
-        let Summary {
-            runs,
-            takeovers,
-            commits,
-            events,
-            ..
-        } = summary;
-        println!("{runs} runs in {seconds:.1} s: {takeovers} takeovers, {commits} commits, {events} events");
-        let exercised: BTreeMap<String, u64> = summary
-            .exercised
-            .iter()
-            .map(|(invariant, times)| (format!("{invariant:?}"), *times))
-            .collect();
-        println!("invariants exercised: {exercised:?}");
-        match (fault, violation.is_some()) {
-            (None, false) => println!("no rule was broken"),
-            (Some(_), true) => println!("the fault was found, as it must be"),
-            (Some(_), false) => println!("the fault was NOT found"),
-            (None, true) => {}
-        }
-        violation.is_some() == fault.is_some()
-    }
-
-    fn with(fault: Option<Fault>) -> String {
-        fault.map_or(String::new(), |fault| format!(" --fault {fault:?}"))
-    }
-
-    #[cfg(test)]
-    mod tests {
-        use super::*;
-
-        fn options(seeds: u64, fault: Option<&str>) -> Options {
-            Options {
-                seeds,
-                seed: 0,
-                fault: fault.map(str::to_owned),
-                trace: false,
-            }
-        }
-
-        #[test]
-        fn a_fault_is_found_and_an_unknown_one_is_refused() {
-            assert!(run(&options(2000, Some("ReleaseBeforeAck"))).unwrap());
-            assert!(run(&options(1, Some("NoSuchFault"))).is_err());
-        }
-
-        #[test]
-        fn every_seed_is_run_once() {
-            assert_eq!(run_side_by_side(0, 10, None).runs, 10);
-        }
+/// How often each had something to judge, or was hit.
+#[cfg(feature = "sim")]
+fn print_counts<K: std::fmt::Debug>(title: &str, counts: &std::collections::BTreeMap<K, u64>) {
+    println!("{title}:");
+    for (name, times) in counts {
+        println!("  {:<36} {times:>14}", format!("{name:?}").trim_matches('"'));
     }
 }

@@ -87,7 +87,29 @@ pub(super) const SINGLE_BOUND_US: u64 = 900_000;
 /// From the healing to the end, in microseconds.
 const CONVERGE_US: u64 = 1_200_000;
 
+/// When the primary of the scenario dies, comes back, and when its successor is stopped, in microseconds.
+const SCENARIO_US: [u64; 3] = [110_000, 130_000, 330_000];
+/// When all that the crashes have left is repaired, in microseconds.
+const SCENARIO_HEAL_US: u64 = 400_000;
+
 impl Script {
+    /// Boot, protection, outputs, a takeover, a new protection, a stop: what crashes are laid over.
+    pub(super) fn scenario() -> Self {
+        let [dies_us, returns_us, stops_us] = SCENARIO_US;
+        Self {
+            blows: vec![
+                (dies_us, Blow::Kill(Target::Any(0))),
+                (returns_us, Blow::Return(0)),
+                (stops_us, Blow::OperatorStop),
+            ],
+            is_single: false,
+            third_host: false,
+            breaks_pairing: false,
+            heal_us: SCENARIO_HEAL_US,
+            end_us: SCENARIO_HEAL_US + CONVERGE_US,
+        }
+    }
+
     pub(super) fn draw(rng: &mut ChaCha8Rng) -> Self {
         let (third_host, breaks_pairing) = (rng.random_bool(0.4), rng.random_bool(0.1));
         let is_single = rng.random_bool(0.4);

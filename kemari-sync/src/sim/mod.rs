@@ -7,6 +7,7 @@
 
 mod chaos;
 mod client;
+mod exhaustive;
 mod host;
 mod invariants;
 mod net;
@@ -22,6 +23,7 @@ use std::collections::BTreeMap;
 
 use crate::faults::{Fault, inject};
 
+pub use exhaustive::{Coverage, CrashKind, Crashes, Scenario, crash_everywhere};
 pub use invariants::Invariant;
 
 /// Hosts in the simulation.

@@ -83,6 +83,9 @@ impl World {
     }
 
     pub(super) fn feed_start(&mut self, host: usize, event: StartEvent) {
+        if self.steps_into(host, "start", &event) {
+            return;
+        }
         let now_ms = self.now_ms();
         let Process::Starting(start) = &mut self.hosts[host].process else {
             return;
@@ -91,6 +94,7 @@ impl World {
         start.handle(now_ms, event, &mut actions);
         for action in actions {
             self.note(|| format!("host {host}: {action:?}"));
+            let name = self.steps.name("start does", &action);
             match action {
                 StartAction::Ask { ask, request } => self.send_ask(host, ask, request),
                 StartAction::AskPeer(peer) => {
@@ -99,6 +103,9 @@ impl World {
                 }
                 StartAction::Run(record) => self.boot_vm(host, record),
                 StartAction::Refuse(_) => self.start_secondary(host),
+            }
+            if self.crashes_after(host, name) {
+                return;
             }
         }
         self.schedule_tick(host);

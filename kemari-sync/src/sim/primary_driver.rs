@@ -80,6 +80,9 @@ impl World {
 
     pub(super) fn feed_primary(&mut self, host: usize, event: PrimaryEvent) {
         let now_ms = self.now_ms();
+        if self.steps_into(host, "primary", &event) {
+            return;
+        }
         let is_captured = matches!(event, PrimaryEvent::Captured { .. });
         let it = &mut self.hosts[host];
         let mut actions = std::mem::take(&mut it.primary_actions);
@@ -93,7 +96,11 @@ impl World {
         }
         for action in actions.drain(..) {
             self.note(|| format!("host {host}: {action:?}"));
+            let name = self.steps.name("primary does", &action);
             self.do_primary(host, action);
+            if self.crashes_after(host, name) {
+                return;
+            }
         }
         self.hosts[host].primary_actions = actions;
         if is_captured && self.hosts[host].primary().is_some_and(|side| side.vm.has_held()) {

@@ -38,11 +38,19 @@ impl World {
     }
 
     pub(super) fn feed_secondary(&mut self, host: usize, event: SecondaryEvent) {
+        if self.steps_into(host, "secondary", &event) {
+            return;
+        }
         let now_ms = self.now_ms();
         let it = &mut self.hosts[host];
+        let nonce = it.me.nonce;
         let mut actions = std::mem::take(&mut it.secondary_actions);
         let Some(side) = it.secondary() else { return };
         side.machine.handle(now_ms, event, &mut actions);
+        let (decided, primary) = (side.machine.holds(), side.primary);
+        if let Some(commit) = decided {
+            self.checks.memory.decided(nonce, primary, commit);
+        }
         if actions.len() > ACTIONS_MAX {
             self.violate(
                 Invariant::Bounds,
@@ -51,7 +59,11 @@ impl World {
         }
         for action in actions.drain(..) {
             self.note(|| format!("host {host}: {action:?}"));
+            let name = self.steps.name("secondary does", &action);
             self.do_secondary(host, action);
+            if self.crashes_after(host, name) {
+                return;
+            }
         }
         self.hosts[host].secondary_actions = actions;
         self.schedule_tick(host);
@@ -167,7 +179,6 @@ impl World {
 
     fn apply(&mut self, host: usize, epoch: u64) {
         let delay_us = self.some_us(800);
-        let nonce = self.hosts[host].me.nonce;
         let Some(side) = self.hosts[host].secondary() else {
             return;
         };
@@ -181,7 +192,7 @@ impl World {
         let commit = side.machine.holds().unwrap_or(CommitId { term: 0, epoch });
         let (memory, primary, session) = (side.memory, side.primary, side.session);
         self.commits += 1;
-        let verdict = self.checks.memory.committed(nonce, primary, commit, memory);
+        let verdict = self.checks.memory.applied(primary, commit, memory);
         self.judge(Invariant::Memory, verdict);
         if let Some(session) = session
             && std::mem::take(&mut self.flags.breaks_pairing)

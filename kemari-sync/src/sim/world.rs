@@ -14,6 +14,7 @@ use crate::timing::Timing;
 
 use super::chaos::{Blow, Flags, Script};
 use super::client::{CLIENTS, Client, Reply, Request};
+use super::exhaustive::Steps;
 use super::host::{Host, Process};
 use super::invariants::{Checks, Invariant};
 use super::net::{Connection, Cuts};
@@ -29,6 +30,27 @@ pub(super) struct Setup {
     pub(super) timing: Timing,
     /// Longest delay of a frame, in microseconds.
     pub(super) delay_us: u64,
+}
+
+impl Setup {
+    pub(super) fn new(mode: Mode, has_disk: bool, delay_us: u64) -> Self {
+        let timing = Timing {
+            heartbeat_ms: 20,
+            suspicion_ms: 100,
+            reconnect_ms: 40,
+            progress_ms: 300,
+            won_stall_ms: 250,
+            ask_retry_ms: 15,
+            max_interval_ms: 80,
+            takeover_retry_ms: 60,
+        };
+        Self {
+            mode,
+            has_disk,
+            timing,
+            delay_us,
+        }
+    }
 }
 
 /// Most pages of one sync in staging.
@@ -146,32 +168,28 @@ pub(super) struct World {
     pub(super) commits: u64,
     events: u64,
     trace: Option<VecDeque<String>>,
+    /// Steps counted, and crashes laid over them.
+    pub(super) steps: Steps,
     over: bool,
 }
 
 impl World {
     pub(super) fn new(seed: u64, traced: bool) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let setup = Setup {
-            mode: if rng.random_bool(0.5) {
-                Mode::Lockstep
-            } else {
-                Mode::Pipelined
-            },
-            has_disk: rng.random_bool(0.5),
-            timing: Timing {
-                heartbeat_ms: 20,
-                suspicion_ms: 100,
-                reconnect_ms: 40,
-                progress_ms: 300,
-                won_stall_ms: 250,
-                ask_retry_ms: 15,
-                max_interval_ms: 80,
-                takeover_retry_ms: 60,
-            },
-            delay_us: [300, 1_000, 4_000][rng.random_range(0..3)],
+        let mode = if rng.random_bool(0.5) {
+            Mode::Lockstep
+        } else {
+            Mode::Pipelined
         };
+        let has_disk = rng.random_bool(0.5);
+        let delay_us = [300, 1_000, 4_000][rng.random_range(0..3)];
+        let setup = Setup::new(mode, has_disk, delay_us);
         let script = Script::draw(&mut rng);
+        Self::begun(rng, setup, script, Steps::default(), traced)
+    }
+
+    /// A world with a script of its own.
+    pub(super) fn begun(rng: ChaCha8Rng, setup: Setup, script: Script, steps: Steps, traced: bool) -> Self {
         let host = |index: usize| Host {
             process: Process::None,
             life: 0,
@@ -208,6 +226,7 @@ impl World {
             commits: 0,
             events: 0,
             trace: traced.then(VecDeque::new),
+            steps,
             over: false,
         };
         world.begin();

@@ -18,14 +18,17 @@ impl Memory {
         self.captures.insert((primary, epoch), memory);
     }
 
-    pub(in crate::sim) fn committed(
-        &mut self,
-        secondary: u128,
+    /// A secondary has decided; whether it lives to apply it is another matter.
+    pub(in crate::sim) fn decided(&mut self, secondary: u128, primary: u128, commit: CommitId) {
+        self.commits.insert(secondary, (primary, commit));
+    }
+
+    pub(in crate::sim) fn applied(
+        &self,
         primary: u128,
         commit: CommitId,
         memory: [u64; PAGES],
     ) -> Result<(), String> {
-        self.commits.insert(secondary, (primary, commit));
         let Some(captured) = self.captures.get(&(primary, commit.epoch)) else {
             return Err(format!("sync {} was committed, but never captured", commit.epoch));
         };
