@@ -105,7 +105,7 @@ fn a_good_world_has_no_errors() {
     let world = World::new();
     let text = said(&world.kemari(&["check"]));
     for about in [
-        "kernel",
+        "vmlinuz: 1 KiB",
         "disk `blk0`",
         "arbiter: it answers",
         "memory:",
