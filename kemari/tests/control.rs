@@ -43,7 +43,6 @@ fn status() -> Status {
         arbiter: "term 3".into(),
         counters: Counters {
             syncs: 1234,
-            output_held: 2,
             ..Counters::default()
         },
         takeover: None,

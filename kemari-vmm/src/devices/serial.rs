@@ -18,9 +18,6 @@ use crate::state::{StateBlob, StateError, StateKind};
 /// Most bytes of console output that wait for a release; further ones push the oldest out.
 pub const CONSOLE_BYTES_MAX: usize = 64 << 10;
 
-/// Most bytes of console input taken at a time: the FIFO of a 16550.
-pub const CONSOLE_INPUT_BYTES_MAX: usize = 64;
-
 const STATE_VERSION: u16 = 1;
 
 /// Output bytes that wait for their release.

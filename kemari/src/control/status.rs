@@ -63,8 +63,6 @@ pub struct Counters {
     pub pages: u64,
     /// Bytes on the wire for them.
     pub wire_bytes: u64,
-    /// Requests and console bytes that are held until a sync releases them.
-    pub output_held: u64,
     /// Duration of the last sync, from the pause to the ack, in us.
     pub last_sync_us: u64,
     /// The guest's pause in the last sync, in us.
@@ -189,9 +187,6 @@ impl fmt::Display for Status {
             c.last_sync_us,
             c.last_pause_us
         )?;
-        if c.output_held > 0 {
-            write!(f, "\n  held        {} outputs wait for a sync", c.output_held)?;
-        }
         Ok(())
     }
 }

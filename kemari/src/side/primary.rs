@@ -18,7 +18,7 @@ use kemari_sync::{Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Reign, Se
 use kemari_vmm::machine::{Machine, MachineEvent};
 use kemari_vmm::state::StateBlob;
 
-use super::arbiter_thread::{ArbiterThread, AskId};
+use super::arbiter_thread::{ArbiterThread, AskId, describe};
 use super::board::{Board, Order};
 use super::capture::Capture;
 use super::clock::Clock;
@@ -234,7 +234,10 @@ impl PrimarySide {
                 tracing::error!("{reason}");
                 self.events.push_back(PrimaryEvent::HostFailing { reason });
             }
-            Input::Arbiter(ask, answer) => self.events.push_back(PrimaryEvent::Arbiter { ask, answer }),
+            Input::Arbiter(ask, answer) => {
+                self.board.show(|status| status.arbiter = describe(&answer));
+                self.events.push_back(PrimaryEvent::Arbiter { ask, answer });
+            }
             Input::Connected(outcome) => self.on_connected(outcome),
             Input::Drained => {
                 self.events.push_back(PrimaryEvent::Drained);
@@ -358,10 +361,17 @@ impl PrimarySide {
         self.machine.holds_output() && self.capture.is_none() && !self.paused
     }
 
+    /// Pages owed, each counted once.
+    fn distinct_owed(&mut self) -> usize {
+        self.owed.sort_unstable();
+        self.owed.dedup();
+        self.owed.len()
+    }
+
     fn look_at_dirty_pages(&mut self) {
         self.dirty_look_ms = self.clock.now_ms() + DIRTY_LOOK_INTERVAL_MS;
         match self.machine.dirty().collect(&mut self.owed) {
-            Ok(()) if self.owed.len() >= self.config.protection.max_dirty_pages as usize => {
+            Ok(()) if self.distinct_owed() >= self.config.protection.max_dirty_pages as usize => {
                 self.events.push_back(PrimaryEvent::DirtyLimit);
             }
             Ok(()) => {}

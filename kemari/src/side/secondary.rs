@@ -18,7 +18,7 @@ use kemari_sync::{
 use kemari_vmm::machine::MachineSpec;
 use kemari_vmm::state::StateBlob;
 
-use super::arbiter_thread::{ArbiterThread, AskId};
+use super::arbiter_thread::{ArbiterThread, AskId, describe};
 use super::board::{Board, Order};
 use super::clock::Clock;
 use super::mailbox::Mailbox;
@@ -206,7 +206,10 @@ impl SecondarySide {
     fn on_input(&mut self, input: Input) {
         match input {
             Input::Prepared(session, result) => self.on_prepared(session, result),
-            Input::Arbiter(ask, answer) => self.events.push_back(SecondaryEvent::Arbiter { ask, answer }),
+            Input::Arbiter(ask, answer) => {
+                self.board.show(|status| status.arbiter = describe(&answer));
+                self.events.push_back(SecondaryEvent::Arbiter { ask, answer });
+            }
             Input::Fenced(result) => self.events.push_back(SecondaryEvent::Fenced { result }),
             Input::Order(order) => self.on_order(order),
         }
