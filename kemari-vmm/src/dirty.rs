@@ -20,7 +20,11 @@ pub struct DirtyLog {
 impl DirtyLog {
     /// Gives the machine its memory, without tracking.
     pub fn new(vm: Arc<VmFd>, memory: Memory) -> Result<Self, kvm_ioctls::Error> {
-        let log = Self { vm, memory, tracking: AtomicBool::new(false) };
+        let log = Self {
+            vm,
+            memory,
+            tracking: AtomicBool::new(false),
+        };
         log.set_slots(0)?;
         Ok(log)
     }
@@ -66,7 +70,10 @@ impl DirtyLog {
         for region in self.memory.iter() {
             let first = region.start_addr().0 / PAGE_BYTES as u64;
             let count = region.len() / PAGE_BYTES as u64;
-            for &page in pages.iter().filter(|&&page| (first..first + count).contains(&page)) {
+            for &page in pages
+                .iter()
+                .filter(|&&page| (first..first + count).contains(&page))
+            {
                 (**region).bitmap().set_bit((page - first) as usize);
             }
         }

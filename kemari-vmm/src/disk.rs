@@ -71,7 +71,9 @@ pub enum DiskError {
         expected_bytes: u64,
     },
     /// Direct I/O does not work on it.
-    #[error("the disk image {path} cannot be read past the page cache (O_DIRECT); put it on a file system that can, or set cache = \"writeback\" if it is not shared")]
+    #[error(
+        "the disk image {path} cannot be read past the page cache (O_DIRECT); put it on a file system that can, or set cache = \"writeback\" if it is not shared"
+    )]
     Direct {
         /// The image.
         path: PathBuf,
@@ -121,7 +123,10 @@ impl Disk {
     /// Opens an image and takes its lock.
     pub fn open(config: &DiskConfig) -> Result<Self, DiskError> {
         let path = config.path.clone();
-        let open_error = |source| DiskError::Open { path: path.clone(), source };
+        let open_error = |source| DiskError::Open {
+            path: path.clone(),
+            source,
+        };
         let direct = config.cache == Cache::Direct;
         let mut file = OpenOptions::new()
             .read(true)
@@ -129,7 +134,10 @@ impl Disk {
             .custom_flags(if direct { libc::O_DIRECT } else { 0 })
             .open(&path)
             .map_err(|source| match (direct, source.raw_os_error()) {
-                (true, Some(libc::EINVAL)) => DiskError::Direct { path: path.clone(), source },
+                (true, Some(libc::EINVAL)) => DiskError::Direct {
+                    path: path.clone(),
+                    source,
+                },
                 _ => open_error(source),
             })?;
         let kind = file.metadata().map_err(open_error)?.file_type();
@@ -140,12 +148,24 @@ impl Disk {
         let bytes = file.seek(SeekFrom::End(0)).map_err(open_error)?;
         if bytes == 0 || bytes % SECTOR_BYTES != 0 {
             let expected_bytes = bytes.next_multiple_of(SECTOR_BYTES).max(SECTOR_BYTES);
-            return Err(DiskError::Size { path, found_bytes: bytes, expected_bytes });
+            return Err(DiskError::Size {
+                path,
+                found_bytes: bytes,
+                expected_bytes,
+            });
         }
-        let disk = Self { path, file, bytes, direct };
+        let disk = Self {
+            path,
+            file,
+            bytes,
+            direct,
+        };
         // A first read tells whether the image takes direct I/O in units of a sector.
         disk.read(0, SECTOR_BYTES as usize)
-            .map_err(|source| DiskError::Direct { path: disk.path.clone(), source })?;
+            .map_err(|source| DiskError::Direct {
+                path: disk.path.clone(),
+                source,
+            })?;
         Ok(disk)
     }
 
@@ -161,14 +181,20 @@ impl Disk {
 
     /// Starts the thread that carries out the jobs, one after the other, so that overlapping writes keep their order
     /// and a flush covers what came before it. It ends when the sender of the jobs is gone.
-    pub fn serve(self: Arc<Self>, jobs: Receiver<DiskJob>, completions: Weak<dyn Completions>) -> Result<(), DiskError> {
+    pub fn serve(
+        self: Arc<Self>,
+        jobs: Receiver<DiskJob>,
+        completions: Weak<dyn Completions>,
+    ) -> Result<(), DiskError> {
         let path = self.path.clone();
         thread::Builder::new()
             .name("disk".into())
             .spawn(move || {
                 for DiskJob { id, operation } in jobs {
                     let completion = self.carry_out(operation);
-                    let Some(device) = completions.upgrade() else { return };
+                    let Some(device) = completions.upgrade() else {
+                        return;
+                    };
                     device.complete(id, completion);
                 }
             })
@@ -212,15 +238,27 @@ impl Disk {
 
 /// Two users of one image destroy it, so it is locked; the kernel drops the lock with the process.
 fn lock(file: &File, config: &DiskConfig) -> Result<(), DiskError> {
-    let result = if config.read_only { file.try_lock_shared() } else { file.try_lock() };
+    let result = if config.read_only {
+        file.try_lock_shared()
+    } else {
+        file.try_lock()
+    };
     match result {
         Ok(()) => Ok(()),
         Err(_) if config.ignore_lock => {
-            tracing::warn!("the disk image {} is still locked by its fenced user", config.path.display());
+            tracing::warn!(
+                "the disk image {} is still locked by its fenced user",
+                config.path.display()
+            );
             Ok(())
         }
-        Err(TryLockError::WouldBlock) => Err(DiskError::InUse { path: config.path.clone() }),
-        Err(TryLockError::Error(source)) => Err(DiskError::Open { path: config.path.clone(), source }),
+        Err(TryLockError::WouldBlock) => Err(DiskError::InUse {
+            path: config.path.clone(),
+        }),
+        Err(TryLockError::Error(source)) => Err(DiskError::Open {
+            path: config.path.clone(),
+            source,
+        }),
     }
 }
 
@@ -235,7 +273,11 @@ impl AlignedBuffer {
     fn new(length: usize) -> Self {
         let storage = vec![0; length + DIRECT_ALIGNMENT];
         let start = storage.as_ptr().align_offset(DIRECT_ALIGNMENT);
-        Self { storage, start, length }
+        Self {
+            storage,
+            start,
+            length,
+        }
     }
 
     fn bytes(&mut self) -> &mut [u8] {
@@ -249,7 +291,12 @@ mod tests {
     use std::io::Write;
 
     fn config(path: &Path, cache: Cache) -> DiskConfig {
-        DiskConfig { path: path.into(), cache, read_only: false, ignore_lock: false }
+        DiskConfig {
+            path: path.into(),
+            cache,
+            read_only: false,
+            ignore_lock: false,
+        }
     }
 
     #[test]
@@ -270,8 +317,14 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(4096).unwrap();
         let first = Disk::open(&config(file.path(), Cache::Writeback)).unwrap();
-        assert!(matches!(Disk::open(&config(file.path(), Cache::Writeback)), Err(DiskError::InUse { .. })));
-        let fenced = DiskConfig { ignore_lock: true, ..config(file.path(), Cache::Writeback) };
+        assert!(matches!(
+            Disk::open(&config(file.path(), Cache::Writeback)),
+            Err(DiskError::InUse { .. })
+        ));
+        let fenced = DiskConfig {
+            ignore_lock: true,
+            ..config(file.path(), Cache::Writeback)
+        };
         assert!(Disk::open(&fenced).is_ok());
         drop(first);
         assert!(Disk::open(&config(file.path(), Cache::Writeback)).is_ok());
@@ -280,9 +333,15 @@ mod tests {
     #[test]
     fn odd_sizes_and_odd_files_are_refused() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
-        assert!(matches!(Disk::open(&config(file.path(), Cache::Writeback)), Err(DiskError::Size { .. })));
+        assert!(matches!(
+            Disk::open(&config(file.path(), Cache::Writeback)),
+            Err(DiskError::Size { .. })
+        ));
         file.write_all(&[0; 700]).unwrap();
-        assert!(matches!(Disk::open(&config(file.path(), Cache::Writeback)), Err(DiskError::Size { .. })));
+        assert!(matches!(
+            Disk::open(&config(file.path(), Cache::Writeback)),
+            Err(DiskError::Size { .. })
+        ));
         assert!(matches!(
             Disk::open(&config(Path::new("/dev/null"), Cache::Writeback)),
             Err(DiskError::Kind { .. })

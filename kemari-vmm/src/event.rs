@@ -93,7 +93,11 @@ pub struct EventChannel {
 impl EventChannel {
     /// A channel without taps.
     pub fn new(name: impl Into<String>) -> Arc<Self> {
-        Arc::new(Self { name: name.into(), taps: RwLock::default(), attached: AtomicUsize::new(0) })
+        Arc::new(Self {
+            name: name.into(),
+            taps: RwLock::default(),
+            attached: AtomicUsize::new(0),
+        })
     }
 
     /// The channel's name, as `net0.tx`.
@@ -105,7 +109,9 @@ impl EventChannel {
     pub fn attach(&self, interest: Interest, tap: Arc<dyn Tap>) -> Result<TapId, TapsFull> {
         let mut taps = self.taps.write().unwrap_or_else(PoisonError::into_inner);
         if taps.len() >= TAPS_MAX {
-            return Err(TapsFull { channel: self.name.clone() });
+            return Err(TapsFull {
+                channel: self.name.clone(),
+            });
         }
         let id = TapId(NEXT_TAP_ID.fetch_add(1, Ordering::Relaxed));
         taps.push(Attached { id, interest, tap });
@@ -136,7 +142,12 @@ impl EventChannel {
         if self.attached.load(Ordering::SeqCst) == 0 {
             return;
         }
-        let event = Event { channel: &self.name, direction, output_held, notified };
+        let event = Event {
+            channel: &self.name,
+            direction,
+            output_held,
+            notified,
+        };
         for attached in self.taps.read().unwrap_or_else(PoisonError::into_inner).iter() {
             if attached.interest.covers(direction) {
                 attached.tap.event(&event);
@@ -165,7 +176,11 @@ struct DirectionCounter {
 
 impl DirectionCounter {
     fn new() -> Self {
-        Self { count: AtomicU64::new(0), last_ns: AtomicU64::new(0), buckets: Default::default() }
+        Self {
+            count: AtomicU64::new(0),
+            last_ns: AtomicU64::new(0),
+            buckets: Default::default(),
+        }
     }
 
     fn note(&self, now_ns: u64) {
@@ -293,9 +308,15 @@ mod tests {
     fn a_channel_takes_a_limited_number_of_taps() {
         let channel = EventChannel::new("blk0");
         for _ in 0..TAPS_MAX {
-            channel.attach(Interest::Both, Arc::new(Counter::default())).unwrap();
+            channel
+                .attach(Interest::Both, Arc::new(Counter::default()))
+                .unwrap();
         }
-        assert!(channel.attach(Interest::Both, Arc::new(Counter::default())).is_err());
+        assert!(
+            channel
+                .attach(Interest::Both, Arc::new(Counter::default()))
+                .is_err()
+        );
     }
 
     #[test]

@@ -187,7 +187,10 @@ impl Machine {
         events: EventSink,
     ) -> Result<Self, MachineError> {
         if !(1..=VCPUS_MAX).contains(&spec.vcpus) {
-            return Err(MachineError::Limit(format!("a machine has 1 to {VCPUS_MAX} vCPUs, not {}", spec.vcpus)));
+            return Err(MachineError::Limit(format!(
+                "a machine has 1 to {VCPUS_MAX} vCPUs, not {}",
+                spec.vcpus
+            )));
         }
         let kvm_fd = arch::preflight::open()?;
         let vm = Arc::new(kvm_fd.create_vm().map_err(kvm("create a virtual machine"))?);
@@ -196,7 +199,11 @@ impl Machine {
         let dirty = DirtyLog::new(vm.clone(), memory.clone()).map_err(kvm("take the guest's memory"))?;
         let cpuid = arch::cpuid::template(&kvm_fd, spec.vcpus)?;
         // A bare guest is known to leave XCR0 and the debug registers alone.
-        let rare = if spec.kernel.is_bare() { RareRegisters::Keep } else { RareRegisters::Read };
+        let rare = if spec.kernel.is_bare() {
+            RareRegisters::Keep
+        } else {
+            RareRegisters::Read
+        };
         let (mut fds, mut identities, mut accesses) = (Vec::new(), Vec::new(), Vec::new());
         for index in 0..spec.vcpus {
             let mut fd = vm.create_vcpu(u64::from(index)).map_err(kvm("create a vCPU"))?;
@@ -205,20 +212,35 @@ impl Machine {
             accesses.push(VcpuAccess::new(&kvm_fd, &vm, &mut fd, rare)?);
             fds.push(fd);
         }
-        let access = Mutex::new(Access { vcpus: accesses, vm: VmState::save(&vm)? });
+        let access = Mutex::new(Access {
+            vcpus: accesses,
+            vm: VmState::save(&vm)?,
+        });
         let hub = Hub::new(memory, vm.clone());
         let parts = Parts::new(&spec, hub, console, events)?;
         let mut vcpus = Vcpus::new(fds);
         let bus: Arc<dyn Bus> = parts.clone();
         vcpus.start(&Arc::downgrade(&bus)).map_err(MachineError::Thread)?;
-        Ok(Self { vcpus, parts, vm, dirty, spec, cpuid, identities, access })
+        Ok(Self {
+            vcpus,
+            parts,
+            vm,
+            dirty,
+            spec,
+            cpuid,
+            identities,
+            access,
+        })
     }
 
     /// Loads the kernel and points the boot vCPU at it. The machine must be paused.
     pub fn boot(&self) -> Result<(), MachineError> {
         let tsc_khz = self.identities[0].tsc_khz;
         let Parts { hub, mmio, .. } = &*self.parts;
-        let entry = self.spec.kernel.load(&hub.memory, mmio, self.spec.vcpus, tsc_khz)?;
+        let entry = self
+            .spec
+            .kernel
+            .load(&hub.memory, mmio, self.spec.vcpus, tsc_khz)?;
         for index in 0..self.spec.vcpus {
             let fd = self.vcpus.fd(usize::from(index));
             arch::setup_vcpu(&fd, &self.cpuid, index, Some(&entry))?;
@@ -274,7 +296,10 @@ impl Machine {
 
     /// All event channels.
     pub fn channels(&self) -> Vec<Arc<EventChannel>> {
-        self.parts.devices().flat_map(|device| device.channels()).collect()
+        self.parts
+            .devices()
+            .flat_map(|device| device.channels())
+            .collect()
     }
 
     /// The guest's memory.
@@ -326,7 +351,10 @@ impl Machine {
     /// Stops the devices of a paused machine at a known point, for a capture.
     pub fn freeze(&self) -> Frozen<'_> {
         assert!(self.vcpus.are_parked(), "only a paused machine can be frozen");
-        Frozen { machine: self, _guard: self.parts.hub.freeze() }
+        Frozen {
+            machine: self,
+            _guard: self.parts.hub.freeze(),
+        }
     }
 
     /// The capture of `epoch` is acked: its output leaves.
@@ -371,7 +399,11 @@ impl Machine {
         for (device, blob) in &loading.devices {
             device.load(blob)?;
         }
-        let elapsed_ns = if wall_clock_jump { loading.vm.wall_clock_elapsed_ns() } else { 0 };
+        let elapsed_ns = if wall_clock_jump {
+            loading.vm.wall_clock_elapsed_ns()
+        } else {
+            0
+        };
         let mut access = self.access();
         for (index, (identity, state)) in loading.vcpus.iter().enumerate() {
             let fd = self.vcpus.fd(index);
@@ -402,9 +434,10 @@ impl Machine {
 
     fn decode<'a>(&self, states: &'a [StateBlob]) -> Result<Loading<'a>, MachineError> {
         let find = |kind: StateKind, instance: u16| {
-            states.iter().find(|blob| (blob.kind, blob.instance) == (kind, instance)).ok_or_else(|| {
-                StateError::Mismatch(format!("{kind:?} {instance} is missing"))
-            })
+            states
+                .iter()
+                .find(|blob| (blob.kind, blob.instance) == (kind, instance))
+                .ok_or_else(|| StateError::Mismatch(format!("{kind:?} {instance} is missing")))
         };
         let vcpus = (0..u16::from(self.spec.vcpus))
             .map(|index| {
@@ -450,7 +483,10 @@ impl Frozen<'_> {
 
     /// All output held now belongs to the capture of `epoch`; its bytes are those of this moment.
     pub fn capture_output(&self, epoch: u64) {
-        self.machine.parts.devices().for_each(|device| device.capture(epoch));
+        self.machine
+            .parts
+            .devices()
+            .for_each(|device| device.capture(epoch));
     }
 
     /// Appends the state of every component.
@@ -462,11 +498,25 @@ impl Frozen<'_> {
         for (index, access) in vcpus.iter_mut().enumerate() {
             let instance = index as u16;
             let identity = &machine.identities[index];
-            states.push(StateBlob::encode(StateKind::VcpuIdentity, instance, VCPU_IDENTITY_VERSION, identity));
+            states.push(StateBlob::encode(
+                StateKind::VcpuIdentity,
+                instance,
+                VCPU_IDENTITY_VERSION,
+                identity,
+            ));
             let fd = machine.vcpus.fd(index);
             let at_access = machine.vcpus.is_at_access(index);
-            let state = if at_access { access.save_after_exit(&fd)? } else { access.save(&fd)? };
-            states.push(StateBlob::encode(StateKind::Vcpu, instance, VCPU_STATE_VERSION, state));
+            let state = if at_access {
+                access.save_after_exit(&fd)?
+            } else {
+                access.save(&fd)?
+            };
+            states.push(StateBlob::encode(
+                StateKind::Vcpu,
+                instance,
+                VCPU_STATE_VERSION,
+                state,
+            ));
         }
         vm.save_into(&machine.vm)?;
         states.push(StateBlob::encode(StateKind::Vm, 0, VM_STATE_VERSION, vm));
@@ -475,7 +525,10 @@ impl Frozen<'_> {
 
     /// Appends the page frame numbers dirtied since the last collection. Comes last: saving state may write memory.
     pub fn collect_dirty(&self, pages: &mut Vec<u64>) -> Result<(), MachineError> {
-        self.machine.dirty.collect(pages).map_err(kvm("read the dirty log"))
+        self.machine
+            .dirty
+            .collect(pages)
+            .map_err(kvm("read the dirty log"))
     }
 }
 
@@ -506,7 +559,12 @@ impl Parts {
             mmio: Vec::new(),
             events,
         };
-        for DiskSpec { id, serial, read_only } in &spec.disks {
+        for DiskSpec {
+            id,
+            serial,
+            read_only,
+        } in &spec.disks
+        {
             let (instance, gsi) = parts.slot(2)?;
             let disk = VirtioDevice::new(hub.clone(), id, instance, gsi, Block::new(serial, *read_only));
             parts.virtio.push(disk.clone());
@@ -520,7 +578,9 @@ impl Parts {
         }
         if spec.rng {
             let (instance, gsi) = parts.slot(4)?;
-            parts.virtio.push(VirtioDevice::new(hub, "rng0", instance, gsi, Rng));
+            parts
+                .virtio
+                .push(VirtioDevice::new(hub, "rng0", instance, gsi, Rng));
         }
         Ok(Arc::new(parts))
     }
@@ -530,7 +590,9 @@ impl Parts {
         let index = self.mmio.len();
         if index >= layout::VIRTIO_MMIO_DEVICES_MAX {
             let max = layout::VIRTIO_MMIO_DEVICES_MAX;
-            return Err(MachineError::Limit(format!("a machine has at most {max} disks and network cards")));
+            return Err(MachineError::Limit(format!(
+                "a machine has at most {max} disks and network cards"
+            )));
         }
         let base = layout::VIRTIO_MMIO_BASE + index as u64 * layout::VIRTIO_MMIO_BYTES;
         let gsi = layout::VIRTIO_MMIO_GSI + index as u32;
@@ -555,7 +617,9 @@ impl Parts {
 
     fn mmio_device(&self, address: u64) -> Option<(&dyn Device, u64)> {
         let offset = address.checked_sub(layout::VIRTIO_MMIO_BASE)?;
-        let device = self.virtio.get(usize::try_from(offset / layout::VIRTIO_MMIO_BYTES).ok()?)?;
+        let device = self
+            .virtio
+            .get(usize::try_from(offset / layout::VIRTIO_MMIO_BYTES).ok()?)?;
         Some((&**device, offset % layout::VIRTIO_MMIO_BYTES))
     }
 }

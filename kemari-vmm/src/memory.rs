@@ -36,7 +36,9 @@ pub enum MemoryError {
         source: FromRangesError,
     },
     /// Populating or locking failed.
-    #[error("cannot lock guest memory into RAM; raise the limit of locked memory (ulimit -l) or free some memory")]
+    #[error(
+        "cannot lock guest memory into RAM; raise the limit of locked memory (ulimit -l) or free some memory"
+    )]
     Lock(#[source] io::Error),
 }
 

@@ -52,7 +52,9 @@ pub struct StateBlob {
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// Written by another version of Kemari.
-    #[error("the state of {kind:?} {instance} has version {found}, this Kemari reads version {expected}; run the same version on both hosts")]
+    #[error(
+        "the state of {kind:?} {instance} has version {found}, this Kemari reads version {expected}; run the same version on both hosts"
+    )]
     Version {
         /// Whose state.
         kind: StateKind,
@@ -75,7 +77,9 @@ pub enum StateError {
         source: postcard::Error,
     },
     /// A component of the machine has no state, or a state has no component.
-    #[error("the state does not fit this machine: {0}; both hosts need the same [machine], [[disk]] and [[net]] sections")]
+    #[error(
+        "the state does not fit this machine: {0}; both hosts need the same [machine], [[disk]] and [[net]] sections"
+    )]
     Mismatch(String),
 }
 
@@ -83,15 +87,29 @@ impl StateBlob {
     /// Encodes one component's state.
     pub fn encode<T: Serialize>(kind: StateKind, instance: u16, version: u16, state: &T) -> Self {
         let bytes = postcard::to_allocvec(state).expect("plain data encodes into memory");
-        Self { kind, instance, version, bytes }
+        Self {
+            kind,
+            instance,
+            version,
+            bytes,
+        }
     }
 
     /// Decodes one component's state of the given version.
     pub fn decode<T: DeserializeOwned>(&self, expected: u16) -> Result<T, StateError> {
         let (kind, instance) = (self.kind, self.instance);
         if self.version != expected {
-            return Err(StateError::Version { kind, instance, found: self.version, expected });
+            return Err(StateError::Version {
+                kind,
+                instance,
+                found: self.version,
+                expected,
+            });
         }
-        postcard::from_bytes(&self.bytes).map_err(|source| StateError::Decode { kind, instance, source })
+        postcard::from_bytes(&self.bytes).map_err(|source| StateError::Decode {
+            kind,
+            instance,
+            source,
+        })
     }
 }

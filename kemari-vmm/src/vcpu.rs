@@ -56,8 +56,17 @@ pub struct Pauser {
 
 impl Pauser {
     fn new(count: usize) -> Arc<Self> {
-        let state = Mutex::new(Rendezvous { wish: Wish::Pause, parked: 0 });
-        Arc::new(Self { count, hook: RwLock::new(None), state, changed: Condvar::new(), stop: AtomicBool::new(true) })
+        let state = Mutex::new(Rendezvous {
+            wish: Wish::Pause,
+            parked: 0,
+        });
+        Arc::new(Self {
+            count,
+            hook: RwLock::new(None),
+            state,
+            changed: Condvar::new(),
+            stop: AtomicBool::new(true),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Rendezvous> {
@@ -158,10 +167,18 @@ impl Vcpus {
             .into_iter()
             .map(|mut fd| {
                 let immediate_exit = ptr::from_mut(&mut fd.get_kvm_run().immediate_exit);
-                Vcpu { fd: Arc::new(Mutex::new(fd)), immediate_exit, at_access: Arc::default(), thread: None }
+                Vcpu {
+                    fd: Arc::new(Mutex::new(fd)),
+                    immediate_exit,
+                    at_access: Arc::default(),
+                    thread: None,
+                }
             })
             .collect::<Vec<_>>();
-        Self { pauser: Pauser::new(vcpus.len()), vcpus }
+        Self {
+            pauser: Pauser::new(vcpus.len()),
+            vcpus,
+        }
     }
 
     /// The meeting point, for those who ask for a pause without waiting for it.
@@ -227,7 +244,10 @@ impl Vcpus {
 
     /// One parked vCPU.
     pub fn fd(&self, index: usize) -> MutexGuard<'_, VcpuFd> {
-        self.vcpus[index].fd.lock().unwrap_or_else(PoisonError::into_inner)
+        self.vcpus[index]
+            .fd
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

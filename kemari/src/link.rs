@@ -24,8 +24,8 @@ use crate::config::Config;
 
 pub use connection::Connection;
 pub use credentials::Credentials;
-pub use listener::{Arrival, Listener};
 pub use identity::{CA_FILE, CERTIFICATE_FILE, Identity, IdentityError, KEY_FILE, name_of};
+pub use listener::{Arrival, Listener};
 
 /// Bytes of a preface.
 pub const PREFACE_BYTES: usize = 32;
@@ -117,7 +117,10 @@ impl Preface {
             .find(|purpose| *purpose as u16 == number(10))
             .ok_or_else(refused)?;
         let nonce: [u8; 16] = bytes[16..].try_into().expect("the preface ends with 16 bytes");
-        Ok(Self { purpose, session_nonce: u128::from_le_bytes(nonce) })
+        Ok(Self {
+            purpose,
+            session_nonce: u128::from_le_bytes(nonce),
+        })
     }
 }
 
@@ -156,17 +159,28 @@ pub fn connect(
     loop {
         match connection.receive_preface().map_err(unanswered)? {
             Some(answer) if answer == *preface => return Ok(connection),
-            Some(_) => return Err(LinkError::Refused("it answered as if to another connection".into())),
+            Some(_) => {
+                return Err(LinkError::Refused(
+                    "it answered as if to another connection".into(),
+                ));
+            }
             None => connection.flush().map_err(unanswered)?,
         }
         let rest = deadline.saturating_duration_since(Instant::now());
         if rest.is_zero() {
             return Err(LinkError::Silent);
         }
-        let write = if connection.wants_to_write() { PollFlags::OUT } else { PollFlags::empty() };
+        let write = if connection.wants_to_write() {
+            PollFlags::OUT
+        } else {
+            PollFlags::empty()
+        };
         let mut fds = [PollFd::from_borrowed_fd(connection.fd(), PollFlags::IN | write)];
         // At least a millisecond, so that the last wait is no spin.
-        let timeout = Timespec { tv_sec: rest.as_secs() as i64, tv_nsec: i64::from(rest.subsec_nanos().max(1_000_000)) };
+        let timeout = Timespec {
+            tv_sec: rest.as_secs() as i64,
+            tv_nsec: i64::from(rest.subsec_nanos().max(1_000_000)),
+        };
         // An interrupted wait only means another turn.
         let _ = poll(&mut fds, Some(&timeout));
     }
@@ -193,12 +207,18 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (accepted, _) = listener.accept().unwrap();
         let plaintext = Security::Plaintext;
-        (Connection::dial(client, &plaintext, "b").unwrap(), Connection::accept(accepted, &plaintext).unwrap())
+        (
+            Connection::dial(client, &plaintext, "b").unwrap(),
+            Connection::accept(accepted, &plaintext).unwrap(),
+        )
     }
 
     #[test]
     fn a_preface_survives_the_wire_and_rubbish_is_refused() {
-        let preface = Preface { purpose: Purpose::Heartbeat, session_nonce: 0x1234_5678_9abc };
+        let preface = Preface {
+            purpose: Purpose::Heartbeat,
+            session_nonce: 0x1234_5678_9abc,
+        };
         let bytes = preface.encode();
         assert_eq!(Preface::decode(&bytes).unwrap(), preface);
         for at in [0, 8, 10] {
@@ -213,7 +233,10 @@ mod tests {
         let (mut sender, mut receiver) = pair();
         let mut bytes = Vec::new();
         for index in 0..50 {
-            encode(&Message::Goodbye(Goodbye::Unfit("x".repeat(index * 9))), &mut bytes);
+            encode(
+                &Message::Goodbye(Goodbye::Unfit("x".repeat(index * 9))),
+                &mut bytes,
+            );
         }
         let mut lengths = Vec::new();
         let mut chunks = bytes.chunks(37);
@@ -231,14 +254,22 @@ mod tests {
         assert!(lengths.is_sorted());
         drop(sender);
         std::thread::sleep(Duration::from_millis(20));
-        assert!(matches!(receiver.receive(|_, _| Ok(Some(()))), Err(LinkError::Closed)));
+        assert!(matches!(
+            receiver.receive(|_, _| Ok(Some(()))),
+            Err(LinkError::Closed)
+        ));
     }
 
     #[test]
     fn rubbish_is_refused_at_its_first_header() {
         let (mut sender, mut receiver) = pair();
-        sender.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec()).unwrap();
+        sender
+            .send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec())
+            .unwrap();
         std::thread::sleep(Duration::from_millis(20));
-        assert!(matches!(receiver.receive(|_, _| Ok(Some(()))), Err(LinkError::Frame(_))));
+        assert!(matches!(
+            receiver.receive(|_, _| Ok(Some(()))),
+            Err(LinkError::Frame(_))
+        ));
     }
 }

@@ -19,7 +19,12 @@ pub struct Hub {
 impl Hub {
     /// For a machine whose output leaves at once.
     pub fn new(memory: Memory, vm: Arc<VmFd>) -> Arc<Self> {
-        Arc::new(Self { memory, vm, held: AtomicBool::new(false), frozen: RwLock::new(()) })
+        Arc::new(Self {
+            memory,
+            vm,
+            held: AtomicBool::new(false),
+            frozen: RwLock::new(()),
+        })
     }
 
     /// Whether output waits for a release. Otherwise there is the right to act alone, and it leaves at once.

@@ -54,7 +54,13 @@ impl Ports {
     /// The ports of a machine that tells `sink` of power-off and reset.
     pub fn new(hub: Arc<Hub>, sink: PowerSink) -> Arc<Self> {
         let (power, test) = (EventChannel::new("power"), EventChannel::new("test"));
-        Arc::new(Self { hub, power, test, core: Mutex::default(), sink })
+        Arc::new(Self {
+            hub,
+            power,
+            test,
+            core: Mutex::default(),
+            sink,
+        })
     }
 
     /// The guest wants a reset, by whatever way.
@@ -119,7 +125,11 @@ impl Device for Ports {
     /// The offset is the port's number.
     fn read(&self, offset: u64, data: &mut [u8]) {
         // The sleep status says "woken"; the keyboard controller says "ready for a command".
-        data.fill(if offset == u64::from(SLEEP_STATUS_PORT) { 0x80 } else { 0 });
+        data.fill(if offset == u64::from(SLEEP_STATUS_PORT) {
+            0x80
+        } else {
+            0
+        });
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
@@ -142,11 +152,23 @@ impl Device for Ports {
     }
 
     fn capture(&self, epoch: u64) {
-        self.restage(|stage| if stage == Stage::Held { Stage::Captured(epoch) } else { stage });
+        self.restage(|stage| {
+            if stage == Stage::Held {
+                Stage::Captured(epoch)
+            } else {
+                stage
+            }
+        });
     }
 
     fn uncapture(&self, epoch: u64) {
-        self.restage(|stage| if stage == Stage::Captured(epoch) { Stage::Held } else { stage });
+        self.restage(|stage| {
+            if stage == Stage::Captured(epoch) {
+                Stage::Held
+            } else {
+                stage
+            }
+        });
     }
 
     fn drain(&self) {}

@@ -34,9 +34,10 @@ impl Output {
     /// Whether a saved one can be: the captures contain no bytes that are not there.
     fn is_possible(&self) -> bool {
         self.bytes.len() <= CONSOLE_BYTES_MAX
-            && self.first.checked_add(self.bytes.len() as u64).is_some_and(|end| {
-                self.captured.iter().all(|&(_, captured_end)| captured_end <= end)
-            })
+            && self
+                .first
+                .checked_add(self.bytes.len() as u64)
+                .is_some_and(|end| self.captured.iter().all(|&(_, captured_end)| captured_end <= end))
     }
 
     fn end(&self) -> u64 {
@@ -44,7 +45,9 @@ impl Output {
     }
 
     fn has_uncaptured(&self) -> bool {
-        self.captured.back().map_or(!self.bytes.is_empty(), |&(_, end)| end < self.end())
+        self.captured
+            .back()
+            .map_or(!self.bytes.is_empty(), |&(_, end)| end < self.end())
     }
 
     fn push(&mut self, byte: u8) {
@@ -141,9 +144,24 @@ struct SavedConsole {
 impl Console {
     /// A console whose released output goes to `sink`.
     pub fn new(hub: Arc<Hub>, gsi: u32, sink: Box<dyn Write + Send>) -> Arc<Self> {
-        let chip = Serial::new(Line { hub: hub.clone(), gsi }, Transmitter::default());
-        let core = Mutex::new(Core { chip, output: Output::default(), sink });
-        Arc::new(Self { hub, gsi, channel: EventChannel::new("console"), core })
+        let chip = Serial::new(
+            Line {
+                hub: hub.clone(),
+                gsi,
+            },
+            Transmitter::default(),
+        );
+        let core = Mutex::new(Core {
+            chip,
+            output: Output::default(),
+            sink,
+        });
+        Arc::new(Self {
+            hub,
+            gsi,
+            channel: EventChannel::new("console"),
+            core,
+        })
     }
 
     /// Gives the guest what was typed; returns how many bytes it has taken.
@@ -163,7 +181,10 @@ impl Console {
     }
 
     fn chip_from(&self, state: &SerialState) -> Option<Serial<Line, NoEvents, Transmitter>> {
-        let line = Line { hub: self.hub.clone(), gsi: self.gsi };
+        let line = Line {
+            hub: self.hub.clone(),
+            gsi: self.gsi,
+        };
         Serial::from_state(state, line, NoEvents, Transmitter::default()).ok()
     }
 }
@@ -265,7 +286,17 @@ impl Device for Console {
 
     fn load(&self, blob: &StateBlob) -> Result<(), StateError> {
         let saved: SavedConsole = blob.decode(STATE_VERSION)?;
-        let [low, high, enable, identification, line, line_status, modem, modem_status, scratch] = saved.registers;
+        let [
+            low,
+            high,
+            enable,
+            identification,
+            line,
+            line_status,
+            modem,
+            modem_status,
+            scratch,
+        ] = saved.registers;
         let state = SerialState {
             baud_divisor_low: low,
             baud_divisor_high: high,
@@ -319,6 +350,10 @@ mod tests {
         }
         assert_eq!(output.bytes.len(), CONSOLE_BYTES_MAX);
         assert_eq!(output.first, 1);
-        assert_eq!(output.release(1), b"", "the captured byte was pushed out, the later ones are not released");
+        assert_eq!(
+            output.release(1),
+            b"",
+            "the captured byte was pushed out, the later ones are not released"
+        );
     }
 }

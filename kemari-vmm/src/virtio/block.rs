@@ -1,7 +1,7 @@
 //! virtio-blk: a disk on a file or block device of the host (virtio 1.2, section 5.2).
 
-use std::sync::{Arc, Weak};
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Weak};
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::{
@@ -45,8 +45,12 @@ pub struct BlockRequest {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Kind {
-    Read { sector: u64 },
-    Write { sector: u64 },
+    Read {
+        sector: u64,
+    },
+    Write {
+        sector: u64,
+    },
     Flush,
     GetId,
     /// Beyond the disk's end, a write to a read-only disk, or an unknown type: answered with this status.
@@ -64,7 +68,13 @@ pub struct BlockState {
 impl Block {
     /// A disk whose image is not opened yet. `serial` is cut to 20 bytes.
     pub fn new(serial: &str, read_only: bool) -> Self {
-        Self { serial: serial.into(), read_only, capacity_sectors: 0, completions: None, worker: None }
+        Self {
+            serial: serial.into(),
+            read_only,
+            capacity_sectors: 0,
+            completions: None,
+            worker: None,
+        }
     }
 
     /// Opens the image behind the disk: `disk` from here on serves the requests. The capacity must be the one that the
@@ -122,7 +132,11 @@ impl Backend for Block {
     }
 
     fn queues(&self) -> &'static [QueueSpec] {
-        &[QueueSpec { suffix: "", entries_max: 256, role: QueueRole::Requests }]
+        &[QueueSpec {
+            suffix: "",
+            entries_max: 256,
+            role: QueueRole::Requests,
+        }]
     }
 
     fn config(&self) -> Vec<u8> {
@@ -144,13 +158,20 @@ impl Backend for Block {
         memory: &Memory,
     ) -> Result<(BlockRequest, Nature), GuestFault> {
         let (mut readable, mut writable) = Segments::of_chain(chain, memory)?;
-        let header = readable.split_front(16).ok_or_else(|| GuestFault("a disk request without header".into()))?;
+        let header = readable
+            .split_front(16)
+            .ok_or_else(|| GuestFault("a disk request without header".into()))?;
         let header = header.read(memory)?;
-        let status =
-            writable.split_last_byte().ok_or_else(|| GuestFault("a disk request without status byte".into()))?;
+        let status = writable
+            .split_last_byte()
+            .ok_or_else(|| GuestFault("a disk request without status byte".into()))?;
         let request_type = u32::from_le_bytes(header[..4].try_into().expect("the header has 16 bytes"));
         let sector = u64::from_le_bytes(header[8..].try_into().expect("the header has 16 bytes"));
-        let data = if request_type == VIRTIO_BLK_T_OUT { readable } else { writable };
+        let data = if request_type == VIRTIO_BLK_T_OUT {
+            readable
+        } else {
+            writable
+        };
         let kind = self.kind_of(request_type, sector, data.len());
         let nature = match kind {
             Kind::Write { .. } | Kind::Flush => Nature::Output,
@@ -168,7 +189,9 @@ impl Backend for Block {
             Kind::Write { sector } => self.kind_of(VIRTIO_BLK_T_OUT, sector, bytes) == request.kind,
             Kind::Flush | Kind::GetId | Kind::Refused(_) => true,
         };
-        is_possible.then_some(()).ok_or_else(|| GuestFault(format!("a {:?} beyond the disk's end", request.kind)))
+        is_possible
+            .then_some(())
+            .ok_or_else(|| GuestFault(format!("a {:?} beyond the disk's end", request.kind)))
     }
 
     fn copy_aside(&self, request: &BlockRequest, memory: &Memory) -> Result<Vec<u8>, GuestFault> {
@@ -186,12 +209,16 @@ impl Backend for Block {
         memory: &Memory,
     ) -> Result<Submission, GuestFault> {
         let operation = match request.kind {
-            Kind::Read { sector } => {
-                Operation::Read { offset: sector * SECTOR_BYTES, bytes: request.data.len() as usize }
-            }
+            Kind::Read { sector } => Operation::Read {
+                offset: sector * SECTOR_BYTES,
+                bytes: request.data.len() as usize,
+            },
             Kind::Write { sector } => {
                 let data = data.map_or_else(|| request.data.read(memory), Ok)?;
-                Operation::Write { offset: sector * SECTOR_BYTES, data }
+                Operation::Write {
+                    offset: sector * SECTOR_BYTES,
+                    data,
+                }
             }
             Kind::Flush => Operation::Flush,
             Kind::GetId => {
@@ -222,7 +249,11 @@ impl Backend for Block {
                 Self::answer(request, VIRTIO_BLK_S_OK, written, memory)
             }
             Err(error) => {
-                tracing::error!("a {:?} of the disk {:?} failed: {error}", request.kind, self.serial);
+                tracing::error!(
+                    "a {:?} of the disk {:?} failed: {error}",
+                    request.kind,
+                    self.serial
+                );
                 Self::answer(request, VIRTIO_BLK_S_IOERR, 0, memory)
             }
         }
@@ -232,7 +263,10 @@ impl Backend for Block {
         if let Some((_, disk)) = &self.worker
             && let Err(error) = disk.flush()
         {
-            tracing::error!("the disk {:?} could not be flushed at the end: {error}", self.serial);
+            tracing::error!(
+                "the disk {:?} could not be flushed at the end: {error}",
+                self.serial
+            );
         }
     }
 

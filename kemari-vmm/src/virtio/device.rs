@@ -59,12 +59,26 @@ struct SavedDevice<R, S> {
 impl<B: Backend> VirtioDevice<B> {
     /// A device in the state after a reset. `id` names it and its event channels, as `net0`.
     pub fn new(hub: Arc<Hub>, id: &str, instance: u16, gsi: u32, backend: B) -> Arc<Self> {
-        let channels =
-            backend.queues().iter().map(|spec| EventChannel::new(format!("{id}{}", spec.suffix))).collect();
+        let channels = backend
+            .queues()
+            .iter()
+            .map(|spec| EventChannel::new(format!("{id}{}", spec.suffix)))
+            .collect();
         let queues = fresh_queues(&backend);
-        let core = Core { transport: Transport::default(), queues, requests: RequestList::default(), backend };
-        let device =
-            Arc::new(Self { hub, instance, gsi, channels, core: Mutex::new(core), finished: Condvar::new() });
+        let core = Core {
+            transport: Transport::default(),
+            queues,
+            requests: RequestList::default(),
+            backend,
+        };
+        let device = Arc::new(Self {
+            hub,
+            instance,
+            gsi,
+            channels,
+            core: Mutex::new(core),
+            finished: Condvar::new(),
+        });
         let weak = Arc::downgrade(&device);
         device.lock().backend.connect(weak);
         device
@@ -114,7 +128,12 @@ impl<B: Backend> VirtioDevice<B> {
         }
         let mut core = self.lock();
         let offered = core.offered_features();
-        let Core { transport, queues, backend, .. } = &mut *core;
+        let Core {
+            transport,
+            queues,
+            backend,
+            ..
+        } = &mut *core;
         match offset {
             regs::DEVICE_FEATURES_SEL => transport.device_features_sel = value,
             regs::DRIVER_FEATURES_SEL => transport.driver_features_sel = value,
@@ -130,11 +149,16 @@ impl<B: Backend> VirtioDevice<B> {
             }
             _ => {
                 let event_idx = transport.has(VIRTIO_RING_F_EVENT_IDX);
-                let Some(queue) = queues.get_mut(transport.queue_sel as usize) else { return };
+                let Some(queue) = queues.get_mut(transport.queue_sel as usize) else {
+                    return;
+                };
                 set_up_queue(queue, offset, value, event_idx);
                 // A ready queue does not move any more: this is the one place to look.
                 if queue.ready() && !queue.is_valid(&self.hub.memory) {
-                    self.break_down(&mut core, &GuestFault("a virtqueue lies outside the guest's memory".into()));
+                    self.break_down(
+                        &mut core,
+                        &GuestFault("a virtqueue lies outside the guest's memory".into()),
+                    );
                 }
             }
         }
@@ -142,7 +166,9 @@ impl<B: Backend> VirtioDevice<B> {
 
     /// The guest kicked a queue.
     fn notified(&self, index: usize) {
-        let Some(channel) = self.channels.get(index) else { return };
+        let Some(channel) = self.channels.get(index) else {
+            return;
+        };
         let mut core = self.lock();
         self.work(&mut core, index);
         let held = core.requests.has_held();
@@ -165,7 +191,10 @@ impl<B: Backend> VirtioDevice<B> {
     /// Interrupts after used buffers; breaks the device down after a fault of the guest.
     fn settle(&self, core: &mut Core<B>, index: usize, result: Result<bool, GuestFault>) {
         match result.and_then(|used| {
-            Ok(used && core.queues[index].needs_notification(&self.hub.memory).map_err(ring_fault)?)
+            Ok(used
+                && core.queues[index]
+                    .needs_notification(&self.hub.memory)
+                    .map_err(ring_fault)?)
         }) {
             Ok(true) => self.interrupt(core, index),
             Ok(false) => {}
@@ -275,11 +304,22 @@ impl<B: Backend> Core<B> {
                 let stage = if hold { Stage::Held } else { Stage::Released };
                 let id = self.requests.push(index as u16, head, stage, body.clone())?;
                 if !hold {
-                    used |= self.submit(Started { id, queue: index as u16, body, data: None }, hub)?;
+                    used |= self.submit(
+                        Started {
+                            id,
+                            queue: index as u16,
+                            body,
+                            data: None,
+                        },
+                        hub,
+                    )?;
                 }
             }
             // Publishes the wish to be notified, with a full barrier, and looks again: nothing is overlooked.
-            if !self.queues[index].enable_notification(&hub.memory).map_err(ring_fault)? {
+            if !self.queues[index]
+                .enable_notification(&hub.memory)
+                .map_err(ring_fault)?
+            {
                 return Ok(used);
             }
         }
@@ -287,7 +327,10 @@ impl<B: Backend> Core<B> {
 
     /// Hands a released request to the back end. Returns whether it is finished already.
     fn submit(&mut self, started: Started<B>, hub: &Hub) -> Result<bool, GuestFault> {
-        match self.backend.submit(started.id, &started.body, started.data, &hub.memory) {
+        match self
+            .backend
+            .submit(started.id, &started.body, started.data, &hub.memory)
+        {
             Ok(Submission::Done(written)) => self.finish(started.id, written, hub).map(|()| true),
             Ok(Submission::Pending) => Ok(false),
             Err(fault) => {
@@ -299,9 +342,13 @@ impl<B: Backend> Core<B> {
 
     /// Puts a finished request into the used ring and takes it off the list: both or neither are in a capture.
     fn finish(&mut self, id: u64, written: u32, hub: &Hub) -> Result<(), GuestFault> {
-        let Some(request) = self.requests.finish(id) else { return Ok(()) };
+        let Some(request) = self.requests.finish(id) else {
+            return Ok(());
+        };
         let queue = &mut self.queues[usize::from(request.queue)];
-        queue.add_used(&hub.memory, request.head, written).map_err(ring_fault)
+        queue
+            .add_used(&hub.memory, request.head, written)
+            .map_err(ring_fault)
     }
 }
 
@@ -309,7 +356,9 @@ impl<B: Backend> Completions for VirtioDevice<B> {
     fn complete(&self, id: u64, completion: Completion) {
         let _working = self.hub.working();
         let mut core = self.lock();
-        let Some(request) = core.requests.iter().find(|request| request.id == id) else { return };
+        let Some(request) = core.requests.iter().find(|request| request.id == id) else {
+            return;
+        };
         let (index, body) = (usize::from(request.queue), request.body.clone());
         let finished = core
             .backend
@@ -361,7 +410,9 @@ impl<B: Backend> Device for VirtioDevice<B> {
 
     fn capture(&self, epoch: u64) {
         let mut core = self.lock();
-        let Core { requests, backend, .. } = &mut *core;
+        let Core {
+            requests, backend, ..
+        } = &mut *core;
         if let Err(fault) = requests.capture(epoch, |body| backend.copy_aside(body, &self.hub.memory)) {
             self.break_down(&mut core, &fault);
         }
@@ -415,7 +466,11 @@ impl<B: Backend> Device for VirtioDevice<B> {
         let core = self.lock();
         let saved = SavedDevice {
             transport: core.transport.clone(),
-            queues: core.queues.iter().map(|queue| SavedQueue::from(queue.state())).collect(),
+            queues: core
+                .queues
+                .iter()
+                .map(|queue| SavedQueue::from(queue.state()))
+                .collect(),
             requests: core.requests.save(),
             backend: core.backend.save(),
         };
@@ -428,7 +483,11 @@ impl<B: Backend> Device for VirtioDevice<B> {
         let unfit = |why: String| StateError::Mismatch(format!("{}: {why}", self.channels[0].name()));
         let maxima: Vec<u16> = core.queues.iter().map(|queue| queue.max_size()).collect();
         if saved.queues.len() != maxima.len() {
-            return Err(unfit(format!("{} queues instead of {}", saved.queues.len(), maxima.len())));
+            return Err(unfit(format!(
+                "{} queues instead of {}",
+                saved.queues.len(),
+                maxima.len()
+            )));
         }
         let mut queues = Vec::with_capacity(maxima.len());
         for (queue, max_size) in saved.queues.iter().zip(maxima) {
@@ -438,13 +497,19 @@ impl<B: Backend> Device for VirtioDevice<B> {
             }
             queues.push(queue);
         }
-        if saved.requests.iter().any(|request| usize::from(request.queue()) >= queues.len()) {
+        if saved
+            .requests
+            .iter()
+            .any(|request| usize::from(request.queue()) >= queues.len())
+        {
             return Err(unfit("a request of a queue that does not exist".into()));
         }
         let requests = RequestList::load(saved.requests).map_err(|fault| unfit(fault.0))?;
         core.backend.load(saved.backend).map_err(unfit)?;
         for request in requests.iter() {
-            core.backend.check(&request.body, &self.hub.memory).map_err(|fault| unfit(fault.0))?;
+            core.backend
+                .check(&request.body, &self.hub.memory)
+                .map_err(|fault| unfit(fault.0))?;
         }
         if saved.transport.driver_ok() {
             core.backend.activate(saved.transport.driver_features);
@@ -526,6 +591,8 @@ pub fn check_range(memory: &crate::memory::Memory, address: u64, length: u64) ->
     if length == 0 || memory.check_range(GuestAddress(address), length as usize) {
         Ok(())
     } else {
-        Err(GuestFault(format!("a buffer of {length} bytes at {address:#x} lies outside the guest's memory")))
+        Err(GuestFault(format!(
+            "a buffer of {length} bytes at {address:#x} lies outside the guest's memory"
+        )))
     }
 }

@@ -77,11 +77,12 @@ impl Net {
     pub fn attach(&mut self, name: &str) -> Result<(), TapError> {
         let tap = Tap::open(name)?;
         if let Some(completions) = &self.completions {
-            tap.watch(completions.clone()).map_err(|source| TapError::Refused {
-                name: name.into(),
-                step: "watch",
-                source,
-            })?;
+            tap.watch(completions.clone())
+                .map_err(|source| TapError::Refused {
+                    name: name.into(),
+                    step: "watch",
+                    source,
+                })?;
         }
         self.tap = Some(tap);
         self.set_offloads();
@@ -204,14 +205,30 @@ impl Backend for Net {
 
     fn queues(&self) -> &'static [QueueSpec] {
         &[
-            QueueSpec { suffix: ".rx", entries_max: 256, role: QueueRole::Supply },
-            QueueSpec { suffix: ".tx", entries_max: 256, role: QueueRole::Requests },
-            QueueSpec { suffix: ".ctrl", entries_max: 64, role: QueueRole::Requests },
+            QueueSpec {
+                suffix: ".rx",
+                entries_max: 256,
+                role: QueueRole::Supply,
+            },
+            QueueSpec {
+                suffix: ".tx",
+                entries_max: 256,
+                role: QueueRole::Requests,
+            },
+            QueueSpec {
+                suffix: ".ctrl",
+                entries_max: 64,
+                role: QueueRole::Requests,
+            },
         ]
     }
 
     fn config(&self) -> Vec<u8> {
-        let announce = if self.announce_wanted { VIRTIO_NET_S_ANNOUNCE } else { 0 };
+        let announce = if self.announce_wanted {
+            VIRTIO_NET_S_ANNOUNCE
+        } else {
+            0
+        };
         let status = (VIRTIO_NET_S_LINK_UP | announce) as u16;
         [&self.mac[..], &status.to_le_bytes(), &1u16.to_le_bytes()].concat()
     }
@@ -246,7 +263,9 @@ impl Backend for Net {
         let command = command.and_then(|bytes| <[u8; 2]>::try_from(bytes).ok());
         match (command, writable.split_last_byte()) {
             (Some(command), Some(answer)) => Ok((NetRequest::Control { command, answer }, Nature::Input)),
-            _ => Err(GuestFault("a control command without a command or without room for the answer".into())),
+            _ => Err(GuestFault(
+                "a control command without a command or without room for the answer".into(),
+            )),
         }
     }
 
@@ -295,7 +314,9 @@ impl Backend for Net {
         loop {
             if self.waiting.1 == 0 {
                 let Some(tap) = &self.tap else { break };
-                let Some(length) = tap.receive(&mut self.waiting.0) else { break };
+                let Some(length) = tap.receive(&mut self.waiting.0) else {
+                    break;
+                };
                 if length < VNET_HEADER_BYTES {
                     continue;
                 }
@@ -315,7 +336,11 @@ impl Backend for Net {
     }
 
     fn save(&self) -> NetState {
-        NetState { mac: self.mac, offload: self.offload, announce_wanted: self.announce_wanted }
+        NetState {
+            mac: self.mac,
+            offload: self.offload,
+            announce_wanted: self.announce_wanted,
+        }
     }
 
     fn load(&mut self, state: NetState) -> Result<(), String> {

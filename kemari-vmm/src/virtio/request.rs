@@ -62,7 +62,10 @@ pub struct RequestList<B> {
 
 impl<B> Default for RequestList<B> {
     fn default() -> Self {
-        Self { requests: VecDeque::new(), next_id: 0 }
+        Self {
+            requests: VecDeque::new(),
+            next_id: 0,
+        }
     }
 }
 
@@ -73,14 +76,25 @@ impl<B: Clone> RequestList<B> {
     /// A guest cannot make the same descriptor chain available twice, nor more of them than the queue has entries:
     /// with that check the list is never longer than all queues together.
     pub fn push(&mut self, queue: u16, head: u16, stage: Stage, body: B) -> Result<u64, GuestFault> {
-        if self.requests.iter().any(|request| request.queue == queue && request.head == head) {
+        if self
+            .requests
+            .iter()
+            .any(|request| request.queue == queue && request.head == head)
+        {
             return Err(GuestFault(format!(
                 "descriptor chain {head} of queue {queue} was made available again before it was used"
             )));
         }
         let id = self.next_id;
         self.next_id += 1;
-        self.requests.push_back(Request { id, queue, head, stage, body, data: None });
+        self.requests.push_back(Request {
+            id,
+            queue,
+            head,
+            stage,
+            body,
+            data: None,
+        });
         Ok(id)
     }
 
@@ -101,7 +115,11 @@ impl<B: Clone> RequestList<B> {
         epoch: u64,
         mut copy: impl FnMut(&B) -> Result<Vec<u8>, GuestFault>,
     ) -> Result<(), GuestFault> {
-        for request in self.requests.iter_mut().filter(|request| request.stage == Stage::Held) {
+        for request in self
+            .requests
+            .iter_mut()
+            .filter(|request| request.stage == Stage::Held)
+        {
             request.data = Some(copy(&request.body)?);
             request.stage = Stage::Captured(epoch);
         }
@@ -111,7 +129,11 @@ impl<B: Clone> RequestList<B> {
     /// The capture of `epoch` will never be acked: what it contained is held again, and a later capture takes its
     /// bytes anew.
     pub fn uncapture(&mut self, epoch: u64) {
-        for request in self.requests.iter_mut().filter(|request| request.stage == Stage::Captured(epoch)) {
+        for request in self
+            .requests
+            .iter_mut()
+            .filter(|request| request.stage == Stage::Captured(epoch))
+        {
             request.stage = Stage::Held;
             request.data = None;
         }
@@ -129,7 +151,10 @@ impl<B: Clone> RequestList<B> {
 
     /// The next request that waits for anything, now released: with the right to act alone, nothing waits.
     pub fn release_any(&mut self) -> Option<&mut Request<B>> {
-        let request = self.requests.iter_mut().find(|request| request.stage != Stage::Released)?;
+        let request = self
+            .requests
+            .iter_mut()
+            .find(|request| request.stage != Stage::Released)?;
         request.stage = Stage::Released;
         Some(request)
     }
@@ -159,7 +184,11 @@ impl<B: Clone> RequestList<B> {
     pub fn save(&self) -> Vec<SavedRequest<B>> {
         self.requests
             .iter()
-            .map(|request| SavedRequest { queue: request.queue, head: request.head, body: request.body.clone() })
+            .map(|request| SavedRequest {
+                queue: request.queue,
+                head: request.head,
+                body: request.body.clone(),
+            })
             .collect()
     }
 
@@ -192,9 +221,13 @@ mod tests {
         list.capture(7, |body| Ok(vec![*body as u8])).unwrap();
         list.push(0, 2, Stage::Held, 2).unwrap();
         assert!(list.release_next(6).is_none());
-        let released: Vec<u16> = std::iter::from_fn(|| list.release_next(7).map(|request| request.head)).collect();
+        let released: Vec<u16> =
+            std::iter::from_fn(|| list.release_next(7).map(|request| request.head)).collect();
         assert_eq!(released, [0, 1]);
-        assert!(list.has_held(), "the request that came after the capture waits for the next one");
+        assert!(
+            list.has_held(),
+            "the request that came after the capture waits for the next one"
+        );
     }
 
     #[test]
@@ -223,7 +256,10 @@ mod tests {
     fn a_chain_cannot_be_available_twice() {
         let mut list = list_of(&[Stage::Released]);
         assert!(list.push(0, 0, Stage::Held, 9).is_err());
-        assert!(list.push(1, 0, Stage::Held, 9).is_ok(), "another queue has its own heads");
+        assert!(
+            list.push(1, 0, Stage::Held, 9).is_ok(),
+            "another queue has its own heads"
+        );
         list.finish(0).unwrap();
         assert!(list.push(0, 0, Stage::Held, 9).is_ok());
     }
@@ -234,7 +270,8 @@ mod tests {
         list.finish(0);
         list.push(0, 0, Stage::Held, 30).unwrap();
         let mut loaded = RequestList::load(list.save()).unwrap();
-        let bodies: Vec<u32> = std::iter::from_fn(|| loaded.release_any().map(|request| request.body)).collect();
+        let bodies: Vec<u32> =
+            std::iter::from_fn(|| loaded.release_any().map(|request| request.body)).collect();
         assert_eq!(bodies, [1, 2, 30]);
     }
 

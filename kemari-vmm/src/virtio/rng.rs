@@ -23,14 +23,23 @@ impl Backend for Rng {
     }
 
     fn queues(&self) -> &'static [QueueSpec] {
-        &[QueueSpec { suffix: "", entries_max: 64, role: QueueRole::Requests }]
+        &[QueueSpec {
+            suffix: "",
+            entries_max: 64,
+            role: QueueRole::Requests,
+        }]
     }
 
     fn config(&self) -> Vec<u8> {
         Vec::new()
     }
 
-    fn parse(&mut self, _: usize, chain: Chain<'_>, memory: &Memory) -> Result<(Segments, Nature), GuestFault> {
+    fn parse(
+        &mut self,
+        _: usize,
+        chain: Chain<'_>,
+        memory: &Memory,
+    ) -> Result<(Segments, Nature), GuestFault> {
         let (_, writable) = Segments::of_chain(chain, memory)?;
         Ok((writable, Nature::Input))
     }

@@ -32,24 +32,33 @@ impl Segments {
         for descriptor in chain {
             ended = !descriptor.has_next();
             check_range(memory, descriptor.addr().0, u64::from(descriptor.len()))?;
-            let segment = Segment { address: descriptor.addr().0, length: descriptor.len() };
+            let segment = Segment {
+                address: descriptor.addr().0,
+                length: descriptor.len(),
+            };
             if descriptor.is_write_only() {
                 writable.0.push(segment);
             } else if writable.0.is_empty() {
                 readable.0.push(segment);
             } else {
-                return Err(GuestFault("a readable buffer follows a writable one in a chain".into()));
+                return Err(GuestFault(
+                    "a readable buffer follows a writable one in a chain".into(),
+                ));
             }
         }
         if !ended {
-            return Err(GuestFault("a descriptor chain without an end, or with a descriptor that does not exist".into()));
+            return Err(GuestFault(
+                "a descriptor chain without an end, or with a descriptor that does not exist".into(),
+            ));
         }
         Ok((readable, writable))
     }
 
     /// Whether all of it lies inside the guest's memory, as it does after [`Segments::of_chain`].
     pub fn check(&self, memory: &Memory) -> Result<(), GuestFault> {
-        self.0.iter().try_for_each(|segment| check_range(memory, segment.address, segment.length.into()))
+        self.0
+            .iter()
+            .try_for_each(|segment| check_range(memory, segment.address, segment.length.into()))
     }
 
     /// One range.
@@ -77,7 +86,10 @@ impl Segments {
         while rest > 0 {
             let segment = self.0.first_mut()?;
             let take = rest.min(segment.length);
-            front.push(Segment { address: segment.address, length: take });
+            front.push(Segment {
+                address: segment.address,
+                length: take,
+            });
             segment.address += u64::from(take);
             segment.length -= take;
             rest -= take;
@@ -104,7 +116,9 @@ impl Segments {
         let mut done = 0;
         for segment in &self.0 {
             let part = &mut bytes[done..done + segment.length as usize];
-            memory.read_slice(part, GuestAddress(segment.address)).map_err(outside)?;
+            memory
+                .read_slice(part, GuestAddress(segment.address))
+                .map_err(outside)?;
             done += part.len();
         }
         Ok(bytes)
@@ -115,7 +129,9 @@ impl Segments {
         let mut done = 0;
         for segment in &self.0 {
             let (part, rest) = bytes.split_at(bytes.len().min(segment.length as usize));
-            memory.write_slice(part, GuestAddress(segment.address)).map_err(outside)?;
+            memory
+                .write_slice(part, GuestAddress(segment.address))
+                .map_err(outside)?;
             done += part.len() as u32;
             bytes = rest;
         }
@@ -132,13 +148,21 @@ mod tests {
     use super::*;
 
     fn segments(parts: &[(u64, u32)]) -> Segments {
-        Segments(parts.iter().map(|&(address, length)| Segment { address, length }).collect())
+        Segments(
+            parts
+                .iter()
+                .map(|&(address, length)| Segment { address, length })
+                .collect(),
+        )
     }
 
     #[test]
     fn a_header_may_be_spread_over_buffers() {
         let mut all = segments(&[(0x1000, 10), (0x2000, 0), (0x3000, 20)]);
-        assert_eq!(all.split_front(16).unwrap(), segments(&[(0x1000, 10), (0x2000, 0), (0x3000, 6)]));
+        assert_eq!(
+            all.split_front(16).unwrap(),
+            segments(&[(0x1000, 10), (0x2000, 0), (0x3000, 6)])
+        );
         assert_eq!(all, segments(&[(0x3006, 14)]));
         assert!(all.split_front(15).is_none());
     }

@@ -96,7 +96,10 @@ impl Tap {
             .map_err(refused("set the header size of"))?;
         let stop = EventFd::new(EFD_NONBLOCK).map_err(refused("watch"))?;
         wait_until_running(&request);
-        Ok(Self { file: Arc::new(file), stop })
+        Ok(Self {
+            file: Arc::new(file),
+            stop,
+        })
     }
 
     /// Says what packets the guest takes: ones whose checksum is still to be made, and segments larger than a frame.
@@ -118,8 +121,16 @@ impl Tap {
         // Edge-triggered: a guest without receive buffers must not make this thread spin. Its next kick reads on.
         let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
         let (tap_fd, stop_fd) = (self.file.as_raw_fd(), self.stop.as_raw_fd());
-        epoll.ctl(ControlOperation::Add, tap_fd, EpollEvent::new(edge, tap_fd as u64))?;
-        epoll.ctl(ControlOperation::Add, stop_fd, EpollEvent::new(EventSet::IN, stop_fd as u64))?;
+        epoll.ctl(
+            ControlOperation::Add,
+            tap_fd,
+            EpollEvent::new(edge, tap_fd as u64),
+        )?;
+        epoll.ctl(
+            ControlOperation::Add,
+            stop_fd,
+            EpollEvent::new(EventSet::IN, stop_fd as u64),
+        )?;
         let keep_open = (self.file.clone(), self.stop.try_clone()?);
         thread::Builder::new().name("net-rx".into()).spawn(move || {
             let _keep_open = keep_open;
@@ -151,7 +162,9 @@ impl Drop for Tap {
 /// The carrier that an open TAP gets is noticed a moment later by the bridge that it belongs to; what is sent before is
 /// lost. A TAP that was not set up by its owner never runs: that is not waited for.
 fn wait_until_running(request: &libc::ifreq) {
-    let Ok(socket) = std::net::UdpSocket::bind("127.0.0.1:0") else { return };
+    let Ok(socket) = std::net::UdpSocket::bind("127.0.0.1:0") else {
+        return;
+    };
     let mut request = *request;
     let deadline = Instant::now() + RUNNING_WAIT_MAX;
     while Instant::now() < deadline {
@@ -185,5 +198,9 @@ fn watch_loop(epoll: &Epoll, stop_fd: RawFd, completions: &Weak<dyn Completions>
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }

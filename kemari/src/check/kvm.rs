@@ -16,7 +16,10 @@ pub fn kvm(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     let needs_ring0 = match &kernel {
         Ok(kernel) => {
-            findings.push(Finding::ok(format!("the kernel {} can be booted", config.machine.kernel.display())));
+            findings.push(Finding::ok(format!(
+                "the kernel {} can be booted",
+                config.machine.kernel.display()
+            )));
             !kernel.is_bare()
         }
         Err(error) => {
@@ -32,12 +35,16 @@ pub fn kvm(config: &Config) -> Vec<Finding> {
             Finding::ok(format!("KVM runs any guest ({})", speed(&measured)))
         }
         Ok(measured) if needs_ring0 => Finding::error(
-            format!("this KVM emulates kernel code, so that Linux does not run in it ({})", speed(&measured)),
+            format!(
+                "this KVM emulates kernel code, so that Linux does not run in it ({})",
+                speed(&measured)
+            ),
             "use a host with VT-x or AMD-V, or boot the bare guest",
         ),
-        Ok(measured) => {
-            Finding::ok(format!("this KVM emulates kernel code, but runs bare guests natively ({})", speed(&measured)))
-        }
+        Ok(measured) => Finding::ok(format!(
+            "this KVM emulates kernel code, but runs bare guests natively ({})",
+            speed(&measured)
+        )),
     });
     findings
 }

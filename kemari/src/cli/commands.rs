@@ -85,7 +85,11 @@ pub fn perform(action: Action, machine: impl Fn(&Config) -> Vec<Finding>) -> any
         Action::Takeover { target } => order(&target, Command::Takeover)?,
         Action::Switchover { target } => order(&target, Command::Switchover)?,
         Action::Stop { target } => order(&target, Command::Stop)?,
-        Action::Certs { directory, hosts, days } => {
+        Action::Certs {
+            directory,
+            hosts,
+            days,
+        } => {
             certs::make(&directory, &hosts, days)?;
             println!("{}", certs::explain(&directory, &hosts));
         }

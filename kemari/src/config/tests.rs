@@ -240,7 +240,10 @@ fn the_link_is_encrypted_or_said_not_to_be() {
     assert_eq!(errors(&both), [] as [&str; 0]);
     let found = errors(&EXAMPLE.replace("hosts.a", "hosts.7"));
     assert_eq!(found.len(), 1, "{found:?}");
-    assert!(found[0].contains("line ") && found[0].contains("`7` cannot stand in a certificate"), "{found:?}");
+    assert!(
+        found[0].contains("line ") && found[0].contains("`7` cannot stand in a certificate"),
+        "{found:?}"
+    );
     let plaintext = changed(common, "plaintext = true");
     assert_eq!(of(&plaintext, "a"), None);
     for text in [
@@ -258,8 +261,10 @@ fn the_link_is_encrypted_or_said_not_to_be() {
 
 #[test]
 fn cached_shared_disks_need_the_word() {
-    let text = changed("cache = \"direct\"", "")
-        .replace("certificates =", "allow_cached_shared_disk = true\ncertificates =");
+    let text = changed("cache = \"direct\"", "").replace(
+        "certificates =",
+        "allow_cached_shared_disk = true\ncertificates =",
+    );
     assert_eq!(errors(&text), [] as [&str; 0]);
 }
 

@@ -168,11 +168,20 @@ impl fmt::Display for Status {
         }
         writeln!(f, "  arbiter     {}", self.arbiter)?;
         match self.takeover.as_ref().filter(|_| self.role == Role::Primary) {
-            Some(Takeover { planned_pause_ms: Some(ms), .. }) => {
-                writeln!(f, "  came here   by a switchover; the guest stood still for {ms:.1} ms")?;
+            Some(Takeover {
+                planned_pause_ms: Some(ms),
+                ..
+            }) => {
+                writeln!(
+                    f,
+                    "  came here   by a switchover; the guest stood still for {ms:.1} ms"
+                )?;
             }
             Some(Takeover { ms, .. }) => {
-                writeln!(f, "  came here   by a takeover, {ms:.1} ms after the last sign of the old primary")?;
+                writeln!(
+                    f,
+                    "  came here   by a takeover, {ms:.1} ms after the last sign of the old primary"
+                )?;
             }
             None => {}
         }

@@ -46,11 +46,17 @@ pub fn describe(answer: &ArbiterAnswer) -> String {
     match answer {
         ArbiterAnswer::Record(None) => "it has no record of this VM".into(),
         ArbiterAnswer::Record(Some(record)) => {
-            format!("term {} belongs to {} ({:?})", record.term, record.owner, record.phase)
+            format!(
+                "term {} belongs to {} ({:?})",
+                record.term, record.owner, record.phase
+            )
         }
         ArbiterAnswer::Swapped => "it recorded what this side asked for".into(),
         ArbiterAnswer::Conflict(Some(record)) => {
-            format!("it refused: term {} belongs to {} ({:?})", record.term, record.owner, record.phase)
+            format!(
+                "it refused: term {} belongs to {} ({:?})",
+                record.term, record.owner, record.phase
+            )
         }
         ArbiterAnswer::Conflict(None) => "it refused: it has no record of this VM".into(),
         ArbiterAnswer::Unknown(reason) => format!("its answer is not known: {reason}"),

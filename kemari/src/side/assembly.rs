@@ -34,7 +34,11 @@ pub fn machine_spec(config: &Config) -> anyhow::Result<MachineSpec> {
         nets: config
             .nets
             .iter()
-            .map(|net| NetSpec { id: net.id.clone(), mac: net.mac.0, offload: net.offload })
+            .map(|net| NetSpec {
+                id: net.id.clone(),
+                mac: net.mac.0,
+                offload: net.offload,
+            })
             .collect(),
         rng: true,
     })
@@ -61,9 +65,15 @@ pub fn attach_disks(machine: &Machine, config: &Config, host: &str, fenced: bool
             Cache::Writeback => DiskCache::Writeback,
             Cache::Direct => DiskCache::Direct,
         };
-        let image =
-            DiskConfig { path: disk.path, cache, read_only: disk.disk.read_only, ignore_lock: fenced };
-        machine.attach_disk(&disk.disk.id, &image).with_context(|| format!("disk {}", disk.disk.id))?;
+        let image = DiskConfig {
+            path: disk.path,
+            cache,
+            read_only: disk.disk.read_only,
+            ignore_lock: fenced,
+        };
+        machine
+            .attach_disk(&disk.disk.id, &image)
+            .with_context(|| format!("disk {}", disk.disk.id))?;
     }
     Ok(())
 }

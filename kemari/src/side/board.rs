@@ -35,7 +35,11 @@ pub struct Board(Mutex<Shown>);
 
 impl Board {
     pub fn new(status: Status) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Shown { status, machine: None, orders: None })))
+        Arc::new(Self(Mutex::new(Shown {
+            status,
+            machine: None,
+            orders: None,
+        })))
     }
 
     fn lock(&self) -> MutexGuard<'_, Shown> {
@@ -69,19 +73,32 @@ impl Control for Board {
     }
 
     fn tap(&self, request: &TapRequest, sink: &mut TapSink<'_>) -> Result<(), String> {
-        let machine = self.lock().machine.clone().ok_or("the VM does not run on this host")?;
+        let machine = self
+            .lock()
+            .machine
+            .clone()
+            .ok_or("the VM does not run on this host")?;
         let channels = machine.channels();
-        let channel = channels.iter().find(|channel| channel.name() == request.channel).ok_or_else(|| {
-            let names: Vec<_> = channels.iter().map(|channel| channel.name()).collect();
-            format!("there is no event channel {}; there are {}", request.channel, names.join(", "))
-        })?;
+        let channel = channels
+            .iter()
+            .find(|channel| channel.name() == request.channel)
+            .ok_or_else(|| {
+                let names: Vec<_> = channels.iter().map(|channel| channel.name()).collect();
+                format!(
+                    "there is no event channel {}; there are {}",
+                    request.channel,
+                    names.join(", ")
+                )
+            })?;
         let interest = match request.direction {
             Direction::In => Interest::In,
             Direction::Out => Interest::Out,
             Direction::Both => Interest::Both,
         };
         let tap = Arc::new(ControlTap::new(request.events));
-        let id = channel.attach(interest, tap.clone()).map_err(|error| error.to_string())?;
+        let id = channel
+            .attach(interest, tap.clone())
+            .map_err(|error| error.to_string())?;
         let end = Instant::now() + Duration::from_secs(request.seconds.into());
         while Instant::now() < end && sink.wanted() && tap.report(sink) {
             std::thread::sleep(TAP_LOOK_INTERVAL.min(end.saturating_duration_since(Instant::now())));
@@ -102,9 +119,9 @@ impl Control for Board {
         }
         match answered.recv_timeout(COMMAND_TIMEOUT) {
             Ok(result) => result,
-            Err(RecvTimeoutError::Timeout) => {
-                Err(format!("it is not done after {COMMAND_TIMEOUT:?}, and goes on; `kemari status` says what waits"))
-            }
+            Err(RecvTimeoutError::Timeout) => Err(format!(
+                "it is not done after {COMMAND_TIMEOUT:?}, and goes on; `kemari status` says what waits"
+            )),
             Err(RecvTimeoutError::Disconnected) => Err("this side ended before it could answer".into()),
         }
     }
@@ -121,7 +138,11 @@ struct ControlTap {
 impl ControlTap {
     fn new(events: bool) -> Self {
         let events = events.then(|| Mutex::new((Vec::with_capacity(TAP_EVENTS_MAX), 0)));
-        Self { start: Instant::now(), measuring: MeasuringTap::new(), events }
+        Self {
+            start: Instant::now(),
+            measuring: MeasuringTap::new(),
+            events,
+        }
     }
 
     /// Passes the gathered events on. Returns whether the client still wants them.
@@ -140,23 +161,33 @@ impl ControlTap {
 
     fn statistics(&self, request: &TapRequest) -> Vec<TapLine> {
         let wanted = |direction| request.direction == Direction::Both || request.direction == direction;
-        [(Direction::In, EventDirection::In), (Direction::Out, EventDirection::Out)]
-            .into_iter()
-            .filter(|(shown, _)| wanted(*shown))
-            .map(|(shown, direction)| {
-                let histogram = self.measuring.histogram(direction);
-                let intervals = histogram.buckets.iter().enumerate().filter(|(_, count)| **count > 0);
-                TapLine::Statistics(TapStatistics {
-                    channel: request.channel.clone(),
-                    direction: shown,
-                    seconds: self.start.elapsed().as_secs_f64(),
-                    events: histogram.count,
-                    intervals: intervals
-                        .map(|(bucket, &count)| Bucket { up_to_us: 1 << bucket, count })
-                        .collect(),
-                })
+        [
+            (Direction::In, EventDirection::In),
+            (Direction::Out, EventDirection::Out),
+        ]
+        .into_iter()
+        .filter(|(shown, _)| wanted(*shown))
+        .map(|(shown, direction)| {
+            let histogram = self.measuring.histogram(direction);
+            let intervals = histogram
+                .buckets
+                .iter()
+                .enumerate()
+                .filter(|(_, count)| **count > 0);
+            TapLine::Statistics(TapStatistics {
+                channel: request.channel.clone(),
+                direction: shown,
+                seconds: self.start.elapsed().as_secs_f64(),
+                events: histogram.count,
+                intervals: intervals
+                    .map(|(bucket, &count)| Bucket {
+                        up_to_us: 1 << bucket,
+                        count,
+                    })
+                    .collect(),
             })
-            .collect()
+        })
+        .collect()
     }
 }
 
@@ -170,7 +201,9 @@ impl Tap for ControlTap {
             };
             let mut events = events.lock().unwrap_or_else(PoisonError::into_inner);
             if events.0.len() < TAP_EVENTS_MAX {
-                events.0.push((self.start.elapsed().as_micros() as u64, direction));
+                events
+                    .0
+                    .push((self.start.elapsed().as_micros() as u64, direction));
             } else {
                 events.1 += 1;
             }

@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 
 use kemari_sync::SyncTally;
-use kemari_sync::wire::{Begin, Message, PAGES_PER_FRAME_MAX, PageBatchWriter, StateFrame, encode, encode_state};
+use kemari_sync::wire::{
+    Begin, Message, PAGES_PER_FRAME_MAX, PageBatchWriter, StateFrame, encode, encode_state,
+};
 use kemari_vmm::machine::{Machine, MachineError};
 use kemari_vmm::memory;
 use kemari_vmm::state::StateBlob;
@@ -59,7 +61,10 @@ impl Capture {
             pages.retain(|page| seen.insert(*page));
         }
         if let Err(error) = saved.and(collected) {
-            return Err(Failed { pages, error: error.into() });
+            return Err(Failed {
+                pages,
+                error: error.into(),
+            });
         }
         let mut capture = Self {
             epoch,
@@ -71,14 +76,18 @@ impl Capture {
         };
         match capture.encode(machine, acked) {
             Ok(()) => Ok(capture),
-            Err(error) => Err(Failed { pages: capture.pages, error }),
+            Err(error) => Err(Failed {
+                pages: capture.pages,
+                error,
+            }),
         }
     }
 
     fn encode(&mut self, machine: &Machine, acked: &[StateBlob]) -> anyhow::Result<()> {
         let memory = machine.memory();
         self.frames.clear();
-        self.frames.reserve(self.pages.len() * (memory::PAGE_BYTES + 16) + (64 << 10));
+        self.frames
+            .reserve(self.pages.len() * (memory::PAGE_BYTES + 16) + (64 << 10));
         for chunk in self.pages.chunks(PAGES_PER_FRAME_MAX) {
             let mut batch = PageBatchWriter::new(false, &mut self.frames);
             let mut read = Ok(());
@@ -110,7 +119,10 @@ impl Capture {
     pub fn transmission(&mut self, begin: Begin, stop: bool) -> [Vec<u8>; 3] {
         let (mut opening, mut closing) = (Vec::new(), Vec::new());
         encode(&Message::Begin(begin), &mut opening);
-        encode(&Message::Commit(self.tally.commit(self.epoch, stop)), &mut closing);
+        encode(
+            &Message::Commit(self.tally.commit(self.epoch, stop)),
+            &mut closing,
+        );
         [opening, std::mem::take(&mut self.frames), closing]
     }
 }

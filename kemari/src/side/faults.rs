@@ -38,7 +38,10 @@ mod injected {
                     faults.cut_frame_at = Some(number.parse().with_context(|| format!("the fault {word}"))?);
                 }
                 Some(_) => bail!("there is no fault {word}"),
-                None => faults.rule = Some(Fault::from_name(word).with_context(|| format!("there is no fault {word}"))?),
+                None => {
+                    faults.rule =
+                        Some(Fault::from_name(word).with_context(|| format!("there is no fault {word}"))?)
+                }
             }
         }
         if !text.is_empty() {
@@ -58,7 +61,9 @@ mod injected {
     }
 
     pub fn cuts_frame(epoch: u64) -> bool {
-        FAULTS.get().is_some_and(|faults| faults.cut_frame_at == Some(epoch))
+        FAULTS
+            .get()
+            .is_some_and(|faults| faults.cut_frame_at == Some(epoch))
     }
 }
 

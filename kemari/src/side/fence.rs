@@ -10,7 +10,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 /// Runs the command; fails unless it ends with status 0 in time. One that hangs is killed, and counts as failed.
 pub fn fence(command: &[String], timeout: Duration) -> Result<(), String> {
     let [program, arguments @ ..] = command else {
-        return Err("no fence command is configured, but disks are shared; set `fence` in this host's section".into());
+        return Err(
+            "no fence command is configured, but disks are shared; set `fence` in this host's section".into(),
+        );
     };
     let shown = command.join(" ");
     let mut child = Command::new(program)
@@ -27,7 +29,9 @@ pub fn fence(command: &[String], timeout: Duration) -> Result<(), String> {
             Ok(None) => {
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(format!("the fence command `{shown}` did not end within {timeout:?}"));
+                return Err(format!(
+                    "the fence command `{shown}` did not end within {timeout:?}"
+                ));
             }
             Err(error) => return Err(format!("the fence command `{shown}` cannot be watched: {error}")),
         }
@@ -48,7 +52,11 @@ mod tests {
         assert_eq!(run(&["true"]), Ok(()));
         assert!(run(&["false"]).unwrap_err().contains("failed"));
         assert!(run(&["sleep", "30"]).unwrap_err().contains("did not end"));
-        assert!(run(&["/nonexistent/fence"]).unwrap_err().contains("cannot be started"));
+        assert!(
+            run(&["/nonexistent/fence"])
+                .unwrap_err()
+                .contains("cannot be started")
+        );
         assert!(run(&[]).unwrap_err().contains("no fence command"));
     }
 }

@@ -27,8 +27,8 @@ use super::trace::Trace;
 use crate::announce;
 use crate::arbiter::ConfiguredArbiter;
 use crate::config::{self, Config, Mac};
-use crate::link::Security;
 use crate::control::{self, Counters, Protection, Role, Status, Takeover};
+use crate::link::Security;
 
 /// How often, and after how long, a side that runs the VM announces where it now is.
 const ANNOUNCE_AFTER_MS: [u64; 5] = [0, 50, 200, 1000, 3000];
@@ -83,7 +83,9 @@ pub fn run(config: Config, host: String, start_as: StartAs) -> anyhow::Result<Ex
                 }
             },
             Next::Follow => match life.follow()? {
-                secondary::End::TookOver(reign, standby, last_sign) => life.take_over(reign, *standby, &last_sign)?,
+                secondary::End::TookOver(reign, standby, last_sign) => {
+                    life.take_over(reign, *standby, &last_sign)?
+                }
                 secondary::End::Stopped(reason) => {
                     tracing::info!("the VM is stopped: {reason}");
                     return Ok(ExitCode::SUCCESS);
@@ -135,7 +137,10 @@ impl Life {
     }
 
     fn incarnation(&self) -> Incarnation {
-        Incarnation { host: self.host.clone(), nonce: rand::random() }
+        Incarnation {
+            host: self.host.clone(),
+            nonce: rand::random(),
+        }
     }
 
     fn timing(&self) -> Timing {
@@ -155,21 +160,36 @@ impl Life {
         let mailbox = Mailbox::new()?;
         let sink = mailbox.clone();
         let events = Arc::new(move |event| sink.post(primary::Input::Machine(event)));
-        let machine = Arc::new(assembly::build(&self.config, &self.host, self.spec.clone(), events)?);
+        let machine = Arc::new(assembly::build(
+            &self.config,
+            &self.host,
+            self.spec.clone(),
+            events,
+        )?);
         let me = self.incarnation();
         let record = self.win(&me, assert_dead)?;
         assembly::attach_disks(&machine, &self.config, &self.host, false)?;
         assembly::attach_nets(&machine, &self.config, &self.host)?;
         machine.boot()?;
         announce(machine.clone());
-        Ok(Next::Execute(Box::new(self.primary(me, Reign { record, last_epoch: 0 }, machine, mailbox)?)))
+        Ok(Next::Execute(Box::new(self.primary(
+            me,
+            Reign {
+                record,
+                last_epoch: 0,
+            },
+            machine,
+            mailbox,
+        )?)))
     }
 
     /// Asks a host what it holds of the VM.
     fn ask(&self, host: &str, address: SocketAddr) -> PeerWord {
         match &self.security {
             Some(security) => ask_peer(security, host, address),
-            None => PeerWord::Silent("the configuration names neither `certificates` nor `plaintext = true`".into()),
+            None => PeerWord::Silent(
+                "the configuration names neither `certificates` nor `plaintext = true`".into(),
+            ),
         }
     }
 
@@ -177,10 +197,13 @@ impl Life {
     fn win(&self, me: &Incarnation, assert_dead: Option<u64>) -> anyhow::Result<kemari_sync::Record> {
         let (sender, inputs) = channel();
         let answers = sender.clone();
-        let arbiter = ArbiterThread::start(Box::new(ConfiguredArbiter::open(&self.config)?), move |ask, answer| {
-            // The start may have ended already.
-            let _ = answers.send(StartEvent::Arbiter { ask, answer });
-        })?;
+        let arbiter = ArbiterThread::start(
+            Box::new(ConfiguredArbiter::open(&self.config)?),
+            move |ask, answer| {
+                // The start may have ended already.
+                let _ = answers.send(StartEvent::Arbiter { ask, answer });
+            },
+        )?;
         let mut start = Start::new(StartConfig {
             me: me.clone(),
             vm: self.config.vm.clone(),
@@ -210,8 +233,12 @@ impl Life {
                 }
             }
             let now_ms = self.clock.now_ms();
-            let wait_ms = start.next_deadline().map_or(1000, |due_ms| due_ms.saturating_sub(now_ms));
-            event = inputs.recv_timeout(Duration::from_millis(wait_ms)).unwrap_or(StartEvent::Tick);
+            let wait_ms = start
+                .next_deadline()
+                .map_or(1000, |due_ms| due_ms.saturating_sub(now_ms));
+            event = inputs
+                .recv_timeout(Duration::from_millis(wait_ms))
+                .unwrap_or(StartEvent::Tick);
         }
     }
 
@@ -267,9 +294,12 @@ impl Life {
         )?;
         let mailbox = Mailbox::new()?;
         let answers = mailbox.clone();
-        let arbiter = ArbiterThread::start(Box::new(ConfiguredArbiter::open(&self.config)?), move |ask, answer| {
-            answers.post(secondary::Input::Arbiter(ask, answer));
-        })?;
+        let arbiter = ArbiterThread::start(
+            Box::new(ConfiguredArbiter::open(&self.config)?),
+            move |ask, answer| {
+                answers.post(secondary::Input::Arbiter(ask, answer));
+            },
+        )?;
         let shares_disk = self.config.disks.iter().any(|disk| disk.shared);
         let side = SecondarySide::new(secondary::Setup {
             config: self.config.clone(),
@@ -306,11 +336,19 @@ impl Life {
         let ms = (self.clock.now_us() - last_sign.heard_us) as f64 / 1000.0;
         let planned_pause_ms = last_sign.paused_ms.map(|paused_ms| paused_ms as f64 + ms);
         match planned_pause_ms {
-            Some(ms) => tracing::info!("the VM goes on here, as planned; the guest stood still for {ms:.1} ms"),
+            Some(ms) => {
+                tracing::info!("the VM goes on here, as planned; the guest stood still for {ms:.1} ms")
+            }
             None => tracing::info!("the VM goes on here, {ms:.1} ms after the last sign of the old primary"),
         }
         let cut_in_step = Some(last_sign.step.to_owned());
-        self.board.show(|status| status.takeover = Some(Takeover { ms, cut_in_step, planned_pause_ms }));
+        self.board.show(|status| {
+            status.takeover = Some(Takeover {
+                ms,
+                cut_in_step,
+                planned_pause_ms,
+            })
+        });
         announce(machine);
         Ok(Next::Execute(Box::new(side)))
     }
@@ -349,7 +387,9 @@ fn lock_host(state_dir: &std::path::Path, vm: &str) -> anyhow::Result<File> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
-            bail!("the VM {vm} is already run or followed by another process of this host; stop that one first")
+            bail!(
+                "the VM {vm} is already run or followed by another process of this host; stop that one first"
+            )
         }
         Err(TryLockError::Error(error)) => {
             Err(error).with_context(|| format!("cannot lock {}", path.display()))

@@ -15,8 +15,12 @@ pub struct Mailbox<T> {
 
 impl<T> Mailbox<T> {
     pub fn new() -> anyhow::Result<Arc<Self>> {
-        let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).context("cannot create an eventfd")?;
-        Ok(Arc::new(Self { queue: Mutex::default(), bell }))
+        let bell =
+            eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).context("cannot create an eventfd")?;
+        Ok(Arc::new(Self {
+            queue: Mutex::default(),
+            bell,
+        }))
     }
 
     /// Puts something in and wakes the reader. What is put in is bounded by who does it: each sender waits for an

@@ -133,7 +133,19 @@ pub struct PrimarySide {
 impl PrimarySide {
     /// A primary whose machine is paused and ready to run.
     pub fn new(setup: Setup) -> anyhow::Result<Self> {
-        let Setup { config, host, mechanism, reign, machine, mailbox, arbiter, board, clock, trace, security } = setup;
+        let Setup {
+            config,
+            host,
+            mechanism,
+            reign,
+            machine,
+            mailbox,
+            arbiter,
+            board,
+            clock,
+            trace,
+            security,
+        } = setup;
         let sink = mailbox.clone();
         let tap = SyncTap::new(machine.pause_requester(), move || sink.post(Input::ConsoleHeld));
         let waiter = Waiter::new()?;
@@ -220,7 +232,12 @@ impl PrimarySide {
             return self.show();
         }
         self.show_now_and_then();
-        self.connector.poll(&self.core, self.clock.now_ms(), self.session.is_some(), &self.mailbox);
+        self.connector.poll(
+            &self.core,
+            self.clock.now_ms(),
+            self.session.is_some(),
+            &self.mailbox,
+        );
         self.watch_session(true);
     }
 
@@ -274,7 +291,9 @@ impl PrimarySide {
     fn settle(&mut self) {
         loop {
             self.reset_if_possible();
-            let Some(event) = self.events.pop_front() else { return };
+            let Some(event) = self.events.pop_front() else {
+                return;
+            };
             let mut actions = std::mem::take(&mut self.actions);
             self.core.handle(self.clock.now_ms(), event, &mut actions);
             for action in actions.drain(..) {
@@ -320,7 +339,8 @@ impl PrimarySide {
                 let message = kemari_sync::wire::decode(header.kind, body)?;
                 check_welcome(host, &message)?;
                 self.heard_ms = Some(self.clock.now_ms());
-                self.events.push_back(PrimaryEvent::Message { session: id, message });
+                self.events
+                    .push_back(PrimaryEvent::Message { session: id, message });
                 Ok(None::<()>)
             })
         });
@@ -336,7 +356,10 @@ impl PrimarySide {
                 true => tracing::info!("the secondary on {} ends the session and goes on", session.host),
                 false => tracing::warn!("the link to {} is gone: {reason}", session.host),
             }
-            self.events.push_back(PrimaryEvent::PeerClosed { session: session.id, reason });
+            self.events.push_back(PrimaryEvent::PeerClosed {
+                session: session.id,
+                reason,
+            });
             self.note_session_end();
         }
     }
@@ -385,8 +408,15 @@ impl PrimarySide {
     fn timeout_ms(&self) -> u64 {
         let now_ms = self.clock.now_ms();
         let look_ms = self.dirty_look_is_due().then_some(self.dirty_look_ms);
-        let due_ms = [self.core.next_deadline(), self.console_due_ms, self.connector.due_ms(), look_ms];
-        due_ms.into_iter().flatten().min().map_or(WAIT_MS_MAX, |due_ms| due_ms.saturating_sub(now_ms).min(WAIT_MS_MAX))
+        let due_ms = [
+            self.core.next_deadline(),
+            self.console_due_ms,
+            self.connector.due_ms(),
+            look_ms,
+        ];
+        due_ms.into_iter().flatten().min().map_or(WAIT_MS_MAX, |due_ms| {
+            due_ms.saturating_sub(now_ms).min(WAIT_MS_MAX)
+        })
     }
 }
 

@@ -26,7 +26,15 @@ fn ask(
     host: &str,
     address: SocketAddr,
 ) -> Result<Option<kemari_sync::wire::CommitId>, LinkError> {
-    let mut connection = connect(security, host, address, &Preface { purpose: Purpose::Query, session_nonce: 0 })?;
+    let mut connection = connect(
+        security,
+        host,
+        address,
+        &Preface {
+            purpose: Purpose::Query,
+            session_nonce: 0,
+        },
+    )?;
     let deadline = Instant::now() + ANSWER_TIMEOUT;
     while Instant::now() < deadline {
         let answer = connection.receive(|header, body| {

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use anyhow::Context;
 use kemari_sync::wire::{Message, Welcome, encode};
 use kemari_sync::{
-    ArbiterAnswer, Incarnation, Reign, Secondary, SecondaryAction, SecondaryConfig, SecondaryEvent, SessionId,
-    Staging,
+    ArbiterAnswer, Incarnation, Reign, Secondary, SecondaryAction, SecondaryConfig, SecondaryEvent,
+    SessionId, Staging,
 };
 use kemari_vmm::machine::MachineSpec;
 use kemari_vmm::state::StateBlob;
@@ -127,7 +127,17 @@ pub struct SecondarySide {
 impl SecondarySide {
     /// A secondary that listens, and holds nothing yet.
     pub fn new(setup: Setup) -> anyhow::Result<Self> {
-        let Setup { config, host, spec, mut mechanism, mailbox, arbiter, board, clock, security } = setup;
+        let Setup {
+            config,
+            host,
+            spec,
+            mut mechanism,
+            mailbox,
+            arbiter,
+            board,
+            clock,
+            security,
+        } = setup;
         let listen = config.host(&host).listen;
         let listener = Listener::bind(listen, security).with_context(|| {
             format!(
@@ -197,10 +207,21 @@ impl SecondarySide {
     fn wait(&self) {
         let now_ms = self.clock.now_ms();
         let due_ms = [self.core.next_deadline(), self.listener.due_ms()];
-        let timeout_ms = due_ms.into_iter().flatten().min().map_or(WAIT_MS_MAX, |due| due.saturating_sub(now_ms));
+        let timeout_ms = due_ms
+            .into_iter()
+            .flatten()
+            .min()
+            .map_or(WAIT_MS_MAX, |due| due.saturating_sub(now_ms));
         let readable: [BorrowedFd<'_>; 2] = [self.mailbox.fd(), self.listener.fd()];
-        let sessions = self.sessions.iter().flat_map(|session| [&session.main, &session.heartbeat]);
-        wait(&readable, sessions.chain(self.listener.connections()), timeout_ms.min(WAIT_MS_MAX));
+        let sessions = self
+            .sessions
+            .iter()
+            .flat_map(|session| [&session.main, &session.heartbeat]);
+        wait(
+            &readable,
+            sessions.chain(self.listener.connections()),
+            timeout_ms.min(WAIT_MS_MAX),
+        );
     }
 
     fn on_input(&mut self, input: Input) {
@@ -221,7 +242,9 @@ impl SecondarySide {
             return self.takeovers.push(order);
         }
         let reason = match order.command {
-            Command::Takeover => "this secondary holds no whole state of the VM, so it has nothing to go on from",
+            Command::Takeover => {
+                "this secondary holds no whole state of the VM, so it has nothing to go on from"
+            }
             _ => "this side is the secondary; say that to the primary, on the other host",
         };
         answer(&order, Err(reason.to_owned()));
@@ -230,12 +253,16 @@ impl SecondarySide {
     /// Answers orders to take over once it is certain who has the VM.
     fn answer_takeovers(&mut self) {
         let outcome = match &self.end {
-            Some(End::TookOver(reign, ..)) => Ok(format!("the VM goes on here, in term {}", reign.record.term)),
+            Some(End::TookOver(reign, ..)) => {
+                Ok(format!("the VM goes on here, in term {}", reign.record.term))
+            }
             Some(End::Stopped(reason)) => Err(format!("the VM has ended: {reason}")),
             None if self.core.holds().is_none() => Err("another has the VM; the log says who".to_owned()),
             None => return,
         };
-        self.takeovers.drain(..).for_each(|order| answer(&order, outcome.clone()));
+        self.takeovers
+            .drain(..)
+            .for_each(|order| answer(&order, outcome.clone()));
     }
 
     /// Feeds the core until it has nothing more to say.
@@ -269,7 +296,10 @@ impl SecondarySide {
                 }
                 Arrival::Query(mut connection) => {
                     let mut bytes = Vec::new();
-                    let welcome = Welcome { incarnation: self.me.clone(), last: self.core.holds() };
+                    let welcome = Welcome {
+                        incarnation: self.me.clone(),
+                        last: self.core.holds(),
+                    };
                     encode(&Message::Welcome(welcome), &mut bytes);
                     // Whoever asked may have gone.
                     let _ = connection.send(bytes);

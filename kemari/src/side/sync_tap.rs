@@ -122,7 +122,11 @@ mod tests {
         assert_eq!(seen(), (1, 2));
         tap.set_in_flight(true);
         net.notify(Direction::Out, true);
-        assert_eq!(seen(), (1, 2), "the ack of the sync under way looks at what is held");
+        assert_eq!(
+            seen(),
+            (1, 2),
+            "the ack of the sync under way looks at what is held"
+        );
         assert!(tap.looked());
         tap.set_in_flight(false);
         drop(attached);

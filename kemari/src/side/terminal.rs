@@ -24,7 +24,11 @@ pub struct Terminal {
 impl Terminal {
     /// Takes the terminal over, if standard input is one, and starts to read it. `leave` is called for Ctrl-A x.
     pub fn take(leave: impl Fn() + Send + 'static) -> anyhow::Result<Self> {
-        let before = if isatty(stdio::stdin()) { Some(make_raw()?) } else { None };
+        let before = if isatty(stdio::stdin()) {
+            Some(make_raw()?)
+        } else {
+            None
+        };
         let machine: Arc<Mutex<Option<Arc<Machine>>>> = Arc::default();
         let target = machine.clone();
         thread::Builder::new()
@@ -113,8 +117,23 @@ mod tests {
     #[test]
     fn control_a_x_leaves_and_all_else_goes_to_the_guest() {
         let mut keys = Keys::default();
-        let pressed: Vec<_> = b"a\x01\x01x\x01q\x01x".iter().map(|&byte| keys.press(byte)).collect();
+        let pressed: Vec<_> = b"a\x01\x01x\x01q\x01x"
+            .iter()
+            .map(|&byte| keys.press(byte))
+            .collect();
         use Pressed::{Byte, Leave, Nothing};
-        assert_eq!(pressed, [Byte(b'a'), Nothing, Byte(1), Byte(b'x'), Nothing, Nothing, Nothing, Leave]);
+        assert_eq!(
+            pressed,
+            [
+                Byte(b'a'),
+                Nothing,
+                Byte(1),
+                Byte(b'x'),
+                Nothing,
+                Nothing,
+                Nothing,
+                Leave
+            ]
+        );
     }
 }

@@ -93,7 +93,9 @@ impl Trace {
             )
         }
         .with_context(context)?;
-        Ok(Self(NonNull::new(address.cast()).context("the trace file was mapped at address 0")?))
+        Ok(Self(
+            NonNull::new(address.cast()).context("the trace file was mapped at address 0")?,
+        ))
     }
 
     /// Notes what is being done.

@@ -15,12 +15,22 @@ pub fn wait<'a>(
     connections: impl IntoIterator<Item = &'a Connection>,
     timeout_ms: u64,
 ) {
-    let mut fds: Vec<PollFd<'_>> = readable.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+    let mut fds: Vec<PollFd<'_>> = readable
+        .iter()
+        .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN))
+        .collect();
     fds.extend(connections.into_iter().map(|connection| {
-        let write = if connection.wants_to_write() { PollFlags::OUT } else { PollFlags::empty() };
+        let write = if connection.wants_to_write() {
+            PollFlags::OUT
+        } else {
+            PollFlags::empty()
+        };
         PollFd::from_borrowed_fd(connection.fd(), PollFlags::IN | write)
     }));
-    let timeout = Timespec { tv_sec: (timeout_ms / 1000) as i64, tv_nsec: (timeout_ms % 1000 * 1_000_000) as i64 };
+    let timeout = Timespec {
+        tv_sec: (timeout_ms / 1000) as i64,
+        tv_nsec: (timeout_ms % 1000 * 1_000_000) as i64,
+    };
     // An interrupted wait only means another turn of the loop.
     let _ = poll(&mut fds, Some(&timeout));
 }
@@ -53,8 +63,14 @@ impl Waiter {
 
     /// Waits until something of the set is ready, or the time is over.
     pub fn wait(&self, timeout_ms: u64) {
-        let timeout = Timespec { tv_sec: (timeout_ms / 1000) as i64, tv_nsec: (timeout_ms % 1000 * 1_000_000) as i64 };
-        let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 4];
+        let timeout = Timespec {
+            tv_sec: (timeout_ms / 1000) as i64,
+            tv_nsec: (timeout_ms % 1000 * 1_000_000) as i64,
+        };
+        let mut events = [epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        }; 4];
         // An interrupted wait only means another turn of the loop.
         let _ = epoll::wait(&*self.0, &mut events, Some(&timeout));
     }

@@ -19,7 +19,9 @@ impl PrimarySide {
             PrimaryAction::Capture { epoch, hold, .. } => self.capture(epoch, hold),
             PrimaryAction::Transmit { session, begin, stop } => {
                 let epoch = begin.epoch;
-                let Some(capture) = self.capture.as_mut().filter(|capture| capture.epoch == epoch) else { return };
+                let Some(capture) = self.capture.as_mut().filter(|capture| capture.epoch == epoch) else {
+                    return;
+                };
                 self.trace.note(Step::Sending, epoch);
                 let buffers = capture.transmission(begin, stop);
                 if faults::cuts_frame(epoch) {
@@ -73,7 +75,9 @@ impl PrimarySide {
 
     /// Does something with the link, and tells the core if that fails.
     fn on_link(&mut self, id: SessionId, send: impl FnOnce(&mut super::Session) -> Result<(), LinkError>) {
-        let Some(session) = self.session.as_mut().filter(|session| session.id == id) else { return };
+        let Some(session) = self.session.as_mut().filter(|session| session.id == id) else {
+            return;
+        };
         if let Err(error) = send(session) {
             self.lose_session(error);
         }
@@ -108,7 +112,10 @@ impl PrimarySide {
                 Ok(Some(frame)) => self.on_link(id, |session| session.main.send(frame)),
                 Ok(None) => match self.copy.end_round(&self.machine) {
                     Ok(dirty_pages) => {
-                        self.events.push_back(PrimaryEvent::CopyRoundSent { session: id, dirty_pages });
+                        self.events.push_back(PrimaryEvent::CopyRoundSent {
+                            session: id,
+                            dirty_pages,
+                        });
                     }
                     Err(error) => self.fail_host(format!("the dirty log cannot be read: {error:#}")),
                 },
@@ -135,7 +142,8 @@ impl PrimarySide {
                 Ok(attached) => self.attached = Some(attached),
                 Err(error) => {
                     let reason = error.to_string();
-                    self.events.push_back(PrimaryEvent::CaptureFailed { epoch, reason });
+                    self.events
+                        .push_back(PrimaryEvent::CaptureFailed { epoch, reason });
                     return;
                 }
             }
@@ -143,7 +151,11 @@ impl PrimarySide {
         let mut owed = self.copy.take_dirty();
         owed.append(&mut self.owed);
         self.dirty_look_ms = self.clock.now_ms() + DIRTY_LOOK_INTERVAL_MS;
-        let buffer = self.session.as_mut().map(|session| session.main.take_spare()).unwrap_or_default();
+        let buffer = self
+            .session
+            .as_mut()
+            .map(|session| session.main.take_spare())
+            .unwrap_or_default();
         match Capture::take(&self.machine, epoch, hold, owed, &self.acked_states, buffer) {
             Ok(capture) => {
                 self.counters.pages += capture.pages.len() as u64;
@@ -157,7 +169,10 @@ impl PrimarySide {
             }
             Err(Failed { pages, error }) => {
                 self.machine.give_back(epoch, &pages);
-                self.events.push_back(PrimaryEvent::CaptureFailed { epoch, reason: format!("{error:#}") });
+                self.events.push_back(PrimaryEvent::CaptureFailed {
+                    epoch,
+                    reason: format!("{error:#}"),
+                });
             }
         }
     }

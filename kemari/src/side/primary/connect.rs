@@ -38,14 +38,27 @@ pub struct Connector {
 
 impl Connector {
     pub fn new(config: &Config, host: &str, security: Option<Security>) -> Self {
-        let peers = config.peers(host).map(|(name, peer)| (name.to_owned(), peer.listen)).collect();
-        Self { security, peers, attempts: 0, trying: false, next_ms: 0, wanted: false, trouble: None }
+        let peers = config
+            .peers(host)
+            .map(|(name, peer)| (name.to_owned(), peer.listen))
+            .collect();
+        Self {
+            security,
+            peers,
+            attempts: 0,
+            trying: false,
+            next_ms: 0,
+            wanted: false,
+            trouble: None,
+        }
     }
 
     /// Begins an attempt if the core wants a peer and it is time for one.
     pub fn poll(&mut self, core: &Primary, now_ms: u64, connected: bool, mailbox: &Arc<Mailbox<Input>>) {
         self.wanted = core.wants_peer() && !connected && self.refuses().is_none();
-        let Some(security) = self.security.clone() else { return };
+        let Some(security) = self.security.clone() else {
+            return;
+        };
         if !self.wanted || self.trying || now_ms < self.next_ms {
             return;
         }
@@ -82,12 +95,28 @@ impl Connector {
 fn connect(security: &Security, host: String, address: SocketAddr) -> Result<Connected, String> {
     let session_nonce = rand::random();
     let open = |purpose| {
-        link::connect(security, &host, address, &Preface { purpose, session_nonce }).map_err(|error| {
-            format!("no session with the secondary on {host} at {address}: {:#}", anyhow::Error::from(error))
+        link::connect(
+            security,
+            &host,
+            address,
+            &Preface {
+                purpose,
+                session_nonce,
+            },
+        )
+        .map_err(|error| {
+            format!(
+                "no session with the secondary on {host} at {address}: {:#}",
+                anyhow::Error::from(error)
+            )
         })
     };
     let (main, heartbeat) = (open(Purpose::Main)?, open(Purpose::Heartbeat)?);
-    Ok(Connected { host, main, heartbeat })
+    Ok(Connected {
+        host,
+        main,
+        heartbeat,
+    })
 }
 
 impl PrimarySide {
@@ -102,14 +131,27 @@ impl PrimarySide {
         self.connector.trying = false;
         self.connector.next_ms = self.clock.now_ms() + RETRY_MS;
         match outcome {
-            Ok(Connected { host, main, heartbeat }) if self.core.wants_peer() && self.session.is_none() => {
+            Ok(Connected {
+                host,
+                main,
+                heartbeat,
+            }) if self.core.wants_peer() && self.session.is_none() => {
                 let id = self.next_session;
                 self.next_session += 1;
                 tracing::info!("connected to the secondary on {host}");
-                if let Err(error) = self.waiter.add(main.fd()).and_then(|()| self.waiter.add(heartbeat.fd())) {
+                if let Err(error) = self
+                    .waiter
+                    .add(main.fd())
+                    .and_then(|()| self.waiter.add(heartbeat.fd()))
+                {
                     return tracing::error!("the link cannot be used: {error:#}");
                 }
-                self.session = Some(Session { id, host, main, heartbeat });
+                self.session = Some(Session {
+                    id,
+                    host,
+                    main,
+                    heartbeat,
+                });
                 self.connector.trouble = None;
                 self.events.push_back(PrimaryEvent::PeerConnected { session: id });
             }

@@ -41,8 +41,10 @@ impl PrimarySide {
     /// Whether the loop's thread wakes when something comes from the secondary.
     pub(super) fn watch_session(&self, watch: bool) {
         if let Some(session) = &self.session {
-            self.waiter.set(session.main.fd(), watch, session.main.wants_to_write());
-            self.waiter.set(session.heartbeat.fd(), true, session.heartbeat.wants_to_write());
+            self.waiter
+                .set(session.main.fd(), watch, session.main.wants_to_write());
+            self.waiter
+                .set(session.heartbeat.fd(), true, session.heartbeat.wants_to_write());
         }
     }
 }

@@ -20,7 +20,9 @@ type Outcome = Result<String, String>;
 impl PrimarySide {
     pub(super) fn on_order(&mut self, order: Order) {
         let refusal = match order.command {
-            Command::Takeover => Some("this side is the primary already; say that to the secondary".to_owned()),
+            Command::Takeover => {
+                Some("this side is the primary already; say that to the secondary".to_owned())
+            }
             Command::Switchover => self.core.refuses_switchover(),
             Command::Protect => self.connector.refuses().map(str::to_owned),
             Command::Stop | Command::Unprotect => None,
@@ -34,7 +36,10 @@ impl PrimarySide {
             Command::Switchover => PrimaryEvent::OperatorSwitchover,
             Command::Stop | Command::Takeover => PrimaryEvent::OperatorStop,
         });
-        self.orders.push(Pending { order, since_ms: self.clock.now_ms() });
+        self.orders.push(Pending {
+            order,
+            since_ms: self.clock.now_ms(),
+        });
     }
 
     /// Answers the orders whose outcome is known. To be called when the core has nothing more to say.
@@ -49,12 +54,18 @@ impl PrimarySide {
 
     fn outcome(&self, pending: &Pending) -> Option<Outcome> {
         match (pending.order.command, &self.end) {
-            (Command::Stop, Some(End::Stopped(reason))) => return Some(Ok(format!("the VM has ended: {reason}"))),
+            (Command::Stop, Some(End::Stopped(reason))) => {
+                return Some(Ok(format!("the VM has ended: {reason}")));
+            }
             (Command::Switchover, Some(End::Halted(reason))) => {
-                return Some(Ok(format!("switched over: {reason}; this host follows as its secondary")));
+                return Some(Ok(format!(
+                    "switched over: {reason}; this host follows as its secondary"
+                )));
             }
             (_, Some(End::Stopped(reason))) => return Some(Err(format!("the VM has ended: {reason}"))),
-            (_, Some(End::Halted(reason))) => return Some(Err(format!("the VM does not run here any more: {reason}"))),
+            (_, Some(End::Halted(reason))) => {
+                return Some(Err(format!("the VM does not run here any more: {reason}")));
+            }
             (_, None) => {}
         }
         let status = self.core.status(self.clock.now_ms());
@@ -70,14 +81,21 @@ impl PrimarySide {
     }
 
     fn protected(&self, protection: Protection, term: u64, since_ms: u64) -> Option<Outcome> {
-        let host = self.session.as_ref().map_or("the other host", |session| session.host.as_str());
+        let host = self
+            .session
+            .as_ref()
+            .map_or("the other host", |session| session.host.as_str());
         match protection {
             Protection::Protected => Some(Ok(format!("the VM is protected by {host}, in term {term}"))),
-            _ if self.copy.is_active() => {
-                Some(Ok(format!("the VM is being copied to {host} while it runs; `kemari status` says how far")))
-            }
+            _ if self.copy.is_active() => Some(Ok(format!(
+                "the VM is being copied to {host} while it runs; `kemari status` says how far"
+            ))),
             _ if self.clock.now_ms() >= since_ms + PROTECT_MS_MAX => {
-                let trouble = self.connector.trouble().map(|trouble| format!(" ({trouble})")).unwrap_or_default();
+                let trouble = self
+                    .connector
+                    .trouble()
+                    .map(|trouble| format!(" ({trouble})"))
+                    .unwrap_or_default();
                 Some(Ok(format!(
                     "a secondary is wanted, and taken as soon as one is there; none is so far{trouble}"
                 )))

@@ -32,7 +32,9 @@ impl PrimarySide {
             host: session.host.clone(),
             address: session.main.peer_address(),
             connected: true,
-            silent_ms: self.heard_ms.map(|heard_ms| self.shown_ms.saturating_sub(heard_ms)),
+            silent_ms: self
+                .heard_ms
+                .map(|heard_ms| self.shown_ms.saturating_sub(heard_ms)),
         });
         let counters = self.counters;
         let trouble = self.connector.trouble().map(str::to_owned);

@@ -33,7 +33,15 @@ impl SecondarySide {
             SecondaryAction::Run(reign) => {
                 if let Some(standby) = self.standby.take() {
                     let heard_us = self.heard_us.unwrap_or_default();
-                    self.end = Some(End::TookOver(reign, standby, LastSign { heard_us, step: self.step, paused_ms: self.paused_ms }));
+                    self.end = Some(End::TookOver(
+                        reign,
+                        standby,
+                        LastSign {
+                            heard_us,
+                            step: self.step,
+                            paused_ms: self.paused_ms,
+                        },
+                    ));
                 }
             }
             SecondaryAction::Forget { reason } => {
@@ -51,7 +59,9 @@ impl SecondarySide {
     }
 
     fn send(&mut self, id: SessionId, message: &Message) {
-        let Some(place) = self.sessions.iter().position(|session| session.id == id) else { return };
+        let Some(place) = self.sessions.iter().position(|session| session.id == id) else {
+            return;
+        };
         faults::before_sending(message);
         let mut bytes = Vec::new();
         encode(message, &mut bytes);
@@ -63,7 +73,8 @@ impl SecondarySide {
         if let Err(error) = connection.send(bytes) {
             self.sessions.remove(place);
             let reason = error.to_string();
-            self.events.push_back(SecondaryEvent::PeerClosed { session: id, reason });
+            self.events
+                .push_back(SecondaryEvent::PeerClosed { session: id, reason });
         }
     }
 
@@ -74,7 +85,9 @@ impl SecondarySide {
         let (config, host, spec) = (self.config.clone(), self.host.clone(), self.spec.clone());
         let mailbox = self.mailbox.clone();
         thread::spawn(move || {
-            let result = Standby::build(&config, &host, spec).map(Box::new).map_err(|error| format!("{error:#}"));
+            let result = Standby::build(&config, &host, spec)
+                .map(Box::new)
+                .map_err(|error| format!("{error:#}"));
             mailbox.post(Input::Prepared(session, result));
         });
     }
@@ -84,19 +97,27 @@ impl SecondarySide {
             self.standby = Some(standby);
             self.copying = Some(session);
         });
-        self.events.push_back(SecondaryEvent::Prepared { session, result });
+        self.events
+            .push_back(SecondaryEvent::Prepared { session, result });
     }
 
     /// Everything that could fail later is checked here: the sync is whole, and its states would load.
     fn check(&mut self, commit: &Commit) {
         let epoch = commit.epoch;
-        let result = self.staging.check(commit).map_err(|error| error.to_string()).and_then(|()| {
-            let standby = self.standby.as_ref().ok_or("there is no standby VM")?;
-            let states = self.staged_states(standby)?;
-            standby.machine.check_state(&states).map_err(|error| capture::explain(&error))?;
-            self.checked_states = states;
-            Ok(())
-        });
+        let result = self
+            .staging
+            .check(commit)
+            .map_err(|error| error.to_string())
+            .and_then(|()| {
+                let standby = self.standby.as_ref().ok_or("there is no standby VM")?;
+                let states = self.staged_states(standby)?;
+                standby
+                    .machine
+                    .check_state(&states)
+                    .map_err(|error| capture::explain(&error))?;
+                self.checked_states = states;
+                Ok(())
+            });
         self.staged = None;
         self.events.push_back(SecondaryEvent::Checked { epoch, result });
     }
@@ -108,8 +129,16 @@ impl SecondarySide {
             let kind = StateKind::from_wire(frame.kind)
                 .ok_or_else(|| format!("state of an unknown kind {}", frame.kind))?;
             let (instance, version, bytes) = (frame.instance, frame.version, frame.bytes.to_vec());
-            let blob = StateBlob { kind, instance, version, bytes };
-            match states.iter_mut().find(|state| (state.kind, state.instance) == (kind, instance)) {
+            let blob = StateBlob {
+                kind,
+                instance,
+                version,
+                bytes,
+            };
+            match states
+                .iter_mut()
+                .find(|state| (state.kind, state.instance) == (kind, instance))
+            {
                 Some(state) => *state = blob,
                 None => states.push(blob),
             }
@@ -147,7 +176,9 @@ impl SecondarySide {
     fn restore(&mut self) -> Result<(), String> {
         let standby = self.standby.as_ref().ok_or("there is no standby VM")?;
         let machine = &standby.machine;
-        machine.load(&standby.states, true).map_err(|error| capture::explain(&error))?;
+        machine
+            .load(&standby.states, true)
+            .map_err(|error| capture::explain(&error))?;
         assembly::attach_disks(machine, &self.config, &self.host, true).map_err(|error| format!("{error:#}"))
     }
 }

@@ -2,7 +2,9 @@
 
 use std::thread::yield_now;
 
-use kemari_sync::wire::{Channel, FrameHeader, FrameKind, Goodbye, Hello, Message, PageBatch, decode, encode, reason_text};
+use kemari_sync::wire::{
+    Channel, FrameHeader, FrameKind, Goodbye, Hello, Message, PageBatch, decode, encode, reason_text,
+};
 use kemari_sync::{Incarnation, SecondaryEvent, SessionId};
 
 use super::{POLL_US_MAX, SecondarySide};
@@ -25,7 +27,8 @@ impl SecondarySide {
                             self.sessions.remove(place);
                             let reason = format!("{:#}", anyhow::Error::from(error));
                             tracing::warn!("the link to the primary is gone: {reason}");
-                            self.events.push_back(SecondaryEvent::PeerClosed { session: id, reason });
+                            self.events
+                                .push_back(SecondaryEvent::PeerClosed { session: id, reason });
                             self.settle();
                         }
                     }
@@ -65,33 +68,49 @@ impl SecondarySide {
             self.poll_until_us = self.clock.now_us() + POLL_US_MAX;
         }
         self.note_step(&message);
-        self.events.push_back(SecondaryEvent::Message { session, message });
+        self.events
+            .push_back(SecondaryEvent::Message { session, message });
         self.settle();
     }
 
     /// Whether a primary may be on the host that it says it is on: that host may run the VM, and the certificates of
     /// both connections are for it.
     fn check_claim(&self, id: SessionId, message: &Message) -> Result<(), LinkError> {
-        let Some(session) = self.sessions.iter().find(|session| session.id == id) else { return Ok(()) };
-        if let Message::Hello(Hello { incarnation: Incarnation { host, .. }, .. }) = message
+        let Some(session) = self.sessions.iter().find(|session| session.id == id) else {
+            return Ok(());
+        };
+        if let Message::Hello(Hello {
+            incarnation: Incarnation { host, .. },
+            ..
+        }) = message
             && session.main.is_authenticated()
             && !self.config.peers(&self.host).any(|(name, _)| name == host)
         {
-            return Err(LinkError::Claim(format!("`{host}` is no other host of this VM's configuration")));
+            return Err(LinkError::Claim(format!(
+                "`{host}` is no other host of this VM's configuration"
+            )));
         }
-        session.main.check_claim(message).and_then(|()| session.heartbeat.check_claim(message))
+        session
+            .main
+            .check_claim(message)
+            .and_then(|()| session.heartbeat.check_claim(message))
     }
 
     /// Ends a session that the core has not heard of.
     fn refuse(&mut self, id: SessionId, reason: &str) {
         tracing::warn!("a primary was refused: {reason}");
-        let Some(place) = self.sessions.iter().position(|session| session.id == id) else { return };
+        let Some(place) = self.sessions.iter().position(|session| session.id == id) else {
+            return;
+        };
         let mut session = self.sessions.remove(place);
         let mut bytes = Vec::new();
         encode(&Message::Refuse(reason_text(reason)), &mut bytes);
         // Whoever it is may have gone.
         let _ = session.main.send(bytes);
-        self.events.push_back(SecondaryEvent::PeerClosed { session: id, reason: reason.to_owned() });
+        self.events.push_back(SecondaryEvent::PeerClosed {
+            session: id,
+            reason: reason.to_owned(),
+        });
     }
 
     /// Takes frames up to the next control message of one connection.
@@ -99,7 +118,11 @@ impl SecondarySide {
         // Taken out, so that the frames can be put where they belong while they lie in the connection's buffer.
         let mut session = self.sessions.remove(place);
         let id = session.id;
-        let connection = if heartbeat { &mut session.heartbeat } else { &mut session.main };
+        let connection = if heartbeat {
+            &mut session.heartbeat
+        } else {
+            &mut session.main
+        };
         let result = connection.flush().and_then(|()| {
             connection.receive(|header, body| match header.kind {
                 FrameKind::CopyPages => self.take_copy(id, header, body).map(|()| None),
@@ -144,16 +167,25 @@ impl SecondarySide {
 
     /// A frame of a sync. What is wrong with it makes the sync fail, not the link.
     fn stage(&mut self, session: u64, header: &FrameHeader, body: &[u8]) {
-        let Some((_, epoch)) = self.staged.filter(|(staged, _)| *staged == session) else { return };
+        let Some((_, epoch)) = self.staged.filter(|(staged, _)| *staged == session) else {
+            return;
+        };
         let Some(standby) = &self.standby else { return };
         self.counters.wire_bytes += body.len() as u64;
-        let result = self.staging.room(header).map(|room| room.copy_from_slice(body)).and_then(|()| {
-            let has_page = |gfn| standby.has_page(gfn);
-            self.staging.accept(header, has_page)
-        });
+        let result = self
+            .staging
+            .room(header)
+            .map(|room| room.copy_from_slice(body))
+            .and_then(|()| {
+                let has_page = |gfn| standby.has_page(gfn);
+                self.staging.accept(header, has_page)
+            });
         if let Err(error) = result {
             self.staged = None;
-            self.events.push_back(SecondaryEvent::StagingFailed { epoch, reason: error.to_string() });
+            self.events.push_back(SecondaryEvent::StagingFailed {
+                epoch,
+                reason: error.to_string(),
+            });
         }
     }
 }

@@ -30,7 +30,11 @@ impl Standby {
         let events = Arc::new(move |event| sink.post(primary::Input::Machine(event)));
         let machine = assembly::build(config, host, spec, events)?;
         memory::populate_and_lock(machine.memory()).context("the standby VM cannot be made ready")?;
-        Ok(Self { machine: Arc::new(machine), mailbox, states: Vec::new() })
+        Ok(Self {
+            machine: Arc::new(machine),
+            mailbox,
+            states: Vec::new(),
+        })
     }
 
     /// Whether the guest has this page frame.

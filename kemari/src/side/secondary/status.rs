@@ -27,10 +27,16 @@ impl SecondarySide {
             Stage::Deciding => Protection::Doubtful,
         };
         let peer = self.sessions.first().map(|session| Peer {
-            host: self.config.peers(&self.host).next().map_or_else(String::new, |(name, _)| name.to_owned()),
+            host: self
+                .config
+                .peers(&self.host)
+                .next()
+                .map_or_else(String::new, |(name, _)| name.to_owned()),
             address: session.main.peer_address(),
             connected: true,
-            silent_ms: self.heard_us.map(|heard_us| now_ms.saturating_sub(heard_us / 1000)),
+            silent_ms: self
+                .heard_us
+                .map(|heard_us| now_ms.saturating_sub(heard_us / 1000)),
         });
         let counters = self.counters;
         self.board.show(|status| {
