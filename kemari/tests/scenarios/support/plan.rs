@@ -112,7 +112,7 @@ disks = {{ blk0 = "{disk}" }}
 fn kill_script(pid_file: &Path) -> String {
     format!(
         "p=$(cat \"{}\") || exit 0; kill -KILL $p 2>/dev/null; \
-         while grep -q \"^State:[[:space:]]*[^ZX]\" /proc/$p/status 2>/dev/null; do sleep 0.01; done",
+         while grep -q \"^State:[[:space:]]*[^[:space:]ZX]\" /proc/$p/status 2>/dev/null; do sleep 0.01; done",
         pid_file.display()
     )
 }
