@@ -8,10 +8,10 @@ use kemari_vmm::memory::{Memory, PAGE_BYTES};
 use kemari_vmm::virtio::block::Block;
 use kemari_vmm::virtio::device::VirtioDevice;
 use kemari_vmm::virtio::rng::Rng;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::support::bench::{self, Bench, MEMORY_BYTES, SECTOR_BYTES};
-use crate::support::driver::{self, CHAIN_MAX, EVENT_IDX, INDIRECT, Ring};
+use crate::support::driver::{self, CHAIN_MAX, EVENT_IDX, INDIRECT, Ring, regs};
 use crate::support::random::Random;
 use crate::support::watchdog::Watchdog;
 
@@ -198,9 +198,9 @@ fn move_on(old: Bench<Block>, image: &tempfile::NamedTempFile, model: &mut Model
     let new = Bench::with_memory(Block::new("bench", false), memory);
     new.device.load(&state).expect("the state of an equal device");
     assert_eq!(new.device.save(), state);
-    while let Err(error) = new.device.with_backend(|block| block.attach(locked_disk(image))) {
-        panic!("{error}");
-    }
+    new.device
+        .with_backend(|block| block.attach(locked_disk(image)))
+        .expect("the image has sectors");
     model.ring.memory = new.memory().clone();
     new.hub.hold_output(false);
     new.device.release_all();
@@ -247,6 +247,29 @@ fn with_indirect_tables_only() {
 fn with_neither() {
     let _watchdog = Watchdog::new("rings over many devices", 120);
     rings_survive(EVENT_IDX | INDIRECT, 94);
+}
+
+/// A kick or an interrupt that fell between two machines is made up for.
+#[test]
+fn a_device_that_goes_on_looks_into_its_rings_without_a_kick() {
+    let _watchdog = Watchdog::new("rings without a kick", 60);
+    for refused in [0, EVENT_IDX] {
+        let old = Bench::new(Rng);
+        let features = driver::agree(&*old.device, refused);
+        let mut ring = Ring::new(&*old.device, old.memory(), 0, RING, 64, features);
+        driver::go(&*old.device);
+        let head = ring.request(0, &[(BUFFERS, 100, true)]);
+        ring.offer(head);
+        let new = Bench::with_memory(Rng, copy(old.memory()));
+        new.device
+            .load(&old.device.save())
+            .expect("the state of an equal device");
+        ring.memory = new.memory().clone();
+        assert_eq!(driver::read_register(&*new.device, regs::INTERRUPT_STATUS), 0);
+        new.device.wake();
+        assert_eq!(ring.used(), Some((head, 100)));
+        assert_eq!(driver::read_register(&*new.device, regs::INTERRUPT_STATUS), 1);
+    }
 }
 
 /// The VMM's own writes are in its log: a memory that follows the log equals the one that was written.

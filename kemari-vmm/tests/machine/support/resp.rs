@@ -106,11 +106,6 @@ impl Load {
         Self { stop, done, threads }
     }
 
-    /// So many values written and read back by now.
-    pub fn done(&self) -> u64 {
-        self.done.load(Ordering::SeqCst)
-    }
-
     /// Whether no client has failed.
     pub fn is_well(&self) -> bool {
         !self.threads.iter().any(|thread| thread.is_finished())

@@ -115,9 +115,10 @@ impl Rig {
             read_only: false,
             ignore_lock: false,
         };
-        retry(|| match machine.attach_disk("blk0", &config) {
-            Err(MachineError::Disk(DiskError::InUse { .. })) => None,
-            result => Some(result.expect("the image opens")),
+        retry(|| {
+            let result = machine.attach_disk("blk0", &config);
+            let in_use = matches!(result, Err(MachineError::Disk(DiskError::InUse { .. })));
+            (!in_use).then(|| result.expect("the image opens"))
         });
         retry(|| machine.attach_net("net0", network::TAP).ok());
     }
