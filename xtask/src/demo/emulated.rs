@@ -10,9 +10,7 @@ use tempfile::TempDir;
 
 use super::config::{HostPlan, Plan};
 use super::options::{Cut, Fault, Pace};
-use super::pair::{
-    FORGET_OUTSIDE, Image, LINK_PORT, Pair, Place, SERVICE_PORT, Side, Status, pin_bridges, run_dir,
-};
+use super::pair::{FORGET_OUTSIDE, Image, LINK_PORT, Pair, Place, SERVICE_PORT, Side, Status, run_dir};
 use crate::tools::tail;
 
 /// Lines of a program's log that are shown when it has ended.
@@ -48,7 +46,6 @@ impl EmulatedPlace {
             shared_disks: vec![disk.clone()],
             ..LabConfig::default()
         })?;
-        pin_bridges(lab.outside())?;
         Ok(Self {
             lab,
             program,

@@ -11,8 +11,7 @@ use lab::{Etcd, LocalNet, Netns, Network, Process, guest_address, replication_ad
 use super::config::{HostPlan, Plan};
 use super::options::{Cut, Fault, Pace};
 use super::pair::{
-    FORGET_HOST, FORGET_OUTSIDE, Image, LINK_PORT, Pair, Place, SERVICE_PORT, Side, Status, pin_bridges,
-    run_dir,
+    FORGET_HOST, FORGET_OUTSIDE, Image, LINK_PORT, Pair, Place, SERVICE_PORT, Side, Status, run_dir,
 };
 use crate::tools::{output_of, tail};
 
@@ -50,7 +49,6 @@ impl LocalPlace {
             "network namespaces need root: run the demo as root (for example with sudo)"
         );
         let net = LocalNet::new(2, 1)?;
-        pin_bridges(net.outside())?;
         let etcd = Etcd::start(net.outside())?;
         Ok(Self {
             program,
@@ -274,7 +272,7 @@ impl LocalPlace {
 fn fence(pid_file: &Path) -> Vec<String> {
     let script = format!(
         "p=$(cat '{}') || exit 0; kill -KILL $p 2>/dev/null; \
-         while grep -q '^State:[[:space:]]*[^ZX]' /proc/$p/status 2>/dev/null; do sleep 0.01; done",
+         while grep -q '^State:[[:space:]]*[^[:space:]ZX]' /proc/$p/status 2>/dev/null; do sleep 0.01; done",
         pid_file.display()
     );
     ["/bin/sh", "-c", &script].map(String::from).to_vec()

@@ -6,11 +6,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use lab::{Netns, Network};
+use lab::Netns;
 use serde::Deserialize;
 
 use super::options::{Cut, Fault, Pace};
-use crate::tools::{output_of, target_dir};
+use crate::tools::target_dir;
 
 /// Port of the guest's service.
 pub const SERVICE_PORT: u16 = 6379;
@@ -22,25 +22,6 @@ pub const LINK_PORT: u16 = 7700;
 pub const FORGET_HOST: &str = "link set br0 type bridge fdb_flush";
 /// The same for the bridge outside, and for the clients' neighbours.
 pub const FORGET_OUTSIDE: &str = "link set guests type bridge fdb_flush\nneigh flush dev guests";
-
-/// Gives the bridges outside their addresses for good. A bridge without one takes that of a port, and another when
-/// that port leaves: then hosts and guests send to an address that nobody has until they notice.
-pub fn pin_bridges(outside: &Netns) -> Result<()> {
-    for network in Network::ALL {
-        let name = network.name();
-        let shown = output_of(
-            outside
-                .command("ip")
-                .args(["-brief", "link", "show", "dev", name]),
-        )?;
-        let address = shown
-            .split_whitespace()
-            .nth(2)
-            .context("`ip -brief link` shows no address")?;
-        outside.ip(&format!("link set dev {name} address {address}"))?;
-    }
-    Ok(())
-}
 
 /// What the VM boots.
 #[derive(Clone, Debug)]

@@ -11,7 +11,6 @@ use anyhow::{Context, Result, bail, ensure};
 use kemari::control::{Client, Protection, Role, Status};
 use lab::{LocalNet, Process, guest_address};
 use tempfile::TempDir;
-use xtask::demo::pair::pin_bridges;
 use xtask::proof::client::ping;
 use xtask::proof::load::Load;
 use xtask::tools::{build_bare_guest, root, tail};
@@ -102,7 +101,6 @@ impl Scene {
         let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");
         kvm.context("/dev/kvm cannot be opened: the scenarios need this machine's KVM")?;
         let net = LocalNet::new(2, 1)?;
-        pin_bridges(net.outside())?;
         for host in Host::BOTH {
             let host = net.host(host.number());
             // Administratively up: its carrier comes when the program opens it.
