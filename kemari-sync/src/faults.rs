@@ -47,13 +47,22 @@ pub enum Fault {
     CommitWhileAsking,
     /// The loser gives up its state as soon as another has won.
     ForgetAtWon,
+    /// A queue's reset completes before what was captured in it is finished, and an ack releases past it. This and the
+    /// next three are what the devices and the driver of a secondary owe the mechanism: the simulation's own break them.
+    AckAcrossReset,
+    /// Requests in flight are missing in the request list that a takeover starts from.
+    ForgetRequest,
+    /// A takeover reads the ring again, from as many requests on as were finished.
+    ReadRingAgain,
+    /// A takeover starts from the commit before the last.
+    RollBackAcked,
     /// A stop is recorded while released requests are still being carried out.
     StopBeforeDrained,
 }
 
 impl Fault {
     /// All that must be noticed.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 24] = [
         Self::ReleaseBeforeAck,
         Self::AckBeforeCheck,
         Self::AckBeforeWhole,
@@ -73,6 +82,10 @@ impl Fault {
         Self::HearOvertaken,
         Self::AckFromAnybody,
         Self::ForgetAtWon,
+        Self::AckAcrossReset,
+        Self::ForgetRequest,
+        Self::ReadRingAgain,
+        Self::RollBackAcked,
         Self::StopBeforeDrained,
     ];
 

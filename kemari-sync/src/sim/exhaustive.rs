@@ -265,7 +265,7 @@ fn crash_from(scenario: Scenario, first: u64, pairs_stride: u64, fault: Option<F
             if both % 2 != turn || (both / 2) % pairs_stride != 0 {
                 continue;
             }
-            let other = if (both / 2 / pairs_stride) % 2 == 0 {
+            let other = if (both / 2 / pairs_stride).is_multiple_of(2) {
                 CrashKind::Kill
             } else {
                 CrashKind::CutPower

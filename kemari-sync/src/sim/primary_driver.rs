@@ -66,11 +66,7 @@ impl World {
             dialing: false,
         });
         if let Some(side) = self.hosts[host].primary() {
-            // What was unfinished is issued again.
-            side.vm
-                .list
-                .iter_mut()
-                .for_each(|entry| entry.phase = Phase::Held);
+            side.vm.reissue();
         }
         self.after_vm(host);
         self.tell_after(1_000, host, ToProcess::Dial);
@@ -178,19 +174,15 @@ impl World {
         side.paused = true;
         side.gate_open &= !hold;
         let dirty = std::mem::take(&mut side.vm.dirty);
-        for entry in &mut side.vm.list {
-            if entry.phase != Phase::Released {
-                entry.phase = Phase::Captured(epoch);
-            }
-        }
+        side.vm.capture(epoch);
         side.captures.push(Capture {
             epoch,
             dirty,
             vm: Box::new(side.vm.clone()),
         });
         let stop = side.vm.powered_off;
-        let (nonce, memory) = (side.machine.record().owner.nonce, side.vm.pages);
-        self.checks.memory.captured(nonce, epoch, memory);
+        let (nonce, memory, seq) = (side.machine.record().owner.nonce, side.vm.pages, side.vm.seq);
+        self.checks.memory.captured(nonce, epoch, memory, seq);
         let event = match fails {
             true => PrimaryEvent::CaptureFailed {
                 epoch,
@@ -300,7 +292,9 @@ impl World {
         let (Output::Packet(reply) | Output::Write(reply)) = entry.output;
         let verdict = match basis {
             Basis::Alone => consent::alone(&self.store, &record),
-            Basis::Sync(epoch) => consent::synced(&self.store, &self.checks.memory, &record, epoch),
+            Basis::Sync(epoch) => {
+                consent::synced(&self.store, &self.checks.memory, &record, epoch, reply.seq)
+            }
         };
         self.judge(Invariant::Consent, verdict);
         let verdict = terms::releases(&mut self.checks.releasers, &record);

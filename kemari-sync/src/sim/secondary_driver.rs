@@ -1,5 +1,6 @@
 //! The driver of a secondary: standby memory, staging, fence, restore.
 
+use crate::faults::{Fault, fault};
 use crate::primary::Reign;
 use crate::secondary::{Secondary, SecondaryAction, SecondaryConfig, SecondaryEvent};
 use crate::wire::{Commit, CommitId, Message};
@@ -33,6 +34,7 @@ impl World {
             memory: [0; PAGES],
             staged: None,
             state: None,
+            before: None,
         });
         self.schedule_tick(host);
     }
@@ -182,6 +184,9 @@ impl World {
         let Some(side) = self.hosts[host].secondary() else {
             return;
         };
+        if fault(Fault::RollBackAcked) && side.state.is_some() {
+            side.before = Some((side.memory, side.state.clone()));
+        }
         if let Some(staged) = side.staged.take() {
             staged
                 .pages
@@ -225,6 +230,9 @@ impl World {
         let Some(side) = self.hosts[host].secondary() else {
             return;
         };
+        if let Some((memory, state)) = side.before.take() {
+            (side.memory, side.state) = (memory, state);
+        }
         let Some(state) = side.state.take() else {
             return self.violate(
                 Invariant::Succession,

@@ -3,6 +3,8 @@
 //! Every request it serves gets the next number and is folded into a hash: two executions that differ anywhere differ
 //! in it from then on.
 
+use crate::faults::{Fault, fault};
+
 use super::client::{CLIENTS, Reply, Request};
 
 /// Pages of memory.
@@ -29,6 +31,8 @@ pub(super) struct Entry {
     pub(super) number: u64,
     pub(super) output: Output,
     pub(super) phase: Phase,
+    /// Place in the disk's queue, of a write.
+    at: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -47,9 +51,19 @@ pub(super) struct Vm {
     ticks: u64,
     /// Per client: the last request, and its reply once there is one.
     served: [(u64, Option<Reply>); CLIENTS],
-    /// Requests that wait for the disk.
+    /// Requests that wait for the disk, or for a reset.
     backlog: Vec<Request>,
+    /// Requests that the back end has parsed from the disk's queue, and those that it has finished.
+    parsed: u64,
+    finished: u64,
+    /// The guest resets its queues, and waits until what it has requested is finished.
+    resetting: bool,
+    /// A rule taken out: what comes after the reset counts as captured with what came before.
+    stale_epoch: Option<u64>,
 }
+
+/// Every so many ticks the guest resets its queues.
+const RESET_TICKS: u64 = 32;
 
 impl Vm {
     pub(super) fn boot(life: u64, has_disk: bool) -> Self {
@@ -66,6 +80,10 @@ impl Vm {
             ticks: 0,
             served: [(0, None); CLIENTS],
             backlog: Vec::new(),
+            parsed: 0,
+            finished: 0,
+            resetting: false,
+            stale_epoch: None,
         }
     }
 
@@ -82,6 +100,55 @@ impl Vm {
     pub(super) fn tick(&mut self) {
         self.ticks += 1;
         self.write_page(PAGES - 1 - (self.ticks % 4) as usize, self.ticks);
+        self.resetting |= self.ticks % RESET_TICKS == RESET_TICKS / 4;
+        self.try_reset();
+    }
+
+    /// A reset completes when what was captured or released is finished. What was never captured is dropped; the guest
+    /// submits such writes anew, and clients ask again.
+    fn try_reset(&mut self) {
+        let captured = self.list.iter().find_map(|entry| match entry.phase {
+            Phase::Captured(epoch) => Some(epoch),
+            _ => None,
+        });
+        let is_busy = self.list.iter().any(|entry| entry.phase != Phase::Held);
+        if !self.resetting || (is_busy && !fault(Fault::AckAcrossReset)) {
+            return;
+        }
+        (self.resetting, self.stale_epoch) = (false, captured);
+        (self.parsed, self.finished) = (0, 0);
+        for entry in std::mem::take(&mut self.list) {
+            if matches!(entry.output, Output::Write(_)) {
+                self.push(entry.output);
+            }
+        }
+        for request in std::mem::take(&mut self.backlog) {
+            self.serve(request);
+        }
+    }
+
+    /// The memory and state of a capture are read.
+    pub(super) fn capture(&mut self, epoch: u64) {
+        self.stale_epoch = None;
+        for entry in &mut self.list {
+            if entry.phase != Phase::Released {
+                entry.phase = Phase::Captured(epoch);
+            }
+        }
+    }
+
+    /// Another back end is attached to the queues: what was unfinished is issued again.
+    pub(super) fn reissue(&mut self) {
+        if fault(Fault::ForgetRequest) {
+            self.list.retain(|entry| entry.phase != Phase::Released);
+        }
+        if fault(Fault::ReadRingAgain) {
+            // As many as were finished, from the beginning of the ring: but those were later ones.
+            let finished = self.finished;
+            self.list
+                .retain(|entry| matches!(entry.output, Output::Packet(_)) || entry.at >= finished);
+        }
+        self.list.iter_mut().for_each(|entry| entry.phase = Phase::Held);
     }
 
     pub(super) fn serve(&mut self, request: Request) {
@@ -96,6 +163,7 @@ impl Vm {
             .list
             .iter()
             .any(|entry| matches!(entry.output, Output::Write(reply) if reply.page == request.page))
+            || self.resetting
         {
             if !self.backlog.contains(&request) {
                 self.backlog.push(request);
@@ -128,6 +196,8 @@ impl Vm {
         if put.is_some() && self.has_disk {
             self.push(Output::Write(reply));
         } else {
+            // A read: it is finished at once, past the writes that are held.
+            (self.parsed, self.finished) = (self.parsed + 1, self.finished + 1);
             self.reply(reply);
         }
     }
@@ -138,10 +208,14 @@ impl Vm {
     }
 
     fn push(&mut self, output: Output) {
+        let at = self.parsed;
+        self.parsed += u64::from(matches!(output, Output::Write(_)));
+        let phase = self.stale_epoch.map_or(Phase::Held, Phase::Captured);
         self.list.push(Entry {
             number: self.next_number,
             output,
-            phase: Phase::Held,
+            phase,
+            at,
         });
         self.next_number += 1;
     }
@@ -152,8 +226,10 @@ impl Vm {
             return;
         };
         if let Output::Write(reply) = self.list.remove(at).output {
+            self.finished += 1;
             self.reply(reply);
         }
+        self.try_reset();
         for request in std::mem::take(&mut self.backlog) {
             self.serve(request);
         }

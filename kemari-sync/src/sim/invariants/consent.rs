@@ -27,7 +27,13 @@ pub(in crate::sim) fn synced(
     memory: &Memory,
     record: &Record,
     epoch: u64,
+    seq: u64,
 ) -> Result<(), String> {
+    if memory.contains(record.owner.nonce, epoch) < seq {
+        return Err(format!(
+            "{seq} was released with sync {epoch}, which does not contain it"
+        ));
+    }
     if !store.history.contains(record) {
         return Err(format!(
             "sync {epoch} was released for a pair that is not recorded: {}",

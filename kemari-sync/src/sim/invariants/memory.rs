@@ -8,14 +8,14 @@ use crate::wire::CommitId;
 #[derive(Default)]
 pub(in crate::sim) struct Memory {
     /// By primary and epoch, all of a run: a secondary that stood still may commit an old one.
-    captures: HashMap<(u128, u64), [u64; PAGES]>,
+    captures: HashMap<(u128, u64), ([u64; PAGES], u64)>,
     /// By secondary: of which primary, and which sync.
     commits: HashMap<u128, (u128, CommitId)>,
 }
 
 impl Memory {
-    pub(in crate::sim) fn captured(&mut self, primary: u128, epoch: u64, memory: [u64; PAGES]) {
-        self.captures.insert((primary, epoch), memory);
+    pub(in crate::sim) fn captured(&mut self, primary: u128, epoch: u64, memory: [u64; PAGES], seq: u64) {
+        self.captures.insert((primary, epoch), (memory, seq));
     }
 
     /// A secondary has decided; whether it lives to apply it is another matter.
@@ -29,7 +29,7 @@ impl Memory {
         commit: CommitId,
         memory: [u64; PAGES],
     ) -> Result<(), String> {
-        let Some(captured) = self.captures.get(&(primary, commit.epoch)) else {
+        let Some((captured, _)) = self.captures.get(&(primary, commit.epoch)) else {
             return Err(format!("sync {} was committed, but never captured", commit.epoch));
         };
         match (0..PAGES).find(|&page| captured[page] != memory[page]) {
@@ -39,6 +39,11 @@ impl Memory {
                 commit.epoch, memory[page], captured[page]
             )),
         }
+    }
+
+    /// Up to which number this sync contains what the machine did.
+    pub(in crate::sim) fn contains(&self, primary: u128, epoch: u64) -> u64 {
+        self.captures.get(&(primary, epoch)).map_or(0, |(_, seq)| *seq)
     }
 
     pub(in crate::sim) fn last_commit(&self, secondary: u128) -> Option<(u128, CommitId)> {
