@@ -13,5 +13,7 @@ mod peers;
 mod start;
 mod stop;
 mod support;
+mod switchover;
 mod takeover;
 mod tap;
+mod tls;

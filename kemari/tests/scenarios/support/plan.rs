@@ -1,6 +1,6 @@
 //! The configuration of a scenario.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use lab::{NETMASK_BITS, OUTSIDE_GUESTS, guest_address, replication_address};
 
@@ -27,6 +27,13 @@ pub struct Plan {
     pub memory_mib: u32,
     /// How the loser is fenced.
     pub fence: Fence,
+    /// Whether the link is encrypted, with the certificates of [`certificates`].
+    pub tls: bool,
+}
+
+/// The directory of the set of certificates, for hosts whose files lie in `directory`.
+pub fn certificates(directory: &Path) -> PathBuf {
+    directory.join("certificates")
 }
 
 impl Default for Plan {
@@ -34,6 +41,7 @@ impl Default for Plan {
         Self {
             memory_mib: 64,
             fence: Fence::Kills,
+            tls: false,
         }
     }
 }
@@ -66,13 +74,14 @@ mode = "lockstep"
 suspicion_timeout_ms = 1000
 heartbeat_interval_ms = 100
 reconnect_timeout_ms = 500
-plaintext = true
+plaintext = {plaintext}
 allow_cached_shared_disk = true
 [arbiter]
 kind = "file"
 path = "{arbiter}"
 {hosts}"#,
             memory_mib = self.memory_mib,
+            plaintext = !self.tls,
             kernel = kernel.display(),
             ip = guest_address(0),
             arbiter = directory.join("arbiter").display(),
@@ -88,6 +97,10 @@ path = "{arbiter}"
                 format!("[\"/bin/sh\", \"-c\", '''{script}''']")
             }
         };
+        let tls = match self.tls {
+            true => format!("certificates = {:?}", certificates(directory).join(name)),
+            false => String::new(),
+        };
         format!(
             r#"
 [hosts.{name}]
@@ -96,6 +109,7 @@ control = "{control}"
 console = "file:{console}"
 state_dir = "{state}"
 fence = {fence}
+{tls}
 taps = {{ net0 = "tap0" }}
 disks = {{ blk0 = "{disk}" }}
 "#,

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -13,11 +13,13 @@ use lab::{LocalNet, Process, guest_address};
 use tempfile::TempDir;
 use xtask::proof::client::ping;
 use xtask::proof::load::Load;
-use xtask::tools::{build_bare_guest, root, tail};
+use xtask::tools::{build_bare_guest, output_of, root, tail};
 
-use super::plan::Plan;
+use super::plan::{Plan, certificates};
 use super::{Clients, PATIENCE, guest, wait_for};
 
+/// The program.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_kemari");
 /// Port of the guest's service.
 pub const SERVICE_PORT: u16 = 6379;
 /// Connections of a load.
@@ -118,6 +120,11 @@ impl Scene {
             sockets,
         };
         scene.bring_arbiter_back()?;
+        if plan.tls {
+            let mut certs = Command::new(PROGRAM);
+            certs.arg("certs").arg(certificates(scene.directory.path()));
+            output_of(certs.args(["--hosts", "a,b"]))?;
+        }
         scene.write_config("scene.toml", plan)?;
         Ok(scene)
     }
@@ -201,9 +208,9 @@ impl Scene {
         })
     }
 
-    fn command(&self, host: Host, words: &[&str], config: &str) -> std::process::Command {
+    fn command(&self, host: Host, words: &[&str], config: &str) -> Command {
         let netns = self.net.host(host.number()).netns();
-        let mut command = netns.command(env!("CARGO_BIN_EXE_kemari"));
+        let mut command = netns.command(PROGRAM);
         command
             .args(words)
             .arg(self.config(config))

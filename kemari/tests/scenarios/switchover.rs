@@ -1,0 +1,37 @@
+//! Planned changes of the host.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::support::{Clients, Host, Plan, Scene, play};
+
+#[test]
+fn the_hosts_exchange_their_roles_and_exchange_them_back_under_load() {
+    play(&Plan::default(), |scene| {
+        scene.protect()?;
+        let clients = scene.clients()?;
+        switch_over(scene, &clients, Host::A)?;
+        switch_over(scene, &clients, Host::B)?;
+        // The pair that comes out of it is a pair like any other.
+        scene.kill(Host::A)?;
+        clients.go_on()?;
+        scene.await_primary(Host::B)?;
+        clients.finish()
+    });
+}
+
+/// Gives the VM away under load. The old primary follows by itself.
+fn switch_over(scene: &mut Scene, clients: &Clients, from: Host) -> Result<()> {
+    clients.work(Duration::from_millis(300))?;
+    let ordered = scene.ask(from, &["switchover"])?;
+    ensure!(ordered.success, "the order was refused: {}", ordered.text);
+    let protected = scene.await_protected(from.other())?;
+    let takeover = protected.takeover.as_ref();
+    ensure!(
+        takeover.is_some_and(|takeover| takeover.planned_pause_ms.is_some()),
+        "the VM came by something else than a switchover: {protected}"
+    );
+    ensure!(scene.is_running(from), "the old primary was fenced");
+    clients.go_on()
+}
