@@ -341,6 +341,17 @@ mod tests {
     }
 
     #[test]
+    fn a_saved_buffer_whose_captures_have_bytes_that_are_not_there_is_impossible() {
+        let mut output = Output::default();
+        output.push(b'a');
+        output.capture(1);
+        assert!(output.is_possible());
+        output.captured.push_back((2, 2));
+        assert!(!output.is_possible());
+        assert!(!Output { first: u64::MAX, bytes: [1].into(), ..Output::default() }.is_possible());
+    }
+
+    #[test]
     fn the_buffer_is_bounded_and_keeps_the_newest_bytes_and_their_numbers() {
         let mut output = Output::default();
         output.push(b'x');

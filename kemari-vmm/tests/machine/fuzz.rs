@@ -17,7 +17,7 @@ use crate::support::random::Random;
 use crate::support::watchdog::Watchdog;
 
 /// How long each device is tormented.
-const TIME: Duration = Duration::from_millis(2500);
+const TIME: Duration = Duration::from_millis(1500);
 /// Where the rings lie of a driver that knows what it does, mostly.
 const RINGS: u64 = 0x1_0000;
 const RING_STEP: u64 = 0x1_0000;

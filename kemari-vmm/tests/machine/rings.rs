@@ -164,7 +164,7 @@ fn rings_survive(refused: u64, seed: u64) {
         if random.percent(70) {
             bench.device.release(epoch);
         }
-        if random.below(1000) < 6 {
+        if random.below(1000) < 2 {
             bench = move_on(bench, &image, &mut model);
             moves += 1;
         }
@@ -270,6 +270,38 @@ fn a_device_that_goes_on_looks_into_its_rings_without_a_kick() {
         assert_eq!(ring.used(), Some((head, 100)));
         assert_eq!(driver::read_register(&*new.device, regs::INTERRUPT_STATUS), 1);
     }
+}
+
+/// A state whose requests cannot be this machine's is refused, instead of carried out at the takeover.
+#[test]
+fn a_request_outside_the_memory_is_not_taken_over() {
+    let image = bench::image();
+    let old = bench::block_bench(&image);
+    let features = driver::agree(&*old.device, 0);
+    let ring = Ring::new(&*old.device, old.memory(), 0, RING, 256, features);
+    driver::go(&*old.device);
+    old.hub.hold_output(true);
+    let mut model = Model {
+        ring,
+        pending: Vec::new(),
+        sectors: Vec::new(),
+        finished: 0,
+        overtaken: 0,
+    };
+    let load = |state: &kemari_vmm::state::StateBlob| {
+        let small = Memory::from_ranges(&[(GuestAddress(0), BUFFERS as usize)]).expect("a little memory");
+        Bench::with_memory(Block::new("bench", false), small)
+            .device
+            .load(state)
+    };
+    load(&old.device.save()).expect("the rings lie in the small memory too");
+    model.ask(3, Asked::Write(1));
+    model.ring.kick(&*old.device);
+    assert!(old.device.output_held());
+    let error = load(&old.device.save())
+        .expect_err("the buffers lie outside")
+        .to_string();
+    assert!(error.contains("outside the guest's memory"), "{error}");
 }
 
 /// The VMM's own writes are in its log: a memory that follows the log equals the one that was written.
