@@ -23,14 +23,7 @@ impl SecondarySide {
                             self.note_message(id, message);
                         }
                         Ok(None) => break,
-                        Err(error) => {
-                            self.sessions.remove(place);
-                            let reason = format!("{:#}", anyhow::Error::from(error));
-                            tracing::warn!("the link to the primary is gone: {reason}");
-                            self.events
-                                .push_back(SecondaryEvent::PeerClosed { session: id, reason });
-                            self.settle();
-                        }
+                        Err(error) => self.lose_session(place, error),
                     }
                 }
             }
@@ -51,12 +44,23 @@ impl SecondarySide {
                         break;
                     }
                     Ok(None) => {}
-                    // The next look finds it again, and tells the core.
-                    Err(_) => return self.poll_until_us = 0,
+                    Err(error) => {
+                        self.lose_session(place, error);
+                        return self.poll_until_us = 0;
+                    }
                 }
             }
             yield_now();
         }
+    }
+
+    /// The frame that could not be taken is gone: nothing behind it may be looked at.
+    fn lose_session(&mut self, place: usize, error: LinkError) {
+        let session = self.sessions.remove(place).id;
+        let reason = format!("{:#}", anyhow::Error::from(error));
+        tracing::warn!("the link to the primary is gone: {reason}");
+        self.events.push_back(SecondaryEvent::PeerClosed { session, reason });
+        self.settle();
     }
 
     fn note_message(&mut self, session: SessionId, message: Message) {
