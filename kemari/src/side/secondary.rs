@@ -108,6 +108,8 @@ pub struct SecondarySide {
     /// The session and sync whose frames are staged.
     staged: Option<(SessionId, u64)>,
     standby: Option<Box<Standby>>,
+    /// The session that a standby is being built for.
+    preparing: Option<SessionId>,
     /// The session whose copy the standby takes.
     copying: Option<SessionId>,
     counters: Counters,
@@ -167,6 +169,7 @@ impl SecondarySide {
             checked_states: Vec::new(),
             staged: None,
             standby: None,
+            preparing: None,
             copying: None,
             counters: Counters::default(),
             heard_us: None,

@@ -47,7 +47,7 @@ impl SecondarySide {
             SecondaryAction::Forget { reason } => {
                 tracing::warn!("the VM's state here is void: {reason}");
                 self.standby = None;
-                self.copying = None;
+                (self.preparing, self.copying) = (None, None);
             }
             SecondaryAction::CloseSession { session, reason } => {
                 tracing::info!("the session with the primary ends: {reason}");
@@ -81,7 +81,7 @@ impl SecondarySide {
     /// Builds a standby VM on a thread of its own: populating its memory takes long, and heartbeats must go on.
     fn prepare(&mut self, session: SessionId) {
         self.standby = None;
-        self.copying = None;
+        (self.preparing, self.copying) = (Some(session), None);
         let (config, host, spec) = (self.config.clone(), self.host.clone(), self.spec.clone());
         let mailbox = self.mailbox.clone();
         thread::spawn(move || {
@@ -93,6 +93,10 @@ impl SecondarySide {
     }
 
     pub(super) fn on_prepared(&mut self, session: SessionId, result: Result<Box<Standby>, String>) {
+        // Built for a session that is over: a later one may have its own by now, with a copy in it.
+        if self.preparing.take_if(|preparing| *preparing == session).is_none() {
+            return;
+        }
         let result = result.map(|standby| {
             self.standby = Some(standby);
             self.copying = Some(session);
