@@ -282,7 +282,7 @@ impl PrimarySide {
 
     /// Undoes a pause of the tap that turned out to be for nothing.
     fn run_unless_paused(&self) {
-        if !self.paused && self.end.is_none() {
+        if !self.paused && !self.core.is_over() {
             self.machine.resume();
         }
     }

@@ -10,7 +10,8 @@ const POLL_US_MAX: u64 = 2000;
 impl PrimarySide {
     /// Called by a vCPU's thread that has parked, its state whole.
     pub(super) fn drive_parked(&mut self) {
-        if self.end.is_some() || !self.tap.looked() {
+        // When the end is taken out already, the machine must not be resumed for what the tap has seen before.
+        if self.core.is_over() || !self.tap.looked() {
             return;
         }
         self.on_output_held();
