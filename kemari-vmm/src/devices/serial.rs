@@ -348,7 +348,14 @@ mod tests {
         assert!(output.is_possible());
         output.captured.push_back((2, 2));
         assert!(!output.is_possible());
-        assert!(!Output { first: u64::MAX, bytes: [1].into(), ..Output::default() }.is_possible());
+        assert!(
+            !Output {
+                first: u64::MAX,
+                bytes: [1].into(),
+                ..Output::default()
+            }
+            .is_possible()
+        );
     }
 
     #[test]
