@@ -332,6 +332,11 @@ impl Machine {
         self.vcpus.pause();
     }
 
+    /// Stops every vCPU without waiting for it: one may itself wait for a release.
+    pub fn begin_pause(&self) {
+        self.vcpus.begin_pause();
+    }
+
     /// A function by which any thread, a tap too, can ask for a pause without waiting for it.
     pub fn pause_requester(&self) -> impl Fn() + Send + Sync + 'static {
         let pauser = self.vcpus.pauser();
@@ -368,7 +373,7 @@ impl Machine {
         self.parts.devices().for_each(|device| device.uncapture(epoch));
     }
 
-    /// Stops for good: pauses, finishes everything released, and makes it durable.
+    /// Pauses, finishes everything captured or released, and makes it durable. What is held stays held.
     pub fn drain(&self) {
         self.pause();
         self.parts.devices().for_each(|device| device.drain());

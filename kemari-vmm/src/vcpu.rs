@@ -208,12 +208,16 @@ impl Vcpus {
 
     /// Pauses: returns when every vCPU is parked, its state whole.
     pub fn pause(&self) {
-        if self.pauser.all_parked() {
-            return;
-        }
-        self.pauser.wish(Wish::Pause);
-        self.vcpus.iter().for_each(Vcpu::demand_exit);
+        self.begin_pause();
         self.pauser.wait_parked();
+    }
+
+    /// Pauses without waiting: every vCPU parks as soon as it can.
+    pub fn begin_pause(&self) {
+        if !self.pauser.all_parked() {
+            self.pauser.wish(Wish::Pause);
+            self.vcpus.iter().for_each(Vcpu::demand_exit);
+        }
     }
 
     /// Lets all vCPUs run.

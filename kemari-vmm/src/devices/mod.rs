@@ -28,7 +28,8 @@ pub trait Device: Send + Sync {
     fn release(&self, epoch: u64);
     /// With the right to act alone: all output leaves.
     fn release_all(&self);
-    /// Waits until everything released is finished and durable, before the machine is stopped for good.
+    /// Waits until everything captured or released is finished and durable, before the machine is stopped or goes on
+    /// elsewhere. What is held stays held: if it goes on here after all, nothing is lost.
     fn drain(&self);
     /// The machine never runs again and releases nothing more: whoever waits for a release stops waiting.
     fn abandon(&self);

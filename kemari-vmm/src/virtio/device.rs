@@ -425,7 +425,12 @@ impl<B: Backend> Device for VirtioDevice<B> {
     }
 
     fn drain(&self) {
-        self.finish_started().backend.flush();
+        let mut core = self.lock();
+        // What is held stays: the machine may yet go on here.
+        while core.requests.has_started() {
+            core = self.finished.wait(core).unwrap_or_else(PoisonError::into_inner);
+        }
+        core.backend.flush();
     }
 
     fn abandon(&self) {

@@ -51,8 +51,8 @@ pub enum Input {
     Arbiter(AskId, kemari_sync::ArbiterAnswer),
     /// A connection to a secondary stands, or could not be made.
     Connected(Result<Connected, String>),
-    /// Every released request is finished and durable.
-    Drained,
+    /// Every released request is finished and durable, says the drain of this number.
+    Drained(u64),
     /// From the control socket.
     Order(Order),
 }
@@ -122,6 +122,8 @@ pub struct PrimarySide {
     console_due_ms: Option<u64>,
     /// The guest wants a reset, which waits until no capture waits for its ack.
     reset_wanted: bool,
+    /// Drains begun. One that was overtaken by a failed switchover may still end, and says nothing of the next.
+    drains: u64,
     counters: Counters,
     heard_ms: Option<u64>,
     paused_at_us: u64,
@@ -178,6 +180,7 @@ impl PrimarySide {
             paused: false,
             console_due_ms: None,
             reset_wanted: false,
+            drains: 0,
             counters: Counters::default(),
             heard_ms: None,
             paused_at_us: 0,
@@ -256,8 +259,10 @@ impl PrimarySide {
                 self.events.push_back(PrimaryEvent::Arbiter { ask, answer });
             }
             Input::Connected(outcome) => self.on_connected(outcome),
-            Input::Drained => {
-                self.events.push_back(PrimaryEvent::Drained);
+            Input::Drained(drain) => {
+                if drain == self.drains {
+                    self.events.push_back(PrimaryEvent::Drained);
+                }
                 // A switchover that failed meanwhile has let the guest run on.
                 self.run_unless_paused();
             }

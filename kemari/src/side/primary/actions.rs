@@ -36,7 +36,8 @@ impl PrimarySide {
             PrimaryAction::Release { epoch } => self.release(epoch),
             PrimaryAction::Pause => {
                 self.paused = true;
-                self.machine.pause();
+                // A vCPU that resets a device waits for the release of what is captured, which is this thread's work.
+                self.machine.begin_pause();
             }
             PrimaryAction::Resume => self.resume(),
             PrimaryAction::Ask { ask, request } => self.arbiter.ask(ask, request),
@@ -228,11 +229,12 @@ impl PrimarySide {
 
     fn drain(&mut self) {
         self.paused = true;
-        let (machine, mailbox) = (self.machine.clone(), self.mailbox.clone());
+        self.drains += 1;
+        let (machine, mailbox, drain) = (self.machine.clone(), self.mailbox.clone(), self.drains);
         // The requests that it waits for are finished by other threads; the loop must go on meanwhile.
         std::thread::spawn(move || {
             machine.drain();
-            mailbox.post(Input::Drained);
+            mailbox.post(Input::Drained(drain));
         });
     }
 
