@@ -44,7 +44,7 @@ pub enum MemoryError {
 
 /// Maps guest memory of the given size, laid out around the hole below 4 GiB, ready for huge pages.
 pub fn create(bytes: u64) -> Result<Memory, MemoryError> {
-    if !(MEMORY_BYTES_MIN..=MEMORY_BYTES_MAX).contains(&bytes) || bytes % (1 << 20) != 0 {
+    if !(MEMORY_BYTES_MIN..=MEMORY_BYTES_MAX).contains(&bytes) || !bytes.is_multiple_of(1 << 20) {
         return Err(MemoryError::Size(bytes));
     }
     let ranges = layout::memory_regions(bytes);

@@ -127,12 +127,15 @@ impl Control for Board {
     }
 }
 
+/// Events with their time in microseconds, and how many more there were.
+type Gathered = (Vec<(u64, Direction)>, u64);
+
 /// A tap for a client of the control socket.
 struct ControlTap {
     start: Instant,
     measuring: Arc<MeasuringTap>,
     /// Events that the client has not been told, and how many there was no room for.
-    events: Option<Mutex<(Vec<(u64, Direction)>, u64)>>,
+    events: Option<Mutex<Gathered>>,
 }
 
 impl ControlTap {
