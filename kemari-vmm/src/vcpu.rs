@@ -284,7 +284,9 @@ enum Left {
 fn vcpu_loop(fd: &Mutex<VcpuFd>, pauser: &Pauser, bus: &Weak<dyn Bus>, at_access: &AtomicBool) {
     loop {
         if pauser.stop.load(Ordering::SeqCst) {
-            complete_access(&mut fd.lock().unwrap_or_else(PoisonError::into_inner));
+            let Some(bus) = bus.upgrade() else { return };
+            complete_access(&mut fd.lock().unwrap_or_else(PoisonError::into_inner), &*bus);
+            drop(bus);
             if !pauser.park() {
                 return;
             }
@@ -328,10 +330,15 @@ fn run_once(fd: &mut VcpuFd, bus: &dyn Bus) -> Left {
     Left::ForAccess
 }
 
-/// Lets KVM finish the device access that the guest left for.
-fn complete_access(fd: &mut VcpuFd) {
-    fd.set_kvm_immediate_exit(1);
-    // Returns EINTR without entering the guest; that is all that is wanted.
-    let _ = fd.run();
+/// Lets KVM finish the device access that the guest left for. KVM splits an access that crosses a page, or is wider than
+/// 8 bytes, and leaves again for each further part, without entering the guest in between: they belong to it.
+fn complete_access(fd: &mut VcpuFd, bus: &dyn Bus) {
+    loop {
+        fd.set_kvm_immediate_exit(1);
+        // EINTR says that it is finished.
+        if !matches!(run_once(fd, bus), Left::ForAccess) {
+            break;
+        }
+    }
     fd.set_kvm_immediate_exit(0);
 }
