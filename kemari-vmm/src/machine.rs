@@ -512,7 +512,7 @@ impl Frozen<'_> {
             let fd = machine.vcpus.fd(index);
             let at_access = machine.vcpus.is_at_access(index);
             let state = if at_access {
-                access.save_after_exit(&fd)?
+                access.save_after_exit(&fd, machine.vcpus.count() == 1)?
             } else {
                 access.save(&fd)?
             };

@@ -260,10 +260,16 @@ fn the_state_is_the_same_whichever_way_it_is_read() {
         // The TSC runs.
         format!("{state:?}").replace(&format!("{:?}", state.tsc()), "")
     };
-    let lean = comparable(vm.access.save_after_exit(&vm.vcpu).expect("saved"));
+    let lean = comparable(vm.access.save_after_exit(&vm.vcpu, true).expect("saved"));
     let full = comparable(vm.access.save(&vm.vcpu).expect("saved"));
     assert_eq!(lean, full);
     vm.expect_values();
+    // As another vCPU may do while this one stands still.
+    vm.vcpu.nmi().expect("an NMI");
+    let lean = comparable(vm.access.save_after_exit(&vm.vcpu, false).expect("saved"));
+    let with_nmi = comparable(vm.access.save(&vm.vcpu).expect("saved"));
+    assert_eq!(lean, with_nmi);
+    assert_ne!(with_nmi, full);
 }
 
 #[test]

@@ -186,13 +186,20 @@ impl VcpuAccess {
     }
 
     /// Reads the state right after `KVM_RUN` has returned on this vCPU's thread, from an instruction that exited (so the
-    /// vCPU is not halted), completed as for [`VcpuAccess::save`]. Nothing may have been written to the vCPU since, and
-    /// no other vCPU may run. Most registers then lie in the run page and cost nothing.
+    /// vCPU is not halted), completed as for [`VcpuAccess::save`]. Nothing may have been written to the vCPU since. Most
+    /// registers then lie in the run page and cost nothing. `only_vcpu`: no other vCPU has run since either, which could
+    /// have sent it an NMI or an INIT; otherwise that is looked for.
     ///
     /// # Errors
     /// Names the ioctl that failed.
-    pub fn save_after_exit(&mut self, vcpu: &VcpuFd) -> Result<&VcpuState, ArchError> {
+    pub fn save_after_exit(&mut self, vcpu: &VcpuFd, only_vcpu: bool) -> Result<&VcpuState, ArchError> {
         if !self.has_sync_regs {
+            return self.save(vcpu);
+        }
+        // Reading the run state carries a pending INIT out.
+        let was_stopped = !only_vcpu
+            && vcpu.get_mp_state().map_err(named("KVM_GET_MP_STATE"))?.mp_state != KVM_MP_STATE_RUNNABLE;
+        if was_stopped {
             return self.save(vcpu);
         }
         let synced = vcpu.sync_regs();
@@ -204,6 +211,9 @@ impl VcpuAccess {
             self.save_rare(vcpu)?;
         }
         self.save_in_common(vcpu)?;
+        if !only_vcpu {
+            self.state.events = vcpu.get_vcpu_events().map_err(named("KVM_GET_VCPU_EVENTS"))?;
+        }
         Ok(&self.state)
     }
 
