@@ -1,8 +1,10 @@
 //! What must hold in every state, whatever happened.
 
+use std::rc::Rc;
+
 use crate::record::{Phase, Record};
 
-use super::state::{HOSTS, Held, Log, Process, State, host_of, number};
+use super::state::{Held, Log, Process, State, host_of, number};
 
 /// One thing that must hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,6 +51,8 @@ pub(super) struct Ledger {
     begun: Log,
     /// By term: the number of the process that released in it.
     releasers: Vec<u8>,
+    /// What a cold boot has replaced that does not run the VM yet.
+    pub(super) replaced: Option<Rc<Record>>,
     /// Processes that crashed: one bit each.
     crashed: u64,
 }
@@ -72,18 +76,23 @@ impl State {
     }
 
     pub(super) fn boot_vm(&mut self, host: usize, record: Record) {
-        let runs_elsewhere = (0..HOSTS)
-            .find(|&other| other != host && matches!(*self.hosts[other].process, Process::Primary(_)));
-        let holder = self.ledger_peer_before(&record);
-        self.judge(
-            Rule::ColdBoot,
-            runs_elsewhere.is_none() && holder.is_none(),
-            || {
-                format!(
-                    "host {host} boots the VM, while it runs on {runs_elsewhere:?}, or is held by {holder:?}"
-                )
-            },
-        );
+        // Whoever the record had named that a cold boot replaced could go on.
+        let replaced = self.ledger.replaced.take();
+        let members = replaced
+            .iter()
+            .filter(|replaced| replaced.phase != Phase::Stopped);
+        let members = members.flat_map(|replaced| [Some(&replaced.owner), replaced.peer.as_ref()]);
+        let holder = members.flatten().find(|member| {
+            let it = &self.hosts[host_of(member)];
+            let holds = match &*it.process {
+                Process::Primary(_) => true,
+                Process::Secondary(side) => side.held.is_some(),
+                _ => false,
+            };
+            *it.me == **member && holds
+        });
+        let text = holder.map(|holder| format!("host {host} boots the VM, which {holder} lives and holds"));
+        self.judge(Rule::ColdBoot, text.is_none(), || text.unwrap_or_default());
         self.ledger.vm_life += 1;
         (self.ledger.left, self.ledger.begun) = (Log::default(), Log::default());
         let (reign, vm_life) = (
@@ -94,16 +103,6 @@ impl State {
             self.ledger.vm_life,
         );
         self.become_primary(host, reign, Log::default(), vm_life);
-    }
-
-    /// The living peer of the record that a cold boot replaced, if it holds a commit of that term.
-    fn ledger_peer_before(&self, record: &Record) -> Option<usize> {
-        (0..HOSTS).find(|&host| match &*self.hosts[host].process {
-            Process::Secondary(side) => side.machine.holds().is_some_and(|commit| {
-                commit.term + 1 == record.term && side.held.as_ref().is_some_and(|held| !held.stop)
-            }),
-            _ => false,
-        })
     }
 
     /// A side begins to run the VM; returns the number of its reign.
@@ -183,8 +182,13 @@ impl State {
             format!("process {name} releases in term {term}, as process {first} did")
         });
         self.ledger.releasers[at] = name;
+        if vm_life != self.ledger.vm_life {
+            // Late, as a packet may be that was long under way. That life has ended alone, with all that it knew: what
+            // it had consent for contradicts nobody.
+            return;
+        }
         let left = self.ledger.left.clone();
-        let is_one = vm_life == self.ledger.vm_life && (is_prefix(&gone, &left) || is_prefix(&left, &gone));
+        let is_one = is_prefix(&gone, &left) || is_prefix(&left, &gone);
         self.judge(Rule::OneExecution, is_one, || {
             format!("host {host} lets {gone:?} leave, but {left:?} has left")
         });

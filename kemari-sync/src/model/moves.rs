@@ -260,6 +260,9 @@ impl State {
                 {
                     side.recorded = Some((new.term, new.peer.clone()));
                 }
+                if matches!(*self.hosts[host].process, Process::Starting(_)) {
+                    self.ledger.replaced = self.record.take();
+                }
                 self.record = Some(Rc::new(new));
                 ArbiterAnswer::Swapped
             }
