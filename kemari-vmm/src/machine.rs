@@ -428,6 +428,23 @@ impl Machine {
         self.decode(states).map(|_| ())
     }
 
+    /// Tries what of a load depends on this host and on how the machine was made: whether the processor can be the
+    /// guest's, and whether the devices take their state. The machine must never have run; it still must be loaded.
+    ///
+    /// # Errors
+    /// This host cannot continue from such a state.
+    pub fn try_on(&self, states: &[StateBlob]) -> Result<(), MachineError> {
+        let _freeze = self.parts.hub.freeze();
+        let loading = self.decode(states)?;
+        for (device, blob) in &loading.devices {
+            device.load(blob)?;
+        }
+        for (index, (identity, _)) in loading.vcpus.iter().enumerate() {
+            identity.restore(&self.vcpus.fd(index), &self.cpuid)?;
+        }
+        Ok(())
+    }
+
     /// After a load, before the resume: works through all rings as if kicked, and interrupts once a queue.
     pub fn wake(&self) {
         self.parts.devices().for_each(|device| device.wake());

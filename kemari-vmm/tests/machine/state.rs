@@ -131,6 +131,7 @@ fn a_state_of_another_kind_version_or_machine_is_refused_with_the_reason() {
     standby
         .check_state(&states)
         .expect("the state of an equal machine");
+    standby.try_on(&states).expect("the state of an equal machine");
     let refused = |change: &dyn Fn(&mut Vec<StateBlob>), sentence: &str| {
         let mut changed = states.clone();
         change(&mut changed);
@@ -152,15 +153,14 @@ fn a_state_of_another_kind_version_or_machine_is_refused_with_the_reason() {
         // A device's version is found when it is loaded.
         let mut changed = states.clone();
         changed[index].version += 1;
-        let error = standby
-            .load(&changed, false)
-            .expect_err("another version")
-            .to_string();
         let (kind, instance) = (states[index].kind, states[index].instance);
-        assert!(
-            error.contains(&format!("the state of {kind:?} {instance} has version 2")),
-            "{error}"
-        );
+        for result in [standby.try_on(&changed), standby.load(&changed, false)] {
+            let error = result.expect_err("another version").to_string();
+            assert!(
+                error.contains(&format!("the state of {kind:?} {instance} has version 2")),
+                "{error}"
+            );
+        }
         refused(&|states| states[index].instance += 40, "is missing");
         refused(&|states| drop(states.remove(index)), "is missing");
         let other = if kind == StateKind::Serial {

@@ -94,7 +94,11 @@ impl SecondarySide {
 
     pub(super) fn on_prepared(&mut self, session: SessionId, result: Result<Box<Standby>, String>) {
         // Built for a session that is over: a later one may have its own by now, with a copy in it.
-        if self.preparing.take_if(|preparing| *preparing == session).is_none() {
+        if self
+            .preparing
+            .take_if(|preparing| *preparing == session)
+            .is_none()
+        {
             return;
         }
         let result = result.map(|standby| {
@@ -115,10 +119,13 @@ impl SecondarySide {
             .and_then(|()| {
                 let standby = self.standby.as_ref().ok_or("there is no standby VM")?;
                 let states = self.staged_states(standby)?;
-                standby
-                    .machine
-                    .check_state(&states)
-                    .map_err(|error| capture::explain(&error))?;
+                // The first time it is found out whether this host could go on at all.
+                let machine = &standby.machine;
+                let checked = match standby.states.is_empty() {
+                    true => machine.try_on(&states),
+                    false => machine.check_state(&states),
+                };
+                checked.map_err(|error| capture::explain(&error))?;
                 self.checked_states = states;
                 Ok(())
             });
