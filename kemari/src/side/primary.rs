@@ -43,6 +43,8 @@ const DIRTY_LOOK_INTERVAL_MS: u64 = 100;
 pub enum Input {
     /// Console output is held: it should leave before long.
     ConsoleHeld,
+    /// Output may be held that no vCPU has stayed parked for.
+    OutputHeld,
     /// There is something to do that another thread has found.
     Wake,
     /// Something happened to the machine.
@@ -247,6 +249,11 @@ impl PrimarySide {
     fn on_input(&mut self, input: Input) {
         match input {
             Input::ConsoleHeld => self.on_console_held(),
+            Input::OutputHeld => {
+                self.on_output_held();
+                self.settle();
+                self.run_unless_paused();
+            }
             Input::Wake => {}
             Input::Machine(MachineEvent::PowerOff) => self.events.push_back(PrimaryEvent::PoweredOff),
             Input::Machine(MachineEvent::Reset) => self.reset_wanted = true,
@@ -289,6 +296,10 @@ impl PrimarySide {
     fn run_unless_paused(&self) {
         if !self.paused && !self.core.is_over() {
             self.machine.resume();
+            // Another vCPU's output may have asked for a pause after it was looked at: the resume has undone that.
+            if self.tap.looked() {
+                self.mailbox.post(Input::OutputHeld);
+            }
         }
     }
 
