@@ -59,7 +59,8 @@ impl SecondarySide {
         let session = self.sessions.remove(place).id;
         let reason = format!("{:#}", anyhow::Error::from(error));
         tracing::warn!("the link to the primary is gone: {reason}");
-        self.events.push_back(SecondaryEvent::PeerClosed { session, reason });
+        self.events
+            .push_back(SecondaryEvent::PeerClosed { session, reason });
         self.settle();
     }
 
