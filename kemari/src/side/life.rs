@@ -326,7 +326,6 @@ impl Life {
     /// The term is won and the state is restored: the VM goes on here.
     fn take_over(&self, reign: Reign, standby: Standby, last_sign: &LastSign) -> anyhow::Result<Next> {
         let Standby { machine, mailbox, .. } = standby;
-        assembly::attach_nets(&machine, &self.config, &self.host)?;
         machine.open_gate();
         machine.wake();
         let me = reign.record.owner.clone();

@@ -183,13 +183,23 @@ impl SecondarySide {
         thread::spawn(move || mailbox.post(Input::Fenced(fence::fence(&command, timeout))));
     }
 
-    /// Brings the standby VM to the committed state, its disks and cables attached; it does not run yet.
+    /// Brings the standby VM to the committed state, its disks and cables attached; it does not run yet, and nothing
+    /// leaves it. All of it can fail, and be tried again: afterwards the VM belongs to this host.
     fn restore(&mut self) -> Result<(), String> {
-        let standby = self.standby.as_ref().ok_or("there is no standby VM")?;
+        let standby = self.standby.as_mut().ok_or("there is no standby VM")?;
         let machine = &standby.machine;
-        machine
-            .load(&standby.states, true)
-            .map_err(|error| capture::explain(&error))?;
-        assembly::attach_disks(machine, &self.config, &self.host, true).map_err(|error| format!("{error:#}"))
+        if !standby.loaded {
+            machine
+                .load(&standby.states, true)
+                .map_err(|error| capture::explain(&error))?;
+            standby.loaded = true;
+        }
+        assembly::attach_disks(machine, &self.config, &self.host, true)
+            .map_err(|error| format!("{error:#}"))?;
+        assembly::attach_nets(machine, &self.config, &self.host).map_err(|error| {
+            // Their TAPs must be free for the next attempt.
+            machine.detach_nets();
+            format!("{error:#}")
+        })
     }
 }

@@ -20,6 +20,8 @@ pub struct Standby {
     pub mailbox: Arc<Mailbox<primary::Input>>,
     /// The states of the last commit; its pages are in the machine's memory.
     pub states: Vec<StateBlob>,
+    /// Whether the machine has loaded them: not again, once packets may have come in.
+    pub loaded: bool,
 }
 
 impl Standby {
@@ -34,6 +36,7 @@ impl Standby {
             machine: Arc::new(machine),
             mailbox,
             states: Vec::new(),
+            loaded: false,
         })
     }
 
