@@ -50,7 +50,7 @@ pub fn demo(options: &Options) -> Result<bool> {
 }
 
 /// Makes sure that no other demo uses the same directory at the same time.
-fn lock() -> Result<File> {
+pub(crate) fn lock() -> Result<File> {
     let path = tools::target_dir().join("demo.lock");
     let file = File::create(&path).with_context(|| format!("{} cannot be written", path.display()))?;
     match file.try_lock() {
@@ -63,7 +63,7 @@ fn lock() -> Result<File> {
 }
 
 /// Keeps what a run that was not ok has left.
-fn keep_logs(seed: u64) {
+pub(crate) fn keep_logs(seed: u64) {
     let kept = tools::target_dir().join(format!("demo/failed-{seed}"));
     let _ = std::fs::remove_dir_all(&kept);
     if std::fs::rename(pair::run_dir(), &kept).is_ok() {

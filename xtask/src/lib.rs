@@ -1,9 +1,10 @@
-//! What a newcomer types: `cargo xtask demo`, `cargo xtask test`, `cargo xtask sim`.
+//! What a newcomer types: `cargo xtask demo`, `cargo xtask test`, `cargo xtask sim`, `cargo xtask soak`.
 
 pub mod demo;
 pub mod packages;
 pub mod proof;
 pub mod sim;
+pub mod soak;
 pub mod test;
 pub mod tools;
 pub mod ui;

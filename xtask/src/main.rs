@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{demo, sim, test};
+use xtask::{demo, sim, soak, test};
 
 /// Shows, tests and simulates Kemari
 #[derive(Parser)]
@@ -21,12 +21,15 @@ enum Command {
     Test(test::Options),
     /// Crashes the mechanism in a simulated world, from seeds that can be replayed
     Sim(sim::Options),
+    /// Cuts one VM's hosts again and again, for as long as asked for: no client may notice
+    Soak(soak::Options),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Demo(options) => demo::demo(&options),
         Command::Sim(options) => sim::sim(&options),
+        Command::Soak(options) => soak::soak(&options),
         Command::Test(options) => Ok(test::test(&options)),
     };
     match outcome {

@@ -1,12 +1,14 @@
 //! Hosts as network namespaces on this machine.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use lab::{Etcd, LocalNet, Netns, Network, Process, guest_address, replication_address};
+use rustix::process::Signal;
 
 use super::config::{HostPlan, Plan};
 use super::options::{Cut, Fault, Pace};
@@ -69,6 +71,18 @@ impl Place for LocalPlace {
     }
 
     fn make(&mut self, number: u64, fault: Option<Fault>) -> Result<Box<dyn Pair + '_>> {
+        Ok(Box::new(self.pair(number, fault)?))
+    }
+}
+
+impl LocalPlace {
+    /// The networks.
+    pub(crate) fn net(&self) -> &LocalNet {
+        &self.net
+    }
+
+    /// Makes two fresh hosts, with nothing started on them.
+    pub(crate) fn pair(&self, number: u64, fault: Option<Fault>) -> Result<LocalPair<'_>> {
         for side in Side::BOTH {
             let host = self.net.host(side.number());
             // Administratively up: its carrier comes when the program opens it.
@@ -77,11 +91,13 @@ impl Place for LocalPlace {
             self.net.up(side.number())?;
         }
         self.net.outside().ip(FORGET_OUTSIDE)?;
-        Ok(Box::new(LocalPair::new(self, number, fault)?))
+        LocalPair::new(self, number, fault)
     }
 }
 
-struct LocalPair<'a> {
+/// Two namespaces with a VM between them.
+#[derive(Debug)]
+pub(crate) struct LocalPair<'a> {
     place: &'a LocalPlace,
     directory: PathBuf,
     fault: Option<Fault>,
@@ -112,9 +128,11 @@ impl<'a> LocalPair<'a> {
         self.directory.join("demo.toml")
     }
 
-    fn start(&mut self, side: Side, subcommand: &str) -> Result<()> {
+    /// Starts a side; what it says is added to its log.
+    pub(crate) fn start(&mut self, side: Side, subcommand: &str) -> Result<()> {
         let log = self.log(side);
-        let file = File::create(&log).with_context(|| format!("{} cannot be written", log.display()))?;
+        let file = OpenOptions::new().create(true).append(true).open(&log);
+        let file = file.with_context(|| format!("{} cannot be written", log.display()))?;
         let mut command = self
             .place
             .net
@@ -126,7 +144,7 @@ impl<'a> LocalPair<'a> {
             .arg(self.config())
             .args(["--host", side.name()]);
         command
-            .stdin(std::process::Stdio::null())
+            .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file);
         if let Some(fault) = self.fault {
@@ -136,6 +154,50 @@ impl<'a> LocalPair<'a> {
         fs::write(self.directory.join(pid_file(side)), process.pid().to_string())?;
         self.processes[side.number()] = Some(process);
         Ok(())
+    }
+
+    /// SIGKILL, if the side still runs.
+    pub(crate) fn kill(&mut self, side: Side) -> Result<()> {
+        if let Some(mut process) = self.processes[side.number()].take() {
+            process.kill()?;
+        }
+        Ok(())
+    }
+
+    /// SIGSTOP.
+    pub(crate) fn freeze(&mut self, side: Side) -> Result<()> {
+        let process = self.processes[side.number()].as_ref();
+        let process = process.with_context(|| format!("nothing runs on host {}", side.name()))?;
+        Ok(process.signal(Signal::STOP)?)
+    }
+
+    /// Whether a side's process lives.
+    pub(crate) fn is_running(&mut self, side: Side) -> bool {
+        self.processes[side.number()]
+            .as_mut()
+            .is_some_and(Process::is_running)
+    }
+
+    /// Says an order of one word, as an operator does.
+    pub(crate) fn order(&self, side: Side, order: &str) -> Result<String> {
+        output_of(&mut self.asking(side, order))
+    }
+
+    /// The step that a side noted last.
+    pub(crate) fn step_of(&self, side: Side) -> Option<String> {
+        let bytes = fs::read(self.directory.join(state_dir(side)).join(STEP_FILE)).ok()?;
+        let number = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
+        let name = STEPS.iter().find(|(of, _)| *of == number);
+        Some(name.map_or(format!("step {number}"), |(_, name)| (*name).to_owned()))
+    }
+
+    fn asking(&self, side: Side, order: &str) -> Command {
+        let mut command = Command::new(&self.place.program);
+        command
+            .arg(order)
+            .arg(self.config())
+            .args(["--host", side.name()]);
+        command
     }
 
     fn log(&self, side: Side) -> PathBuf {
@@ -186,12 +248,7 @@ impl Pair for LocalPair<'_> {
         if self.processes[side.number()].is_none() {
             return Ok(None);
         }
-        let mut command = std::process::Command::new(&self.place.program);
-        command
-            .arg("status")
-            .arg(self.config())
-            .args(["--host", side.name(), "--json"]);
-        match output_of(&mut command) {
+        match output_of(self.asking(side, "status").arg("--json")) {
             Ok(json) => Status::parse(&json).map(Some),
             // It has not come so far, or it has just ended, which `check_alive` tells.
             Err(_) => Ok(None),
@@ -213,17 +270,11 @@ impl Pair for LocalPair<'_> {
             Cut::Power => self.place.net.down(a)?,
             Cut::Kill => {}
         }
-        if let Some(mut primary) = self.processes[a].take() {
-            primary.kill()?;
-        }
-        Ok(())
+        self.kill(Side::A)
     }
 
     fn step_at_cut(&self) -> Option<String> {
-        let bytes = fs::read(self.directory.join(state_dir(Side::A)).join(STEP_FILE)).ok()?;
-        let number = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
-        let name = STEPS.iter().find(|(of, _)| *of == number);
-        Some(name.map_or(format!("step {number}"), |(_, name)| (*name).to_owned()))
+        self.step_of(Side::A)
     }
 
     fn save_logs(&mut self) {

@@ -141,6 +141,14 @@ impl Side {
         }
     }
 
+    /// The other one.
+    pub fn other(self) -> Self {
+        match self {
+            Side::A => Side::B,
+            Side::B => Side::A,
+        }
+    }
+
     /// Its number in the lab.
     pub fn number(self) -> usize {
         self as usize
