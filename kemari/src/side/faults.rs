@@ -47,9 +47,13 @@ mod injected {
         if !text.is_empty() {
             tracing::warn!("deliberate faults are at work: {text}");
         }
-        inject(faults.rule);
         FAULTS.get_or_init(|| faults);
+        on_this_thread();
         Ok(())
+    }
+
+    pub fn on_this_thread() {
+        inject(FAULTS.get().and_then(|faults| faults.rule));
     }
 
     pub fn before_sending(message: &Message) {
@@ -68,7 +72,7 @@ mod injected {
 }
 
 #[cfg(feature = "faults")]
-pub use injected::{before_sending, cuts_frame, set_up};
+pub use injected::{before_sending, cuts_frame, on_this_thread, set_up};
 
 #[cfg(not(feature = "faults"))]
 mod none {
@@ -80,6 +84,9 @@ mod none {
         }
     }
 
+    /// Takes the rule out for the mechanism on this thread, too.
+    pub fn on_this_thread() {}
+
     /// Delays an ack.
     pub fn before_sending(_: &kemari_sync::wire::Message) {}
 
@@ -90,4 +97,4 @@ mod none {
 }
 
 #[cfg(not(feature = "faults"))]
-pub use none::{before_sending, cuts_frame, set_up};
+pub use none::{before_sending, cuts_frame, on_this_thread, set_up};

@@ -2,6 +2,7 @@
 
 use std::thread::yield_now;
 
+use super::super::faults;
 use super::{Input, PrimarySide};
 
 /// Longest time that a vCPU's thread polls for the ack; then it sleeps, and the loop's thread goes on.
@@ -10,6 +11,7 @@ const POLL_US_MAX: u64 = 2000;
 impl PrimarySide {
     /// Called by a vCPU's thread that has parked, its state whole.
     pub(super) fn drive_parked(&mut self) {
+        faults::on_this_thread();
         // When the end is taken out already, the machine must not be resumed for what the tap has seen before.
         if self.core.is_over() || !self.tap.looked() {
             return;
