@@ -1,0 +1,72 @@
+//! A machine that stands still, for a capture.
+
+use std::sync::RwLockWriteGuard;
+
+use super::error::kvm;
+use super::{Access, Machine, MachineError};
+use crate::arch::vcpu::{VCPU_IDENTITY_VERSION, VCPU_STATE_VERSION};
+use crate::arch::vm::VM_STATE_VERSION;
+use crate::state::{StateBlob, StateKind};
+
+/// A machine whose vCPUs and devices stand still. Devices go on when it is dropped.
+pub struct Frozen<'a> {
+    pub(super) machine: &'a Machine,
+    pub(super) _guard: RwLockWriteGuard<'a, ()>,
+}
+
+impl Frozen<'_> {
+    /// Lets output wait from this capture on.
+    pub fn hold_output(&self) {
+        self.machine.parts.hub.hold_output(true);
+    }
+
+    /// All output held now belongs to the capture of `epoch`; its bytes are those of this moment.
+    pub fn capture_output(&self, epoch: u64) {
+        self.machine
+            .parts
+            .devices()
+            .for_each(|device| device.capture(epoch));
+    }
+
+    /// Appends the state of every component.
+    pub fn save_state(&self, states: &mut Vec<StateBlob>) -> Result<(), MachineError> {
+        let machine = self.machine;
+        states.extend(machine.parts.devices().map(|device| device.save()));
+        let mut guard = machine.access();
+        let Access { vcpus, vm } = &mut *guard;
+        for (index, access) in vcpus.iter_mut().enumerate() {
+            let instance = index as u16;
+            let identity = &machine.identities[index];
+            states.push(StateBlob::encode(
+                StateKind::VcpuIdentity,
+                instance,
+                VCPU_IDENTITY_VERSION,
+                identity,
+            ));
+            let fd = machine.vcpus.fd(index);
+            let at_access = machine.vcpus.is_at_access(index);
+            let state = if at_access {
+                access.save_after_exit(&fd, machine.vcpus.count() == 1)?
+            } else {
+                access.save(&fd)?
+            };
+            states.push(StateBlob::encode(
+                StateKind::Vcpu,
+                instance,
+                VCPU_STATE_VERSION,
+                state,
+            ));
+        }
+        vm.save_into(&machine.vm)?;
+        states.push(StateBlob::encode(StateKind::Vm, 0, VM_STATE_VERSION, vm));
+        Ok(())
+    }
+
+    /// Appends the page frame numbers dirtied since the last collection. Comes last: saving state may write memory.
+    pub fn collect_dirty(&self, pages: &mut Vec<u64>) -> Result<(), MachineError> {
+        self.machine
+            .dirty
+            .collect(pages)
+            .map_err(kvm("read the dirty log"))
+    }
+}

@@ -1,0 +1,104 @@
+//! A machine that goes on from a captured state.
+
+use std::sync::Arc;
+
+use super::{Machine, MachineError};
+use crate::arch::vcpu::{VCPU_IDENTITY_VERSION, VCPU_STATE_VERSION, VcpuIdentity, VcpuState};
+use crate::arch::vm::{VM_STATE_VERSION, VmState};
+use crate::devices::Device;
+use crate::state::{StateBlob, StateError, StateKind};
+
+/// A captured state, decoded.
+struct Loading<'a> {
+    vcpus: Vec<(VcpuIdentity, VcpuState)>,
+    vm: VmState,
+    devices: Vec<(Arc<dyn Device>, &'a StateBlob)>,
+}
+
+impl Machine {
+    /// Continues from a captured state whose pages are in memory. The machine must never have run. `wall_clock_jump`:
+    /// whether the guest's clocks go on from the host's time, or from where they stopped.
+    ///
+    /// # Errors
+    /// The machine is then of no use; nothing has run.
+    pub fn load(&self, states: &[StateBlob], wall_clock_jump: bool) -> Result<(), MachineError> {
+        let _freeze = self.parts.hub.freeze();
+        let loading = self.decode(states)?;
+        for (device, blob) in &loading.devices {
+            device.load(blob)?;
+        }
+        let elapsed_ns = if wall_clock_jump {
+            loading.vm.wall_clock_elapsed_ns()
+        } else {
+            0
+        };
+        let mut access = self.access();
+        for (index, (identity, state)) in loading.vcpus.iter().enumerate() {
+            let fd = self.vcpus.fd(index);
+            identity.restore(&fd, &self.cpuid)?;
+            access.vcpus[index].restore(&fd, state, identity.tsc_ticks(elapsed_ns))?;
+            self.vcpus.forget_access(index);
+        }
+        loading.vm.restore(&self.vm, elapsed_ns)?;
+        for (index, access) in access.vcpus.iter().enumerate() {
+            access.resume_clock(&self.vcpus.fd(index))?;
+        }
+        Ok(())
+    }
+
+    /// Checks that a captured state could be loaded, without touching anything.
+    pub fn check_state(&self, states: &[StateBlob]) -> Result<(), MachineError> {
+        self.decode(states).map(|_| ())
+    }
+
+    /// Tries what of a load depends on this host and on how the machine was made: whether the processor can be the
+    /// guest's, and whether the devices take their state. The machine must never have run; it still must be loaded.
+    ///
+    /// # Errors
+    /// This host cannot continue from such a state.
+    pub fn try_on(&self, states: &[StateBlob]) -> Result<(), MachineError> {
+        let _freeze = self.parts.hub.freeze();
+        let loading = self.decode(states)?;
+        for (device, blob) in &loading.devices {
+            device.load(blob)?;
+        }
+        for (index, (identity, _)) in loading.vcpus.iter().enumerate() {
+            identity.restore(&self.vcpus.fd(index), &self.cpuid)?;
+        }
+        Ok(())
+    }
+
+    /// After a load, before the resume: works through all rings as if kicked, and interrupts once a queue.
+    pub fn wake(&self) {
+        self.parts.devices().for_each(|device| device.wake());
+    }
+
+    fn decode<'a>(&self, states: &'a [StateBlob]) -> Result<Loading<'a>, MachineError> {
+        let find = |kind: StateKind, instance: u16| {
+            states
+                .iter()
+                .find(|blob| (blob.kind, blob.instance) == (kind, instance))
+                .ok_or_else(|| StateError::Mismatch(format!("{kind:?} {instance} is missing")))
+        };
+        let vcpus = (0..u16::from(self.spec.vcpus))
+            .map(|index| {
+                let identity = find(StateKind::VcpuIdentity, index)?.decode(VCPU_IDENTITY_VERSION)?;
+                let state = find(StateKind::Vcpu, index)?.decode(VCPU_STATE_VERSION)?;
+                Ok((identity, state))
+            })
+            .collect::<Result<Vec<_>, StateError>>()?;
+        let vm = find(StateKind::Vm, 0)?.decode(VM_STATE_VERSION)?;
+        let mut devices = Vec::new();
+        for device in self.parts.devices() {
+            // A device's own state says what it is.
+            let own = device.save();
+            devices.push((device, find(own.kind, own.instance)?));
+        }
+        let expected = devices.len() + 2 * vcpus.len() + 1;
+        if states.len() != expected {
+            let why = format!("{} parts instead of {expected}", states.len());
+            return Err(StateError::Mismatch(why).into());
+        }
+        Ok(Loading { vcpus, vm, devices })
+    }
+}

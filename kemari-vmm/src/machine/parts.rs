@@ -1,0 +1,168 @@
+//! The machine's devices, and how a vCPU's access finds its device.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use super::{DiskSpec, EventSink, MachineError, MachineEvent, MachineSpec, NetSpec};
+use crate::arch::layout::{self, abi};
+use crate::boot::MmioDevice;
+use crate::devices::Device;
+use crate::devices::hub::Hub;
+use crate::devices::ports::{KEYBOARD_PORT, Ports, PowerEvent};
+use crate::devices::serial::Console;
+use crate::vcpu::Bus;
+use crate::virtio::block::Block;
+use crate::virtio::device::VirtioDevice;
+use crate::virtio::net::Net;
+use crate::virtio::rng::Rng;
+
+/// The machine's devices, as the vCPU threads reach them.
+pub(super) struct Parts {
+    pub(super) hub: Arc<Hub>,
+    pub(super) console: Arc<Console>,
+    pub(super) ports: Arc<Ports>,
+    virtio: Vec<Arc<dyn Device>>,
+    pub(super) nets: Vec<(String, Arc<VirtioDevice<Net>>)>,
+    pub(super) disks: Vec<(String, Arc<VirtioDevice<Block>>)>,
+    pub(super) mmio: Vec<MmioDevice>,
+    events: EventSink,
+}
+
+impl Parts {
+    pub(super) fn new(
+        spec: &MachineSpec,
+        hub: Arc<Hub>,
+        console: Box<dyn Write + Send>,
+        events: EventSink,
+    ) -> Result<Arc<Self>, MachineError> {
+        let power_events = events.clone();
+        let ports = Ports::new(
+            hub.clone(),
+            Box::new(move |event| {
+                power_events(match event {
+                    PowerEvent::PowerOff => MachineEvent::PowerOff,
+                    PowerEvent::Reset => MachineEvent::Reset,
+                });
+            }),
+        );
+        let mut parts = Self {
+            console: Console::new(hub.clone(), layout::COM1_GSI, console),
+            hub: hub.clone(),
+            ports,
+            virtio: Vec::new(),
+            nets: Vec::new(),
+            disks: Vec::new(),
+            mmio: Vec::new(),
+            events,
+        };
+        for DiskSpec {
+            id,
+            serial,
+            read_only,
+        } in &spec.disks
+        {
+            let (instance, gsi) = parts.slot(2)?;
+            let disk = VirtioDevice::new(hub.clone(), id, instance, gsi, Block::new(serial, *read_only));
+            parts.virtio.push(disk.clone());
+            parts.disks.push((id.clone(), disk));
+        }
+        for NetSpec { id, mac, offload } in &spec.nets {
+            let (instance, gsi) = parts.slot(1)?;
+            let net = VirtioDevice::new(hub.clone(), id, instance, gsi, Net::new(*mac, *offload));
+            parts.virtio.push(net.clone());
+            parts.nets.push((id.clone(), net));
+        }
+        if spec.rng {
+            let (instance, gsi) = parts.slot(4)?;
+            parts
+                .virtio
+                .push(VirtioDevice::new(hub, "rng0", instance, gsi, Rng));
+        }
+        Ok(Arc::new(parts))
+    }
+
+    /// The next free place for a virtio-mmio device: its instance number and interrupt line.
+    fn slot(&mut self, device_id: u32) -> Result<(u16, u32), MachineError> {
+        let index = self.mmio.len();
+        if index >= layout::VIRTIO_MMIO_DEVICES_MAX {
+            let max = layout::VIRTIO_MMIO_DEVICES_MAX;
+            return Err(MachineError::Limit(format!(
+                "a machine has at most {max} disks and network cards"
+            )));
+        }
+        let base = layout::VIRTIO_MMIO_BASE + index as u64 * layout::VIRTIO_MMIO_BYTES;
+        let gsi = layout::VIRTIO_MMIO_GSI + index as u32;
+        self.mmio.push(MmioDevice { base, gsi, device_id });
+        Ok((index as u16, gsi))
+    }
+
+    pub(super) fn devices(&self) -> impl Iterator<Item = Arc<dyn Device>> + '_ {
+        let console: Arc<dyn Device> = self.console.clone();
+        let ports: Arc<dyn Device> = self.ports.clone();
+        [console, ports].into_iter().chain(self.virtio.iter().cloned())
+    }
+
+    fn port_device(&self, port: u16) -> Option<(&dyn Device, u64)> {
+        let com1 = layout::COM1_PORT..layout::COM1_PORT + layout::COM1_PORTS;
+        match port {
+            _ if com1.contains(&port) => Some((&*self.console, u64::from(port - layout::COM1_PORT))),
+            abi::RESET_PORT..=abi::KICK_PORT | KEYBOARD_PORT => Some((&*self.ports, u64::from(port))),
+            _ => None,
+        }
+    }
+
+    fn mmio_device(&self, address: u64) -> Option<(&dyn Device, u64)> {
+        let offset = address.checked_sub(layout::VIRTIO_MMIO_BASE)?;
+        let device = self
+            .virtio
+            .get(usize::try_from(offset / layout::VIRTIO_MMIO_BYTES).ok()?)?;
+        Some((&**device, offset % layout::VIRTIO_MMIO_BYTES))
+    }
+}
+
+impl Bus for Parts {
+    fn port_in(&self, port: u16, data: &mut [u8]) {
+        match self.port_device(port) {
+            Some((device, offset)) => device.read(offset, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    fn port_out(&self, port: u16, data: &[u8]) {
+        if let Some((device, offset)) = self.port_device(port) {
+            device.write(offset, data);
+        }
+    }
+
+    fn mmio_read(&self, address: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        if let Some((device, offset)) = self.mmio_device(address) {
+            data.fill(0);
+            device.read(offset, data);
+        }
+    }
+
+    fn mmio_write(&self, address: u64, data: &[u8]) {
+        if let Some((device, offset)) = self.mmio_device(address) {
+            device.write(offset, data);
+        }
+    }
+
+    fn shut_down(&self) {
+        tracing::warn!("the guest's processor shut down (a triple fault): the machine is reset");
+        self.ports.want_reset();
+    }
+
+    fn failed(&self, why: String) {
+        (self.events)(MachineEvent::Failed(why));
+    }
+}
+
+/// The device of this name.
+pub(super) fn find<'a, T>(devices: &'a [(String, Arc<T>)], id: &str) -> Result<&'a Arc<T>, MachineError> {
+    devices
+        .iter()
+        .find(|(name, _)| name == id)
+        .map(|(_, device)| device)
+        .ok_or_else(|| MachineError::NoDevice(id.into()))
+}

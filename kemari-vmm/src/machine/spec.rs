@@ -1,0 +1,61 @@
+//! What a machine is made of, and what it tells whoever runs it.
+
+use std::sync::Arc;
+
+use crate::boot::Kernel;
+
+/// Most vCPUs of a machine.
+pub const VCPUS_MAX: u8 = 8;
+
+/// A network card of a machine.
+#[derive(Clone, Debug)]
+pub struct NetSpec {
+    /// Names the card and its event channels, as `net0`.
+    pub id: String,
+    /// Its address.
+    pub mac: [u8; 6],
+    /// Whether checksums and segmentation are offered to the guest.
+    pub offload: bool,
+}
+
+/// A disk of a machine.
+#[derive(Clone, Debug)]
+pub struct DiskSpec {
+    /// Names the disk and its event channels, as `blk0`.
+    pub id: String,
+    /// What the guest reads as its serial number, up to 20 bytes.
+    pub serial: String,
+    /// Whether writes are refused.
+    pub read_only: bool,
+}
+
+/// What a machine is made of. Both hosts' machines are made from equal ones.
+#[derive(Clone)]
+pub struct MachineSpec {
+    /// Guest memory in bytes, in whole MiB.
+    pub memory_bytes: u64,
+    /// Number of vCPUs, 1 to [`VCPUS_MAX`].
+    pub vcpus: u8,
+    /// What is booted, now and after each reset.
+    pub kernel: Arc<Kernel>,
+    /// Disks, in the order in which the guest sees them.
+    pub disks: Vec<DiskSpec>,
+    /// Network cards, in the order in which the guest sees them.
+    pub nets: Vec<NetSpec>,
+    /// Whether there is an entropy device.
+    pub rng: bool,
+}
+
+/// Something that whoever runs the machine must act on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MachineEvent {
+    /// The guest's power-off leaves now: the machine is to be stopped.
+    PowerOff,
+    /// The guest wants a reset: call [`Machine::reset`] when no capture waits for its ack.
+    Reset,
+    /// KVM failed: this host cannot go on with the machine.
+    Failed(String),
+}
+
+/// Takes the machine's events; it must not block, and it may be called by any thread.
+pub type EventSink = Arc<dyn Fn(MachineEvent) + Send + Sync>;
