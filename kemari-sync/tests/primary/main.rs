@@ -1,0 +1,10 @@
+//! The primary's transitions, one by one.
+
+mod copy;
+mod failing;
+mod pairing;
+mod parting;
+mod rejoin;
+mod stop;
+mod support;
+mod syncs;

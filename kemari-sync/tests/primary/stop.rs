@@ -1,0 +1,75 @@
+//! A clean stop.
+
+use kemari_sync::wire::{CommitId, Goodbye, Message};
+use kemari_sync::{Mode, OnSecondaryLoss, Phase, PrimaryAction, PrimaryEvent, Timing};
+
+use PrimaryAction as Do;
+
+use super::support::*;
+
+#[test]
+fn a_clean_stop_is_a_sync_that_the_secondary_lets_go_with() {
+    let mut bench = Bench::protected(Mode::Lockstep);
+    assert_eq!(bench.feed(PrimaryEvent::OperatorStop), [capture(2)]);
+    assert!(matches!(bench.captured(2)[..], [Do::Transmit { stop: true, .. }]));
+    let actions = bench.hear(1, Message::LetGo(CommitId { term: 2, epoch: 2 }));
+    assert_eq!(actions, [Do::Release { epoch: 2 }, Do::Drain]);
+    let asked = bench.feed(PrimaryEvent::Drained);
+    let asked = bench.read(&asked);
+    let actions = bench.swap(&asked);
+    assert_eq!(bench.store.phase, Phase::Stopped);
+    assert!(matches!(
+        actions[..],
+        [
+            Do::Send {
+                message: Message::Goodbye(Goodbye::Stopped),
+                ..
+            },
+            Do::CloseSession { .. },
+            Do::Exit { .. }
+        ]
+    ));
+}
+
+#[test]
+fn a_power_off_in_a_capture_makes_it_the_last() {
+    let mut bench = Bench::protected(Mode::Pipelined);
+    bench.feed(PrimaryEvent::OutputPending);
+    let actions = bench.feed(PrimaryEvent::Captured {
+        epoch: 2,
+        pages: 1,
+        bytes: 1,
+        stop: true,
+    });
+    assert!(
+        matches!(actions[..], [Do::Transmit { stop: true, .. }]),
+        "and the guest stays paused: {actions:?}"
+    );
+}
+
+#[test]
+fn a_vm_that_is_alone_stops_after_its_io() {
+    let mut bench = Bench::new(Mode::Lockstep);
+    assert_eq!(bench.feed(PrimaryEvent::PoweredOff), [Do::Drain]);
+    let asked = bench.feed(PrimaryEvent::Drained);
+    let asked = bench.read(&asked);
+    assert!(matches!(bench.swap(&asked)[..], [Do::Exit { .. }]));
+    assert_eq!((bench.store.term, bench.store.phase), (2, Phase::Stopped));
+}
+
+#[test]
+fn the_policy_may_be_to_stop_without_a_secondary() {
+    let mut bench = Bench::with(Mode::Lockstep, OnSecondaryLoss::Stop);
+    bench.copy();
+    bench.captured(1);
+    let asked = bench.ack(1);
+    bench.swap(&asked);
+    bench.feed(PrimaryEvent::PeerClosed {
+        session: 1,
+        reason: "reset".to_owned(),
+    });
+    let asked = bench.wait(Timing::default().reconnect_ms);
+    let asked = bench.read(&asked);
+    let asked = bench.swap(&asked);
+    assert_eq!(bench.swap(&asked), [Do::OpenGate, Do::Drain]);
+}

@@ -1,0 +1,262 @@
+//! A bench for the primary: it plays the rest of the world.
+
+use kemari_sync::wire::{CommitId, Message, Welcome};
+use kemari_sync::{
+    ArbiterAnswer, ArbiterRequest, CopyLimits, Incarnation, Mode, OnSecondaryLoss, Phase, Primary,
+    PrimaryAction, PrimaryConfig, PrimaryEvent, Protection, Record, Reign, Timing,
+};
+
+use PrimaryAction as Do;
+
+pub fn host(name: &str, nonce: u128) -> Incarnation {
+    Incarnation {
+        host: name.to_owned(),
+        nonce,
+    }
+}
+
+pub fn alone(term: u64) -> Record {
+    let (owner, peer) = (host("a", 1), None);
+    Record {
+        vm: "vm".to_owned(),
+        store: 9,
+        term,
+        base: term,
+        owner,
+        peer,
+        phase: Phase::Acting,
+    }
+}
+
+pub fn pair() -> Record {
+    Record {
+        peer: Some(host("b", 2)),
+        ..alone(2)
+    }
+}
+
+pub fn won() -> Record {
+    Record {
+        term: 3,
+        phase: Phase::Won,
+        ..pair()
+    }
+}
+
+/// A primary and the record that its arbiter has.
+pub struct Bench {
+    pub primary: Primary,
+    pub now_ms: u64,
+    pub store: Record,
+}
+
+impl Bench {
+    pub fn new(mode: Mode) -> Self {
+        Self::with(mode, OnSecondaryLoss::Continue)
+    }
+
+    pub fn with(mode: Mode, on_secondary_loss: OnSecondaryLoss) -> Self {
+        let config = PrimaryConfig {
+            me: host("a", 1),
+            config_digest: 7,
+            mode,
+            timing: Timing::default(),
+            copy: CopyLimits {
+                converged_pages: 10,
+                rounds_max: 3,
+            },
+            on_secondary_loss,
+            protect: true,
+        };
+        let primary = Primary::new(
+            config,
+            Reign {
+                record: alone(1),
+                last_epoch: 0,
+            },
+            0,
+        );
+        Self {
+            primary,
+            now_ms: 0,
+            store: alone(1),
+        }
+    }
+
+    /// One event; what it leads to, but for words to humans.
+    pub fn feed(&mut self, event: PrimaryEvent) -> Vec<PrimaryAction> {
+        let mut actions = Vec::new();
+        self.primary.handle(self.now_ms, event, &mut actions);
+        actions.retain(|action| !matches!(action, Do::Report(_) | Do::Progress { .. }));
+        actions
+    }
+
+    pub fn hear(&mut self, session: u64, message: Message) -> Vec<PrimaryAction> {
+        self.feed(PrimaryEvent::Message { session, message })
+    }
+
+    pub fn answer(&mut self, asked: &[PrimaryAction], answer: ArbiterAnswer) -> Vec<PrimaryAction> {
+        let ask = asked.iter().find_map(|action| match action {
+            Do::Ask { ask, .. } => Some(*ask),
+            _ => None,
+        });
+        self.feed(PrimaryEvent::Arbiter {
+            ask: ask.expect("the arbiter is asked"),
+            answer,
+        })
+    }
+
+    pub fn read(&mut self, asked: &[PrimaryAction]) -> Vec<PrimaryAction> {
+        self.answer(asked, ArbiterAnswer::Record(Some(self.store.clone())))
+    }
+
+    /// The arbiter carries out what is asked.
+    pub fn swap(&mut self, asked: &[PrimaryAction]) -> Vec<PrimaryAction> {
+        let new = asked.iter().find_map(|action| match action {
+            Do::Ask {
+                request: ArbiterRequest::Swap { new, .. },
+                ..
+            } => Some(new.clone()),
+            _ => None,
+        });
+        self.store = new.expect("a swap is asked for");
+        self.answer(asked, ArbiterAnswer::Swapped)
+    }
+
+    /// Lets time pass without a sign of the secondary; what follows at the first thing that happens.
+    pub fn wait(&mut self, for_ms: u64) -> Vec<PrimaryAction> {
+        let end_ms = self.now_ms + for_ms;
+        let mut all = Vec::new();
+        while let Some(due_ms) = self.primary.next_deadline().filter(|due_ms| *due_ms <= end_ms) {
+            self.now_ms = due_ms;
+            let actions = self.feed(PrimaryEvent::Tick);
+            all.extend(actions.into_iter().filter(|action| !is_heartbeat(action)));
+        }
+        self.now_ms = end_ms;
+        all
+    }
+
+    pub fn welcome(&mut self, session: u64, nonce: u128, last: Option<CommitId>) -> Vec<PrimaryAction> {
+        self.hear(
+            session,
+            Message::Welcome(Welcome {
+                incarnation: host("b", nonce),
+                last,
+            }),
+        )
+    }
+
+    /// Up to the first capture of a pair.
+    pub fn copied(mode: Mode) -> (Self, Vec<PrimaryAction>) {
+        let mut bench = Self::new(mode);
+        let actions = bench.copy();
+        (bench, actions)
+    }
+
+    pub fn copy(&mut self) -> Vec<PrimaryAction> {
+        assert!(self.primary.wants_peer());
+        let actions = self.feed(PrimaryEvent::PeerConnected { session: 1 });
+        assert!(matches!(
+            &actions[..],
+            [Do::Send {
+                message: Message::Hello(_),
+                ..
+            }]
+        ));
+        let asked = self.welcome(1, 2, None);
+        assert_eq!(
+            self.read(&asked),
+            [Do::Send {
+                session: 1,
+                message: Message::Prepare
+            }]
+        );
+        let actions = self.hear(
+            1,
+            Message::Ready {
+                staging_pages_max: 1_000,
+            },
+        );
+        assert_eq!(
+            actions,
+            [Do::CopyRound {
+                session: 1,
+                first: true
+            }]
+        );
+        let asked = self.feed(PrimaryEvent::CopyRoundSent {
+            session: 1,
+            dirty_pages: 10,
+        });
+        self.read(&asked)
+    }
+
+    /// Up to a recorded pair in which nothing is under way.
+    pub fn protected(mode: Mode) -> Self {
+        let (mut bench, _) = Self::copied(mode);
+        bench.captured(1);
+        let asked = bench.ack(1);
+        bench.swap(&asked);
+        assert_eq!(bench.status(), Protection::Protected);
+        bench
+    }
+
+    pub fn captured(&mut self, epoch: u64) -> Vec<PrimaryAction> {
+        self.feed(PrimaryEvent::Captured {
+            epoch,
+            pages: 5,
+            bytes: 100,
+            stop: false,
+        })
+    }
+
+    pub fn ack(&mut self, epoch: u64) -> Vec<PrimaryAction> {
+        self.hear(1, Message::Ack(CommitId { term: 2, epoch }))
+    }
+
+    pub fn status(&self) -> Protection {
+        self.primary.status(self.now_ms).protection
+    }
+}
+
+pub fn is_heartbeat(action: &PrimaryAction) -> bool {
+    matches!(
+        action,
+        Do::Send {
+            message: Message::Heartbeat(_),
+            ..
+        }
+    )
+}
+
+pub fn capture(epoch: u64) -> PrimaryAction {
+    Do::Capture {
+        epoch,
+        term: 2,
+        hold: true,
+    }
+}
+
+/// A sync was sent, the link broke, and the secondary says what it has.
+pub fn rejoined(last_epoch: u64) -> (Bench, Vec<PrimaryAction>) {
+    let mut bench = Bench::protected(Mode::Lockstep);
+    bench.feed(PrimaryEvent::OutputPending);
+    bench.captured(2);
+    assert_eq!(
+        bench.feed(PrimaryEvent::PeerClosed {
+            session: 1,
+            reason: "reset".to_owned()
+        }),
+        []
+    );
+    bench.feed(PrimaryEvent::PeerConnected { session: 2 });
+    let actions = bench.welcome(
+        2,
+        2,
+        Some(CommitId {
+            term: 2,
+            epoch: last_epoch,
+        }),
+    );
+    (bench, actions)
+}

@@ -1,0 +1,103 @@
+//! Syncs: when one begins, and what its ack releases.
+
+use kemari_sync::wire::{CommitId, Heartbeat, Message};
+use kemari_sync::{Mode, PrimaryAction, PrimaryEvent, Timing};
+
+use PrimaryAction as Do;
+
+use super::support::*;
+
+#[test]
+fn lockstep_resumes_at_the_ack_and_pipelined_at_the_capture() {
+    let mut bench = Bench::protected(Mode::Lockstep);
+    assert_eq!(bench.feed(PrimaryEvent::OutputPending), [capture(2)]);
+    assert!(matches!(bench.captured(2)[..], [Do::Transmit { .. }]));
+    assert_eq!(bench.ack(2), [Do::Release { epoch: 2 }, Do::Resume]);
+
+    let mut bench = Bench::protected(Mode::Pipelined);
+    assert_eq!(bench.feed(PrimaryEvent::OutputPending), [capture(2)]);
+    assert!(matches!(bench.captured(2)[..], [Do::Resume, Do::Transmit { .. }]));
+    assert_eq!(bench.ack(2), [Do::Release { epoch: 2 }]);
+}
+
+#[test]
+fn one_sync_is_under_way_and_the_rest_joins_the_next() {
+    let mut bench = Bench::protected(Mode::Pipelined);
+    bench.feed(PrimaryEvent::OutputPending);
+    assert_eq!(
+        bench.feed(PrimaryEvent::OutputPending),
+        [],
+        "contained in the capture that is under way"
+    );
+    bench.captured(2);
+    assert_eq!(bench.feed(PrimaryEvent::OutputPending), []);
+    assert_eq!(bench.feed(PrimaryEvent::OutputPending), []);
+    assert_eq!(bench.ack(2), [Do::Release { epoch: 2 }, capture(3)]);
+}
+
+#[test]
+fn without_output_a_sync_starts_at_the_interval_and_at_the_dirty_limit() {
+    let mut bench = Bench::protected(Mode::Pipelined);
+    assert_eq!(bench.wait(500), []);
+    bench.hear(
+        1,
+        Message::Heartbeat(Heartbeat {
+            sequence: 1,
+            epoch: 1,
+        }),
+    );
+    assert_eq!(bench.wait(Timing::default().max_interval_ms)[..1], [capture(2)]);
+    bench.captured(2);
+    assert_eq!(
+        bench.feed(PrimaryEvent::DirtyLimit),
+        [Do::Pause],
+        "the next sync must not become larger still"
+    );
+    assert_eq!(bench.ack(2), [Do::Release { epoch: 2 }, Do::Resume, capture(3)]);
+}
+
+#[test]
+fn an_ack_that_nobody_waits_for_ends_the_session_and_releases_nothing() {
+    for ack in [
+        CommitId { term: 2, epoch: 3 },
+        CommitId { term: 1, epoch: 2 },
+        CommitId { term: 2, epoch: 1 },
+    ] {
+        let mut bench = Bench::protected(Mode::Lockstep);
+        bench.feed(PrimaryEvent::OutputPending);
+        bench.captured(2);
+        let actions = bench.hear(1, Message::Ack(ack));
+        assert!(
+            matches!(actions[..], [Do::CloseSession { session: 1, .. }]),
+            "{actions:?}"
+        );
+    }
+    let mut bench = Bench::protected(Mode::Lockstep);
+    bench.feed(PrimaryEvent::OutputPending);
+    bench.captured(2);
+    assert_eq!(
+        bench.hear(8, Message::Ack(CommitId { term: 2, epoch: 2 })),
+        [],
+        "of another session"
+    );
+    let actions = bench.hear(1, Message::LetGo(CommitId { term: 2, epoch: 2 }));
+    assert!(
+        matches!(actions[..], [Do::CloseSession { .. }]),
+        "nobody has stopped the VM: {actions:?}"
+    );
+}
+
+#[test]
+fn a_sync_beyond_the_secondarys_staging_is_not_sent() {
+    let (mut bench, _) = rejoined(1);
+    let actions = bench.feed(PrimaryEvent::Captured {
+        epoch: 3,
+        pages: 1_001,
+        bytes: 1,
+        stop: false,
+    });
+    assert!(
+        matches!(actions[..], [Do::CloseSession { .. }, Do::Ask { .. }]),
+        "{actions:?}"
+    );
+}
