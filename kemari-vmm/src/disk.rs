@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Receiver;
@@ -119,6 +120,16 @@ pub enum Operation {
     Flush,
 }
 
+impl Operation {
+    /// The bytes of the image that it changes; none for a read or a flush.
+    pub fn changes(&self) -> Option<Range<u64>> {
+        match self {
+            Self::Write { offset, data } => Some(*offset..*offset + data.len() as u64),
+            Self::Read { .. } | Self::Flush => None,
+        }
+    }
+}
+
 impl Disk {
     /// Opens an image and takes its lock.
     pub fn open(config: &DiskConfig) -> Result<Self, DiskError> {
@@ -207,7 +218,8 @@ impl Disk {
         self.file.sync_data()
     }
 
-    fn carry_out(&self, operation: Operation) -> io::Result<Vec<u8>> {
+    /// Carries out one operation; returns the bytes read (none for others).
+    pub fn carry_out(&self, operation: Operation) -> io::Result<Vec<u8>> {
         match operation {
             Operation::Read { offset, bytes } => self.read(offset, bytes),
             Operation::Write { offset, data } => self.write(offset, data).map(|()| Vec::new()),

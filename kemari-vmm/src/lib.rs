@@ -15,3 +15,4 @@ pub mod memory;
 pub mod state;
 pub mod vcpu;
 pub mod virtio;
+pub mod watch;

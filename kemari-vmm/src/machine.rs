@@ -13,12 +13,14 @@
 //!
 //! The machine knows nothing of secondaries.
 
+mod disks;
 mod error;
 mod frozen;
 mod load;
 mod parts;
 mod spec;
 
+pub use disks::DiskOperation;
 pub use error::MachineError;
 pub use frozen::Frozen;
 pub use spec::{DiskSpec, EventSink, MachineEvent, MachineSpec, NetSpec, VCPUS_MAX};
@@ -34,7 +36,6 @@ use crate::arch::vcpu::{RareRegisters, VcpuAccess, VcpuIdentity};
 use crate::arch::vm::VmState;
 use crate::devices::hub::Hub;
 use crate::dirty::DirtyLog;
-use crate::disk::{Disk, DiskConfig};
 use crate::event::EventChannel;
 use crate::memory::{self, Memory};
 use crate::vcpu::{Bus, ParkedHook, Vcpus};
@@ -142,12 +143,6 @@ impl Machine {
         let _freeze = self.parts.hub.freeze();
         arch::reset_vm(&self.vm)?;
         self.boot()
-    }
-
-    /// Opens a disk's image. See [`Block::attach`].
-    pub fn attach_disk(&self, id: &str, config: &DiskConfig) -> Result<(), MachineError> {
-        let disk = Disk::open(config)?;
-        Ok(find(&self.parts.disks, id)?.with_backend(|block| block.attach(disk))?)
     }
 
     /// Plugs a network card into a TAP.

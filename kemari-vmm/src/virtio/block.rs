@@ -15,6 +15,7 @@ use super::segment::Segments;
 use super::{Backend, Chain, Completion, Completions, GuestFault, Nature, QueueRole, QueueSpec, Submission};
 use crate::disk::{Disk, DiskError, DiskJob, Operation};
 use crate::memory::Memory;
+use crate::watch::{DiskWatch, Watched};
 
 /// Bytes of a sector, the unit of virtio-blk's addresses.
 pub const SECTOR_BYTES: u64 = 512;
@@ -32,6 +33,11 @@ pub struct Block {
     capacity_sectors: u64,
     completions: Option<Weak<dyn Completions>>,
     worker: Option<(Sender<DiskJob>, Arc<Disk>)>,
+    watch: Option<Arc<dyn DiskWatch>>,
+    /// Between the requests and the worker, if somebody watches.
+    watched: Option<Arc<Watched>>,
+    /// Outputs up to this number are on the image already: they were applied before this machine took over.
+    applied: Option<u64>,
 }
 
 /// What a guest asks of its disk.
@@ -74,7 +80,25 @@ impl Block {
             capacity_sectors: 0,
             completions: None,
             worker: None,
+            watch: None,
+            watched: None,
+            applied: None,
         }
+    }
+
+    /// From the next [`Block::attach`] on, `watch` is told of all changes.
+    pub fn set_watch(&mut self, watch: Arc<dyn DiskWatch>) {
+        self.watch = Some(watch);
+    }
+
+    /// The image has all outputs up to request `id` already, and durably: they are finished without I/O.
+    pub fn note_applied(&mut self, id: u64) {
+        self.applied = Some(id);
+    }
+
+    /// The image, once it is attached.
+    pub fn image(&self) -> Option<Arc<Disk>> {
+        self.worker.as_ref().map(|(_, disk)| disk.clone())
     }
 
     /// Opens the image behind the disk: `disk` from here on serves the requests. The capacity must be the one that the
@@ -92,7 +116,19 @@ impl Block {
         let (sender, receiver) = channel();
         let disk = Arc::new(disk);
         if let Some(completions) = &self.completions {
-            disk.clone().serve(receiver, completions.clone())?;
+            let completions = match &self.watch {
+                Some(watch) => {
+                    let (worker, path) = (sender.clone(), disk.path().to_owned());
+                    let forward = Box::new(move |job| worker.send(job).is_ok());
+                    let watched = Watched::start(watch.clone(), completions.clone(), forward)
+                        .map_err(|source| DiskError::Open { path, source })?;
+                    let between: Weak<Watched> = Arc::downgrade(&watched);
+                    self.watched = Some(watched);
+                    between
+                }
+                None => completions.clone(),
+            };
+            disk.clone().serve(receiver, completions)?;
         }
         self.worker = Some((sender, disk));
         Ok(())
@@ -109,6 +145,37 @@ impl Block {
             VIRTIO_BLK_T_FLUSH => Kind::Flush,
             VIRTIO_BLK_T_GET_ID => Kind::GetId,
             _ => Kind::Refused(VIRTIO_BLK_S_UNSUPP as u8),
+        }
+    }
+
+    /// What of a request is to be done with the image; none if it does not concern the image.
+    ///
+    /// # Errors
+    /// If its data do not lie in the guest's memory.
+    pub fn operation(
+        request: &BlockRequest,
+        data: Option<Vec<u8>>,
+        memory: &Memory,
+    ) -> Result<Option<Operation>, GuestFault> {
+        Ok(Some(match request.kind {
+            Kind::Read { sector } => Operation::Read {
+                offset: sector * SECTOR_BYTES,
+                bytes: request.data.len() as usize,
+            },
+            Kind::Write { sector } => Operation::Write {
+                offset: sector * SECTOR_BYTES,
+                data: data.map_or_else(|| request.data.read(memory), Ok)?,
+            },
+            Kind::Flush => Operation::Flush,
+            Kind::GetId | Kind::Refused(_) => return Ok(None),
+        }))
+    }
+
+    fn send(&self, job: DiskJob) -> bool {
+        match (&self.watched, &self.worker) {
+            (Some(watched), _) => watched.submit(job),
+            (None, Some((worker, _))) => worker.send(job).is_ok(),
+            (None, None) => false,
         }
     }
 
@@ -208,33 +275,25 @@ impl Backend for Block {
         data: Option<Vec<u8>>,
         memory: &Memory,
     ) -> Result<Submission, GuestFault> {
-        let operation = match request.kind {
-            Kind::Read { sector } => Operation::Read {
-                offset: sector * SECTOR_BYTES,
-                bytes: request.data.len() as usize,
-            },
-            Kind::Write { sector } => {
-                let data = data.map_or_else(|| request.data.read(memory), Ok)?;
-                Operation::Write {
-                    offset: sector * SECTOR_BYTES,
-                    data,
-                }
-            }
-            Kind::Flush => Operation::Flush,
+        let written = match request.kind {
             Kind::GetId => {
                 let mut id = self.serial.clone().into_bytes();
                 id.resize(VIRTIO_BLK_ID_BYTES as usize, 0);
-                let written = request.data.write(&id, memory)?;
-                return Self::answer(request, VIRTIO_BLK_S_OK, written, memory).map(Submission::Done);
+                request.data.write(&id, memory)?
             }
             Kind::Refused(status) => {
                 return Self::answer(request, u32::from(status), 0, memory).map(Submission::Done);
             }
+            Kind::Write { .. } | Kind::Flush if self.applied.is_some_and(|applied| id <= applied) => 0,
+            Kind::Read { .. } | Kind::Write { .. } | Kind::Flush => {
+                let operation = Self::operation(request, data, memory)?;
+                if operation.is_some_and(|operation| self.send(DiskJob { id, operation })) {
+                    return Ok(Submission::Pending);
+                }
+                return Self::answer(request, VIRTIO_BLK_S_IOERR, 0, memory).map(Submission::Done);
+            }
         };
-        match &self.worker {
-            Some((worker, _)) if worker.send(DiskJob { id, operation }).is_ok() => Ok(Submission::Pending),
-            _ => Self::answer(request, VIRTIO_BLK_S_IOERR, 0, memory).map(Submission::Done),
-        }
+        Self::answer(request, VIRTIO_BLK_S_OK, written, memory).map(Submission::Done)
     }
 
     fn finish(

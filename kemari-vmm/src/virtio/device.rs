@@ -16,7 +16,7 @@ use crate::event::{Direction, EventChannel};
 use crate::state::{StateBlob, StateError, StateKind};
 
 /// Version of a virtio device's saved state.
-pub const STATE_VERSION: u16 = 1;
+pub const STATE_VERSION: u16 = 2;
 
 /// One virtio-mmio device.
 pub struct VirtioDevice<B: Backend> {
@@ -53,6 +53,7 @@ struct SavedDevice<R, S> {
     transport: Transport,
     queues: Vec<SavedQueue>,
     requests: Vec<SavedRequest<R>>,
+    next_request: u64,
     backend: S,
 }
 
@@ -90,6 +91,17 @@ impl<B: Backend> VirtioDevice<B> {
         let result = function(&mut core.backend);
         self.tell_config_change(&mut core);
         result
+    }
+
+    /// The requests that a saved state of this device lists, in order.
+    pub fn saved_requests(&self, blob: &StateBlob) -> Result<Vec<SavedRequest<B::Request>>, StateError> {
+        let saved: SavedDevice<B::Request, B::State> = blob.decode(STATE_VERSION)?;
+        Ok(saved.requests)
+    }
+
+    /// Which instance of [`StateKind::Virtio`] is this device's state.
+    pub fn instance(&self) -> u16 {
+        self.instance
     }
 
     fn lock(&self) -> MutexGuard<'_, Core<B>> {
@@ -477,6 +489,7 @@ impl<B: Backend> Device for VirtioDevice<B> {
                 .map(|queue| SavedQueue::from(queue.state()))
                 .collect(),
             requests: core.requests.save(),
+            next_request: core.requests.next_id(),
             backend: core.backend.save(),
         };
         StateBlob::encode(StateKind::Virtio, self.instance, STATE_VERSION, &saved)
@@ -509,7 +522,8 @@ impl<B: Backend> Device for VirtioDevice<B> {
         {
             return Err(unfit("a request of a queue that does not exist".into()));
         }
-        let requests = RequestList::load(saved.requests).map_err(|fault| unfit(fault.0))?;
+        let requests =
+            RequestList::load(saved.requests, saved.next_request).map_err(|fault| unfit(fault.0))?;
         core.backend.load(saved.backend).map_err(unfit)?;
         for request in requests.iter() {
             core.backend

@@ -41,12 +41,23 @@ pub struct Request<B> {
 /// A request in saved state. All of them are re-issued by whoever continues from that state.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SavedRequest<B> {
+    id: u64,
     queue: u16,
     head: u16,
     body: B,
 }
 
 impl<B> SavedRequest<B> {
+    /// Number of the request in its device's life: it rises along the list, and from machine to machine.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// What is asked for.
+    pub fn body(&self) -> &B {
+        &self.body
+    }
+
     /// Index of its virtqueue.
     pub fn queue(&self) -> u16 {
         self.queue
@@ -185,6 +196,7 @@ impl<B: Clone> RequestList<B> {
         self.requests
             .iter()
             .map(|request| SavedRequest {
+                id: request.id,
                 queue: request.queue,
                 head: request.head,
                 body: request.body.clone(),
@@ -192,13 +204,31 @@ impl<B: Clone> RequestList<B> {
             .collect()
     }
 
-    /// The list of a captured state. Whoever continues from that state has consent for all of it, so each request
-    /// waits only for [`RequestList::release_any`].
-    pub fn load(saved: Vec<SavedRequest<B>>) -> Result<Self, GuestFault> {
+    /// The number that the next request gets: device state too, for numbers rise over the device's whole life.
+    pub fn next_id(&self) -> u64 {
+        self.next_id
+    }
+
+    /// The list of a captured state, whose next request gets the number `next_id`. Whoever continues from that state
+    /// has consent for all of it, so each request waits only for [`RequestList::release_any`].
+    pub fn load(saved: Vec<SavedRequest<B>>, next_id: u64) -> Result<Self, GuestFault> {
         let mut list = Self::default();
-        for SavedRequest { queue, head, body } in saved {
+        for SavedRequest {
+            id,
+            queue,
+            head,
+            body,
+        } in saved
+        {
+            if id < list.next_id || id >= next_id {
+                return Err(GuestFault(format!(
+                    "request {id} is not in the order of its number"
+                )));
+            }
+            list.next_id = id;
             list.push(queue, head, Stage::Captured(0), body)?;
         }
+        list.next_id = next_id;
         Ok(list)
     }
 }
@@ -269,10 +299,31 @@ mod tests {
         let mut list = list_of(&[Stage::Released, Stage::Held, Stage::Captured(3)]);
         list.finish(0);
         list.push(0, 0, Stage::Held, 30).unwrap();
-        let mut loaded = RequestList::load(list.save()).unwrap();
-        let bodies: Vec<u32> =
-            std::iter::from_fn(|| loaded.release_any().map(|request| request.body)).collect();
-        assert_eq!(bodies, [1, 2, 30]);
+        let mut loaded = RequestList::load(list.save(), list.next_id()).unwrap();
+        let requests: Vec<(u64, u32)> =
+            std::iter::from_fn(|| loaded.release_any().map(|request| (request.id, request.body))).collect();
+        assert_eq!(requests, [(1, 1), (2, 2), (3, 30)]);
+    }
+
+    #[test]
+    fn numbers_rise_over_a_takeover_also_when_the_list_is_empty() {
+        let mut list = list_of(&[Stage::Released, Stage::Released]);
+        list.finish(0);
+        let mut loaded = RequestList::load(list.save(), list.next_id()).unwrap();
+        assert_eq!(loaded.push(0, 7, Stage::Held, 7).unwrap(), 2);
+        list.finish(1);
+        let mut empty = RequestList::load(list.save(), list.next_id()).unwrap();
+        assert_eq!(empty.push(0, 0, Stage::Held, 7).unwrap(), 2);
+    }
+
+    #[test]
+    fn a_list_whose_numbers_do_not_rise_is_refused() {
+        let saved = || list_of(&[Stage::Held, Stage::Held]).save();
+        let mut swapped = saved();
+        swapped.swap(0, 1);
+        assert!(RequestList::load(swapped, 2).is_err());
+        assert!(RequestList::load(saved(), 1).is_err());
+        assert!(RequestList::load(saved(), 2).is_ok());
     }
 
     #[test]

@@ -1,0 +1,89 @@
+//! The machine's disks: their images, who watches them, and what captured states ask of them.
+
+use std::sync::Arc;
+
+use super::parts::find;
+use super::{Machine, MachineError};
+use crate::devices::Device;
+use crate::disk::{Disk, DiskConfig, Operation};
+use crate::state::{StateBlob, StateError, StateKind};
+use crate::virtio::block::Block;
+use crate::watch::DiskWatch;
+
+/// What a captured state asks of a disk.
+pub struct DiskOperation {
+    /// Which disk, in the order of [`super::MachineSpec::disks`].
+    pub disk: usize,
+    /// Number of the request, rising over the life of the disk.
+    pub id: u64,
+    /// What is to be done; never a read.
+    pub operation: Operation,
+}
+
+impl Machine {
+    /// Opens a disk's image. See [`Block::attach`].
+    pub fn attach_disk(&self, id: &str, config: &DiskConfig) -> Result<(), MachineError> {
+        let disk = Disk::open(config)?;
+        Ok(find(&self.parts.disks, id)?.with_backend(|block| block.attach(disk))?)
+    }
+
+    /// From the next [`Machine::attach_disk`] on, `watch` is told of all changes of the disk.
+    pub fn watch_disk(&self, id: &str, watch: Arc<dyn DiskWatch>) -> Result<(), MachineError> {
+        find(&self.parts.disks, id)?.with_backend(|block| block.set_watch(watch));
+        Ok(())
+    }
+
+    /// The image that is attached already has all outputs up to request `request`, and durably. After a load: they are
+    /// finished without I/O.
+    pub fn note_applied(&self, id: &str, request: u64) -> Result<(), MachineError> {
+        find(&self.parts.disks, id)?.with_backend(|block| block.note_applied(request));
+        Ok(())
+    }
+
+    /// A disk's image, once it is attached.
+    pub fn disk_image(&self, id: &str) -> Result<Option<Arc<Disk>>, MachineError> {
+        Ok(find(&self.parts.disks, id)?.with_backend(|block| block.image()))
+    }
+
+    /// Waits until every released request of the disks is finished, and makes it durable. The machine must be paused: a
+    /// running guest could go on making more of them.
+    pub fn drain_disks(&self) {
+        self.parts.disks.iter().for_each(|(_, disk)| disk.drain());
+    }
+
+    /// The outputs that captured states list for the disks, in the order of each disk's list, with their bytes as they
+    /// lie in this machine's memory. Of each disk those whose number is above what `applied` says.
+    ///
+    /// # Errors
+    /// If the states do not fit this machine, or an output lies outside the disk or the memory.
+    pub fn disk_operations(
+        &self,
+        states: &[StateBlob],
+        applied: impl Fn(usize) -> Option<u64>,
+    ) -> Result<Vec<DiskOperation>, MachineError> {
+        let mut operations = Vec::new();
+        for (index, (id, disk)) in self.parts.disks.iter().enumerate() {
+            let blob = states
+                .iter()
+                .find(|blob| (blob.kind, blob.instance) == (StateKind::Virtio, disk.instance()))
+                .ok_or_else(|| StateError::Mismatch(format!("the disk {id} is missing")))?;
+            for request in disk.saved_requests(blob)? {
+                if applied(index).is_some_and(|applied| request.id() <= applied) {
+                    continue;
+                }
+                let operation = Block::operation(request.body(), None, self.memory())
+                    .map_err(|fault| StateError::Mismatch(format!("{id}: {fault}")))?;
+                if let Some(operation) = operation
+                    && !matches!(operation, Operation::Read { .. })
+                {
+                    operations.push(DiskOperation {
+                        disk: index,
+                        id: request.id(),
+                        operation,
+                    });
+                }
+            }
+        }
+        Ok(operations)
+    }
+}
