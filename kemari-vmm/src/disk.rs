@@ -15,6 +15,9 @@ use crate::virtio::block::SECTOR_BYTES;
 /// Alignment of buffers for direct I/O, in bytes: enough for every disk in use.
 const DIRECT_ALIGNMENT: usize = 4096;
 
+/// Zeros are written in steps of so many bytes.
+const ZERO_STEP_BYTES: usize = 1 << 20;
+
 /// How writes reach the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cache {
@@ -116,6 +119,15 @@ pub enum Operation {
         /// The bytes.
         data: Vec<u8>,
     },
+    /// Make a range read as zeros.
+    Zero {
+        /// From this byte on.
+        offset: u64,
+        /// So many.
+        bytes: u64,
+        /// Whether its storage may be given back.
+        unmap: bool,
+    },
     /// Make all that was written durable.
     Flush,
 }
@@ -125,6 +137,7 @@ impl Operation {
     pub fn changes(&self) -> Option<Range<u64>> {
         match self {
             Self::Write { offset, data } => Some(*offset..*offset + data.len() as u64),
+            Self::Zero { offset, bytes, .. } => Some(*offset..offset + bytes),
             Self::Read { .. } | Self::Flush => None,
         }
     }
@@ -223,6 +236,7 @@ impl Disk {
         match operation {
             Operation::Read { offset, bytes } => self.read(offset, bytes),
             Operation::Write { offset, data } => self.write(offset, data).map(|()| Vec::new()),
+            Operation::Zero { offset, bytes, .. } => self.zero(offset, bytes).map(|()| Vec::new()),
             Operation::Flush => self.flush().map(|()| Vec::new()),
         }
     }
@@ -245,6 +259,20 @@ impl Disk {
         let mut buffer = AlignedBuffer::new(data.len());
         buffer.bytes().copy_from_slice(&data);
         self.file.write_all_at(buffer.bytes(), offset)
+    }
+}
+
+impl Disk {
+    /// Makes a range read as zeros.
+    fn zero(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        let zeros = vec![0; ZERO_STEP_BYTES];
+        let mut done = 0;
+        while done < bytes {
+            let step = (bytes - done).min(ZERO_STEP_BYTES as u64);
+            self.write(offset + done, zeros[..step as usize].to_vec())?;
+            done += step;
+        }
+        Ok(())
     }
 }
 

@@ -55,14 +55,9 @@ impl Parts {
             mmio: Vec::new(),
             events,
         };
-        for DiskSpec {
-            id,
-            serial,
-            read_only,
-        } in &spec.disks
-        {
+        for DiskSpec { id, block } in &spec.disks {
             let (instance, gsi) = parts.slot(2)?;
-            let disk = VirtioDevice::new(hub.clone(), id, instance, gsi, Block::new(serial, *read_only));
+            let disk = VirtioDevice::new(hub.clone(), id, instance, gsi, Block::new(block.clone()));
             parts.virtio.push(disk.clone());
             parts.disks.push((id.clone(), disk));
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::boot::Kernel;
+use crate::virtio::block::BlockSpec;
 
 /// Most vCPUs of a machine.
 pub const VCPUS_MAX: u8 = 8;
@@ -23,10 +24,8 @@ pub struct NetSpec {
 pub struct DiskSpec {
     /// Names the disk and its event channels, as `blk0`.
     pub id: String,
-    /// What the guest reads as its serial number, up to 20 bytes.
-    pub serial: String,
-    /// Whether writes are refused.
-    pub read_only: bool,
+    /// What the guest sees of it.
+    pub block: BlockSpec,
 }
 
 /// What a machine is made of. Both hosts' machines are made from equal ones.

@@ -71,6 +71,11 @@ impl Segments {
         self.0.iter().map(|segment| u64::from(segment.length)).sum()
     }
 
+    /// Number of ranges, empty ones included.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// Whether there is no byte in it.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use kemari_vmm::devices::Device;
 use kemari_vmm::devices::hub::Hub;
-use kemari_vmm::virtio::block::Block;
+use kemari_vmm::virtio::block::{Block, BlockSpec};
 use kemari_vmm::virtio::net::Net;
 use kemari_vmm::virtio::rng::Rng;
 use vm_memory::{Bytes, GuestAddress};
@@ -205,7 +205,7 @@ fn a_disk_stands_anything() {
 #[test]
 fn a_disk_without_an_image_stands_anything() {
     let _watchdog = Watchdog::new("a tormented disk without an image", 60);
-    let bench = Bench::new(Block::new("none", true));
+    let bench = Bench::new(Block::new(BlockSpec::new("none", true)));
     torment(bench.device.clone(), bench.hub.clone(), 1, 72);
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kemari_vmm::devices::Device;
 use kemari_vmm::memory::{Memory, PAGE_BYTES};
-use kemari_vmm::virtio::block::Block;
+use kemari_vmm::virtio::block::{Block, BlockSpec};
 use kemari_vmm::virtio::device::VirtioDevice;
 use kemari_vmm::virtio::rng::Rng;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
@@ -195,7 +195,7 @@ fn move_on(old: Bench<Block>, image: &tempfile::NamedTempFile, model: &mut Model
     let old_device: Arc<VirtioDevice<Block>> = old.device;
     // What was released before may still be on its way to the image; the same bytes are written again below.
     drop(old_device);
-    let new = Bench::with_memory(Block::new("bench", false), memory);
+    let new = Bench::with_memory(Block::new(BlockSpec::new("bench", false)), memory);
     new.device.load(&state).expect("the state of an equal device");
     assert_eq!(new.device.save(), state);
     new.device
@@ -290,7 +290,7 @@ fn a_request_outside_the_memory_is_not_taken_over() {
     };
     let load = |state: &kemari_vmm::state::StateBlob| {
         let small = Memory::from_ranges(&[(GuestAddress(0), BUFFERS as usize)]).expect("a little memory");
-        Bench::with_memory(Block::new("bench", false), small)
+        Bench::with_memory(Block::new(BlockSpec::new("bench", false)), small)
             .device
             .load(state)
     };

@@ -153,11 +153,12 @@ fn a_state_of_another_kind_version_or_machine_is_refused_with_the_reason() {
         // A device's version is found when it is loaded.
         let mut changed = states.clone();
         changed[index].version += 1;
+        let found = changed[index].version;
         let (kind, instance) = (states[index].kind, states[index].instance);
         for result in [standby.try_on(&changed), standby.load(&changed, false)] {
             let error = result.expect_err("another version").to_string();
             assert!(
-                error.contains(&format!("the state of {kind:?} {instance} has version 2")),
+                error.contains(&format!("the state of {kind:?} {instance} has version {found}")),
                 "{error}"
             );
         }
@@ -179,7 +180,7 @@ fn a_state_of_another_kind_version_or_machine_is_refused_with_the_reason() {
 
     // Another machine: a serial number, a card, the number of devices.
     let mut other = Rig::without_network("", 64);
-    other.spec.disks[0].serial = "another".into();
+    other.spec.disks[0].block.serial = "another".into();
     let error = other
         .machine()
         .load(&states, false)

@@ -145,6 +145,8 @@ mod tests {
             cache,
             read_only: false,
             serial: None,
+            block_size: 512,
+            queues: 1,
             shared: true,
         }
     }

@@ -29,6 +29,14 @@ fn one() -> u8 {
     1
 }
 
+fn sector() -> u32 {
+    512
+}
+
+fn one_queue() -> u16 {
+    1
+}
+
 fn yes() -> bool {
     true
 }
@@ -62,6 +70,12 @@ pub struct Disk {
     /// Serial number that the guest can read, at most 20 bytes; the id if absent.
     #[serde(default)]
     pub serial: Option<String>,
+    /// Bytes of a logical block that the guest sees: 512 or 4096.
+    #[serde(default = "sector")]
+    pub block_size: u32,
+    /// Number of queues, 1 to 8: one a vCPU serves guests that write from many.
+    #[serde(default = "one_queue")]
+    pub queues: u16,
     /// Whether the hosts see one and the same disk.
     #[serde(default = "yes")]
     pub shared: bool,

@@ -21,6 +21,10 @@ const DEVICES_MAX: usize = 15;
 const ID_BYTES_MAX: usize = 16;
 /// Longest serial number of a virtio disk, in bytes (virtio 1.2, section 5.2.6).
 const SERIAL_BYTES_MAX: usize = 20;
+/// Numbers of queues of a disk.
+const DISK_QUEUES: RangeInclusive<u16> = 1..=8;
+/// Bytes of a disk's logical block.
+const DISK_BLOCK_BYTES: [u32; 2] = [512, 4096];
 /// Longest name of a network device in Linux, in bytes.
 const TAP_BYTES_MAX: usize = 15;
 /// Most etcd endpoints.
@@ -129,6 +133,16 @@ fn devices(config: &Config, wrong: &mut Wrong) {
             wrong.at(
                 &["disk", &index, "serial"],
                 format!("the serial number `{serial}` must be at most {SERIAL_BYTES_MAX} printable ASCII characters"),
+            );
+        }
+        wrong.range(&["disk", &index, "queues"], disk.queues, DISK_QUEUES);
+        if !DISK_BLOCK_BYTES.contains(&disk.block_size) {
+            wrong.at(
+                &["disk", &index, "block_size"],
+                format!(
+                    "`disk.block_size` is {}, but must be 512 or 4096",
+                    disk.block_size
+                ),
             );
         }
         for (name, host) in &config.hosts {

@@ -8,6 +8,7 @@ use anyhow::Context;
 use kemari_vmm::boot::{BootConfig, Kernel};
 use kemari_vmm::disk::{Cache as DiskCache, DiskConfig};
 use kemari_vmm::machine::{DiskSpec, EventSink, Machine, MachineSpec, NetSpec};
+use kemari_vmm::virtio::block::BlockSpec;
 
 use crate::config::{Cache, Config, Console};
 
@@ -27,8 +28,12 @@ pub fn machine_spec(config: &Config) -> anyhow::Result<MachineSpec> {
             .iter()
             .map(|disk| DiskSpec {
                 id: disk.id.clone(),
-                serial: disk.serial().into(),
-                read_only: disk.read_only,
+                block: BlockSpec {
+                    serial: disk.serial().into(),
+                    read_only: disk.read_only,
+                    block_bytes: disk.block_size,
+                    queues: disk.queues,
+                },
             })
             .collect(),
         nets: config

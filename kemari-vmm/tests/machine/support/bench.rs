@@ -8,7 +8,7 @@ use kemari_vmm::devices::hub::Hub;
 use kemari_vmm::disk::{Cache, Disk, DiskConfig};
 use kemari_vmm::memory::Memory;
 use kemari_vmm::virtio::Backend;
-use kemari_vmm::virtio::block::Block;
+use kemari_vmm::virtio::block::{Block, BlockSpec};
 use kemari_vmm::virtio::device::VirtioDevice;
 use tempfile::NamedTempFile;
 use vm_memory::GuestAddress;
@@ -74,7 +74,7 @@ pub fn disk(path: &Path) -> Disk {
 
 /// A disk on a bench.
 pub fn block_bench(image: &NamedTempFile) -> Bench<Block> {
-    let bench = Bench::new(Block::new("bench", false));
+    let bench = Bench::new(Block::new(BlockSpec::new("bench", false)));
     bench
         .device
         .with_backend(|block| block.attach(disk(image.path())))

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use kemari_vmm::boot::{BootConfig, Kernel};
 use kemari_vmm::disk::{Cache, DiskConfig, DiskError};
 use kemari_vmm::machine::{DiskSpec, Machine, MachineError, MachineEvent, MachineSpec, NetSpec};
+use kemari_vmm::virtio::block::BlockSpec;
 use tempfile::NamedTempFile;
 
 use super::network;
@@ -79,8 +80,7 @@ impl Rig {
             kernel: Arc::new(Kernel::open(&config).expect("the bare guest is a kernel")),
             disks: vec![DiskSpec {
                 id: "blk0".into(),
-                serial: "kemari-test".into(),
-                read_only: false,
+                block: BlockSpec::new("kemari-test", false),
             }],
             nets: vec![NetSpec {
                 id: "net0".into(),

@@ -1,21 +1,22 @@
 //! virtio-blk: a disk on a file or block device of the host (virtio 1.2, section 5.2).
 
+mod config;
+mod request;
+
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Weak};
 
 use serde::{Deserialize, Serialize};
-use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_ID_BYTES,
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
-    VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
-};
+use virtio_bindings::virtio_blk::{VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK};
 
-use super::device::check_range;
 use super::segment::Segments;
 use super::{Backend, Chain, Completion, Completions, GuestFault, Nature, QueueRole, QueueSpec, Submission};
 use crate::disk::{Disk, DiskError, DiskJob, Operation};
 use crate::memory::Memory;
 use crate::watch::{DiskWatch, Watched};
+
+use request::Limits;
+pub use request::{BlockRequest, Kind};
 
 /// Bytes of a sector, the unit of virtio-blk's addresses.
 pub const SECTOR_BYTES: u64 = 512;
@@ -26,10 +27,60 @@ const SEGMENTS_MAX: u32 = 254;
 /// Most data of one request, in bytes.
 const REQUEST_BYTES_MAX: u64 = 64 << 20;
 
+/// Most sectors of one discard or write-zeroes, which has one range.
+const ZERO_SECTORS_MAX: u32 = (REQUEST_BYTES_MAX / SECTOR_BYTES) as u32;
+
+/// Most queues of a disk: one for each vCPU that a machine may have.
+pub const QUEUES_MAX: u16 = 8;
+
+/// The queues by number, with their names behind the disk's.
+static QUEUES: [QueueSpec; QUEUES_MAX as usize] = [
+    queue(""),
+    queue(".1"),
+    queue(".2"),
+    queue(".3"),
+    queue(".4"),
+    queue(".5"),
+    queue(".6"),
+    queue(".7"),
+];
+
+const fn queue(suffix: &'static str) -> QueueSpec {
+    QueueSpec {
+        suffix,
+        entries_max: 256,
+        role: QueueRole::Requests,
+    }
+}
+
+/// What of a disk the guest sees, the same on every host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockSpec {
+    /// Serial number; the guest sees the first 20 bytes.
+    pub serial: String,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// Bytes of a logical block: 512 or 4096. Requests are whole blocks.
+    pub block_bytes: u32,
+    /// Number of queues, 1 to [`QUEUES_MAX`].
+    pub queues: u16,
+}
+
+impl BlockSpec {
+    /// A disk with one queue and blocks of a sector.
+    pub fn new(serial: &str, read_only: bool) -> Self {
+        Self {
+            serial: serial.into(),
+            read_only,
+            block_bytes: SECTOR_BYTES as u32,
+            queues: 1,
+        }
+    }
+}
+
 /// A disk.
 pub struct Block {
-    serial: String,
-    read_only: bool,
+    spec: BlockSpec,
     capacity_sectors: u64,
     completions: Option<Weak<dyn Completions>>,
     worker: Option<(Sender<DiskJob>, Arc<Disk>)>,
@@ -40,43 +91,18 @@ pub struct Block {
     applied: Option<u64>,
 }
 
-/// What a guest asks of its disk.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct BlockRequest {
-    kind: Kind,
-    data: Segments,
-    /// Guest physical address of the status byte.
-    status: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Kind {
-    Read {
-        sector: u64,
-    },
-    Write {
-        sector: u64,
-    },
-    Flush,
-    GetId,
-    /// Beyond the disk's end, a write to a read-only disk, or an unknown type: answered with this status.
-    Refused(u8),
-}
-
 /// What of a disk is neither transport nor queue nor request.
 #[derive(Serialize, Deserialize)]
 pub struct BlockState {
-    serial: String,
-    read_only: bool,
+    spec: BlockSpec,
     capacity_sectors: u64,
 }
 
 impl Block {
-    /// A disk whose image is not opened yet. `serial` is cut to 20 bytes.
-    pub fn new(serial: &str, read_only: bool) -> Self {
+    /// A disk whose image is not opened yet.
+    pub fn new(spec: BlockSpec) -> Self {
         Self {
-            serial: serial.into(),
-            read_only,
+            spec,
             capacity_sectors: 0,
             completions: None,
             worker: None,
@@ -134,17 +160,11 @@ impl Block {
         Ok(())
     }
 
-    fn kind_of(&self, request_type: u32, sector: u64, bytes: u64) -> Kind {
-        let aligned = bytes.is_multiple_of(SECTOR_BYTES) && bytes <= REQUEST_BYTES_MAX;
-        let end = sector.checked_add(bytes / SECTOR_BYTES);
-        let fits = aligned && end.is_some_and(|end| end <= self.capacity_sectors);
-        match request_type {
-            VIRTIO_BLK_T_IN if fits => Kind::Read { sector },
-            VIRTIO_BLK_T_OUT if fits && !self.read_only => Kind::Write { sector },
-            VIRTIO_BLK_T_IN | VIRTIO_BLK_T_OUT => Kind::Refused(VIRTIO_BLK_S_IOERR as u8),
-            VIRTIO_BLK_T_FLUSH => Kind::Flush,
-            VIRTIO_BLK_T_GET_ID => Kind::GetId,
-            _ => Kind::Refused(VIRTIO_BLK_S_UNSUPP as u8),
+    fn limits(&self) -> Limits {
+        Limits {
+            read_only: self.spec.read_only,
+            block_bytes: self.spec.block_bytes,
+            capacity_sectors: self.capacity_sectors,
         }
     }
 
@@ -165,6 +185,15 @@ impl Block {
             Kind::Write { sector } => Operation::Write {
                 offset: sector * SECTOR_BYTES,
                 data: data.map_or_else(|| request.data.read(memory), Ok)?,
+            },
+            Kind::Zero {
+                sector,
+                sectors,
+                unmap,
+            } => Operation::Zero {
+                offset: sector * SECTOR_BYTES,
+                bytes: u64::from(sectors) * SECTOR_BYTES,
+                unmap,
             },
             Kind::Flush => Operation::Flush,
             Kind::GetId | Kind::Refused(_) => return Ok(None),
@@ -194,24 +223,15 @@ impl Backend for Block {
     }
 
     fn features(&self) -> u64 {
-        let read_only = if self.read_only { 1 << VIRTIO_BLK_F_RO } else { 0 };
-        read_only | 1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE
+        config::features(&self.spec)
     }
 
     fn queues(&self) -> &'static [QueueSpec] {
-        &[QueueSpec {
-            suffix: "",
-            entries_max: 256,
-            role: QueueRole::Requests,
-        }]
+        &QUEUES[..usize::from(self.spec.queues)]
     }
 
     fn config(&self) -> Vec<u8> {
-        let mut config = vec![0; 24];
-        config[..8].copy_from_slice(&self.capacity_sectors.to_le_bytes());
-        config[12..16].copy_from_slice(&SEGMENTS_MAX.to_le_bytes());
-        config[20..24].copy_from_slice(&(SECTOR_BYTES as u32).to_le_bytes());
-        config
+        config::space(&self.spec, self.capacity_sectors)
     }
 
     fn connect(&mut self, completions: Weak<dyn Completions>) {
@@ -224,41 +244,13 @@ impl Backend for Block {
         chain: Chain<'_>,
         memory: &Memory,
     ) -> Result<(BlockRequest, Nature), GuestFault> {
-        let (mut readable, mut writable) = Segments::of_chain(chain, memory)?;
-        let header = readable
-            .split_front(16)
-            .ok_or_else(|| GuestFault("a disk request without header".into()))?;
-        let header = header.read(memory)?;
-        let status = writable
-            .split_last_byte()
-            .ok_or_else(|| GuestFault("a disk request without status byte".into()))?;
-        let request_type = u32::from_le_bytes(header[..4].try_into().expect("the header has 16 bytes"));
-        let sector = u64::from_le_bytes(header[8..].try_into().expect("the header has 16 bytes"));
-        let data = if request_type == VIRTIO_BLK_T_OUT {
-            readable
-        } else {
-            writable
-        };
-        let kind = self.kind_of(request_type, sector, data.len());
-        let nature = match kind {
-            Kind::Write { .. } | Kind::Flush => Nature::Output,
-            Kind::Read { .. } | Kind::GetId | Kind::Refused(_) => Nature::Input,
-        };
-        Ok((BlockRequest { kind, data, status }, nature))
+        let request = BlockRequest::parse(chain, memory, self.limits())?;
+        let nature = request.kind.nature();
+        Ok((request, nature))
     }
 
     fn check(&self, request: &BlockRequest, memory: &Memory) -> Result<(), GuestFault> {
-        request.data.check(memory)?;
-        check_range(memory, request.status, 1)?;
-        let bytes = request.data.len();
-        let is_possible = match request.kind {
-            Kind::Read { sector } => self.kind_of(VIRTIO_BLK_T_IN, sector, bytes) == request.kind,
-            Kind::Write { sector } => self.kind_of(VIRTIO_BLK_T_OUT, sector, bytes) == request.kind,
-            Kind::Flush | Kind::GetId | Kind::Refused(_) => true,
-        };
-        is_possible
-            .then_some(())
-            .ok_or_else(|| GuestFault(format!("a {:?} beyond the disk's end", request.kind)))
+        request.check(memory, self.limits())
     }
 
     fn copy_aside(&self, request: &BlockRequest, memory: &Memory) -> Result<Vec<u8>, GuestFault> {
@@ -277,15 +269,19 @@ impl Backend for Block {
     ) -> Result<Submission, GuestFault> {
         let written = match request.kind {
             Kind::GetId => {
-                let mut id = self.serial.clone().into_bytes();
+                let mut id = self.spec.serial.clone().into_bytes();
                 id.resize(VIRTIO_BLK_ID_BYTES as usize, 0);
                 request.data.write(&id, memory)?
             }
             Kind::Refused(status) => {
                 return Self::answer(request, u32::from(status), 0, memory).map(Submission::Done);
             }
-            Kind::Write { .. } | Kind::Flush if self.applied.is_some_and(|applied| id <= applied) => 0,
-            Kind::Read { .. } | Kind::Write { .. } | Kind::Flush => {
+            Kind::Write { .. } | Kind::Zero { .. } | Kind::Flush
+                if self.applied.is_some_and(|applied| id <= applied) =>
+            {
+                0
+            }
+            Kind::Read { .. } | Kind::Write { .. } | Kind::Zero { .. } | Kind::Flush => {
                 let operation = Self::operation(request, data, memory)?;
                 if operation.is_some_and(|operation| self.send(DiskJob { id, operation })) {
                     return Ok(Submission::Pending);
@@ -311,7 +307,7 @@ impl Backend for Block {
                 tracing::error!(
                     "a {:?} of the disk {:?} failed: {error}",
                     request.kind,
-                    self.serial
+                    self.spec.serial
                 );
                 Self::answer(request, VIRTIO_BLK_S_IOERR, 0, memory)
             }
@@ -324,22 +320,23 @@ impl Backend for Block {
         {
             tracing::error!(
                 "the disk {:?} could not be flushed at the end: {error}",
-                self.serial
+                self.spec.serial
             );
         }
     }
 
     fn save(&self) -> BlockState {
         BlockState {
-            serial: self.serial.clone(),
-            read_only: self.read_only,
+            spec: self.spec.clone(),
             capacity_sectors: self.capacity_sectors,
         }
     }
 
     fn load(&mut self, state: BlockState) -> Result<(), String> {
-        if (&state.serial, state.read_only) != (&self.serial, self.read_only) {
-            return Err("another serial number, or read-only on one host only".into());
+        if state.spec != self.spec {
+            return Err(
+                "another serial number, block size or number of queues, or read-only on one host only".into(),
+            );
         }
         self.capacity_sectors = state.capacity_sectors;
         Ok(())
