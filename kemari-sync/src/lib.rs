@@ -25,7 +25,7 @@ pub use faults::Fault;
 #[cfg(feature = "faults")]
 pub use faults::inject;
 pub use primary::{
-    CAPTURE_FAILURES_MAX, CopyLimits, Mode, OnSecondaryLoss, Primary, PrimaryAction, PrimaryConfig,
+    CAPTURE_FAILURES_MAX, CopyLimits, Mode, OnSecondaryLoss, Pace, Primary, PrimaryAction, PrimaryConfig,
     PrimaryEvent, Reign, SessionId,
 };
 pub use record::{

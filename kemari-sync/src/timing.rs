@@ -20,6 +20,8 @@ pub struct Timing {
     pub ask_retry_ms: u64,
     /// At least so often a sync starts, also without output.
     pub max_interval_ms: u64,
+    /// In [`crate::Mode::Interval`], so often.
+    pub interval_ms: u64,
     /// Pause before a failed fence or restore is tried again.
     pub takeover_retry_ms: u64,
 }
@@ -34,6 +36,7 @@ impl Default for Timing {
             won_stall_ms: 3_000,
             ask_retry_ms: 200,
             max_interval_ms: 1_000,
+            interval_ms: 25,
             takeover_retry_ms: 1_000,
         }
     }
@@ -61,6 +64,7 @@ impl Timing {
         least("heartbeat_ms", self.heartbeat_ms, 1)?;
         least("ask_retry_ms", self.ask_retry_ms, 1)?;
         least("max_interval_ms", self.max_interval_ms, 1)?;
+        least("interval_ms", self.interval_ms, 1)?;
         least("takeover_retry_ms", self.takeover_retry_ms, 1)?;
         // Two lost or late heartbeats are not yet a silence.
         least("suspicion_ms", self.suspicion_ms, 3 * self.heartbeat_ms)?;

@@ -29,7 +29,7 @@ const SEEDS_MAX: [(Fault, u64); 22] = [
     (Fault::ResurrectStop, 600),
     (Fault::ColdBootOverPeer, 400),
     (Fault::AskUnrecorded, 400),
-    (Fault::StopBeforeDrained, 600),
+    (Fault::StopBeforeDrained, 2_000),
     (Fault::AckFromAnybody, 200),
     (Fault::AckAcrossReset, 100),
     (Fault::ForgetRequest, 400),

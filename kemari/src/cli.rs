@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::certs::DAYS_DEFAULT;
-use crate::control::{Direction, TAP_SECONDS_MAX};
+use crate::control::{Direction, PaceChange, TAP_SECONDS_MAX};
 
 pub use commands::{Next, Start, perform};
 pub use log::init as init_log;
@@ -23,6 +23,7 @@ Examples:
   kemari status                           role, term, protection, and why something waits
   kemari tap net0.tx --direction out      how often does the guest send?
   kemari switchover                       the other host goes on with the VM, nothing is lost
+  kemari mode lockstep                    change how syncs are made, while the VM runs
   kemari stop                             end the VM on both hosts, cleanly
   kemari certs set --hosts a,b            certificates for the link between the hosts
 
@@ -146,6 +147,19 @@ pub enum Action {
         #[command(flatten)]
         target: Target,
     },
+    /// Change how often syncs are made, while the VM runs.
+    ///
+    /// lockstep: output starts a sync, and the guest waits for it. pipelined: it runs on, and its output waits. interval:
+    /// the clock alone starts a sync. It holds until this process ends, or another host goes on with the VM: that one
+    /// begins with the configuration's pace. Said to the primary.
+    Mode {
+        /// What changes.
+        #[command(flatten)]
+        change: PaceChange,
+        /// Whom to ask.
+        #[command(flatten)]
+        target: Target,
+    },
     /// End the VM on both hosts, cleanly.
     ///
     /// The guest is not asked: it is as if its power was cut, after a last sync, with all its I/O finished. Shut it
@@ -186,6 +200,7 @@ pub struct Here {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Mode;
     use clap::CommandFactory;
 
     #[test]
@@ -209,6 +224,28 @@ mod tests {
             }
         ));
         assert!(Cli::try_parse_from(["kemari", "tap", "net0.tx", "--seconds", "0"]).is_err());
+        let cli = Cli::parse_from([
+            "kemari",
+            "mode",
+            "interval",
+            "--interval-ms",
+            "40",
+            "--socket",
+            "/x",
+        ]);
+        assert!(matches!(
+            cli.action,
+            Action::Mode {
+                change: PaceChange {
+                    mode: Some(Mode::Interval),
+                    interval_ms: Some(40),
+                    max_dirty_pages: None,
+                    ..
+                },
+                ..
+            }
+        ));
+        assert!(Cli::try_parse_from(["kemari", "mode"]).is_err());
         assert!(Cli::try_parse_from(["kemari", "status", "vm.toml", "--socket", "/x"]).is_err());
     }
 }

@@ -8,13 +8,18 @@ mod client;
 mod server;
 mod status;
 mod tap;
+mod timings;
 
+use clap::Args;
 use serde::{Deserialize, Serialize};
+
+use crate::config::Mode;
 
 pub use client::{Client, ClientError};
 pub use server::{Server, ServerError, TapSink};
 pub use status::{Counters, Peer, Protection, Role, Status, Takeover};
 pub use tap::{Bucket, Direction, TAP_SECONDS_MAX, TapLine, TapRequest, TapStatistics};
+pub use timings::{Histogram, Timings};
 
 /// Longest line either way, in bytes.
 pub const LINE_BYTES_MAX: usize = 64 << 10;
@@ -49,6 +54,26 @@ pub enum Command {
     Takeover,
     /// Exchange the roles, losing nothing.
     Switchover,
+    /// Change the pace of the syncs while the VM runs.
+    Pace(PaceChange),
+}
+
+/// What of the pace changes; what is `None` stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Args)]
+#[group(required = true, multiple = true)]
+pub struct PaceChange {
+    /// What starts a sync, and what the guest does meanwhile.
+    #[arg(value_enum)]
+    pub mode: Option<Mode>,
+    /// Time between two syncs in mode `interval`, in ms.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=3_600_000))]
+    pub interval_ms: Option<u32>,
+    /// Longest time between two syncs in any mode, in ms.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=3_600_000))]
+    pub max_interval_ms: Option<u32>,
+    /// Dirty pages of 4 KiB that start a sync in any mode.
+    #[arg(long, value_name = "N")]
+    pub max_dirty_pages: Option<u32>,
 }
 
 /// One line of an answer.

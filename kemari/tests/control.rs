@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use kemari::control::{
     CONNECTIONS_MAX, Client, ClientError, Command, Control, Counters, Direction, LINE_BYTES_MAX, Peer,
-    Protection, Role, Server, ServerError, Status, TapLine, TapRequest, TapSink, TapStatistics,
+    Protection, Role, Server, ServerError, Status, TapLine, TapRequest, TapSink, TapStatistics, Timings,
 };
 
 #[derive(Default)]
@@ -46,6 +46,8 @@ fn status() -> Status {
             ..Counters::default()
         },
         takeover: None,
+        pace: None,
+        timings: Timings::default(),
     }
 }
 

@@ -38,6 +38,7 @@ pub(super) fn timing(suspicious: bool, stalled: bool) -> Timing {
         won_stall_ms: u64::from(!stalled),
         ask_retry_ms: 0,
         max_interval_ms: NEVER_MS,
+        interval_ms: NEVER_MS,
         takeover_retry_ms: 0,
     }
 }

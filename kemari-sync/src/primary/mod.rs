@@ -12,8 +12,8 @@ mod sync;
 mod types;
 
 pub use types::{
-    CAPTURE_FAILURES_MAX, CopyLimits, Mode, OnSecondaryLoss, PrimaryAction, PrimaryConfig, PrimaryEvent,
-    Reign, SessionId,
+    CAPTURE_FAILURES_MAX, CopyLimits, Mode, OnSecondaryLoss, Pace, PrimaryAction, PrimaryConfig,
+    PrimaryEvent, Reign, SessionId,
 };
 
 use crate::consent::AskId;
@@ -67,6 +67,8 @@ pub struct Primary {
     /// What the secondary of this pair, or of the pair to be, can stage. It outlives a session.
     staging_pages_max: u64,
     output_pending: bool,
+    /// More pages are dirty than a sync should carry.
+    dirty_limit: bool,
     last_capture_ms: u64,
     capture_failures: u32,
     paused: bool,
@@ -93,6 +95,7 @@ impl Primary {
             next_epoch: reign.last_epoch + 1,
             staging_pages_max: 0,
             output_pending: false,
+            dirty_limit: false,
             last_capture_ms: now_ms,
             capture_failures: 0,
             paused: false,
@@ -157,6 +160,7 @@ impl Primary {
             PrimaryEvent::OperatorUnprotect => self.on_unprotect(actions),
             PrimaryEvent::OperatorProtect => self.protection_wanted = true,
             PrimaryEvent::OperatorSwitchover => self.on_switchover(actions),
+            PrimaryEvent::OperatorPace(pace) => self.set_pace(pace),
             PrimaryEvent::Drained => self.on_drained(),
             PrimaryEvent::HostFailing { reason } => self.hand_over(&reason, actions),
         }
@@ -197,9 +201,7 @@ impl Primary {
             .session
             .as_ref()
             .map(|session| self.session_deadline(session));
-        let interval = self
-            .may_sync()
-            .then(|| self.last_capture_ms + self.config.timing.max_interval_ms);
+        let interval = self.may_sync().then(|| self.last_capture_ms + self.interval_ms());
         let asks = [
             self.pairing_deadline(),
             self.parting.as_ref().and_then(Parting::deadline),

@@ -199,6 +199,7 @@ impl Primary {
         (self.parting, self.lost_since_ms, self.acked) = (None, None, None);
         self.give_back_sync(actions);
         self.output_pending = false;
+        self.dirty_limit = false;
         self.switchover_failed(cause, actions);
         self.send(Message::Goodbye(Goodbye::Alone(reason_text(cause))), actions);
         self.close(cause, actions);

@@ -7,7 +7,7 @@ use crate::wire::{Begin, CommitId};
 
 use super::parting::Cause;
 use super::types::CAPTURE_FAILURES_MAX;
-use super::{Actions, Mode, Primary, PrimaryAction, SessionId, Standing};
+use super::{Actions, Mode, Pace, Primary, PrimaryAction, SessionId, Standing};
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Stage {
@@ -59,11 +59,27 @@ impl Primary {
     }
 
     pub(super) fn start_sync(&mut self, actions: &mut Actions) {
-        let interval_is_over = self.now_ms >= self.last_capture_ms + self.config.timing.max_interval_ms;
-        let is_wanted = self.stop.is_some() || self.switchover.is_some();
-        if self.may_sync() && (self.output_pending || is_wanted || interval_is_over) {
+        let interval_is_over = self.now_ms >= self.last_capture_ms + self.interval_ms();
+        let is_wanted = self.stop.is_some() || self.switchover.is_some() || self.dirty_limit;
+        let output_starts = self.output_pending && self.config.mode != Mode::Interval;
+        if self.may_sync() && (output_starts || is_wanted || interval_is_over) {
             self.capture(actions);
         }
+    }
+
+    /// Time from one capture to the next, at most.
+    pub(super) fn interval_ms(&self) -> u64 {
+        let timing = &self.config.timing;
+        match self.config.mode {
+            Mode::Interval => timing.interval_ms.min(timing.max_interval_ms),
+            Mode::Lockstep | Mode::Pipelined => timing.max_interval_ms,
+        }
+    }
+
+    pub(super) fn set_pace(&mut self, pace: Pace) {
+        self.config.mode = pace.mode;
+        self.config.timing.interval_ms = pace.interval_ms;
+        self.config.timing.max_interval_ms = pace.max_interval_ms;
     }
 
     pub(super) fn capture(&mut self, actions: &mut Actions) {
@@ -95,7 +111,7 @@ impl Primary {
             return;
         }
         // As output does, it starts a sync; until that can be, the guest may not make the next one larger still.
-        self.output_pending = true;
+        self.dirty_limit = true;
         if !self.may_sync() && !self.paused {
             self.paused = true;
             actions.push(PrimaryAction::Pause);
@@ -122,13 +138,14 @@ impl Primary {
         sync.last_here &= !stop_wanted;
         let stop_sync = sync.stop;
         self.output_pending = false;
+        self.dirty_limit = false;
         self.capture_failures = 0;
         let room = self.staging_pages_max;
         if pages > room {
             let text = format!("a sync of {pages} pages exceeds the secondary's staging of {room}");
             return self.sync_failed(&text, actions);
         }
-        if self.config.mode == Mode::Pipelined && !stop_sync {
+        if self.config.mode != Mode::Lockstep && !stop_sync {
             self.resume(actions);
         }
         if self.is_live() {

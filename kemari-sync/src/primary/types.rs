@@ -10,15 +10,29 @@ use crate::wire::{Begin, Message};
 /// Names one connection to a peer (both channels of it). Never used twice by one process.
 pub type SessionId = u64;
 
-/// What the guest does while a sync is under way.
+/// What starts a sync, and what the guest does while it is under way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// It stays paused until the ack.
-    #[default]
+    /// Output starts it; the guest stays paused until the ack.
     Lockstep,
-    /// It runs on after the capture, while its output waits.
+    /// Output starts it; the guest runs on after the capture, while its output waits.
+    #[default]
     Pipelined,
+    /// The clock alone starts it, every [`Timing::interval_ms`]; the guest runs on after the capture, and output waits
+    /// for the next sync that contains it. To compare with.
+    Interval,
+}
+
+/// What an operator may change of the syncs while they go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Pace {
+    /// From the next sync on.
+    pub mode: Mode,
+    /// See [`Timing::interval_ms`].
+    pub interval_ms: u64,
+    /// See [`Timing::max_interval_ms`].
+    pub max_interval_ms: u64,
 }
 
 /// What becomes of the VM when its secondary is lost.
@@ -61,7 +75,7 @@ pub struct PrimaryConfig {
     pub me: Incarnation,
     /// Digest of the configuration that both sides must share.
     pub config_digest: u64,
-    /// Whether the guest waits for the ack.
+    /// What starts a sync, and whether the guest waits for the ack.
     pub mode: Mode,
     /// Time-outs.
     pub timing: Timing,
@@ -149,6 +163,8 @@ pub enum PrimaryEvent {
     /// The operator exchanges the roles: the secondary goes on, and nothing is lost. See
     /// [`super::Primary::refuses_switchover`].
     OperatorSwitchover,
+    /// The operator changes the pace of the syncs.
+    OperatorPace(Pace),
     /// [`PrimaryAction::Drain`] is done.
     Drained,
     /// This host cannot go on running the VM: an internal error of KVM, a memory failure, its own disk or network.

@@ -35,29 +35,33 @@ pub enum CrashKind {
 /// Which VM the scenario is played with: boot, protection, outputs, a takeover, a new protection, a stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scenario {
-    /// The guest runs on while a sync is under way.
-    pub pipelined: bool,
+    /// What starts a sync, and what the guest does meanwhile.
+    pub mode: Mode,
     /// It has a disk that both hosts share.
     pub disk: bool,
 }
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self {
-            pipelined: false,
+            mode: Mode::Lockstep,
             disk: false,
         },
         Self {
-            pipelined: true,
+            mode: Mode::Pipelined,
             disk: false,
         },
         Self {
-            pipelined: false,
+            mode: Mode::Lockstep,
             disk: true,
         },
         Self {
-            pipelined: true,
+            mode: Mode::Pipelined,
+            disk: true,
+        },
+        Self {
+            mode: Mode::Interval,
             disk: true,
         },
     ];
@@ -192,12 +196,7 @@ fn run_once(
     traced: bool,
 ) -> (u64, Coverage) {
     inject(fault);
-    let mode = if scenario.pipelined {
-        Mode::Pipelined
-    } else {
-        Mode::Lockstep
-    };
-    let setup = Setup::new(mode, scenario.disk, DELAY_US);
+    let setup = Setup::new(scenario.mode, scenario.disk, DELAY_US);
     let rng = ChaCha8Rng::seed_from_u64(SEED);
     let mut world = World::begun(rng, setup, Script::scenario(), Steps::with(crashes), traced);
     world.run();

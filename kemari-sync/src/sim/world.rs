@@ -42,6 +42,7 @@ impl Setup {
             won_stall_ms: 250,
             ask_retry_ms: 15,
             max_interval_ms: 80,
+            interval_ms: 7,
             takeover_retry_ms: 60,
         };
         Self {
@@ -176,11 +177,7 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64, traced: bool) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mode = if rng.random_bool(0.5) {
-            Mode::Lockstep
-        } else {
-            Mode::Pipelined
-        };
+        let mode = [Mode::Lockstep, Mode::Pipelined, Mode::Interval][rng.random_range(0..3)];
         let has_disk = rng.random_bool(0.5);
         let delay_us = [300, 1_000, 4_000][rng.random_range(0..3)];
         let setup = Setup::new(mode, has_disk, delay_us);

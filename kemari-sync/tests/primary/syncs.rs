@@ -1,7 +1,7 @@
 //! Syncs: when one begins, and what its ack releases.
 
 use kemari_sync::wire::{CommitId, Heartbeat, Message};
-use kemari_sync::{Mode, PrimaryAction, PrimaryEvent, Timing};
+use kemari_sync::{Mode, Pace, PrimaryAction, PrimaryEvent, Timing};
 
 use PrimaryAction as Do;
 
@@ -100,4 +100,33 @@ fn a_sync_beyond_the_secondarys_staging_is_not_sent() {
         matches!(actions[..], [Do::CloseSession { .. }, Do::Ask { .. }]),
         "{actions:?}"
     );
+}
+
+#[test]
+fn in_interval_mode_the_clock_alone_starts_syncs_and_the_pace_can_be_changed() {
+    let mut bench = Bench::protected(Mode::Interval);
+    assert_eq!(bench.feed(PrimaryEvent::OutputPending), []);
+    assert_eq!(bench.wait(Timing::default().interval_ms - 1), []);
+    assert_eq!(bench.wait(1), [capture(2)]);
+    assert!(matches!(bench.captured(2)[..], [Do::Resume, Do::Transmit { .. }]));
+    bench.feed(PrimaryEvent::OutputPending);
+    assert_eq!(bench.ack(2), [Do::Release { epoch: 2 }]);
+    assert_eq!(bench.feed(PrimaryEvent::DirtyLimit), [capture(3)]);
+    bench.captured(3);
+    bench.feed(PrimaryEvent::OutputPending);
+    assert_eq!(bench.ack(3), [Do::Release { epoch: 3 }]);
+    let pace = Pace {
+        mode: Mode::Lockstep,
+        interval_ms: 25,
+        max_interval_ms: 1000,
+    };
+    assert_eq!(bench.feed(PrimaryEvent::OperatorPace(pace)), [capture(4)]);
+    assert!(matches!(bench.captured(4)[..], [Do::Transmit { .. }]));
+    // The guest waits for this ack, whatever the pace is by then.
+    let pace = Pace {
+        mode: Mode::Pipelined,
+        ..pace
+    };
+    assert_eq!(bench.feed(PrimaryEvent::OperatorPace(pace)), []);
+    assert_eq!(bench.ack(4), [Do::Release { epoch: 4 }, Do::Resume]);
 }

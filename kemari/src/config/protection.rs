@@ -1,20 +1,50 @@
 //! How a VM is protected, and the limits within which.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// What the guest does between the capture of a sync and its ack.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+/// What starts a sync, and what the guest does between its capture and its ack.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// It stays paused until the ack.
-    #[default]
+    /// Output starts it; the guest stays paused until the ack.
     Lockstep,
-    /// It runs on while its output waits.
+    /// Output starts it; the guest runs on while its output waits.
+    #[default]
     Pipelined,
+    /// The clock alone starts it; the guest runs on, and output waits for the next one.
+    Interval,
 }
+
+impl From<Mode> for kemari_sync::Mode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Lockstep => Self::Lockstep,
+            Mode::Pipelined => Self::Pipelined,
+            Mode::Interval => Self::Interval,
+        }
+    }
+}
+
+/// How often syncs are made: what of the configuration may be changed while the VM runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Pace {
+    /// What starts a sync.
+    pub mode: Mode,
+    /// Time between two syncs in [`Mode::Interval`], in ms.
+    pub interval_ms: u32,
+    /// Longest time between two syncs in any mode, in ms.
+    pub max_interval_ms: u32,
+    /// Dirty pages of 4 KiB that start a sync in any mode.
+    pub max_dirty_pages: u32,
+}
+
+/// Limits of [`Pace::interval_ms`] and [`Pace::max_interval_ms`].
+pub const INTERVAL_MS: RangeInclusive<u32> = 1..=3_600_000;
 
 /// What a primary does when its secondary is gone and it has won the right to act alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -33,8 +63,10 @@ pub enum OnSecondaryLoss {
 pub struct Protection {
     /// Whether the VM is protected at all.
     pub enabled: bool,
-    /// What the guest does during a sync.
+    /// What starts a sync, and what the guest does meanwhile.
     pub mode: Mode,
+    /// Time between two syncs in [`Mode::Interval`], in ms.
+    pub interval_ms: u32,
     /// Silence of the peer after which it is suspected, in ms.
     pub suspicion_timeout_ms: u32,
     /// Time between two heartbeats, in ms.
@@ -66,6 +98,7 @@ impl Default for Protection {
         Self {
             enabled: true,
             mode: Mode::default(),
+            interval_ms: 25,
             suspicion_timeout_ms: 1000,
             heartbeat_interval_ms: 100,
             reconnect_timeout_ms: 500,
@@ -111,6 +144,23 @@ impl Protection {
     /// [`Self::max_interval_ms`].
     pub fn max_interval(&self) -> Duration {
         Duration::from_millis(self.max_interval_ms.into())
+    }
+
+    /// How often syncs are made, to begin with.
+    pub fn pace(&self) -> Pace {
+        Pace {
+            mode: self.mode,
+            interval_ms: self.interval_ms,
+            max_interval_ms: self.max_interval_ms,
+            max_dirty_pages: self.max_dirty_pages,
+        }
+    }
+
+    /// Dirty pages that may start a sync, with staging as it is: it must hold twice as many, since a sync that was due
+    /// at the bound still grows until the guest is paused.
+    pub fn dirty_pages_range(&self) -> RangeInclusive<u32> {
+        let staged = self.staging_bytes_max() / (2 * 4096);
+        16..=u32::try_from(staged).unwrap_or(u32::MAX).min(1 << 28)
     }
 
     /// [`Self::staging_mib_max`] in bytes.

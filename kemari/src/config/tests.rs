@@ -275,7 +275,7 @@ fn the_digest_covers_what_is_common_and_nothing_else() {
     for (from, to) in [
         ("memory_mib = 512", "memory_mib = 513"),
         ("34:56", "34:57"),
-        ("lockstep", "pipelined"),
+        ("\"pipelined\"", "\"lockstep\""),
         ("demo-root", "x"),
     ] {
         assert_ne!(digest(&changed(from, to)), original, "{to}");

@@ -5,6 +5,9 @@ use std::fmt;
 use kemari_sync::{Epoch, Term};
 use serde::{Deserialize, Serialize};
 
+use super::Timings;
+use crate::config::{Mode, Pace};
+
 /// What a side is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -111,6 +114,12 @@ pub struct Status {
     pub arbiter: String,
     /// What happened so far.
     pub counters: Counters,
+    /// How often the primary makes syncs at present.
+    #[serde(default)]
+    pub pace: Option<Pace>,
+    /// How long the primary's syncs took.
+    #[serde(default)]
+    pub timings: Timings,
     /// The last takeover that this side carried out.
     #[serde(default)]
     pub takeover: Option<Takeover>,
@@ -196,7 +205,38 @@ impl fmt::Display for Status {
             c.last_sync_us,
             c.last_pause_us
         )?;
+        if let Some(pace) = &self.pace {
+            write!(f, "\n  pace        {pace}")?;
+        }
+        let Timings {
+            sync_us, pause_us, ..
+        } = &self.timings;
+        if sync_us.count > 0 {
+            write!(
+                f,
+                "\n  durations   sync: median {} us, 99 % {} us; pause: median {} us, 99 % {} us",
+                sync_us.quantile_us(0.5),
+                sync_us.quantile_us(0.99),
+                pause_us.quantile_us(0.5),
+                pause_us.quantile_us(0.99),
+            )?;
+        }
         Ok(())
+    }
+}
+
+impl fmt::Display for Pace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.mode {
+            Mode::Lockstep => f.write_str("lockstep")?,
+            Mode::Pipelined => f.write_str("pipelined")?,
+            Mode::Interval => write!(f, "interval of {} ms", self.interval_ms)?,
+        }
+        write!(
+            f,
+            "; a sync at the latest after {} ms or {} dirty pages",
+            self.max_interval_ms, self.max_dirty_pages
+        )
     }
 }
 

@@ -1,6 +1,7 @@
 //! A capture: the frames of one sync, taken at a pause and kept until the ack.
 
 use std::collections::HashSet;
+use std::time::Instant;
 
 use kemari_sync::SyncTally;
 use kemari_sync::wire::{
@@ -22,6 +23,8 @@ pub struct Capture {
     pub frames: Vec<u8>,
     /// Counts the frames.
     tally: SyncTally,
+    /// What the states, the search for dirty pages and their encoding took, in microseconds.
+    pub took_us: [u64; 3],
     /// Whether the guest has powered itself off in it.
     pub stop: bool,
 }
@@ -44,6 +47,7 @@ impl Capture {
         acked: &[StateBlob],
         buffer: Vec<u8>,
     ) -> Result<Self, Failed> {
+        let begun = Instant::now();
         machine.pause();
         let frozen = machine.freeze();
         if hold {
@@ -52,6 +56,7 @@ impl Capture {
         frozen.capture_output(epoch);
         let mut states = Vec::new();
         let saved = frozen.save_state(&mut states);
+        let states_at = Instant::now();
         // Last: saving state may have written memory.
         let mut pages = owed;
         let already = pages.len();
@@ -72,10 +77,17 @@ impl Capture {
             states,
             frames: buffer,
             tally: SyncTally::default(),
+            took_us: [0; 3],
             stop: machine.power_off_wanted(),
         };
+        let dirty_at = Instant::now();
         match capture.encode(machine, acked) {
-            Ok(()) => Ok(capture),
+            Ok(()) => {
+                let steps = [begun, states_at, dirty_at, Instant::now()];
+                capture.took_us =
+                    std::array::from_fn(|step| (steps[step + 1] - steps[step]).as_micros() as u64);
+                Ok(capture)
+            }
             Err(error) => Err(Failed {
                 pages: capture.pages,
                 error,

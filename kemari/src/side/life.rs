@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use kemari_sync::{
-    CopyLimits, Incarnation, Mode, OnSecondaryLoss, PeerWord, PrimaryConfig, Reign, SecondaryConfig, Start,
+    CopyLimits, Incarnation, OnSecondaryLoss, PeerWord, PrimaryConfig, Reign, SecondaryConfig, Start,
     StartAction, StartConfig, StartEvent, Timing,
 };
 use kemari_vmm::machine::{Machine, MachineSpec};
@@ -27,7 +27,7 @@ use super::trace::Trace;
 use crate::announce;
 use crate::arbiter::ConfiguredArbiter;
 use crate::config::{self, Config, Mac};
-use crate::control::{self, Counters, Protection, Role, Status, Takeover};
+use crate::control::{self, Counters, Protection, Role, Status, Takeover, Timings};
 use crate::link::Security;
 
 /// How often, and after how long, a side that runs the VM announces where it now is.
@@ -151,6 +151,7 @@ impl Life {
             reconnect_ms: protection.reconnect_timeout_ms.into(),
             progress_ms: protection.progress_timeout_ms.into(),
             max_interval_ms: protection.max_interval_ms.into(),
+            interval_ms: protection.interval_ms.into(),
             ..Timing::default()
         }
     }
@@ -263,10 +264,7 @@ impl Life {
             mechanism: PrimaryConfig {
                 me,
                 config_digest: self.digest,
-                mode: match protection.mode {
-                    config::Mode::Lockstep => Mode::Lockstep,
-                    config::Mode::Pipelined => Mode::Pipelined,
-                },
+                mode: protection.mode.into(),
                 timing: self.timing(),
                 copy: CopyLimits::default(),
                 on_secondary_loss: match protection.on_secondary_loss {
@@ -410,6 +408,8 @@ fn first_status(config: &Config, host: &str) -> Status {
         peer: None,
         arbiter: String::new(),
         counters: Counters::default(),
+        pace: None,
+        timings: Timings::default(),
         takeover: None,
     }
 }

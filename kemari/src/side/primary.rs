@@ -27,8 +27,8 @@ use super::mailbox::Mailbox;
 use super::sync_tap::{Attached, SyncTap};
 use super::trace::{Step, Trace};
 use super::wait::Waiter;
-use crate::config::Config;
-use crate::control::Counters;
+use crate::config::{Config, Mode, Pace};
+use crate::control::{Counters, Timings};
 use crate::link::{Connection, LinkError, Security};
 
 use connect::{Connected, Connector};
@@ -126,9 +126,18 @@ pub struct PrimarySide {
     reset_wanted: bool,
     /// Drains begun. One that was overtaken by a failed switchover may still end, and says nothing of the next.
     drains: u64,
+    /// How often syncs are made at present.
+    pace: Pace,
     counters: Counters,
+    timings: Timings,
     heard_ms: Option<u64>,
     paused_at_us: u64,
+    /// When the guest asked for the sync that is to begin now.
+    asked_us: Option<u64>,
+    /// When the guest asked for the sync under way, or was paused for it.
+    sync_since_us: u64,
+    /// When that sync was handed to the link.
+    sent_us: u64,
     shown_ms: u64,
     orders: Vec<orders::Pending>,
     end: Option<End>,
@@ -151,7 +160,11 @@ impl PrimarySide {
             security,
         } = setup;
         let sink = mailbox.clone();
-        let tap = SyncTap::new(machine.pause_requester(), move || sink.post(Input::ConsoleHeld));
+        let tap = SyncTap::new(clock, machine.pause_requester(), move || {
+            sink.post(Input::ConsoleHeld)
+        });
+        let pace = config.protection.pace();
+        tap.set_clocked(pace.mode == Mode::Interval);
         let waiter = Waiter::new()?;
         waiter.add(mailbox.fd())?;
         let sink = mailbox.clone();
@@ -183,9 +196,14 @@ impl PrimarySide {
             console_due_ms: None,
             reset_wanted: false,
             drains: 0,
+            pace,
             counters: Counters::default(),
+            timings: Timings::default(),
             heard_ms: None,
             paused_at_us: 0,
+            asked_us: None,
+            sync_since_us: 0,
+            sent_us: 0,
             shown_ms: 0,
             orders: Vec::new(),
             end: None,
@@ -297,7 +315,7 @@ impl PrimarySide {
         if !self.paused && !self.core.is_over() {
             self.machine.resume();
             // Another vCPU's output may have asked for a pause after it was looked at: the resume has undone that.
-            if self.tap.looked() {
+            if self.tap.looked().is_some() {
                 self.mailbox.post(Input::OutputHeld);
             }
         }
@@ -410,7 +428,7 @@ impl PrimarySide {
     fn look_at_dirty_pages(&mut self) {
         self.dirty_look_ms = self.clock.now_ms() + DIRTY_LOOK_INTERVAL_MS;
         match self.machine.dirty().collect(&mut self.owed) {
-            Ok(()) if self.distinct_owed() >= self.config.protection.max_dirty_pages as usize => {
+            Ok(()) if self.distinct_owed() >= self.pace.max_dirty_pages as usize => {
                 self.events.push_back(PrimaryEvent::DirtyLimit);
             }
             Ok(()) => {}

@@ -2,9 +2,11 @@
 //! is held.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use kemari_vmm::event::{Event, EventChannel, Interest, Tap, TapId, TapsFull};
+
+use super::clock::Clock;
 
 /// Name of the console's event channel: its bytes are gathered for a while, others ask at once.
 const CONSOLE: &str = "console";
@@ -16,9 +18,13 @@ pub struct SyncTap {
     pause: Box<dyn Fn() + Send + Sync>,
     /// Tells the loop of console output.
     tell_lazy: Box<dyn Fn() + Send + Sync>,
-    urgent: AtomicBool,
+    clock: Clock,
+    /// When urgent output was first held, in microseconds of the clock and never 0; 0: none is.
+    urgent_us: AtomicU64,
     /// Whether the loop has been told of console output and has not looked yet.
     lazy: AtomicBool,
+    /// Whether the clock alone starts syncs.
+    clocked: AtomicBool,
     /// Whether a sync is under way while the guest runs: its ack looks for held output anyway.
     in_flight: AtomicBool,
 }
@@ -27,22 +33,32 @@ impl SyncTap {
     /// A tap that pauses for urgent output, and calls `tell_lazy` for console output, once for each time that
     /// [`SyncTap::looked`] is called.
     pub fn new(
+        clock: Clock,
         pause: impl Fn() + Send + Sync + 'static,
         tell_lazy: impl Fn() + Send + Sync + 'static,
     ) -> Arc<Self> {
         Arc::new(Self {
             pause: Box::new(pause),
             tell_lazy: Box::new(tell_lazy),
-            urgent: AtomicBool::new(false),
+            clock,
+            urgent_us: AtomicU64::new(0),
             lazy: AtomicBool::new(false),
+            clocked: AtomicBool::new(false),
             in_flight: AtomicBool::new(false),
         })
     }
 
-    /// Somebody is about to look at what is held: later output must tell again. Returns whether there was urgent output.
-    pub fn looked(&self) -> bool {
+    /// Somebody is about to look at what is held: later output must tell again. Returns since when there has been urgent
+    /// output, if there is, in microseconds.
+    pub fn looked(&self) -> Option<u64> {
         self.lazy.store(false, Ordering::SeqCst);
-        self.urgent.swap(false, Ordering::SeqCst)
+        let since_us = self.urgent_us.swap(0, Ordering::SeqCst);
+        (since_us != 0).then_some(since_us)
+    }
+
+    /// Whether the clock alone starts syncs: output then asks for nothing.
+    pub fn set_clocked(&self, clocked: bool) {
+        self.clocked.store(clocked, Ordering::SeqCst);
     }
 
     /// Whether a sync is under way, at whose end somebody looks at what is held.
@@ -53,7 +69,7 @@ impl SyncTap {
 
 impl Tap for SyncTap {
     fn event(&self, event: &Event<'_>) {
-        if !event.output_held {
+        if !event.output_held || self.clocked.load(Ordering::SeqCst) {
             return;
         }
         if event.channel == CONSOLE {
@@ -61,7 +77,11 @@ impl Tap for SyncTap {
                 (self.tell_lazy)();
             }
         } else {
-            self.urgent.store(true, Ordering::SeqCst);
+            // Only the first counts, and only it need be told from none.
+            let now_us = self.clock.now_us().max(1);
+            let _ = self
+                .urgent_us
+                .compare_exchange(0, now_us, Ordering::SeqCst, Ordering::SeqCst);
             if !self.in_flight.load(Ordering::SeqCst) {
                 (self.pause)();
             }
@@ -106,7 +126,7 @@ mod tests {
                 counter.fetch_add(1, Ordering::SeqCst);
             }
         };
-        let tap = SyncTap::new(count(&pauses), count(&tells));
+        let tap = SyncTap::new(Clock::start(), count(&pauses), count(&tells));
         let seen = || (pauses.load(Ordering::SeqCst), tells.load(Ordering::SeqCst));
         let (net, console) = (EventChannel::new("net0.tx"), EventChannel::new(CONSOLE));
         let attached = Attached::to(vec![net.clone(), console.clone()], &tap).unwrap();
@@ -117,7 +137,7 @@ mod tests {
         console.notify(Direction::Out, true);
         console.notify(Direction::Out, true);
         assert_eq!(seen(), (1, 1));
-        assert!(tap.looked() && !tap.looked());
+        assert!(tap.looked().is_some() && tap.looked().is_none());
         console.notify(Direction::Out, true);
         assert_eq!(seen(), (1, 2));
         tap.set_in_flight(true);
@@ -127,8 +147,16 @@ mod tests {
             (1, 2),
             "the ack of the sync under way looks at what is held"
         );
-        assert!(tap.looked());
+        assert!(tap.looked().is_some());
         tap.set_in_flight(false);
+        tap.set_clocked(true);
+        net.notify(Direction::Out, true);
+        console.notify(Direction::Out, true);
+        assert!(
+            seen() == (1, 2) && tap.looked().is_none(),
+            "the clock starts syncs"
+        );
+        tap.set_clocked(false);
         drop(attached);
         net.notify(Direction::Out, true);
         assert_eq!(seen(), (1, 2));

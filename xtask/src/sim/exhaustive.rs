@@ -12,12 +12,8 @@ pub(super) fn run(pairs_stride: u64, fault: Option<Fault>) -> bool {
         let here = Instant::now();
         let coverage = crash_everywhere(scenario, pairs_stride, fault);
         println!(
-            "{}, {}: {} steps; {} runs with a crash at one, {} with crashes at two, in {:.1} s",
-            if scenario.pipelined {
-                "pipelined"
-            } else {
-                "lockstep"
-            },
+            "{:?}, {}: {} steps; {} runs with a crash at one, {} with crashes at two, in {:.1} s",
+            scenario.mode,
             if scenario.disk {
                 "with a shared disk"
             } else {

@@ -28,7 +28,10 @@ impl PrimarySide {
                     return self.cut_in_frame(session, buffers);
                 }
                 self.counters.wire_bytes += buffers.iter().map(|buffer| buffer.len() as u64).sum::<u64>();
+                let begun_us = self.clock.now_us();
                 self.transmit(session, buffers);
+                self.sent_us = self.clock.now_us();
+                self.timings.send_us.note(self.sent_us - begun_us);
                 self.trace.note(Step::AwaitingAck, epoch);
                 self.events.push_back(PrimaryEvent::Transmitted { epoch });
             }
@@ -135,6 +138,7 @@ impl PrimarySide {
         self.trace.note(Step::Capturing, epoch);
         self.paused = true;
         self.paused_at_us = self.clock.now_us();
+        self.sync_since_us = self.asked_us.take().unwrap_or(self.paused_at_us);
         self.console_due_ms = None;
         self.tap.set_in_flight(true);
         self.tap.looked();
@@ -159,6 +163,13 @@ impl PrimarySide {
             .unwrap_or_default();
         match Capture::take(&self.machine, epoch, hold, owed, &self.acked_states, buffer) {
             Ok(capture) => {
+                let [state, dirty, encode] = capture.took_us;
+                self.timings.state_us.note(state);
+                self.timings.dirty_us.note(dirty);
+                self.timings.encode_us.note(encode);
+                self.timings
+                    .capture_us
+                    .note(self.clock.now_us() - self.paused_at_us);
                 self.counters.pages += capture.pages.len() as u64;
                 self.events.push_back(PrimaryEvent::Captured {
                     epoch,
@@ -195,13 +206,16 @@ impl PrimarySide {
         }
         self.machine.release(epoch);
         self.counters.syncs += 1;
-        self.counters.last_sync_us = self.clock.now_us().saturating_sub(self.paused_at_us);
+        let now_us = self.clock.now_us();
+        self.counters.last_sync_us = now_us.saturating_sub(self.sync_since_us);
+        self.timings.sync_us.note(self.counters.last_sync_us);
+        self.timings.ack_us.note(now_us.saturating_sub(self.sent_us));
         self.trace.note(Step::Running, epoch);
         self.ask_again_for_held();
     }
 
     /// Output that came after the capture waits for the next sync.
-    fn ask_again_for_held(&mut self) {
+    pub(super) fn ask_again_for_held(&mut self) {
         if self.machine.output_held() {
             self.events.push_back(PrimaryEvent::OutputPending);
         }
@@ -210,6 +224,7 @@ impl PrimarySide {
     fn resume(&mut self) {
         self.paused = false;
         self.counters.last_pause_us = self.clock.now_us().saturating_sub(self.paused_at_us);
+        self.timings.pause_us.note(self.counters.last_pause_us);
         self.machine.resume();
     }
 

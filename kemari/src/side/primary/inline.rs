@@ -13,11 +13,14 @@ impl PrimarySide {
     pub(super) fn drive_parked(&mut self) {
         faults::on_this_thread();
         // When the end is taken out already, the machine must not be resumed for what the tap has seen before.
-        if self.core.is_over() || !self.tap.looked() {
+        if self.core.is_over() {
             return;
         }
+        let Some(since_us) = self.tap.looked() else { return };
+        self.asked_us = Some(since_us);
         self.on_output_held();
         self.settle();
+        self.asked_us = None;
         self.poll_for_ack();
         self.run_unless_paused();
         if self.end.is_some() || !self.events.is_empty() {

@@ -1,10 +1,11 @@
 //! Commands from the control socket, each answered with what came of it.
 
-use kemari_sync::{PrimaryEvent, Protection};
+use kemari_sync::{Pace, PrimaryEvent, Protection};
 
 use super::super::board::Order;
 use super::{End, PrimarySide};
-use crate::control::Command;
+use crate::config::Mode;
+use crate::control::{Command, PaceChange};
 
 /// An order to protect the VM is answered after so long, in milliseconds, though no secondary is there yet.
 const PROTECT_MS_MAX: u64 = 5000;
@@ -19,27 +20,62 @@ type Outcome = Result<String, String>;
 
 impl PrimarySide {
     pub(super) fn on_order(&mut self, order: Order) {
-        let refusal = match order.command {
+        let event = match order.command {
             Command::Takeover => {
-                Some("this side is the primary already; say that to the secondary".to_owned())
+                Err("this side is the primary already; say that to the secondary".to_owned())
             }
-            Command::Switchover => self.core.refuses_switchover(),
-            Command::Protect => self.connector.refuses().map(str::to_owned),
-            Command::Stop | Command::Unprotect => None,
+            Command::Pace(change) => return answer(&order, self.change_pace(change)),
+            Command::Switchover => match self.core.refuses_switchover() {
+                Some(reason) => Err(reason),
+                None => Ok(PrimaryEvent::OperatorSwitchover),
+            },
+            Command::Protect => match self.connector.refuses() {
+                Some(reason) => Err(reason.to_owned()),
+                None => Ok(PrimaryEvent::OperatorProtect),
+            },
+            Command::Unprotect => Ok(PrimaryEvent::OperatorUnprotect),
+            Command::Stop => Ok(PrimaryEvent::OperatorStop),
         };
-        if let Some(reason) = refusal {
-            return answer(&order, Err(reason));
+        match event {
+            Ok(event) => self.events.push_back(event),
+            Err(reason) => return answer(&order, Err(reason)),
         }
-        self.events.push_back(match order.command {
-            Command::Protect => PrimaryEvent::OperatorProtect,
-            Command::Unprotect => PrimaryEvent::OperatorUnprotect,
-            Command::Switchover => PrimaryEvent::OperatorSwitchover,
-            Command::Stop | Command::Takeover => PrimaryEvent::OperatorStop,
-        });
         self.orders.push(Pending {
             order,
             since_ms: self.clock.now_ms(),
         });
+    }
+
+    fn change_pace(&mut self, change: PaceChange) -> Outcome {
+        let range = self.config.protection.dirty_pages_range();
+        if let Some(pages) = change.max_dirty_pages.filter(|pages| !range.contains(pages)) {
+            return Err(format!(
+                "the limit of dirty pages cannot be {pages}: with this staging it is {} to {}",
+                range.start(),
+                range.end()
+            ));
+        }
+        let pace = &mut self.pace;
+        pace.mode = change.mode.unwrap_or(pace.mode);
+        pace.interval_ms = change.interval_ms.unwrap_or(pace.interval_ms);
+        pace.max_interval_ms = change.max_interval_ms.unwrap_or(pace.max_interval_ms);
+        pace.max_dirty_pages = change.max_dirty_pages.unwrap_or(pace.max_dirty_pages);
+        let sentence = format!("the pace of the syncs is now: {pace}");
+        tracing::info!("{sentence}");
+        self.follow_pace();
+        Ok(sentence)
+    }
+
+    /// Tells core and tap of the pace.
+    fn follow_pace(&mut self) {
+        self.tap.set_clocked(self.pace.mode == Mode::Interval);
+        self.events.push_back(PrimaryEvent::OperatorPace(Pace {
+            mode: self.pace.mode.into(),
+            interval_ms: self.pace.interval_ms.into(),
+            max_interval_ms: self.pace.max_interval_ms.into(),
+        }));
+        // What the tap has let pass under the old pace.
+        self.ask_again_for_held();
     }
 
     /// Answers the orders whose outcome is known. To be called when the core has nothing more to say.
@@ -70,7 +106,7 @@ impl PrimarySide {
         }
         let status = self.core.status(self.clock.now_ms());
         match pending.order.command {
-            Command::Stop | Command::Takeover => None,
+            Command::Stop | Command::Takeover | Command::Pace(_) => None,
             Command::Switchover => (!self.core.is_switching()).then(|| {
                 Err("the other host did not go on, so the VM goes on here, and nothing is lost; the logs say why".into())
             }),

@@ -36,7 +36,7 @@ impl PrimarySide {
                 .heard_ms
                 .map(|heard_ms| self.shown_ms.saturating_sub(heard_ms)),
         });
-        let counters = self.counters;
+        let (counters, pace, timings) = (self.counters, self.pace, &self.timings);
         let trouble = self.connector.trouble().map(str::to_owned);
         let role = match self.end {
             Some(End::Halted(_) | End::Stopped(_)) => Role::Stopped,
@@ -51,6 +51,8 @@ impl PrimarySide {
             status.waiting_because = core.waiting.or(trouble);
             status.peer = peer;
             status.counters = counters;
+            status.pace = Some(pace);
+            status.timings.clone_from(timings);
         });
     }
 }

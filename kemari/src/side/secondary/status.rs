@@ -48,6 +48,7 @@ impl SecondarySide {
             status.waiting_because = core.waiting;
             status.peer = peer;
             status.counters = counters;
+            status.pace = None;
         });
     }
 }
