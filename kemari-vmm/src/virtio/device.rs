@@ -194,7 +194,12 @@ impl<B: Backend> VirtioDevice<B> {
             return;
         }
         let result = match core.backend.queues()[index].role {
-            QueueRole::Requests => core.take_requests(index, &self.hub),
+            QueueRole::Requests => {
+                core.backend.batch_begins();
+                let result = core.take_requests(index, &self.hub);
+                core.backend.batch_ends();
+                result
+            }
             QueueRole::Supply => core.backend.input(&mut core.queues[index], &self.hub.memory),
         };
         self.settle(core, index, result);
@@ -246,6 +251,7 @@ impl<B: Backend> VirtioDevice<B> {
     fn start_released(&self, mut next: impl FnMut(&mut RequestList<B::Request>) -> Option<Started<B>>) {
         let mut core = self.lock();
         let mut used = vec![false; core.queues.len()];
+        core.backend.batch_begins();
         while let Some(started) = next(&mut core.requests) {
             let queue = usize::from(started.queue);
             match core.submit(started, &self.hub) {
@@ -253,6 +259,7 @@ impl<B: Backend> VirtioDevice<B> {
                 Err(fault) => self.break_down(&mut core, &fault),
             }
         }
+        core.backend.batch_ends();
         for (index, used) in used.into_iter().enumerate() {
             self.settle(&mut core, index, Ok(used));
         }
@@ -366,18 +373,31 @@ impl<B: Backend> Core<B> {
 
 impl<B: Backend> Completions for VirtioDevice<B> {
     fn complete(&self, id: u64, completion: Completion) {
+        self.complete_all(vec![(id, completion)]);
+    }
+
+    fn complete_all(&self, completions: Vec<(u64, Completion)>) {
         let _working = self.hub.working();
         let mut core = self.lock();
-        let Some(request) = core.requests.iter().find(|request| request.id == id) else {
-            return;
-        };
-        let (index, body) = (usize::from(request.queue), request.body.clone());
-        let finished = core
-            .backend
-            .finish(&body, completion, &self.hub.memory)
-            .and_then(|written| core.finish(id, written, &self.hub));
-        core.requests.finish(id);
-        self.settle(&mut core, index, finished.map(|()| true));
+        let mut used = vec![false; core.queues.len()];
+        for (id, completion) in completions {
+            let Some(request) = core.requests.iter().find(|request| request.id == id) else {
+                continue;
+            };
+            let (index, body) = (usize::from(request.queue), request.body.clone());
+            let finished = core
+                .backend
+                .finish(&body, completion, &self.hub.memory)
+                .and_then(|written| core.finish(id, written, &self.hub));
+            core.requests.finish(id);
+            match finished {
+                Ok(()) => used[index] = true,
+                Err(fault) => self.break_down(&mut core, &fault),
+            }
+        }
+        for (index, used) in used.into_iter().enumerate() {
+            self.settle(&mut core, index, Ok(used));
+        }
         self.finished.notify_all();
     }
 

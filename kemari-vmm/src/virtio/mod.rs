@@ -72,6 +72,12 @@ pub type Completion = std::io::Result<Vec<u8>>;
 pub trait Completions: Send + Sync {
     /// Finishes the request with this id.
     fn complete(&self, id: u64, completion: Completion);
+    /// Finishes several.
+    fn complete_all(&self, completions: Vec<(u64, Completion)>) {
+        for (id, completion) in completions {
+            self.complete(id, completion);
+        }
+    }
     /// Tells that input may have come.
     fn input_ready(&self);
 }
@@ -112,6 +118,10 @@ pub trait Backend: Send + 'static {
     fn check(&self, request: &Self::Request, memory: &Memory) -> Result<(), GuestFault>;
     /// The bytes that an output shows, taken from the guest's memory now.
     fn copy_aside(&self, request: &Self::Request, memory: &Memory) -> Result<Vec<u8>, GuestFault>;
+    /// Several requests are about to be submitted: they may be gathered until [`Backend::batch_ends`].
+    fn batch_begins(&mut self) {}
+    /// No more requests come for now: what was gathered must begin.
+    fn batch_ends(&mut self) {}
     /// Carries out a released request, with the bytes of its capture if there was one.
     fn submit(
         &mut self,

@@ -1,7 +1,8 @@
 //! The buffers that a descriptor chain names, as guest physical ranges.
 
 use serde::{Deserialize, Serialize};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::device::check_range;
 use super::{Chain, GuestFault};
@@ -113,6 +114,33 @@ impl Segments {
         let last = self.0.last_mut()?;
         last.length -= 1;
         Some(last.address + u64::from(last.length))
+    }
+
+    /// Where it lies in this process, piece by piece, without empty pieces. Whoever has something written there marks it
+    /// with [`Segments::mark_dirty`].
+    pub fn iovecs(&self, memory: &Memory) -> Result<Vec<libc::iovec>, GuestFault> {
+        let mut parts = Vec::with_capacity(self.0.len());
+        for segment in &self.0 {
+            for slice in memory.get_slices(GuestAddress(segment.address), segment.length as usize) {
+                let slice = slice.map_err(outside)?;
+                parts.push(libc::iovec {
+                    iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+                    iov_len: slice.len(),
+                });
+            }
+        }
+        Ok(parts)
+    }
+
+    /// Marks its pages dirty, as after something else than this process has written them.
+    pub fn mark_dirty(&self, memory: &Memory) -> Result<(), GuestFault> {
+        for segment in &self.0 {
+            for slice in memory.get_slices(GuestAddress(segment.address), segment.length as usize) {
+                let slice = slice.map_err(outside)?;
+                slice.bitmap().mark_dirty(0, slice.len());
+            }
+        }
+        Ok(())
     }
 
     /// Copies all the bytes out of guest memory.

@@ -211,12 +211,7 @@ fn move_on(old: Bench<Block>, image: &tempfile::NamedTempFile, model: &mut Model
 
 /// Opens the image as soon as the last thread that writes to it has ended.
 fn locked_disk(image: &tempfile::NamedTempFile) -> kemari_vmm::disk::Disk {
-    let config = kemari_vmm::disk::DiskConfig {
-        path: image.path().into(),
-        cache: kemari_vmm::disk::Cache::Writeback,
-        read_only: false,
-        ignore_lock: false,
-    };
+    let config = kemari_vmm::disk::DiskConfig::new(image.path());
     loop {
         match kemari_vmm::disk::Disk::open(&config) {
             Err(kemari_vmm::disk::DiskError::InUse { .. }) => std::thread::yield_now(),

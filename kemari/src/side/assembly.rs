@@ -71,10 +71,10 @@ pub fn attach_disks(machine: &Machine, config: &Config, host: &str, fenced: bool
             Cache::Direct => DiskCache::Direct,
         };
         let image = DiskConfig {
-            path: disk.path,
             cache,
             read_only: disk.disk.read_only,
             ignore_lock: fenced,
+            ..DiskConfig::new(disk.path)
         };
         machine
             .attach_disk(&disk.disk.id, &image)

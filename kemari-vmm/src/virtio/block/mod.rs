@@ -3,15 +3,16 @@
 mod config;
 mod request;
 
-use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use serde::{Deserialize, Serialize};
-use virtio_bindings::virtio_blk::{VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK};
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK,
+};
 
 use super::segment::Segments;
 use super::{Backend, Chain, Completion, Completions, GuestFault, Nature, QueueRole, QueueSpec, Submission};
-use crate::disk::{Disk, DiskError, DiskJob, Operation};
+use crate::disk::{Disk, DiskError, DiskJob, GuestBuffers, Operation, Server, TroubleSink};
 use crate::memory::Memory;
 use crate::watch::{DiskWatch, Watched};
 
@@ -83,10 +84,15 @@ pub struct Block {
     spec: BlockSpec,
     capacity_sectors: u64,
     completions: Option<Weak<dyn Completions>>,
-    worker: Option<(Sender<DiskJob>, Arc<Disk>)>,
+    server: Option<Arc<Server>>,
+    trouble: TroubleSink,
     watch: Option<Arc<dyn DiskWatch>>,
     /// Between the requests and the worker, if somebody watches.
     watched: Option<Arc<Watched>>,
+    /// The guest knows no flush: whatever is finished must be durable.
+    write_through: bool,
+    /// The capacity changed, and the driver was not told yet.
+    config_changed: bool,
     /// Outputs up to this number are on the image already: they were applied before this machine took over.
     applied: Option<u64>,
 }
@@ -105,9 +111,12 @@ impl Block {
             spec,
             capacity_sectors: 0,
             completions: None,
-            worker: None,
+            server: None,
+            trouble: Arc::new(|trouble| tracing::error!("a disk fails: {}", trouble.reason)),
             watch: None,
             watched: None,
+            write_through: false,
+            config_changed: false,
             applied: None,
         }
     }
@@ -124,40 +133,73 @@ impl Block {
 
     /// The image, once it is attached.
     pub fn image(&self) -> Option<Arc<Disk>> {
-        self.worker.as_ref().map(|(_, disk)| disk.clone())
+        self.server.as_ref().map(|server| server.disk().clone())
     }
 
-    /// Opens the image behind the disk: `disk` from here on serves the requests. The capacity must be the one that the
-    /// guest already knows, if it knows one.
+    /// From the next [`Block::attach`] on, `sink` is told of trouble with the image.
+    pub fn set_trouble_sink(&mut self, sink: TroubleSink) {
+        self.trouble = sink;
+    }
+
+    /// What serves the requests, once an image is attached.
+    pub fn server(&self) -> Option<&Arc<Server>> {
+        self.server.as_ref()
+    }
+
+    /// Opens the image behind the disk: `disk` from here on serves the requests. It must have room for the capacity that
+    /// the guest knows already, if it knows one; the guest is told if it is larger.
     pub fn attach(&mut self, disk: Disk) -> Result<(), DiskError> {
+        disk.check_blocks(self.spec.block_bytes)?;
         let sectors = disk.bytes() / SECTOR_BYTES;
-        if self.capacity_sectors != 0 && self.capacity_sectors != sectors {
+        if sectors < self.capacity_sectors {
             return Err(DiskError::Size {
                 path: disk.path().into(),
-                found_bytes: sectors * SECTOR_BYTES,
+                found_bytes: disk.bytes(),
                 expected_bytes: self.capacity_sectors * SECTOR_BYTES,
             });
         }
-        self.capacity_sectors = sectors;
-        let (sender, receiver) = channel();
         let disk = Arc::new(disk);
-        if let Some(completions) = &self.completions {
-            let completions = match &self.watch {
-                Some(watch) => {
-                    let (worker, path) = (sender.clone(), disk.path().to_owned());
-                    let forward = Box::new(move |job| worker.send(job).is_ok());
-                    let watched = Watched::start(watch.clone(), completions.clone(), forward)
-                        .map_err(|source| DiskError::Open { path, source })?;
-                    let between: Weak<Watched> = Arc::downgrade(&watched);
-                    self.watched = Some(watched);
-                    between
-                }
-                None => completions.clone(),
-            };
-            disk.clone().serve(receiver, completions)?;
-        }
-        self.worker = Some((sender, disk));
+        let Some(device) = self.completions.clone() else {
+            return Ok(());
+        };
+        let server = match &self.watch {
+            None => Server::start(disk, device, self.trouble.clone())?,
+            Some(watch) => self.serve_watched(disk, watch.clone(), device)?,
+        };
+        server.set_write_through(self.write_through);
+        self.server = Some(server);
+        self.set_capacity(sectors);
         Ok(())
+    }
+
+    fn serve_watched(
+        &mut self,
+        disk: Arc<Disk>,
+        watch: Arc<dyn DiskWatch>,
+        device: Weak<dyn Completions>,
+    ) -> Result<Arc<Server>, DiskError> {
+        let served = Arc::new(OnceLock::<Arc<Server>>::new());
+        let forward = {
+            let served = served.clone();
+            Box::new(move |job| {
+                let Some(server) = served.get() else { return false };
+                server.submit(job);
+                true
+            })
+        };
+        let path = disk.path().to_owned();
+        let watched =
+            Watched::start(watch, device, forward).map_err(|source| DiskError::Open { path, source })?;
+        let between: Weak<Watched> = Arc::downgrade(&watched);
+        let server = Server::start(disk, between, self.trouble.clone())?;
+        served.get_or_init(|| server.clone());
+        self.watched = Some(watched);
+        Ok(server)
+    }
+
+    fn set_capacity(&mut self, sectors: u64) {
+        self.config_changed |= self.capacity_sectors != 0 && self.capacity_sectors != sectors;
+        self.capacity_sectors = sectors;
     }
 
     fn limits(&self) -> Limits {
@@ -200,10 +242,38 @@ impl Block {
         }))
     }
 
+    /// What of a request is to be done with the image: with the guest's memory itself where nobody else needs the same
+    /// bytes.
+    fn own_operation(
+        &self,
+        request: &BlockRequest,
+        data: Option<Vec<u8>>,
+        memory: &Memory,
+    ) -> Result<Option<Operation>, GuestFault> {
+        let buffers = || GuestBuffers {
+            memory: memory.clone(),
+            segments: request.data.clone(),
+        };
+        Ok(match request.kind {
+            Kind::Read { sector } => Some(Operation::ReadInto {
+                offset: sector * SECTOR_BYTES,
+                target: buffers(),
+            }),
+            Kind::Write { sector } if data.is_none() && self.watch.is_none() => Some(Operation::WriteFrom {
+                offset: sector * SECTOR_BYTES,
+                source: buffers(),
+            }),
+            _ => Self::operation(request, data, memory)?,
+        })
+    }
+
     fn send(&self, job: DiskJob) -> bool {
-        match (&self.watched, &self.worker) {
+        match (&self.watched, &self.server) {
             (Some(watched), _) => watched.submit(job),
-            (None, Some((worker, _))) => worker.send(job).is_ok(),
+            (None, Some(server)) => {
+                server.submit(job);
+                true
+            }
             (None, None) => false,
         }
     }
@@ -232,6 +302,25 @@ impl Backend for Block {
 
     fn config(&self) -> Vec<u8> {
         config::space(&self.spec, self.capacity_sectors)
+    }
+
+    fn activate(&mut self, features: u64) {
+        self.write_through = features & 1 << VIRTIO_BLK_F_FLUSH == 0;
+        if let Some(server) = &self.server {
+            server.set_write_through(self.write_through);
+        }
+    }
+
+    fn take_config_change(&mut self) -> bool {
+        std::mem::take(&mut self.config_changed)
+    }
+
+    fn batch_begins(&mut self) {
+        self.server.iter().for_each(|server| server.batch_begins());
+    }
+
+    fn batch_ends(&mut self) {
+        self.server.iter().for_each(|server| server.batch_ends());
     }
 
     fn connect(&mut self, completions: Weak<dyn Completions>) {
@@ -282,7 +371,7 @@ impl Backend for Block {
                 0
             }
             Kind::Read { .. } | Kind::Write { .. } | Kind::Zero { .. } | Kind::Flush => {
-                let operation = Self::operation(request, data, memory)?;
+                let operation = self.own_operation(request, data, memory)?;
                 if operation.is_some_and(|operation| self.send(DiskJob { id, operation })) {
                     return Ok(Submission::Pending);
                 }
@@ -298,11 +387,14 @@ impl Backend for Block {
         completion: Completion,
         memory: &Memory,
     ) -> Result<u32, GuestFault> {
+        let mut written = 0;
+        if matches!(request.kind, Kind::Read { .. }) {
+            // Also after a failure: a part may have come.
+            request.data.mark_dirty(memory)?;
+            written = request.data.len() as u32;
+        }
         match completion {
-            Ok(bytes) => {
-                let written = request.data.write(&bytes, memory)?;
-                Self::answer(request, VIRTIO_BLK_S_OK, written, memory)
-            }
+            Ok(_) => Self::answer(request, VIRTIO_BLK_S_OK, written, memory),
             Err(error) => {
                 tracing::error!(
                     "a {:?} of the disk {:?} failed: {error}",
@@ -315,8 +407,8 @@ impl Backend for Block {
     }
 
     fn flush(&mut self) {
-        if let Some((_, disk)) = &self.worker
-            && let Err(error) = disk.flush()
+        if let Some(server) = &self.server
+            && let Err(error) = server.disk().flush()
         {
             tracing::error!(
                 "the disk {:?} could not be flushed at the end: {error}",

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kemari_vmm::arch;
 use kemari_vmm::devices::hub::Hub;
-use kemari_vmm::disk::{Cache, Disk, DiskConfig};
+use kemari_vmm::disk::{Disk, DiskConfig};
 use kemari_vmm::memory::Memory;
 use kemari_vmm::virtio::Backend;
 use kemari_vmm::virtio::block::{Block, BlockSpec};
@@ -64,10 +64,8 @@ pub fn image() -> NamedTempFile {
 /// Opens an image; several devices may.
 pub fn disk(path: &Path) -> Disk {
     let config = DiskConfig {
-        path: path.into(),
-        cache: Cache::Writeback,
-        read_only: false,
         ignore_lock: true,
+        ..DiskConfig::new(path)
     };
     Disk::open(&config).expect("the image opens")
 }

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kemari_vmm::boot::{BootConfig, Kernel};
-use kemari_vmm::disk::{Cache, DiskConfig, DiskError};
+use kemari_vmm::disk::{DiskConfig, DiskError};
 use kemari_vmm::machine::{DiskSpec, Machine, MachineError, MachineEvent, MachineSpec, NetSpec};
 use kemari_vmm::virtio::block::BlockSpec;
 use tempfile::NamedTempFile;
@@ -109,12 +109,7 @@ impl Rig {
 
     /// Gives a machine its disk and its TAP, as soon as the machine that had them lets go.
     pub fn plug(&self, machine: &Machine) {
-        let config = DiskConfig {
-            path: self.image.path().into(),
-            cache: Cache::Writeback,
-            read_only: false,
-            ignore_lock: false,
-        };
+        let config = DiskConfig::new(self.image.path());
         retry(|| {
             let result = machine.attach_disk("blk0", &config);
             let in_use = matches!(result, Err(MachineError::Disk(DiskError::InUse { .. })));

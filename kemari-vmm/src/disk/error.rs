@@ -1,0 +1,76 @@
+//! Images that cannot be used.
+
+use std::io;
+use std::path::PathBuf;
+
+/// An image that cannot be used. Nothing was written to it.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// It cannot be opened or sized.
+    #[error("cannot open the disk image {path}")]
+    Open {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Somebody else has it.
+    #[error(
+        "the disk image {path} is in use by another process, or mounted or part of a volume on this host; stop that one first"
+    )]
+    InUse {
+        /// The image.
+        path: PathBuf,
+    },
+    /// Neither a file nor a block device.
+    #[error("{path} is neither a file nor a block device, so it cannot be a disk")]
+    Kind {
+        /// What was named.
+        path: PathBuf,
+    },
+    /// Not a whole number of blocks, or empty, or smaller than the guest knows it.
+    #[error("the disk image {path} has {found_bytes} bytes, expected {expected_bytes}")]
+    Size {
+        /// The image.
+        path: PathBuf,
+        /// Its size.
+        found_bytes: u64,
+        /// The size it must have, at least.
+        expected_bytes: u64,
+    },
+    /// The guest's blocks are smaller than what direct I/O takes.
+    #[error(
+        "the disk image {path} takes direct I/O in units of {needed_bytes} bytes only; set block_size = {needed_bytes} for this disk"
+    )]
+    Blocks {
+        /// The image.
+        path: PathBuf,
+        /// The least block.
+        needed_bytes: u32,
+    },
+    /// Direct I/O does not work on it.
+    #[error(
+        "the disk image {path} cannot be read past the page cache (O_DIRECT); put it on a file system that can, or set cache = \"writeback\" if it is not shared"
+    )]
+    Direct {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is not of the format that it is said to have, or damaged.
+    #[error("the disk image {path} cannot be used as {format}: {reason}")]
+    Format {
+        /// The image.
+        path: PathBuf,
+        /// The format it should have.
+        format: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The kernel has no io_uring for this process.
+    #[error("io_uring cannot be used on this host; set io = \"threads\" or \"auto\" for this disk")]
+    Uring(#[source] io::Error),
+}

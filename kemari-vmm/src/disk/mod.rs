@@ -1,0 +1,328 @@
+//! Disk images of the host, and how their I/O is carried out.
+//!
+//! From the guest downwards: a [`Server`] takes jobs, keeps those that overlap in order and decides what a failure means;
+//! an engine carries them out side by side, by io_uring or by threads; a [`Store`] is the image itself, a raw file or
+//! block device, or qcow2.
+
+mod buffer;
+mod engine;
+mod error;
+mod lock;
+mod operation;
+mod order;
+mod qcow2;
+mod raw;
+mod server;
+mod store;
+
+pub use error::DiskError;
+pub use operation::{DiskJob, GuestBuffers, Operation};
+pub use server::{Server, Trouble, TroubleSink};
+pub use store::Store;
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::virtio::block::SECTOR_BYTES;
+use qcow2::Qcow2Image;
+use raw::RawFile;
+
+/// How writes reach the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cache {
+    /// Through the host's page cache; a guest's flush reaches the disk.
+    Writeback,
+    /// Past the host's page cache (O_DIRECT): nothing completed is lost with this host.
+    Direct,
+}
+
+/// What the bytes of an image mean. It is never guessed: a guest could write another format's header into a raw disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// They are the disk's.
+    Raw,
+    /// QEMU's copy-on-write format, version 2 or 3.
+    Qcow2,
+}
+
+/// What carries out the I/O.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Io {
+    /// io_uring where there is one, for raw images; threads otherwise.
+    Auto,
+    /// io_uring, or an error. Other formats than raw have threads all the same.
+    Uring,
+    /// Threads.
+    Threads,
+}
+
+/// What becomes of a request that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnError {
+    /// The guest is told.
+    Report,
+    /// It stays unfinished, and [`Trouble`] is told: the machine is to be paused.
+    Pause,
+    /// The same, and another host should go on if one can.
+    Failover,
+}
+
+/// How to open an image.
+#[derive(Clone, Debug)]
+pub struct DiskConfig {
+    /// File or block device.
+    pub path: PathBuf,
+    /// What is in it.
+    pub format: Format,
+    /// How writes reach the disk.
+    pub cache: Cache,
+    /// What carries out the I/O.
+    pub io: Io,
+    /// What becomes of a request that failed.
+    pub on_error: OnError,
+    /// Refuse writes.
+    pub read_only: bool,
+    /// Whether an image that another process has locked is opened all the same: only after that one was fenced.
+    pub ignore_lock: bool,
+}
+
+impl DiskConfig {
+    /// A raw image, through the page cache, whose errors the guest is told.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            format: Format::Raw,
+            cache: Cache::Writeback,
+            io: Io::Auto,
+            on_error: OnError::Report,
+            read_only: false,
+            ignore_lock: false,
+        }
+    }
+}
+
+/// An open image.
+pub struct Disk {
+    path: PathBuf,
+    store: Arc<dyn Store>,
+    bytes: u64,
+    io: Io,
+    on_error: OnError,
+}
+
+impl Disk {
+    /// Opens an image and takes its lock. Nothing is written.
+    pub fn open(config: &DiskConfig) -> Result<Self, DiskError> {
+        let path = config.path.clone();
+        let open_error = |source: io::Error| match source.raw_os_error() {
+            Some(libc::EBUSY) => DiskError::InUse { path: path.clone() },
+            _ => DiskError::Open {
+                path: path.clone(),
+                source,
+            },
+        };
+        let kind = std::fs::metadata(&path).map_err(open_error)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(DiskError::Kind { path });
+        }
+        let direct = config.cache == Cache::Direct;
+        let mut flags = if direct { libc::O_DIRECT } else { 0 };
+        if kind.is_block_device() && !config.read_only {
+            // Fails if this host has it mounted, or in a volume.
+            flags |= libc::O_EXCL;
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(!config.read_only)
+            .custom_flags(flags)
+            .open(&path)
+            .map_err(|source| match (direct, source.raw_os_error()) {
+                (true, Some(libc::EINVAL)) => DiskError::Direct {
+                    path: path.clone(),
+                    source,
+                },
+                _ => open_error(source),
+            })?;
+        lock::take(&file, config)?;
+        let store: Arc<dyn Store> = match config.format {
+            Format::Raw => {
+                let length = file.metadata().map_err(open_error)?;
+                if kind.is_file() && length.len() == 0 {
+                    return Err(size_error(&path, 0, SECTOR_BYTES));
+                }
+                Arc::new(RawFile::new(file, direct).map_err(|source| DiskError::Direct {
+                    path: path.clone(),
+                    source,
+                })?)
+            }
+            Format::Qcow2 => Arc::new(Qcow2Image::open(&path, file, direct, config.read_only)?),
+        };
+        let bytes = store.bytes().map_err(open_error)?;
+        if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {
+            let expected_bytes = bytes.next_multiple_of(SECTOR_BYTES).max(SECTOR_BYTES);
+            return Err(size_error(&path, bytes, expected_bytes));
+        }
+        store
+            .read(0, &mut vec![0; store.block_bytes() as usize])
+            .map_err(open_error)?;
+        Ok(Self {
+            path,
+            store,
+            bytes,
+            io: config.io,
+            on_error: config.on_error,
+        })
+    }
+
+    /// An image of another kind, as tests have them, whose errors are treated so.
+    pub fn with_store(store: Arc<dyn Store>, on_error: OnError) -> io::Result<Self> {
+        Ok(Self {
+            path: "(a store)".into(),
+            bytes: store.bytes()?,
+            store,
+            io: Io::Auto,
+            on_error,
+        })
+    }
+
+    /// Size in bytes, when it was opened.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Size in bytes, now.
+    pub fn bytes_now(&self) -> io::Result<u64> {
+        self.store.bytes()
+    }
+
+    /// Where the image is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes all that was written durable.
+    pub fn flush(&self) -> io::Result<()> {
+        self.store.flush()
+    }
+
+    /// Carries out one operation; returns the bytes of a [`Operation::Read`] (none for others).
+    pub fn carry_out(&self, operation: &Operation) -> io::Result<Vec<u8>> {
+        operation.carry_out(&*self.store)
+    }
+
+    /// Says that it cannot serve a guest with blocks of so many bytes, if it cannot.
+    pub fn check_blocks(&self, block_bytes: u32) -> Result<(), DiskError> {
+        let needed_bytes = self.store.block_bytes();
+        if block_bytes < needed_bytes {
+            return Err(DiskError::Blocks {
+                path: self.path.clone(),
+                needed_bytes,
+            });
+        }
+        match self.bytes.is_multiple_of(block_bytes.into()) {
+            true => Ok(()),
+            false => Err(size_error(
+                &self.path,
+                self.bytes,
+                self.bytes.next_multiple_of(block_bytes.into()),
+            )),
+        }
+    }
+
+    fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    fn io(&self) -> Io {
+        self.io
+    }
+
+    fn on_error(&self) -> OnError {
+        self.on_error
+    }
+}
+
+fn size_error(path: &Path, found_bytes: u64, expected_bytes: u64) -> DiskError {
+    DiskError::Size {
+        path: path.to_owned(),
+        found_bytes,
+        expected_bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn config(path: &Path, cache: Cache) -> DiskConfig {
+        DiskConfig {
+            cache,
+            ..DiskConfig::new(path)
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_with_and_without_the_page_cache() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        for cache in [Cache::Writeback, Cache::Direct] {
+            let disk = Disk::open(&config(file.path(), cache)).unwrap();
+            let data: Vec<u8> = (0..1536u32).map(|i| i as u8 ^ cache as u8).collect();
+            let write = Operation::Write {
+                offset: 1024,
+                data: data.clone(),
+            };
+            let read = Operation::Read {
+                offset: 1024,
+                bytes: 1536,
+            };
+            disk.carry_out(&write).unwrap();
+            disk.carry_out(&Operation::Flush).unwrap();
+            assert_eq!(disk.carry_out(&read).unwrap(), data);
+        }
+    }
+
+    #[test]
+    fn an_image_has_one_user() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4096).unwrap();
+        let first = Disk::open(&config(file.path(), Cache::Writeback)).unwrap();
+        assert!(matches!(
+            Disk::open(&config(file.path(), Cache::Writeback)),
+            Err(DiskError::InUse { .. })
+        ));
+        let fenced = DiskConfig {
+            ignore_lock: true,
+            ..config(file.path(), Cache::Writeback)
+        };
+        assert!(Disk::open(&fenced).is_ok());
+        drop(first);
+        assert!(Disk::open(&config(file.path(), Cache::Writeback)).is_ok());
+    }
+
+    #[test]
+    fn odd_sizes_and_odd_files_are_refused() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        assert!(matches!(
+            Disk::open(&config(file.path(), Cache::Writeback)),
+            Err(DiskError::Size { .. })
+        ));
+        file.write_all(&[0; 700]).unwrap();
+        assert!(matches!(
+            Disk::open(&config(file.path(), Cache::Writeback)),
+            Err(DiskError::Size { .. })
+        ));
+        assert!(matches!(
+            Disk::open(&config(Path::new("/dev/null"), Cache::Writeback)),
+            Err(DiskError::Kind { .. })
+        ));
+        assert!(matches!(
+            Disk::open(&config(Path::new("/nonexistent"), Cache::Writeback)),
+            Err(DiskError::Open { .. })
+        ));
+    }
+}

@@ -1,0 +1,153 @@
+//! qcow2 images, by the imago library.
+//!
+//! What the library has only in its caches dies with this process, and so would a write that the guest was told is
+//! done: after each change its metadata are written into the file.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use imago::format::gate::ImplicitOpenGate;
+use imago::qcow2::Qcow2;
+use imago::{FormatAccess, FormatDriverBuilder, Storage, StorageOpenOptions};
+
+use super::error::DiskError;
+use super::store::Store;
+
+type Access = FormatAccess<imago::file::File>;
+
+/// Longest chain of backing files.
+const CHAIN_MAX: usize = 16;
+
+/// An open qcow2 image.
+pub struct Qcow2Image {
+    image: Access,
+}
+
+impl Qcow2Image {
+    /// The image in an open file, which its caller has locked. All of its tables are read before anything is written.
+    /// Backing files are opened read-only, and must lie in the image's directory or below.
+    pub fn open(path: &Path, file: File, direct: bool, read_only: bool) -> Result<Self, DiskError> {
+        let wrong = |reason: String| DiskError::Format {
+            path: path.to_owned(),
+            format: "qcow2",
+            reason,
+        };
+        let open = |write: bool| {
+            let options = StorageOpenOptions::new()
+                .filename(path)
+                .direct(direct)
+                .write(write);
+            let storage = imago::file::File::from_open_file(file.try_clone()?, options.clone())?;
+            let image = Qcow2::<imago::file::File>::builder(storage)
+                .storage_open_options(options)
+                .write(write)
+                .open(Gate::around(path)?)?;
+            io::Result::Ok(Access::new(image))
+        };
+        let image = open(false).map_err(|error| wrong(error.to_string()))?;
+        check(&image).map_err(|error| wrong(format!("its tables are damaged: {error}")))?;
+        let image = match read_only {
+            true => image,
+            false => open(true).map_err(|error| wrong(error.to_string()))?,
+        };
+        Ok(Self { image })
+    }
+}
+
+/// Reads where every byte of the disk is, through all tables.
+fn check(image: &Access) -> io::Result<()> {
+    let (mut offset, size) = (0, image.size());
+    while offset < size {
+        let (_, length) = image.get_mapping(offset, size - offset)?;
+        if length == 0 {
+            return Err(io::Error::other(format!("nothing is known of byte {offset}")));
+        }
+        offset += length;
+    }
+    Ok(())
+}
+
+impl Store for Qcow2Image {
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.image.read(buffer, offset)
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.image.write(data, offset)?;
+        self.image.flush()
+    }
+
+    fn zero(&self, offset: u64, bytes: u64, _unmap: bool) -> io::Result<()> {
+        self.image.write_zeroes(offset, bytes)?;
+        self.image.flush()
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.image.flush()?;
+        self.image.sync()
+    }
+
+    fn bytes(&self) -> io::Result<u64> {
+        Ok(self.image.size())
+    }
+}
+
+/// Says which further files an image may bring along.
+struct Gate {
+    directory: PathBuf,
+    opened: usize,
+}
+
+impl Gate {
+    fn around(image: &Path) -> io::Result<Self> {
+        let image = image.canonicalize()?;
+        Ok(Self {
+            directory: image.parent().unwrap_or(Path::new("/")).to_owned(),
+            opened: 0,
+        })
+    }
+}
+
+impl ImplicitOpenGate<imago::file::File> for Gate {
+    fn open_format<F: FormatDriverBuilder<imago::file::File>>(
+        &mut self,
+        builder: F,
+    ) -> io::Result<FormatAccess<imago::file::File>> {
+        let next = Self {
+            directory: self.directory.clone(),
+            opened: self.opened,
+        };
+        Ok(FormatAccess::new(builder.open(next)?))
+    }
+
+    fn open_storage(&mut self, options: StorageOpenOptions) -> io::Result<imago::file::File> {
+        let named = options
+            .get_filename()
+            .ok_or_else(|| io::Error::other("it needs a file without a name"))?;
+        self.opened += 1;
+        if self.opened > CHAIN_MAX {
+            return Err(io::Error::other(format!(
+                "it needs more than {CHAIN_MAX} other files"
+            )));
+        }
+        let real = named.canonicalize().map_err(|error| {
+            io::Error::new(
+                error.kind(),
+                format!("its backing file {} cannot be found: {error}", named.display()),
+            )
+        })?;
+        if !real.starts_with(&self.directory) {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!(
+                    "its backing file {} lies outside the image's directory {}; move it there, and name it with \
+                     `qemu-img rebase -u -F FORMAT -b NAME`",
+                    real.display(),
+                    self.directory.display()
+                ),
+            ));
+        }
+        imago::file::File::open(options.write(false))
+    }
+}

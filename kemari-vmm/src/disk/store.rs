@@ -1,0 +1,28 @@
+//! Where a disk's bytes are: what every format of image can do.
+
+use std::io;
+
+use super::raw::RawFile;
+
+/// A disk's bytes. All methods may be called by several threads at once, and wait until they are done.
+pub trait Store: Send + Sync {
+    /// Fills the buffer from this byte on.
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+    /// Writes the bytes from this byte on. When it returns, they survive the death of this process.
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()>;
+    /// Makes a range read as zeros; `unmap`: its storage may be given back. As with a write, the death of this process
+    /// does not undo it.
+    fn zero(&self, offset: u64, bytes: u64, unmap: bool) -> io::Result<()>;
+    /// Makes all that was written before durable: it survives the host's loss of power.
+    fn flush(&self) -> io::Result<()>;
+    /// How many bytes there are, now.
+    fn bytes(&self) -> io::Result<u64>;
+    /// Least unit of I/O in bytes.
+    fn block_bytes(&self) -> u32 {
+        512
+    }
+    /// The file, if the disk's bytes are the file's.
+    fn raw(&self) -> Option<&RawFile> {
+        None
+    }
+}
