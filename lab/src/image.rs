@@ -3,12 +3,14 @@
 mod cpio;
 mod guest;
 mod host;
+mod inside;
 
 use std::path::PathBuf;
 use std::process::Command;
 
-pub use guest::{GuestImage, guest_image};
+pub use guest::{GuestImage, Service, guest_image};
 pub(crate) use host::host_initramfs;
+pub use inside::{DiskCopy, GuestRoot};
 
 use crate::cache;
 use crate::error::Result;

@@ -8,7 +8,7 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use lab::{GuestImage, LocalNet, Process, guest_address, guest_image};
+use lab::{GuestImage, LocalNet, Process, Service, guest_address, guest_image};
 
 /// Longest boot; measured: 5-8 s.
 const BOOT_LIMIT: Duration = Duration::from_secs(40);
@@ -16,7 +16,7 @@ const BOOT_LIMIT: Duration = Duration::from_secs(40);
 #[test]
 fn redis_answers_and_keeps_what_it_acknowledged() {
     lab::ensure_packages().unwrap_or_else(|error| panic!("{error}"));
-    let image = guest_image().unwrap_or_else(|error| panic!("{error}"));
+    let image = guest_image(Service::Redis).unwrap_or_else(|error| panic!("{error}"));
     let dir = lab::scratch_dir().unwrap();
     let disk = dir.path().join("disk");
     image.copy_disk(&disk).unwrap();

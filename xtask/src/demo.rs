@@ -107,7 +107,7 @@ fn image(guest: Guest, ui: &Ui) -> Result<Image> {
         }
         Guest::Linux => ui.step("the guest: Debian's kernel and Redis", |_| {
             lab::ensure_packages()?;
-            Ok(Image::linux(&lab::guest_image()?))
+            Ok(Image::linux(&lab::guest_image(lab::Service::Redis)?))
         }),
     }
 }

@@ -4,6 +4,7 @@
 //! * [`load`]: what the clients do, and the values they write;
 //! * [`client`]: connections that never reconnect, recording every request;
 //! * [`history`]: the record;
+//! * [`postgres`]: the same with PostgreSQL;
 //! * [`checker`]: is there one order of the operations that explains every answer?
 
 pub mod checker;
@@ -11,4 +12,5 @@ pub mod client;
 mod connection;
 pub mod history;
 pub mod load;
+pub mod postgres;
 pub mod resp;

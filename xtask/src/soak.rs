@@ -164,7 +164,7 @@ impl Soak<'_> {
         let mut history = swarm.finish(gone_on.is_ok())?;
         period.lost_connections = period.lost_connections.max(history.connections_lost());
         period.longest_gap_ms = history.longest_gap() as f64 / 1e6;
-        let read = read_all_keys(&load, clock).map(|read| history.merge(read));
+        let read = read_all_keys(&load, clock, &history).map(|read| history.merge(read));
         let verdict = check(&history)?;
         period.judge(&verdict);
         gone_on.and(read)

@@ -1,5 +1,9 @@
-//! The Linux guest: Debian's kernel, and Redis on an ext4 disk.
+//! The Linux guest: Debian's kernel, and a service on an ext4 disk.
 
+mod postgres;
+mod redis;
+
+use std::fmt;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -20,45 +24,65 @@ const MODULES: [&str; 5] = [
     "virtio_net",
     "virtio_rng",
 ];
-/// Redis and every library that its programs load.
-const PACKAGES: [&str; 18] = [
-    "redis-server",
-    "redis-tools",
-    "libc6",
-    "libatomic1",
-    "libcap2",
-    "libcrypt1",
-    "libgcc-s1",
-    "libgcrypt20",
-    "libgpg-error0",
-    "libjemalloc2",
-    "liblz4-1",
-    "liblzf1",
-    "liblzma5",
-    "libssl3",
-    "libstdc++6",
-    "libsystemd0",
-    "libzstd1",
-    "busybox-static",
-];
-/// Directories of packages that a guest can do without.
-const LEFT_OUT: [&str; 4] = [
-    "usr/share",
-    "usr/lib/x86_64-linux-gnu/gconv",
-    "usr/lib/x86_64-linux-gnu/perl-base",
-    "lib/systemd",
-];
 /// Size of the guest's disk.
 const DISK_MIB: u32 = 256;
-const FIRST_INIT: &[u8] = include_bytes!("guest-first-init.sh");
-const INIT: &[u8] = include_bytes!("guest-init.sh");
-const REDIS_CONFIG: &[u8] = include_bytes!("guest-redis.conf");
+const FIRST_INIT: &[u8] = include_bytes!("guest/first-init.sh");
+const INIT: &[u8] = include_bytes!("guest/init.sh");
+
+/// What the guest serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Service {
+    /// Redis on port 6379, which makes every write durable before it answers. Setting: `kemari.appendfsync`.
+    Redis,
+    /// PostgreSQL on port 5432, with data checksums and `synchronous_commit`; whoever connects may do everything.
+    /// Setting: `kemari.fsync`.
+    Postgres,
+}
+
+impl Service {
+    /// The TCP port on which it listens.
+    pub fn port(self) -> u16 {
+        match self {
+            Service::Redis => 6379,
+            Service::Postgres => 5432,
+        }
+    }
+
+    fn recipe(self) -> Result<Recipe> {
+        match self {
+            Service::Redis => Ok(redis::recipe()),
+            Service::Postgres => postgres::recipe(),
+        }
+    }
+}
+
+impl fmt::Display for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Service::Redis => "Redis",
+            Service::Postgres => "PostgreSQL",
+        })
+    }
+}
+
+/// What makes a disk of a service.
+#[derive(Debug, Hash)]
+struct Recipe {
+    /// Debian packages with the service and every library that it loads.
+    packages: Vec<String>,
+    /// Paths in those packages that the guest can do without.
+    left_out: Vec<String>,
+    /// Files that are added, by their path.
+    files: Vec<(&'static str, &'static [u8])>,
+    /// A shell script that is run in the guest's root directory as the guest sees it, as root.
+    prepare: &'static str,
+}
 
 /// Files from which the Linux guest starts, under `target/lab`.
 ///
-/// Its kernel command line: `console=ttyS0 kemari.ip=10.77.0.2/24`, and if wanted `kemari.appendfsync=everysec`
-/// (default `always`), `kemari.redis=off` (no server). When Redis answers it prints `guest ready` on the console, and
-/// then a shell listens there. The first disk is its root.
+/// Its kernel command line: `console=ttyS0 kemari.ip=10.77.0.2/24`, and if wanted `kemari.service=off` (no server) and
+/// the service's own settings ([`Service`]). When the service answers it prints `guest ready` on the console, and then
+/// a shell listens there; a line written into its `/run/poweroff` switches it off. The first disk is its root.
 #[derive(Clone, Debug)]
 pub struct GuestImage {
     /// Its kernel, as Debian ships it and decompressed.
@@ -67,6 +91,8 @@ pub struct GuestImage {
     pub initramfs: PathBuf,
     /// Its disk, raw, ext4. Never start a guest from this file, but from a copy ([`GuestImage::copy_disk`]).
     pub disk: PathBuf,
+    /// What it serves.
+    pub service: Service,
 }
 
 impl GuestImage {
@@ -79,13 +105,14 @@ impl GuestImage {
     }
 }
 
-/// Makes the Linux guest, or finds it made.
-pub fn guest_image() -> Result<GuestImage> {
+/// Makes the Linux guest with a service, or finds it made.
+pub fn guest_image(service: Service) -> Result<GuestImage> {
     let kernel = cloud_kernel()?;
     Ok(GuestImage {
         initramfs: initramfs(&kernel)?,
-        disk: disk()?,
+        disk: disk(&service.recipe()?)?,
         kernel,
+        service,
     })
 }
 
@@ -100,12 +127,12 @@ fn initramfs(kernel: &Kernel) -> Result<PathBuf> {
     })
 }
 
-fn disk() -> Result<PathBuf> {
-    let key = cache::key(&(PACKAGES, LEFT_OUT, DISK_MIB, INIT, REDIS_CONFIG));
+fn disk(recipe: &Recipe) -> Result<PathBuf> {
+    let key = cache::key(&(recipe, DISK_MIB, INIT));
     cache::entry(&format!("guest-{key}.ext4"), |path| {
         tracing::info!("making the guest's disk");
         let root = tempfile::tempdir_in(cache::dir()?).context(|| "make a directory for the guest".into())?;
-        fill(root.path())?;
+        fill(root.path(), recipe)?;
         let mut command = Command::new(tool("mke2fs"));
         command.args(["-q", "-t", "ext4", "-L", "guest", "-E", "root_owner=0:0", "-d"]);
         run(command.arg(root.path()).arg(path).arg(format!("{DISK_MIB}M")))?;
@@ -114,32 +141,32 @@ fn disk() -> Result<PathBuf> {
 }
 
 /// Lays out the guest's root directory.
-fn fill(root: &Path) -> Result<()> {
-    for package in PACKAGES {
+fn fill(root: &Path, recipe: &Recipe) -> Result<()> {
+    for package in recipe
+        .packages
+        .iter()
+        .map(String::as_str)
+        .chain(["busybox-static"])
+    {
         let files = unpacked(package)?;
         run(Command::new("cp")
             .args(["--archive", "--no-target-directory"])
             .args([&files, root]))?;
     }
-    for path in LEFT_OUT
-        .map(|path| root.join(path))
-        .iter()
-        .filter(|path| path.exists())
-    {
-        fs::remove_dir_all(path).context(|| format!("remove {}", path.display()))?;
+    let remove = |path: &Path| match path {
+        path if path.is_dir() => fs::remove_dir_all(path),
+        path if path.exists() => fs::remove_file(path),
+        _ => Ok(()),
+    };
+    for path in &recipe.left_out {
+        let path = root.join(path);
+        remove(&path).context(|| format!("remove {}", path.display()))?;
     }
     let what = || "lay out the guest's root directory".to_string();
-    for dir in [
-        "dev",
-        "proc",
-        "sys",
-        "run",
-        "tmp",
-        "root",
-        "sbin",
-        "etc",
-        "var/lib/redis",
-    ] {
+    let executable = |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o755)).context(what);
+    // A service that does not run as root enters it too.
+    executable(root)?;
+    for dir in ["dev", "proc", "sys", "run", "tmp", "root", "sbin", "etc"] {
         fs::create_dir_all(root.join(dir)).context(what)?;
     }
     let names = run(Command::new(busybox()?).arg("--list"))?;
@@ -149,8 +176,15 @@ fn fill(root: &Path) -> Result<()> {
             symlink("busybox", &link).context(what)?;
         }
     }
-    cache::write(&root.join("etc/redis.conf"), REDIS_CONFIG)?;
+    for (path, content) in &recipe.files {
+        cache::write(&root.join(path), content)?;
+    }
     let init = root.join("sbin/init");
     cache::write(&init, INIT)?;
-    fs::set_permissions(&init, fs::Permissions::from_mode(0o755)).context(what)
+    executable(&init)?;
+    run(Command::new(tool("chroot"))
+        .arg(root)
+        .args(["/bin/sh", "-euc", recipe.prepare])
+        .env("PATH", "/bin:/sbin:/usr/bin"))?;
+    Ok(())
 }

@@ -184,7 +184,7 @@ fn finish(swarm: Swarm, load: &Load, clock: Clock, recovered: Result<()>) -> Res
     let answering = recovered.is_ok();
     failures.extend(recovered.err().map(|e| format!("{e:#}")));
     let mut history = swarm.finish(answering)?;
-    match read_all_keys(load, clock) {
+    match read_all_keys(load, clock, &history) {
         Ok(read) => history.merge(read),
         Err(e) => failures.push(format!("{e:#}")),
     }

@@ -10,13 +10,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 
 use super::connection::{Connection, DRAIN, Live, STOP, WORK};
-use super::history::{Clock, History};
-use super::load::{CONNECTIONS_MAX, Load};
+use super::history::{Clock, ConnectionEnd, History};
+use super::load::{CONNECTIONS_MAX, Load, Protocol};
+use super::postgres::client as postgres;
 use super::resp::{Decoder, Reply, encode_request};
 
 /// How long the first connect of a client may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Number of the connection that reads all keys at the end.
+/// Number of the connection that reads everything back at the end.
 pub const FINAL_READER: u16 = u16::MAX;
 
 /// Clients at work.
@@ -35,32 +36,23 @@ impl Swarm {
             "{} connections were asked for: between 1 and {CONNECTIONS_MAX} are possible",
             load.connections
         );
+        if load.protocol == Protocol::Postgres {
+            postgres::prepare(load)?;
+        }
         let streams = (0..load.connections)
             .map(|_| connect(load))
             .collect::<Result<Vec<_>>>()?;
         let stop = Arc::new(AtomicU8::new(WORK));
         let mut swarm = Self {
             stop: stop.clone(),
-            live: Vec::new(),
+            live: (0..load.connections).map(|_| Arc::default()).collect(),
             threads: Vec::new(),
         };
         for (id, stream) in (0..).zip(streams) {
-            let live = Arc::new(Live::default());
-            swarm.live.push(live.clone());
-            let (load, stop) = (load.clone(), stop.clone());
+            let (load, lives, stop) = (load.clone(), swarm.live.clone(), stop.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("client-{id}"))
-                .spawn(move || match Connection::new(id, &load, clock, &live, stream) {
-                    Ok(connection) => connection.work(&stop),
-                    Err(e) => History {
-                        operations: Vec::new(),
-                        connections: vec![super::history::ConnectionEnd {
-                            connection: id,
-                            lost: Some(format!("the socket refused its options: {e}")),
-                            stray_answers: 0,
-                        }],
-                    },
-                });
+                .spawn(move || work(id, &load, clock, &lives, &stop, stream));
             swarm
                 .threads
                 .push(thread.context("a client's thread could not be started")?);
@@ -103,8 +95,43 @@ impl Drop for Swarm {
     }
 }
 
-/// Reads every key once over a new connection.
-pub fn read_all_keys(load: &Load, clock: Clock) -> Result<History> {
+/// What one client does, and what it saw.
+fn work(
+    id: u16,
+    load: &Load,
+    clock: Clock,
+    lives: &[Arc<Live>],
+    state: &AtomicU8,
+    stream: TcpStream,
+) -> History {
+    if load.protocol == Protocol::Postgres {
+        let worker = postgres::Worker {
+            id,
+            load,
+            clock,
+            lives,
+            state,
+        };
+        return worker.work(stream);
+    }
+    match Connection::new(id, load, clock, &lives[usize::from(id)], stream) {
+        Ok(connection) => connection.work(state),
+        Err(e) => History {
+            operations: Vec::new(),
+            connections: vec![ConnectionEnd {
+                connection: id,
+                lost: Some(format!("the socket refused its options: {e}")),
+                stray_answers: 0,
+            }],
+        },
+    }
+}
+
+/// Reads everything once over a new connection: every key, or what became of every transaction in `history`.
+pub fn read_all_keys(load: &Load, clock: Clock, history: &History) -> Result<History> {
+    if load.protocol == Protocol::Postgres {
+        return postgres::read_all(load, clock, history);
+    }
     let stream = connect(load)?;
     let live = Live::default();
     let history = Connection::new(FINAL_READER, load, clock, &live, stream)?.read_all();
@@ -116,6 +143,9 @@ pub fn read_all_keys(load: &Load, clock: Clock) -> Result<History> {
 
 /// Asks the service whether it serves.
 pub fn ping(load: &Load) -> Result<()> {
+    if load.protocol == Protocol::Postgres {
+        return postgres::ask(load, "SELECT 1").map(drop);
+    }
     let mut stream = connect(load)?;
     stream.set_read_timeout(Some(CONNECT_TIMEOUT))?;
     let mut request = Vec::new();

@@ -12,18 +12,29 @@ pub const CONNECTIONS_MAX: u16 = 63;
 /// Longest value, in bytes (the bare guest's limit).
 pub const VALUE_BYTES_MAX: usize = 256;
 
+/// How clients speak with the service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// As with Redis: keys and values.
+    Resp,
+    /// As with PostgreSQL: transactions.
+    Postgres,
+}
+
 /// What the clients of one run do.
 #[derive(Clone, Debug)]
 pub struct Load {
+    /// How they speak.
+    pub protocol: Protocol,
     /// Where the service listens.
     pub service: SocketAddr,
     /// The network namespace to connect from; `None`: this process's own.
     pub netns: Option<Netns>,
     /// Number of connections.
     pub connections: u16,
-    /// Number of keys that each connection writes.
+    /// Number of keys that each connection writes (with PostgreSQL each transaction is a key of its own).
     pub keys_per_connection: u32,
-    /// Requests that a connection keeps outstanding.
+    /// Requests that a connection keeps outstanding (with PostgreSQL: one).
     pub pipeline: usize,
     /// Share of reads among the requests, in percent. Half of them read keys of other connections.
     pub reads_percent: u32,
@@ -39,6 +50,7 @@ impl Load {
     /// The usual load on a service.
     pub fn new(service: SocketAddr, seed: u64) -> Self {
         Self {
+            protocol: Protocol::Resp,
             service,
             netns: None,
             connections: CONNECTIONS_MIN,

@@ -1,6 +1,8 @@
 //! The proof itself on trial: clients and checker against a real Redis, and against servers that lie.
 
+mod database;
 mod liar;
+mod postgres;
 mod redis;
 
 use std::time::Duration;
@@ -17,7 +19,8 @@ fn drive(load: &Load, work: Duration) -> (History, Verdict) {
     let swarm = Swarm::start(load, clock).unwrap();
     std::thread::sleep(work);
     let mut history = swarm.finish(true).unwrap();
-    history.merge(read_all_keys(load, clock).unwrap());
+    let read = read_all_keys(load, clock, &history).unwrap();
+    history.merge(read);
     let verdict = check(&history).unwrap();
     (history, verdict)
 }
@@ -97,7 +100,8 @@ fn a_server_that_goes_back_to_an_old_state_is_found_out() {
     liar.go_back_ms(40);
     std::thread::sleep(Duration::from_millis(50));
     let mut history = swarm.finish(true).unwrap();
-    history.merge(read_all_keys(&load, clock).unwrap());
+    let read = read_all_keys(&load, clock, &history).unwrap();
+    history.merge(read);
     assert!(!check(&history).unwrap().lost.is_empty());
 }
 

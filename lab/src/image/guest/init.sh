@@ -1,13 +1,13 @@
 #!/bin/sh
-# The Linux guest's init: network and Redis. Settings come from the kernel command line as kemari.NAME=VALUE:
-# ip (address with prefix length), appendfsync (Redis's word; default always), redis=off.
+# The Linux guest's init: network and service. Settings come from the kernel command line as kemari.NAME=VALUE:
+# ip (address with prefix length), service=off, and those that /etc/service knows.
 export PATH=/bin:/sbin:/usr/bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /tmp
-kemari_appendfsync=always
-kemari_redis=on
+chmod 1777 /tmp
+kemari_service=on
 for word in $(cat /proc/cmdline); do
     case $word in kemari.*=*) eval "kemari_${word#kemari.}" ;; esac
 done
@@ -20,9 +20,18 @@ if [ -n "$kemari_ip" ] && [ -e /sys/class/net/eth0 ]; then
     # The guests' network of the lab: clients behind a router are reached by its first address.
     ip route add default via "${kemari_ip%.*}.1"
 fi
-if [ "$kemari_redis" = on ]; then
-    redis-server /etc/redis.conf --appendfsync "$kemari_appendfsync" &
-    until [ "$(redis-cli ping 2>/dev/null)" = PONG ]; do sleep 0.1; done
+# Defines start (returns when the service answers) and stop.
+. /etc/service
+if [ "$kemari_service" = on ]; then
+    start
+    # Whoever writes a line into this pipe, as the service may when a client tells it to, switches the guest off.
+    mkfifo -m 666 /run/poweroff
+    (
+        read -r _ </run/poweroff
+        stop
+        mount -o remount,ro /
+        poweroff -f
+    ) &
 fi
 echo "guest ready"
 while true; do
