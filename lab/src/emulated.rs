@@ -118,6 +118,7 @@ impl Lab {
                 memory_mib: config.memory_mib,
                 taps: config.taps,
                 disks,
+                shared_disks: config.shared_disks.len(),
             };
             hosts.push(Host::new(index, parts, &outside, host_dir)?);
         }

@@ -40,7 +40,10 @@ pub(crate) struct Parts {
     pub smp: u32,
     pub memory_mib: u32,
     pub taps: usize,
+    /// First those that all hosts have.
     pub disks: Vec<PathBuf>,
+    /// How many of them all hosts have.
+    pub shared_disks: usize,
 }
 
 /// What a program inside a host left behind.
@@ -99,6 +102,12 @@ impl Host {
     /// Name of its TAP device for guest `guest` (from 0), on the host's bridge and down.
     pub fn tap(&self, guest: usize) -> String {
         format!("tap{guest}")
+    }
+
+    /// The file outside that is the content of a disk of its own, by the disk's number among
+    /// [`crate::LabConfig::own_disks_mib`].
+    pub fn own_disk(&self, number: usize) -> &Path {
+        &self.parts.disks[self.parts.shared_disks + number]
     }
 
     /// Switches the power on; the host boots behind this call's back.
@@ -322,6 +331,7 @@ impl Host {
             memory_mib,
             taps,
             disks,
+            ..
         } = &self.parts;
         let log_path = self.dir.join("qemu.log");
         let log = fs::File::create(&log_path).context(|| format!("make {}", log_path.display()))?;

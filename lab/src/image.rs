@@ -5,7 +5,7 @@ mod guest;
 mod host;
 mod inside;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 pub use guest::{GuestImage, Service, guest_image};
@@ -15,9 +15,17 @@ pub use inside::{DiskCopy, GuestRoot};
 use crate::cache;
 use crate::error::Result;
 use crate::kernel::Module;
-use crate::packages::unpacked;
+use crate::packages::{tool, unpacked};
 use crate::process::run;
 use cpio::Cpio;
+
+/// Makes an empty ext4 file system that fills an existing file.
+pub fn make_ext4(file: &Path) -> Result<()> {
+    run(Command::new(tool("mke2fs"))
+        .args(["-q", "-F", "-t", "ext4"])
+        .arg(file))
+    .map(drop)
+}
 
 /// Debian's static busybox.
 pub(crate) fn busybox() -> Result<PathBuf> {

@@ -1,11 +1,12 @@
 //! `cargo xtask demo`: a guest loses its host and goes on elsewhere, before your eyes.
 //!
 //! A run: bring up two hosts, start the VM on one, protect it by the other, let clients work, cut, let them go on,
-//! stop them, read everything back, judge. Where and how the hosts live is behind [`pair::Pair`]; [`run`] is the same
+//! stop them, read everything back, stop the VM, look at its disk, judge. Where and how the hosts live is behind [`pair::Pair`]; [`run`] is the same
 //! for all.
 
 pub mod config;
 pub mod emulated;
+pub mod ending;
 pub mod local;
 pub mod options;
 pub mod pair;
@@ -14,7 +15,7 @@ pub mod run;
 
 use std::fs::File;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use kemari_vmm::arch::preflight::{self, KvmAbility};
 
 use crate::packages;
@@ -23,26 +24,43 @@ use crate::ui::Ui;
 use options::{Guest, Hosts, Options};
 use pair::{Image, Place};
 use result::Records;
+use run::Session;
 
 /// Runs the demo as often as asked for. Whether every run was ok; an error means that the demo itself could not go on.
 pub fn demo(options: &Options) -> Result<bool> {
+    options.validate()?;
     let _lock = lock()?;
     let mut ui = Ui::default();
     let mut place = prepare(options, &ui)?;
     let mut records = Records::create(&tools::target_dir().join("demo"))?;
-    let seed = options.seed.unwrap_or_else(rand::random);
+    let first_seed = options.seed.unwrap_or_else(rand::random);
     let mut all_ok = true;
-    for number in 0..options.repeat {
-        if options.repeat > 1 {
-            ui.set_prefix(format!("run {} of {}: ", number + 1, options.repeat));
-        }
-        let seed = seed.wrapping_add(u64::from(number));
-        let report = run::run(place.as_mut(), options, seed, &ui)?;
-        all_ok &= report.result.ok;
-        records.add(number, seed, &report)?;
-        report.print(seed);
-        if !report.result.ok {
-            keep_logs(seed);
+    let mut number = 0;
+    while number < options.repeat {
+        let seed_of = |number: u32| first_seed.wrapping_add(u64::from(number));
+        let prefix = |number| match options.repeat {
+            1 => String::new(),
+            runs => format!("run {} of {runs}: ", number + 1),
+        };
+        ui.set_prefix(prefix(number));
+        let mut session = Session::new(place.as_mut(), options, seed_of(number), &ui)?;
+        // With one VM until it fails, or with a fresh one each time.
+        loop {
+            ui.set_prefix(prefix(number));
+            let seed = seed_of(number);
+            let last = !options.same_vm || number + 1 == options.repeat;
+            let report = session.run(seed, last, &ui);
+            let ok = report.result.ok;
+            all_ok &= ok;
+            records.add(number, seed, options, &report)?;
+            report.print(seed);
+            number += 1;
+            if !ok {
+                keep_logs(seed);
+            }
+            if last || !ok {
+                break;
+            }
         }
     }
     records.summary(options.repeat);
@@ -72,7 +90,6 @@ pub(crate) fn keep_logs(seed: u64) {
 }
 
 fn prepare(options: &Options, ui: &Ui) -> Result<Box<dyn Place>> {
-    ensure!(options.repeat > 0, "--repeat must be at least 1");
     ui.step("packages", |_| {
         packages::ensure_installed(&[packages::IP, packages::ETCD])
     })?;
@@ -84,31 +101,31 @@ fn prepare(options: &Options, ui: &Ui) -> Result<Box<dyn Place>> {
     let features: &[&str] = if options.fault.is_some() { &["faults"] } else { &[] };
     if local {
         let program = ui.step("building kemari", |_| tools::build_kemari(features))?;
-        return Ok(Box::new(local::LocalPlace::new(
-            program,
-            image(options.guest, ui)?,
-        )?));
+        return Ok(Box::new(local::LocalPlace::new(program, image(options, ui)?)?));
     }
     ui.step("packages for emulated hosts", |_| Ok(lab::ensure_packages()?))?;
     let program = ui.step("building kemari for emulated hosts", |_| {
         Ok(lab::build::static_binary("kemari", "kemari", features, false)?)
     })?;
-    let image = image(options.guest, ui)?;
-    let boot = |_: &_| emulated::EmulatedPlace::new(program, image);
+    let image = image(options, ui)?;
+    let boot = |_: &_| emulated::EmulatedPlace::new(program, image, options);
     Ok(Box::new(ui.step("two emulated hosts boot", boot)?))
 }
 
-fn image(guest: Guest, ui: &Ui) -> Result<Image> {
-    match guest {
+fn image(options: &Options, ui: &Ui) -> Result<Image> {
+    match options.guest {
         Guest::Bare => {
             Ok(Image::bare(ui.step("building the bare guest", |_| {
                 tools::build_bare_guest()
             })?))
         }
-        Guest::Linux => ui.step("the guest: Debian's kernel and Redis", |_| {
-            lab::ensure_packages()?;
-            Ok(Image::linux(&lab::guest_image(lab::Service::Redis)?))
-        }),
+        Guest::Linux => {
+            let service = options.linux_service();
+            ui.step(&format!("the guest: Debian's kernel and {service}"), |_| {
+                lab::ensure_packages()?;
+                Ok(Image::linux(&lab::guest_image(service)?))
+            })
+        }
     }
 }
 

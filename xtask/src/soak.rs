@@ -20,7 +20,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::demo;
 use crate::demo::local::{LocalPair, LocalPlace};
 use crate::demo::options::{ACKNOWLEDGED_AFTER_MIN, Pace};
-use crate::demo::pair::{Image, Pair, Side, Status};
+use crate::demo::pair::{Image, Pair, Role, Side, Status};
 use crate::packages;
 use crate::proof::checker::check;
 use crate::proof::client::{Swarm, ping, read_all_keys};
@@ -120,15 +120,15 @@ impl Soak<'_> {
     /// One VM, until the time is over, its table is full, or something fails.
     fn on_fresh_hosts(&mut self, number: u64) -> Result<()> {
         let place = self.place;
-        let mut pair = place.pair(number, None)?;
+        let mut pair = place.pair(number, None, None)?;
         let mut primary = Side::A;
-        pair.start(primary, "run")?;
+        pair.launch(primary, Role::Primary)?;
         let load = self.load(&pair);
         wait_for("an answer of the guest's service", PACE.boot_max, || {
             pair.check_alive()?;
             Ok(ping(&load).ok())
         })?;
-        pair.start(primary.other(), "secondary")?;
+        pair.launch(primary.other(), Role::Secondary)?;
         await_protected(&mut pair, primary)?;
         for _ in 0..PERIODS_MAX {
             if Instant::now() >= self.end {
@@ -212,7 +212,7 @@ fn cut_and_recover(
     period.took_over = runs != victim && period.cut != Cut::Switchover;
     period.cut.repair(place.net(), victim)?;
     if !pair.is_running(runs.other()) {
-        pair.start(runs.other(), "secondary")?;
+        pair.launch(runs.other(), Role::Secondary)?;
     }
     await_protected(pair, runs)?;
     answered(swarm, &swarm.acknowledged(), "after it was protected again")

@@ -1,14 +1,15 @@
 //! A run of the demo with stand-ins for the hosts: a real Redis in the place of the guest, and statuses made up.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
 use lab::{Netns, Process};
-use xtask::demo::options::{Cut, Fault, Guest, Hosts, Options, Pace};
-use xtask::demo::pair::{Pair, Place, SERVICE_PORT, Side, Status, Takeover};
+use xtask::demo::options::{Cut, Disk, Flush, Guest, Hosts, Options, Pace, Service};
+use xtask::demo::pair::{BARE_PORT, Pair, Place, Role, Side, Status, Takeover};
 use xtask::demo::result::{Records, Report};
-use xtask::demo::run::run;
+use xtask::demo::run::Session;
 use xtask::ui::Ui;
 
 /// What happens at the cut.
@@ -49,7 +50,7 @@ impl Place for Stage {
         }
     }
 
-    fn make(&mut self, _number: u64, _fault: Option<Fault>) -> Result<Box<dyn Pair + '_>> {
+    fn make(&mut self, _number: u64, _options: &Options) -> Result<Box<dyn Pair + '_>> {
         Ok(Box::new(StandIn {
             fate: self.0,
             netns: Netns::new("redis")?,
@@ -61,23 +62,19 @@ impl Place for Stage {
 
 impl Pair for StandIn {
     fn service(&self) -> SocketAddr {
-        ([127, 0, 0, 1], SERVICE_PORT).into()
+        ([127, 0, 0, 1], BARE_PORT).into()
     }
 
     fn clients(&self) -> Netns {
         self.netns.clone()
     }
 
-    fn start_primary(&mut self) -> Result<()> {
-        if matches!(self.fate, Fate::Stillborn) {
+    fn start(&mut self, _side: Side, role: Role) -> Result<()> {
+        if role == Role::Secondary || matches!(self.fate, Fate::Stillborn) {
             return Ok(());
         }
         let args = ["--bind", "127.0.0.1", "--save", "", "--logfile", "/dev/null"];
         self.redis = Some(self.netns.spawn("redis", "redis-server", &args)?);
-        Ok(())
-    }
-
-    fn start_secondary(&mut self) -> Result<()> {
         Ok(())
     }
 
@@ -100,7 +97,7 @@ impl Pair for StandIn {
         }))
     }
 
-    fn cut(&mut self, _cut: Cut) -> Result<()> {
+    fn cut(&mut self, _side: Side, _cut: Cut) -> Result<()> {
         self.cut = true;
         match self.fate {
             Fate::Unnoticed | Fate::Stillborn => {}
@@ -113,24 +110,45 @@ impl Pair for StandIn {
         Ok(())
     }
 
-    fn step_at_cut(&self) -> Option<String> {
+    fn step_at_cut(&self, _side: Side) -> Option<String> {
         None
+    }
+
+    fn mend(&mut self, _side: Side) -> Result<()> {
+        self.cut = false;
+        Ok(())
+    }
+
+    fn stop(&mut self, _primary: Side) -> Result<Vec<PathBuf>> {
+        self.redis = None;
+        Ok(vec![PathBuf::from("/dev/null")])
     }
 
     fn save_logs(&mut self) {}
 }
 
-fn run_with(fate: Fate, cut: Cut) -> Report {
-    let options = Options {
+fn options(cut: Cut) -> Options {
+    Options {
         guest: Guest::Bare,
+        service: Service::Redis,
+        disk: Disk::Shared,
+        flush: Flush::Memory,
         hosts: Hosts::Local,
         cut,
         repeat: 1,
+        same_vm: false,
         seed: Some(5),
         fault: None,
         connections: 8,
-    };
-    run(&mut Stage(fate), &options, 5, &Ui::default()).unwrap()
+    }
+}
+
+fn run_with(fate: Fate, cut: Cut) -> Report {
+    let options = options(cut);
+    let mut stage = Stage(fate);
+    let ui = Ui::default();
+    let mut session = Session::new(&mut stage, &options, 5, &ui).unwrap();
+    session.run(5, true, &ui)
 }
 
 #[test]
@@ -193,9 +211,9 @@ fn the_result_has_exactly_the_promised_fields_and_the_first_failure_stays() {
     let mut failed = report.clone();
     failed.result.ok = false;
     failed.result.lost = 7;
-    records.add(0, 5, &report).unwrap();
-    records.add(1, 6, &failed).unwrap();
-    records.add(2, 7, &report).unwrap();
+    records.add(0, 5, &options(Cut::Kill), &report).unwrap();
+    records.add(1, 6, &options(Cut::Kill), &failed).unwrap();
+    records.add(2, 7, &options(Cut::Kill), &report).unwrap();
     let text = std::fs::read_to_string(directory.path().join("result.json")).unwrap();
     let names: Vec<&str> = text
         .split('"')

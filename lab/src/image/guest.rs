@@ -82,7 +82,7 @@ struct Recipe {
 ///
 /// Its kernel command line: `console=ttyS0 kemari.ip=10.77.0.2/24`, and if wanted `kemari.service=off` (no server) and
 /// the service's own settings ([`Service`]). When the service answers it prints `guest ready` on the console, and then
-/// a shell listens there; a line written into its `/run/poweroff` switches it off. The first disk is its root.
+/// a shell listens there. The first disk is its root.
 #[derive(Clone, Debug)]
 pub struct GuestImage {
     /// Its kernel, as Debian ships it and decompressed.

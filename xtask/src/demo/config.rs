@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use toml::{Table, Value};
 
+use super::options::Flush;
 use super::pair::Side;
 
 /// MAC address of the guest's network card.
@@ -24,6 +25,8 @@ pub struct Plan {
     pub cmdline: String,
     /// Memory.
     pub memory_mib: u32,
+    /// When a guest's flush is done, if each host has an image of its own; `None`: both have the same one.
+    pub replicated: Option<Flush>,
     /// Whether the file system of the disk image takes O_DIRECT. If not, both hosts must have one page cache.
     pub direct: bool,
     /// The etcd endpoint.
@@ -47,8 +50,8 @@ pub struct HostPlan {
     pub control: PathBuf,
     /// File for the guest's console.
     pub console: PathBuf,
-    /// The command, run on this host, that cuts the other one.
-    pub fence: Vec<String>,
+    /// The command, run on this host, that cuts the other one: for a shared disk.
+    pub fence: Option<Vec<String>>,
     /// Where the program keeps what must outlive it.
     pub state_dir: PathBuf,
     /// Its TAP device for the guest.
@@ -73,11 +76,19 @@ impl Plan {
         if let Some(initrd) = &self.initrd {
             machine.insert("initrd".into(), value(initrd)?);
         }
-        let disk = table([
+        let mut disk = table([
             ("id", value("blk0")?),
             ("cache", value(if self.direct { "direct" } else { "writeback" })?),
-            ("shared", value(&true)?),
         ]);
+        match self.replicated {
+            Some(flush) => {
+                disk.insert("replicate".into(), value(&true)?);
+                disk.insert("flush".into(), value(&flush.to_string())?);
+            }
+            None => {
+                disk.insert("shared".into(), value(&true)?);
+            }
+        }
         let net = table([("id", value("net0")?), ("mac", value(GUEST_MAC)?)]);
         let mut protection = table([
             ("enabled", value(&true)?),
@@ -87,7 +98,7 @@ impl Plan {
             ("reconnect_timeout_ms", value(&self.reconnect_timeout_ms)?),
             ("plaintext", value(&true)?),
         ]);
-        if !self.direct {
+        if !self.direct && self.replicated.is_none() {
             protection.insert("allow_cached_shared_disk".into(), value(&true)?);
         }
         let arbiter = table([("kind", value("etcd")?), ("endpoints", value(&[&self.etcd])?)]);
@@ -107,16 +118,12 @@ impl Plan {
 impl HostPlan {
     fn to_table(&self) -> Table {
         let text = |path: &PathBuf| Value::String(path.display().to_string());
-        table([
+        let mut host = table([
             ("listen", Value::String(self.listen.clone())),
             ("control", text(&self.control)),
             (
                 "console",
                 Value::String(format!("file:{}", self.console.display())),
-            ),
-            (
-                "fence",
-                Value::Array(self.fence.iter().cloned().map(Value::String).collect()),
             ),
             ("state_dir", text(&self.state_dir)),
             (
@@ -124,7 +131,12 @@ impl HostPlan {
                 Value::Table(table([("net0", Value::String(self.tap.clone()))])),
             ),
             ("disks", Value::Table(table([("blk0", text(&self.disk))]))),
-        ])
+        ]);
+        if let Some(fence) = &self.fence {
+            let words = fence.iter().cloned().map(Value::String).collect();
+            host.insert("fence".into(), Value::Array(words));
+        }
+        host
     }
 }
 

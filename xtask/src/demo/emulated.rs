@@ -5,13 +5,15 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use lab::{Lab, LabConfig, Netns, Network, guest_address, replication_address};
+use lab::{Host, Lab, LabConfig, Netns, Network, guest_address, replication_address};
 use tempfile::TempDir;
 
 use super::config::{HostPlan, Plan};
-use super::options::{Cut, Fault, Pace};
-use super::pair::{FORGET_OUTSIDE, Image, LINK_PORT, Pair, Place, SERVICE_PORT, Side, Status, run_dir};
-use crate::tools::tail;
+use super::options::{Cut, Disk, Fault, Flush, Options, Pace};
+use super::pair::{
+    self, FORGET_OUTSIDE, Image, LINK_PORT, Pair, Place, Role, STOP_MAX, Side, Status, run_dir,
+};
+use crate::tools::{tail, wait_for};
 
 /// Lines of a program's log that are shown when it has ended.
 const LOG_LINES_MAX: usize = 30;
@@ -25,6 +27,11 @@ const INITRD: &str = "/guest-initrd";
 const LOG: &str = "/kemari.log";
 const CONSOLE: &str = "/console.log";
 const DISK: &str = "/dev/vda";
+/// Where the program keeps what must outlive it: on a disk of the host's own, which is kept over a power cut.
+const STATE: &str = "/state";
+const STATE_DISK: &str = "/dev/vdb";
+/// Size of that disk.
+const STATE_MIB: u64 = 16;
 
 /// Two emulated hosts, used for one run after the other.
 #[derive(Debug)]
@@ -32,22 +39,49 @@ pub struct EmulatedPlace {
     lab: Lab,
     program: PathBuf,
     image: Image,
-    disk: PathBuf,
+    disk: GuestDisk,
     _directory: TempDir,
+}
+
+/// Where the guest's disk is, seen from outside.
+#[derive(Debug)]
+enum GuestDisk {
+    /// A file that both hosts have.
+    Shared(PathBuf),
+    /// A disk of its own in each host.
+    Replicated(Flush),
+}
+
+impl GuestDisk {
+    /// The number of a host's own disk for its state.
+    fn state_number(&self) -> usize {
+        match self {
+            GuestDisk::Shared(_) => 0,
+            GuestDisk::Replicated(_) => 1,
+        }
+    }
 }
 
 impl EmulatedPlace {
     /// Boots the hosts. `program` must need no library, and the disk has the size of that of `image` for good.
-    pub fn new(program: PathBuf, image: Image) -> Result<Self> {
+    pub fn new(program: PathBuf, image: Image, options: &Options) -> Result<Self> {
         let directory = lab::scratch_dir()?;
-        let disk = directory.path().join("shared-disk.img");
-        image.disk.write_to(&disk)?;
-        let lab = Lab::start(LabConfig {
-            shared_disks: vec![disk.clone()],
-            ..LabConfig::default()
-        })?;
+        let mut config = LabConfig::default();
+        let disk = match options.disk {
+            Disk::Shared => {
+                let disk = directory.path().join("shared-disk.img");
+                image.disk.write_to(&disk)?;
+                config.shared_disks.push(disk.clone());
+                GuestDisk::Shared(disk)
+            }
+            Disk::Replicated => {
+                config.own_disks_mib.push(image.disk.bytes()? >> 20);
+                GuestDisk::Replicated(options.flush)
+            }
+        };
+        config.own_disks_mib.push(STATE_MIB);
         Ok(Self {
-            lab,
+            lab: Lab::start(config)?,
             program,
             image,
             disk,
@@ -55,9 +89,26 @@ impl EmulatedPlace {
         })
     }
 
+    fn host(&self, side: Side) -> &Host {
+        self.lab.host(side.number())
+    }
+
     /// Brings a host into the state in which it was booted.
     fn refresh(&self, side: Side) -> Result<()> {
-        let host = self.lab.host(side.number());
+        self.bring_up(side)?;
+        // The TAP is administratively up: its carrier comes when the program opens it.
+        self.host(side).sh(&format!(
+            "pidof kemari >/dev/null && kill -9 $(pidof kemari); while pidof kemari >/dev/null; do sleep 0.1; done; \
+             ip link set {} up; echo 1 >/sys/class/net/br0/bridge/flush; rm -f {LOG} {CONSOLE} /kemari.sock; \
+             ! mountpoint -q {STATE} || umount {STATE}",
+            self.host(side).tap(0)
+        ))?;
+        Ok(())
+    }
+
+    /// Power and networks, and the program's files, which are in the host's memory.
+    fn bring_up(&self, side: Side) -> Result<()> {
+        let host = self.host(side);
         if !host.is_on() {
             host.power_on()?;
         }
@@ -65,18 +116,31 @@ impl EmulatedPlace {
             self.lab.join(side.number(), network)?;
         }
         host.wait_ready()?;
-        // The TAP is administratively up: its carrier comes when the program opens it.
-        host.sh(&format!(
-            "pidof kemari >/dev/null && kill -9 $(pidof kemari); while pidof kemari >/dev/null; do sleep 0.1; done; \
-             ip link set {} up; echo 1 >/sys/class/net/br0/bridge/flush; rm -rf /state {LOG} {CONSOLE} /kemari.sock",
-            host.tap(0)
-        ))?;
         host.put(&self.program, PROGRAM)?;
         host.put(&self.image.kernel, KERNEL)?;
         if let Some(initrd) = &self.image.initrd {
             host.put(initrd, INITRD)?;
         }
         Ok(())
+    }
+
+    /// Mounts the host's state, as it is.
+    fn mount_state(&self, side: Side) -> Result<()> {
+        let line = format!(
+            "mkdir -p {STATE}; mountpoint -q {STATE} || mount -t ext4 {STATE_DISK} {STATE}; ip link set {} up",
+            self.host(side).tap(0)
+        );
+        Ok(self.host(side).sh(&line).map(drop)?)
+    }
+
+    /// The images of the guest's disk, outside; that of `first` before the other's.
+    fn images(&self, first: Side) -> Vec<PathBuf> {
+        match &self.disk {
+            GuestDisk::Shared(path) => vec![path.clone()],
+            GuestDisk::Replicated(_) => [first, first.other()]
+                .map(|side| self.host(side).own_disk(0).to_owned())
+                .to_vec(),
+        }
     }
 }
 
@@ -89,22 +153,33 @@ impl Place for EmulatedPlace {
         Pace::LAB
     }
 
-    fn make(&mut self, number: u64, fault: Option<Fault>) -> Result<Box<dyn Pair + '_>> {
+    fn make(&mut self, number: u64, options: &Options) -> Result<Box<dyn Pair + '_>> {
         for side in Side::BOTH {
             self.refresh(side)?;
         }
         self.lab.outside().ip(FORGET_OUTSIDE)?;
-        // Only now does nobody use the disk any more.
-        self.image.disk.write_to(&self.disk)?;
+        // Only now does nobody use the disks any more.
+        let mut images = self.images(Side::A).into_iter();
+        for image in images.by_ref().take(1) {
+            self.image.disk.write_to(&image)?;
+        }
+        // What is on the secondary's image at first does not matter.
+        let empty = pair::Disk::Empty(self.image.disk.bytes()? >> 20);
+        images.try_for_each(|image| empty.write_to(&image))?;
+        for side in Side::BOTH {
+            lab::make_ext4(self.host(side).own_disk(self.disk.state_number()))?;
+            self.mount_state(side)?;
+        }
         let toml = self.plan(number)?.to_toml()?;
         let _ = fs::remove_dir_all(run_dir());
         fs::create_dir_all(run_dir()).with_context(|| format!("{} cannot be made", run_dir().display()))?;
         for side in Side::BOTH {
-            self.lab.host(side.number()).put_text(&toml, CONFIG)?;
+            self.host(side).put_text(&toml, CONFIG)?;
         }
         Ok(Box::new(EmulatedPair {
             place: self,
-            fault,
+            toml,
+            fault: options.fault,
             programs: [None, None],
             link_cut: false,
         }))
@@ -118,9 +193,10 @@ impl EmulatedPlace {
             listen: SocketAddr::from((replication_address(side.number()), LINK_PORT)).to_string(),
             control: "/kemari.sock".into(),
             console: CONSOLE.into(),
-            fence: ["/bin/lab-fence".into(), other.number().to_string()].to_vec(),
-            state_dir: "/state".into(),
-            tap: self.lab.host(side.number()).tap(0),
+            fence: matches!(self.disk, GuestDisk::Shared(_))
+                .then(|| vec!["/bin/lab-fence".into(), other.number().to_string()]),
+            state_dir: format!("{STATE}/vm").into(),
+            tap: self.host(side).tap(0),
             disk: DISK.into(),
         };
         Ok(Plan {
@@ -129,6 +205,10 @@ impl EmulatedPlace {
             initrd: self.image.initrd.as_ref().map(|_| Path::new(INITRD).to_owned()),
             cmdline: self.image.cmdline.clone(),
             memory_mib: self.image.memory_mib,
+            replicated: match self.disk {
+                GuestDisk::Shared(_) => None,
+                GuestDisk::Replicated(flush) => Some(flush),
+            },
             direct: true,
             etcd,
             suspicion_timeout_ms: 3000,
@@ -141,44 +221,37 @@ impl EmulatedPlace {
 
 struct EmulatedPair<'a> {
     place: &'a EmulatedPlace,
+    toml: String,
     fault: Option<Fault>,
     programs: [Option<u32>; 2],
     link_cut: bool,
 }
 
 impl EmulatedPair<'_> {
-    fn start(&mut self, side: Side, subcommand: &str) -> Result<()> {
-        let env: Vec<_> = self
-            .fault
-            .iter()
-            .map(|fault| ("KEMARI_FAULTS", fault.environment()))
-            .collect();
-        let words = [PROGRAM, subcommand, CONFIG, "--host", side.name()];
-        self.programs[side.number()] = Some(self.place.lab.host(side.number()).spawn(&words, &env, LOG)?);
-        Ok(())
-    }
-
     fn read(&self, side: Side, path: &str) -> String {
-        let bytes = self.place.lab.host(side.number()).get(path).unwrap_or_default();
+        let bytes = self.place.host(side).get(path).unwrap_or_default();
         tail(&String::from_utf8_lossy(&bytes), LOG_LINES_MAX)
     }
 }
 
 impl Pair for EmulatedPair<'_> {
     fn service(&self) -> SocketAddr {
-        (guest_address(0), SERVICE_PORT).into()
+        (guest_address(0), self.place.image.port).into()
     }
 
     fn clients(&self) -> Netns {
         self.place.lab.outside().clone()
     }
 
-    fn start_primary(&mut self) -> Result<()> {
-        self.start(Side::A, "run")
-    }
-
-    fn start_secondary(&mut self) -> Result<()> {
-        self.start(Side::B, "secondary")
+    fn start(&mut self, side: Side, role: Role) -> Result<()> {
+        let env: Vec<_> = self
+            .fault
+            .iter()
+            .map(|fault| ("KEMARI_FAULTS", fault.environment()))
+            .collect();
+        let words = [PROGRAM, role.subcommand(), CONFIG, "--host", side.name()];
+        self.programs[side.number()] = Some(self.place.host(side).spawn(&words, &env, LOG)?);
+        Ok(())
     }
 
     fn check_alive(&mut self) -> Result<()> {
@@ -186,7 +259,7 @@ impl Pair for EmulatedPair<'_> {
             let Some(pid) = self.programs[side.number()] else {
                 continue;
             };
-            let host = self.place.lab.host(side.number());
+            let host = self.place.host(side);
             let how = match host.is_on() {
                 false => "with its host, which has lost its power".to_owned(),
                 true => match host.state(pid)? {
@@ -206,7 +279,7 @@ impl Pair for EmulatedPair<'_> {
     }
 
     fn status(&mut self, side: Side) -> Result<Option<Status>> {
-        let host = self.place.lab.host(side.number());
+        let host = self.place.host(side);
         if self.programs[side.number()].is_none() || !host.is_on() {
             return Ok(None);
         }
@@ -219,34 +292,78 @@ impl Pair for EmulatedPair<'_> {
         }
     }
 
-    fn cut(&mut self, cut: Cut) -> Result<()> {
-        let a = Side::A.number();
-        let host = self.place.lab.host(a);
+    fn cut(&mut self, side: Side, cut: Cut) -> Result<()> {
+        let number = side.number();
+        let host = self.place.host(side);
         if let Some(fault) = self.fault {
-            self.place.lab.cut(a, Network::Replication)?;
+            self.place.lab.cut(number, Network::Replication)?;
             std::thread::sleep(fault.link_dies_before());
         }
-        match (cut, self.programs[a]) {
+        match (cut, self.programs[number]) {
             (Cut::Link, _) => {
                 self.link_cut = true;
-                return Ok(self.place.lab.cut(a, Network::Replication)?);
+                return Ok(self.place.lab.cut(number, Network::Replication)?);
             }
             (Cut::Power, _) => host.power_cut(),
             (Cut::Kill, Some(pid)) => host.signal(pid, SIGKILL)?,
             _ => return Ok(()),
         }
-        self.programs[a] = None;
+        self.programs[number] = None;
         Ok(())
     }
 
-    fn step_at_cut(&self) -> Option<String> {
+    fn mend(&mut self, side: Side) -> Result<()> {
+        let host = self.place.host(side);
+        self.link_cut = false;
+        if host.is_on() {
+            self.place.lab.join(side.number(), Network::Replication)?;
+            if let Some(pid) = self.programs[side.number()]
+                && host.state(pid)?.is_none()
+            {
+                return Ok(());
+            }
+        }
+        self.place.bring_up(side)?;
+        self.place.mount_state(side)?;
+        host.put_text(&self.toml, CONFIG)?;
+        self.start(side, Role::Secondary)
+    }
+
+    fn stop(&mut self, primary: Side) -> Result<Vec<PathBuf>> {
+        let order = [PROGRAM, "stop", CONFIG, "--host", primary.name()];
+        let said = self.place.host(primary).exec(&order)?;
+        ensure!(
+            said.status == 0,
+            "`kemari stop` failed: {}{}",
+            said.stdout,
+            said.stderr
+        );
+        for side in Side::BOTH {
+            let Some(pid) = self.programs[side.number()] else {
+                continue;
+            };
+            let host = self.place.host(side);
+            let what = format!("the end of kemari on host {}", side.name());
+            let status = wait_for(&what, STOP_MAX, || Ok(host.state(pid)?))?;
+            ensure!(
+                status == 0,
+                "kemari on host {} has ended with status {status}; the end of its log:\n{}",
+                side.name(),
+                self.read(side, LOG)
+            );
+            self.programs[side.number()] = None;
+        }
+        Ok(self.place.images(primary))
+    }
+
+    fn step_at_cut(&self, _: Side) -> Option<String> {
         // What the dead host knew is gone with its memory; the survivor tells what had arrived.
         None
     }
 
     fn save_logs(&mut self) {
         for side in Side::BOTH {
-            let host = self.place.lab.host(side.number());
+            let host = self.place.host(side);
             for (path, kind) in [(LOG, "log"), (CONSOLE, "console")] {
                 // Of a host without power nothing is left: that is as it should be.
                 if let (true, Ok(bytes)) = (host.is_on(), host.get(path)) {

@@ -6,14 +6,14 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use lab::{Etcd, LocalNet, Netns, Network, Process, guest_address, replication_address};
 use rustix::process::Signal;
 
 use super::config::{HostPlan, Plan};
-use super::options::{Cut, Fault, Pace};
+use super::options::{Cut, Disk, Fault, Flush, Options, Pace};
 use super::pair::{
-    FORGET_HOST, FORGET_OUTSIDE, Image, LINK_PORT, Pair, Place, SERVICE_PORT, Side, Status, run_dir,
+    FORGET_HOST, FORGET_OUTSIDE, Image, LINK_PORT, Pair, Place, Role, STOP_MAX, Side, Status, run_dir,
 };
 use crate::tools::{output_of, tail};
 
@@ -46,7 +46,7 @@ impl LocalPlace {
     /// Runs `program` with VMs that boot `image`.
     pub fn new(program: PathBuf, image: Image) -> Result<Self> {
         let root = rustix::process::geteuid().is_root();
-        anyhow::ensure!(
+        ensure!(
             root,
             "network namespaces need root: run the demo as root (for example with sudo)"
         );
@@ -70,8 +70,9 @@ impl Place for LocalPlace {
         Pace::LOCAL
     }
 
-    fn make(&mut self, number: u64, fault: Option<Fault>) -> Result<Box<dyn Pair + '_>> {
-        Ok(Box::new(self.pair(number, fault)?))
+    fn make(&mut self, number: u64, options: &Options) -> Result<Box<dyn Pair + '_>> {
+        let replicated = (options.disk == Disk::Replicated).then_some(options.flush);
+        Ok(Box::new(self.pair(number, replicated, options.fault)?))
     }
 }
 
@@ -81,8 +82,13 @@ impl LocalPlace {
         &self.net
     }
 
-    /// Makes two fresh hosts, with nothing started on them.
-    pub(crate) fn pair(&self, number: u64, fault: Option<Fault>) -> Result<LocalPair<'_>> {
+    /// Makes two fresh hosts, with nothing started on them; with a shared disk, or images that are replicated.
+    pub(crate) fn pair(
+        &self,
+        number: u64,
+        replicated: Option<Flush>,
+        fault: Option<Fault>,
+    ) -> Result<LocalPair<'_>> {
         for side in Side::BOTH {
             let host = self.net.host(side.number());
             // Administratively up: its carrier comes when the program opens it.
@@ -91,7 +97,7 @@ impl LocalPlace {
             self.net.up(side.number())?;
         }
         self.net.outside().ip(FORGET_OUTSIDE)?;
-        LocalPair::new(self, number, fault)
+        LocalPair::new(self, number, replicated, fault)
     }
 }
 
@@ -100,24 +106,37 @@ impl LocalPlace {
 pub(crate) struct LocalPair<'a> {
     place: &'a LocalPlace,
     directory: PathBuf,
+    replicated: Option<Flush>,
     fault: Option<Fault>,
     processes: [Option<Process>; 2],
     link_cut: bool,
 }
 
 impl<'a> LocalPair<'a> {
-    fn new(place: &'a LocalPlace, number: u64, fault: Option<Fault>) -> Result<Self> {
+    fn new(
+        place: &'a LocalPlace,
+        number: u64,
+        replicated: Option<Flush>,
+        fault: Option<Fault>,
+    ) -> Result<Self> {
         let directory = run_dir();
         let _ = fs::remove_dir_all(&directory);
         fs::create_dir_all(&directory).with_context(|| format!("{} cannot be made", directory.display()))?;
-        place.image.disk.write_to(&directory.join("disk.img"))?;
+        let disk = &place.image.disk;
+        disk.write_to(&disk_of(&directory, Side::A, replicated.is_some()))?;
+        if replicated.is_some() {
+            // What is on the secondary's image at first does not matter.
+            let empty = super::pair::Disk::Empty(disk.bytes()? >> 20);
+            empty.write_to(&disk_of(&directory, Side::B, true))?;
+        }
         fs::write(
             directory.join("demo.toml"),
-            place.plan(&directory, number).to_toml()?,
+            place.plan(&directory, number, replicated).to_toml()?,
         )?;
         Ok(Self {
             place,
             directory,
+            replicated,
             fault,
             processes: [None, None],
             link_cut: false,
@@ -129,7 +148,8 @@ impl<'a> LocalPair<'a> {
     }
 
     /// Starts a side; what it says is added to its log.
-    pub(crate) fn start(&mut self, side: Side, subcommand: &str) -> Result<()> {
+    pub(crate) fn launch(&mut self, side: Side, role: Role) -> Result<()> {
+        let subcommand = role.subcommand();
         let log = self.log(side);
         let file = OpenOptions::new().create(true).append(true).open(&log);
         let file = file.with_context(|| format!("{} cannot be written", log.display()))?;
@@ -207,19 +227,15 @@ impl<'a> LocalPair<'a> {
 
 impl Pair for LocalPair<'_> {
     fn service(&self) -> SocketAddr {
-        (guest_address(0), SERVICE_PORT).into()
+        (guest_address(0), self.place.image.port).into()
     }
 
     fn clients(&self) -> Netns {
         self.place.net.outside().clone()
     }
 
-    fn start_primary(&mut self) -> Result<()> {
-        self.start(Side::A, "run")
-    }
-
-    fn start_secondary(&mut self) -> Result<()> {
-        self.start(Side::B, "secondary")
+    fn start(&mut self, side: Side, role: Role) -> Result<()> {
+        self.launch(side, role)
     }
 
     fn check_alive(&mut self) -> Result<()> {
@@ -255,30 +271,71 @@ impl Pair for LocalPair<'_> {
         }
     }
 
-    fn cut(&mut self, cut: Cut) -> Result<()> {
-        let a = Side::A.number();
+    fn cut(&mut self, side: Side, cut: Cut) -> Result<()> {
+        let number = side.number();
         if let Some(fault) = self.fault {
-            self.place.net.cut(a, Network::Replication)?;
+            self.place.net.cut(number, Network::Replication)?;
             std::thread::sleep(fault.link_dies_before());
         }
         match cut {
             Cut::None => return Ok(()),
             Cut::Link => {
                 self.link_cut = true;
-                return Ok(self.place.net.cut(a, Network::Replication)?);
+                return Ok(self.place.net.cut(number, Network::Replication)?);
             }
-            Cut::Power => self.place.net.down(a)?,
+            Cut::Power => self.place.net.down(number)?,
             Cut::Kill => {}
         }
-        self.kill(Side::A)
+        self.kill(side)
     }
 
-    fn step_at_cut(&self) -> Option<String> {
-        self.step_of(Side::A)
+    fn mend(&mut self, side: Side) -> Result<()> {
+        self.place.net.up(side.number())?;
+        self.link_cut = false;
+        match self.is_running(side) {
+            true => Ok(()),
+            false => self.launch(side, Role::Secondary),
+        }
+    }
+
+    fn stop(&mut self, primary: Side) -> Result<Vec<PathBuf>> {
+        self.order(primary, "stop")?;
+        for side in Side::BOTH {
+            let Some(mut process) = self.processes[side.number()].take() else {
+                continue;
+            };
+            let status = process.wait(STOP_MAX)?;
+            let status = status.with_context(|| format!("kemari on host {} does not end", side.name()))?;
+            ensure!(
+                status.success(),
+                "kemari on host {} has ended with {status}; the end of its log:\n{}",
+                side.name(),
+                tail(
+                    &fs::read_to_string(self.log(side)).unwrap_or_default(),
+                    LOG_LINES_MAX
+                )
+            );
+        }
+        let disk = |side| disk_of(&self.directory, side, self.replicated.is_some());
+        let mut images = vec![disk(primary), disk(primary.other())];
+        images.dedup();
+        Ok(images)
+    }
+
+    fn step_at_cut(&self, side: Side) -> Option<String> {
+        self.step_of(side)
     }
 
     fn save_logs(&mut self) {
         // They are there from the beginning.
+    }
+}
+
+/// The image of a side: with a shared disk both have the same.
+fn disk_of(directory: &Path, side: Side, replicated: bool) -> PathBuf {
+    match replicated {
+        true => directory.join(format!("{}.disk.img", side.name())),
+        false => directory.join("disk.img"),
     }
 }
 
@@ -291,16 +348,18 @@ fn pid_file(side: Side) -> String {
 }
 
 impl LocalPlace {
-    fn plan(&self, directory: &Path, number: u64) -> Plan {
-        let disk = directory.join("disk.img");
+    fn plan(&self, directory: &Path, number: u64, replicated: Option<Flush>) -> Plan {
+        let disk = |side| disk_of(directory, side, replicated.is_some());
         let host = |side: Side, other: Side| HostPlan {
             listen: SocketAddr::from((replication_address(side.number()), LINK_PORT)).to_string(),
             control: directory.join(format!("{}.sock", side.name())),
             console: directory.join(format!("{}.console", side.name())),
-            fence: fence(&directory.join(pid_file(other))),
+            fence: replicated
+                .is_none()
+                .then(|| fence(&directory.join(pid_file(other)))),
             state_dir: directory.join(state_dir(side)),
             tap: self.net.host(side.number()).tap(0),
-            disk: disk.clone(),
+            disk: disk(side),
         };
         Plan {
             vm: format!("demo-{number:016x}"),
@@ -308,7 +367,8 @@ impl LocalPlace {
             initrd: self.image.initrd.clone(),
             cmdline: self.image.cmdline.clone(),
             memory_mib: self.image.memory_mib,
-            direct: takes_o_direct(&disk),
+            replicated,
+            direct: takes_o_direct(&disk(Side::A)),
             etcd: self.etcd.endpoint(),
             suspicion_timeout_ms: 1000,
             heartbeat_interval_ms: 100,

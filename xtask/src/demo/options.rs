@@ -11,6 +11,16 @@ pub struct Options {
     /// The guest: Debian Linux with Redis, or the bare-metal key-value service that boots in milliseconds
     #[arg(long, value_enum, default_value_t = Guest::Linux)]
     pub guest: Guest,
+    /// What the Linux guest serves
+    #[arg(long, value_enum, default_value_t = Service::Redis)]
+    pub service: Service,
+    /// The guest's disk: one that both hosts see, or an image on each host that nothing but the network joins
+    #[arg(long, value_enum, default_value_t = Disk::Shared)]
+    pub disk: Disk,
+    /// With a replicated disk: the guest's flush waits for the primary's disk and the secondary's memory, or for both
+    /// disks
+    #[arg(long, value_enum, default_value_t = Flush::Memory)]
+    pub flush: Flush,
     /// Where the hosts are: namespaces on this machine, or emulated machines; auto: this machine if its KVM runs the
     /// guest
     #[arg(long, value_enum, default_value_t = Hosts::Auto)]
@@ -22,6 +32,9 @@ pub struct Options {
     /// How often
     #[arg(long, default_value_t = 1)]
     pub repeat: u32,
+    /// Repeat with one and the same VM: the host that was cut comes back and protects it, then the other one is cut
+    #[arg(long)]
+    pub same_vm: bool,
     /// Makes the moments of the cuts and the load repeatable; run n of a repetition has seed S + n
     #[arg(long)]
     pub seed: Option<u64>,
@@ -36,10 +49,37 @@ pub struct Options {
 /// What runs in the VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Guest {
-    /// Debian with Redis.
+    /// Debian.
     Linux,
     /// guests/bare.
     Bare,
+}
+
+/// What the Linux guest serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Service {
+    /// Redis.
+    Redis,
+    /// PostgreSQL.
+    Postgres,
+}
+
+/// Where the guest's disk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Disk {
+    /// On storage that both hosts see.
+    Shared,
+    /// An image on each host.
+    Replicated,
+}
+
+/// When a guest's flush of a replicated disk is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Flush {
+    /// When the primary's disk and the secondary's memory have it.
+    Memory,
+    /// When both disks have it.
+    Both,
 }
 
 /// Where the hosts are.
@@ -71,6 +111,34 @@ pub enum Cut {
 pub enum Fault {
     /// Output leaves before the (delayed) ack: acknowledged writes must get lost.
     ReleaseBeforeAck,
+}
+
+impl Options {
+    /// The service of the guest: the bare one has its own.
+    pub fn linux_service(&self) -> lab::Service {
+        match self.service {
+            Service::Redis => lab::Service::Redis,
+            Service::Postgres => lab::Service::Postgres,
+        }
+    }
+
+    /// Fails if two options contradict each other.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(self.repeat > 0, "--repeat must be at least 1");
+        anyhow::ensure!(
+            self.guest == Guest::Linux || self.service == Service::Redis,
+            "the bare guest has no PostgreSQL: leave out --service, or take --guest linux"
+        );
+        anyhow::ensure!(
+            self.disk == Disk::Replicated || self.flush == Flush::Memory,
+            "--flush is for replicated disks: add --disk replicated"
+        );
+        anyhow::ensure!(
+            self.fault.is_none() || !self.same_vm,
+            "--fault loses what the VM has: with --same-vm the next run could not judge"
+        );
+        Ok(())
+    }
 }
 
 impl Fault {
@@ -142,4 +210,4 @@ macro_rules! shown_as_typed {
     )*};
 }
 
-shown_as_typed!(Guest, Hosts, Cut, Fault);
+shown_as_typed!(Guest, Service, Disk, Flush, Hosts, Cut, Fault);

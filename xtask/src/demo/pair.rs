@@ -9,13 +9,16 @@ use anyhow::{Context, Result};
 use lab::Netns;
 use serde::Deserialize;
 
-use super::options::{Cut, Fault, Pace};
+use super::options::{Cut, Options, Pace};
 use crate::tools::target_dir;
 
-/// Port of the guest's service.
-pub const SERVICE_PORT: u16 = 6379;
+/// Port of the bare guest's service.
+pub const BARE_PORT: u16 = 6379;
 /// Port on which each side listens for the other.
 pub const LINK_PORT: u16 = 7700;
+
+/// Longest wait for the programs' end after `kemari stop`.
+pub const STOP_MAX: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// Makes a host's bridge forget where an older run's guest was (an `ip` command): frames for a guest that has just
 /// booted and said nothing yet would go there.
@@ -36,6 +39,8 @@ pub struct Image {
     pub disk: Disk,
     /// Memory.
     pub memory_mib: u32,
+    /// Port of its service.
+    pub port: u16,
 }
 
 /// The disk at the start of a run.
@@ -48,6 +53,19 @@ pub enum Disk {
 }
 
 impl Disk {
+    /// Its size.
+    pub fn bytes(&self) -> Result<u64> {
+        match self {
+            Disk::Empty(mib) => Ok(mib << 20),
+            Disk::CopyOf(image) => {
+                let metadata = std::fs::metadata(image);
+                Ok(metadata
+                    .with_context(|| format!("no disk {}", image.display()))?
+                    .len())
+            }
+        }
+    }
+
     /// Writes the disk into a file, in place: who has the file open sees the new content.
     pub fn write_to(&self, path: &Path) -> Result<()> {
         let write = || -> io::Result<()> {
@@ -73,7 +91,7 @@ impl Disk {
 }
 
 impl Image {
-    /// Debian with Redis, which makes every write durable before it answers.
+    /// Debian with a service that makes every write durable before it answers.
     pub fn linux(image: &lab::GuestImage) -> Self {
         let cmdline = format!(
             "console=ttyS0 quiet kemari.ip={}/{}",
@@ -85,20 +103,25 @@ impl Image {
             initrd: Some(image.initramfs.clone()),
             cmdline,
             disk: Disk::CopyOf(image.disk.clone()),
-            memory_mib: 192,
+            memory_mib: match image.service {
+                lab::Service::Redis => 192,
+                lab::Service::Postgres => 256,
+            },
+            port: image.service.port(),
         }
     }
 
     /// The bare guest.
     pub fn bare(kernel: PathBuf) -> Self {
         let (ip, gateway) = (lab::guest_address(0), lab::OUTSIDE_GUESTS);
-        let cmdline = format!("ip={ip}/{} gw={gateway} port={SERVICE_PORT}", lab::NETMASK_BITS);
+        let cmdline = format!("ip={ip}/{} gw={gateway} port={BARE_PORT}", lab::NETMASK_BITS);
         Self {
             kernel,
             initrd: None,
             cmdline,
             disk: Disk::Empty(16),
             memory_mib: 64,
+            port: BARE_PORT,
         }
     }
 }
@@ -117,7 +140,7 @@ pub trait Place {
     fn pace(&self) -> Pace;
 
     /// Makes two fresh hosts, with nothing started on them.
-    fn make(&mut self, number: u64, fault: Option<Fault>) -> Result<Box<dyn Pair + '_>>;
+    fn make(&mut self, number: u64, options: &Options) -> Result<Box<dyn Pair + '_>>;
 }
 
 /// One of the two hosts.
@@ -163,11 +186,8 @@ pub trait Pair {
     /// Where the clients are.
     fn clients(&self) -> Netns;
 
-    /// Starts `kemari run` on A.
-    fn start_primary(&mut self) -> Result<()>;
-
-    /// Starts `kemari secondary` on B.
-    fn start_secondary(&mut self) -> Result<()>;
+    /// Starts the program on a host.
+    fn start(&mut self, side: Side, role: Role) -> Result<()>;
 
     /// Fails, with the end of its log, if a program that was started and not cut has ended. When only the link was
     /// cut one of the two may have to give up, and be fenced.
@@ -176,14 +196,40 @@ pub trait Pair {
     /// What `kemari status --json` says on a side; `None` while it does not answer.
     fn status(&mut self, side: Side) -> Result<Option<Status>>;
 
-    /// Cuts.
-    fn cut(&mut self, cut: Cut) -> Result<()>;
+    /// Cuts a host.
+    fn cut(&mut self, side: Side, cut: Cut) -> Result<()>;
 
-    /// Where in a sync the dead primary was, if it left word; see [`Takeover::cut_in_step`] for the survivor's view.
-    fn step_at_cut(&self) -> Option<String>;
+    /// Brings a host back that was cut, as the secondary, whatever was done to it.
+    fn mend(&mut self, side: Side) -> Result<()>;
+
+    /// Stops the VM, by an order to the host that runs it, and waits for the end of every program. Returns the images
+    /// that the guest's disk has now, that of this host first.
+    fn stop(&mut self, primary: Side) -> Result<Vec<PathBuf>>;
+
+    /// Where in a sync a dead primary was, if it left word; see [`Takeover::cut_in_step`] for the survivor's view.
+    fn step_at_cut(&self, side: Side) -> Option<String>;
 
     /// Brings what the programs logged, as far as it can still be had, into [`run_dir`].
     fn save_logs(&mut self);
+}
+
+/// What the program is started as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It starts the VM.
+    Primary,
+    /// It protects the VM.
+    Secondary,
+}
+
+impl Role {
+    /// The program's first argument.
+    pub fn subcommand(self) -> &'static str {
+        match self {
+            Role::Primary => "run",
+            Role::Secondary => "secondary",
+        }
+    }
 }
 
 /// What the demo needs of `kemari status --json`.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::options::{Cut, Guest};
+use super::options::{Cut, Disk, Guest, Options};
 use crate::proof::checker::Verdict;
 use crate::proof::client::FINAL_READER;
 use crate::proof::history::{History, Nanos};
@@ -75,13 +75,13 @@ pub struct Aftermath {
 impl Report {
     /// Judges a run by what the clients saw (the final read included) and what happened to the hosts.
     pub fn new(
-        guest: Guest,
+        options: &Options,
         hosts: &str,
-        cut: Cut,
         history: &History,
         verdict: &Verdict,
         after: Aftermath,
     ) -> Self {
+        let cut = options.cut;
         let mut reasons = after.failures;
         reasons.extend(
             verdict
@@ -121,7 +121,7 @@ impl Report {
             reasons.push("the survivor reports no takeover".into());
         }
         let result = DemoResult {
-            guest: guest.to_string(),
+            guest: options.guest.to_string(),
             hosts: hosts.to_owned(),
             cut: cut.to_string(),
             cut_in_step: after.cut_in_step,
@@ -179,6 +179,9 @@ impl Report {
 struct Line<'a> {
     run: u32,
     seed: u64,
+    service: Option<String>,
+    disk: String,
+    flush: Option<String>,
     #[serde(flatten)]
     result: &'a DemoResult,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
@@ -214,11 +217,14 @@ impl Records {
     }
 
     /// Adds a run.
-    pub fn add(&mut self, run: u32, seed: u64, report: &Report) -> Result<()> {
+    pub fn add(&mut self, run: u32, seed: u64, options: &Options, report: &Report) -> Result<()> {
         let result = &report.result;
         let line = serde_json::to_string(&Line {
             run,
             seed,
+            service: (options.guest == Guest::Linux).then(|| options.service.to_string()),
+            disk: options.disk.to_string(),
+            flush: (options.disk == Disk::Replicated).then(|| options.flush.to_string()),
             result,
             reasons: &report.reasons,
         })?;

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::counts::{Place, Tally};
 use crate::demo::demo;
-use crate::demo::options::{Cut, Fault, Guest, Hosts, Options};
+use crate::demo::options::{Cut, Disk, Fault, Flush, Guest, Hosts, Options, Service};
 use crate::tools::target_dir;
 
 /// What is shown where.
@@ -37,9 +37,13 @@ pub(super) fn run(tally: &mut Tally, kvm: Place, wants: impl Fn(Place) -> bool) 
         }
         let options = Options {
             guest,
+            service: Service::Redis,
+            disk: Disk::Shared,
+            flush: Flush::Memory,
             hosts,
             cut,
             repeat: 1,
+            same_vm: false,
             seed: None,
             fault,
             connections: 8,

@@ -20,19 +20,9 @@ if [ -n "$kemari_ip" ] && [ -e /sys/class/net/eth0 ]; then
     # The guests' network of the lab: clients behind a router are reached by its first address.
     ip route add default via "${kemari_ip%.*}.1"
 fi
-# Defines start (returns when the service answers) and stop.
+# Defines start, which returns when the service answers.
 . /etc/service
-if [ "$kemari_service" = on ]; then
-    start
-    # Whoever writes a line into this pipe, as the service may when a client tells it to, switches the guest off.
-    mkfifo -m 666 /run/poweroff
-    (
-        read -r _ </run/poweroff
-        stop
-        mount -o remount,ro /
-        poweroff -f
-    ) &
-fi
+if [ "$kemari_service" = on ]; then start; fi
 echo "guest ready"
 while true; do
     setsid cttyhack sh

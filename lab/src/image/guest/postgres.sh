@@ -13,9 +13,3 @@ start() {
     su -s /bin/sh postgres -c "exec $postgres -D $data -c fsync=${kemari_fsync:-on}" &
     until grep -q '^ready' $data/postmaster.pid 2>/dev/null; do sleep 0.1; done
 }
-
-stop() {
-    # SIGINT: it ends connections, writes a checkpoint, and ends.
-    kill -INT "$(head -n 1 $data/postmaster.pid)"
-    while [ -e $data/postmaster.pid ]; do sleep 0.1; done
-}

@@ -1,6 +1,7 @@
 //! Whether a database finds itself sound.
 
 use anyhow::{Context, Result, ensure};
+use lab::GuestRoot;
 
 use super::client::ask;
 use crate::proof::load::Load;
@@ -23,6 +24,18 @@ const CHECKSUMS: &str =
 /// What makes an acknowledged transaction durable.
 const SETTINGS: &str = "SELECT current_setting('synchronous_commit') || ' ' || current_setting('fsync')
     || ' ' || current_setting('full_page_writes')";
+
+/// Recovers a database whose machine was switched off, shuts it down, and has every page's checksum looked at.
+const OFFLINE: &str = "
+bin=$(echo /usr/lib/postgresql/*/bin)
+data=/var/lib/postgresql
+rm -f $data/postmaster.pid
+su -s /bin/sh postgres -c \"
+    set -e
+    echo 'SELECT 1' | $bin/postgres --single -D $data -c dynamic_shared_memory_type=mmap postgres 2>&1
+    $bin/pg_checksums --check -D $data
+\"
+";
 
 /// What was looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,4 +71,17 @@ pub fn examine(load: &Load) -> Result<Health> {
 pub fn is_durable(load: &Load) -> Result<bool> {
     let rows = ask(load, SETTINGS)?;
     Ok(rows.first().and_then(|row| row.get(0)) == Some("on on on"))
+}
+
+/// Recovers the database on a guest's disk by PostgreSQL's own means, and checks it as a whole; an error says what is
+/// wrong.
+pub fn examine_files(root: &GuestRoot) -> Result<()> {
+    let said = root
+        .sh(OFFLINE)
+        .context("the database on the disk is not sound")?;
+    ensure!(
+        said.contains("Bad checksums:  0\n"),
+        "pg_checksums does not say that all is well: {said}"
+    );
+    Ok(())
 }
