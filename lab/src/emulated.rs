@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use tempfile::TempDir;
 
@@ -16,6 +17,7 @@ use crate::netns::Netns;
 use crate::network::{HOSTS_MAX, Network, outside, set_joined};
 use crate::packages::ensure_packages;
 use crate::scratch::{scratch_dir, socket_dir};
+use crate::volatile::VolatileDisk;
 
 /// What a lab is made of.
 #[derive(Clone, Debug)]
@@ -33,6 +35,9 @@ pub struct LabConfig {
     /// Sizes in MiB of disks that each host has for itself, after the shared ones; empty files at the start that keep
     /// their content over a power cut.
     pub own_disks_mib: Vec<u64>,
+    /// Whether those disks forget at a power cut a random part of what was not flushed ([`VolatileDisk`]); otherwise
+    /// they keep everything, as does this machine's page cache.
+    pub volatile: bool,
     /// Whether an etcd runs outside.
     pub etcd: bool,
 }
@@ -47,6 +52,7 @@ impl Default for LabConfig {
             taps: 1,
             shared_disks: Vec::new(),
             own_disks_mib: Vec::new(),
+            volatile: false,
             etcd: true,
         }
     }
@@ -95,21 +101,25 @@ impl Lab {
         let mut hosts = Vec::new();
         for index in 0..config.hosts {
             let host_dir = sockets.path().join(format!("host-{index}"));
-            let mut disks = Vec::new();
             for disk in &config.shared_disks {
                 // QEMU's own words for this are hard to find in its log.
                 let opened = OpenOptions::new().read(true).write(true).open(disk);
                 opened.context(|| format!("open the shared disk {}", disk.display()))?;
-                disks.push(disk.clone());
             }
+            let (mut own, mut volatile) = (Vec::new(), Vec::new());
             for (number, mib) in config.own_disks_mib.iter().enumerate() {
-                let path = own_disks.path().join(format!("host-{index}-disk-{number}"));
+                let name = format!("host-{index}-disk-{number}");
+                let path = own_disks.path().join(&name);
                 let what = || format!("make {}", path.display());
                 File::create(&path)
                     .context(what)?
                     .set_len(mib << 20)
                     .context(what)?;
-                disks.push(path);
+                if config.volatile {
+                    let socket = sockets.path().join(&name);
+                    volatile.push(Arc::new(VolatileDisk::serve(&path, socket)?));
+                }
+                own.push(path);
             }
             let parts = Parts {
                 vmlinux: kernel.vmlinux.clone(),
@@ -117,8 +127,9 @@ impl Lab {
                 smp: config.smp,
                 memory_mib: config.memory_mib,
                 taps: config.taps,
-                disks,
-                shared_disks: config.shared_disks.len(),
+                shared_disks: config.shared_disks.clone(),
+                own_disks: own,
+                volatile_disks: volatile,
             };
             hosts.push(Host::new(index, parts, &outside, host_dir)?);
         }

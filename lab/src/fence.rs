@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::error::{Context, Result};
-use crate::host::{Power, cut};
+use crate::host::Power;
 use crate::netns::Netns;
 use crate::network::OUTSIDE_CONTROL;
 
@@ -78,7 +78,7 @@ fn serve(mut stream: TcpStream, hosts: &[Power]) -> std::io::Result<()> {
         .and_then(|number| number.parse::<usize>().ok());
     match number.and_then(|number| hosts.get(number)) {
         Some(power) => {
-            cut(power);
+            power.cut();
             stream.write_all(b"off\n")
         }
         None => stream.write_all(b"no such host\n"),

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use crate::packages::tool;
 use crate::process::Process;
 use crate::qmp::Qmp;
 use crate::tsc;
+use crate::volatile::VolatileDisk;
 
 /// Longest wait for the agent of a host that boots; measured: 5-15 s.
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
@@ -40,10 +41,12 @@ pub(crate) struct Parts {
     pub smp: u32,
     pub memory_mib: u32,
     pub taps: usize,
-    /// First those that all hosts have.
-    pub disks: Vec<PathBuf>,
-    /// How many of them all hosts have.
-    pub shared_disks: usize,
+    /// Disks that all hosts have.
+    pub shared_disks: Vec<PathBuf>,
+    /// Disks that no other host has.
+    pub own_disks: Vec<PathBuf>,
+    /// The same, if they forget at a power cut what was not flushed.
+    pub volatile_disks: Vec<Arc<VolatileDisk>>,
 }
 
 /// What a program inside a host left behind.
@@ -57,12 +60,38 @@ pub struct Output {
     pub stderr: String,
 }
 
-/// The QEMU of a host, shared with the fence: none while the power is off.
-pub(crate) type Power = Arc<Mutex<Option<Process>>>;
+/// A host's power supply, shared with the fence.
+#[derive(Clone, Debug)]
+pub(crate) struct Power {
+    /// None while the power is off.
+    qemu: Arc<Mutex<Option<Process>>>,
+    disks: Vec<Arc<VolatileDisk>>,
+}
 
-/// Takes a power supply away: SIGKILL for QEMU, and back when the kernel has reaped it.
-pub(crate) fn cut(power: &Power) {
-    drop(power.lock().unwrap_or_else(PoisonError::into_inner).take());
+impl Power {
+    fn new(disks: &[Arc<VolatileDisk>]) -> Power {
+        Power {
+            qemu: Arc::default(),
+            disks: disks.to_vec(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Process>> {
+        self.qemu.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes it away: SIGKILL for QEMU, and back when the kernel has reaped it and its disks have forgotten.
+    pub fn cut(&self) {
+        let mut qemu = self.lock();
+        if qemu.take().is_none() {
+            return;
+        }
+        for disk in &self.disks {
+            if let Err(error) = disk.lose_power() {
+                tracing::error!(%error, "a disk kept more than it should");
+            }
+        }
+    }
 }
 
 /// An emulated host.
@@ -85,12 +114,13 @@ impl Host {
                 "tuntap add dev {port} mode tap vnet_hdr\nlink set {port} master {bridge} up"
             ))?;
         }
+        let power = Power::new(&parts.volatile_disks);
         Ok(Host {
             index,
             parts,
             outside: outside.clone(),
             dir,
-            power: Power::default(),
+            power,
         })
     }
 
@@ -107,12 +137,17 @@ impl Host {
     /// The file outside that is the content of a disk of its own, by the disk's number among
     /// [`crate::LabConfig::own_disks_mib`].
     pub fn own_disk(&self, number: usize) -> &Path {
-        &self.parts.disks[self.parts.shared_disks + number]
+        &self.parts.own_disks[number]
+    }
+
+    /// The same disk, if it forgets at a power cut what was not flushed ([`crate::LabConfig::volatile`]).
+    pub fn volatile_disk(&self, number: usize) -> Option<&VolatileDisk> {
+        self.parts.volatile_disks.get(number).map(Arc::as_ref)
     }
 
     /// Switches the power on; the host boots behind this call's back.
     pub fn power_on(&self) -> Result<()> {
-        let mut power = self.power.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut power = self.power.lock();
         if power.as_mut().is_some_and(Process::is_running) {
             return Ok(());
         }
@@ -144,16 +179,12 @@ impl Host {
 
     /// Cuts the power: QEMU is killed and gone when this returns. Nobody hears a FIN or RST.
     pub fn power_cut(&self) {
-        cut(&self.power);
+        self.power.cut();
     }
 
     /// Whether it has power.
     pub fn is_on(&self) -> bool {
-        self.power
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .as_mut()
-            .is_some_and(Process::is_running)
+        self.power.lock().as_mut().is_some_and(Process::is_running)
     }
 
     /// Pulls (`up` = false) or plugs the cable of one network card, as QEMU shows it to the host's driver. For a loss
@@ -330,8 +361,9 @@ impl Host {
             smp,
             memory_mib,
             taps,
-            disks,
-            ..
+            shared_disks,
+            own_disks,
+            volatile_disks,
         } = &self.parts;
         let log_path = self.dir.join("qemu.log");
         let log = fs::File::create(&log_path).context(|| format!("make {}", log_path.display()))?;
@@ -380,11 +412,17 @@ impl Host {
                 &format!("virtio-net-pci,netdev={name},mac={mac},romfile="),
             ]);
         }
-        for (number, disk) in disks.iter().enumerate() {
-            let file = disk.display();
-            // Both hosts have the same disk, and no page cache of a host that died may stand between them.
+        // Both hosts have the same disk, and no page cache of a host that died may stand between them.
+        let file = |path: &PathBuf| format!("file.locking=off,file={}", path.display());
+        let served = |disk: &Arc<VolatileDisk>| format!("file=nbd:unix:{}", disk.socket().display());
+        let own: Vec<String> = match volatile_disks.is_empty() {
+            true => own_disks.iter().map(file).collect(),
+            false => volatile_disks.iter().map(served).collect(),
+        };
+        for (number, source) in shared_disks.iter().map(file).chain(own).enumerate() {
+            // An error is told to the host, which is what is tested, and does not stop it.
             let options =
-                format!("if=none,id=disk{number},format=raw,cache=none,file.locking=off,file={file}");
+                format!("if=none,id=disk{number},format=raw,cache=none,werror=report,rerror=report,{source}");
             command.args(["-drive", &options]);
             command.args([
                 "-device",

@@ -28,6 +28,7 @@ mod process;
 mod qmp;
 mod scratch;
 mod tsc;
+mod volatile;
 
 pub use emulated::{Lab, LabConfig};
 pub use error::{Error, Result};
@@ -44,3 +45,4 @@ pub use network::{
 pub use packages::ensure_packages;
 pub use process::Process;
 pub use scratch::scratch_dir;
+pub use volatile::{Behaviour, Loss, VolatileDisk};
