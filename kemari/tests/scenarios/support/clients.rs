@@ -105,7 +105,8 @@ impl Seen {
     /// Reads all keys once more, and judges everything seen so far: nothing that was acknowledged is lost, and one
     /// order of all operations explains every answer.
     pub fn judge(&mut self) -> Result<()> {
-        self.history.merge(read_all_keys(&self.load, self.clock)?);
+        let read = read_all_keys(&self.load, self.clock, &self.history)?;
+        self.history.merge(read);
         let verdict = check(&self.history)?;
         let shown = |sentences: &[String]| sentences[..sentences.len().min(SHOWN_MAX)].join("\n");
         ensure!(verdict.acknowledged > 0, "the clients wrote nothing");
