@@ -58,6 +58,10 @@ pub enum Fault {
     RollBackAcked,
     /// A stop is recorded while released requests are still being carried out.
     StopBeforeDrained,
+    /// A VM is started from whatever image is there. Not among [`Self::ALL`], as the next one.
+    StartFromAnyImage,
+    /// An image is copied over any other.
+    CopyOverNewer,
 }
 
 impl Fault {
@@ -91,7 +95,11 @@ impl Fault {
 
     /// The fault with this name (as in the source).
     pub fn from_name(name: &str) -> Option<Self> {
-        let mut all = Self::ALL.into_iter().chain([Self::CommitWhileAsking]);
+        let mut all = Self::ALL.into_iter().chain([
+            Self::CommitWhileAsking,
+            Self::StartFromAnyImage,
+            Self::CopyOverNewer,
+        ]);
         all.find(|fault| format!("{fault:?}") == name)
     }
 }

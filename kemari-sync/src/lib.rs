@@ -12,6 +12,7 @@ mod faults;
 pub mod model;
 mod primary;
 mod record;
+mod replica;
 mod secondary;
 #[cfg(feature = "sim")]
 pub mod sim;
@@ -30,6 +31,9 @@ pub use primary::{
 };
 pub use record::{
     Arbiter, ArbiterAnswer, ArbiterRequest, Epoch, Incarnation, NAME_BYTES_MAX, Phase, Record, Term,
+};
+pub use replica::{
+    CopyDisk, DiskOffer, ImageState, ImageWord, REPLICAS_MAX, Source, lineage_id, may_start, plan_copy,
 };
 pub use secondary::{Secondary, SecondaryAction, SecondaryConfig, SecondaryEvent};
 pub use staging::{Staging, StagingError, SyncTally};

@@ -71,6 +71,7 @@ impl Pair {
             copy: CopyLimits::default(),
             on_secondary_loss: OnSecondaryLoss::Continue,
             protect: true,
+            sources: Vec::new(),
         };
         let secondary = SecondaryConfig {
             me: host("b", 2),
@@ -167,6 +168,9 @@ impl Pair {
 
     fn perform_a(&mut self, action: PrimaryAction) {
         match action {
+            Do::MarkSources { .. } | Do::CopyDisks { .. } | Do::PeerFlushed(_) => {
+                unreachable!("there is no disk")
+            }
             Do::Send { message, .. } => {
                 if let Message::Goodbye(goodbye) = &message {
                     self.log.push(format!("a says {goodbye:?}"));
@@ -227,12 +231,13 @@ impl Pair {
 
     fn perform_b(&mut self, action: SecondaryAction) {
         match action {
+            Then::MarkTargets { .. } | Then::Settled(_) => unreachable!("there is no disk"),
             Then::Send { session, message } => {
                 self.to_a.push_back(PrimaryEvent::Message { session, message })
             }
             Then::Prepare { session } => self.to_b.push_back(SecondaryEvent::Prepared {
                 session,
-                result: Ok(()),
+                result: Ok(Vec::new()),
             }),
             Then::Check { commit } => {
                 self.to_b.push_back(SecondaryEvent::Checked {

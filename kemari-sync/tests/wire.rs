@@ -52,6 +52,7 @@ fn messages() -> Vec<Message> {
         Message::Prepare,
         Message::Ready {
             staging_pages_max: 1 << 40,
+            disks: Vec::new(),
         },
         Message::Begin(begin),
         Message::Commit(Commit {
@@ -88,7 +89,13 @@ fn messages_survive_the_wire() {
 #[test]
 fn each_field_of_a_header_is_checked() {
     let mut good = Vec::new();
-    encode(&Message::Ready { staging_pages_max: 9 }, &mut good);
+    encode(
+        &Message::Ready {
+            staging_pages_max: 9,
+            disks: Vec::new(),
+        },
+        &mut good,
+    );
     let spoiled = |at: usize, value: u8| {
         let mut frame = good.clone();
         frame[at] = value;

@@ -117,6 +117,14 @@ impl Contest {
         self.asker.poll(now_ms, next_id)
     }
 
+    /// The term that is won, as long as that stands.
+    pub(crate) fn won_term(&self) -> Option<Term> {
+        match &self.step {
+            Step::Won(record) | Step::Declaring(record) => Some(record.term),
+            _ => None,
+        }
+    }
+
     /// What it waits for, in words.
     pub(crate) fn waiting(&self) -> String {
         let trouble = self

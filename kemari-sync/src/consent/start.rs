@@ -2,6 +2,7 @@
 
 use crate::faults::{Fault, fault};
 use crate::record::{ArbiterAnswer, ArbiterRequest, Incarnation, Phase, Record, Term};
+use crate::replica::{DiskOffer, may_start};
 
 use super::ask::{AskId, Asker, Verdict};
 
@@ -23,6 +24,10 @@ pub struct StartConfig {
     pub alone_on_host: bool,
     /// Pause between two questions, in milliseconds.
     pub ask_retry_ms: u64,
+    /// The images of the replicated disks here: the VM is started only from those that were written last.
+    pub images: Vec<DiskOffer>,
+    /// The operator's word that these images are the right ones, whatever their records say.
+    pub adopt_images: bool,
 }
 
 /// What the recorded peer's host says it holds.
@@ -156,6 +161,11 @@ impl Start {
     }
 
     fn judge(&mut self, found: Option<Record>, actions: &mut Vec<StartAction>) {
+        let is_foreign = found.as_ref().is_some_and(|record| record.vm != self.config.vm);
+        let images = may_start(&self.config.images, found.as_ref(), self.config.adopt_images);
+        if let (Err(reason), false) = (images, is_foreign || fault(Fault::StartFromAnyImage)) {
+            return self.end(StartAction::Refuse(reason), actions);
+        }
         let Some(record) = found else {
             let new = self.my_record(1, self.config.store);
             self.asker = Asker::swap(None, new);

@@ -15,6 +15,8 @@ fn config() -> StartConfig {
         assert_dead: None,
         alone_on_host: true,
         ask_retry_ms: 10,
+        images: Vec::new(),
+        adopt_images: false,
     }
 }
 

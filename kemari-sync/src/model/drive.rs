@@ -44,6 +44,8 @@ impl State {
             assert_dead: None,
             alone_on_host: true,
             ask_retry_ms: 0,
+            images: Vec::new(),
+            adopt_images: false,
         };
         debug_assert_eq!(lives, self.hosts[host].lives);
         self.new_process(host, Process::Starting(Start::new(config)));
@@ -118,6 +120,11 @@ impl State {
             PrimaryAction::Send { session, message } => self.send(session, PRIMARY, Frame::Message(message)),
             PrimaryAction::CloseSession { session, .. } => self.close_session(session, PRIMARY),
             PrimaryAction::Ask { ask, request } => self.ask(host, ask, request),
+            PrimaryAction::MarkSources { .. }
+            | PrimaryAction::CopyDisks { .. }
+            | PrimaryAction::PeerFlushed(_) => {
+                unreachable!("the model's VM has no disk of its own")
+            }
             PrimaryAction::CopyRound { session, .. } => todo.push_back(PrimaryEvent::CopyRoundSent {
                 session,
                 dirty_pages: 0,
@@ -208,8 +215,11 @@ impl State {
             SecondaryAction::Ask { ask, request } => self.ask(host, ask, request),
             SecondaryAction::Prepare { session } => todo.push_back(SecondaryEvent::Prepared {
                 session,
-                result: Ok(()),
+                result: Ok(Vec::new()),
             }),
+            SecondaryAction::MarkTargets { .. } | SecondaryAction::Settled(_) => {
+                unreachable!("the model's VM has no disk of its own")
+            }
             SecondaryAction::Check { commit } => todo.push_back(SecondaryEvent::Checked {
                 epoch: commit.epoch,
                 result: Ok(()),

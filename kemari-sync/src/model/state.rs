@@ -279,6 +279,7 @@ impl State {
             copy: CopyLimits::default(),
             on_secondary_loss: OnSecondaryLoss::Continue,
             protect: true,
+            sources: Vec::new(),
         };
         let number = self.judge_begin(host, &reign.record, &log, vm_life);
         let it = &mut self.hosts[host];

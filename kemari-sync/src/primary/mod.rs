@@ -4,6 +4,7 @@
 //! (first sync, record), the way back to alone, or to the end, in `parting`, the planned change of roles in
 //! `switchover`.
 
+mod disks;
 mod pairing;
 mod parting;
 mod session;
@@ -18,6 +19,7 @@ pub use types::{
 
 use crate::consent::AskId;
 use crate::record::{Epoch, Record};
+use crate::replica::Source;
 use crate::status::{Protection, Role, Status};
 #[cfg(feature = "sim")]
 use crate::timing::Timing;
@@ -76,6 +78,8 @@ pub struct Primary {
     stop: Option<Stop>,
     switchover: Option<Switchover>,
     next_ask: AskId,
+    /// The images that are copied to a secondary.
+    sources: Vec<Source>,
     shown: (Protection, u64),
 }
 
@@ -103,6 +107,7 @@ impl Primary {
             stop: None,
             switchover: None,
             next_ask: 1,
+            sources: config.sources.clone(),
             shown: (Protection::Unprotected, now_ms),
             config,
         }
@@ -157,6 +162,10 @@ impl Primary {
             PrimaryEvent::Arbiter { ask, answer } => self.on_answer(ask, &answer, actions),
             PrimaryEvent::PoweredOff => self.want_stop("the guest powered itself off", actions),
             PrimaryEvent::OperatorStop => self.want_stop("stopped by the operator", actions),
+            PrimaryEvent::SourcesMarked { session, result } => {
+                self.on_sources_marked(session, result, actions);
+            }
+            PrimaryEvent::DisksCopied { session, result } => self.on_disks_copied(session, result, actions),
             PrimaryEvent::OperatorUnprotect => self.on_unprotect(actions),
             PrimaryEvent::OperatorProtect => self.protection_wanted = true,
             PrimaryEvent::OperatorSwitchover => self.on_switchover(actions),
@@ -326,6 +335,7 @@ impl Primary {
                 let trouble = asker.trouble().unwrap_or("no answer yet");
                 Some(format!("protection waits for the arbiter: {trouble}"))
             }
+            Stage::Disks(step) => Some(step.waiting().to_owned()),
             Stage::Copying { .. } | Stage::Live => None,
         }
     }

@@ -95,6 +95,7 @@ impl Primary {
             Verdict::Done(record) => {
                 self.record = record;
                 self.standing = Standing::Paired;
+                self.note_disks_paired();
                 if self.session.is_none() {
                     self.lost_since_ms = Some(self.now_ms);
                 }

@@ -5,6 +5,7 @@ use crate::faults::{Fault, fault};
 use crate::record::{Epoch, Incarnation};
 use crate::wire::{CommitId, Goodbye, Heartbeat, Hello, Message, PROTOCOL_VERSION, Welcome, reason_text};
 
+use super::disks::DiskStep;
 use super::{Actions, Primary, PrimaryAction, SessionId, Standing};
 
 /// A confirmation older than this, in milliseconds, calls for another round of the copy before the first sync.
@@ -19,7 +20,9 @@ pub(super) enum Stage {
     Verifying(Asker),
     /// `Prepare` is sent.
     Preparing,
-    /// The first copy is under way.
+    /// The replicated disks are being copied.
+    Disks(DiskStep),
+    /// The first copy of memory is under way.
     Copying { round: u32 },
     /// The copy has converged; the arbiter is read once more before output is held.
     Confirming { asker: Asker, round: u32, since_ms: u64 },
@@ -109,14 +112,18 @@ impl Primary {
             (Stage::Greeting, Message::Refuse(reason)) => {
                 self.close(&format!("the secondary refused: {reason}"), actions);
             }
-            (Stage::Preparing, Message::Ready { staging_pages_max }) => {
-                session.stage = Stage::Copying { round: 1 };
+            (
+                Stage::Preparing,
+                Message::Ready {
+                    staging_pages_max,
+                    disks,
+                },
+            ) => {
                 self.staging_pages_max = staging_pages_max;
-                actions.push(PrimaryAction::CopyRound {
-                    session: id,
-                    first: true,
-                });
+                self.plan_disks(&disks, actions);
             }
+            (Stage::Disks(_), Message::DisksReady) => self.on_disks_ready(actions),
+            (Stage::Live, Message::Flushed(mark)) => actions.push(PrimaryAction::PeerFlushed(mark)),
             (Stage::Live, Message::Ack(commit)) => self.on_ack(commit, false, actions),
             (Stage::Live, Message::LetGo(commit)) => self.on_ack(commit, true, actions),
             (_, Message::Goodbye(goodbye)) => self.on_goodbye(goodbye, actions),
@@ -285,6 +292,17 @@ impl Primary {
             Standing::Paired => self.lost_since_ms = self.lost_since_ms.or(Some(self.now_ms)),
             Standing::Pairing(pairing) if pairing.asker.is_none() => self.abandon_pairing(reason, actions),
             _ => {}
+        }
+    }
+
+    /// Begins the first copy of memory.
+    pub(super) fn begin_copy(&mut self, actions: &mut Actions) {
+        if let Some(session) = &mut self.session {
+            session.stage = Stage::Copying { round: 1 };
+            actions.push(PrimaryAction::CopyRound {
+                session: session.id,
+                first: true,
+            });
         }
     }
 

@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::consent::AskId;
 use crate::record::{ArbiterAnswer, ArbiterRequest, Epoch, Incarnation, Record, Term};
+use crate::replica::{CopyDisk, Source};
 use crate::timing::Timing;
-use crate::wire::{Begin, Message};
+use crate::wire::{Begin, DiskMark, Message};
 
 /// Names one connection to a peer (both channels of it). Never used twice by one process.
 pub type SessionId = u64;
@@ -85,6 +86,8 @@ pub struct PrimaryConfig {
     pub on_secondary_loss: OnSecondaryLoss,
     /// Whether a secondary is wanted from the start.
     pub protect: bool,
+    /// The images of the replicated disks, in the order of the configuration.
+    pub sources: Vec<Source>,
 }
 
 /// What happened to the primary.
@@ -115,6 +118,20 @@ pub enum PrimaryEvent {
     OutputPending,
     /// More pages are dirty than a sync should carry.
     DirtyLimit,
+    /// [`PrimaryAction::MarkSources`] is done.
+    SourcesMarked {
+        /// In which session.
+        session: SessionId,
+        /// Why it failed.
+        result: Result<(), String>,
+    },
+    /// [`PrimaryAction::CopyDisks`] is done: few blocks are left. Or it failed, then or later.
+    DisksCopied {
+        /// In which session.
+        session: SessionId,
+        /// Why it failed.
+        result: Result<(), String>,
+    },
     /// One round of the first copy was handed to the link.
     CopyRoundSent {
         /// In which session.
@@ -184,6 +201,26 @@ pub enum PrimaryAction {
         /// What to say.
         message: Message,
     },
+    /// The replicated disks are to be copied so: note durably, in the records of the images here, what the copy is to
+    /// cover: what is marked there and in the secondary's maps, or everything. Answer with
+    /// [`PrimaryEvent::SourcesMarked`].
+    MarkSources {
+        /// In which session.
+        session: SessionId,
+        /// One for each disk.
+        plans: Vec<CopyDisk>,
+    },
+    /// Compare and copy the disks while the guest runs, until few changed blocks are left; answer with
+    /// [`PrimaryEvent::DisksCopied`]. What changes from here on belongs to the copy, up to the first
+    /// [`Self::Transmit`], which sends the rest before anything else.
+    CopyDisks {
+        /// In which session.
+        session: SessionId,
+        /// One for each disk.
+        plans: Vec<CopyDisk>,
+    },
+    /// All outputs of a disk up to this one are durable on the secondary's image.
+    PeerFlushed(DiskMark),
     /// Send one round of the first copy while the guest runs, as `CopyPages` frames; answer with
     /// [`PrimaryEvent::CopyRoundSent`].
     CopyRound {

@@ -3,6 +3,7 @@
 //! Handshake and first copy are in `session`, the staging, check and commit of a sync in `sync`, the way to run the
 //! VM, or to lose it, in `takeover`.
 
+mod disks;
 mod session;
 mod sync;
 mod takeover;
@@ -15,7 +16,7 @@ use crate::record::{Epoch, Incarnation};
 use crate::status::{Protection, Role, Status};
 #[cfg(feature = "sim")]
 use crate::timing::Timing;
-use crate::wire::CommitId;
+use crate::wire::{CommitId, DiskMark};
 
 use session::{Session, Stage};
 use sync::Staging;
@@ -49,6 +50,8 @@ pub struct Secondary {
     /// Since when there is a commit, but no session.
     lost_since_ms: Option<u64>,
     takeover: Option<Takeover>,
+    /// Of each replicated disk, the last output that is durable here.
+    flushed: Vec<DiskMark>,
     next_ask: AskId,
     over: Option<String>,
     shown: (Protection, u64),
@@ -66,6 +69,7 @@ impl Secondary {
             staging: None,
             lost_since_ms: None,
             takeover: None,
+            flushed: Vec::new(),
             next_ask: 1,
             over: None,
             shown: (Protection::Unprotected, now_ms),
@@ -99,6 +103,11 @@ impl Secondary {
             SecondaryEvent::PeerClosed { session, reason } => self.on_closed(session, &reason, actions),
             SecondaryEvent::Message { session, message } => self.on_message(session, message, actions),
             SecondaryEvent::Prepared { session, result } => self.on_prepared(session, result, actions),
+            SecondaryEvent::TargetsMarked { session, result } => {
+                self.on_targets_marked(session, result, actions);
+            }
+            SecondaryEvent::ReplicaFailed { reason } => self.on_replica_failed(&reason, actions),
+            SecondaryEvent::DiskFlushed(mark) => self.on_disk_flushed(mark, actions),
             SecondaryEvent::StagingFailed { epoch, reason } => {
                 self.on_staging_failed(epoch, &reason, actions)
             }
@@ -128,6 +137,11 @@ impl Secondary {
     #[cfg(feature = "sim")]
     pub(crate) fn is_asking(&self) -> bool {
         self.takeover.is_some()
+    }
+
+    /// The term in which a takeover that is under way has won the VM.
+    pub fn won_term(&self) -> Option<u64> {
+        self.takeover.as_ref()?.contest.won_term()
     }
 
     /// What it holds: the answer to a primary's cold boot that asks for this side's word.
@@ -179,6 +193,7 @@ impl Secondary {
     fn forget(&mut self, reason: &str, actions: &mut Actions) {
         self.discard_staging(actions);
         (self.held, self.lost_since_ms, self.takeover) = (None, None, None);
+        self.flushed.clear();
         actions.push(SecondaryAction::Forget {
             reason: reason.to_owned(),
         });
@@ -233,6 +248,9 @@ impl Secondary {
             None => Some("waiting for a primary".to_owned()),
             Some(session) if matches!(session.stage, Stage::Preparing) => {
                 Some("making the standby VM ready".to_owned())
+            }
+            Some(session) if matches!(session.stage, Stage::Marking) => {
+                Some("making the disk images ready".to_owned())
             }
             Some(_) => None,
         }

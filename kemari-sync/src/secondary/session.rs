@@ -2,6 +2,7 @@
 
 use crate::faults::{Fault, fault};
 use crate::record::Incarnation;
+use crate::replica::DiskOffer;
 use crate::wire::{Goodbye, Heartbeat, Hello, Message, PROTOCOL_VERSION, Welcome, reason_text};
 
 use super::{Actions, Held, Secondary, SecondaryAction};
@@ -13,6 +14,8 @@ pub(super) enum Stage {
     Greeted,
     /// The driver builds the standby VM.
     Preparing,
+    /// The driver marks the images of the replicated disks.
+    Marking,
     /// The first copy is under way; its first sync may begin.
     Copying,
     /// There is a commit of this pair.
@@ -80,6 +83,11 @@ impl Secondary {
                 session.stage = Stage::Preparing;
                 actions.push(SecondaryAction::Prepare { session: id });
             }
+            (Stage::Copying, Message::CopyDisks(plans)) => {
+                session.stage = Stage::Marking;
+                actions.push(SecondaryAction::MarkTargets { session: id, plans });
+            }
+            (Stage::Live, Message::Settled(mark)) => actions.push(SecondaryAction::Settled(mark)),
             (Stage::Copying | Stage::Live, Message::Begin(begin)) => self.on_begin(begin, actions),
             (Stage::Copying | Stage::Live, Message::Commit(commit)) => self.on_commit(commit, actions),
             (_, Message::Goodbye(goodbye)) => self.on_goodbye(goodbye, actions),
@@ -119,6 +127,9 @@ impl Secondary {
             last: self.holds(),
         };
         self.send(Message::Welcome(welcome), actions);
+        if resumes {
+            self.tell_flushed(actions);
+        }
     }
 
     /// Whether this primary may have a session now; if not, why. Changes nothing.
@@ -171,7 +182,12 @@ impl Secondary {
         }
     }
 
-    pub(super) fn on_prepared(&mut self, id: SessionId, result: Result<(), String>, actions: &mut Actions) {
+    pub(super) fn on_prepared(
+        &mut self,
+        id: SessionId,
+        result: Result<Vec<DiskOffer>, String>,
+        actions: &mut Actions,
+    ) {
         let Some(session) = self.session.as_mut().filter(|session| session.id == id) else {
             return;
         };
@@ -179,10 +195,16 @@ impl Secondary {
             return;
         }
         match result {
-            Ok(()) => {
+            Ok(disks) => {
                 session.stage = Stage::Copying;
                 let staging_pages_max = self.config.staging_pages_max;
-                self.send(Message::Ready { staging_pages_max }, actions);
+                self.send(
+                    Message::Ready {
+                        staging_pages_max,
+                        disks,
+                    },
+                    actions,
+                );
             }
             Err(reason) => self.unfit(&reason, actions),
         }

@@ -3,8 +3,9 @@
 use crate::consent::AskId;
 use crate::primary::{Reign, SessionId};
 use crate::record::{ArbiterAnswer, ArbiterRequest, Epoch, Incarnation};
+use crate::replica::{CopyDisk, DiskOffer};
 use crate::timing::Timing;
-use crate::wire::{Commit, Message};
+use crate::wire::{Commit, DiskMark, Message};
 
 /// What a secondary is.
 #[derive(Clone, Debug, Hash)]
@@ -47,9 +48,23 @@ pub enum SecondaryEvent {
     Prepared {
         /// As in the action.
         session: SessionId,
+        /// The images of the replicated disks, or why it failed.
+        result: Result<Vec<DiskOffer>, String>,
+    },
+    /// [`SecondaryAction::MarkTargets`] is done.
+    TargetsMarked {
+        /// As in the action.
+        session: SessionId,
         /// Why it failed.
         result: Result<(), String>,
     },
+    /// An image here cannot be written: nothing can go on from it.
+    ReplicaFailed {
+        /// What failed.
+        reason: String,
+    },
+    /// All outputs of a disk up to this one are durable on its image here.
+    DiskFlushed(DiskMark),
     /// A frame of the sync that is being received does not fit, is damaged or malformed.
     StagingFailed {
         /// Which sync.
@@ -106,6 +121,17 @@ pub enum SecondaryAction {
         /// In which session.
         session: SessionId,
     },
+    /// Mark the images of the replicated disks as inconsistent, durably: then `DiskSums` and `DiskBlocks` frames of this
+    /// session may come. Answer with [`SecondaryEvent::TargetsMarked`]. The check of the first sync includes that all
+    /// that came is durable, and the images whole again.
+    MarkTargets {
+        /// In which session.
+        session: SessionId,
+        /// One for each disk.
+        plans: Vec<CopyDisk>,
+    },
+    /// All outputs of a disk up to this one are durable on both images.
+    Settled(DiskMark),
     /// Open an empty staging for this sync; `Pages` and `State` frames of the session go there.
     Stage {
         /// In which session.

@@ -76,6 +76,8 @@ impl World {
             assert_dead: None,
             alone_on_host: true,
             ask_retry_ms: self.setup.timing.ask_retry_ms,
+            images: Vec::new(),
+            adopt_images: false,
         };
         self.note(|| format!("host {host} boots the VM"));
         self.hosts[host].process = Process::Starting(Start::new(config));

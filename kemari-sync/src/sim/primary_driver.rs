@@ -41,6 +41,7 @@ impl World {
             },
             on_secondary_loss: OnSecondaryLoss::Continue,
             protect: true,
+            sources: Vec::new(),
         };
         let (nonce, record) = (config.me.nonce, reign.record.clone());
         let verdict = consent::alone(&self.store, &record);
@@ -112,6 +113,11 @@ impl World {
             }
             PrimaryAction::CloseSession { session, .. } => self.close_end(session, PRIMARY),
             PrimaryAction::Ask { ask, request } => self.send_ask(host, ask, request),
+            PrimaryAction::MarkSources { .. }
+            | PrimaryAction::CopyDisks { .. }
+            | PrimaryAction::PeerFlushed(_) => {
+                unreachable!("the toy's disk is shared")
+            }
             PrimaryAction::CopyRound { session, first } => self.copy_round(host, session, first),
             PrimaryAction::Capture { epoch, hold, .. } => self.capture(host, epoch, hold),
             PrimaryAction::Transmit { session, begin, stop } => {

@@ -89,9 +89,12 @@ impl World {
                 (side.session, side.memory, side.state) = (Some(session), [0; PAGES], None);
                 let event = SecondaryEvent::Prepared {
                     session,
-                    result: outcome(fails),
+                    result: outcome(fails).map(|()| Vec::new()),
                 };
                 self.tell_after(delay_us, host, ToProcess::Secondary(event));
+            }
+            SecondaryAction::MarkTargets { .. } | SecondaryAction::Settled(_) => {
+                unreachable!("the toy's disk is shared")
             }
             SecondaryAction::Stage { session, epoch } => {
                 let Some(side) = self.hosts[host].secondary() else {

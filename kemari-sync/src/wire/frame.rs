@@ -10,6 +10,7 @@
 
 use serde::{Serialize, de::DeserializeOwned};
 
+use super::blocks::BLOCK_FRAME_BYTES_MAX;
 use super::message::{Message, REASON_BYTES_MAX};
 use super::pages::PAGE_FRAME_BYTES_MAX;
 use super::state::STATE_FRAME_BYTES_MAX;
@@ -22,7 +23,7 @@ pub const MAGIC: u32 = u32::from_le_bytes(*b"KMRI");
 pub const FRAME_VERSION: u16 = 1;
 
 /// Longest body of a control message.
-const CONTROL_BYTES_MAX: usize = 1_024;
+const CONTROL_BYTES_MAX: usize = 4_096;
 const _: () = assert!(REASON_BYTES_MAX + 16 <= CONTROL_BYTES_MAX);
 
 /// What a frame's body is. The numbers go over the wire: never reuse one.
@@ -57,10 +58,28 @@ pub enum FrameKind {
     Heartbeat = 13,
     /// [`Message::Goodbye`].
     Goodbye = 14,
+    /// [`Message::CopyDisks`].
+    CopyDisks = 15,
+    /// [`Message::DisksReady`].
+    DisksReady = 16,
+    /// [`Message::Flushed`].
+    Flushed = 17,
+    /// [`Message::Settled`].
+    Settled = 18,
+    /// Which extents of a secondary's image may differ: a [`super::BlockFrame`], as the four after it.
+    DiskMap = 19,
+    /// Checksums of the primary's chunks.
+    DiskSums = 20,
+    /// Which of them differ on the secondary.
+    DiskWanted = 21,
+    /// Blocks of the primary's image.
+    DiskBlocks = 22,
+    /// How much of that is durable on the secondary.
+    DiskStored = 23,
 }
 
 impl FrameKind {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 23] = [
         Self::Hello,
         Self::Welcome,
         Self::Refuse,
@@ -75,6 +94,15 @@ impl FrameKind {
         Self::LetGo,
         Self::Heartbeat,
         Self::Goodbye,
+        Self::CopyDisks,
+        Self::DisksReady,
+        Self::Flushed,
+        Self::Settled,
+        Self::DiskMap,
+        Self::DiskSums,
+        Self::DiskWanted,
+        Self::DiskBlocks,
+        Self::DiskStored,
     ];
 
     /// The kind with this number.
@@ -87,6 +115,8 @@ impl FrameKind {
         match self {
             Self::CopyPages | Self::Pages => PAGE_FRAME_BYTES_MAX,
             Self::State => STATE_FRAME_BYTES_MAX,
+            Self::DiskMap | Self::DiskBlocks => BLOCK_FRAME_BYTES_MAX,
+            Self::DiskSums | Self::DiskWanted => CONTROL_BYTES_MAX + 64,
             _ => CONTROL_BYTES_MAX,
         }
     }
@@ -225,8 +255,13 @@ pub fn encode(message: &Message, out: &mut Vec<u8>) -> FrameHeader {
         Message::Hello(body) => append(body, out),
         Message::Welcome(body) => append(body, out),
         Message::Refuse(reason) => append(reason, out),
-        Message::Prepare => {}
-        Message::Ready { staging_pages_max } => append(staging_pages_max, out),
+        Message::Prepare | Message::DisksReady => {}
+        Message::Ready {
+            staging_pages_max,
+            disks,
+        } => append(&(staging_pages_max, disks), out),
+        Message::CopyDisks(body) => append(body, out),
+        Message::Flushed(body) | Message::Settled(body) => append(body, out),
         Message::Begin(body) => append(body, out),
         Message::Commit(body) => append(body, out),
         Message::Ack(body) | Message::LetGo(body) => append(body, out),
@@ -247,17 +282,32 @@ pub fn decode(kind: FrameKind, body: &[u8]) -> Result<Message, FrameError> {
         FrameKind::Welcome => Message::Welcome(take(kind, body)?),
         FrameKind::Refuse => Message::Refuse(take(kind, body)?),
         FrameKind::Prepare if body.is_empty() => Message::Prepare,
-        FrameKind::Prepare => return Err(FrameError::body(kind, "it has a body")),
-        FrameKind::Ready => Message::Ready {
-            staging_pages_max: take(kind, body)?,
-        },
+        FrameKind::DisksReady if body.is_empty() => Message::DisksReady,
+        FrameKind::Prepare | FrameKind::DisksReady => return Err(FrameError::body(kind, "it has a body")),
+        FrameKind::Ready => {
+            let (staging_pages_max, disks) = take(kind, body)?;
+            Message::Ready {
+                staging_pages_max,
+                disks,
+            }
+        }
+        FrameKind::CopyDisks => Message::CopyDisks(take(kind, body)?),
+        FrameKind::Flushed => Message::Flushed(take(kind, body)?),
+        FrameKind::Settled => Message::Settled(take(kind, body)?),
         FrameKind::Begin => Message::Begin(take(kind, body)?),
         FrameKind::Commit => Message::Commit(take(kind, body)?),
         FrameKind::Ack => Message::Ack(take(kind, body)?),
         FrameKind::LetGo => Message::LetGo(take(kind, body)?),
         FrameKind::Heartbeat => Message::Heartbeat(take(kind, body)?),
         FrameKind::Goodbye => Message::Goodbye(take(kind, body)?),
-        FrameKind::CopyPages | FrameKind::Pages | FrameKind::State => {
+        FrameKind::CopyPages
+        | FrameKind::Pages
+        | FrameKind::State
+        | FrameKind::DiskMap
+        | FrameKind::DiskSums
+        | FrameKind::DiskWanted
+        | FrameKind::DiskBlocks
+        | FrameKind::DiskStored => {
             return Err(FrameError::body(kind, "it carries no control message"));
         }
     })

@@ -3,11 +3,12 @@
 use serde::{Deserialize, Serialize};
 
 use crate::record::{Epoch, Incarnation, Term};
+use crate::replica::{CopyDisk, DiskOffer};
 
 use super::frame::FrameKind;
 
 /// Version of the conversation. Both sides must speak the same.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Longest reason in a message, in bytes; longer ones are cut by [`reason_text`].
 pub const REASON_BYTES_MAX: usize = 512;
@@ -92,6 +93,15 @@ pub struct Commit {
     pub stop: bool,
 }
 
+/// How far the outputs of a disk have come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct DiskMark {
+    /// Which of the replicated disks, in the order of the configuration.
+    pub disk: u16,
+    /// Number of the request, rising over the life of the disk.
+    pub request: u64,
+}
+
 /// A sign of life, also while pages fill the other connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Heartbeat {
@@ -131,11 +141,18 @@ pub enum Message {
     Refuse(String),
     /// Primary: make a standby VM ready for the first copy. What was held before is void.
     Prepare,
-    /// Secondary: memory is populated and locked; so many pages fit into one sync.
+    /// Secondary: memory is populated and locked; so many pages fit into one sync, and these are the images of the
+    /// replicated disks. Their maps came before, as `DiskMap` frames.
     Ready {
         /// Most pages of one sync.
         staging_pages_max: u64,
+        /// The replicated disks, in the order of the configuration.
+        disks: Vec<DiskOffer>,
     },
+    /// Primary: so the disks are copied. Nothing is written before this.
+    CopyDisks(Vec<CopyDisk>),
+    /// Secondary: the images are marked as inconsistent, durably; blocks may come.
+    DisksReady,
     /// Primary: a sync begins.
     Begin(Begin),
     /// Primary: the sync is whole.
@@ -144,6 +161,10 @@ pub enum Message {
     Ack(CommitId),
     /// Secondary: this last sync is committed, and the guest will never run here.
     LetGo(CommitId),
+    /// Secondary: all outputs of a disk up to this one are durable on its image.
+    Flushed(DiskMark),
+    /// Primary: all outputs of a disk up to this one are durable on both images.
+    Settled(DiskMark),
     /// Either side: I live.
     Heartbeat(Heartbeat),
     /// Either side: the session ends.
@@ -163,6 +184,10 @@ impl Message {
             Self::Commit(_) => FrameKind::Commit,
             Self::Ack(_) => FrameKind::Ack,
             Self::LetGo(_) => FrameKind::LetGo,
+            Self::CopyDisks(_) => FrameKind::CopyDisks,
+            Self::DisksReady => FrameKind::DisksReady,
+            Self::Flushed(_) => FrameKind::Flushed,
+            Self::Settled(_) => FrameKind::Settled,
             Self::Heartbeat(_) => FrameKind::Heartbeat,
             Self::Goodbye(_) => FrameKind::Goodbye,
         }

@@ -17,6 +17,7 @@ fn a_copy_goes_on_until_few_pages_are_left_or_is_given_up() {
         1,
         Message::Ready {
             staging_pages_max: 100,
+            disks: Vec::new(),
         },
     );
     let round = |dirty_pages| PrimaryEvent::CopyRoundSent {

@@ -67,6 +67,7 @@ impl Bench {
             },
             on_secondary_loss,
             protect: true,
+            sources: Vec::new(),
         };
         let primary = Primary::new(
             config,
@@ -175,6 +176,7 @@ impl Bench {
             1,
             Message::Ready {
                 staging_pages_max: 1_000,
+                disks: Vec::new(),
             },
         );
         assert_eq!(

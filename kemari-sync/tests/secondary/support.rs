@@ -138,14 +138,15 @@ impl Bench {
         assert_eq!(bench.hear(1, Message::Prepare), [Do::Prepare { session: 1 }]);
         let actions = bench.feed(SecondaryEvent::Prepared {
             session: 1,
-            result: Ok(()),
+            result: Ok(Vec::new()),
         });
         assert_eq!(
             actions,
             [Do::Send {
                 session: 1,
                 message: Message::Ready {
-                    staging_pages_max: 100
+                    staging_pages_max: 100,
+                    disks: Vec::new(),
                 }
             }]
         );

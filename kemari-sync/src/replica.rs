@@ -1,0 +1,208 @@
+//! Replicated disks: what an image's record says, and what follows from it. The only two questions that can destroy
+//! data are answered here: may a VM start from this image, and may this image be overwritten by that one?
+
+use serde::{Deserialize, Serialize};
+
+use crate::record::{Phase, Record, Term};
+
+/// Most replicated disks of a VM.
+pub const REPLICAS_MAX: usize = 15;
+
+/// What an image is, by its record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ImageState {
+    /// It holds one moment of the VM.
+    Whole,
+    /// Blocks of another image were being copied into it: it holds no moment of the VM.
+    Target,
+    /// The VM was stopped cleanly, and it holds everything.
+    Stopped,
+}
+
+/// What the record of an image says.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ImageWord {
+    /// Drawn at random when a VM first ran from it, and copied with its content.
+    pub lineage: u128,
+    /// The last reign in which it was written.
+    pub term: Term,
+    /// Another reign in which it may be the last, one that was about to begin; 0: none. Equal to `term`: that one was
+    /// about to begin.
+    pub next_term: Term,
+    /// What it is.
+    pub state: ImageState,
+    /// Images with the same base differ at most where their records say.
+    pub base: u128,
+}
+
+/// A disk's image on one host.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct DiskOffer {
+    /// The disk's id.
+    pub disk: String,
+    /// Size of the image in bytes.
+    pub bytes: u64,
+    /// What its record says; `None`: it has none.
+    pub word: Option<ImageWord>,
+    /// The operator's word that it may be overwritten, whatever it holds.
+    pub overwrite: bool,
+}
+
+/// How a disk is to be copied to a secondary.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct CopyDisk {
+    /// The disk's id.
+    pub disk: String,
+    /// Lineage of the image that is copied.
+    pub lineage: u128,
+    /// The reign of whoever copies.
+    pub term: Term,
+    /// The base of both images from now on.
+    pub base: u128,
+    /// Only the extents of both maps are looked at; otherwise all are.
+    pub only_marked: bool,
+}
+
+/// The image that a primary runs from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Source {
+    /// The disk's id.
+    pub disk: String,
+    /// Size of the image in bytes.
+    pub bytes: u64,
+    /// Its lineage.
+    pub lineage: u128,
+    /// The base that it has in common with another image, if that one's record says so too.
+    pub base: u128,
+    /// The reign of the last pair with that base: an image of an older one was put back from a copy.
+    pub paired_term: Term,
+}
+
+/// Decides how `source`, of the reign `term`, is copied over the image that a secondary offers. `fresh_base` is drawn at
+/// random.
+///
+/// # Errors
+/// A sentence that says why it must not be copied; nothing may be written then.
+pub fn plan_copy(
+    source: &Source,
+    term: Term,
+    offer: &DiskOffer,
+    fresh_base: u128,
+) -> Result<CopyDisk, String> {
+    let disk = &source.disk;
+    if offer.disk != *disk {
+        return Err(format!(
+            "the secondary offers the disk {} instead of {disk}",
+            offer.disk
+        ));
+    }
+    if offer.bytes != source.bytes {
+        return Err(format!(
+            "the image of disk {disk} has {} bytes on the secondary and {} here; make it as long",
+            offer.bytes, source.bytes
+        ));
+    }
+    let whole = CopyDisk {
+        disk: disk.clone(),
+        lineage: source.lineage,
+        term,
+        base: fresh_base,
+        only_marked: false,
+    };
+    let Some(word) = offer.word.as_ref().filter(|_| !offer.overwrite) else {
+        return Ok(whole);
+    };
+    let id = lineage_id(word.lineage);
+    let advice = format!("if it is not needed any more, start that secondary with --overwrite-disks {id}");
+    if word.lineage != source.lineage {
+        return Err(format!(
+            "the image of disk {disk} on the secondary is of another history ({id}) than the one here ({}); {advice}",
+            lineage_id(source.lineage)
+        ));
+    }
+    // A pair that was certainly never recorded: this primary rules alone in the reign before.
+    let never_began = word.term == term + 1 && word.next_term == word.term;
+    if word.term > term && !never_began && word.state != ImageState::Target {
+        return Err(format!(
+            "the image of disk {disk} on the secondary is newer (term {}) than the one here (term {term}); {advice}",
+            word.term
+        ));
+    }
+    if word.base == source.base && word.term.max(word.next_term) >= source.paired_term {
+        return Ok(CopyDisk {
+            base: source.base,
+            only_marked: true,
+            ..whole
+        });
+    }
+    Ok(whole)
+}
+
+/// The first digits of a lineage: enough for people.
+pub fn lineage_id(lineage: u128) -> String {
+    format!("{:08x}", lineage >> 96)
+}
+
+/// Decides whether a VM may be started from these images over this record of the arbiter.
+///
+/// # Errors
+/// A sentence that says why not, and what to do.
+pub fn may_start(images: &[DiskOffer], record: Option<&Record>, adopt: bool) -> Result<(), String> {
+    images
+        .iter()
+        .try_for_each(|image| may_start_from(image, record, adopt))
+}
+
+fn may_start_from(image: &DiskOffer, record: Option<&Record>, adopt: bool) -> Result<(), String> {
+    let disk = &image.disk;
+    if image
+        .word
+        .as_ref()
+        .is_some_and(|word| word.state == ImageState::Target)
+    {
+        return Err(format!(
+            "the image of disk {disk} is inconsistent: a copy from another host was not finished; start the VM there"
+        ));
+    }
+    if adopt {
+        return Ok(());
+    }
+    let advice = "if this image is the right one all the same, start with --adopt-disks";
+    match (record, &image.word) {
+        (None, None) => Ok(()),
+        (None, Some(word)) => Err(format!(
+            "the arbiter has no record of the VM, but the image of disk {disk} was written in term {}: is this the \
+             right arbiter? {advice}",
+            word.term
+        )),
+        (Some(record), None) => Err(format!(
+            "the image of disk {disk} has no record, so nobody knows whether it is the last one; the VM was last run by \
+             {} (term {}): start it there; {advice}",
+            record.owner.host, record.term
+        )),
+        (Some(record), Some(word)) if is_last(word, record) => Ok(()),
+        (Some(record), Some(word)) => Err(format!(
+            "the image of disk {disk} is not the last one: it was written in term {}, and the VM was last run by {} in \
+             term {}; start it there; {advice}",
+            word.term, record.owner.host, record.term
+        )),
+    }
+}
+
+/// Whether nobody can have written another image since this one.
+fn is_last(word: &ImageWord, record: &Record) -> bool {
+    let is_of = |term: Term| term == word.term || (word.next_term != 0 && term == word.next_term);
+    match record.phase {
+        Phase::Acting => is_of(record.term),
+        // Nobody has written in a term that was won only.
+        Phase::Won => is_of(record.term) || is_of(record.base),
+        // The term of a stop begins when everything is written.
+        Phase::Stopped => {
+            is_of(record.term) || (word.state == ImageState::Stopped && word.term + 1 == record.term)
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "replica_test.rs"]
+mod tests;

@@ -1,0 +1,214 @@
+//! What may be started, and what may be overwritten.
+
+use super::*;
+use crate::record::Incarnation;
+
+fn source() -> Source {
+    Source {
+        disk: "blk0".into(),
+        bytes: 1 << 20,
+        lineage: 7 << 96,
+        base: 70,
+        paired_term: 4,
+    }
+}
+
+fn word() -> ImageWord {
+    ImageWord {
+        lineage: 7 << 96,
+        term: 4,
+        next_term: 0,
+        state: ImageState::Whole,
+        base: 70,
+    }
+}
+
+fn offer(word: Option<ImageWord>) -> DiskOffer {
+    DiskOffer {
+        disk: "blk0".into(),
+        bytes: 1 << 20,
+        word,
+        overwrite: false,
+    }
+}
+
+/// Whether only marked extents are looked at, or why nothing may be copied. The primary rules in term 5.
+fn planned(word: Option<ImageWord>) -> Result<bool, String> {
+    plan_copy(&source(), 5, &offer(word), 99).map(|plan| {
+        assert_eq!(plan.base, if plan.only_marked { 70 } else { 99 });
+        plan.only_marked
+    })
+}
+
+#[test]
+fn an_image_of_the_same_base_is_compared_where_it_is_marked_and_others_as_a_whole() {
+    assert_eq!(planned(None), Ok(false));
+    assert_eq!(planned(Some(word())), Ok(true));
+    assert_eq!(planned(Some(ImageWord { base: 71, ..word() })), Ok(false));
+    // Put back from a copy that is older than the last pair.
+    assert_eq!(planned(Some(ImageWord { term: 3, ..word() })), Ok(false));
+    let told_in_time = ImageWord {
+        term: 3,
+        next_term: 4,
+        ..word()
+    };
+    assert_eq!(planned(Some(told_in_time)), Ok(true));
+}
+
+#[test]
+fn a_copy_that_was_cut_goes_on_where_it_was() {
+    let target = ImageWord {
+        state: ImageState::Target,
+        term: 5,
+        ..word()
+    };
+    assert_eq!(planned(Some(target.clone())), Ok(true));
+    assert_eq!(planned(Some(ImageWord { base: 3, ..target })), Ok(false));
+}
+
+#[test]
+fn the_newer_is_never_overwritten_by_the_older() {
+    let refusal = planned(Some(ImageWord { term: 6, ..word() })).unwrap_err();
+    assert!(
+        refusal.contains("newer (term 6) than the one here (term 5)"),
+        "{refusal}"
+    );
+    // The pair of term 6 was never recorded: the primary rules alone in term 5.
+    let never_began = ImageWord {
+        term: 6,
+        next_term: 6,
+        ..word()
+    };
+    assert_eq!(planned(Some(never_began)), Ok(true));
+    let refusal = planned(Some(ImageWord {
+        term: 7,
+        next_term: 7,
+        ..word()
+    }))
+    .unwrap_err();
+    assert!(refusal.contains("newer"), "{refusal}");
+}
+
+#[test]
+fn another_history_is_overwritten_by_the_operators_word_only() {
+    let other = ImageWord {
+        lineage: 0xabcdef12 << 96,
+        term: 1,
+        ..word()
+    };
+    let refusal = planned(Some(other.clone())).unwrap_err();
+    assert!(refusal.contains("--overwrite-disks abcdef12"), "{refusal}");
+    let allowed = DiskOffer {
+        overwrite: true,
+        ..offer(Some(other))
+    };
+    assert!(!plan_copy(&source(), 5, &allowed, 99).unwrap().only_marked);
+}
+
+#[test]
+fn disks_of_another_size_or_name_are_refused() {
+    let longer = DiskOffer {
+        bytes: 2 << 20,
+        ..offer(None)
+    };
+    assert!(
+        plan_copy(&source(), 5, &longer, 99)
+            .unwrap_err()
+            .contains("2097152 bytes")
+    );
+    let other = DiskOffer {
+        disk: "blk1".into(),
+        ..offer(None)
+    };
+    assert!(plan_copy(&source(), 5, &other, 99).unwrap_err().contains("blk1"));
+}
+
+fn record(term: Term, base: Term, phase: Phase) -> Record {
+    Record {
+        vm: "vm".into(),
+        store: 1,
+        term,
+        base,
+        owner: Incarnation {
+            host: "b".into(),
+            nonce: 2,
+        },
+        peer: None,
+        phase,
+    }
+}
+
+fn starts(word: Option<ImageWord>, record: Option<&Record>) -> bool {
+    may_start(&[offer(word)], record, false).is_ok()
+}
+
+#[test]
+fn a_vm_starts_from_the_image_of_the_last_reign_only() {
+    let acting = record(4, 4, Phase::Acting);
+    assert!(starts(Some(word()), Some(&acting)));
+    assert!(starts(
+        Some(ImageWord {
+            term: 3,
+            next_term: 4,
+            ..word()
+        }),
+        Some(&acting)
+    ));
+    assert!(!starts(Some(ImageWord { term: 3, ..word() }), Some(&acting)));
+    assert!(!starts(Some(ImageWord { term: 5, ..word() }), Some(&acting)));
+    assert!(!starts(None, Some(&acting)), "an image without a record");
+    assert!(!starts(Some(word()), None), "another arbiter");
+    assert!(starts(None, None), "a new VM");
+    let refusal = may_start(
+        &[offer(Some(ImageWord { term: 3, ..word() }))],
+        Some(&acting),
+        false,
+    )
+    .unwrap_err();
+    assert!(refusal.contains("last run by b in term 4"), "{refusal}");
+}
+
+#[test]
+fn nobody_has_written_in_a_term_that_was_only_won() {
+    let won = record(5, 4, Phase::Won);
+    assert!(starts(Some(word()), Some(&won)));
+    assert!(starts(Some(ImageWord { term: 5, ..word() }), Some(&won)));
+    assert!(!starts(Some(ImageWord { term: 3, ..word() }), Some(&won)));
+}
+
+#[test]
+fn after_a_clean_stop_either_image_that_has_everything_starts() {
+    let stopped = record(5, 5, Phase::Stopped);
+    assert!(starts(
+        Some(ImageWord {
+            state: ImageState::Stopped,
+            ..word()
+        }),
+        Some(&stopped)
+    ));
+    assert!(
+        !starts(Some(word()), Some(&stopped)),
+        "its last writes may be missing"
+    );
+    assert!(!starts(
+        Some(ImageWord {
+            state: ImageState::Stopped,
+            term: 3,
+            ..word()
+        }),
+        Some(&stopped)
+    ));
+}
+
+#[test]
+fn a_half_copied_image_never_starts_whatever_the_operator_says() {
+    let target = ImageWord {
+        state: ImageState::Target,
+        ..word()
+    };
+    let acting = record(4, 4, Phase::Acting);
+    for adopt in [false, true] {
+        assert!(may_start(&[offer(Some(target.clone()))], Some(&acting), adopt).is_err());
+    }
+    assert!(may_start(&[offer(None)], Some(&acting), true).is_ok());
+}

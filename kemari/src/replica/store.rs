@@ -1,0 +1,78 @@
+//! Where a record lies: sectors that are durable only after a sync.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// What a power cut leaves whole or as it was before, in bytes.
+pub const SECTOR_BYTES: usize = 512;
+
+/// A row of bytes on stable storage. A power cut leaves of what was written since the last sync any part, in whole
+/// sectors.
+pub trait Store: Send {
+    /// Reads exactly so many bytes.
+    fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()>;
+    /// Writes; not durable yet.
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Makes durable what was written.
+    fn sync(&mut self) -> io::Result<()>;
+    /// How many bytes there are.
+    fn bytes(&self) -> io::Result<u64>;
+}
+
+/// A file of the host.
+pub struct FileStore(File);
+
+impl FileStore {
+    /// Opens a record file that is there; none if there is none.
+    pub fn open(path: &Path) -> io::Result<Option<Self>> {
+        match OpenOptions::new().read(true).write(true).open(path) {
+            Ok(file) => Ok(Some(Self(file))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a record file of so many zeros, all of them written: later writes need no room. Whatever was there under
+    /// its name is gone.
+    pub fn create(path: &Path, bytes: u64) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(path)?;
+        let zeros = [0; 64 << 10];
+        let mut offset = 0;
+        while offset < bytes {
+            let part = (bytes - offset).min(zeros.len() as u64);
+            file.write_all_at(&zeros[..part as usize], offset)?;
+            offset += part;
+        }
+        file.sync_all()?;
+        // The name, too, must outlive a power cut.
+        if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+            File::open(directory)?.sync_all()?;
+        }
+        Ok(Self(file))
+    }
+}
+
+impl Store for FileStore {
+    fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(bytes, offset)
+    }
+
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(bytes, offset)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn bytes(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+}
