@@ -22,14 +22,16 @@ pub type Tell = Box<dyn FnOnce() + Send>;
 /// Who must know of a disk's changes. Ranges are in bytes of the image; requests are named by their numbers, which rise
 /// over the life of the device.
 pub trait DiskWatch: Send + Sync {
-    /// Whether a change of this range may be issued at once. Must not block.
+    /// Whether a change of this range may be issued at once; if so, it is. Must not block.
     fn may_change(&self, range: &Range<u64>) -> bool;
-    /// Makes it so that changes of these ranges may be issued. Called on a thread of its own: it may block.
+    /// Makes it so that changes of these ranges may be issued; they are, then. Called on a thread of its own: it may
+    /// block.
     ///
     /// # Errors
     /// The changes are not carried out, and the guest is told this error.
     fn prepare(&self, ranges: &[Range<u64>]) -> io::Result<()>;
-    /// A change has ended, well or not. Until then it may be on the image, in part or not at all.
+    /// A change that was issued, or that [`DiskWatch::prepare`] has refused, has ended, well or not. Until then it may be
+    /// on the image, in part or not at all.
     fn changed(&self, id: u64, range: &Range<u64>, ok: bool);
     /// A flush is about to be issued: it covers all changes that have ended.
     fn flush_begins(&self, id: u64);

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 pub use error::{ConfigError, Problem};
 pub use host::{Arbiter, ArbiterKind, Host, HostDisk, HostNet};
-pub use machine::{Cache, Disk, Machine, Net};
+pub use machine::{Cache, Disk, Flush, Machine, Net};
 pub use protection::{INTERVAL_MS, Mode, OnSecondaryLoss, Pace, Protection};
 pub use values::{Console, Mac};
 
@@ -139,6 +139,11 @@ impl Config {
             .iter()
             .filter(move |(other, _)| *other != name)
             .map(|(other, host)| (other.as_str(), host))
+    }
+
+    /// Whether a disk is kept equal on both hosts: writable, not shared, and the VM protected.
+    pub fn replicates(&self, disk: &Disk) -> bool {
+        self.protection.enabled && disk.is_replicated()
     }
 
     /// The disks as the host `name` sees them, in order.

@@ -10,6 +10,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod link;
+mod replica;
 pub mod side;
 
 /// Version of the program.

@@ -136,7 +136,7 @@ fn free(file: &File, read_only: bool) -> Result<(), Problem> {
 mod tests {
     use super::*;
     use crate::check::Level;
-    use crate::config::Disk;
+    use crate::config::{Disk, Flush};
 
     fn disk(cache: Cache) -> Disk {
         Disk {
@@ -148,6 +148,8 @@ mod tests {
             block_size: 512,
             queues: 1,
             shared: true,
+            replicate: None,
+            flush: Flush::Memory,
         }
     }
 

@@ -77,14 +77,36 @@ pub struct Disk {
     #[serde(default = "one_queue")]
     pub queues: u16,
     /// Whether the hosts see one and the same disk.
-    #[serde(default = "yes")]
+    #[serde(default)]
     pub shared: bool,
+    /// Whether each host has an image of its own, and Kemari keeps them equal. So it is if neither is said.
+    #[serde(default)]
+    pub replicate: Option<bool>,
+    /// When a guest's flush of a replicated disk is done.
+    #[serde(default)]
+    pub flush: Flush,
+}
+
+/// When a guest's flush of a replicated disk is done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Flush {
+    /// When the primary's disk and the secondary's memory have what was written.
+    #[default]
+    Memory,
+    /// When both disks have it.
+    Both,
 }
 
 impl Disk {
     /// The serial number that the guest reads.
     pub fn serial(&self) -> &str {
         self.serial.as_deref().unwrap_or(&self.id)
+    }
+
+    /// Whether each host has an image of its own, which Kemari keeps equal to the other's while the VM is protected.
+    pub fn is_replicated(&self) -> bool {
+        !self.read_only && self.replicate.unwrap_or(!self.shared)
     }
 }
 

@@ -77,6 +77,10 @@ pub struct Protection {
     pub progress_timeout_ms: u32,
     /// Most memory that the secondary uses to collect a sync, in MiB.
     pub staging_mib_max: u32,
+    /// Most that waits on the secondary to be written to a replicated disk, in MiB.
+    pub replica_queue_mib_max: u32,
+    /// Most that a copy of replicated disks reads of them in a second, in MiB; 0: as much as can be.
+    pub resync_mib_per_s_max: u32,
     /// How long console output is gathered before it asks for a sync, in ms.
     pub console_delay_ms: u32,
     /// Longest time between two syncs, output or not, in ms.
@@ -104,6 +108,8 @@ impl Default for Protection {
             reconnect_timeout_ms: 500,
             progress_timeout_ms: 5000,
             staging_mib_max: 256,
+            replica_queue_mib_max: 64,
+            resync_mib_per_s_max: 0,
             console_delay_ms: 20,
             max_interval_ms: 1000,
             max_dirty_pages: 16_384,
@@ -166,5 +172,15 @@ impl Protection {
     /// [`Self::staging_mib_max`] in bytes.
     pub fn staging_bytes_max(&self) -> u64 {
         u64::from(self.staging_mib_max) << 20
+    }
+
+    /// [`Self::replica_queue_mib_max`] in bytes.
+    pub fn replica_queue_bytes_max(&self) -> u64 {
+        u64::from(self.replica_queue_mib_max) << 20
+    }
+
+    /// [`Self::resync_mib_per_s_max`] in bytes.
+    pub fn resync_bytes_per_s_max(&self) -> u64 {
+        u64::from(self.resync_mib_per_s_max) << 20
     }
 }

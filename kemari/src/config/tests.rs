@@ -175,6 +175,16 @@ fn values_are_checked() {
             "staging_mib_max = 100",
             "must hold twice",
         ),
+        (
+            "shared = true",
+            "shared = true\nreplicate = true",
+            "both shared and replicated",
+        ),
+        (
+            "shared = true",
+            "replicate = false",
+            "neither shared nor replicated",
+        ),
         ("10.0.0.2:7711", "10.0.0.1:7711", "given twice"),
         ("10.0.0.2:7711", "0.0.0.0:7711", "give one address"),
         ("http://10.0.0.12:2379", "https://10.0.0.12:2379", "TLS"),
@@ -260,6 +270,22 @@ fn the_link_is_encrypted_or_said_not_to_be() {
 }
 
 #[test]
+fn a_disk_is_replicated_unless_it_is_said_to_be_shared_and_then_needs_neither_fence_nor_o_direct() {
+    let text = EXAMPLE
+        .replace("shared = true", "flush = \"both\"")
+        .replace("cache = \"direct\"", "")
+        .replace("fence = [\"/usr/local/sbin/power-off\", \"{peer}\"]", "");
+    let config = Config::parse(&text, "vm.toml").unwrap();
+    assert!(config.replicates(&config.disks[0]) && config.disks[0].flush == Flush::Both);
+    let read_only = text.replacen("serial =", "read_only = true\nserial =", 1);
+    let config = Config::parse(&read_only, "vm.toml").unwrap();
+    assert!(!config.replicates(&config.disks[0]));
+    let unprotected = text.replacen("[protection]", "[protection]\nenabled = false", 1);
+    let config = Config::parse(&unprotected, "vm.toml").unwrap();
+    assert!(!config.replicates(&config.disks[0]));
+}
+
+#[test]
 fn cached_shared_disks_need_the_word() {
     let text = changed("cache = \"direct\"", "").replace(
         "certificates =",
@@ -334,6 +360,7 @@ fn every_key_is_documented() {
         ("progress_timeout_ms", defaults.progress_timeout_ms),
         ("staging_mib_max", defaults.staging_mib_max),
         ("max_dirty_pages", defaults.max_dirty_pages),
+        ("replica_queue_mib_max", defaults.replica_queue_mib_max),
     ] {
         assert!(
             text.contains(&format!("| `{key}` | {default} |")),

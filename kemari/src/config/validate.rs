@@ -206,6 +206,8 @@ fn protection(config: &Config, wrong: &mut Wrong) {
         0..=*TIMEOUT_MS.end(),
     );
     wrong.range(&at("staging_mib_max"), p.staging_mib_max, STAGING_MIB);
+    wrong.range(&at("replica_queue_mib_max"), p.replica_queue_mib_max, 1..=1 << 20);
+    wrong.range(&at("resync_mib_per_s_max"), p.resync_mib_per_s_max, 0..=1 << 20);
     wrong.range(&at("console_delay_ms"), p.console_delay_ms, 0..=10_000);
     wrong.range(&at("interval_ms"), p.interval_ms, INTERVAL_MS);
     wrong.range(&at("max_interval_ms"), p.max_interval_ms, INTERVAL_MS);
@@ -294,12 +296,25 @@ fn shared_disks(config: &Config, wrong: &mut Wrong) {
         .filter(|(_, disk)| !disk.read_only)
     {
         let index = index.to_string();
-        if !disk.shared {
+        if disk.shared && disk.is_replicated() {
             wrong.at(
-                &["disk", &index, "shared"],
-                format!("disk `{}` is not shared, and Kemari cannot replicate disks yet: put it on storage both hosts see", disk.id),
+                &["disk", &index, "replicate"],
+                format!(
+                    "disk `{}` is said to be both shared and replicated: both hosts see one disk, or each has its own; \
+                     remove one of the two keys",
+                    disk.id
+                ),
             );
-        } else if disk.cache != Cache::Direct && !p.allow_cached_shared_disk {
+        } else if !disk.shared && !disk.is_replicated() {
+            wrong.at(
+                &["disk", &index, "replicate"],
+                format!(
+                    "disk `{}` is neither shared nor replicated, so the other host would go on without what is on it: \
+                     remove `replicate = false`, or put it on storage that both hosts see, and say `shared = true`",
+                    disk.id
+                ),
+            );
+        } else if disk.shared && disk.cache != Cache::Direct && !p.allow_cached_shared_disk {
             wrong.at(
                 &["disk", &index],
                 format!(

@@ -1,0 +1,312 @@
+//! The image of a replicated disk on this host, with its record.
+
+use std::io::{Seek, SeekFrom};
+use std::ops::Range;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context, bail, ensure};
+use kemari_sync::{CopyDisk, DiskOffer, ImageState, ImageWord, Source, Term, lineage_id};
+
+use super::record::{Head, Map, Record, State};
+use super::store::FileStore;
+use crate::config::{Config, HostDisk};
+
+/// Where an image and its record are.
+pub struct Image {
+    vm: String,
+    disk: String,
+    path: PathBuf,
+    record_path: PathBuf,
+    bytes: u64,
+    /// The operator's word about what may be overwritten.
+    overwrite: Option<String>,
+    /// None as long as there is none on the disk.
+    record: Mutex<Option<Record>>,
+}
+
+impl Image {
+    /// The images of all replicated disks of a host, in the order of the configuration.
+    pub fn open_all(
+        config: &Config,
+        host: &str,
+        overwrite: Option<&str>,
+    ) -> anyhow::Result<Vec<Arc<Self>>> {
+        config
+            .disks_of(host)
+            .iter()
+            .filter(|disk| config.replicates(disk.disk))
+            .map(|disk| {
+                let state_dir = config.host(host).state_dir();
+                Self::open(&config.vm, disk, state_dir, overwrite)
+                    .map(Arc::new)
+                    .with_context(|| format!("disk {}", disk.disk.id))
+            })
+            .collect()
+    }
+
+    /// Looks at an image and reads its record, if it has one.
+    ///
+    /// # Errors
+    /// Also for a record of another VM, disk or size: it says nothing about this image.
+    fn open(
+        vm: &str,
+        disk: &HostDisk<'_>,
+        state_dir: &Path,
+        overwrite: Option<&str>,
+    ) -> anyhow::Result<Self> {
+        let path = disk.path.clone();
+        let open_error = || format!("cannot open the disk image {}", path.display());
+        let mut file = std::fs::File::open(&path).with_context(open_error)?;
+        let is_device = file.metadata().with_context(open_error)?.file_type().is_block_device();
+        let bytes = file.seek(SeekFrom::End(0)).with_context(open_error)?;
+        let record_path = match is_device {
+            true => state_dir.join(format!("{}.kemari", disk.disk.id)),
+            false => {
+                let mut name = path.clone().into_os_string();
+                name.push(".kemari");
+                name.into()
+            }
+        };
+        let shown = || format!("the record {}", record_path.display());
+        let store = FileStore::open(&record_path).with_context(shown)?;
+        let record = store.map(|store| Record::load(Box::new(store))).transpose().with_context(shown)?;
+        if let Some(record) = &record {
+            let head = record.head();
+            ensure!(
+                head.vm == vm && head.disk == disk.disk.id,
+                "{} is of disk {} of the VM {}: name the right image, or remove the record",
+                shown(),
+                head.disk,
+                head.vm
+            );
+            ensure!(
+                head.image_bytes == bytes,
+                "{} is of an image of {} bytes, but {} has {bytes}: put the right image back, or remove the record",
+                shown(),
+                head.image_bytes,
+                path.display()
+            );
+        }
+        Ok(Self {
+            vm: vm.to_owned(),
+            disk: disk.disk.id.clone(),
+            path,
+            record_path,
+            bytes,
+            overwrite: overwrite.map(str::to_owned),
+            record: Mutex::new(record),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Record>> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The disk's id.
+    pub fn disk(&self) -> &str {
+        &self.disk
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its size.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What the record says of the image.
+    pub fn offer(&self) -> DiskOffer {
+        let word = self.lock().as_ref().map(|record| word_of(record.head()));
+        let overwrite = match (&word, &self.overwrite) {
+            (Some(word), Some(id)) => lineage_id(word.lineage) == *id,
+            _ => false,
+        };
+        DiskOffer {
+            disk: self.disk.clone(),
+            bytes: self.bytes,
+            word,
+            overwrite,
+        }
+    }
+
+    /// What a copy of the image to a secondary begins from.
+    pub fn source(&self) -> Option<Source> {
+        self.lock().as_ref().map(|record| Source {
+            disk: self.disk.clone(),
+            bytes: self.bytes,
+            lineage: record.head().lineage,
+            base: record.head().base,
+            paired_term: record.head().paired_term,
+        })
+    }
+
+    /// The extents that may differ from the other host's image.
+    pub fn map(&self) -> Map {
+        match &*self.lock() {
+            Some(record) => record.map().clone(),
+            None => Map::new(self.bytes),
+        }
+    }
+
+    /// How many extents may differ, and in how many bytes.
+    pub fn changed_bytes(&self) -> u64 {
+        self.map().count() * super::record::EXTENT_BYTES
+    }
+
+    fn first_head(&self, lineage: u128, term: Term, state: State) -> Head {
+        Head {
+            vm: self.vm.clone(),
+            disk: self.disk.clone(),
+            image_bytes: self.bytes,
+            lineage,
+            term,
+            next_term: 0,
+            state,
+            base: rand::random(),
+            paired_term: 0,
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Head)) -> anyhow::Result<()> {
+        let mut guard = self.lock();
+        let Some(record) = guard.as_mut() else {
+            bail!("the image {} has no record", self.path.display());
+        };
+        let mut head = record.head().clone();
+        change(&mut head);
+        if head != *record.head() {
+            record.set_head(head).with_context(|| format!("the record {}", self.record_path.display()))?;
+        }
+        Ok(())
+    }
+
+    fn create(&self, head: Head) -> anyhow::Result<()> {
+        let shown = || format!("cannot make the record {}", self.record_path.display());
+        let store = FileStore::create(&self.record_path, Record::bytes_for(self.bytes)).with_context(shown)?;
+        *self.lock() = Some(Record::create(Box::new(store), head).with_context(shown)?);
+        Ok(())
+    }
+
+    /// A reign is about to begin, under which the image may be written: a power cut in between must not make it look
+    /// older than the arbiter's record.
+    pub fn announce(&self, next_term: Term) -> anyhow::Result<()> {
+        if self.lock().is_none() {
+            return Ok(());
+        }
+        self.change(|head| head.next_term = next_term)
+    }
+
+    /// This side rules in `term`: from here on the image may be written. `paired`: and the other host's image follows.
+    pub fn rule(&self, term: Term, paired: bool) -> anyhow::Result<()> {
+        self.change(|head| {
+            (head.term, head.next_term, head.state) = (term, 0, State::Whole);
+            if paired {
+                head.paired_term = term;
+            }
+        })
+    }
+
+    /// A VM is booted from the image in `term`. `adopt`: the operator says that it is the right one, so it begins a
+    /// history of its own.
+    pub fn start(&self, term: Term, adopt: bool) -> anyhow::Result<()> {
+        if self.lock().is_none() {
+            return self.create(self.first_head(rand::random(), term, State::Whole));
+        }
+        if adopt {
+            let fresh = self.first_head(rand::random(), term, State::Whole);
+            return self.change(|head| *head = fresh);
+        }
+        self.rule(term, false)
+    }
+
+    /// The image is to be copied as `plan` says; `theirs` is what the other side has marked.
+    pub fn become_source(&self, plan: &CopyDisk, theirs: &Map) -> anyhow::Result<()> {
+        let mut covered = self.map();
+        match plan.only_marked {
+            true => covered.unite(theirs),
+            false => covered.set_all(),
+        }
+        self.mark(covered.iter())?;
+        // The new base counts with all of its marks, never without.
+        self.change(|head| {
+            if head.base != plan.base {
+                (head.base, head.paired_term) = (plan.base, 0);
+            }
+        })
+    }
+
+    /// Blocks of another image are going to be written over this one.
+    pub fn become_target(&self, plan: &CopyDisk) -> anyhow::Result<()> {
+        if self.lock().is_none() {
+            return self.create(Head {
+                base: plan.base,
+                ..self.first_head(plan.lineage, plan.term, State::Target)
+            });
+        }
+        self.change(|head| {
+            (head.lineage, head.base, head.state) = (plan.lineage, plan.base, State::Target);
+            (head.term, head.next_term, head.paired_term) = (plan.term, 0, 0);
+        })?;
+        // What was marked here is in the source's marks by now.
+        let marked: Vec<u64> = self.map().iter().collect();
+        self.clear(&marked)
+    }
+
+    /// Everything of the first sync of a pair is there and durable. The pair, of `term`, is about to be recorded.
+    pub fn become_whole(&self, term: Term) -> anyhow::Result<()> {
+        self.change(|head| {
+            (head.term, head.next_term, head.state) = (term, term, State::Whole);
+            head.paired_term = term;
+        })
+    }
+
+    /// The pair whose beginning [`Image::become_whole`] has noted is known to be recorded.
+    pub fn note_recorded(&self) -> anyhow::Result<()> {
+        self.change(|head| head.next_term = 0)
+    }
+
+    /// The VM was stopped cleanly, and everything it wrote is durable here.
+    pub fn stop(&self) -> anyhow::Result<()> {
+        self.change(|head| head.state = State::Stopped)
+    }
+
+    /// Sets marks, durably.
+    pub fn mark(&self, extents: impl IntoIterator<Item = u64>) -> anyhow::Result<()> {
+        match self.lock().as_mut() {
+            Some(record) => Ok(record.mark(extents)?),
+            None => bail!("the image {} has no record", self.path.display()),
+        }
+    }
+
+    /// Sets the marks of ranges of bytes, durably.
+    pub fn mark_ranges(&self, ranges: &[Range<u64>]) -> anyhow::Result<()> {
+        self.mark(ranges.iter().flat_map(Map::touched))
+    }
+
+    /// Clears marks.
+    pub fn clear(&self, extents: &[u64]) -> anyhow::Result<()> {
+        match self.lock().as_mut() {
+            Some(record) => Ok(record.clear(extents)?),
+            None => Ok(()),
+        }
+    }
+}
+
+fn word_of(head: &Head) -> ImageWord {
+    ImageWord {
+        lineage: head.lineage,
+        term: head.term,
+        next_term: head.next_term,
+        state: match head.state {
+            State::Whole => ImageState::Whole,
+            State::Target => ImageState::Target,
+            State::Stopped => ImageState::Stopped,
+        },
+        base: head.base,
+    }
+}

@@ -1,0 +1,340 @@
+//! On the secondary: a thread for each replicated disk that carries out what commits release and what the copy brings,
+//! in order.
+
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use anyhow::Context;
+use kemari_sync::Term;
+use kemari_sync::wire::{CHUNK_BYTES, CHUNK_SUM_BYTES};
+use kemari_vmm::disk::{Disk, DiskConfig, Operation};
+
+use super::image::Image;
+
+/// Frames of the copy after which what came is made durable.
+const STORED_FRAMES: u64 = 64;
+
+/// A point in the order of the work: reported when everything before it is durable, and the record says what is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Barrier {
+    /// Nothing more.
+    Flush,
+    /// The first sync of the pair of this term is complete.
+    Whole(Term),
+    /// The VM is stopped, and this was its last write.
+    Stop,
+}
+
+/// What a replica tells.
+#[derive(Debug)]
+pub enum Report {
+    /// These chunks of those compared differ, a bit each.
+    Wanted {
+        /// The first chunk.
+        first: u64,
+        /// How many.
+        count: u32,
+        /// The bits.
+        bits: Vec<u8>,
+    },
+    /// There is room in the queue again.
+    Room,
+    /// A barrier is reached.
+    Reached(Barrier),
+    /// So many frames of the copy are durable.
+    Stored(u64),
+    /// Every output up to this one is durable.
+    Flushed(u64),
+    /// The image cannot be used any more.
+    Failed(String),
+}
+
+enum Job {
+    Outputs(Vec<(u64, Operation)>),
+    Sums { first: u64, sums: Vec<u8> },
+    Blocks { offset: u64, bytes: u64, data: Vec<u8> },
+    Barrier(Barrier),
+    Recorded,
+    Settled(u64),
+}
+
+impl Job {
+    /// What it takes of the queue, in bytes.
+    fn cost(&self) -> u64 {
+        let data = match self {
+            Self::Outputs(outputs) => outputs.iter().map(|(_, operation)| data_bytes(operation)).sum(),
+            Self::Sums { sums, .. } => sums.len(),
+            Self::Blocks { data, .. } => data.len(),
+            Self::Barrier(_) | Self::Recorded | Self::Settled(_) => 0,
+        };
+        data as u64 + 64
+    }
+}
+
+fn data_bytes(operation: &Operation) -> usize {
+    match operation {
+        Operation::Write { data, .. } => data.len() + 64,
+        _ => 64,
+    }
+}
+
+/// The image of a replicated disk on the secondary, and the thread that writes it. When this value is dropped the thread
+/// first carries out what it was given.
+pub struct Replica {
+    image: Arc<Image>,
+    jobs: Sender<Job>,
+    queue: Arc<Queue>,
+    thread: JoinHandle<()>,
+}
+
+struct Queue {
+    bytes: AtomicU64,
+    bytes_max: u64,
+    failed: Mutex<Option<String>>,
+}
+
+impl Queue {
+    fn is_full(&self) -> bool {
+        self.bytes.load(Ordering::SeqCst) > self.bytes_max
+    }
+}
+
+impl Replica {
+    /// Opens the image, and starts its thread. `bytes_max`: what may wait for it. `report` is called on that thread.
+    pub fn start(
+        image: Arc<Image>,
+        config: &DiskConfig,
+        bytes_max: u64,
+        report: impl Fn(Report) + Send + 'static,
+    ) -> anyhow::Result<Self> {
+        let disk = Disk::open(config)?;
+        let queue = Arc::new(Queue {
+            bytes: AtomicU64::new(0),
+            bytes_max,
+            failed: Mutex::new(None),
+        });
+        let (jobs, receiver) = channel();
+        let worker = Worker {
+            image: image.clone(),
+            disk,
+            queue: queue.clone(),
+            report: Box::new(report),
+            outputs: None,
+            copied: 0,
+            stored: 0,
+        };
+        let thread = thread::Builder::new()
+            .name("replica".into())
+            .spawn(move || worker.run(&receiver))
+            .context("cannot start a replica's thread")?;
+        Ok(Self {
+            image,
+            jobs,
+            queue,
+            thread,
+        })
+    }
+
+    /// The image.
+    pub fn image(&self) -> &Arc<Image> {
+        &self.image
+    }
+
+    /// Whether so much waits that nothing more should be given to it. What is given all the same is taken.
+    pub fn is_full(&self) -> bool {
+        self.queue.is_full()
+    }
+
+    /// Why it cannot go on, if it cannot.
+    pub fn failure(&self) -> Option<String> {
+        self.queue.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn give(&self, job: Job) {
+        self.queue.bytes.fetch_add(job.cost(), Ordering::SeqCst);
+        // The thread lives as long as this sender.
+        let _ = self.jobs.send(job);
+    }
+
+    /// Outputs that a commit released, with their numbers, in order.
+    pub fn apply(&self, outputs: Vec<(u64, Operation)>) {
+        self.give(Job::Outputs(outputs));
+    }
+
+    /// Checksums of the primary's chunks, to be compared with those here.
+    pub fn compare(&self, first: u64, sums: &[u8]) {
+        let sums = sums.to_vec();
+        self.give(Job::Sums { first, sums });
+    }
+
+    /// Blocks of the primary's image; zeros if there are no bytes.
+    pub fn write_blocks(&self, offset: u64, bytes: u64, data: &[u8]) {
+        let data = data.to_vec();
+        self.give(Job::Blocks { offset, bytes, data });
+    }
+
+    /// Asks for a report when everything given so far is done.
+    pub fn barrier(&self, barrier: Barrier) {
+        self.give(Job::Barrier(barrier));
+    }
+
+    /// The pair whose first sync is complete is recorded.
+    pub fn note_recorded(&self) {
+        self.give(Job::Recorded);
+    }
+
+    /// All outputs up to this one are durable on both images.
+    pub fn settle(&self, request: u64) {
+        self.give(Job::Settled(request));
+    }
+
+    /// Waits until everything given is done, and closes the image.
+    pub fn finish(self) -> Arc<Image> {
+        drop(self.jobs);
+        // A panic of the thread was reported by the runtime.
+        let _ = self.thread.join();
+        self.image
+    }
+}
+
+struct Worker {
+    image: Arc<Image>,
+    disk: Disk,
+    queue: Arc<Queue>,
+    report: Box<dyn Fn(Report) + Send>,
+    /// The last output that was carried out.
+    outputs: Option<u64>,
+    /// Frames of the copy that were carried out, and those of them that are durable.
+    copied: u64,
+    stored: u64,
+}
+
+impl Worker {
+    fn run(mut self, jobs: &Receiver<Job>) {
+        while let Ok(job) = jobs.recv() {
+            let cost = job.cost();
+            let has_failed = self.queue.failed.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+            if !has_failed && let Err(error) = self.carry_out(job) {
+                self.fail(&error);
+            }
+            let was_full = self.queue.is_full();
+            self.queue.bytes.fetch_sub(cost, Ordering::SeqCst);
+            if was_full && !self.queue.is_full() {
+                (self.report)(Report::Room);
+            }
+        }
+    }
+
+    fn fail(&self, error: &anyhow::Error) {
+        let reason = format!(
+            "the image {} of disk {} cannot be written: {error:#}",
+            self.image.path().display(),
+            self.image.disk()
+        );
+        *self.queue.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.clone());
+        (self.report)(Report::Failed(reason));
+    }
+
+    fn carry_out(&mut self, job: Job) -> anyhow::Result<()> {
+        match job {
+            Job::Outputs(outputs) => self.outputs(outputs),
+            Job::Sums { first, sums } => {
+                let (count, bits) = self.compare(first, &sums)?;
+                self.copied += 1;
+                (self.report)(Report::Wanted { first, count, bits });
+                self.store_now_and_then()
+            }
+            Job::Blocks { offset, bytes, data } => {
+                let data = match data.is_empty() {
+                    true => vec![0; bytes as usize],
+                    false => data,
+                };
+                self.write(offset, data)?;
+                self.copied += 1;
+                self.store_now_and_then()
+            }
+            Job::Barrier(barrier) => self.barrier(barrier),
+            Job::Recorded => self.image.note_recorded(),
+            Job::Settled(_) => Ok(()),
+        }
+    }
+
+    /// Everything is marked before any of it is written.
+    fn outputs(&mut self, outputs: Vec<(u64, Operation)>) -> anyhow::Result<()> {
+        let ranges: Vec<Range<u64>> = outputs.iter().filter_map(|(_, output)| output.changes()).collect();
+        self.image.mark_ranges(&ranges)?;
+        for (id, operation) in outputs {
+            let is_flush = matches!(operation, Operation::Flush);
+            self.disk.carry_out(operation)?;
+            self.outputs = Some(id);
+            if is_flush {
+                (self.report)(Report::Flushed(id));
+            }
+        }
+        Ok(())
+    }
+
+    /// Which chunks differ from those with these checksums.
+    fn compare(&self, first: u64, sums: &[u8]) -> anyhow::Result<(u32, Vec<u8>)> {
+        let count = sums.len() / CHUNK_SUM_BYTES;
+        let mut bits = vec![0; count.div_ceil(8)];
+        for (index, sum) in sums.chunks_exact(CHUNK_SUM_BYTES).enumerate() {
+            let data = read_chunk(&self.disk, first + index as u64)?;
+            if checksum(&data) != sum {
+                bits[index / 8] |= 1 << (index % 8);
+            }
+        }
+        Ok((count as u32, bits))
+    }
+
+    fn write(&self, offset: u64, data: Vec<u8>) -> io::Result<()> {
+        let end = offset.checked_add(data.len() as u64);
+        if end.is_none_or(|end| end > self.disk.bytes()) {
+            return Err(io::Error::other("the primary sent a block beyond the end of the disk"));
+        }
+        self.disk.carry_out(Operation::Write { offset, data }).map(drop)
+    }
+
+    /// From time to time what was copied is made durable, so that it need not be copied again after a break.
+    fn store_now_and_then(&mut self) -> anyhow::Result<()> {
+        if self.copied - self.stored >= STORED_FRAMES {
+            self.disk.flush()?;
+            self.stored = self.copied;
+            (self.report)(Report::Stored(self.stored));
+        }
+        Ok(())
+    }
+
+    fn barrier(&mut self, barrier: Barrier) -> anyhow::Result<()> {
+        self.disk.flush()?;
+        match barrier {
+            Barrier::Flush => {}
+            Barrier::Whole(term) => self.image.become_whole(term)?,
+            Barrier::Stop => self.image.stop()?,
+        }
+        (self.report)(Report::Reached(barrier));
+        Ok(())
+    }
+}
+
+
+/// Reads a chunk; the last one of an image may be shorter.
+pub(super) fn read_chunk(disk: &Disk, chunk: u64) -> io::Result<Vec<u8>> {
+    let offset = chunk * CHUNK_BYTES;
+    let bytes = disk.bytes().saturating_sub(offset).min(CHUNK_BYTES) as usize;
+    if bytes == 0 {
+        return Err(io::Error::other("a chunk beyond the end of the disk"));
+    }
+    disk.carry_out(Operation::Read { offset, bytes })
+}
+
+/// A checksum that no guest can make collide.
+pub(super) fn checksum(data: &[u8]) -> [u8; CHUNK_SUM_BYTES] {
+    let mut sum = [0; CHUNK_SUM_BYTES];
+    sum.copy_from_slice(&blake3::hash(data).as_bytes()[..CHUNK_SUM_BYTES]);
+    sum
+}
