@@ -60,12 +60,20 @@ pub enum Action {
         /// down, when the arbiter names a peer that cannot be asked. `kemari check` shows the term.
         #[arg(long, value_name = "TERM")]
         assert_dead: Option<u64>,
+        /// Your word that the images of the replicated disks on this host are the right ones, whatever their records
+        /// say. They begin a history of their own: images of the old one are not overwritten without your word.
+        #[arg(long)]
+        adopt_disks: bool,
     },
     /// Hold the VM's state, and take over when the primary dies.
     Secondary {
         /// What is started.
         #[command(flatten)]
         here: Here,
+        /// Your word that images of replicated disks here that are of this history may be overwritten, though they are
+        /// newer than the primary's or of another history. The refusal names it.
+        #[arg(long, value_name = "HISTORY")]
+        overwrite_disks: Option<String>,
     },
     /// Say how things stand on this host.
     ///
@@ -212,7 +220,7 @@ mod tests {
     fn words_become_types() {
         let cli = Cli::parse_from(["kemari", "run", "vm.toml", "--host", "a", "--assert-dead", "7"]);
         assert!(
-            matches!(cli.action, Action::Run { assert_dead: Some(7), here } if here.host.as_deref() == Some("a"))
+            matches!(cli.action, Action::Run { assert_dead: Some(7), here, adopt_disks: false } if here.host.as_deref() == Some("a"))
         );
         let cli = Cli::parse_from(["kemari", "tap", "net0.tx", "--direction", "out"]);
         assert!(matches!(

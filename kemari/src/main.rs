@@ -21,9 +21,20 @@ fn begin(cli: Cli) -> anyhow::Result<ExitCode> {
     cli::init_log(&cli)?;
     match cli::perform(cli.action, check::kvm)? {
         Next::Exit(code) => Ok(code),
-        Next::Run { start, assert_dead } => {
-            side::run(start.config, start.host, StartAs::Primary { assert_dead })
+        Next::Run {
+            start,
+            assert_dead,
+            adopt_disks,
+        } => {
+            let start_as = StartAs::Primary {
+                assert_dead,
+                adopt_disks,
+            };
+            side::run(start.config, start.host, start_as)
         }
-        Next::Secondary(start) => side::run(start.config, start.host, StartAs::Secondary),
+        Next::Secondary {
+            start,
+            overwrite_disks,
+        } => side::run(start.config, start.host, StartAs::Secondary { overwrite_disks }),
     }
 }

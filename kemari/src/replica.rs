@@ -11,8 +11,8 @@ mod replica;
 mod store;
 mod tracker;
 
-pub use copier::{CopiedDisk, Copier, CopyProgress};
-pub use record::Map;
+pub use copier::{CopiedDisk, Copier};
 pub use image::Image;
+pub use record::Map;
 pub use replica::{Barrier, Replica, Report};
 pub use tracker::Tracker;

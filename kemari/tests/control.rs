@@ -45,6 +45,7 @@ fn status() -> Status {
             syncs: 1234,
             ..Counters::default()
         },
+        disks: Vec::new(),
         takeover: None,
         pace: None,
         timings: Timings::default(),

@@ -30,21 +30,41 @@ pub enum Next {
         start: Start,
         /// The term whose owner and peer are dead on the operator's word.
         assert_dead: Option<u64>,
+        /// The images of this host are the right ones on the operator's word.
+        adopt_disks: bool,
     },
     /// Hold the VM's state as the secondary.
-    Secondary(Start),
+    Secondary {
+        /// Which, and as whom.
+        start: Start,
+        /// The history whose images may be overwritten on the operator's word.
+        overwrite_disks: Option<String>,
+    },
 }
 
 /// Carries out `action`. `machine` looks at what the machine needs (KVM, the processor), for `check`.
 pub fn perform(action: Action, machine: impl Fn(&Config) -> Vec<Finding>) -> anyhow::Result<Next> {
     match action {
-        Action::Run { here, assert_dead } => {
+        Action::Run {
+            here,
+            assert_dead,
+            adopt_disks,
+        } => {
             return Ok(Next::Run {
                 start: load(&here)?,
                 assert_dead,
+                adopt_disks,
             });
         }
-        Action::Secondary { here } => return Ok(Next::Secondary(load(&here)?)),
+        Action::Secondary {
+            here,
+            overwrite_disks,
+        } => {
+            return Ok(Next::Secondary {
+                start: load(&here)?,
+                overwrite_disks,
+            });
+        }
         Action::Status { target, json } => {
             let status = target.client()?.status()?;
             match json {

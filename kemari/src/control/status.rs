@@ -74,6 +74,24 @@ pub struct Counters {
     pub takeovers: u64,
 }
 
+/// A replicated disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DiskStatus {
+    /// Its id.
+    pub disk: String,
+    /// Whether the other host's image follows this one.
+    pub in_sync: bool,
+    /// Bytes to be compared with the other host's image, while they are.
+    pub total_bytes: u64,
+    /// Bytes of them that were compared.
+    pub compared_bytes: u64,
+    /// Bytes that differed, and were sent.
+    pub sent_bytes: u64,
+    /// Bytes of the extents that may differ from the other host's image, or be in flight there.
+    pub changed_bytes: u64,
+}
+
 /// How the last takeover by this side went.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Takeover {
@@ -120,6 +138,9 @@ pub struct Status {
     /// How long the primary's syncs took.
     #[serde(default)]
     pub timings: Timings,
+    /// The replicated disks.
+    #[serde(default)]
+    pub disks: Vec<DiskStatus>,
     /// The last takeover that this side carried out.
     #[serde(default)]
     pub takeover: Option<Takeover>,
@@ -174,6 +195,21 @@ impl fmt::Display for Status {
                     None => writeln!(f)?,
                 }
             }
+        }
+        for disk in &self.disks {
+            let state = match disk {
+                disk if disk.in_sync => "in sync".to_owned(),
+                DiskStatus { total_bytes: 0, .. } => {
+                    format!("alone, up to {} MiB changed", disk.changed_bytes >> 20)
+                }
+                disk => format!(
+                    "{} of {} MiB compared, {} KiB sent",
+                    disk.compared_bytes >> 20,
+                    disk.total_bytes >> 20,
+                    disk.sent_bytes >> 10
+                ),
+            };
+            writeln!(f, "  disk        {}, replicated: {state}", disk.disk)?;
         }
         writeln!(f, "  arbiter     {}", self.arbiter)?;
         match self.takeover.as_ref().filter(|_| self.role == Role::Primary) {

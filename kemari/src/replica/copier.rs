@@ -100,7 +100,9 @@ impl Copier {
             read_bytes: 0,
             complete: BTreeMap::new(),
         };
-        thread::Builder::new().name("disk copy".into()).spawn(move || worker.run())?;
+        thread::Builder::new()
+            .name("disk copy".into())
+            .spawn(move || worker.run())?;
         Ok(Self { disks, shared })
     }
 
@@ -118,7 +120,9 @@ impl Copier {
         let mut state = self.shared.lock();
         // It answers no more than it was asked: the window bounds this.
         if state.wanted.len() <= WINDOW_MAX {
-            state.wanted.push_back((frame.disk, frame.place, frame.bytes.to_vec()));
+            state
+                .wanted
+                .push_back((frame.disk, frame.place, frame.bytes.to_vec()));
         }
         self.shared.changed.notify_all();
     }
@@ -233,7 +237,13 @@ impl Worker {
     fn copy(&mut self) -> Result<(), Stop> {
         let mut todo: VecDeque<(u16, u64)> = VecDeque::new();
         for (index, disk) in self.disks.iter().enumerate() {
-            todo.extend(disk.tracker.image().map().iter().map(|extent| (index as u16, extent)));
+            todo.extend(
+                disk.tracker
+                    .image()
+                    .map()
+                    .iter()
+                    .map(|extent| (index as u16, extent)),
+            );
         }
         self.shared.lock().progress.total_bytes = todo.len() as u64 * EXTENT_BYTES;
         let mut under_way = 0;
@@ -261,7 +271,11 @@ impl Worker {
             (state.converged, state.go_on) = (true, false);
             (self.shared.wake)();
             while !state.go_on && !state.over {
-                state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = self
+                    .shared
+                    .changed
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
             }
             if state.over {
                 return Ok(());
@@ -272,7 +286,11 @@ impl Worker {
     fn send_sums(&mut self, disk: u16, extent: u64) -> Result<(), Stop> {
         let image = self.disks[usize::from(disk)].disk.clone();
         let first = extent * EXTENT_CHUNKS;
-        let chunks = image.bytes().div_ceil(CHUNK_BYTES).saturating_sub(first).min(EXTENT_CHUNKS);
+        let chunks = image
+            .bytes()
+            .div_ceil(CHUNK_BYTES)
+            .saturating_sub(first)
+            .min(EXTENT_CHUNKS);
         let mut sums = Vec::new();
         for chunk in first..first + chunks {
             let data = read_chunk(&image, chunk)?;
@@ -303,7 +321,11 @@ impl Worker {
             if wanted.is_some() || !wait {
                 return Ok(wanted);
             }
-            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .shared
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -314,7 +336,9 @@ impl Worker {
         let image = copied.disk.clone();
         for index in 0..(bits.len() as u64 * 8).min(EXTENT_CHUNKS) {
             let chunk = first.saturating_add(index);
-            if bits[(index / 8) as usize] & 1 << (index % 8) != 0 && chunk < image.bytes().div_ceil(CHUNK_BYTES) {
+            if bits[(index / 8) as usize] & 1 << (index % 8) != 0
+                && chunk < image.bytes().div_ceil(CHUNK_BYTES)
+            {
                 self.send_chunk(disk, &image, chunk)?;
             }
         }
@@ -361,7 +385,11 @@ impl Worker {
     fn push(&mut self, disk: u16, frame: Vec<u8>) -> Result<(), Over> {
         let mut state = self.shared.lock();
         while state.frames_bytes > FRAMES_BYTES_MAX && !state.over {
-            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .shared
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         if state.over {
             return Err(Over);
@@ -382,7 +410,7 @@ impl Worker {
         let stored = self.shared.lock().stored.clone();
         let mut done: BTreeMap<u16, Vec<u64>> = BTreeMap::new();
         self.complete.retain(|(disk, extent), frame| {
-            let is_stored = stored.get(disk).is_some_and(|stored| frame <= stored);
+            let is_stored = stored.get(disk).is_some_and(|stored| *frame <= *stored);
             if is_stored {
                 done.entry(*disk).or_default().push(*extent);
             }

@@ -28,11 +28,7 @@ pub struct Image {
 
 impl Image {
     /// The images of all replicated disks of a host, in the order of the configuration.
-    pub fn open_all(
-        config: &Config,
-        host: &str,
-        overwrite: Option<&str>,
-    ) -> anyhow::Result<Vec<Arc<Self>>> {
+    pub fn open_all(config: &Config, host: &str, overwrite: Option<&str>) -> anyhow::Result<Vec<Arc<Self>>> {
         config
             .disks_of(host)
             .iter()
@@ -59,7 +55,11 @@ impl Image {
         let path = disk.path.clone();
         let open_error = || format!("cannot open the disk image {}", path.display());
         let mut file = std::fs::File::open(&path).with_context(open_error)?;
-        let is_device = file.metadata().with_context(open_error)?.file_type().is_block_device();
+        let is_device = file
+            .metadata()
+            .with_context(open_error)?
+            .file_type()
+            .is_block_device();
         let bytes = file.seek(SeekFrom::End(0)).with_context(open_error)?;
         let record_path = match is_device {
             true => state_dir.join(format!("{}.kemari", disk.disk.id)),
@@ -71,7 +71,10 @@ impl Image {
         };
         let shown = || format!("the record {}", record_path.display());
         let store = FileStore::open(&record_path).with_context(shown)?;
-        let record = store.map(|store| Record::load(Box::new(store))).transpose().with_context(shown)?;
+        let record = store
+            .map(|store| Record::load(Box::new(store)))
+            .transpose()
+            .with_context(shown)?;
         if let Some(record) = &record {
             let head = record.head();
             ensure!(
@@ -180,14 +183,17 @@ impl Image {
         let mut head = record.head().clone();
         change(&mut head);
         if head != *record.head() {
-            record.set_head(head).with_context(|| format!("the record {}", self.record_path.display()))?;
+            record
+                .set_head(head)
+                .with_context(|| format!("the record {}", self.record_path.display()))?;
         }
         Ok(())
     }
 
     fn create(&self, head: Head) -> anyhow::Result<()> {
         let shown = || format!("cannot make the record {}", self.record_path.display());
-        let store = FileStore::create(&self.record_path, Record::bytes_for(self.bytes)).with_context(shown)?;
+        let store =
+            FileStore::create(&self.record_path, Record::bytes_for(self.bytes)).with_context(shown)?;
         *self.lock() = Some(Record::create(Box::new(store), head).with_context(shown)?);
         Ok(())
     }

@@ -105,11 +105,6 @@ impl Map {
         }
     }
 
-    /// How many extents there are.
-    pub fn extents(&self) -> u64 {
-        self.extents
-    }
-
     /// The extents that a range of bytes touches.
     pub fn touched(range: &Range<u64>) -> Range<u64> {
         range.start / EXTENT_BYTES..range.end.div_ceil(EXTENT_BYTES)
@@ -239,6 +234,9 @@ impl Record {
 
     /// Reads a record.
     pub fn load(store: Box<dyn Store>) -> Result<Self, RecordError> {
+        if store.bytes()? < MAP_OFFSET {
+            return Err(RecordError::Damaged);
+        }
         let slots = [0, SLOT_BYTES].map(|offset| read_slot(&*store, offset));
         let mut best: Option<(u64, Head)> = None;
         for slot in slots {
@@ -282,7 +280,10 @@ impl Record {
     /// The old head or the new one then stands there; a later call replaces either.
     pub fn set_head(&mut self, head: Head) -> Result<(), RecordError> {
         let encoded = postcard::to_allocvec(&head).expect("plain data encodes into memory");
-        assert!(encoded.len() <= HEAD_BYTES_MAX, "a head has names of bounded length");
+        assert!(
+            encoded.len() <= HEAD_BYTES_MAX,
+            "a head has names of bounded length"
+        );
         let sequence = self.sequence + 1;
         let mut sector = Vec::with_capacity(SECTOR_BYTES);
         sector.extend_from_slice(&MAGIC);
@@ -300,7 +301,10 @@ impl Record {
 
     /// Sets bits, durably: their extents may be written after that.
     pub fn mark(&mut self, extents: impl IntoIterator<Item = u64>) -> Result<(), RecordError> {
-        let extents: Vec<u64> = extents.into_iter().filter(|extent| !self.map.has(*extent)).collect();
+        let extents: Vec<u64> = extents
+            .into_iter()
+            .filter(|extent| !self.map.has(*extent))
+            .collect();
         if extents.is_empty() {
             return Ok(());
         }
@@ -327,12 +331,16 @@ impl Record {
         let mut sectors: Vec<u64> = extents.iter().map(|extent| Map::sector_of(*extent)).collect();
         sectors.sort_unstable();
         sectors.dedup();
-        sectors.into_iter().try_for_each(|sector| self.write_sector(sector))
+        sectors
+            .into_iter()
+            .try_for_each(|sector| self.write_sector(sector))
     }
 
     fn write_sector(&mut self, sector: u64) -> Result<(), RecordError> {
         let bytes = self.map.sector(sector);
-        Ok(self.store.write_at(MAP_OFFSET + sector * SECTOR_BYTES as u64, &bytes)?)
+        Ok(self
+            .store
+            .write_at(MAP_OFFSET + sector * SECTOR_BYTES as u64, &bytes)?)
     }
 }
 

@@ -151,7 +151,11 @@ impl Replica {
 
     /// Why it cannot go on, if it cannot.
     pub fn failure(&self) -> Option<String> {
-        self.queue.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.queue
+            .failed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn give(&self, job: Job) {
@@ -217,7 +221,12 @@ impl Worker {
     fn run(mut self, jobs: &Receiver<Job>) {
         while let Ok(job) = jobs.recv() {
             let cost = job.cost();
-            let has_failed = self.queue.failed.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+            let has_failed = self
+                .queue
+                .failed
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .is_some();
             if !has_failed && let Err(error) = self.carry_out(job) {
                 self.fail(&error);
             }
@@ -265,7 +274,10 @@ impl Worker {
 
     /// Everything is marked before any of it is written.
     fn outputs(&mut self, outputs: Vec<(u64, Operation)>) -> anyhow::Result<()> {
-        let ranges: Vec<Range<u64>> = outputs.iter().filter_map(|(_, output)| output.changes()).collect();
+        let ranges: Vec<Range<u64>> = outputs
+            .iter()
+            .filter_map(|(_, output)| output.changes())
+            .collect();
         self.image.mark_ranges(&ranges)?;
         for (id, operation) in outputs {
             let is_flush = matches!(operation, Operation::Flush);
@@ -294,7 +306,9 @@ impl Worker {
     fn write(&self, offset: u64, data: Vec<u8>) -> io::Result<()> {
         let end = offset.checked_add(data.len() as u64);
         if end.is_none_or(|end| end > self.disk.bytes()) {
-            return Err(io::Error::other("the primary sent a block beyond the end of the disk"));
+            return Err(io::Error::other(
+                "the primary sent a block beyond the end of the disk",
+            ));
         }
         self.disk.carry_out(Operation::Write { offset, data }).map(drop)
     }
@@ -320,7 +334,6 @@ impl Worker {
         Ok(())
     }
 }
-
 
 /// Reads a chunk; the last one of an image may be shorter.
 pub(super) fn read_chunk(disk: &Disk, chunk: u64) -> io::Result<Vec<u8>> {

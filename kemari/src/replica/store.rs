@@ -52,7 +52,10 @@ impl FileStore {
         }
         file.sync_all()?;
         // The name, too, must outlive a power cut.
-        if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+        if let Some(directory) = path
+            .parent()
+            .filter(|directory| !directory.as_os_str().is_empty())
+        {
             File::open(directory)?.sync_all()?;
         }
         Ok(Self(file))

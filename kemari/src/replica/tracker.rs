@@ -106,13 +106,20 @@ impl Tracker {
     /// These extents were copied, and are durable on both images: their marks go, unless they were written meanwhile.
     pub fn clear_copied(&self, extents: &[u64]) {
         let mut state = self.lock();
-        let untouched: Vec<u64> = extents.iter().copied().filter(|extent| !state.touched.has(*extent)).collect();
+        let untouched: Vec<u64> = extents
+            .iter()
+            .copied()
+            .filter(|extent| !state.touched.has(*extent))
+            .collect();
         untouched.iter().for_each(|extent| state.marked.clear(*extent));
         // Under the lock: nothing may be written meanwhile that counts on a mark.
         if let Err(error) = self.image.clear(&untouched) {
             tracing::warn!("marks of the disk {} stay: {error:#}", self.image.disk());
         }
     }
+
+    /// All outputs up to this one are durable on the secondary's image.
+    pub fn note_peer_flushed(&self, _request: u64) {}
 
     /// How many chunks have changed.
     pub fn changed(&self) -> usize {

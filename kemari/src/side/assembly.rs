@@ -10,7 +10,8 @@ use kemari_vmm::disk::{Cache as DiskCache, DiskConfig};
 use kemari_vmm::machine::{DiskSpec, EventSink, Machine, MachineSpec, NetSpec};
 use kemari_vmm::virtio::block::BlockSpec;
 
-use crate::config::{Cache, Config, Console};
+use crate::config::{Cache, Config, Console, HostDisk};
+use crate::replica::{Image, Replica, Report, Tracker};
 
 /// Reads the kernel and says what the machine is made of.
 pub fn machine_spec(config: &Config) -> anyhow::Result<MachineSpec> {
@@ -63,19 +64,57 @@ pub fn build(config: &Config, host: &str, spec: MachineSpec, events: EventSink) 
     Machine::new(spec, console, events).context("cannot build the machine")
 }
 
+/// How the image of a disk is opened.
+fn disk_config(disk: &HostDisk<'_>, fenced: bool) -> DiskConfig {
+    let cache = match disk.disk.cache {
+        Cache::Writeback => DiskCache::Writeback,
+        Cache::Direct => DiskCache::Direct,
+    };
+    DiskConfig {
+        cache,
+        read_only: disk.disk.read_only,
+        // A replicated disk is nobody else's: its lock means that it is still in use.
+        ignore_lock: fenced && disk.disk.shared,
+        ..DiskConfig::new(disk.path.clone())
+    }
+}
+
+/// Lets the disks of these images be watched, from when they are opened on.
+pub fn watch_disks(machine: &Machine, images: &[Arc<Image>]) -> anyhow::Result<Vec<Arc<Tracker>>> {
+    let trackers: Vec<Arc<Tracker>> = images.iter().map(|image| Tracker::new(image.clone())).collect();
+    for tracker in &trackers {
+        machine.watch_disk(tracker.image().disk(), tracker.clone())?;
+    }
+    Ok(trackers)
+}
+
+/// Opens the images of a secondary's replicated disks. `report` is told what happens to each.
+pub fn replicas(
+    config: &Config,
+    host: &str,
+    images: Vec<Arc<Image>>,
+    report: impl Fn(usize, Report) + Clone + Send + 'static,
+) -> anyhow::Result<Vec<Replica>> {
+    let disks = config.disks_of(host);
+    let disks = disks.iter().filter(|disk| config.replicates(disk.disk));
+    let bytes_max = config.protection.replica_queue_bytes_max();
+    disks
+        .zip(images)
+        .enumerate()
+        .map(|(index, (disk, image))| {
+            let report = report.clone();
+            Replica::start(image, &disk_config(disk, false), bytes_max, move |what| {
+                report(index, what)
+            })
+            .with_context(|| format!("disk {}", disk.disk.id))
+        })
+        .collect()
+}
+
 /// Opens the images of a host. `fenced`: their former user was fenced, so its locks say nothing.
 pub fn attach_disks(machine: &Machine, config: &Config, host: &str, fenced: bool) -> anyhow::Result<()> {
     for disk in config.disks_of(host) {
-        let cache = match disk.disk.cache {
-            Cache::Writeback => DiskCache::Writeback,
-            Cache::Direct => DiskCache::Direct,
-        };
-        let image = DiskConfig {
-            cache,
-            read_only: disk.disk.read_only,
-            ignore_lock: fenced,
-            ..DiskConfig::new(disk.path)
-        };
+        let image = disk_config(&disk, fenced);
         machine
             .attach_disk(&disk.disk.id, &image)
             .with_context(|| format!("disk {}", disk.disk.id))?;

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use kemari_sync::{
-    CopyLimits, Incarnation, OnSecondaryLoss, PeerWord, PrimaryConfig, Reign, SecondaryConfig, Start,
-    StartAction, StartConfig, StartEvent, Timing,
+    ArbiterRequest, CopyLimits, Incarnation, OnSecondaryLoss, PeerWord, PrimaryConfig, Reign,
+    SecondaryConfig, Start, StartAction, StartConfig, StartEvent, Timing,
 };
 use kemari_vmm::machine::{Machine, MachineSpec};
 
@@ -29,20 +29,26 @@ use crate::arbiter::ConfiguredArbiter;
 use crate::config::{self, Config, Mac};
 use crate::control::{self, Counters, Protection, Role, Status, Takeover, Timings};
 use crate::link::Security;
+use crate::replica::{Image, Tracker};
 
 /// How often, and after how long, a side that runs the VM announces where it now is.
 const ANNOUNCE_AFTER_MS: [u64; 5] = [0, 50, 200, 1000, 3000];
 
 /// As what a process starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StartAs {
-    /// It boots the VM. `assert_dead`: the operator's word that whoever owns this term is dead.
+    /// It boots the VM.
     Primary {
-        /// The term.
+        /// The operator's word that whoever owns this term is dead.
         assert_dead: Option<u64>,
+        /// The operator's word that the images here are the right ones.
+        adopt_disks: bool,
     },
     /// It waits for a primary.
-    Secondary,
+    Secondary {
+        /// The operator's word that images of this history may be overwritten.
+        overwrite_disks: Option<String>,
+    },
 }
 
 /// What lasts for the process's life.
@@ -59,16 +65,24 @@ struct Life {
     _lock: File,
     /// How the link is protected, if there may be one.
     security: Option<Security>,
+    /// See [`StartAs::Secondary`].
+    overwrite_disks: Option<String>,
     _server: control::Server,
 }
 
 /// Runs a side until the VM is stopped.
 pub fn run(config: Config, host: String, start_as: StartAs) -> anyhow::Result<ExitCode> {
     super::faults::set_up()?;
-    let life = Life::begin(config, host)?;
+    let mut life = Life::begin(config, host)?;
     let mut next = match start_as {
-        StartAs::Primary { assert_dead } => life.cold_boot(assert_dead)?,
-        StartAs::Secondary => Next::Follow,
+        StartAs::Primary {
+            assert_dead,
+            adopt_disks,
+        } => life.cold_boot(assert_dead, adopt_disks)?,
+        StartAs::Secondary { overwrite_disks } => {
+            life.overwrite_disks = overwrite_disks;
+            Next::Follow
+        }
     };
     loop {
         next = match next {
@@ -125,6 +139,7 @@ impl Life {
             board,
             _lock: lock,
             security,
+            overwrite_disks: None,
             _server: server,
         })
     }
@@ -157,7 +172,8 @@ impl Life {
     }
 
     /// Wins a term, builds the machine and boots it.
-    fn cold_boot(&self, assert_dead: Option<u64>) -> anyhow::Result<Next> {
+    fn cold_boot(&self, assert_dead: Option<u64>, adopt_disks: bool) -> anyhow::Result<Next> {
+        let images = Image::open_all(&self.config, &self.host, None)?;
         let mailbox = Mailbox::new()?;
         let sink = mailbox.clone();
         let events = Arc::new(move |event| sink.post(primary::Input::Machine(event)));
@@ -168,7 +184,11 @@ impl Life {
             events,
         )?);
         let me = self.incarnation();
-        let record = self.win(&me, assert_dead)?;
+        let record = self.win(&me, assert_dead, &images, adopt_disks)?;
+        for image in &images {
+            image.start(record.term, adopt_disks)?;
+        }
+        let trackers = assembly::watch_disks(&machine, &images)?;
         assembly::attach_disks(&machine, &self.config, &self.host, false)?;
         assembly::attach_nets(&machine, &self.config, &self.host)?;
         machine.boot()?;
@@ -181,6 +201,7 @@ impl Life {
             },
             machine,
             mailbox,
+            trackers,
         )?)))
     }
 
@@ -195,7 +216,13 @@ impl Life {
     }
 
     /// Asks the arbiter for a term.
-    fn win(&self, me: &Incarnation, assert_dead: Option<u64>) -> anyhow::Result<kemari_sync::Record> {
+    fn win(
+        &self,
+        me: &Incarnation,
+        assert_dead: Option<u64>,
+        images: &[Arc<Image>],
+        adopt_images: bool,
+    ) -> anyhow::Result<kemari_sync::Record> {
         let (sender, inputs) = channel();
         let answers = sender.clone();
         let arbiter = ArbiterThread::start(
@@ -213,6 +240,8 @@ impl Life {
             // The lock on the state directory is held: every older process of this host is dead.
             alone_on_host: true,
             ask_retry_ms: Timing::default().ask_retry_ms,
+            images: images.iter().map(|image| image.offer()).collect(),
+            adopt_images,
         });
         let mut event = StartEvent::Tick;
         loop {
@@ -220,7 +249,14 @@ impl Life {
             start.handle(self.clock.now_ms(), event, &mut actions);
             for action in actions {
                 match action {
-                    StartAction::Ask { ask, request } => arbiter.ask(ask, request),
+                    StartAction::Ask { ask, request } => {
+                        if let ArbiterRequest::Swap { new, .. } = &request {
+                            for image in images {
+                                image.announce(new.term)?;
+                            }
+                        }
+                        arbiter.ask(ask, request);
+                    }
                     StartAction::AskPeer(peer) => {
                         let word = match self.config.hosts.get(&peer.host) {
                             Some(host) => self.ask(&peer.host, host.listen),
@@ -249,6 +285,7 @@ impl Life {
         reign: Reign,
         machine: Arc<Machine>,
         mailbox: Arc<Mailbox<primary::Input>>,
+        trackers: Vec<Arc<Tracker>>,
     ) -> anyhow::Result<PrimarySide> {
         self.type_to(Some(&machine));
         let protection = &self.config.protection;
@@ -272,6 +309,10 @@ impl Life {
                     config::OnSecondaryLoss::Stop => OnSecondaryLoss::Stop,
                 },
                 protect: protection.enabled,
+                sources: trackers
+                    .iter()
+                    .filter_map(|tracker| tracker.image().source())
+                    .collect(),
             },
             reign,
             machine,
@@ -281,6 +322,7 @@ impl Life {
             security: self.security.clone(),
             clock: self.clock,
             trace: Trace::create(self.config.host(&self.host).state_dir())?,
+            trackers,
         })
     }
 
@@ -298,7 +340,11 @@ impl Life {
                 answers.post(secondary::Input::Arbiter(ask, answer));
             },
         )?;
-        let shares_disk = self.config.disks.iter().any(|disk| disk.shared);
+        let shares_disk = self
+            .config
+            .disks
+            .iter()
+            .any(|disk| disk.shared && !disk.read_only);
         let side = SecondarySide::new(secondary::Setup {
             config: self.config.clone(),
             host: self.host.clone(),
@@ -317,17 +363,27 @@ impl Life {
             board: self.board.clone(),
             security,
             clock: self.clock,
+            overwrite_disks: self.overwrite_disks.clone(),
         })?;
         Ok(side.run())
     }
 
     /// The term is won and the state is restored: the VM goes on here.
     fn take_over(&self, reign: Reign, standby: Standby, last_sign: &LastSign) -> anyhow::Result<Next> {
-        let Standby { machine, mailbox, .. } = standby;
+        let Standby {
+            machine,
+            mailbox,
+            trackers,
+            ..
+        } = standby;
+        // Noted at the restore already, unless the term was lost and won again since.
+        for tracker in &trackers {
+            tracker.image().rule(reign.record.term, false)?;
+        }
         machine.open_gate();
         machine.wake();
         let me = reign.record.owner.clone();
-        let mut side = self.primary(me, reign, machine.clone(), mailbox)?;
+        let mut side = self.primary(me, reign, machine.clone(), mailbox, trackers)?;
         side.note_takeover();
         machine.resume();
         let ms = (self.clock.now_us() - last_sign.heard_us) as f64 / 1000.0;
@@ -410,6 +466,7 @@ fn first_status(config: &Config, host: &str) -> Status {
         counters: Counters::default(),
         pace: None,
         timings: Timings::default(),
+        disks: Vec::new(),
         takeover: None,
     }
 }

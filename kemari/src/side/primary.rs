@@ -6,6 +6,7 @@
 
 mod actions;
 mod connect;
+mod disks;
 mod inline;
 mod orders;
 mod status;
@@ -14,7 +15,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kemari_sync::wire::Message;
-use kemari_sync::{Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Reign, SessionId};
+use kemari_sync::{Epoch, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Reign, SessionId};
 use kemari_vmm::machine::{Machine, MachineEvent};
 use kemari_vmm::state::StateBlob;
 
@@ -30,6 +31,7 @@ use super::wait::Waiter;
 use crate::config::{Config, Mode, Pace};
 use crate::control::{Counters, Timings};
 use crate::link::{Connection, LinkError, Security};
+use crate::replica::Tracker;
 
 use connect::{Connected, Connector};
 
@@ -55,6 +57,8 @@ pub enum Input {
     Connected(Result<Connected, String>),
     /// Every released request is finished and durable, says the drain of this number.
     Drained(u64),
+    /// Nothing is under way on the disks: the first capture of a pair, of this epoch, may be taken.
+    DisksAreStill(Epoch),
     /// From the control socket.
     Order(Order),
 }
@@ -87,6 +91,8 @@ pub struct Setup {
     pub board: Arc<Board>,
     pub clock: Clock,
     pub trace: Trace,
+    /// Who watches the replicated disks.
+    pub trackers: Vec<Arc<Tracker>>,
     /// `None`: there can be no link.
     pub security: Option<Security>,
 }
@@ -113,6 +119,7 @@ pub struct PrimarySide {
     actions: Vec<PrimaryAction>,
     copy: Copy,
     capture: Option<Capture>,
+    disks: disks::Disks,
     /// Pages that were dirty when the log was last looked at between syncs: the next sync owes them, too.
     owed: Vec<u64>,
     dirty_look_ms: u64,
@@ -157,6 +164,7 @@ impl PrimarySide {
             board,
             clock,
             trace,
+            trackers,
             security,
         } = setup;
         let sink = mailbox.clone();
@@ -189,6 +197,7 @@ impl PrimarySide {
             actions: Vec::new(),
             copy: Copy::default(),
             capture: None,
+            disks: disks::Disks::new(trackers),
             owed: Vec::new(),
             dirty_look_ms: 0,
             acked_states: Vec::new(),
@@ -247,6 +256,7 @@ impl PrimarySide {
             self.on_input(input);
         }
         self.receive();
+        self.pump_disks();
         self.pump_copy();
         self.check_time();
         self.settle();
@@ -284,8 +294,10 @@ impl PrimarySide {
                 self.events.push_back(PrimaryEvent::Arbiter { ask, answer });
             }
             Input::Connected(outcome) => self.on_connected(outcome),
+            Input::DisksAreStill(epoch) => self.capture_still(epoch),
             Input::Drained(drain) => {
                 if drain == self.drains {
+                    self.note_stopped_disks();
                     self.events.push_back(PrimaryEvent::Drained);
                 }
                 // A switchover that failed meanwhile has let the guest run on.
@@ -370,6 +382,9 @@ impl PrimarySide {
             // Nothing ends this early: all that is there is read.
             connection.receive(|header, body| {
                 header.check(body)?;
+                if self.disks.take_frame(header, body)? {
+                    return Ok(None);
+                }
                 let message = kemari_sync::wire::decode(header.kind, body)?;
                 check_welcome(host, &message)?;
                 self.heard_ms = Some(self.clock.now_ms());
@@ -384,6 +399,7 @@ impl PrimarySide {
     }
 
     fn lose_session(&mut self, error: LinkError) {
+        self.disks.end_session();
         if let Some(session) = self.session.take() {
             let reason = format!("{:#}", anyhow::Error::from(error));
             match self.core.is_switching() {

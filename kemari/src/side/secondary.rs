@@ -1,6 +1,7 @@
 //! The loop of a secondary: it receives the VM's state, and carries out what `kemari_sync::Secondary` decides.
 
 mod actions;
+mod disks;
 mod receive;
 mod standby;
 mod status;
@@ -26,6 +27,7 @@ use super::wait::wait;
 use crate::config::Config;
 use crate::control::{Command, Counters};
 use crate::link::{Arrival, Connection, Listener, Security};
+use crate::replica::Report;
 
 pub use standby::Standby;
 
@@ -43,6 +45,8 @@ pub enum Input {
     Prepared(SessionId, Result<Box<Standby>, String>),
     /// The arbiter's answer.
     Arbiter(AskId, ArbiterAnswer),
+    /// What the replica of this number says, of the standby that was built for this session.
+    Replica(SessionId, usize, Report),
     /// The fence command has ended.
     Fenced(Result<(), String>),
     /// From the control socket.
@@ -84,6 +88,8 @@ pub struct Setup {
     pub board: Arc<Board>,
     pub clock: Clock,
     pub security: Security,
+    /// The operator's word that images of this history may be overwritten.
+    pub overwrite_disks: Option<String>,
 }
 
 /// The loop's state.
@@ -108,6 +114,16 @@ pub struct SecondarySide {
     /// The session and sync whose frames are staged.
     staged: Option<(SessionId, u64)>,
     standby: Option<Box<Standby>>,
+    /// The operator's word that images of this history may be overwritten.
+    overwrite_disks: Option<String>,
+    /// A standby whose state is void, until it is known whether its images are to be marked as stopped.
+    leaving: Option<Box<Standby>>,
+    /// Term of the sync that began last.
+    begun_term: u64,
+    /// What waits for the replicas.
+    waits_for_disks: Option<disks::Wait>,
+    /// The commit whose outputs have filled a replica's queue.
+    applying: Option<u64>,
     /// The session that a standby is being built for.
     preparing: Option<SessionId>,
     /// The session whose copy the standby takes.
@@ -139,6 +155,7 @@ impl SecondarySide {
             board,
             clock,
             security,
+            overwrite_disks,
         } = setup;
         let listen = config.host(&host).listen;
         let listener = Listener::bind(listen, security).with_context(|| {
@@ -169,6 +186,11 @@ impl SecondarySide {
             checked_states: Vec::new(),
             staged: None,
             standby: None,
+            overwrite_disks,
+            leaving: None,
+            begun_term: 0,
+            waits_for_disks: None,
+            applying: None,
             preparing: None,
             copying: None,
             counters: Counters::default(),
@@ -216,10 +238,12 @@ impl SecondarySide {
             .min()
             .map_or(WAIT_MS_MAX, |due| due.saturating_sub(now_ms));
         let readable: [BorrowedFd<'_>; 2] = [self.mailbox.fd(), self.listener.fd()];
-        let sessions = self
-            .sessions
-            .iter()
-            .flat_map(|session| [&session.main, &session.heartbeat]);
+        // What comes on a main connection waits there as long as a replica's queue is full.
+        let may_read = !self.disks_are_full();
+        let sessions = self.sessions.iter().flat_map(|session| {
+            let main = (may_read || session.main.wants_to_write()).then_some(&session.main);
+            main.into_iter().chain([&session.heartbeat])
+        });
         wait(
             &readable,
             sessions.chain(self.listener.connections()),
@@ -234,6 +258,7 @@ impl SecondarySide {
                 self.board.show(|status| status.arbiter = describe(&answer));
                 self.events.push_back(SecondaryEvent::Arbiter { ask, answer });
             }
+            Input::Replica(session, index, report) => self.on_replica(session, index, report),
             Input::Fenced(result) => self.events.push_back(SecondaryEvent::Fenced { result }),
             Input::Order(order) => self.on_order(order),
         }

@@ -10,6 +10,7 @@ mod faults;
 mod guest_life;
 mod partition;
 mod peers;
+mod replica;
 mod start;
 mod stop;
 mod support;

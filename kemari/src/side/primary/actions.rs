@@ -15,10 +15,20 @@ impl PrimarySide {
     pub(super) fn perform(&mut self, action: PrimaryAction) {
         match action {
             PrimaryAction::Send { session, message } => self.send(session, &message),
+            PrimaryAction::MarkSources { session, plans } => self.mark_sources(session, &plans),
+            PrimaryAction::CopyDisks { session, .. } => self.copy_disks(session),
+            PrimaryAction::PeerFlushed(mark) => self.disks.note_peer_flushed(mark),
             PrimaryAction::CopyRound { session, first } => self.begin_round(session, first),
-            PrimaryAction::Capture { epoch, hold, .. } => self.capture(epoch, hold),
+            PrimaryAction::Capture { epoch, hold, .. } => {
+                if !(hold && self.await_still_disks(epoch)) {
+                    self.capture(epoch, hold);
+                }
+            }
             PrimaryAction::Transmit { session, begin, stop } => {
                 let epoch = begin.epoch;
+                if begin.base.is_none() && !self.finish_disk_copy(session, begin.term) {
+                    return;
+                }
                 let Some(capture) = self.capture.as_mut().filter(|capture| capture.epoch == epoch) else {
                     return;
                 };
@@ -78,7 +88,11 @@ impl PrimarySide {
     }
 
     /// Does something with the link, and tells the core if that fails.
-    fn on_link(&mut self, id: SessionId, send: impl FnOnce(&mut super::Session) -> Result<(), LinkError>) {
+    pub(super) fn on_link(
+        &mut self,
+        id: SessionId,
+        send: impl FnOnce(&mut super::Session) -> Result<(), LinkError>,
+    ) {
         let Some(session) = self.session.as_mut().filter(|session| session.id == id) else {
             return;
         };
@@ -114,6 +128,7 @@ impl PrimarySide {
             }
             match self.copy.next_frame(&self.machine) {
                 Ok(Some(frame)) => self.on_link(id, |session| session.main.send(frame)),
+                Ok(None) if self.disks.must_go_on() => return,
                 Ok(None) => match self.copy.end_round(&self.machine) {
                     Ok(dirty_pages) => {
                         self.events.push_back(PrimaryEvent::CopyRoundSent {
@@ -128,13 +143,13 @@ impl PrimarySide {
         }
     }
 
-    fn fail_host(&mut self, reason: String) {
+    pub(super) fn fail_host(&mut self, reason: String) {
         tracing::error!("{reason}");
         self.copy.take_dirty();
         self.events.push_back(PrimaryEvent::HostFailing { reason });
     }
 
-    fn capture(&mut self, epoch: Epoch, hold: bool) {
+    pub(super) fn capture(&mut self, epoch: Epoch, hold: bool) {
         self.trace.note(Step::Capturing, epoch);
         self.paused = true;
         self.paused_at_us = self.clock.now_us();
@@ -191,6 +206,7 @@ impl PrimarySide {
 
     fn give_back(&mut self, epoch: Epoch) {
         self.tap.set_in_flight(false);
+        self.disks.forget_still();
         self.counters.syncs_failed += 1;
         if let Some(capture) = self.capture.take_if(|capture| capture.epoch == epoch) {
             self.machine.give_back(epoch, &capture.pages);
@@ -200,6 +216,9 @@ impl PrimarySide {
 
     fn release(&mut self, epoch: Epoch) {
         self.trace.note(Step::Releasing, epoch);
+        if !self.rule_disks(true) {
+            return;
+        }
         self.tap.set_in_flight(false);
         if let Some(capture) = self.capture.take_if(|capture| capture.epoch == epoch) {
             self.acked_states = capture.states;
@@ -230,6 +249,10 @@ impl PrimarySide {
 
     /// The right to act alone: output leaves at once, nobody is owed pages.
     fn open_gate(&mut self) {
+        self.disks.forget_still();
+        if !self.rule_disks(false) {
+            return;
+        }
         self.attached = None;
         self.capture = None;
         self.tap.set_in_flight(false);
@@ -262,7 +285,9 @@ impl PrimarySide {
     fn close_session(&mut self, id: SessionId, reason: &str) {
         if let Some(session) = self.session.take_if(|session| session.id == id) {
             tracing::info!("the session with {} ends: {reason}", session.host);
+            self.disks.end_session();
             self.note_session_end();
+            self.disks.trouble = Some(format!("the last session with {} ended: {reason}", session.host));
         }
     }
 }

@@ -37,7 +37,12 @@ impl PrimarySide {
                 .map(|heard_ms| self.shown_ms.saturating_sub(heard_ms)),
         });
         let (counters, pace, timings) = (self.counters, self.pace, &self.timings);
-        let trouble = self.connector.trouble().map(str::to_owned);
+        let trouble = self
+            .connector
+            .trouble()
+            .map(str::to_owned)
+            .or_else(|| self.disk_trouble());
+        let disks = self.disks.shown(&core);
         let role = match self.end {
             Some(End::Halted(_) | End::Stopped(_)) => Role::Stopped,
             None => Role::Primary,
@@ -51,6 +56,7 @@ impl PrimarySide {
             status.waiting_because = core.waiting.or(trouble);
             status.peer = peer;
             status.counters = counters;
+            status.disks = disks;
             status.pace = Some(pace);
             status.timings.clone_from(timings);
         });

@@ -19,17 +19,17 @@ impl SecondarySide {
                 self.staged = Some((session, epoch));
             }
             SecondaryAction::Check { commit } => self.check(&commit),
+            SecondaryAction::MarkTargets { session, plans } => self.mark_targets(session, &plans),
+            SecondaryAction::Settled(mark) => self.settle_disk(mark),
             SecondaryAction::Discard { .. } => {
+                self.forget_check();
                 self.staging.clear();
                 self.staged = None;
             }
             SecondaryAction::Apply { epoch } => self.apply(epoch),
             SecondaryAction::Ask { ask, request } => self.arbiter.ask(ask, request),
             SecondaryAction::Fence { old } => self.fence(&old),
-            SecondaryAction::Restore { .. } => {
-                let result = self.restore();
-                self.events.push_back(SecondaryEvent::Restored { result });
-            }
+            SecondaryAction::Restore { .. } => self.finish_disks_and_restore(),
             SecondaryAction::Run(reign) => {
                 if let Some(standby) = self.standby.take() {
                     let heard_us = self.heard_us.unwrap_or_default();
@@ -46,14 +46,18 @@ impl SecondarySide {
             }
             SecondaryAction::Forget { reason } => {
                 tracing::warn!("the VM's state here is void: {reason}");
-                self.standby = None;
+                self.leaving = self.standby.take();
+                (self.waits_for_disks, self.applying) = (None, None);
                 (self.preparing, self.copying) = (None, None);
             }
             SecondaryAction::CloseSession { session, reason } => {
                 tracing::info!("the session with the primary ends: {reason}");
                 self.sessions.retain(|other| other.id != session);
             }
-            SecondaryAction::Exit { reason } => self.end = Some(End::Stopped(reason)),
+            SecondaryAction::Exit { reason } => {
+                self.stop_disks();
+                self.end = Some(End::Stopped(reason));
+            }
             SecondaryAction::Report(text) => tracing::info!("{text}"),
         }
     }
@@ -80,12 +84,16 @@ impl SecondarySide {
 
     /// Builds a standby VM on a thread of its own: populating its memory takes long, and heartbeats must go on.
     fn prepare(&mut self, session: SessionId) {
-        self.standby = None;
+        (self.standby, self.leaving) = (None, None);
+        (self.waits_for_disks, self.applying) = (None, None);
         (self.preparing, self.copying) = (Some(session), None);
+        let overwrite_disks = self.overwrite_disks.clone();
+        let reports = self.mailbox.clone();
+        let report = move |index, report| reports.post(Input::Replica(session, index, report));
         let (config, host, spec) = (self.config.clone(), self.host.clone(), self.spec.clone());
         let mailbox = self.mailbox.clone();
         thread::spawn(move || {
-            let result = Standby::build(&config, &host, spec)
+            let result = Standby::build(&config, &host, spec, session, overwrite_disks.as_deref(), report)
                 .map(Box::new)
                 .map_err(|error| format!("{error:#}"));
             mailbox.post(Input::Prepared(session, result));
@@ -102,8 +110,11 @@ impl SecondarySide {
             return;
         }
         let result = result.map(|standby| {
+            let offers = standby.disks.offers();
             self.standby = Some(standby);
             self.copying = Some(session);
+            self.send_maps(session);
+            offers
         });
         self.events
             .push_back(SecondaryEvent::Prepared { session, result });
@@ -118,6 +129,7 @@ impl SecondarySide {
             .map_err(|error| error.to_string())
             .and_then(|()| {
                 let standby = self.standby.as_ref().ok_or("there is no standby VM")?;
+                standby.disks.check()?;
                 let states = self.staged_states(standby)?;
                 // The first time it is found out whether this host could go on at all.
                 let machine = &standby.machine;
@@ -130,6 +142,12 @@ impl SecondarySide {
                 Ok(())
             });
         self.staged = None;
+        if let Some(standby) = &mut self.standby {
+            standby.disks.is_stop = commit.stop;
+        }
+        if result.is_ok() && self.copying.is_some() && self.wait_for_whole_disks(epoch) {
+            return;
+        }
         self.events.push_back(SecondaryEvent::Checked { epoch, result });
     }
 
@@ -173,7 +191,7 @@ impl SecondarySide {
         self.staging.clear();
         self.step = "acked";
         self.counters.syncs += 1;
-        self.events.push_back(SecondaryEvent::Applied { epoch });
+        self.apply_outputs(epoch);
     }
 
     fn fence(&mut self, old: &Incarnation) {
@@ -185,7 +203,8 @@ impl SecondarySide {
 
     /// Brings the standby VM to the committed state, its disks and cables attached; it does not run yet, and nothing
     /// leaves it. All of it can fail, and be tried again: afterwards the VM belongs to this host.
-    fn restore(&mut self) -> Result<(), String> {
+    pub(super) fn restore(&mut self) -> Result<(), String> {
+        let term = self.core.won_term();
         let standby = self.standby.as_mut().ok_or("there is no standby VM")?;
         let machine = &standby.machine;
         if !standby.loaded {
@@ -194,6 +213,10 @@ impl SecondarySide {
                 .map_err(|error| capture::explain(&error))?;
             standby.loaded = true;
         }
+        standby.trackers = standby
+            .disks
+            .hand_over(machine, term)
+            .map_err(|error| format!("{error:#}"))?;
         assembly::attach_disks(machine, &self.config, &self.host, true)
             .map_err(|error| format!("{error:#}"))?;
         assembly::attach_nets(machine, &self.config, &self.host).map_err(|error| {

@@ -120,6 +120,9 @@ impl SecondarySide {
 
     /// Takes frames up to the next control message of one connection.
     fn receive_from(&mut self, place: usize, heartbeat: bool) -> Result<Option<Message>, LinkError> {
+        if !heartbeat && self.disks_are_full() {
+            return self.sessions[place].main.flush().map(|()| None);
+        }
         // Taken out, so that the frames can be put where they belong while they lie in the connection's buffer.
         let mut session = self.sessions.remove(place);
         let id = session.id;
@@ -131,25 +134,30 @@ impl SecondarySide {
         let result = connection.flush().and_then(|()| {
             connection.receive(|header, body| match header.kind {
                 FrameKind::CopyPages => self.take_copy(id, header, body).map(|()| None),
+                FrameKind::DiskSums | FrameKind::DiskBlocks => {
+                    self.take_blocks(id, header, body)?;
+                    // What follows waits in the connection as long as a queue is full.
+                    Ok(self.disks_are_full().then_some(None))
+                }
                 FrameKind::Pages | FrameKind::State => {
                     self.stage(id, header, body);
                     Ok(None)
                 }
                 _ => {
                     header.check(body)?;
-                    Ok(Some(decode(header.kind, body)?))
+                    Ok(Some(Some(decode(header.kind, body)?)))
                 }
             })
         });
         self.sessions.insert(place, session);
-        result
+        result.map(Option::flatten)
     }
 
     /// Where the primary is in a sync, as far as its messages tell.
     fn note_step(&mut self, message: &Message) {
         match message {
             Message::Prepare => (self.step, self.paused_ms) = ("copying", None),
-            Message::Begin(_) => self.step = "sending",
+            Message::Begin(begin) => (self.step, self.begun_term) = ("sending", begin.term),
             Message::Commit(_) => self.step = "awaiting ack",
             Message::Goodbye(Goodbye::SwitchOver { paused_ms }) => self.paused_ms = Some(*paused_ms),
             // Heartbeats say nothing about it.

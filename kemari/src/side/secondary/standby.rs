@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
+use kemari_sync::SessionId;
 use kemari_sync::wire::{Page, PageContent};
 use kemari_vmm::machine::{Machine, MachineSpec};
 use kemari_vmm::memory::{self, PAGE_BYTES};
@@ -11,7 +12,9 @@ use kemari_vmm::state::StateBlob;
 use super::super::assembly;
 use super::super::mailbox::Mailbox;
 use super::super::primary;
+use super::disks::StandbyDisks;
 use crate::config::Config;
+use crate::replica::{Image, Report, Tracker};
 
 /// A machine that has not run, and the last committed state.
 pub struct Standby {
@@ -22,11 +25,26 @@ pub struct Standby {
     pub states: Vec<StateBlob>,
     /// Whether the machine has loaded them: not again, once packets may have come in.
     pub loaded: bool,
+    /// The session that it was built for.
+    pub session: SessionId,
+    /// Its replicated disks.
+    pub disks: StandbyDisks,
+    /// Who watches those disks, once they are the machine's.
+    pub trackers: Vec<Arc<Tracker>>,
 }
 
 impl Standby {
-    /// Builds the machine, and populates and locks its memory.
-    pub fn build(config: &Config, host: &str, spec: MachineSpec) -> anyhow::Result<Self> {
+    /// Builds the machine, populates and locks its memory, and opens the images of its replicated disks.
+    pub fn build(
+        config: &Config,
+        host: &str,
+        spec: MachineSpec,
+        session: SessionId,
+        overwrite_disks: Option<&str>,
+        report: impl Fn(usize, Report) + Clone + Send + 'static,
+    ) -> anyhow::Result<Self> {
+        let images = Image::open_all(config, host, overwrite_disks)?;
+        let replicas = assembly::replicas(config, host, images, report)?;
         let mailbox = Mailbox::new()?;
         let sink = mailbox.clone();
         let events = Arc::new(move |event| sink.post(primary::Input::Machine(event)));
@@ -37,6 +55,9 @@ impl Standby {
             mailbox,
             states: Vec::new(),
             loaded: false,
+            session,
+            disks: StandbyDisks::new(config, replicas),
+            trackers: Vec::new(),
         })
     }
 

@@ -20,6 +20,15 @@ pub enum Fence {
     ProvesNothing,
 }
 
+/// Where the guest's disk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disk {
+    /// One image that both hosts see.
+    Shared,
+    /// An image on each host; a guest's flush is done when this has what was written.
+    Replicated(&'static str),
+}
+
 /// What differs between scenarios.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -29,6 +38,10 @@ pub struct Plan {
     pub fence: Fence,
     /// Whether the link is encrypted, with the certificates of [`certificates`].
     pub tls: bool,
+    /// Where the guest's disk is.
+    pub disk: Disk,
+    /// More lines of `[protection]`.
+    pub protection: &'static str,
 }
 
 /// The directory of the set of certificates, for hosts whose files lie in `directory`.
@@ -42,11 +55,30 @@ impl Default for Plan {
             memory_mib: 64,
             fence: Fence::Kills,
             tls: false,
+            disk: Disk::Shared,
+            protection: "",
         }
     }
 }
 
 impl Plan {
+    /// Two hosts with nothing in common but the network. A guest's flush is done when `"memory"` or `"both"` have what
+    /// was written.
+    pub fn replicated(flush: &'static str) -> Self {
+        Self {
+            disk: Disk::Replicated(flush),
+            ..Self::default()
+        }
+    }
+
+    /// The image of a host, for hosts whose files lie in `directory`.
+    pub fn image(&self, host: Host, directory: &Path) -> PathBuf {
+        match self.disk {
+            Disk::Shared => directory.join("disk.img"),
+            Disk::Replicated(_) => directory.join(format!("{}.disk", host.name())).join("disk.img"),
+        }
+    }
+
     /// The configuration file, for hosts whose files lie in `directory` and whose sockets lie in `sockets`.
     pub fn to_toml(&self, directory: &Path, sockets: &Path, kernel: &Path) -> String {
         let hosts: String = Host::BOTH
@@ -65,7 +97,7 @@ cmdline = "ip={ip}/{NETMASK_BITS} gw={OUTSIDE_GUESTS} port={SERVICE_PORT}"
 id = "blk0"
 # Both hosts have one kernel, and so one page cache.
 cache = "writeback"
-shared = true
+{disk}
 [[net]]
 id = "net0"
 mac = "52:54:00:4b:00:02"
@@ -76,12 +108,18 @@ heartbeat_interval_ms = 100
 reconnect_timeout_ms = 500
 plaintext = {plaintext}
 allow_cached_shared_disk = true
+{protection}
 [arbiter]
 kind = "file"
 path = "{arbiter}"
 {hosts}"#,
             memory_mib = self.memory_mib,
             plaintext = !self.tls,
+            protection = self.protection,
+            disk = match self.disk {
+                Disk::Shared => "shared = true".to_owned(),
+                Disk::Replicated(flush) => format!("flush = \"{flush}\""),
+            },
             kernel = kernel.display(),
             ip = guest_address(0),
             arbiter = directory.join("arbiter").display(),
@@ -90,11 +128,12 @@ path = "{arbiter}"
 
     fn host(&self, host: Host, directory: &Path, sockets: &Path) -> String {
         let name = host.name();
-        let fence = match self.fence {
-            Fence::ProvesNothing => r#"["true"]"#.to_owned(),
-            Fence::Kills => {
+        let fence = match (self.disk, self.fence) {
+            (Disk::Replicated(_), _) => String::new(),
+            (Disk::Shared, Fence::ProvesNothing) => r#"fence = ["true"]"#.to_owned(),
+            (Disk::Shared, Fence::Kills) => {
                 let script = kill_script(&directory.join(host.other().pid_file()));
-                format!("[\"/bin/sh\", \"-c\", '''{script}''']")
+                format!("fence = [\"/bin/sh\", \"-c\", '''{script}''']")
             }
         };
         let tls = match self.tls {
@@ -108,7 +147,7 @@ listen = "{address}:{LINK_PORT}"
 control = "{control}"
 console = "file:{console}"
 state_dir = "{state}"
-fence = {fence}
+{fence}
 {tls}
 taps = {{ net0 = "tap0" }}
 disks = {{ blk0 = "{disk}" }}
@@ -117,7 +156,7 @@ disks = {{ blk0 = "{disk}" }}
             control = sockets.join(format!("{name}.sock")).display(),
             console = directory.join(format!("{name}.console")).display(),
             state = directory.join(format!("{name}.state")).display(),
-            disk = directory.join("disk.img").display(),
+            disk = self.image(host, directory).display(),
         )
     }
 }

@@ -77,6 +77,7 @@ pub struct Ended {
 /// The hosts of one scenario, and what runs on them. All of it ends with the value.
 // The order of the fields is the order of their end.
 pub struct Scene {
+    plan: Plan,
     processes: [Option<Process>; 2],
     pub net: LocalNet,
     kernel: PathBuf,
@@ -109,10 +110,15 @@ impl Scene {
             host.netns().ip(&format!("link set {} up", host.tap(0)))?;
         }
         let (directory, sockets) = (lab::scratch_dir()?, tempfile::tempdir()?);
-        File::create(directory.path().join("disk.img"))?.set_len(DISK_BYTES)?;
+        for host in Host::BOTH {
+            let image = plan.image(host, directory.path());
+            fs::create_dir_all(image.parent().context("an image lies in a directory")?)?;
+            File::create(image)?.set_len(DISK_BYTES)?;
+        }
         fs::create_dir(directory.path().join("arbiter"))?;
         let kernel = bare_guest()?;
         let scene = Self {
+            plan: plan.clone(),
             processes: [None, None],
             net,
             kernel,
@@ -127,6 +133,33 @@ impl Scene {
         }
         scene.write_config("scene.toml", plan)?;
         Ok(scene)
+    }
+
+    /// The image of a host's disk.
+    pub fn image(&self, host: Host) -> PathBuf {
+        self.plan.image(host, self.directory.path())
+    }
+
+    /// Compares the images of both hosts, byte by byte.
+    pub fn compare_images(&self) -> Result<()> {
+        let [a, b] = Host::BOTH.map(|host| fs::read(self.image(host)));
+        let (a, b) = (a?, b?);
+        ensure!(
+            a.len() == b.len(),
+            "the images have {} and {} bytes",
+            a.len(),
+            b.len()
+        );
+        let blocks: Vec<usize> = (0..a.len() / 4096)
+            .filter(|block| a[block * 4096..(block + 1) * 4096] != b[block * 4096..(block + 1) * 4096])
+            .collect();
+        ensure!(
+            blocks.is_empty(),
+            "the images differ in {} blocks: {blocks:?}",
+            blocks.len()
+        );
+        ensure!(a.iter().any(|byte| *byte != 0), "the guest wrote nothing");
+        Ok(())
     }
 
     /// Makes the arbiter unreachable: its directory looks like an empty mount point.

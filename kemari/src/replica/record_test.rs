@@ -1,0 +1,249 @@
+//! The record under power cuts: at every step, with every part of what was not yet synced lost.
+
+use std::sync::{Arc, Mutex};
+
+use super::*;
+
+/// Stable storage that forgets: what was written since the last sync survives a cut in whole sectors or not at all.
+#[derive(Clone, Default)]
+struct Forgetful(Arc<Mutex<Inner>>);
+
+#[derive(Clone, Default)]
+struct Inner {
+    durable: Vec<u8>,
+    /// Sectors that were written since the last sync, in order.
+    volatile: Vec<(usize, Vec<u8>)>,
+    /// Operations left until the power is cut.
+    left: Option<usize>,
+}
+
+impl Forgetful {
+    fn new(bytes: u64) -> Self {
+        let store = Self::default();
+        store.0.lock().unwrap().durable = vec![0; bytes as usize];
+        store
+    }
+
+    fn cut_after(&self, operations: usize) {
+        self.0.lock().unwrap().left = Some(operations);
+    }
+
+    /// How many sectors a cut could lose now.
+    fn volatile(&self) -> usize {
+        self.0.lock().unwrap().volatile.len()
+    }
+
+    /// What is there after a cut that spares the sectors with a bit in `spared`.
+    fn after_cut(&self, spared: u64) -> Self {
+        let inner = self.0.lock().unwrap();
+        let mut durable = inner.durable.clone();
+        for (index, (offset, bytes)) in inner.volatile.iter().enumerate() {
+            if spared & 1 << index != 0 {
+                durable[*offset..*offset + bytes.len()].copy_from_slice(bytes);
+            }
+        }
+        Self(Arc::new(Mutex::new(Inner {
+            durable,
+            ..Inner::default()
+        })))
+    }
+}
+
+impl Inner {
+    fn step(&mut self) -> io::Result<()> {
+        match &mut self.left {
+            Some(0) => Err(io::Error::other("the power is cut")),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl Store for Forgetful {
+    fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        let inner = self.0.lock().unwrap();
+        let mut whole = inner.durable.clone();
+        for (offset, bytes) in &inner.volatile {
+            whole[*offset..*offset + bytes.len()].copy_from_slice(bytes);
+        }
+        let offset = offset as usize;
+        match whole.get(offset..offset + bytes.len()) {
+            Some(part) => bytes.copy_from_slice(part),
+            None => return Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+        Ok(())
+    }
+
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut inner = self.0.lock().unwrap();
+        inner.step()?;
+        for (index, sector) in bytes.chunks(SECTOR_BYTES).enumerate() {
+            inner
+                .volatile
+                .push((offset as usize + index * SECTOR_BYTES, sector.to_vec()));
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        let mut inner = self.0.lock().unwrap();
+        inner.step()?;
+        for (offset, bytes) in std::mem::take(&mut inner.volatile) {
+            inner.durable[offset..offset + bytes.len()].copy_from_slice(&bytes);
+        }
+        Ok(())
+    }
+
+    fn bytes(&self) -> io::Result<u64> {
+        Ok(self.0.lock().unwrap().durable.len() as u64)
+    }
+}
+
+/// An image whose map has three sectors.
+const IMAGE_BYTES: u64 = 10_000 * EXTENT_BYTES;
+
+fn head(term: u64) -> Head {
+    Head {
+        vm: "vm".into(),
+        disk: "blk0".into(),
+        image_bytes: IMAGE_BYTES,
+        lineage: 1,
+        term,
+        next_term: 0,
+        state: State::Whole,
+        base: 2,
+        paired_term: 0,
+    }
+}
+
+fn fresh() -> (Forgetful, Record) {
+    let store = Forgetful::new(Record::bytes_for(IMAGE_BYTES));
+    let record = Record::create(Box::new(store.clone()), head(1)).unwrap();
+    (store, record)
+}
+
+/// Every store that a cut now can leave.
+fn cuts(store: &Forgetful) -> impl Iterator<Item = Forgetful> + '_ {
+    let volatile = store.volatile();
+    assert!(volatile < 12, "{volatile} sectors are too many to try all");
+    (0..1u64 << volatile).map(|spared| store.after_cut(spared))
+}
+
+#[test]
+fn what_is_written_is_read_again() {
+    let (store, mut record) = fresh();
+    record.mark([0, 63, 64, 4063, 4064, 9999]).unwrap();
+    record.clear(&[63]).unwrap();
+    record.set_head(head(5)).unwrap();
+    let loaded = Record::load(Box::new(store)).unwrap();
+    assert_eq!(loaded.head(), &head(5));
+    assert_eq!(loaded.map().iter().collect::<Vec<_>>(), [0, 64, 4063, 4064, 9999]);
+    let bytes = loaded.map().to_bytes();
+    assert_eq!(Map::from_bytes(IMAGE_BYTES, &bytes).as_ref(), Some(loaded.map()));
+    assert!(Map::from_bytes(IMAGE_BYTES, &bytes[1..]).is_none());
+}
+
+#[test]
+fn a_mark_that_is_set_survives_every_cut_from_then_on() {
+    for operations in 0..12 {
+        let (store, mut record) = fresh();
+        store.cut_after(operations);
+        let mut set = Vec::new();
+        for extents in [vec![1, 5000], vec![2], vec![9999]] {
+            if record.mark(extents.iter().copied()).is_ok() {
+                set.extend(extents);
+            }
+        }
+        let _ = record.set_head(head(2));
+        for after in cuts(&store) {
+            let loaded = Record::load(Box::new(after)).expect("a whole head");
+            for extent in &set {
+                assert!(
+                    loaded.map().has(*extent),
+                    "the mark of {extent} was lost ({operations} operations)"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_mark_that_could_not_be_set_does_not_look_set() {
+    let (store, mut record) = fresh();
+    store.cut_after(1);
+    assert!(record.mark([7]).is_err());
+    assert!(
+        !record.map().has(7),
+        "the extent would be written without a durable mark"
+    );
+}
+
+#[test]
+fn a_head_is_the_old_or_the_new_one_after_every_cut() {
+    for operations in 0..6 {
+        let (store, mut record) = fresh();
+        record.set_head(head(2)).unwrap();
+        store.cut_after(operations);
+        let mut durable = 2;
+        for term in 3..6 {
+            match record.set_head(head(term)) {
+                Ok(()) => durable = term,
+                Err(_) => break,
+            }
+        }
+        for after in cuts(&store) {
+            let term = Record::load(Box::new(after)).expect("a whole head").head().term;
+            assert!(
+                term == durable || term == durable + 1,
+                "term {term} after {durable}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_cleared_mark_may_come_back_but_takes_no_other_with_it() {
+    let (store, mut record) = fresh();
+    record.mark([3, 4]).unwrap();
+    record.clear(&[3]).unwrap();
+    for after in cuts(&store) {
+        assert!(Record::load(Box::new(after)).unwrap().map().has(4));
+    }
+}
+
+#[test]
+fn a_damaged_sector_of_the_map_counts_as_all_changed() {
+    let (store, record) = fresh();
+    drop(record);
+    store.0.lock().unwrap().durable[MAP_OFFSET as usize + SECTOR_BYTES + 9] ^= 1;
+    let map = Record::load(Box::new(store)).unwrap().map().clone();
+    let per_sector = 8 * MAP_SECTOR_BYTES as u64;
+    assert_eq!(map.count(), per_sector);
+    assert!(map.has(per_sector) && !map.has(0) && !map.has(2 * per_sector));
+}
+
+#[test]
+fn rubbish_is_no_record() {
+    let nothing = Forgetful::new(Record::bytes_for(IMAGE_BYTES));
+    assert!(matches!(
+        Record::load(Box::new(nothing)),
+        Err(RecordError::Damaged)
+    ));
+    let short = Forgetful::new(100);
+    assert!(matches!(Record::load(Box::new(short)), Err(RecordError::Damaged)));
+    let (store, _) = fresh();
+    let cut = store.after_cut(0);
+    cut.0.lock().unwrap().durable.truncate(MAP_OFFSET as usize + 100);
+    assert!(matches!(Record::load(Box::new(cut)), Err(RecordError::Damaged)));
+    let later = store.after_cut(0);
+    for slot in [0, SLOT_BYTES as usize] {
+        let mut inner = later.0.lock().unwrap();
+        inner.durable[slot + 4] = 9;
+        let checksum = crc32fast::hash(&inner.durable[slot..slot + SECTOR_BYTES - 4]);
+        inner.durable[slot + SECTOR_BYTES - 4..slot + SECTOR_BYTES].copy_from_slice(&checksum.to_le_bytes());
+    }
+    assert!(Record::load(Box::new(later)).is_err());
+}

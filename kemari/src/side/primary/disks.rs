@@ -1,0 +1,294 @@
+//! The replicated disks of a primary: their copy to a secondary, and the terms in their records.
+
+use std::sync::Arc;
+
+use kemari_sync::wire::{BlockFrame, DiskMark, FrameHeader, FrameKind};
+use kemari_sync::{CopyDisk, Epoch, PrimaryEvent, SessionId, Status as CoreStatus, Term};
+
+use super::super::copy::QUEUED_BYTES_MAX;
+use super::{Input, PrimarySide};
+use crate::control::DiskStatus;
+use crate::link::LinkError;
+use crate::replica::{CopiedDisk, Copier, Map, Tracker};
+
+/// What a primary knows of its replicated disks.
+pub struct Disks {
+    trackers: Vec<Arc<Tracker>>,
+    /// What the secondary of this session has marked, of each disk.
+    peer_maps: Vec<Option<Map>>,
+    copier: Option<Copier>,
+    /// Whether the core was told that the copy has converged.
+    told: bool,
+    /// The reign that the records know.
+    ruled: Term,
+    /// The first capture of a pair, which waits until nothing is under way on the disks.
+    still_for: Option<Epoch>,
+    /// Why the last session ended.
+    pub trouble: Option<String>,
+}
+
+impl Disks {
+    pub fn new(trackers: Vec<Arc<Tracker>>) -> Self {
+        Self {
+            peer_maps: vec![None; trackers.len()],
+            trackers,
+            copier: None,
+            told: false,
+            ruled: 0,
+            still_for: None,
+            trouble: None,
+        }
+    }
+
+    /// Takes what the secondary says about blocks; false: the frame is something else.
+    pub fn take_frame(&mut self, header: &FrameHeader, body: &[u8]) -> Result<bool, LinkError> {
+        if !matches!(
+            header.kind,
+            FrameKind::DiskMap | FrameKind::DiskWanted | FrameKind::DiskStored
+        ) {
+            return Ok(false);
+        }
+        let frame = BlockFrame::parse(header.kind, body)?;
+        let index = usize::from(frame.disk);
+        let Some(tracker) = self.trackers.get(index) else {
+            return Err(LinkError::Refused(format!("there is no replicated disk {index}")));
+        };
+        match (header.kind, &self.copier) {
+            (FrameKind::DiskMap, _) => {
+                // Of an image of another size: it is refused by what is said next.
+                self.peer_maps[index] = Map::from_bytes(tracker.image().bytes(), frame.bytes);
+            }
+            (FrameKind::DiskWanted, Some(copier)) => copier.wanted(&frame),
+            (FrameKind::DiskStored, Some(copier)) => copier.stored(&frame),
+            // The copy is over.
+            _ => {}
+        }
+        Ok(true)
+    }
+
+    /// The session is over, and the copy with it.
+    pub fn end_session(&mut self) {
+        self.copier = None;
+        self.told = false;
+        self.peer_maps.iter_mut().for_each(|map| *map = None);
+    }
+
+    /// Whether blocks must be copied before the copy of memory may go on.
+    pub fn must_go_on(&self) -> bool {
+        self.copier
+            .as_ref()
+            .is_some_and(|copier| !copier.is_converged() || copier.go_on_if_needed())
+    }
+
+    pub fn forget_still(&mut self) {
+        self.still_for = None;
+    }
+
+    pub fn note_peer_flushed(&self, mark: DiskMark) {
+        if let Some(tracker) = self.trackers.get(usize::from(mark.disk)) {
+            tracker.note_peer_flushed(mark.request);
+        }
+    }
+
+    /// For humans.
+    pub fn shown(&self, core: &CoreStatus) -> Vec<DiskStatus> {
+        let progress = self.copier.as_ref().map(Copier::progress);
+        self.trackers
+            .iter()
+            .map(|tracker| DiskStatus {
+                disk: tracker.image().disk().to_owned(),
+                in_sync: core.protection == kemari_sync::Protection::Protected,
+                total_bytes: progress.map_or(0, |progress| progress.total_bytes),
+                compared_bytes: progress.map_or(0, |progress| progress.compared_bytes),
+                sent_bytes: progress.map_or(0, |progress| progress.sent_bytes),
+                changed_bytes: tracker.image().changed_bytes(),
+            })
+            .collect()
+    }
+}
+
+impl PrimarySide {
+    /// What keeps the VM from being protected, as far as the last session has shown.
+    pub(super) fn disk_trouble(&self) -> Option<String> {
+        self.disks
+            .trouble
+            .clone()
+            .filter(|_| self.session.is_none() && self.core.wants_peer() && !self.machine.holds_output())
+    }
+
+    /// Notes durably what the copy is to cover.
+    pub(super) fn mark_sources(&mut self, session: SessionId, plans: &[CopyDisk]) {
+        let result = self
+            .disks
+            .trackers
+            .iter()
+            .zip(plans)
+            .zip(&self.disks.peer_maps)
+            .try_for_each(|((tracker, plan), theirs)| match theirs {
+                Some(theirs) => tracker.image().become_source(plan, theirs),
+                None => anyhow::bail!("the secondary has not said what differs on disk {}", plan.disk),
+            })
+            .map_err(|error| format!("{error:#}"));
+        self.events
+            .push_back(PrimaryEvent::SourcesMarked { session, result });
+    }
+
+    pub(super) fn copy_disks(&mut self, session: SessionId) {
+        let result = self.start_copier().map_err(|error| format!("{error:#}"));
+        if result.is_err() {
+            self.events
+                .push_back(PrimaryEvent::DisksCopied { session, result });
+        }
+    }
+
+    fn start_copier(&mut self) -> anyhow::Result<()> {
+        let mut disks = Vec::new();
+        for tracker in &self.disks.trackers {
+            let id = tracker.image().disk();
+            let Some(disk) = self.machine.disk_image(id)? else {
+                anyhow::bail!("disk {id} has no image");
+            };
+            disks.push(CopiedDisk {
+                tracker: tracker.clone(),
+                disk,
+            });
+        }
+        let mailbox = self.mailbox.clone();
+        let bytes_per_s_max = self.config.protection.resync_bytes_per_s_max();
+        self.disks.told = false;
+        self.disks.copier = Some(Copier::start(disks, bytes_per_s_max, move || {
+            mailbox.post(Input::Wake)
+        })?);
+        Ok(())
+    }
+
+    /// Hands frames of the disks' copy to the link as long as it takes them.
+    pub(super) fn pump_disks(&mut self) {
+        while let (Some(copier), Some(session)) = (&self.disks.copier, &self.session) {
+            let id = session.id;
+            if let Some(reason) = copier.failure() {
+                self.disks.copier = None;
+                let result = Err(reason);
+                self.events
+                    .push_back(PrimaryEvent::DisksCopied { session: id, result });
+                return;
+            }
+            if session.main.queued_bytes() > QUEUED_BYTES_MAX {
+                return;
+            }
+            match copier.take_frame() {
+                Some(frame) => {
+                    self.counters.wire_bytes += frame.len() as u64;
+                    self.on_link(id, |session| session.main.send(frame));
+                }
+                None => {
+                    if copier.is_converged() && !self.disks.told {
+                        self.disks.told = true;
+                        let result = Ok(());
+                        self.events
+                            .push_back(PrimaryEvent::DisksCopied { session: id, result });
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// At the first capture of a pair no write may be under way: the secondary could not know its bytes, which the guest
+    /// may have changed since. Returns whether the capture waits for that.
+    pub(super) fn await_still_disks(&mut self, epoch: Epoch) -> bool {
+        if self.disks.trackers.is_empty() || self.machine.holds_output() {
+            return false;
+        }
+        self.paused = true;
+        self.machine.begin_pause();
+        self.disks.still_for = Some(epoch);
+        let (machine, mailbox) = (self.machine.clone(), self.mailbox.clone());
+        // Other threads finish the requests; the loop must go on meanwhile.
+        std::thread::spawn(move || {
+            machine.pause();
+            machine.drain_disks();
+            mailbox.post(Input::DisksAreStill(epoch));
+        });
+        true
+    }
+
+    pub(super) fn capture_still(&mut self, epoch: Epoch) {
+        if self
+            .disks
+            .still_for
+            .take_if(|waiting| *waiting == epoch)
+            .is_some()
+        {
+            self.capture(epoch, true);
+        } else {
+            // It was given up meanwhile, and the pause with it.
+            self.run_unless_paused();
+        }
+    }
+
+    /// The first sync of a pair is about to be sent: before it the rest of the disks, and, in the records here, that the
+    /// pair's term may begin. False: it failed, and the session is over.
+    pub(super) fn finish_disk_copy(&mut self, session: SessionId, term: Term) -> bool {
+        let announced = self
+            .disks
+            .trackers
+            .iter()
+            .try_for_each(|tracker| tracker.image().announce(term));
+        let rest = announced.and_then(|()| match self.disks.copier.take() {
+            Some(copier) => Ok(copier.take_rest()?),
+            None if self.disks.trackers.is_empty() => Ok(Vec::new()),
+            None => anyhow::bail!("the copy of the disks has ended early"),
+        });
+        match rest {
+            Ok(frames) => {
+                self.counters.wire_bytes += frames.iter().map(|frame| frame.len() as u64).sum::<u64>();
+                self.on_link(session, |session| session.main.send_all(frames));
+                true
+            }
+            Err(error) => {
+                let result = Err(format!("{error:#}"));
+                self.events
+                    .push_back(PrimaryEvent::DisksCopied { session, result });
+                false
+            }
+        }
+    }
+
+    /// Before anything is written in a new term, the records say that it is this side's. False: they cannot, and this
+    /// host fails.
+    pub(super) fn rule_disks(&mut self, paired: bool) -> bool {
+        let term = self.core.record().term;
+        if self.disks.trackers.is_empty() || self.disks.ruled == term {
+            return true;
+        }
+        let result = self
+            .disks
+            .trackers
+            .iter()
+            .try_for_each(|tracker| tracker.image().rule(term, paired));
+        match result {
+            Ok(()) => {
+                self.disks.ruled = term;
+                if paired {
+                    self.disks.trouble = None;
+                }
+                true
+            }
+            Err(error) => {
+                self.fail_host(format!("{error:#}"));
+                false
+            }
+        }
+    }
+
+    /// The VM ends here, or goes on elsewhere, and everything it wrote is durable.
+    pub(super) fn note_stopped_disks(&mut self) {
+        for tracker in &self.disks.trackers {
+            if let Err(error) = tracker.image().stop() {
+                tracing::error!("{error:#}");
+            }
+        }
+        self.disks.ruled = 0;
+    }
+}

@@ -1,0 +1,403 @@
+//! The replicated disks of a standby VM: the copy, what commits release, and the takeover.
+
+use std::sync::Arc;
+
+use anyhow::bail;
+use kemari_sync::wire::{BlockFrame, DiskMark, FrameHeader, FrameKind, encode_blocks};
+use kemari_sync::{CopyDisk, DiskOffer, SecondaryEvent, SessionId, Term};
+use kemari_vmm::disk::Operation;
+use kemari_vmm::machine::Machine;
+
+use super::super::assembly;
+use super::super::capture::explain;
+use super::SecondarySide;
+use crate::config::Config;
+use crate::link::LinkError;
+use crate::replica::{Barrier, Image, Replica, Report, Tracker};
+
+/// What waits until all replicas have reached a barrier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// The check of the first sync.
+    Check(u64),
+    /// The restore.
+    Restore,
+}
+
+/// The replicated disks of a standby VM.
+pub struct StandbyDisks {
+    /// Until the machine takes them over.
+    replicas: Vec<Replica>,
+    images: Vec<Arc<Image>>,
+    /// Which disk of the machine each of them is.
+    places: Vec<usize>,
+    /// How many disks the machine has.
+    disks: usize,
+    /// The last output that was given to each replica.
+    applied: Vec<Option<u64>>,
+    /// Commits so far.
+    commits: u64,
+    /// Whether their images are marked as inconsistent: blocks may come.
+    are_targets: bool,
+    /// How many replicas have not reached the barrier that something waits for.
+    unreached: usize,
+    /// Whether the last sync that was checked ends the VM.
+    pub is_stop: bool,
+}
+
+impl StandbyDisks {
+    pub fn new(config: &Config, replicas: Vec<Replica>) -> Self {
+        let places = config.disks.iter().enumerate();
+        Self {
+            images: replicas.iter().map(|replica| replica.image().clone()).collect(),
+            applied: vec![None; replicas.len()],
+            replicas,
+            places: places
+                .filter(|(_, disk)| config.replicates(disk))
+                .map(|(place, _)| place)
+                .collect(),
+            disks: config.disks.len(),
+            commits: 0,
+            are_targets: false,
+            unreached: 0,
+            is_stop: false,
+        }
+    }
+
+    /// What is told to the primary.
+    pub fn offers(&self) -> Vec<DiskOffer> {
+        self.images.iter().map(|image| image.offer()).collect()
+    }
+
+    /// Whether all replicas work.
+    pub fn check(&self) -> Result<(), String> {
+        match self.replicas.iter().find_map(Replica::failure) {
+            Some(reason) => Err(reason),
+            None => Ok(()),
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.replicas.iter().any(Replica::is_full)
+    }
+
+    fn barrier(&mut self, barrier: Barrier) {
+        self.unreached = self.replicas.len();
+        self.replicas.iter().for_each(|replica| replica.barrier(barrier));
+    }
+
+    fn mark_targets(&mut self, plans: &[CopyDisk]) -> anyhow::Result<()> {
+        if plans.len() != self.images.len() {
+            bail!(
+                "the primary copies {} disks, not {}",
+                plans.len(),
+                self.images.len()
+            );
+        }
+        for (image, plan) in self.images.iter().zip(plans) {
+            image.become_target(plan)?;
+        }
+        self.are_targets = true;
+        Ok(())
+    }
+
+    /// Gives the replicas what a commit releases, in order.
+    fn apply(&mut self, machine: &Machine, states: &[kemari_vmm::state::StateBlob]) -> Result<(), String> {
+        let mut place_of = vec![None; self.disks];
+        for (index, place) in self.places.iter().enumerate() {
+            place_of[*place] = Some(index);
+        }
+        // Other disks are not this side's business: all of their outputs count as applied.
+        let applied = |disk: usize| match place_of[disk] {
+            Some(index) => self.applied[index],
+            None => Some(u64::MAX),
+        };
+        let operations = machine
+            .disk_operations(states, applied)
+            .map_err(|error| explain(&error))?;
+        let mut outputs: Vec<Vec<(u64, Operation)>> = self.replicas.iter().map(|_| Vec::new()).collect();
+        for operation in operations {
+            if let Some(index) = place_of[operation.disk] {
+                self.applied[index] = Some(operation.id);
+                outputs[index].push((operation.id, operation.operation));
+            }
+        }
+        for (replica, outputs) in self.replicas.iter().zip(outputs) {
+            if !outputs.is_empty() {
+                replica.apply(outputs);
+            }
+        }
+        self.commits += 1;
+        if self.commits == 2 {
+            // The first one's output was released, so the pair is recorded.
+            self.replicas.iter().for_each(Replica::note_recorded);
+        }
+        Ok(())
+    }
+
+    /// Gives the images to the machine, which goes on from here in `term`.
+    pub fn hand_over(&mut self, machine: &Machine, term: Option<Term>) -> anyhow::Result<Vec<Arc<Tracker>>> {
+        self.replicas.drain(..).for_each(|replica| drop(replica.finish()));
+        if let Some(term) = term {
+            for image in &self.images {
+                image.rule(term, false)?;
+            }
+        }
+        for (image, applied) in self.images.iter().zip(&self.applied) {
+            if let Some(applied) = applied {
+                machine.note_applied(image.disk(), *applied)?;
+            }
+        }
+        assembly::watch_disks(machine, &self.images)
+    }
+
+    /// The VM was stopped: everything is made durable, and the records say so, if the last commit was the stop.
+    fn stop(&mut self) {
+        if self.is_stop {
+            self.replicas
+                .iter()
+                .for_each(|replica| replica.barrier(Barrier::Stop));
+        }
+        self.replicas.drain(..).for_each(|replica| drop(replica.finish()));
+    }
+}
+
+impl SecondarySide {
+    /// Whether a replica has so much to do that nothing more is to be read for it.
+    pub(super) fn disks_are_full(&self) -> bool {
+        self.standby
+            .as_ref()
+            .is_some_and(|standby| standby.disks.is_full())
+    }
+
+    /// Tells the primary which extents may differ.
+    pub(super) fn send_maps(&mut self, session: SessionId) {
+        let Some(standby) = &self.standby else { return };
+        let mut frames = Vec::new();
+        for (index, image) in standby.disks.images.iter().enumerate() {
+            let map = image.map().to_bytes();
+            let frame = BlockFrame {
+                disk: index as u16,
+                count: map.len() as u32,
+                place: 0,
+                bytes: &map,
+            };
+            encode_blocks(FrameKind::DiskMap, &frame, &mut frames);
+        }
+        self.send_frames(session, frames);
+    }
+
+    fn send_frames(&mut self, session: SessionId, frames: Vec<u8>) {
+        let Some(place) = self.sessions.iter().position(|other| other.id == session) else {
+            return;
+        };
+        if let Err(error) = self.sessions[place].main.send(frames) {
+            self.sessions.remove(place);
+            let reason = error.to_string();
+            self.events
+                .push_back(SecondaryEvent::PeerClosed { session, reason });
+        }
+    }
+
+    pub(super) fn mark_targets(&mut self, session: SessionId, plans: &[CopyDisk]) {
+        let result = match &mut self.standby {
+            Some(standby) => standby
+                .disks
+                .mark_targets(plans)
+                .map_err(|error| format!("{error:#}")),
+            None => Err("there is no standby VM".into()),
+        };
+        self.events
+            .push_back(SecondaryEvent::TargetsMarked { session, result });
+    }
+
+    /// A frame of the disks' copy.
+    pub(super) fn take_blocks(
+        &mut self,
+        session: SessionId,
+        header: &FrameHeader,
+        body: &[u8],
+    ) -> Result<(), LinkError> {
+        let copying = self.copying == Some(session);
+        let Some(standby) = self
+            .standby
+            .as_ref()
+            .filter(|standby| copying && standby.disks.are_targets)
+        else {
+            return Err(LinkError::Refused(
+                "blocks came before they were asked for".into(),
+            ));
+        };
+        header.check(body)?;
+        let frame = BlockFrame::parse(header.kind, body)?;
+        let Some(replica) = standby.disks.replicas.get(usize::from(frame.disk)) else {
+            return Err(LinkError::Refused(format!(
+                "there is no replicated disk {}",
+                frame.disk
+            )));
+        };
+        self.counters.wire_bytes += body.len() as u64;
+        match header.kind {
+            FrameKind::DiskSums => replica.compare(frame.place, frame.bytes),
+            _ => replica.write_blocks(frame.place, frame.count.into(), frame.bytes),
+        }
+        Ok(())
+    }
+
+    /// The check of the first sync of a pair passes when the images are whole, and durably so. Returns whether it waits.
+    pub(super) fn wait_for_whole_disks(&mut self, epoch: u64) -> bool {
+        let term = self.begun_term;
+        let Some(standby) = &mut self.standby else {
+            return false;
+        };
+        if standby.disks.replicas.is_empty() {
+            return false;
+        }
+        standby.disks.barrier(Barrier::Whole(term));
+        self.waits_for_disks = Some(Wait::Check(epoch));
+        true
+    }
+
+    /// The check that may be under way will not be needed.
+    pub(super) fn forget_check(&mut self) {
+        self.waits_for_disks
+            .take_if(|wait| matches!(wait, Wait::Check(_)));
+    }
+
+    /// The pages of a commit are in memory: now the disks.
+    pub(super) fn apply_outputs(&mut self, epoch: u64) {
+        if let Some(standby) = &mut self.standby {
+            let machine = standby.machine.clone();
+            if let Err(reason) = standby.disks.apply(&machine, &standby.states) {
+                self.events.push_back(SecondaryEvent::ReplicaFailed { reason });
+            }
+        }
+        if self.disks_are_full() {
+            self.applying = Some(epoch);
+        } else {
+            self.events.push_back(SecondaryEvent::Applied { epoch });
+        }
+    }
+
+    /// All that was committed is carried out and durable before the machine takes the disks over.
+    pub(super) fn finish_disks_and_restore(&mut self) {
+        if let Some(standby) = &mut self.standby
+            && !standby.disks.replicas.is_empty()
+        {
+            if let Err(reason) = standby.disks.check() {
+                let result = Err(reason);
+                return self.events.push_back(SecondaryEvent::Restored { result });
+            }
+            standby.disks.barrier(Barrier::Flush);
+            self.waits_for_disks = Some(Wait::Restore);
+            return;
+        }
+        let result = self.restore();
+        self.events.push_back(SecondaryEvent::Restored { result });
+    }
+
+    pub(super) fn settle_disk(&mut self, mark: DiskMark) {
+        if let Some(standby) = &self.standby
+            && let Some(replica) = standby.disks.replicas.get(usize::from(mark.disk))
+        {
+            replica.settle(mark.request);
+        }
+    }
+
+    /// The VM was stopped.
+    pub(super) fn stop_disks(&mut self) {
+        for mut standby in self.standby.take().into_iter().chain(self.leaving.take()) {
+            standby.disks.stop();
+        }
+    }
+
+    /// A replica of the standby that was built for `session` says something.
+    pub(super) fn on_replica(&mut self, session: SessionId, index: usize, report: Report) {
+        let is_current = self
+            .standby
+            .as_ref()
+            .is_some_and(|standby| standby.session == session);
+        if !is_current {
+            return;
+        }
+        match report {
+            Report::Room => {
+                if !self.disks_are_full()
+                    && let Some(epoch) = self.applying.take()
+                {
+                    self.events.push_back(SecondaryEvent::Applied { epoch });
+                }
+            }
+            Report::Wanted { first, count, bits } => {
+                let mut frame = Vec::new();
+                let wanted = BlockFrame {
+                    disk: index as u16,
+                    count,
+                    place: first,
+                    bytes: &bits,
+                };
+                encode_blocks(FrameKind::DiskWanted, &wanted, &mut frame);
+                self.send_frames(session, frame);
+            }
+            Report::Stored(frames) => {
+                let mut frame = Vec::new();
+                let stored = BlockFrame {
+                    disk: index as u16,
+                    count: 0,
+                    place: frames,
+                    bytes: &[],
+                };
+                encode_blocks(FrameKind::DiskStored, &stored, &mut frame);
+                self.send_frames(session, frame);
+            }
+            Report::Flushed(request) => {
+                let disk = index as u16;
+                self.events
+                    .push_back(SecondaryEvent::DiskFlushed(DiskMark { disk, request }));
+            }
+            Report::Reached(barrier) => self.on_barrier(barrier),
+            Report::Failed(reason) => self.on_replica_failed(reason),
+        }
+    }
+
+    fn on_barrier(&mut self, barrier: Barrier) {
+        let Some(standby) = &mut self.standby else { return };
+        let awaited = match (self.waits_for_disks, barrier) {
+            (Some(Wait::Check(_)), Barrier::Whole(term)) => term == self.begun_term,
+            (Some(Wait::Restore), Barrier::Flush) => true,
+            _ => false,
+        };
+        if !awaited {
+            return;
+        }
+        standby.disks.unreached -= 1;
+        if standby.disks.unreached > 0 {
+            return;
+        }
+        match self.waits_for_disks.take() {
+            Some(Wait::Check(epoch)) => {
+                let result = Ok(());
+                self.events.push_back(SecondaryEvent::Checked { epoch, result });
+            }
+            Some(Wait::Restore) => {
+                let result = self.restore();
+                self.events.push_back(SecondaryEvent::Restored { result });
+            }
+            None => {}
+        }
+    }
+
+    fn on_replica_failed(&mut self, reason: String) {
+        tracing::error!("{reason}");
+        let result = Err(reason.clone());
+        match self.waits_for_disks.take() {
+            Some(Wait::Check(epoch)) => self.events.push_back(SecondaryEvent::Checked { epoch, result }),
+            Some(Wait::Restore) => self.events.push_back(SecondaryEvent::Restored { result }),
+            None => self.events.push_back(SecondaryEvent::ReplicaFailed { reason }),
+        }
+        // Nothing more is carried out, so nothing waits for room.
+        if let Some(epoch) = self.applying.take() {
+            self.events.push_back(SecondaryEvent::Applied { epoch });
+        }
+    }
+}
