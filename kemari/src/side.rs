@@ -22,5 +22,6 @@ mod terminal;
 mod trace;
 mod wait;
 
+pub(crate) use assembly::disk_config;
 pub use life::{StartAs, run};
 pub use trace::Step;

@@ -1,6 +1,5 @@
 //! The image of a replicated disk on this host, with its record.
 
-use std::io::{Seek, SeekFrom};
 use std::ops::Range;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -8,10 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, bail, ensure};
 use kemari_sync::{CopyDisk, DiskOffer, ImageState, ImageWord, Source, Term, lineage_id};
+use kemari_vmm::disk::Disk;
 
 use super::record::{Head, Map, Record, State};
 use super::store::FileStore;
 use crate::config::{Config, HostDisk};
+use crate::side::disk_config;
 
 /// Where an image and its record are.
 pub struct Image {
@@ -53,14 +54,12 @@ impl Image {
         overwrite: Option<&str>,
     ) -> anyhow::Result<Self> {
         let path = disk.path.clone();
-        let open_error = || format!("cannot open the disk image {}", path.display());
-        let mut file = std::fs::File::open(&path).with_context(open_error)?;
-        let is_device = file
-            .metadata()
-            .with_context(open_error)?
+        // Opened for a moment only: this also says whether it is in use.
+        let bytes = Disk::open(&disk_config(disk, false))?.bytes();
+        let is_device = std::fs::metadata(&path)
+            .with_context(|| format!("cannot look at the disk image {}", path.display()))?
             .file_type()
             .is_block_device();
-        let bytes = file.seek(SeekFrom::End(0)).with_context(open_error)?;
         let record_path = match is_device {
             true => state_dir.join(format!("{}.kemari", disk.disk.id)),
             false => {

@@ -281,7 +281,7 @@ impl Worker {
         self.image.mark_ranges(&ranges)?;
         for (id, operation) in outputs {
             let is_flush = matches!(operation, Operation::Flush);
-            self.disk.carry_out(operation)?;
+            self.disk.carry_out(&operation)?;
             self.outputs = Some(id);
             if is_flush {
                 (self.report)(Report::Flushed(id));
@@ -310,7 +310,7 @@ impl Worker {
                 "the primary sent a block beyond the end of the disk",
             ));
         }
-        self.disk.carry_out(Operation::Write { offset, data }).map(drop)
+        self.disk.carry_out(&Operation::Write { offset, data }).map(drop)
     }
 
     /// From time to time what was copied is made durable, so that it need not be copied again after a break.
@@ -342,7 +342,7 @@ pub(super) fn read_chunk(disk: &Disk, chunk: u64) -> io::Result<Vec<u8>> {
     if bytes == 0 {
         return Err(io::Error::other("a chunk beyond the end of the disk"));
     }
-    disk.carry_out(Operation::Read { offset, bytes })
+    disk.carry_out(&Operation::Read { offset, bytes })
 }
 
 /// A checksum that no guest can make collide.

@@ -65,7 +65,7 @@ pub fn build(config: &Config, host: &str, spec: MachineSpec, events: EventSink) 
 }
 
 /// How the image of a disk is opened.
-fn disk_config(disk: &HostDisk<'_>, fenced: bool) -> DiskConfig {
+pub fn disk_config(disk: &HostDisk<'_>, fenced: bool) -> DiskConfig {
     let cache = match disk.disk.cache {
         Cache::Writeback => DiskCache::Writeback,
         Cache::Direct => DiskCache::Direct,
