@@ -1,13 +1,29 @@
-//! Which pages have changed: KVM's log of the guest's writes OR the bitmap of the VMM's own.
+//! Which pages have changed: what KVM saw the guest write OR what the VMM wrote itself.
+//!
+//! KVM tells by a ring a vCPU where it can, else by its log, a bit for each page of RAM. Either way the pages go into
+//! the [`crate::pageset::PageSet`] of their region, which the VMM's own writes mark too: each counts once.
 
-use std::sync::Arc;
+mod ring;
+
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::memory::{Memory, PAGE_BYTES};
+use ring::Ring;
+
+/// How KVM tells which pages the guest has written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DirtySource {
+    /// By a ring a vCPU, if this KVM has them; else by the log.
+    #[default]
+    Best,
+    /// By the log.
+    Log,
+}
 
 /// The dirty log of one machine. Reading clears it: whoever reads pages off the log owes them to the secondary, and
 /// gives them back with [`DirtyLog::give_back`] if they do not arrive.
@@ -15,18 +31,44 @@ pub struct DirtyLog {
     vm: Arc<VmFd>,
     memory: Memory,
     tracking: AtomicBool,
+    /// Entries of each vCPU's ring; `None`: KVM's log is read.
+    ring_entries: Option<usize>,
+    rings: Mutex<Vec<Ring>>,
 }
 
 impl DirtyLog {
-    /// Gives the machine its memory, without tracking.
-    pub fn new(vm: Arc<VmFd>, memory: Memory) -> Result<Self, kvm_ioctls::Error> {
+    /// Gives a VM without vCPUs its memory, without tracking.
+    pub fn new(vm: Arc<VmFd>, memory: Memory, source: DirtySource) -> Result<Self, kvm_ioctls::Error> {
+        let ring_entries = match source {
+            DirtySource::Best => ring::enable(&vm),
+            DirtySource::Log => None,
+        };
         let log = Self {
             vm,
             memory,
             tracking: AtomicBool::new(false),
+            ring_entries,
+            rings: Mutex::default(),
         };
         log.set_slots(0)?;
         Ok(log)
+    }
+
+    /// Takes in a vCPU that was just made. All of them, before one runs.
+    pub fn add_vcpu(&self, vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
+        if let Some(entries) = self.ring_entries {
+            let ring = Ring::map(vcpu, entries)?;
+            self.rings
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(ring);
+        }
+        Ok(())
+    }
+
+    /// Whether KVM tells by rings.
+    pub fn has_rings(&self) -> bool {
+        self.ring_entries.is_some()
     }
 
     /// Starts to track, with nothing dirty.
@@ -48,18 +90,41 @@ impl DirtyLog {
     /// Appends the page frame numbers that became dirty since the last call, in order within each region, and
     /// forgets them.
     pub fn collect(&self, pages: &mut Vec<u64>) -> Result<(), kvm_ioctls::Error> {
-        for (slot, region) in self.memory.iter().enumerate() {
+        match self.ring_entries {
+            Some(_) => self.read_rings()?,
+            None if self.tracking.load(Ordering::SeqCst) => self.read_log()?,
+            None => {}
+        }
+        for region in self.memory.iter() {
             let first = region.start_addr().0 / PAGE_BYTES as u64;
-            let mut words = self.vm.get_dirty_log(slot as u32, region.len() as usize)?;
-            let own = (**region).bitmap().get_and_reset();
-            for (word, own) in words.iter_mut().zip(own) {
-                *word |= own;
-            }
-            for (index, mut word) in words.into_iter().enumerate() {
-                while word != 0 {
-                    pages.push(first + index as u64 * 64 + u64::from(word.trailing_zeros()));
-                    word &= word - 1;
+            (**region).bitmap().take(|page| pages.push(first + page as u64));
+        }
+        Ok(())
+    }
+
+    /// Empties the vCPUs' rings into the sets of dirty pages; a vCPU whose ring is full may then run on.
+    pub fn read_rings(&self) -> Result<(), kvm_ioctls::Error> {
+        let mut read = 0;
+        let mut rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
+        for ring in rings.iter_mut() {
+            read += ring.read(|slot, page| {
+                // The upper half of a slot's number is its address space: SMM's, which no guest of ours has memory in.
+                if let Some(region) = self.memory.iter().nth(slot as usize) {
+                    (**region).bitmap().add_page(page as usize);
                 }
+            });
+        }
+        match read {
+            0 => Ok(()),
+            _ => ring::reset(&self.vm),
+        }
+    }
+
+    fn read_log(&self) -> Result<(), kvm_ioctls::Error> {
+        for (slot, region) in self.memory.iter().enumerate() {
+            let words = self.vm.get_dirty_log(slot as u32, region.len() as usize)?;
+            for (index, word) in words.into_iter().enumerate() {
+                (**region).bitmap().add(index, word);
             }
         }
         Ok(())
@@ -74,7 +139,7 @@ impl DirtyLog {
                 .iter()
                 .filter(|&&page| (first..first + count).contains(&page))
             {
-                (**region).bitmap().set_bit((page - first) as usize);
+                (**region).bitmap().add_page((page - first) as usize);
             }
         }
     }

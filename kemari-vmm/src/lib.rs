@@ -12,6 +12,7 @@ pub mod disk;
 pub mod event;
 pub mod machine;
 pub mod memory;
+pub mod pageset;
 pub mod state;
 pub mod vcpu;
 pub mod virtio;

@@ -49,7 +49,7 @@ pub struct Machine {
     vcpus: Vcpus,
     parts: Arc<Parts>,
     vm: Arc<VmFd>,
-    dirty: DirtyLog,
+    dirty: Arc<DirtyLog>,
     spec: MachineSpec,
     /// The processor that the guest sees.
     cpuid: CpuId,
@@ -81,7 +81,9 @@ impl Machine {
         let vm = Arc::new(kvm_fd.create_vm().map_err(kvm("create a virtual machine"))?);
         arch::create_irqchip(&vm)?;
         let memory = memory::create(spec.memory_bytes)?;
-        let dirty = DirtyLog::new(vm.clone(), memory.clone()).map_err(kvm("take the guest's memory"))?;
+        let dirty = DirtyLog::new(vm.clone(), memory.clone(), spec.dirty_source)
+            .map(Arc::new)
+            .map_err(kvm("take the guest's memory"))?;
         let cpuid = arch::cpuid::template(&kvm_fd, spec.vcpus)?;
         // A bare guest is known to leave XCR0 and the debug registers alone.
         let rare = if spec.kernel.is_bare() {
@@ -92,6 +94,7 @@ impl Machine {
         let (mut fds, mut identities, mut accesses) = (Vec::new(), Vec::new(), Vec::new());
         for index in 0..spec.vcpus {
             let mut fd = vm.create_vcpu(u64::from(index)).map_err(kvm("create a vCPU"))?;
+            dirty.add_vcpu(&fd).map_err(kvm("give a vCPU its dirty ring"))?;
             arch::setup_vcpu(&fd, &cpuid, index, None)?;
             identities.push(VcpuIdentity::save(&fd)?);
             accesses.push(VcpuAccess::new(&kvm_fd, &vm, &mut fd, rare)?);
@@ -102,7 +105,7 @@ impl Machine {
             vm: VmState::save(&vm)?,
         });
         let hub = Hub::new(memory, vm.clone());
-        let parts = Parts::new(&spec, hub, console, events)?;
+        let parts = Parts::new(&spec, hub, console, events, dirty.clone())?;
         let mut vcpus = Vcpus::new(fds);
         let bus: Arc<dyn Bus> = parts.clone();
         vcpus.start(&Arc::downgrade(&bus)).map_err(MachineError::Thread)?;

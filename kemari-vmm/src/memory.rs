@@ -2,11 +2,11 @@
 
 use std::io;
 
-use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::FromRangesError;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
 
 use crate::arch::layout;
+use crate::pageset::PageSet;
 
 /// Bytes of a page frame, the unit of dirty tracking.
 pub const PAGE_BYTES: usize = 4096;
@@ -17,8 +17,8 @@ pub const MEMORY_BYTES_MIN: u64 = 64 << 20;
 /// Most guest memory, in bytes.
 pub const MEMORY_BYTES_MAX: u64 = 1 << 40;
 
-/// Guest memory with a bitmap of the pages that the VMM wrote (KVM's log does not see those).
-pub type Memory = vm_memory::GuestMemoryMmap<AtomicBitmap>;
+/// Guest memory, each region with the set of its pages that the VMM wrote (KVM does not see those).
+pub type Memory = vm_memory::GuestMemoryMmap<PageSet>;
 
 /// Guest memory that cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -56,9 +56,25 @@ pub fn create(bytes: u64) -> Result<Memory, MemoryError> {
     Ok(memory)
 }
 
+/// Memory that is populated at a time. While the kernel is at it, no thread of the process can map memory or begin.
+const POPULATED_BYTES: usize = 4 << 20;
+
 /// Touches every page and pins it, so that a secondary cannot run out of memory in the middle of a takeover.
 pub fn populate_and_lock(memory: &Memory) -> Result<(), MemoryError> {
     for region in memory.iter() {
+        for start in (0..region.size()).step_by(POPULATED_BYTES) {
+            let bytes = POPULATED_BYTES.min(region.size() - start);
+            // SAFETY: the range lies in a live mapping of ours; populating it changes no content.
+            unsafe {
+                libc::madvise(
+                    region.as_ptr().add(start).cast(),
+                    bytes,
+                    libc::MADV_POPULATE_WRITE,
+                )
+            };
+            // Where the kernel does not know that advice (before Linux 5.14), or has no memory, the lock populates or
+            // says why not.
+        }
         // SAFETY: the range is a live mapping of ours; locking changes no content.
         let result = unsafe { libc::mlock(region.as_ptr().cast(), region.size()) };
         if result != 0 {

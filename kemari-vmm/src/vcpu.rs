@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::thread::{self, JoinHandle};
 use std::{io, ptr};
 
+use kvm_bindings::KVM_EXIT_DIRTY_RING_FULL;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
@@ -25,6 +26,8 @@ pub trait Bus: Send + Sync {
     fn mmio_write(&self, address: u64, data: &[u8]);
     /// The guest made the processor shut down (a triple fault): a PC is reset by it.
     fn shut_down(&self);
+    /// The vCPU's dirty ring is full: the guest goes on when it has been read.
+    fn dirty_ring_full(&self);
     /// KVM cannot go on with this vCPU: the host's failure, not the guest's.
     fn failed(&self, why: String);
 }
@@ -312,6 +315,10 @@ fn run_once(fd: &mut VcpuFd, bus: &dyn Bus) -> Left {
         Ok(VcpuExit::Shutdown) => {
             bus.shut_down();
             return Left::Dead;
+        }
+        Ok(VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL)) => {
+            bus.dirty_ring_full();
+            return Left::Again;
         }
         Ok(exit) => {
             let why = format!("KVM left the guest for a reason that Kemari does not handle: {exit:?}");

@@ -10,6 +10,7 @@ use crate::devices::Device;
 use crate::devices::hub::Hub;
 use crate::devices::ports::{KEYBOARD_PORT, Ports, PowerEvent};
 use crate::devices::serial::Console;
+use crate::dirty::DirtyLog;
 use crate::vcpu::Bus;
 use crate::virtio::block::Block;
 use crate::virtio::device::VirtioDevice;
@@ -26,6 +27,7 @@ pub(super) struct Parts {
     pub(super) disks: Vec<(String, Arc<VirtioDevice<Block>>)>,
     pub(super) mmio: Vec<MmioDevice>,
     events: EventSink,
+    dirty: Arc<DirtyLog>,
 }
 
 impl Parts {
@@ -34,6 +36,7 @@ impl Parts {
         hub: Arc<Hub>,
         console: Box<dyn Write + Send>,
         events: EventSink,
+        dirty: Arc<DirtyLog>,
     ) -> Result<Arc<Self>, MachineError> {
         let power_events = events.clone();
         let ports = Ports::new(
@@ -54,6 +57,7 @@ impl Parts {
             disks: Vec::new(),
             mmio: Vec::new(),
             events,
+            dirty,
         };
         for DiskSpec { id, block } in &spec.disks {
             let (instance, gsi) = parts.slot(2)?;
@@ -146,6 +150,12 @@ impl Bus for Parts {
     fn shut_down(&self) {
         tracing::warn!("the guest's processor shut down (a triple fault): the machine is reset");
         self.ports.want_reset();
+    }
+
+    fn dirty_ring_full(&self) {
+        if let Err(error) = self.dirty.read_rings() {
+            self.failed(format!("KVM's dirty rings cannot be emptied: {error}"));
+        }
     }
 
     fn failed(&self, why: String) {

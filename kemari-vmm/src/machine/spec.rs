@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::boot::Kernel;
+use crate::dirty::DirtySource;
 use crate::virtio::block::BlockSpec;
 
 /// Most vCPUs of a machine.
@@ -43,6 +44,8 @@ pub struct MachineSpec {
     pub nets: Vec<NetSpec>,
     /// Whether there is an entropy device.
     pub rng: bool,
+    /// How KVM tells which pages the guest has written. The guest sees nothing of it.
+    pub dirty_source: DirtySource,
 }
 
 /// Something that whoever runs the machine must act on.

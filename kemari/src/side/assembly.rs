@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use kemari_vmm::boot::{BootConfig, Kernel};
+use kemari_vmm::dirty::DirtySource;
 use kemari_vmm::disk::{Cache as DiskCache, DiskConfig};
 use kemari_vmm::machine::{DiskSpec, EventSink, Machine, MachineSpec, NetSpec};
 use kemari_vmm::virtio::block::BlockSpec;
@@ -47,6 +48,7 @@ pub fn machine_spec(config: &Config) -> anyhow::Result<MachineSpec> {
             })
             .collect(),
         rng: true,
+        dirty_source: DirtySource::Best,
     })
 }
 

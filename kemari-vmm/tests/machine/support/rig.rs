@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kemari_vmm::boot::{BootConfig, Kernel};
+use kemari_vmm::dirty::DirtySource;
 use kemari_vmm::disk::{DiskConfig, DiskError};
 use kemari_vmm::machine::{DiskSpec, Machine, MachineError, MachineEvent, MachineSpec, NetSpec};
 use kemari_vmm::virtio::block::BlockSpec;
@@ -88,6 +89,7 @@ impl Rig {
                 offload: false,
             }],
             rng: true,
+            dirty_source: DirtySource::Best,
         };
         Self {
             spec,
