@@ -113,20 +113,18 @@ fn prepare(options: &Options, ui: &Ui) -> Result<Box<dyn Place>> {
 }
 
 fn image(options: &Options, ui: &Ui) -> Result<Image> {
-    match options.guest {
-        Guest::Bare => {
-            Ok(Image::bare(ui.step("building the bare guest", |_| {
-                tools::build_bare_guest()
-            })?))
-        }
+    let mut image = match options.guest {
+        Guest::Bare => Image::bare(ui.step("building the bare guest", |_| tools::build_bare_guest())?),
         Guest::Linux => {
             let service = options.linux_service();
             ui.step(&format!("the guest: Debian's kernel and {service}"), |_| {
                 lab::ensure_packages()?;
-                Ok(Image::linux(&lab::guest_image(service)?))
-            })
+                Ok::<_, anyhow::Error>(Image::linux(&lab::guest_image(service)?))
+            })?
         }
-    }
+    };
+    image.vcpus = options.vcpus;
+    Ok(image)
 }
 
 /// Whether this machine's KVM runs the guest, by measuring: some run privileged code far too slowly, or not at all.

@@ -1,5 +1,7 @@
-//! What a newcomer types: `cargo xtask demo`, `cargo xtask test`, `cargo xtask sim`, `cargo xtask soak`.
+//! What a newcomer types: `cargo xtask demo`, `cargo xtask test`, `cargo xtask sim`, `cargo xtask soak`,
+//! `cargo xtask bench`.
 
+pub mod bench;
 pub mod demo;
 pub mod packages;
 pub mod proof;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{demo, sim, soak, test};
+use xtask::{bench, demo, sim, soak, test};
 
 /// Shows, tests and simulates Kemari
 #[derive(Parser)]
@@ -21,12 +21,15 @@ enum Command {
     Test(test::Options),
     /// Crashes the mechanism in a simulated world, from seeds that can be replayed
     Sim(sim::Options),
+    /// Measures what protection costs, side by side: a table, target/bench/result.json, plots
+    Bench(bench::Options),
     /// Cuts one VM's hosts again and again, for as long as asked for: no client may notice
     Soak(soak::Options),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
+        Command::Bench(options) => bench::bench(&options),
         Command::Demo(options) => demo::demo(&options),
         Command::Sim(options) => sim::sim(&options),
         Command::Soak(options) => soak::soak(&options),

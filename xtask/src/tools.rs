@@ -98,6 +98,17 @@ pub fn build_kemari(features: &[&str]) -> Result<PathBuf> {
     Ok(target_dir().join("debug/kemari"))
 }
 
+/// Builds the program of a checkout of this repository as an administrator would, for measurements. All checkouts have
+/// one target directory, so that what they depend on is built once; the program of the last one lies there.
+pub fn build_release(checkout: &Path) -> Result<PathBuf> {
+    let mut command = cargo();
+    command
+        .current_dir(checkout)
+        .env("CARGO_TARGET_DIR", target_dir());
+    run_quietly(command.args(["build", "--quiet", "--release", "--package", "kemari"]))?;
+    Ok(target_dir().join("release/kemari"))
+}
+
 /// Builds the bare guest: a workspace of its own, with a target directory of its own.
 pub fn build_bare_guest() -> Result<PathBuf> {
     let directory = root().join("guests/bare");

@@ -140,6 +140,7 @@ fn options(cut: Cut) -> Options {
         seed: Some(5),
         fault: None,
         connections: 8,
+        vcpus: 1,
     }
 }
 

@@ -4,6 +4,7 @@ use core::fmt;
 use core::net::Ipv4Addr;
 
 use crate::abi::{self, BootDevice, BootInfo};
+use crate::pattern::PAGES_MAX;
 
 /// What the command line sets: `key=value` words separated by spaces. Unknown words are ignored, since the machine's
 /// user may have put words there for others.
@@ -23,6 +24,8 @@ pub struct Settings {
     pub indirect: bool,
     /// `kickloop=PAGES:SECONDS`: at boot, without a client, dirty so many pages and kick, again and again.
     pub kick_loop: Option<(u32, u32)>,
+    /// `pattern=PAGES`: the pattern area has so many pages at most.
+    pub pattern_pages_max: usize,
 }
 
 impl Default for Settings {
@@ -35,6 +38,7 @@ impl Default for Settings {
             event_idx: true,
             indirect: true,
             kick_loop: None,
+            pattern_pages_max: PAGES_MAX,
         }
     }
 }
@@ -48,7 +52,7 @@ impl fmt::Display for BadWord<'_> {
         write!(
             f,
             "cannot understand '{}' on the command line: expected ip=A.B.C.D/N, gw=A.B.C.D, port=N, \
-             event_idx=on|off, indirect=on|off or kickloop=PAGES:SECONDS",
+             event_idx=on|off, indirect=on|off, kickloop=PAGES:SECONDS or pattern=PAGES",
             self.0
         )
     }
@@ -85,6 +89,7 @@ fn set(settings: &mut Settings, key: &str, value: &str) -> Option<()> {
             let (pages, seconds) = value.split_once(':')?;
             settings.kick_loop = Some((pages.parse().ok()?, seconds.parse().ok()?));
         }
+        "pattern" => settings.pattern_pages_max = value.parse().ok().filter(|pages| *pages != 0)?,
         _ => {}
     }
     Some(())
@@ -144,6 +149,7 @@ mod tests {
             "port=70000",
             "indirect=no",
             "kickloop=3",
+            "pattern=0",
         ] {
             assert_eq!(parse(word), Err(BadWord(word)));
         }

@@ -58,6 +58,7 @@ pub unsafe fn set_up(info: &'static BootInfo, free: core::ops::Range<u64>) -> Gu
         .kick_loop
         .map(|(pages, seconds)| Job::Kick(KickJob::timed(pages as usize, u64::from(seconds) * 1_000_000)));
     let pages = (free.end.saturating_sub(free.start)) as usize / PAGE_BYTES;
+    let pages = pages.min(settings.pattern_pages_max);
     if let Some(job) = &boot_job {
         assert!(
             job.pages() <= pages,

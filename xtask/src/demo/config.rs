@@ -9,9 +9,6 @@ use toml::{Table, Value};
 use super::options::Flush;
 use super::pair::Side;
 
-/// MAC address of the guest's network card.
-const GUEST_MAC: &str = "52:54:00:4b:00:02";
-
 /// Everything that differs from run to run and from place to place. Paths are those that the hosts see.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -27,10 +24,20 @@ pub struct Plan {
     pub memory_mib: u32,
     /// When a guest's flush is done, if each host has an image of its own; `None`: both have the same one.
     pub replicated: Option<Flush>,
+    /// Number of vCPUs.
+    pub vcpus: u8,
+    /// MAC address of the guest's network card.
+    pub mac: String,
     /// Whether the file system of the disk image takes O_DIRECT. If not, both hosts must have one page cache.
     pub direct: bool,
-    /// The etcd endpoint.
-    pub etcd: String,
+    /// Who decides.
+    pub arbiter: Arbiter,
+    /// `protection.enabled`.
+    pub protected: bool,
+    /// `protection.mode`.
+    pub mode: &'static str,
+    /// Further keys of `[protection]`.
+    pub tuning: Table,
     /// When silence becomes a suspicion.
     pub suspicion_timeout_ms: u64,
     /// How often each side gives a sign of life.
@@ -39,6 +46,24 @@ pub struct Plan {
     pub reconnect_timeout_ms: u64,
     /// A and B.
     pub hosts: [HostPlan; 2],
+}
+
+/// Where the arbiter's record is kept.
+#[derive(Clone, Debug)]
+pub enum Arbiter {
+    /// At this etcd endpoint.
+    Etcd(String),
+    /// In this directory.
+    File(PathBuf),
+}
+
+impl Arbiter {
+    fn to_table(&self) -> Result<Table> {
+        Ok(match self {
+            Arbiter::Etcd(endpoint) => table([("kind", value("etcd")?), ("endpoints", value(&[endpoint])?)]),
+            Arbiter::File(directory) => table([("kind", value("file")?), ("path", value(directory)?)]),
+        })
+    }
 }
 
 /// One host of a [`Plan`].
@@ -69,7 +94,7 @@ impl Plan {
         }
         let mut machine = table([
             ("memory_mib", value(&self.memory_mib)?),
-            ("vcpus", value(&1)?),
+            ("vcpus", value(&self.vcpus)?),
             ("kernel", value(&self.kernel)?),
             ("cmdline", value(&self.cmdline)?),
         ]);
@@ -89,10 +114,10 @@ impl Plan {
                 disk.insert("shared".into(), value(&true)?);
             }
         }
-        let net = table([("id", value("net0")?), ("mac", value(GUEST_MAC)?)]);
+        let net = table([("id", value("net0")?), ("mac", value(&self.mac)?)]);
         let mut protection = table([
-            ("enabled", value(&true)?),
-            ("mode", value("lockstep")?),
+            ("enabled", value(&self.protected)?),
+            ("mode", value(self.mode)?),
             ("suspicion_timeout_ms", value(&self.suspicion_timeout_ms)?),
             ("heartbeat_interval_ms", value(&self.heartbeat_interval_ms)?),
             ("reconnect_timeout_ms", value(&self.reconnect_timeout_ms)?),
@@ -101,14 +126,14 @@ impl Plan {
         if !self.direct && self.replicated.is_none() {
             protection.insert("allow_cached_shared_disk".into(), value(&true)?);
         }
-        let arbiter = table([("kind", value("etcd")?), ("endpoints", value(&[&self.etcd])?)]);
+        protection.extend(self.tuning.clone());
         let file = table([
             ("vm", value(&self.vm)?),
             ("machine", Value::Table(machine)),
             ("disk", Value::Array(vec![Value::Table(disk)])),
             ("net", Value::Array(vec![Value::Table(net)])),
             ("protection", Value::Table(protection)),
-            ("arbiter", Value::Table(arbiter)),
+            ("arbiter", Value::Table(self.arbiter.to_table()?)),
             ("hosts", Value::Table(hosts)),
         ]);
         toml::to_string(&file).context("the configuration of the run cannot be written as TOML")

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use lab::{Host, Lab, LabConfig, Netns, Network, guest_address, replication_address};
 use tempfile::TempDir;
+use toml::Table;
 
-use super::config::{HostPlan, Plan};
+use super::config::{Arbiter, HostPlan, Plan};
 use super::options::{Cut, Disk, Fault, Flush, Options, Pace};
 use super::pair::{
-    self, FORGET_OUTSIDE, Image, LINK_PORT, Pair, Place, Role, STOP_MAX, Side, Status, run_dir,
+    self, FORGET_OUTSIDE, GUEST_MAC, Image, LINK_PORT, Pair, Place, Role, STOP_MAX, Side, Status, run_dir,
 };
 use crate::tools::{tail, wait_for};
 
@@ -209,8 +210,13 @@ impl EmulatedPlace {
                 GuestDisk::Shared(_) => None,
                 GuestDisk::Replicated(flush) => Some(flush),
             },
+            vcpus: self.image.vcpus,
+            mac: GUEST_MAC.into(),
             direct: true,
-            etcd,
+            arbiter: Arbiter::Etcd(etcd),
+            protected: true,
+            mode: "lockstep",
+            tuning: Table::new(),
             suspicion_timeout_ms: 3000,
             heartbeat_interval_ms: 200,
             reconnect_timeout_ms: 1000,

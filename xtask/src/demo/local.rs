@@ -9,11 +9,13 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use lab::{Etcd, LocalNet, Netns, Network, Process, guest_address, replication_address};
 use rustix::process::Signal;
+use toml::Table;
 
-use super::config::{HostPlan, Plan};
+use super::config::{Arbiter, HostPlan, Plan};
 use super::options::{Cut, Disk, Fault, Flush, Options, Pace};
 use super::pair::{
-    FORGET_HOST, FORGET_OUTSIDE, Image, LINK_PORT, Pair, Place, Role, STOP_MAX, Side, Status, run_dir,
+    FORGET_HOST, FORGET_OUTSIDE, GUEST_MAC, Image, LINK_PORT, Pair, Place, Role, STOP_MAX, Side, Status,
+    run_dir,
 };
 use crate::tools::{output_of, tail};
 
@@ -369,7 +371,12 @@ impl LocalPlace {
             memory_mib: self.image.memory_mib,
             replicated,
             direct: takes_o_direct(&disk(Side::A)),
-            etcd: self.etcd.endpoint(),
+            vcpus: self.image.vcpus,
+            mac: GUEST_MAC.into(),
+            arbiter: Arbiter::Etcd(self.etcd.endpoint()),
+            protected: true,
+            mode: "lockstep",
+            tuning: Table::new(),
             suspicion_timeout_ms: 1000,
             heartbeat_interval_ms: 100,
             reconnect_timeout_ms: 300,

@@ -44,6 +44,9 @@ pub struct Options {
     /// Number of client connections
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(8..=63))]
     pub connections: u16,
+    /// Number of the guest's vCPUs
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+    pub vcpus: u8,
 }
 
 /// What runs in the VM.

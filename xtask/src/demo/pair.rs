@@ -14,6 +14,8 @@ use crate::tools::target_dir;
 
 /// Port of the bare guest's service.
 pub const BARE_PORT: u16 = 6379;
+/// MAC address of the guest's network card.
+pub const GUEST_MAC: &str = "52:54:00:4b:00:02";
 /// Port on which each side listens for the other.
 pub const LINK_PORT: u16 = 7700;
 
@@ -41,6 +43,8 @@ pub struct Image {
     pub memory_mib: u32,
     /// Port of its service.
     pub port: u16,
+    /// Number of vCPUs.
+    pub vcpus: u8,
 }
 
 /// The disk at the start of a run.
@@ -108,22 +112,28 @@ impl Image {
                 lab::Service::Postgres => 256,
             },
             port: image.service.port(),
+            vcpus: 1,
         }
     }
 
     /// The bare guest.
     pub fn bare(kernel: PathBuf) -> Self {
-        let (ip, gateway) = (lab::guest_address(0), lab::OUTSIDE_GUESTS);
-        let cmdline = format!("ip={ip}/{} gw={gateway} port={BARE_PORT}", lab::NETMASK_BITS);
         Self {
             kernel,
             initrd: None,
-            cmdline,
+            cmdline: bare_cmdline(0),
             disk: Disk::Empty(16),
             memory_mib: 64,
             port: BARE_PORT,
+            vcpus: 1,
         }
     }
+}
+
+/// The command line of a bare guest that is guest `number` of the networks.
+pub fn bare_cmdline(number: usize) -> String {
+    let (ip, gateway) = (lab::guest_address(number), lab::OUTSIDE_GUESTS);
+    format!("ip={ip}/{} gw={gateway} port={BARE_PORT}", lab::NETMASK_BITS)
 }
 
 /// The directory on this machine of the run that goes on; that of a run that was not ok is kept beside it.

@@ -47,6 +47,7 @@ pub(super) fn run(tally: &mut Tally, kvm: Place, wants: impl Fn(Place) -> bool) 
             seed: None,
             fault,
             connections: 8,
+            vcpus: 1,
         };
         let with = fault.map_or(String::new(), |fault| format!(", fault {fault} must be noticed"));
         tally.stage(place, &format!("demo: {guest} guest, cut {cut}{with}"), || {

@@ -1,0 +1,141 @@
+//! What clients of the key-value service notice of the protection.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::rows::{Found, RowKind, Target, shown};
+use super::service::{Clients, Mix, Slice};
+use super::stats::{Samples, ratio};
+use super::status::Span;
+use super::vm::{Vm, VmSpec};
+use super::{Bench, Measured};
+use crate::demo::pair::Side;
+
+const RATIO_1: RowKind = RowKind {
+    name: "rps_ratio_1",
+    unit: "ratio",
+    target: Target::AtLeast(0.6),
+};
+const RATIO_64: RowKind = RowKind {
+    name: "rps_ratio_64",
+    unit: "ratio",
+    target: Target::AtLeast(0.8),
+};
+const GAIN: RowKind = RowKind {
+    name: "latency_gain_over_interval_1",
+    unit: "ratio",
+    target: Target::AtLeast(50.0),
+};
+const WIRE: RowKind = RowKind {
+    name: "wire_ratio_delta",
+    unit: "ratio",
+    target: Target::AtMost(0.2),
+};
+/// The interval to compare with, in ms.
+const INTERVAL_MS: i64 = 25;
+/// Clients of the row with many.
+const MANY: usize = 64;
+/// Bytes of a page.
+const PAGE_BYTES: f64 = 4096.0;
+
+/// The rows, in order.
+pub fn kinds() -> Vec<RowKind> {
+    vec![RATIO_1, RATIO_64, GAIN, WIRE]
+}
+
+/// Slices of clients' work on one VM.
+#[derive(Default)]
+pub struct Work {
+    /// Answers a second of each slice.
+    pub rates: Samples,
+    /// What each answer took, in us.
+    pub latencies_us: Samples,
+}
+
+impl Work {
+    /// Adds a slice.
+    pub fn add(&mut self, mut slice: Slice) {
+        self.rates.push(slice.rate());
+        self.latencies_us.append(&mut slice.latencies_us);
+    }
+
+    fn run(&mut self, clients: &mut Clients, duration: Duration) -> Result<()> {
+        self.add(clients.work(duration, Mix::Half)?);
+        Ok(())
+    }
+
+    /// The absolute values, as people read them.
+    pub fn shown(&self) -> String {
+        let or_none = |value: Option<f64>| value.map_or("-".into(), shown);
+        let at = self.latencies_us.percentiles(&[99.0]);
+        format!(
+            "{} answers/s, a reply after {} us (99 %: {} us)",
+            or_none(self.rates.median()),
+            or_none(self.latencies_us.median()),
+            or_none(at.first().copied())
+        )
+    }
+}
+
+/// Protected over unprotected, with the absolute values.
+pub fn rate_ratio(protected: &Work, alone: &Work, how: &str) -> Found {
+    Found::from(ratio(protected.rates.median(), alone.rates.median()))
+        .note(format!("{how}: {}", protected.shown()))
+        .note(format!("unprotected: {}", alone.shown()))
+        .with(protected.latencies_us.series(&format!("reply, {how}"), "us"))
+        .with(alone.latencies_us.series("reply, unprotected", "us"))
+}
+
+/// Measures the rows.
+pub fn measure(bench: &Bench) -> Result<Measured> {
+    let start = |number, spec: VmSpec| Vm::start(&bench.place, number, &bench.program, &spec);
+    let ours = start(0, VmSpec::protected("pipelined"))?;
+    let alone = start(1, VmSpec::unprotected())?;
+    let interval = start(2, VmSpec::protected("interval").with("interval_ms", INTERVAL_MS))?;
+    let delta = start(3, VmSpec::protected("pipelined").with("delta", "on"))?;
+
+    let mut one = [ours.clients(1)?, alone.clients(1)?, interval.clients(1)?];
+    let mut many = [ours.clients(MANY)?, alone.clients(MANY)?];
+    let mut on_delta = delta.clients(1)?;
+    let (mut work_one, mut work_many): ([Work; 3], [Work; 2]) = Default::default();
+    let (mut wire, mut work_delta) = (Span::default(), Work::default());
+    for _ in 0..bench.pace.rounds {
+        for (clients, work) in one.iter_mut().zip(&mut work_one) {
+            work.run(clients, bench.pace.slice)?;
+        }
+        for (clients, work) in many.iter_mut().zip(&mut work_many) {
+            work.run(clients, bench.pace.slice)?;
+        }
+        let before = delta.status(Side::A)?;
+        work_delta.run(&mut on_delta, bench.pace.slice)?;
+        wire.add(&before, &delta.status(Side::A)?);
+    }
+
+    let [ours, alone, interval] = &work_one;
+    let gain = ratio(interval.latencies_us.median(), ours.latencies_us.median());
+    let gain = Found::from(gain)
+        .note(format!("pipelined: {}", ours.shown()))
+        .note(format!("every {INTERVAL_MS} ms: {}", interval.shown()))
+        .with(ours.latencies_us.series("reply, pipelined", "us"))
+        .with(interval.latencies_us.series("reply, interval of 25 ms", "us"));
+    let counters = wire.counters;
+    let per_sync =
+        |count: u64| ratio(Some(count as f64), Some(counters.syncs as f64)).map_or("-".into(), shown);
+    let wire = ratio(
+        Some(counters.wire_bytes as f64),
+        Some(counters.pages as f64 * PAGE_BYTES),
+    );
+    let wire = Found::from(wire).note(format!(
+        "{} dirty pages and {} bytes on the wire (states of processor and devices among them) a sync; {}",
+        per_sync(counters.pages),
+        per_sync(counters.wire_bytes),
+        work_delta.shown()
+    ));
+    Ok(vec![
+        rate_ratio(ours, alone, "pipelined, 1 connection"),
+        rate_ratio(&work_many[0], &work_many[1], "pipelined, 64 connections"),
+        gain,
+        wire,
+    ])
+}
