@@ -96,6 +96,9 @@ impl<'a> Vm<'a> {
         let _ = fs::remove_dir_all(&directory);
         fs::create_dir_all(directory.join("arbiter"))
             .with_context(|| format!("{} cannot be made", directory.display()))?;
+        // The file arbiter wants a word that this directory is the storage that both hosts see.
+        fs::write(directory.join("arbiter/kemari-arbiter"), "")
+            .context("the arbiter's mark cannot be written")?;
         let mut vm = Self {
             place,
             number,
