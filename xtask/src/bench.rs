@@ -98,7 +98,7 @@ struct Group {
     measure: fn(&Bench) -> Result<Measured>,
 }
 
-const GROUPS: [Group; 5] = [
+const GROUPS: [Group; 6] = [
     Group {
         what: "syncs",
         kinds: sync::kinds,
@@ -108,6 +108,11 @@ const GROUPS: [Group; 5] = [
         what: "the key-value service",
         kinds: kv::kinds,
         measure: kv::measure,
+    },
+    Group {
+        what: "bytes on the wire",
+        kinds: kv::wire_kinds,
+        measure: kv::measure_wire,
     },
     Group {
         what: "a large guest",

@@ -41,7 +41,12 @@ const PAGE_BYTES: f64 = 4096.0;
 
 /// The rows, in order.
 pub fn kinds() -> Vec<RowKind> {
-    vec![RATIO_1, RATIO_64, GAIN, WIRE]
+    vec![RATIO_1, RATIO_64, GAIN]
+}
+
+/// The row of [`measure_wire`].
+pub fn wire_kinds() -> Vec<RowKind> {
+    vec![WIRE]
 }
 
 /// Slices of clients' work on one VM.
@@ -93,13 +98,10 @@ pub fn measure(bench: &Bench) -> Result<Measured> {
     let ours = start(0, VmSpec::protected("pipelined"))?;
     let alone = start(1, VmSpec::unprotected())?;
     let interval = start(2, VmSpec::protected("interval").with("interval_ms", INTERVAL_MS))?;
-    let delta = start(3, VmSpec::protected("pipelined").with("delta", "on"))?;
 
     let mut one = [ours.clients(1)?, alone.clients(1)?, interval.clients(1)?];
     let mut many = [ours.clients(MANY)?, alone.clients(MANY)?];
-    let mut on_delta = delta.clients(1)?;
     let (mut work_one, mut work_many): ([Work; 3], [Work; 2]) = Default::default();
-    let (mut wire, mut work_delta) = (Span::default(), Work::default());
     for _ in 0..bench.pace.rounds {
         for (clients, work) in one.iter_mut().zip(&mut work_one) {
             work.run(clients, bench.pace.slice)?;
@@ -107,9 +109,6 @@ pub fn measure(bench: &Bench) -> Result<Measured> {
         for (clients, work) in many.iter_mut().zip(&mut work_many) {
             work.run(clients, bench.pace.slice)?;
         }
-        let before = delta.status(Side::A)?;
-        work_delta.run(&mut on_delta, bench.pace.slice)?;
-        wire.add(&before, &delta.status(Side::A)?);
     }
 
     let [ours, alone, interval] = &work_one;
@@ -119,23 +118,37 @@ pub fn measure(bench: &Bench) -> Result<Measured> {
         .note(format!("every {INTERVAL_MS} ms: {}", interval.shown()))
         .with(ours.latencies_us.series("reply, pipelined", "us"))
         .with(interval.latencies_us.series("reply, interval of 25 ms", "us"));
-    let counters = wire.counters;
-    let per_sync =
-        |count: u64| ratio(Some(count as f64), Some(counters.syncs as f64)).map_or("-".into(), shown);
-    let wire = ratio(
-        Some(counters.wire_bytes as f64),
-        Some(counters.pages as f64 * PAGE_BYTES),
-    );
-    let wire = Found::from(wire).note(format!(
-        "{} dirty pages and {} bytes on the wire (states of processor and devices among them) a sync; {}",
-        per_sync(counters.pages),
-        per_sync(counters.wire_bytes),
-        work_delta.shown()
-    ));
     Ok(vec![
         rate_ratio(ours, alone, "pipelined, 1 connection"),
         rate_ratio(&work_many[0], &work_many[1], "pipelined, 64 connections"),
         gain,
-        wire,
     ])
+}
+
+/// What the pages of this load need on the wire if they are encoded against what the secondary has.
+pub fn measure_wire(bench: &Bench) -> Result<Measured> {
+    let spec = VmSpec::protected("pipelined").with("delta", "on");
+    let vm = Vm::start(&bench.place, 0, &bench.program, &spec)?;
+    let mut clients = vm.clients(1)?;
+    let (mut span, mut work) = (Span::default(), Work::default());
+    for _ in 0..bench.pace.rounds {
+        let before = vm.status(Side::A)?;
+        work.run(&mut clients, bench.pace.slice)?;
+        span.add(&before, &vm.status(Side::A)?);
+    }
+    let counters = span.counters;
+    let per_sync =
+        |count: u64| ratio(Some(count as f64), Some(counters.syncs as f64)).map_or("-".into(), shown);
+    let on_wire = ratio(
+        Some(counters.wire_bytes as f64),
+        Some(counters.pages as f64 * PAGE_BYTES),
+    );
+    let mut found = Found::from(on_wire).note(format!(
+        "1 connection; a sync has {} dirty pages and {} bytes on the wire, states of processor and devices among them; {}",
+        per_sync(counters.pages),
+        per_sync(counters.wire_bytes),
+        work.shown()
+    ));
+    found.series = span.breakdown("")?;
+    Ok(vec![found])
 }

@@ -20,8 +20,6 @@ const REPLY_BYTES: usize = 8;
 const READ_BYTES: usize = 256 << 10;
 /// An answer that takes longer than this will not come.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
-/// Bytes that differ from message to message, as a sync's: they are sent out of a buffer of so many messages.
-const MESSAGES: usize = 4;
 
 /// A sender here, and a receiver in a thread of its own: as two sides of a pair, one on each core.
 pub struct Limit {
@@ -64,16 +62,17 @@ impl Limit {
     /// Sends messages of `bytes` for so long; microseconds from the begin of each to its answer.
     pub fn measure(&mut self, bytes: usize, duration: Duration) -> Result<Samples> {
         self.expected.store(bytes, Ordering::SeqCst);
-        let content: Vec<u8> = (0..bytes * MESSAGES).map(|_| rand::random()).collect();
+        // One buffer, as the program's: it lies in the processor's cache.
+        let message: Vec<u8> = (0..bytes).map(|_| rand::random()).collect();
         let _pinned = pin_this_thread(CORE_OF_A)?;
         let mut samples = Samples::default();
         let until = Instant::now() + duration;
-        for message in content.chunks_exact(bytes).cycle() {
+        loop {
             let begin = Instant::now();
             if begin >= until {
                 break;
             }
-            self.exchange(message, begin)?;
+            self.exchange(&message, begin)?;
             samples.push(begin.elapsed().as_nanos() as f64 / 1000.0);
         }
         // Until the next measurement the receiver may sleep.

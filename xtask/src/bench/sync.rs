@@ -106,7 +106,7 @@ impl Loops {
 
 /// Measures the rows.
 pub fn measure(bench: &Bench) -> Result<Measured> {
-    let spec = |mode| VmSpec::protected(mode).with("delta", "off");
+    let spec = |mode| VmSpec::raw(mode);
     let mut lockstep = Kicking::start(bench, 0, &spec("lockstep"))?;
     let mut pipelined = Kicking::start(bench, 1, &spec("pipelined"))?;
     let mut alone = Kicking::start(bench, 2, &VmSpec::unprotected())?;

@@ -50,7 +50,7 @@ pub fn measure_growth(bench: &Bench) -> Result<Measured> {
     let spec = |memory_mib| VmSpec {
         memory_mib,
         cmdline: format!("pattern={AREA_PAGES}"),
-        ..VmSpec::protected("lockstep").with("delta", "off")
+        ..VmSpec::raw("lockstep")
     };
     let start = |number, memory_mib| Vm::start(&bench.place, number, &bench.program, &spec(memory_mib));
     let vms = [start(0, SMALL_MIB)?, start(1, large_mib)?];

@@ -63,6 +63,11 @@ impl VmSpec {
         }
     }
 
+    /// A small VM that is protected in this mode, its pages sent as they are.
+    pub fn raw(mode: &'static str) -> Self {
+        Self::protected(mode)
+    }
+
     /// A small VM that is not.
     pub fn unprotected() -> Self {
         Self {
