@@ -62,11 +62,13 @@ pub enum Fault {
     StartFromAnyImage,
     /// An image is copied over any other.
     CopyOverNewer,
+    /// A primary whose uplink or disk is dead stays although its secondary is well.
+    StayInTrouble,
 }
 
 impl Fault {
     /// All that must be noticed.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::ReleaseBeforeAck,
         Self::AckBeforeCheck,
         Self::AckBeforeWhole,
@@ -91,6 +93,7 @@ impl Fault {
         Self::ReadRingAgain,
         Self::RollBackAcked,
         Self::StopBeforeDrained,
+        Self::StayInTrouble,
     ];
 
     /// The fault with this name (as in the source).

@@ -19,6 +19,7 @@ pub mod sim;
 mod staging;
 mod status;
 mod timing;
+mod trouble;
 pub mod wire;
 
 pub use consent::{AskId, PeerWord, Start, StartAction, StartConfig, StartEvent};
@@ -39,3 +40,4 @@ pub use secondary::{Secondary, SecondaryAction, SecondaryConfig, SecondaryEvent}
 pub use staging::{Staging, StagingError, SyncTally};
 pub use status::{Protection, Role, Status};
 pub use timing::{Timing, TimingError};
+pub use trouble::Trouble;

@@ -12,7 +12,7 @@ const CLEAN_SEEDS: u64 = 1_500;
 const EXPLORED: [Fault; 2] = [Fault::HearOvertaken, Fault::ForgetAtWon];
 
 /// Within so many seeds each fault is found.
-const SEEDS_MAX: [(Fault, u64); 22] = [
+const SEEDS_MAX: [(Fault, u64); 23] = [
     (Fault::ReleaseBeforeAck, 10),
     (Fault::AckBeforeCheck, 10),
     (Fault::AckBeforeWhole, 10),
@@ -35,6 +35,7 @@ const SEEDS_MAX: [(Fault, u64); 22] = [
     (Fault::ForgetRequest, 400),
     (Fault::ReadRingAgain, 400),
     (Fault::RollBackAcked, 50),
+    (Fault::StayInTrouble, 200),
 ];
 
 #[test]

@@ -67,6 +67,7 @@ fn messages() -> Vec<Message> {
         Message::Heartbeat(Heartbeat {
             sequence: 1,
             epoch: 2,
+            trouble: None,
         }),
         Message::Goodbye(Goodbye::HandOver(long)),
         Message::Goodbye(Goodbye::Stopped),

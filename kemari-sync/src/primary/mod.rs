@@ -2,9 +2,10 @@
 //!
 //! The way of a sync is in `sync`, the way from alone to a pair in `session` (handshake, first copy) and `pairing`
 //! (first sync, record), the way back to alone, or to the end, in `parting`, the planned change of roles in
-//! `switchover`.
+//! `switchover`, a host that lives and is in trouble in `health`.
 
 mod disks;
+mod health;
 mod pairing;
 mod parting;
 mod session;
@@ -23,6 +24,7 @@ use crate::replica::Source;
 use crate::status::{Protection, Role, Status};
 #[cfg(feature = "sim")]
 use crate::timing::Timing;
+use crate::trouble::Trouble;
 
 use pairing::Pairing;
 use parting::{Parting, Stop};
@@ -77,6 +79,10 @@ pub struct Primary {
     protection_wanted: bool,
     stop: Option<Stop>,
     switchover: Option<Switchover>,
+    /// What keeps this host from running the VM well.
+    trouble: Option<Trouble>,
+    /// For this trouble a switchover was begun: if it fails it is not begun again and again.
+    stepped_down: bool,
     next_ask: AskId,
     /// The images that are copied to a secondary.
     sources: Vec<Source>,
@@ -106,6 +112,8 @@ impl Primary {
             protection_wanted: config.protect,
             stop: None,
             switchover: None,
+            trouble: None,
+            stepped_down: false,
             next_ask: 1,
             sources: config.sources.clone(),
             shown: (Protection::Unprotected, now_ms),
@@ -138,6 +146,7 @@ impl Primary {
         self.check_session(actions);
         self.check_parting(actions);
         self.check_stop(actions);
+        self.check_health(actions);
         self.check_switchover(actions);
         self.start_sync(actions);
         self.poll_arbiter(actions);
@@ -171,6 +180,7 @@ impl Primary {
             PrimaryEvent::OperatorSwitchover => self.on_switchover(actions),
             PrimaryEvent::OperatorPace(pace) => self.set_pace(pace),
             PrimaryEvent::Drained => self.on_drained(),
+            PrimaryEvent::Health { trouble } => self.on_health(trouble, actions),
             PrimaryEvent::HostFailing { reason } => self.hand_over(&reason, actions),
         }
     }
@@ -327,6 +337,9 @@ impl Primary {
         }
         if let Some(sync) = &self.sync {
             return Some(sync.waiting(now_ms));
+        }
+        if let Some(waiting) = self.waiting_in_trouble() {
+            return Some(waiting);
         }
         match self.session.as_ref().map(|session| &session.stage)? {
             Stage::Greeting => Some("the secondary has not answered yet".to_owned()),

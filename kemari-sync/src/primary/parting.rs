@@ -67,7 +67,7 @@ impl Stop {
 }
 
 impl Primary {
-    fn stop_is_committed(&self) -> bool {
+    pub(super) fn stop_is_committed(&self) -> bool {
         self.stop.as_ref().is_some_and(Stop::is_committed)
     }
 

@@ -3,6 +3,7 @@
 use crate::consent::ask::Asker;
 use crate::faults::{Fault, fault};
 use crate::record::{Epoch, Incarnation};
+use crate::trouble::Trouble;
 use crate::wire::{CommitId, Goodbye, Heartbeat, Hello, Message, PROTOCOL_VERSION, Welcome, reason_text};
 
 use super::disks::DiskStep;
@@ -38,6 +39,8 @@ pub(super) struct Session {
     pub(super) heard_ms: u64,
     beat_ms: u64,
     beats: u64,
+    /// What the peer's last heartbeat said of its host; `None`: none came yet.
+    pub(super) peer_health: Option<Option<Trouble>>,
 }
 
 impl Primary {
@@ -79,6 +82,7 @@ impl Primary {
             heard_ms: self.now_ms,
             beat_ms: self.now_ms + self.config.timing.heartbeat_ms,
             beats: 0,
+            peer_health: None,
         });
         let hello = Hello {
             protocol: PROTOCOL_VERSION,
@@ -107,7 +111,7 @@ impl Primary {
         };
         session.heard_ms = now_ms;
         match (&session.stage, message) {
-            (_, Message::Heartbeat(_)) => {}
+            (_, Message::Heartbeat(heartbeat)) => session.peer_health = Some(heartbeat.trouble),
             (Stage::Greeting, Message::Welcome(welcome)) => self.on_welcome(welcome, actions),
             (Stage::Greeting, Message::Refuse(reason)) => {
                 self.close(&format!("the secondary refused: {reason}"), actions);
@@ -243,6 +247,7 @@ impl Primary {
     pub(super) fn check_session(&mut self, actions: &mut Actions) {
         let (now_ms, timing) = (self.now_ms, &self.config.timing);
         let (epoch, is_joined) = (self.acked.unwrap_or(0), self.is_joined());
+        let trouble = self.trouble.as_ref().map(Trouble::shortened);
         let Some(session) = &mut self.session else { return };
         if now_ms >= session.beat_ms {
             session.beat_ms = now_ms + timing.heartbeat_ms;
@@ -251,6 +256,7 @@ impl Primary {
                 let message = Message::Heartbeat(Heartbeat {
                     sequence: session.beats,
                     epoch,
+                    trouble,
                 });
                 actions.push(PrimaryAction::Send {
                     session: session.id,

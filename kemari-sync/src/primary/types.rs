@@ -6,6 +6,7 @@ use crate::consent::AskId;
 use crate::record::{ArbiterAnswer, ArbiterRequest, Epoch, Incarnation, Record, Term};
 use crate::replica::{CopyDisk, Source};
 use crate::timing::Timing;
+use crate::trouble::Trouble;
 use crate::wire::{Begin, DiskMark, Message};
 
 /// Names one connection to a peer (both channels of it). Never used twice by one process.
@@ -184,6 +185,11 @@ pub enum PrimaryEvent {
     OperatorPace(Pace),
     /// [`PrimaryAction::Drain`] is done.
     Drained,
+    /// What keeps this host from running the VM well, although it lives, has changed.
+    Health {
+        /// `None`: nothing.
+        trouble: Option<Trouble>,
+    },
     /// This host cannot go on running the VM: an internal error of KVM, a memory failure, its own disk or network.
     HostFailing {
         /// What failed.

@@ -16,6 +16,7 @@ use crate::record::{Epoch, Incarnation};
 use crate::status::{Protection, Role, Status};
 #[cfg(feature = "sim")]
 use crate::timing::Timing;
+use crate::trouble::Trouble;
 use crate::wire::{CommitId, DiskMark};
 
 use session::{Session, Stage};
@@ -53,6 +54,8 @@ pub struct Secondary {
     /// Of each replicated disk, the last output that is durable here.
     flushed: Vec<DiskMark>,
     next_ask: AskId,
+    /// What keeps this host from running the VM well.
+    trouble: Option<Trouble>,
     over: Option<String>,
     shown: (Protection, u64),
 }
@@ -71,6 +74,7 @@ impl Secondary {
             takeover: None,
             flushed: Vec::new(),
             next_ask: 1,
+            trouble: None,
             over: None,
             shown: (Protection::Unprotected, now_ms),
         }
@@ -116,6 +120,7 @@ impl Secondary {
             SecondaryEvent::Arbiter { ask, answer } => self.on_answer(ask, &answer, actions),
             SecondaryEvent::Fenced { result } => self.on_fenced(result, actions),
             SecondaryEvent::Restored { result } => self.on_restored(result, actions),
+            SecondaryEvent::Health { trouble } => self.on_health(trouble),
             SecondaryEvent::OperatorTakeover => self.on_operator_takeover(actions),
         }
     }
@@ -252,7 +257,10 @@ impl Secondary {
             Some(session) if matches!(session.stage, Stage::Marking) => {
                 Some("making the disk images ready".to_owned())
             }
-            Some(_) => None,
+            Some(_) => self
+                .trouble
+                .as_ref()
+                .map(|trouble| format!("this host could not run the VM well: {trouble}")),
         }
     }
 }

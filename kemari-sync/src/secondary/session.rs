@@ -3,6 +3,7 @@
 use crate::faults::{Fault, fault};
 use crate::record::Incarnation;
 use crate::replica::DiskOffer;
+use crate::trouble::Trouble;
 use crate::wire::{Goodbye, Heartbeat, Hello, Message, PROTOCOL_VERSION, Welcome, reason_text};
 
 use super::{Actions, Held, Secondary, SecondaryAction};
@@ -231,6 +232,7 @@ impl Secondary {
     pub(super) fn check_session(&mut self, actions: &mut Actions) {
         let (now_ms, timing) = (self.now_ms, &self.config.timing);
         let epoch = self.held.as_ref().map_or(0, |held| held.last.epoch);
+        let trouble = self.trouble.as_ref().map(Trouble::shortened);
         let Some(session) = &mut self.session else { return };
         if now_ms >= session.beat_ms {
             session.beat_ms = now_ms + timing.heartbeat_ms;
@@ -238,6 +240,7 @@ impl Secondary {
             let message = Message::Heartbeat(Heartbeat {
                 sequence: session.beats,
                 epoch,
+                trouble,
             });
             actions.push(SecondaryAction::Send {
                 session: session.id,
@@ -246,6 +249,14 @@ impl Secondary {
         }
         if self.held.is_none() && now_ms >= session.heard_ms + timing.suspicion_ms {
             self.close("the primary is silent", actions);
+        }
+    }
+
+    /// The primary learns it at once: it may be in trouble itself.
+    pub(super) fn on_health(&mut self, trouble: Option<Trouble>) {
+        self.trouble = trouble;
+        if let Some(session) = &mut self.session {
+            session.beat_ms = self.now_ms;
         }
     }
 

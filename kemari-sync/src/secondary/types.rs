@@ -5,6 +5,7 @@ use crate::primary::{Reign, SessionId};
 use crate::record::{ArbiterAnswer, ArbiterRequest, Epoch, Incarnation};
 use crate::replica::{CopyDisk, DiskOffer};
 use crate::timing::Timing;
+use crate::trouble::Trouble;
 use crate::wire::{Commit, DiskMark, Message};
 
 /// What a secondary is.
@@ -100,6 +101,11 @@ pub enum SecondaryEvent {
     Restored {
         /// Why it failed.
         result: Result<(), String>,
+    },
+    /// What keeps this host from running the VM well has changed.
+    Health {
+        /// `None`: nothing.
+        trouble: Option<Trouble>,
     },
     /// The operator says that the primary is to be taken over now. The arbiter still decides.
     OperatorTakeover,

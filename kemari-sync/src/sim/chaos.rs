@@ -5,8 +5,10 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::primary::PrimaryEvent;
 use crate::secondary::SecondaryEvent;
+use crate::trouble::Trouble;
 
 use super::HOSTS;
+use super::host::Process;
 use super::net::PRIMARY;
 use super::world::{Event, ToProcess, World};
 
@@ -47,6 +49,10 @@ pub(super) enum Blow {
     RestoreFails,
     FenceFails,
     DiskStalls,
+    /// No packet gets in or out, and the host sees it.
+    UplinkLost(Target),
+    /// No write that is released from here on lands, and after a while the host sees it.
+    DiskStuck(Target),
     HostFailing,
     OperatorStop,
     OperatorTakeover,
@@ -67,6 +73,8 @@ pub(super) struct Flags {
     pub(super) restore_fails: bool,
     pub(super) fence_fails: bool,
     pub(super) disk_stalls: bool,
+    pub(super) uplink_lost: [bool; HOSTS],
+    pub(super) disk_stuck: [bool; HOSTS],
     /// The link breaks when the first sync of a pair is committed, before its ack arrives.
     pub(super) breaks_pairing: bool,
 }
@@ -178,7 +186,7 @@ fn single(rng: &mut ChaCha8Rng) -> Blow {
         Target::Secondary
     };
     let for_us = rng.random_range(10_000..500_000);
-    match rng.random_range(0..13) {
+    match rng.random_range(0..15) {
         0 | 1 => Blow::Kill(target),
         2 | 3 => Blow::CutPower(target),
         4 => Blow::Freeze(target, for_us),
@@ -197,6 +205,8 @@ fn single(rng: &mut ChaCha8Rng) -> Blow {
         9 => Blow::Damage,
         10 => Blow::CheckFails,
         11 => Blow::CaptureFails,
+        12 => Blow::UplinkLost(target),
+        13 => Blow::DiskStuck(target),
         _ => Blow::HostFailing,
     }
 }
@@ -208,7 +218,7 @@ fn any(rng: &mut ChaCha8Rng) -> Blow {
         _ => Target::Any(rng.random_range(0..HOSTS)),
     };
     let for_us = rng.random_range(5_000..400_000);
-    match rng.random_range(0..36) {
+    match rng.random_range(0..39) {
         0..=2 => Blow::Kill(target),
         3..=5 => Blow::CutPower(target),
         6 | 7 => Blow::Freeze(target, for_us),
@@ -241,6 +251,8 @@ fn any(rng: &mut ChaCha8Rng) -> Blow {
         32 => Blow::OperatorTakeover,
         33 => Blow::Unprotect,
         34 => Blow::Protect,
+        35 | 36 => Blow::UplinkLost(target),
+        37 => Blow::DiskStuck(target),
         _ => Blow::PowerOff,
     }
 }
@@ -320,6 +332,16 @@ impl World {
             Blow::RestoreFails => self.flags.restore_fails = true,
             Blow::FenceFails => self.flags.fence_fails = true,
             Blow::DiskStalls => self.flags.disk_stalls = true,
+            Blow::UplinkLost(target) => {
+                let host = self.resolve(target);
+                self.flags.uplink_lost[host] = true;
+                self.tell_after(0, host, ToProcess::Look);
+            }
+            Blow::DiskStuck(target) => {
+                let host = self.resolve(target);
+                self.flags.disk_stuck[host] = true;
+                self.tell_after(self.setup.timing.progress_ms * 1_000, host, ToProcess::Look);
+            }
             Blow::HostFailing => {
                 self.order_primary(PrimaryEvent::HostFailing {
                     reason: "a deliberate failure".to_owned(),
@@ -345,6 +367,39 @@ impl World {
                 }
             }
         }
+    }
+
+    /// What a host sees of its own trouble.
+    fn trouble(&self, host: usize) -> Option<Trouble> {
+        if self.flags.uplink_lost[host] {
+            Some(Trouble::Uplink("a deliberate failure".to_owned()))
+        } else if self.flags.disk_stuck[host] {
+            Some(Trouble::Disk("a deliberate failure".to_owned()))
+        } else {
+            None
+        }
+    }
+
+    /// A process looks at its host.
+    pub(super) fn look(&mut self, host: usize) {
+        let trouble = self.trouble(host);
+        match &self.hosts[host].process {
+            Process::Primary(_) => self.feed_primary(host, PrimaryEvent::Health { trouble }),
+            Process::Secondary(_) => self.feed_secondary(host, SecondaryEvent::Health { trouble }),
+            Process::None | Process::Starting(_) => {}
+        }
+    }
+
+    /// What a process that begins finds, and one whose host is healed.
+    pub(super) fn look_soon(&mut self, host: usize) {
+        if self.trouble(host).is_some() {
+            self.tell_after(1_000, host, ToProcess::Look);
+        }
+    }
+
+    /// Whether clients cannot reach a host.
+    pub(super) fn is_cut_off(&self, host: usize) -> bool {
+        self.flags.client_cut[host] || self.flags.uplink_lost[host]
     }
 
     fn order_primary(&mut self, event: PrimaryEvent) {

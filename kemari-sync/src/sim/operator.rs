@@ -159,6 +159,10 @@ impl World {
     pub(super) fn heal(&mut self) {
         self.note(|| "=== everything is healed".to_owned());
         self.healed = true;
+        for host in 0..super::HOSTS {
+            // Looks when all is well again.
+            self.look_soon(host);
+        }
         self.flags = Default::default();
         self.cuts = Default::default();
         (self.store.is_down, self.store.is_lossy) = (false, false);

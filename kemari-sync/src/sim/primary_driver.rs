@@ -72,6 +72,7 @@ impl World {
         self.after_vm(host);
         self.tell_after(1_000, host, ToProcess::Dial);
         self.tell_after(3_000, host, ToProcess::VmTick);
+        self.look_soon(host);
         self.schedule_tick(host);
     }
 
@@ -311,14 +312,17 @@ impl World {
             .release(record.owner.nonce, self.vm_life, &reply);
         self.judge(Invariant::Succession, verdict);
         match entry.output {
-            Output::Packet(reply) if !self.flags.client_cut[host] => {
+            Output::Packet(reply) if !self.is_cut_off(host) => {
                 let delay_us = self.some_us(1_500);
                 self.after(delay_us, Event::Reply(reply));
             }
             Output::Packet(_) => {}
             Output::Write(reply) => {
                 let slow = self.flags.disk_stalls && self.rng.random_bool(0.3);
-                let delay_us = if slow { 400_000 } else { self.some_us(1_000) };
+                let mut delay_us = if slow { 400_000 } else { self.some_us(1_000) };
+                if self.flags.disk_stuck[host] {
+                    delay_us += self.script.heal_us.saturating_sub(self.now_us);
+                }
                 if let Some(side) = self.hosts[host].primary() {
                     side.writes_in_flight += 1;
                 }

@@ -36,6 +36,7 @@ impl World {
             state: None,
             before: None,
         });
+        self.look_soon(host);
         self.schedule_tick(host);
     }
 

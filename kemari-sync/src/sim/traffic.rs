@@ -209,7 +209,7 @@ impl World {
             }
         };
         for host in 0..super::HOSTS {
-            if self.hosts[host].primary().is_some() && !self.flags.client_cut[host] {
+            if self.hosts[host].primary().is_some() && !self.is_cut_off(host) {
                 let delay_us = self.some_us(1_500);
                 self.tell_after(delay_us, host, ToProcess::Request(request));
             }

@@ -70,6 +70,7 @@ pub(super) enum ToProcess {
     VmTick,
     Request(Request),
     WriteDone(u64),
+    Look,
 }
 
 #[derive(Clone, Debug)]
@@ -328,6 +329,7 @@ impl World {
             ToProcess::VmTick => self.vm_tick(host),
             ToProcess::Request(request) => self.vm_request(host, request),
             ToProcess::WriteDone(number) => self.vm_write_done(host, number),
+            ToProcess::Look => self.look(host),
         }
     }
 

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::record::{Epoch, Incarnation, Term};
 use crate::replica::{CopyDisk, DiskOffer};
+use crate::trouble::Trouble;
 
 use super::frame::FrameKind;
 
@@ -103,12 +104,14 @@ pub struct DiskMark {
 }
 
 /// A sign of life, also while pages fill the other connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Heartbeat {
     /// Counts up from the first one of a session.
     pub sequence: u64,
     /// The sender's last committed (secondary) or acked (primary) sync; for humans only.
     pub epoch: Epoch,
+    /// What keeps the sender's host from running the VM well, if anything.
+    pub trouble: Option<Trouble>,
 }
 
 /// Why a side ends a session.

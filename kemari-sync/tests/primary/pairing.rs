@@ -114,6 +114,7 @@ fn a_first_sync_without_ack_does_not_hold_output_for_ever() {
             Message::Heartbeat(Heartbeat {
                 sequence: 1,
                 epoch: 0,
+                trouble: None,
             }),
         );
         if bench.wait(100).contains(&Do::OpenGate) {

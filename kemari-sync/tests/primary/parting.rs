@@ -148,6 +148,7 @@ fn a_heard_secondary_that_does_not_ack_is_parted_from_at_the_progress_limit() {
             Message::Heartbeat(Heartbeat {
                 sequence: 1,
                 epoch: 1,
+                trouble: None,
             }),
         );
         assert_eq!(bench.wait(100), []);
@@ -157,6 +158,7 @@ fn a_heard_secondary_that_does_not_ack_is_parted_from_at_the_progress_limit() {
         Message::Heartbeat(Heartbeat {
             sequence: 1,
             epoch: 1,
+            trouble: None,
         }),
     );
     assert!(matches!(bench.wait(100)[..], [Do::Ask { .. }]));

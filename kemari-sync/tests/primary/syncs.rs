@@ -44,6 +44,7 @@ fn without_output_a_sync_starts_at_the_interval_and_at_the_dirty_limit() {
         Message::Heartbeat(Heartbeat {
             sequence: 1,
             epoch: 1,
+            trouble: None,
         }),
     );
     assert_eq!(bench.wait(Timing::default().max_interval_ms)[..1], [capture(2)]);
