@@ -3,6 +3,7 @@
 //! Each implements [`kemari_sync::Arbiter`]: a linearizable read and a compare-and-set, in bounded time. What cannot
 //! be understood is never taken for "there is no record", and what may have happened is never reported as failed.
 
+mod access;
 mod deadline;
 mod etcd;
 mod file;
@@ -10,10 +11,13 @@ mod http;
 mod none;
 mod stored;
 
+use std::path::PathBuf;
+
 use kemari_sync::{Arbiter, ArbiterAnswer, ArbiterRequest, Record};
 
 use crate::config::{ArbiterKind, Config};
 
+pub use access::Access;
 pub use deadline::Deadline;
 pub use etcd::Etcd;
 pub use file::{FileArbiter, MARKER};
@@ -29,6 +33,14 @@ pub enum OpenError {
     Endpoint {
         /// The endpoint as configured.
         endpoint: String,
+        /// Why.
+        reason: String,
+    },
+    /// A file with a certificate, a key or a password.
+    #[error("cannot use {} for the arbiter: {reason}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
         /// Why.
         reason: String,
     },
@@ -54,6 +66,7 @@ impl ConfiguredArbiter {
         Ok(match arbiter.kind {
             ArbiterKind::Etcd => Self::Etcd(Etcd::new(
                 &arbiter.endpoints,
+                Access::of(arbiter)?,
                 &arbiter.prefix,
                 &config.vm,
                 arbiter.timeout(),

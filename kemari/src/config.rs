@@ -189,6 +189,10 @@ impl Config {
         let mut paths = vec![&mut self.machine.kernel];
         paths.extend(&mut self.machine.initrd);
         paths.extend(&mut self.arbiter.path);
+        paths.extend(&mut self.arbiter.ca);
+        paths.extend(&mut self.arbiter.certificate);
+        paths.extend(&mut self.arbiter.key);
+        paths.extend(&mut self.arbiter.password_file);
         paths.extend(&mut self.protection.certificates);
         paths.extend(self.disks.iter_mut().filter_map(|disk| disk.path.as_mut()));
         for host in self.hosts.values_mut() {

@@ -9,14 +9,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{TestEtcd, record};
-use kemari::arbiter::Etcd;
+use kemari::arbiter::{Access, Etcd};
 use kemari_sync::{Arbiter, ArbiterAnswer, ArbiterRequest, Phase, Record};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 fn arbiter(endpoints: &[&str], timeout: Duration) -> Etcd {
     let endpoints: Vec<String> = endpoints.iter().map(|endpoint| (*endpoint).to_owned()).collect();
-    Etcd::new(&endpoints, "/kemari/", "demo", timeout).unwrap()
+    Etcd::new(&endpoints, Access::default(), "/kemari/", "demo", timeout).unwrap()
 }
 
 fn read(arbiter: &mut Etcd) -> ArbiterAnswer {
@@ -163,7 +163,14 @@ fn garbage_in_the_store_is_never_no_record() {
 #[test]
 fn another_vms_record_and_a_store_that_went_back_are_refused() {
     let etcd = TestEtcd::start();
-    let mut other = Etcd::new(std::slice::from_ref(&etcd.endpoint), "/kemari/", "other", TIMEOUT).unwrap();
+    let mut other = Etcd::new(
+        std::slice::from_ref(&etcd.endpoint),
+        Access::default(),
+        "/kemari/",
+        "other",
+        TIMEOUT,
+    )
+    .unwrap();
     let foreign = Record {
         vm: "demo".into(),
         ..record(1, "a")

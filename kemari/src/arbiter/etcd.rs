@@ -1,4 +1,4 @@
-//! The record in etcd, through the JSON gateway of its v3 API (`/v3/kv/range`, `/v3/kv/txn`).
+//! The record in etcd, through the JSON gateway of its v3 API (`/v3/kv/range`, `/v3/kv/txn`, `/v3/auth/authenticate`).
 //!
 //! A swap names the `mod_revision` at which the expected record was read, so it succeeds only if nobody wrote since,
 //! however late it arrives.
@@ -13,7 +13,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use super::http::{self, Endpoint, Response};
+use super::access::Access;
+use super::http::{Endpoint, Post, Response};
 use super::{OpenError, stored};
 
 /// HTTP statuses that say that a transaction was certainly not carried out. Others, as 503, may come after it was.
@@ -27,6 +28,9 @@ pub struct Etcd {
     key: String,
     vm: String,
     timeout: Duration,
+    access: Access,
+    /// Of the user, if there is one. A member that was restarted knows it no more.
+    token: Option<String>,
     seen: Option<Seen>,
 }
 
@@ -86,12 +90,30 @@ struct Failed {
     sentence: String,
     /// Whether it may have been carried out.
     unclear: bool,
+    /// Whether a member does not know the token (any more).
+    unauthorized: bool,
+}
+
+impl Failed {
+    fn certain(sentence: String) -> Self {
+        Self {
+            sentence,
+            unclear: false,
+            unauthorized: false,
+        }
+    }
 }
 
 impl Etcd {
     /// The record of `vm` under `prefix` in the cluster behind `endpoints`. Names are resolved now, and only now, so
     /// that no request waits for a resolver.
-    pub fn new(endpoints: &[String], prefix: &str, vm: &str, timeout: Duration) -> Result<Self, OpenError> {
+    pub fn new(
+        endpoints: &[String],
+        access: Access,
+        prefix: &str,
+        vm: &str,
+        timeout: Duration,
+    ) -> Result<Self, OpenError> {
         let mut members = Vec::new();
         for text in endpoints {
             let wrong = |reason: String| OpenError::Endpoint {
@@ -116,6 +138,8 @@ impl Etcd {
             key,
             vm: vm.to_owned(),
             timeout,
+            access,
+            token: None,
             seen: None,
         })
     }
@@ -148,14 +172,8 @@ impl Etcd {
         });
         let answer: TxnAnswer = match self.call("/v3/kv/txn", &body, deadline, false) {
             Ok(answer) => answer,
-            Err(Failed {
-                sentence,
-                unclear: true,
-            }) => return ArbiterAnswer::Unknown(sentence),
-            Err(Failed {
-                sentence,
-                unclear: false,
-            }) => return ArbiterAnswer::Unavailable(sentence),
+            Err(failed) if failed.unclear => return ArbiterAnswer::Unknown(failed.sentence),
+            Err(failed) => return ArbiterAnswer::Unavailable(failed.sentence),
         };
         if let Err(sentence) = self.check_header(&answer.header) {
             return ArbiterAnswer::Unknown(sentence);
@@ -225,9 +243,59 @@ impl Etcd {
         Ok(())
     }
 
-    /// Calls one member after another until one answers. A call that may not be `repeated` ends with the first
-    /// member that may have received it.
+    /// Calls as the user, if there is one, with a new token if the old one is refused.
     fn call<T: DeserializeOwned>(
+        &mut self,
+        path: &str,
+        body: &serde_json::Value,
+        deadline: Instant,
+        repeated: bool,
+    ) -> Result<T, Failed> {
+        if self.access.user.is_none() {
+            return self.ask(path, body, deadline, repeated);
+        }
+        if self.token.is_some() {
+            match self.ask(path, body, deadline, repeated) {
+                // Refused for certain: nothing was carried out.
+                Err(failed) if failed.unauthorized => {}
+                outcome => return outcome,
+            }
+        }
+        self.authenticate(deadline)?;
+        self.ask(path, body, deadline, repeated)
+    }
+
+    fn authenticate(&mut self, deadline: Instant) -> Result<(), Failed> {
+        #[derive(Deserialize)]
+        struct Answer {
+            token: String,
+        }
+        let Some(user) = &self.access.user else {
+            return Ok(());
+        };
+        let body = json!({ "name": user.name, "password": user.password });
+        self.token = None;
+        let answer: Answer = self
+            .ask("/v3/auth/authenticate", &body, deadline, true)
+            .map_err(|failed| Failed {
+                sentence: format!("the arbiter's user cannot be authenticated: {}", failed.sentence),
+                // Whatever happened: the call that it was for was not made.
+                unclear: false,
+                ..failed
+            })?;
+        // It goes into a header.
+        if !answer.token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(Failed::certain(
+                "etcd's token is no word of printable characters".into(),
+            ));
+        }
+        self.token = Some(answer.token);
+        Ok(())
+    }
+
+    /// Asks one member after another until one answers. A call that may not be `repeated` ends with the first member
+    /// that may have received it.
+    fn ask<T: DeserializeOwned>(
         &mut self,
         path: &str,
         body: &serde_json::Value,
@@ -236,7 +304,7 @@ impl Etcd {
     ) -> Result<T, Failed> {
         let body = body.to_string();
         let count = self.members.len();
-        let mut sentences = Vec::new();
+        let (mut sentences, mut unauthorized) = (Vec::new(), false);
         for attempt in 0..count {
             let index = (self.favourite + attempt) % count;
             let (endpoint, address) = &self.members[index];
@@ -244,11 +312,20 @@ impl Etcd {
             let share = deadline.saturating_duration_since(now) / (count - attempt) as u32;
             let until = now + share;
             let answer_until = if repeated { until } else { deadline };
-            let result = match http::post(*address, endpoint, path, body.as_bytes(), until, answer_until) {
+            let post = Post {
+                endpoint,
+                address: *address,
+                tls: self.access.tls.as_ref(),
+                token: self.token.as_deref(),
+                path,
+                body: body.as_bytes(),
+            };
+            let result = match post.send(until, answer_until) {
                 Ok(response) => parse(endpoint.authority(), &response),
                 Err(failure) => Err(Failed {
                     sentence: failure.sentence,
                     unclear: failure.sent,
+                    unauthorized: false,
                 }),
             };
             match result {
@@ -257,12 +334,15 @@ impl Etcd {
                     return Ok(answer);
                 }
                 Err(failed) if failed.unclear && !repeated => return Err(failed),
-                Err(failed) => sentences.push(failed.sentence),
+                Err(failed) => {
+                    unauthorized |= failed.unauthorized;
+                    sentences.push(failed.sentence);
+                }
             }
         }
         Err(Failed {
-            sentence: format!("etcd cannot be asked: {}", sentences.join("; ")),
-            unclear: false,
+            unauthorized,
+            ..Failed::certain(format!("etcd cannot be asked: {}", sentences.join("; ")))
         })
     }
 }
@@ -276,12 +356,14 @@ fn parse<T: DeserializeOwned>(name: &str, response: &Response) -> Result<T, Fail
         return serde_json::from_slice(&response.body).map_err(|error| Failed {
             sentence: format!("{name} answers, but not as etcd does ({error}): is it the right endpoint?"),
             unclear: true,
+            unauthorized: false,
         });
     }
     let why = serde_json::from_slice::<Refusal>(&response.body).map_or_else(|_| String::new(), |r| r.error);
     Err(Failed {
         sentence: format!("{name} refused with status {}: {why}", response.status),
         unclear: !REFUSALS.contains(&response.status),
+        unauthorized: response.status == 401,
     })
 }
 

@@ -1,9 +1,13 @@
-//! As much of an HTTP client as etcd's JSON gateway needs: one POST, with a deadline, and the knowledge whether
-//! anything was sent when it fails.
+//! As much of an HTTP client as etcd's JSON gateway needs: one POST, in the clear or over TLS, with a deadline, and the
+//! knowledge whether anything was sent when it fails.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 /// Longest answer, in bytes.
 const ANSWER_BYTES_MAX: u64 = 64 << 10;
@@ -12,24 +16,25 @@ const LINE_BYTES_MAX: u64 = 8 << 10;
 /// Most header lines.
 const HEADERS_MAX: usize = 100;
 
-/// An HTTP server: `http://host:port`.
+/// An HTTP server: `http://host:port` or `https://host:port`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     authority: String,
+    /// The name that its certificate must be for, if it speaks TLS.
+    tls_name: Option<ServerName<'static>>,
 }
 
 impl Endpoint {
     /// Parses an endpoint of the configuration; the error is a sentence.
     pub fn parse(text: &str) -> Result<Self, String> {
-        if text.starts_with("https://") {
-            return Err(format!(
-                "`{text}`: Kemari cannot speak TLS to etcd yet; use an http:// endpoint"
-            ));
-        }
-        let authority = text
-            .strip_prefix("http://")
-            .map(|rest| rest.strip_suffix('/').unwrap_or(rest));
+        let (authority, is_tls) = match (text.strip_prefix("http://"), text.strip_prefix("https://")) {
+            (Some(rest), _) => (Some(rest), false),
+            (None, rest) => (rest, true),
+        };
+        let authority = authority.map(|rest| rest.strip_suffix('/').unwrap_or(rest));
         let port = authority.and_then(|authority| authority.rsplit_once(':'));
+        let wrong =
+            || format!("`{text}` is no endpoint: write it as https://10.0.0.9:2379 or http://10.0.0.9:2379");
         match (authority, port) {
             (Some(authority), Some((host, port)))
                 if !host.is_empty()
@@ -38,14 +43,23 @@ impl Endpoint {
                         .bytes()
                         .all(|b| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b)) =>
             {
+                let bare = host.trim_start_matches('[').trim_end_matches(']');
+                let tls_name = match is_tls {
+                    true => Some(ServerName::try_from(bare.to_owned()).map_err(|_| wrong())?),
+                    false => None,
+                };
                 Ok(Self {
                     authority: authority.to_owned(),
+                    tls_name,
                 })
             }
-            _ => Err(format!(
-                "`{text}` is no endpoint: write it as http://10.0.0.9:2379"
-            )),
+            _ => Err(wrong()),
         }
+    }
+
+    /// Whether it speaks TLS.
+    pub fn is_tls(&self) -> bool {
+        self.tls_name.is_some()
     }
 
     /// The addresses behind the name. May block for as long as the resolver does.
@@ -77,46 +91,100 @@ pub struct Failure {
     pub sentence: String,
 }
 
-/// POSTs a JSON `body` to `path`; connecting ends at `connect_until` and everything at `deadline`.
-pub fn post(
-    address: SocketAddr,
-    endpoint: &Endpoint,
-    path: &str,
-    body: &[u8],
-    connect_until: Instant,
-    deadline: Instant,
-) -> Result<Response, Failure> {
-    let name = &endpoint.authority;
-    let unsent = |error: io::Error| Failure {
-        sent: false,
-        sentence: format!("cannot connect to {name}: {error}"),
-    };
-    let mut stream =
-        TcpStream::connect_timeout(&address, left(connect_until).map_err(unsent)?).map_err(unsent)?;
-    stream.set_nodelay(true).map_err(unsent)?;
-    let mut request = format!(
-        "POST {path} HTTP/1.1\r\nHost: {name}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
-         Connection: close\r\n\r\n",
-        body.len()
-    )
-    .into_bytes();
-    request.extend(body);
-    let exchange = || {
-        stream.set_write_timeout(Some(left(deadline)?))?;
-        stream.write_all(&request)?;
-        read_response(BufReader::new(Until { stream, deadline }))
-    };
-    exchange().map_err(|error: io::Error| {
-        let why = match error.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "it did not answer in time".to_owned(),
-            io::ErrorKind::UnexpectedEof => "it closed the connection before its answer was whole".to_owned(),
-            _ => error.to_string(),
+/// A request.
+pub struct Post<'a> {
+    /// To which member.
+    pub endpoint: &'a Endpoint,
+    /// At which of its addresses.
+    pub address: SocketAddr,
+    /// For an endpoint that speaks TLS.
+    pub tls: Option<&'a Arc<ClientConfig>>,
+    /// Value of the header `Authorization`.
+    pub token: Option<&'a str>,
+    /// The resource.
+    pub path: &'a str,
+    /// JSON.
+    pub body: &'a [u8],
+}
+
+impl Post<'_> {
+    /// Sends it and waits for the answer; connecting ends at `connect_until` and everything at `deadline`.
+    pub fn send(&self, connect_until: Instant, deadline: Instant) -> Result<Response, Failure> {
+        let name = &self.endpoint.authority;
+        let unsent = |error: io::Error| Failure {
+            sent: false,
+            sentence: format!("cannot connect to {name}: {}", explain(&error)),
         };
-        Failure {
+        let stream = self.connect(connect_until).map_err(unsent)?;
+        let token = self
+            .token
+            .map_or(String::new(), |token| format!("Authorization: {token}\r\n"));
+        let mut request = format!(
+            "POST {} HTTP/1.1\r\nHost: {name}\r\nContent-Type: application/json\r\n{token}Content-Length: {}\r\n\
+             Connection: close\r\n\r\n",
+            self.path,
+            self.body.len()
+        )
+        .into_bytes();
+        request.extend(self.body);
+        stream.exchange(&request, deadline).map_err(|error| Failure {
             sent: true,
-            sentence: format!("no answer from {name}: {why}"),
+            sentence: format!("no answer from {name}: {}", explain(&error)),
+        })
+    }
+
+    /// Connects, up to the end of a handshake: nothing of the request has left before that.
+    fn connect(&self, until: Instant) -> io::Result<Stream> {
+        let stream = TcpStream::connect_timeout(&self.address, left(until)?)?;
+        stream.set_nodelay(true)?;
+        let mut stream = Until {
+            stream,
+            deadline: until,
+        };
+        let Some(name) = &self.endpoint.tls_name else {
+            return Ok(Stream::Plain(stream));
+        };
+        let config = self
+            .tls
+            .ok_or_else(|| io::Error::other("no authority's certificate is configured for it"))?;
+        let mut session = ClientConnection::new(config.clone(), name.clone()).map_err(io::Error::other)?;
+        while session.is_handshaking() {
+            session.complete_io(&mut stream)?;
         }
-    })
+        Ok(Stream::Tls(Box::new(StreamOwned::new(session, stream))))
+    }
+}
+
+/// A connection that a request can be sent over.
+enum Stream {
+    Plain(Until),
+    Tls(Box<StreamOwned<ClientConnection, Until>>),
+}
+
+impl Stream {
+    fn exchange(self, request: &[u8], deadline: Instant) -> io::Result<Response> {
+        match self {
+            Self::Plain(mut stream) => {
+                stream.deadline = deadline;
+                stream.write_all(request)?;
+                read_response(BufReader::new(stream))
+            }
+            Self::Tls(mut stream) => {
+                stream.sock.deadline = deadline;
+                stream.write_all(request)?;
+                stream.flush()?;
+                read_response(BufReader::new(stream))
+            }
+        }
+    }
+}
+
+fn explain(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "it did not answer in time".to_owned(),
+        io::ErrorKind::UnexpectedEof => "it closed the connection before its answer was whole".to_owned(),
+        _ => error.to_string(),
+    }
 }
 
 fn left(deadline: Instant) -> io::Result<Duration> {
@@ -126,7 +194,7 @@ fn left(deadline: Instant) -> io::Result<Duration> {
     }
 }
 
-/// A stream whose reads together end at the deadline.
+/// A stream whose reads and writes together end at the deadline.
 struct Until {
     stream: TcpStream,
     deadline: Instant,
@@ -136,6 +204,17 @@ impl Read for Until {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.stream.set_read_timeout(Some(left(self.deadline)?))?;
         self.stream.read(buffer)
+    }
+}
+
+impl Write for Until {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(Some(left(self.deadline)?))?;
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -223,7 +302,14 @@ mod tests {
             "10.0.0.9:2379"
         );
         assert!(Endpoint::parse("http://[::1]:2379").is_ok());
-        assert!(Endpoint::parse("https://a:1").unwrap_err().contains("TLS"));
+        assert!(!Endpoint::parse("http://a:1").unwrap().is_tls());
+        for tls in [
+            "https://etcd.example:2379",
+            "https://10.0.0.9:2379",
+            "https://[fd00::1]:2379/",
+        ] {
+            assert!(Endpoint::parse(tls).unwrap().is_tls(), "{tls}");
+        }
         for wrong in [
             "10.0.0.9:2379",
             "http://a",
@@ -232,6 +318,8 @@ mod tests {
             "http://a:b",
             "http://a:1/x",
             "http://a b:1",
+            "https://-:1",
+            "ftp://a:1",
         ] {
             assert!(Endpoint::parse(wrong).is_err(), "{wrong}");
         }

@@ -27,9 +27,24 @@ pub enum ArbiterKind {
 pub struct Arbiter {
     /// Where the record is kept.
     pub kind: ArbiterKind,
-    /// etcd: its client URLs, `http://host:port`, tried in turn.
+    /// etcd: its client URLs, `https://host:port` or `http://host:port`, tried in turn.
     #[serde(default)]
     pub endpoints: Vec<String>,
+    /// etcd over TLS: certificates of the authorities that its members' certificates may come from, as PEM.
+    #[serde(default)]
+    pub ca: Option<PathBuf>,
+    /// etcd over TLS: the certificate that is shown to it, as PEM; with `key`.
+    #[serde(default)]
+    pub certificate: Option<PathBuf>,
+    /// etcd over TLS: the key of `certificate`, as PEM.
+    #[serde(default)]
+    pub key: Option<PathBuf>,
+    /// etcd: its user; with `password_file`.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// etcd: the file that holds the user's password.
+    #[serde(default)]
+    pub password_file: Option<PathBuf>,
     /// etcd: what the keys begin with.
     #[serde(default = "default_prefix")]
     pub prefix: String,
@@ -84,6 +99,10 @@ pub struct Host {
     /// TAP devices of this host by the id of their card.
     #[serde(default)]
     pub taps: BTreeMap<String, String>,
+    /// Network devices by which this host's cards reach other hosts, by the id of the card. One of them with a carrier
+    /// is enough; none is watched if the list is empty. If absent: the other ports of the TAP's bridge.
+    #[serde(default)]
+    pub uplinks: BTreeMap<String, Vec<String>>,
     /// Images or block devices of this host by the id of their disk.
     #[serde(default)]
     pub disks: BTreeMap<String, PathBuf>,

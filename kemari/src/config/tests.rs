@@ -187,7 +187,7 @@ fn values_are_checked() {
         ),
         ("10.0.0.2:7711", "10.0.0.1:7711", "given twice"),
         ("10.0.0.2:7711", "0.0.0.0:7711", "give one address"),
-        ("http://10.0.0.12:2379", "https://10.0.0.12:2379", "TLS"),
+        ("http://10.0.0.12:2379", "https://10.0.0.12:2379", "needs `ca`"),
         (
             "net0 = \"tap0\"",
             "net0 = \"a-name-too-long-for-linux\"",

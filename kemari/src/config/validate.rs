@@ -364,6 +364,7 @@ fn arbiter(arbiter: &Arbiter, wrong: &mut Wrong) {
                     wrong.at(&at("endpoints"), sentence);
                 }
             }
+            etcd_access(arbiter, wrong);
             if arbiter.prefix.is_empty() || !arbiter.prefix.bytes().all(|byte| byte.is_ascii_graphic()) {
                 wrong.at(
                     &at("prefix"),
@@ -385,10 +386,53 @@ fn arbiter(arbiter: &Arbiter, wrong: &mut Wrong) {
             "`arbiter.endpoints` is for kind = \"etcd\" only: remove it, or change the kind",
         );
     }
+    let only_etcd = [
+        ("ca", arbiter.ca.is_some()),
+        ("certificate", arbiter.certificate.is_some()),
+        ("key", arbiter.key.is_some()),
+        ("user", arbiter.user.is_some()),
+        ("password_file", arbiter.password_file.is_some()),
+    ];
+    for (key, is_given) in only_etcd {
+        if arbiter.kind != ArbiterKind::Etcd && is_given {
+            let sentence =
+                format!("`arbiter.{key}` is for kind = \"etcd\" only: remove it, or change the kind");
+            wrong.at(&at(key), sentence);
+        }
+    }
     if arbiter.kind != ArbiterKind::File && arbiter.path.is_some() {
         wrong.at(
             &at("path"),
             "`arbiter.path` is for kind = \"file\" only: remove it, or change the kind",
+        );
+    }
+}
+
+fn etcd_access(arbiter: &Arbiter, wrong: &mut Wrong) {
+    let is_tls = |endpoint: &String| endpoint.starts_with("https://");
+    if arbiter.endpoints.iter().any(is_tls) && arbiter.ca.is_none() {
+        wrong.at(
+            &["arbiter"],
+            "an https endpoint needs `ca`: the certificate of the authority of etcd's certificates, as PEM",
+        );
+    }
+    if arbiter.certificate.is_some() != arbiter.key.is_some() {
+        wrong.at(
+            &["arbiter"],
+            "`arbiter.certificate` and `arbiter.key` go together: give both, or neither",
+        );
+    }
+    if arbiter.user.is_some() != arbiter.password_file.is_some() {
+        wrong.at(
+            &["arbiter"],
+            "`arbiter.user` and `arbiter.password_file` go together: give both, or neither",
+        );
+    }
+    if !arbiter.endpoints.iter().all(is_tls) && (arbiter.key.is_some() || arbiter.user.is_some()) {
+        wrong.at(
+            &["arbiter", "endpoints"],
+            "a certificate or a password is of no use, and a password would be read by anybody, where an endpoint is \
+             plain http: use https for all of them",
         );
     }
 }
@@ -433,7 +477,9 @@ fn device_names(config: &Config, name: &str, host: &Host, wrong: &mut Wrong) {
     let disks: Vec<&str> = config.disks.iter().map(|disk| disk.id.as_str()).collect();
     let nets: Vec<&str> = config.nets.iter().map(|net| net.id.as_str()).collect();
     let given = host.disks.keys().map(|id| ("disks", "disk", id, &disks));
-    for (section, kind, id, known) in given.chain(host.taps.keys().map(|id| ("taps", "net", id, &nets))) {
+    let given = given.chain(host.taps.keys().map(|id| ("taps", "net", id, &nets)));
+    let given = given.chain(host.uplinks.keys().map(|id| ("uplinks", "net", id, &nets)));
+    for (section, kind, id, known) in given {
         if known.contains(&id.as_str()) {
             continue;
         }

@@ -1,0 +1,109 @@
+//! How a cluster is spoken to: whose certificates count, which one is shown, and as which user.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::client::Resumption;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::version::TLS13;
+use rustls::{ClientConfig, RootCertStore};
+
+use super::OpenError;
+use crate::config::Arbiter;
+
+/// What a client of etcd has. The default: plain HTTP, without a user.
+#[derive(Clone, Default)]
+pub struct Access {
+    /// For `https` endpoints.
+    pub(super) tls: Option<Arc<ClientConfig>>,
+    pub(super) user: Option<User>,
+}
+
+/// A user of etcd.
+#[derive(Clone)]
+pub(super) struct User {
+    pub(super) name: String,
+    pub(super) password: String,
+}
+
+impl Access {
+    /// Reads the files that `arbiter` names.
+    pub fn of(arbiter: &Arbiter) -> Result<Self, OpenError> {
+        let tls = match &arbiter.ca {
+            None => None,
+            Some(ca) => Some(Arc::new(tls(
+                ca,
+                arbiter.certificate.as_deref(),
+                arbiter.key.as_deref(),
+            )?)),
+        };
+        let user = match (&arbiter.user, &arbiter.password_file) {
+            (Some(name), Some(path)) => {
+                check_private(path)?;
+                let password = fs::read_to_string(path).map_err(|error| unusable(path, error))?;
+                Some(User {
+                    name: name.clone(),
+                    password: password.trim_end_matches(['\r', '\n']).to_owned(),
+                })
+            }
+            _ => None,
+        };
+        Ok(Self { tls, user })
+    }
+}
+
+fn unusable(path: &Path, reason: impl ToString) -> OpenError {
+    OpenError::File {
+        path: path.to_owned(),
+        reason: reason.to_string(),
+    }
+}
+
+/// Refuses a secret that other users can read.
+fn check_private(path: &Path) -> Result<(), OpenError> {
+    let mode = fs::metadata(path)
+        .map_err(|error| unusable(path, error))?
+        .permissions()
+        .mode();
+    match mode & 0o077 {
+        0 => Ok(()),
+        _ => Err(unusable(path, "other users can read it: `chmod 600` it")),
+    }
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, OpenError> {
+    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    match read {
+        Ok(found) if !found.is_empty() => Ok(found),
+        Ok(_) => Err(unusable(path, "it holds no certificate in PEM")),
+        Err(error) => Err(unusable(path, error)),
+    }
+}
+
+fn tls(ca: &Path, certificate: Option<&Path>, key: Option<&Path>) -> Result<ClientConfig, OpenError> {
+    let mut roots = RootCertStore::empty();
+    for root in certificates(ca)? {
+        roots.add(root).map_err(|error| unusable(ca, error))?;
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])
+        .map_err(|error| unusable(ca, error))?
+        .with_root_certificates(roots);
+    let mut config = match (certificate, key) {
+        (Some(certificate), Some(key)) => {
+            check_private(key)?;
+            let chain = certificates(certificate)?;
+            let read = PrivateKeyDer::from_pem_file(key).map_err(|error| unusable(key, error))?;
+            builder
+                .with_client_auth_cert(chain, read)
+                .map_err(|error| unusable(certificate, error))?
+        }
+        _ => builder.with_no_client_auth(),
+    };
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
