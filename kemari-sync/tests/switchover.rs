@@ -272,6 +272,7 @@ impl Pair {
             }
             Then::Forget { .. } => self.log.push("b forgets".to_owned()),
             Then::Stage { .. } | Then::Discard { .. } | Then::Report(_) => {}
+            Then::Leave => panic!("nobody was told to leave"),
             Then::Exit { reason } => panic!("nothing is stopped: {reason}"),
         }
     }

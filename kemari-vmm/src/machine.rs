@@ -27,6 +27,7 @@ pub use spec::{DiskSpec, EventSink, MachineEvent, MachineSpec, NetSpec, VCPUS_MA
 
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use kvm_bindings::CpuId;
 use kvm_ioctls::VmFd;
@@ -197,6 +198,14 @@ impl Machine {
     /// Whether some output waits for a capture.
     pub fn output_held(&self) -> bool {
         self.parts.devices().any(|device| device.output_held())
+    }
+
+    /// The disk whose oldest released request has been unfinished for longest, and for how long.
+    pub fn oldest_disk_io(&self) -> Option<(&str, Duration)> {
+        let disks = self.parts.disks.iter();
+        disks
+            .filter_map(|(id, disk)| Some((id.as_str(), disk.oldest_unfinished()?)))
+            .max_by_key(|(_, age)| *age)
     }
 
     /// Whether the guest's power-off waits for its release.

@@ -20,6 +20,7 @@ Examples:
   kemari check vm.toml                    can this host run the VM, and take it over?
   kemari secondary vm.toml                on one host: wait for the VM's state
   kemari run vm.toml                      on the other: run the VM, protected by the first
+  kemari up vm.toml                       on both hosts, at boot: one runs the VM, the other protects it
   kemari status                           role, term, protection, and why something waits
   kemari tap net0.tx --direction out      how often does the guest send?
   kemari switchover                       the other host goes on with the VM, nothing is lost
@@ -74,6 +75,15 @@ pub enum Action {
         /// newer than the primary's or of another history. The refusal names it.
         #[arg(long, value_name = "HISTORY")]
         overwrite_disks: Option<String>,
+    },
+    /// Run the VM if nobody does, else hold its state: what a host does by itself at boot.
+    ///
+    /// As `run` where this host may boot the VM, as `secondary` where another has it, or may have it; then it tries
+    /// again now and then, as long as there is no primary. The arbiter's record decides, as always.
+    Up {
+        /// What is started.
+        #[command(flatten)]
+        here: Here,
     },
     /// Say how things stand on this host.
     ///

@@ -56,6 +56,10 @@ pub enum Command {
     Switchover,
     /// Change the pace of the syncs while the VM runs.
     Pace(PaceChange),
+    /// End this side: what SIGTERM asks for. A protected primary switches over, an unprotected one stops the VM, a
+    /// secondary gives up what it holds. Only from within the process.
+    #[serde(skip)]
+    Leave,
 }
 
 /// What of the pace changes; what is `None` stays.

@@ -12,6 +12,7 @@ pub mod control;
 pub mod link;
 mod replica;
 pub mod side;
+pub mod uplink;
 
 /// Version of the program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -36,5 +36,6 @@ fn begin(cli: Cli) -> anyhow::Result<ExitCode> {
             start,
             overwrite_disks,
         } => side::run(start.config, start.host, StartAs::Secondary { overwrite_disks }),
+        Next::Up(start) => side::run(start.config, start.host, StartAs::Either),
     }
 }

@@ -99,6 +99,16 @@ impl LocalNet {
         set_joined(&self.outside, host, network, true)
     }
 
+    /// Pulls the cable of host `host` in a network: it loses its carrier, and sees that.
+    pub fn unplug(&self, host: usize, network: Network) -> Result<()> {
+        self.outside.ip(&format!("link set {} down", network.port(host)))
+    }
+
+    /// Ends a [`LocalNet::unplug`].
+    pub fn plug(&self, host: usize, network: Network) -> Result<()> {
+        self.outside.ip(&format!("link set {} up", network.port(host)))
+    }
+
     /// Cuts host `host` off all networks. Programs killed after it die in silence: nobody sees their FIN or RST.
     pub fn down(&self, host: usize) -> Result<()> {
         Network::ALL

@@ -257,7 +257,7 @@ impl State {
                     (side.held, side.staged) = (None, None);
                 }
             }
-            SecondaryAction::Exit { .. } => self.end_process(host),
+            SecondaryAction::Exit { .. } | SecondaryAction::Leave => self.end_process(host),
             SecondaryAction::Stage { .. } | SecondaryAction::Report(_) => {}
         }
     }

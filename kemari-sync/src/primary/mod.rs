@@ -190,6 +190,12 @@ impl Primary {
         matches!(self.standing, Standing::Over(_))
     }
 
+    /// Whether the VM is about to go on elsewhere, or may already do so: a switchover is under way, or this side waits
+    /// for the arbiter's word.
+    pub fn is_leaving(&self) -> bool {
+        self.is_over() || self.is_switching() || self.parting.is_some()
+    }
+
     /// Whether a connection to the secondary should be made, if there is none.
     pub fn wants_peer(&self) -> bool {
         let may_join = match self.standing {

@@ -122,6 +122,7 @@ impl Secondary {
             SecondaryEvent::Restored { result } => self.on_restored(result, actions),
             SecondaryEvent::Health { trouble } => self.on_health(trouble),
             SecondaryEvent::OperatorTakeover => self.on_operator_takeover(actions),
+            SecondaryEvent::OperatorLeave => self.on_operator_leave(actions),
         }
     }
 

@@ -116,6 +116,23 @@ impl Secondary {
         }
     }
 
+    /// Whoever holds the VM while its primary is lost does not go: nobody else could go on with it.
+    pub(super) fn on_operator_leave(&mut self, actions: &mut Actions) {
+        if self.takeover.is_some() || (self.held.is_some() && self.session.is_none()) {
+            actions.push(SecondaryAction::Report(
+                "this side does not end now: the VM may depend on it".to_owned(),
+            ));
+            return;
+        }
+        let reason = "the secondary was told to end";
+        self.unfit(reason, actions);
+        if self.held.is_some() {
+            self.forget(reason, actions);
+        }
+        self.over = Some(reason.to_owned());
+        actions.push(SecondaryAction::Leave);
+    }
+
     fn begin_takeover(&mut self, cause: &str, may_pass: bool, actions: &mut Actions) {
         let Some(held) = &self.held else { return };
         actions.push(SecondaryAction::Report(format!("asking for the VM: {cause}")));

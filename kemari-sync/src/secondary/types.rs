@@ -109,6 +109,8 @@ pub enum SecondaryEvent {
     },
     /// The operator says that the primary is to be taken over now. The arbiter still decides.
     OperatorTakeover,
+    /// The operator ends this process. Nothing comes of it while this side takes the VM over.
+    OperatorLeave,
 }
 
 /// What the secondary wants done, in this order.
@@ -199,6 +201,8 @@ pub enum SecondaryAction {
         /// Why.
         reason: String,
     },
+    /// What was held is given up, on order, and the primary knows it. The state machine is over.
+    Leave,
     /// For humans: something they should know.
     Report(String),
 }

@@ -132,7 +132,7 @@ impl World {
                 };
                 (side.session, side.staged, side.state) = (None, None, None);
             }
-            SecondaryAction::Exit { .. } => self.end_process(host),
+            SecondaryAction::Exit { .. } | SecondaryAction::Leave => self.end_process(host),
             SecondaryAction::Report(_) => {}
         }
     }

@@ -1,6 +1,7 @@
 //! The mechanism under all virtio devices: transport, queues, request list, event channels.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
@@ -102,6 +103,13 @@ impl<B: Backend> VirtioDevice<B> {
     /// Which instance of [`StateKind::Virtio`] is this device's state.
     pub fn instance(&self) -> u16 {
         self.instance
+    }
+
+    /// For how long the oldest released request has been unfinished, if there is one. While somebody works on the
+    /// device nothing is said.
+    pub fn oldest_unfinished(&self) -> Option<Duration> {
+        let core = self.core.try_lock().ok()?;
+        core.requests.oldest_released().map(|since| since.elapsed())
     }
 
     fn lock(&self) -> MutexGuard<'_, Core<B>> {

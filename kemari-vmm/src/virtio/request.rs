@@ -5,6 +5,7 @@
 //! slots and indirect tables. A takeover re-issues exactly what is on the list.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +37,8 @@ pub struct Request<B> {
     pub body: B,
     /// The output's bytes as they were at the capture. None where it is carried out as soon as it is parsed.
     pub data: Option<Vec<u8>>,
+    /// Since when it may be carried out.
+    released_at: Option<Instant>,
 }
 
 /// A request in saved state. All of them are re-issued by whoever continues from that state.
@@ -105,6 +108,7 @@ impl<B: Clone> RequestList<B> {
             stage,
             body,
             data: None,
+            released_at: (stage == Stage::Released).then(Instant::now),
         });
         Ok(id)
     }
@@ -157,6 +161,7 @@ impl<B: Clone> RequestList<B> {
             .iter_mut()
             .find(|request| matches!(request.stage, Stage::Captured(captured) if captured <= epoch))?;
         request.stage = Stage::Released;
+        request.released_at = Some(Instant::now());
         Some(request)
     }
 
@@ -167,7 +172,16 @@ impl<B: Clone> RequestList<B> {
             .iter_mut()
             .find(|request| request.stage != Stage::Released)?;
         request.stage = Stage::Released;
+        request.released_at = Some(Instant::now());
         Some(request)
+    }
+
+    /// Since when the oldest request that was released is unfinished.
+    pub fn oldest_released(&self) -> Option<Instant> {
+        self.requests
+            .iter()
+            .filter_map(|request| request.released_at)
+            .min()
     }
 
     /// Takes a finished request off the list.

@@ -40,6 +40,8 @@ pub enum Next {
         /// The history whose images may be overwritten on the operator's word.
         overwrite_disks: Option<String>,
     },
+    /// Either, as the arbiter's record decides.
+    Up(Start),
 }
 
 /// Carries out `action`. `machine` looks at what the machine needs (KVM, the processor), for `check`.
@@ -65,6 +67,7 @@ pub fn perform(action: Action, machine: impl Fn(&Config) -> Vec<Finding>) -> any
                 overwrite_disks,
             });
         }
+        Action::Up { here } => return Ok(Next::Up(load(&here)?)),
         Action::Status { target, json } => {
             let status = target.client()?.status()?;
             match json {

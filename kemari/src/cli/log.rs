@@ -10,7 +10,7 @@ use super::{Action, Cli};
 /// Starts logging as `cli` says: by default what a running side does, and of short commands only what is wrong.
 pub fn init(cli: &Cli) -> anyhow::Result<()> {
     let default = match cli.action {
-        Action::Run { .. } | Action::Secondary { .. } => "info",
+        Action::Run { .. } | Action::Secondary { .. } | Action::Up { .. } => "info",
         _ => "error",
     };
     let text = cli.log.as_deref().unwrap_or(default);

@@ -135,15 +135,18 @@ pub fn attach_nets(machine: &Machine, config: &Config, host: &str) -> anyhow::Re
 }
 
 fn console(console: &Console) -> anyhow::Result<Box<dyn Write + Send>> {
+    let passed_on =
+        |sink: Box<dyn Write + Send>| super::console::Console::to(sink).context("cannot write the console");
     Ok(match console {
         Console::None => Box::new(sink()),
-        Console::Stdio => Box::new(stdout()),
-        Console::File(path) => Box::new(
-            OpenOptions::new()
+        Console::Stdio => Box::new(passed_on(Box::new(stdout()))?),
+        Console::File(path) => {
+            let file = OpenOptions::new()
                 .create(true)
                 .append(true)
                 .open(path)
-                .with_context(|| format!("cannot open the console's file {}", path.display()))?,
-        ),
+                .with_context(|| format!("cannot open the console's file {}", path.display()))?;
+            Box::new(passed_on(Box::new(file))?)
+        }
     })
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use kemari_sync::{
-    ArbiterRequest, CopyLimits, Incarnation, OnSecondaryLoss, PeerWord, PrimaryConfig, Reign,
+    ArbiterRequest, CopyLimits, Incarnation, OnSecondaryLoss, PeerWord, PrimaryConfig, Record, Reign,
     SecondaryConfig, Start, StartAction, StartConfig, StartEvent, Timing,
 };
 use kemari_vmm::machine::{Machine, MachineSpec};
@@ -22,17 +22,19 @@ use super::mailbox::Mailbox;
 use super::primary::{self, PrimarySide};
 use super::query::ask_peer;
 use super::secondary::{self, LastSign, SecondarySide, Standby};
+use super::signals::{self, Leaving};
 use super::terminal::Terminal;
 use super::trace::Trace;
-use crate::announce;
 use crate::arbiter::ConfiguredArbiter;
-use crate::config::{self, Config, Mac};
+use crate::config::{self, Config};
 use crate::control::{self, Counters, Protection, Role, Status, Takeover, Timings};
 use crate::link::Security;
 use crate::replica::{Image, Tracker};
 
-/// How often, and after how long, a side that runs the VM announces where it now is.
-const ANNOUNCE_AFTER_MS: [u64; 5] = [0, 50, 200, 1000, 3000];
+/// A side that may either run the VM or follow waits so long for a primary before it tries to run it, in milliseconds:
+/// the shortest time, and the length of the range that it is drawn from, so that two hosts do not try at once for ever.
+const IDLE_MS: u64 = 1_500;
+const IDLE_RANGE_MS: u64 = 2_000;
 
 /// As what a process starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +51,8 @@ pub enum StartAs {
         /// The operator's word that images of this history may be overwritten.
         overwrite_disks: Option<String>,
     },
+    /// It boots the VM if nobody has it and it may, and follows whoever has it.
+    Either,
 }
 
 /// What lasts for the process's life.
@@ -67,6 +71,7 @@ struct Life {
     security: Option<Security>,
     /// See [`StartAs::Secondary`].
     overwrite_disks: Option<String>,
+    leaving: Leaving,
     _server: control::Server,
 }
 
@@ -74,16 +79,21 @@ struct Life {
 pub fn run(config: Config, host: String, start_as: StartAs) -> anyhow::Result<ExitCode> {
     super::faults::set_up()?;
     let mut life = Life::begin(config, host)?;
+    let may_start = start_as == StartAs::Either;
     let mut next = match start_as {
         StartAs::Primary {
             assert_dead,
             adopt_disks,
-        } => life.cold_boot(assert_dead, adopt_disks)?,
+        } => life
+            .cold_boot(assert_dead, adopt_disks)?
+            .map_err(anyhow::Error::msg)?,
         StartAs::Secondary { overwrite_disks } => {
             life.overwrite_disks = overwrite_disks;
             Next::Follow
         }
+        StartAs::Either => Next::Try,
     };
+    let mut refusal = String::new();
     loop {
         next = match next {
             Next::Execute(side) => match side.run() {
@@ -93,16 +103,31 @@ pub fn run(config: Config, host: String, start_as: StartAs) -> anyhow::Result<Ex
                 }
                 primary::End::Halted(reason) => {
                     tracing::warn!("the VM does not run here any more: {reason}");
+                    if life.leaving.is_wanted() {
+                        return Ok(ExitCode::SUCCESS);
+                    }
                     Next::Follow
                 }
             },
-            Next::Follow => match life.follow()? {
+            Next::Follow => match life.follow(may_start)? {
                 secondary::End::TookOver(reign, standby, last_sign) => {
                     life.take_over(reign, *standby, &last_sign)?
                 }
                 secondary::End::Stopped(reason) => {
                     tracing::info!("the VM is stopped: {reason}");
                     return Ok(ExitCode::SUCCESS);
+                }
+                secondary::End::Left => return Ok(ExitCode::SUCCESS),
+                secondary::End::Idle => Next::Try,
+            },
+            Next::Try => match life.cold_boot(None, false)? {
+                Ok(next) => next,
+                Err(reason) => {
+                    if reason != refusal {
+                        tracing::info!("the VM is not booted here: {reason}");
+                        refusal = reason;
+                    }
+                    Next::Follow
                 }
             },
         };
@@ -112,6 +137,8 @@ pub fn run(config: Config, host: String, start_as: StartAs) -> anyhow::Result<Ex
 enum Next {
     Execute(Box<PrimarySide>),
     Follow,
+    /// Boots the VM, or follows if that is refused.
+    Try,
 }
 
 impl Life {
@@ -125,6 +152,7 @@ impl Life {
         let security = Security::of(&config, &host)?;
         let board = Board::new(first_status(&config, &host));
         let server = control::Server::start(config.host(&host).control(), board.clone())?;
+        let leaving = signals::take(board.clone())?;
         let terminal = match config.host(&host).console {
             config::Console::Stdio => Some(terminal(&board)?),
             _ => None,
@@ -140,6 +168,7 @@ impl Life {
             _lock: lock,
             security,
             overwrite_disks: None,
+            leaving,
             _server: server,
         })
     }
@@ -171,8 +200,8 @@ impl Life {
         }
     }
 
-    /// Wins a term, builds the machine and boots it.
-    fn cold_boot(&self, assert_dead: Option<u64>, adopt_disks: bool) -> anyhow::Result<Next> {
+    /// Wins a term, builds the machine and boots it. The inner error is why the VM may not be started here.
+    fn cold_boot(&self, assert_dead: Option<u64>, adopt_disks: bool) -> anyhow::Result<Result<Next, String>> {
         let images = Image::open_all(&self.config, &self.host, None)?;
         let mailbox = Mailbox::new()?;
         let sink = mailbox.clone();
@@ -184,7 +213,10 @@ impl Life {
             events,
         )?);
         let me = self.incarnation();
-        let record = self.win(&me, assert_dead, &images, adopt_disks)?;
+        let record = match self.win(&me, assert_dead, &images, adopt_disks)? {
+            Ok(record) => record,
+            Err(reason) => return Ok(Err(reason)),
+        };
         for image in &images {
             image.start(record.term, adopt_disks)?;
         }
@@ -192,8 +224,7 @@ impl Life {
         assembly::attach_disks(&machine, &self.config, &self.host, false)?;
         assembly::attach_nets(&machine, &self.config, &self.host)?;
         machine.boot()?;
-        announce(machine.clone());
-        Ok(Next::Execute(Box::new(self.primary(
+        Ok(Ok(Next::Execute(Box::new(self.primary(
             me,
             Reign {
                 record,
@@ -202,7 +233,7 @@ impl Life {
             machine,
             mailbox,
             trackers,
-        )?)))
+        )?))))
     }
 
     /// Asks a host what it holds of the VM.
@@ -215,14 +246,14 @@ impl Life {
         }
     }
 
-    /// Asks the arbiter for a term.
+    /// Asks the arbiter for a term. The inner error is why it is refused.
     fn win(
         &self,
         me: &Incarnation,
         assert_dead: Option<u64>,
         images: &[Arc<Image>],
         adopt_images: bool,
-    ) -> anyhow::Result<kemari_sync::Record> {
+    ) -> anyhow::Result<Result<Record, String>> {
         let (sender, inputs) = channel();
         let answers = sender.clone();
         let arbiter = ArbiterThread::start(
@@ -265,8 +296,8 @@ impl Life {
                         // This function holds the receiver.
                         let _ = sender.send(StartEvent::Peer(word));
                     }
-                    StartAction::Run(record) => return Ok(record),
-                    StartAction::Refuse(reason) => bail!(reason),
+                    StartAction::Run(record) => return Ok(Ok(record)),
+                    StartAction::Refuse(reason) => return Ok(Err(reason)),
                 }
             }
             let now_ms = self.clock.now_ms();
@@ -327,7 +358,7 @@ impl Life {
     }
 
     /// Waits for primaries, until one dies.
-    fn follow(&self) -> anyhow::Result<secondary::End> {
+    fn follow(&self, may_start: bool) -> anyhow::Result<secondary::End> {
         self.type_to(None);
         let security = self.security.clone().context(
             "a secondary needs a link: name `certificates`, or say `plaintext = true`, in [protection]",
@@ -364,6 +395,7 @@ impl Life {
             security,
             clock: self.clock,
             overwrite_disks: self.overwrite_disks.clone(),
+            idle_ms_max: may_start.then(|| rand::random_range(IDLE_MS..IDLE_MS + IDLE_RANGE_MS)),
         })?;
         Ok(side.run())
     }
@@ -402,22 +434,8 @@ impl Life {
                 planned_pause_ms,
             })
         });
-        announce(machine);
         Ok(Next::Execute(Box::new(side)))
     }
-}
-
-/// Tells the network, several times, that the VM is here now. Also after a cold boot: it may have run elsewhere before,
-/// and switches would send there what is meant for it until the guest says something.
-fn announce(machine: Arc<Machine>) {
-    std::thread::spawn(move || {
-        let mut waited_ms = 0;
-        for after_ms in ANNOUNCE_AFTER_MS {
-            std::thread::sleep(Duration::from_millis(after_ms - waited_ms));
-            waited_ms = after_ms;
-            machine.announce(|mac| vec![announce::rarp(Mac(mac)).to_vec()]);
-        }
-    });
 }
 
 /// Ctrl-A x leaves the console by stopping the VM where it runs, or by ending a secondary.

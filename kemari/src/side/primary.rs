@@ -5,17 +5,19 @@
 //! (`inline`), because waking another thread costs more than the work.
 
 mod actions;
+mod announce;
 mod connect;
 mod disks;
 mod inline;
 mod orders;
+mod reset;
 mod status;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kemari_sync::wire::Message;
-use kemari_sync::{Epoch, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Reign, SessionId};
+use kemari_sync::{Epoch, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Reign, SessionId, Trouble};
 use kemari_vmm::machine::{Machine, MachineEvent};
 use kemari_vmm::state::StateBlob;
 
@@ -24,6 +26,7 @@ use super::board::{Board, Order};
 use super::capture::Capture;
 use super::clock::Clock;
 use super::copy::Copy;
+use super::health::{HealthWatch, OwnIo};
 use super::mailbox::Mailbox;
 use super::sync_tap::{Attached, SyncTap};
 use super::trace::{Step, Trace};
@@ -51,6 +54,10 @@ pub enum Input {
     Wake,
     /// Something happened to the machine.
     Machine(MachineEvent),
+    /// The machine has been reset, or could not be.
+    WasReset(Result<(), String>),
+    /// What keeps this host from running the VM well has changed.
+    Health(Option<Trouble>),
     /// The arbiter's answer.
     Arbiter(AskId, kemari_sync::ArbiterAnswer),
     /// A connection to a secondary stands, or could not be made.
@@ -129,8 +136,9 @@ pub struct PrimarySide {
     paused: bool,
     /// When held console output is to be synchronised, in milliseconds.
     console_due_ms: Option<u64>,
-    /// The guest wants a reset, which waits until no capture waits for its ack.
-    reset_wanted: bool,
+    reset: reset::Reset,
+    announcements: announce::Announcements,
+    _health: HealthWatch,
     /// Drains begun. One that was overtaken by a failed switchover may still end, and says nothing of the next.
     drains: u64,
     /// How often syncs are made at present.
@@ -178,6 +186,13 @@ impl PrimarySide {
         let sink = mailbox.clone();
         board.take_orders(move |order| sink.post(Input::Order(order)));
         board.show_machine(Some(machine.clone()));
+        let sink = mailbox.clone();
+        let health = HealthWatch::start(
+            config.clone(),
+            host.clone(),
+            OwnIo::Of(Arc::downgrade(&machine)),
+            move |trouble| sink.post(Input::Health(trouble)),
+        )?;
         Ok(Self {
             core: Primary::new(mechanism, reign, clock.now_ms()),
             connector: Connector::new(&config, &host, security),
@@ -203,7 +218,9 @@ impl PrimarySide {
             acked_states: Vec::new(),
             paused: false,
             console_due_ms: None,
-            reset_wanted: false,
+            reset: reset::Reset::default(),
+            announcements: announce::Announcements::from(clock.now_ms()),
+            _health: health,
             drains: 0,
             pace,
             counters: Counters::default(),
@@ -284,7 +301,9 @@ impl PrimarySide {
             }
             Input::Wake => {}
             Input::Machine(MachineEvent::PowerOff) => self.events.push_back(PrimaryEvent::PoweredOff),
-            Input::Machine(MachineEvent::Reset) => self.reset_wanted = true,
+            Input::Machine(MachineEvent::Reset) => self.reset.want(),
+            Input::WasReset(result) => self.on_reset_done(result),
+            Input::Health(trouble) => self.events.push_back(PrimaryEvent::Health { trouble }),
             Input::Machine(MachineEvent::Failed(reason)) => {
                 tracing::error!("{reason}");
                 self.events.push_back(PrimaryEvent::HostFailing { reason });
@@ -324,7 +343,7 @@ impl PrimarySide {
 
     /// Undoes a pause of the tap that turned out to be for nothing.
     fn run_unless_paused(&self) {
-        if !self.paused && !self.core.is_over() {
+        if !self.paused && !self.core.is_over() && !self.reset.is_under_way() {
             self.machine.resume();
             // Another vCPU's output may have asked for a pause after it was looked at: the resume has undone that.
             if self.tap.looked().is_some() {
@@ -346,21 +365,6 @@ impl PrimarySide {
                 self.perform(action);
             }
             self.actions = actions;
-        }
-    }
-
-    fn reset_if_possible(&mut self) {
-        if !self.reset_wanted || self.capture.is_some() || self.end.is_some() {
-            return;
-        }
-        self.reset_wanted = false;
-        tracing::info!("the guest resets the machine");
-        self.machine.pause();
-        if let Err(error) = self.machine.reset() {
-            let reason = format!("the machine cannot be reset: {}", super::capture::explain(&error));
-            self.events.push_back(PrimaryEvent::HostFailing { reason });
-        } else {
-            self.run_unless_paused();
         }
     }
 
@@ -424,6 +428,7 @@ impl PrimarySide {
         if self.core.next_deadline().is_some_and(|due_ms| due_ms <= now_ms) {
             self.events.push_back(PrimaryEvent::Tick);
         }
+        self.announce_when_due(now_ms);
         if self.dirty_look_is_due() && now_ms >= self.dirty_look_ms {
             self.look_at_dirty_pages();
         }
@@ -462,6 +467,7 @@ impl PrimarySide {
             self.core.next_deadline(),
             self.console_due_ms,
             self.connector.due_ms(),
+            self.announcements.due_ms(),
             look_ms,
         ];
         due_ms.into_iter().flatten().min().map_or(WAIT_MS_MAX, |due_ms| {

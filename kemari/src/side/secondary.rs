@@ -14,7 +14,7 @@ use anyhow::Context;
 use kemari_sync::wire::{Message, Welcome, encode};
 use kemari_sync::{
     ArbiterAnswer, Incarnation, Reign, Secondary, SecondaryAction, SecondaryConfig, SecondaryEvent,
-    SessionId, Staging,
+    SessionId, Staging, Trouble,
 };
 use kemari_vmm::machine::MachineSpec;
 use kemari_vmm::state::StateBlob;
@@ -22,7 +22,9 @@ use kemari_vmm::state::StateBlob;
 use super::arbiter_thread::{ArbiterThread, AskId, describe};
 use super::board::{Board, Order};
 use super::clock::Clock;
+use super::health::{HealthWatch, OwnIo};
 use super::mailbox::Mailbox;
+use super::probe::Probe;
 use super::wait::wait;
 use crate::config::Config;
 use crate::control::{Command, Counters};
@@ -49,6 +51,8 @@ pub enum Input {
     Replica(SessionId, usize, Report),
     /// The fence command has ended.
     Fenced(Result<(), String>),
+    /// What keeps this host from running the VM well has changed.
+    Health(Option<Trouble>),
     /// From the control socket.
     Order(Order),
 }
@@ -59,6 +63,10 @@ pub enum End {
     TookOver(Reign, Box<Standby>, LastSign),
     /// The VM was stopped cleanly.
     Stopped(String),
+    /// This process is to end; the primary has been told.
+    Left,
+    /// There was no primary for [`Setup::idle_ms_max`].
+    Idle,
 }
 
 /// The last that was seen of the old primary.
@@ -90,6 +98,8 @@ pub struct Setup {
     pub security: Security,
     /// The operator's word that images of this history may be overwritten.
     pub overwrite_disks: Option<String>,
+    /// After so long without a primary, holding nothing, it ends as [`End::Idle`], in milliseconds.
+    pub idle_ms_max: Option<u64>,
 }
 
 /// The loop's state.
@@ -139,6 +149,11 @@ pub struct SecondarySide {
     /// Orders to take over, whose outcome is open. There are no more of them than clients of the control socket.
     takeovers: Vec<Order>,
     shown_ms: u64,
+    _health: HealthWatch,
+    /// See [`Setup::idle_ms_max`].
+    idle_ms_max: Option<u64>,
+    /// Since when nobody is connected and nothing is held.
+    idle_since_ms: Option<u64>,
     end: Option<End>,
 }
 
@@ -156,6 +171,7 @@ impl SecondarySide {
             clock,
             security,
             overwrite_disks,
+            idle_ms_max,
         } = setup;
         let listen = config.host(&host).listen;
         let listener = Listener::bind(listen, security).with_context(|| {
@@ -165,6 +181,11 @@ impl SecondarySide {
         })?;
         let staging = Staging::new(config.protection.staging_bytes_max() as usize);
         mechanism.staging_pages_max = staging.pages_max();
+        let sink = mailbox.clone();
+        let io = OwnIo::Probed(Probe::start(&config, &host)?);
+        let health = HealthWatch::start(config.clone(), host.clone(), io, move |trouble| {
+            sink.post(Input::Health(trouble))
+        })?;
         let sink = mailbox.clone();
         board.take_orders(move |order| sink.post(Input::Order(order)));
         Ok(Self {
@@ -200,6 +221,9 @@ impl SecondarySide {
             paused_ms: None,
             takeovers: Vec::new(),
             shown_ms: 0,
+            _health: health,
+            idle_ms_max,
+            idle_since_ms: None,
             end: None,
         })
     }
@@ -220,6 +244,7 @@ impl SecondarySide {
             }
             self.settle();
             self.answer_takeovers();
+            self.note_idle(now_ms);
             if let Some(end) = self.end.take() {
                 self.board.refuse_orders();
                 return end;
@@ -229,9 +254,28 @@ impl SecondarySide {
         }
     }
 
+    fn note_idle(&mut self, now_ms: u64) {
+        if !self.sessions.is_empty() || self.core.holds().is_some() {
+            self.idle_since_ms = None;
+            return;
+        }
+        let since_ms = *self.idle_since_ms.get_or_insert(now_ms);
+        if self.end.is_none()
+            && self
+                .idle_ms_max
+                .is_some_and(|most_ms| now_ms >= since_ms + most_ms)
+        {
+            self.end = Some(End::Idle);
+        }
+    }
+
     fn wait(&self) {
         let now_ms = self.clock.now_ms();
-        let due_ms = [self.core.next_deadline(), self.listener.due_ms()];
+        let idle_ms = self
+            .idle_ms_max
+            .zip(self.idle_since_ms)
+            .map(|(most_ms, since_ms)| since_ms + most_ms);
+        let due_ms = [self.core.next_deadline(), self.listener.due_ms(), idle_ms];
         let timeout_ms = due_ms
             .into_iter()
             .flatten()
@@ -260,11 +304,15 @@ impl SecondarySide {
             }
             Input::Replica(session, index, report) => self.on_replica(session, index, report),
             Input::Fenced(result) => self.events.push_back(SecondaryEvent::Fenced { result }),
+            Input::Health(trouble) => self.events.push_back(SecondaryEvent::Health { trouble }),
             Input::Order(order) => self.on_order(order),
         }
     }
 
     fn on_order(&mut self, order: Order) {
+        if order.command == Command::Leave {
+            return self.on_leave(&order);
+        }
         if order.command == Command::Takeover && self.core.holds().is_some() {
             self.events.push_back(SecondaryEvent::OperatorTakeover);
             return self.takeovers.push(order);
@@ -278,6 +326,17 @@ impl SecondarySide {
         answer(&order, Err(reason.to_owned()));
     }
 
+    /// The primary is told, so that it does not wait; while this side takes the VM over it cannot go.
+    fn on_leave(&mut self, order: &Order) {
+        self.events.push_back(SecondaryEvent::OperatorLeave);
+        self.settle();
+        let outcome = match &self.end {
+            Some(End::Left) => Ok("this side holds nothing of the VM any more".to_owned()),
+            _ => Err("this side is taking the VM over".to_owned()),
+        };
+        answer(order, outcome);
+    }
+
     /// Answers orders to take over once it is certain who has the VM.
     fn answer_takeovers(&mut self) {
         let outcome = match &self.end {
@@ -285,6 +344,7 @@ impl SecondarySide {
                 Ok(format!("the VM goes on here, in term {}", reign.record.term))
             }
             Some(End::Stopped(reason)) => Err(format!("the VM has ended: {reason}")),
+            Some(End::Left | End::Idle) => Err("this side has let the VM go".into()),
             None if self.core.holds().is_none() => Err("another has the VM; the log says who".to_owned()),
             None => return,
         };

@@ -7,10 +7,13 @@ mod arbiter;
 mod copy;
 #[cfg(feature = "faults")]
 mod faults;
+mod frozen;
 mod guest_life;
+mod health;
 mod partition;
 mod peers;
 mod replica;
+mod signals;
 mod start;
 mod stop;
 mod support;
@@ -18,3 +21,4 @@ mod switchover;
 mod takeover;
 mod tap;
 mod tls;
+mod up;

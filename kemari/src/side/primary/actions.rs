@@ -150,8 +150,11 @@ impl PrimarySide {
     }
 
     pub(super) fn capture(&mut self, epoch: Epoch, hold: bool) {
-        self.trace.note(Step::Capturing, epoch);
         self.paused = true;
+        if self.reset.defers(epoch, hold) {
+            return;
+        }
+        self.trace.note(Step::Capturing, epoch);
         self.paused_at_us = self.clock.now_us();
         self.sync_since_us = self.asked_us.take().unwrap_or(self.paused_at_us);
         self.console_due_ms = None;
@@ -208,6 +211,7 @@ impl PrimarySide {
         self.tap.set_in_flight(false);
         self.disks.forget_still();
         self.counters.syncs_failed += 1;
+        self.reset.forget_capture(epoch);
         if let Some(capture) = self.capture.take_if(|capture| capture.epoch == epoch) {
             self.machine.give_back(epoch, &capture.pages);
         }
@@ -244,7 +248,9 @@ impl PrimarySide {
         self.paused = false;
         self.counters.last_pause_us = self.clock.now_us().saturating_sub(self.paused_at_us);
         self.timings.pause_us.note(self.counters.last_pause_us);
-        self.machine.resume();
+        if !self.reset.is_under_way() {
+            self.machine.resume();
+        }
     }
 
     /// The right to act alone: output leaves at once, nobody is owed pages.

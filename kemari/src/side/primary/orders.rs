@@ -19,7 +19,14 @@ pub struct Pending {
 type Outcome = Result<String, String>;
 
 impl PrimarySide {
-    pub(super) fn on_order(&mut self, order: Order) {
+    pub(super) fn on_order(&mut self, mut order: Order) {
+        if order.command == Command::Leave {
+            // The VM goes on elsewhere if it can, and ends cleanly if not.
+            order.command = match self.core.refuses_switchover() {
+                None => Command::Switchover,
+                Some(_) => Command::Stop,
+            };
+        }
         let event = match order.command {
             Command::Takeover => {
                 Err("this side is the primary already; say that to the secondary".to_owned())
@@ -34,7 +41,7 @@ impl PrimarySide {
                 None => Ok(PrimaryEvent::OperatorProtect),
             },
             Command::Unprotect => Ok(PrimaryEvent::OperatorUnprotect),
-            Command::Stop => Ok(PrimaryEvent::OperatorStop),
+            Command::Stop | Command::Leave => Ok(PrimaryEvent::OperatorStop),
         };
         match event {
             Ok(event) => self.events.push_back(event),
@@ -106,7 +113,7 @@ impl PrimarySide {
         }
         let status = self.core.status(self.clock.now_ms());
         match pending.order.command {
-            Command::Stop | Command::Takeover | Command::Pace(_) => None,
+            Command::Stop | Command::Takeover | Command::Leave | Command::Pace(_) => None,
             Command::Switchover => (!self.core.is_switching()).then(|| {
                 Err("the other host did not go on, so the VM goes on here, and nothing is lost; the logs say why".into())
             }),

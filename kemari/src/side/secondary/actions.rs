@@ -58,6 +58,10 @@ impl SecondarySide {
                 self.stop_disks();
                 self.end = Some(End::Stopped(reason));
             }
+            SecondaryAction::Leave => {
+                self.stop_disks();
+                self.end = Some(End::Left);
+            }
             SecondaryAction::Report(text) => tracing::info!("{text}"),
         }
     }

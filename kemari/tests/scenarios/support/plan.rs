@@ -36,6 +36,8 @@ pub struct Plan {
     pub memory_mib: u32,
     /// How the loser is fenced.
     pub fence: Fence,
+    /// Limit of a sync without an ack, and of own I/O without an end.
+    pub progress_timeout_ms: u32,
     /// Whether the link is encrypted, with the certificates of [`certificates`].
     pub tls: bool,
     /// Where the guest's disk is.
@@ -54,6 +56,7 @@ impl Default for Plan {
         Self {
             memory_mib: 64,
             fence: Fence::Kills,
+            progress_timeout_ms: 5000,
             tls: false,
             disk: Disk::Shared,
             protection: "",
@@ -106,6 +109,7 @@ mode = "lockstep"
 suspicion_timeout_ms = 1000
 heartbeat_interval_ms = 100
 reconnect_timeout_ms = 500
+progress_timeout_ms = {progress_timeout_ms}
 plaintext = {plaintext}
 allow_cached_shared_disk = true
 {protection}
@@ -114,6 +118,7 @@ kind = "file"
 path = "{arbiter}"
 {hosts}"#,
             memory_mib = self.memory_mib,
+            progress_timeout_ms = self.progress_timeout_ms,
             plaintext = !self.tls,
             protection = self.protection,
             disk = match self.disk {

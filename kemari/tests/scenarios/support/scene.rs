@@ -262,6 +262,16 @@ impl Scene {
         Ok(self.process(host)?.signal(signal)?)
     }
 
+    /// The id of what runs on a host.
+    pub fn pid(&mut self, host: Host) -> Result<u32> {
+        Ok(self.process(host)?.pid())
+    }
+
+    /// Starts `kemari up` on a host.
+    pub fn up(&mut self, host: Host) -> Result<()> {
+        self.start(host, &["up"], "scene.toml", &[])
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self, host: Host) -> Result<()> {
         self.process(host)?.kill()?;

@@ -1,0 +1,157 @@
+//! Where console output goes that has been released: written by a thread of its own, since a terminal, a pipe or a file
+//! may stand still, and neither the guest nor its protection waits for whoever reads the console.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+/// Bytes that wait for a console that stands still. Beyond them the oldest are lost, and the console is told how many.
+const BACKLOG_BYTES_MAX: usize = 1 << 20;
+/// Most bytes handed to the console at once.
+const CHUNK_BYTES_MAX: usize = 4096;
+/// Longest wait for the last output at the end.
+const FAREWELL_MAX: Duration = Duration::from_millis(500);
+
+#[derive(Default)]
+struct Backlog {
+    bytes: VecDeque<u8>,
+    /// Bytes that were pushed out and not yet told.
+    lost: u64,
+    /// The console is taking some.
+    is_writing: bool,
+    /// Nobody writes any more.
+    is_over: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    backlog: Mutex<Backlog>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Backlog> {
+        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A writer that never waits.
+pub struct Console(Arc<Shared>);
+
+impl Console {
+    /// A console that is written to `sink`.
+    pub fn to(sink: impl Write + Send + 'static) -> io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let reader = shared.clone();
+        thread::Builder::new()
+            .name("console out".into())
+            .spawn(move || pass_on(&reader, sink))?;
+        Ok(Self(shared))
+    }
+}
+
+impl Drop for Console {
+    /// The last output is waited for, though not for ever: with the process it would be gone.
+    fn drop(&mut self) {
+        let mut backlog = self.0.lock();
+        backlog.is_over = true;
+        self.0.changed.notify_all();
+        let is_busy = |backlog: &mut Backlog| backlog.is_writing || !backlog.bytes.is_empty();
+        drop(self.0.changed.wait_timeout_while(backlog, FAREWELL_MAX, is_busy));
+    }
+}
+
+impl Write for Console {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut backlog = self.0.lock();
+        backlog.bytes.extend(bytes);
+        let excess = backlog.bytes.len().saturating_sub(BACKLOG_BYTES_MAX);
+        backlog.bytes.drain(..excess);
+        backlog.lost += excess as u64;
+        self.0.changed.notify_all();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn pass_on(shared: &Shared, mut sink: impl Write) {
+    loop {
+        let mut backlog = shared.lock();
+        while backlog.bytes.is_empty() {
+            if backlog.is_over {
+                return;
+            }
+            backlog = shared
+                .changed
+                .wait(backlog)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        let lost = std::mem::take(&mut backlog.lost);
+        let length = backlog.bytes.len().min(CHUNK_BYTES_MAX);
+        let chunk: Vec<u8> = backlog.bytes.drain(..length).collect();
+        backlog.is_writing = true;
+        drop(backlog);
+        let told = match lost {
+            0 => Ok(()),
+            lost => write!(sink, "\r\n[kemari: {lost} bytes of console output are lost]\r\n"),
+        };
+        // A console that is gone is no reason to stop the guest.
+        let _ = told
+            .and_then(|()| sink.write_all(&chunk))
+            .and_then(|()| sink.flush());
+        shared.lock().is_writing = false;
+        shared.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use super::*;
+
+    /// A sink that takes one write a permit, and shows what it took.
+    struct Gated(Receiver<()>, Sender<Vec<u8>>);
+
+    impl Write for Gated {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.recv().map_err(io::Error::other)?;
+            self.1.send(bytes.to_vec()).map_err(io::Error::other)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_console_that_stands_still_holds_nobody_up_and_is_told_what_it_missed() {
+        let ((permit, permits), (taken, takes)) = (channel(), channel());
+        let mut console = Console::to(Gated(permits, taken)).unwrap();
+        console.write_all(b"first").unwrap();
+        // Far more than the backlog takes, and nobody reads: this must return all the same.
+        let line = [b'x'; 1000];
+        for _ in 0..2 * BACKLOG_BYTES_MAX / line.len() {
+            console.write_all(&line).unwrap();
+        }
+        console.write_all(b"last").unwrap();
+        drop(console);
+        let mut seen = Vec::new();
+        while permit.send(()).is_ok() {
+            match takes.recv_timeout(Duration::from_secs(5)) {
+                Ok(bytes) => seen.extend(bytes),
+                Err(_) => break,
+            }
+        }
+        let text = String::from_utf8_lossy(&seen);
+        assert!(text.ends_with("last"), "the newest output is there");
+        assert!(text.contains("bytes of console output are lost"));
+        assert!(seen.len() < BACKLOG_BYTES_MAX + 2 * CHUNK_BYTES_MAX);
+    }
+}

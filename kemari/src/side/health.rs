@@ -1,0 +1,115 @@
+//! Watches what a host needs to run the VM: the guest's way out of it, and its own I/O.
+//!
+//! The watch has a thread of its own, so that it sees what holds up everybody else.
+
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kemari_sync::Trouble;
+use kemari_vmm::machine::Machine;
+
+use super::probe::Probe;
+use crate::config::Config;
+use crate::uplink;
+
+/// How often it looks, in milliseconds.
+const LOOK_INTERVAL_MS: u64 = 200;
+
+/// Where the progress of own I/O shows.
+pub enum OwnIo {
+    /// A primary: in its machine's requests.
+    Of(Weak<Machine>),
+    /// A secondary, whose machine does no I/O yet: in reads of the disks, made for that.
+    Probed(Probe),
+}
+
+impl OwnIo {
+    /// A disk that makes no progress for `limit`, in words.
+    fn trouble(&self, limit: Duration) -> Option<String> {
+        match self {
+            Self::Of(machine) => {
+                let machine = machine.upgrade()?;
+                let (id, age) = machine.oldest_disk_io()?;
+                (age > limit).then(|| stuck(id, limit))
+            }
+            Self::Probed(probe) => probe.trouble(limit),
+        }
+    }
+}
+
+/// The sentence about a disk that does not answer. It says the same as long as that lasts.
+pub fn stuck(id: &str, limit: Duration) -> String {
+    format!(
+        "the disk {id} has not finished a request within {} ms",
+        limit.as_millis()
+    )
+}
+
+/// A watch; it ends when this is dropped.
+pub struct HealthWatch {
+    _alive: Sender<()>,
+}
+
+impl HealthWatch {
+    /// Watches the host `host`, which is this one, and tells each change; at first all is well.
+    pub fn start(
+        config: Arc<Config>,
+        host: String,
+        io: OwnIo,
+        tell: impl Fn(Option<Trouble>) + Send + 'static,
+    ) -> anyhow::Result<Self> {
+        let (alive, ended) = channel();
+        let mut uplink = Uplink::new(config.clone(), host);
+        let io_limit = config.protection.progress_timeout();
+        thread::Builder::new().name("health".into()).spawn(move || {
+            let mut told = None;
+            let interval = Duration::from_millis(LOOK_INTERVAL_MS);
+            while ended.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
+                let disk = io.trouble(io_limit).map(Trouble::Disk);
+                let trouble = disk.or_else(|| uplink.trouble().map(Trouble::Uplink));
+                if trouble != told {
+                    tell(trouble.clone());
+                    told = trouble;
+                }
+            }
+        })?;
+        Ok(Self { _alive: alive })
+    }
+}
+
+/// An uplink counts as lost when it has had no carrier for as long as a silent peer is waited for: cables are moved,
+/// switches negotiate.
+struct Uplink {
+    config: Arc<Config>,
+    host: String,
+    lost_since: Option<Instant>,
+    unreadable: bool,
+}
+
+impl Uplink {
+    fn new(config: Arc<Config>, host: String) -> Self {
+        Self {
+            config,
+            host,
+            lost_since: None,
+            unreadable: false,
+        }
+    }
+
+    fn trouble(&mut self) -> Option<String> {
+        let trouble = uplink::trouble(&self.config, &self.host).unwrap_or_else(|error| {
+            if !std::mem::replace(&mut self.unreadable, true) {
+                tracing::warn!("the uplinks cannot be watched: {error}");
+            }
+            None
+        });
+        if trouble.is_none() {
+            self.lost_since = None;
+        }
+        let trouble = trouble?;
+        let since = *self.lost_since.get_or_insert_with(Instant::now);
+        (since.elapsed() >= self.config.protection.suspicion_timeout()).then_some(trouble)
+    }
+}

@@ -1,0 +1,71 @@
+//! The guest resets the machine. That waits until everything captured or released is finished, which a disk that hangs
+//! never is: so a thread of its own waits, and heartbeats go on.
+
+use kemari_sync::{Epoch, PrimaryEvent};
+
+use super::super::capture::explain;
+use super::{Input, PrimarySide};
+
+/// How far a reset of the machine is.
+#[derive(Default)]
+pub struct Reset {
+    wanted: bool,
+    under_way: bool,
+    /// A capture that waits for its end: half of a reset is nothing that could be gone on from. Its epoch, and whether
+    /// output is held from it on.
+    capture: Option<(Epoch, bool)>,
+}
+
+impl Reset {
+    /// The guest wants one. It waits until no capture waits for its ack.
+    pub fn want(&mut self) {
+        self.wanted = true;
+    }
+
+    /// Whether the machine must stay paused for it.
+    pub fn is_under_way(&self) -> bool {
+        self.under_way
+    }
+
+    /// Keeps a capture for later, if it must wait.
+    pub fn defers(&mut self, epoch: Epoch, hold: bool) -> bool {
+        if self.under_way {
+            self.capture = Some((epoch, hold));
+        }
+        self.under_way
+    }
+
+    /// A capture that is given back need not be taken any more.
+    pub fn forget_capture(&mut self, epoch: Epoch) {
+        self.capture.take_if(|(waiting, _)| *waiting == epoch);
+    }
+}
+
+impl PrimarySide {
+    pub(super) fn reset_if_possible(&mut self) {
+        let is_possible = self.reset.wanted && !self.reset.under_way;
+        if !is_possible || self.capture.is_some() || self.end.is_some() {
+            return;
+        }
+        (self.reset.wanted, self.reset.under_way) = (false, true);
+        tracing::info!("the guest resets the machine");
+        self.machine.begin_pause();
+        let (machine, mailbox) = (self.machine.clone(), self.mailbox.clone());
+        std::thread::spawn(move || {
+            machine.pause();
+            mailbox.post(Input::WasReset(machine.reset().map_err(|error| explain(&error))));
+        });
+    }
+
+    pub(super) fn on_reset_done(&mut self, result: Result<(), String>) {
+        self.reset.under_way = false;
+        if let Err(reason) = result {
+            let reason = format!("the machine cannot be reset: {reason}");
+            return self.events.push_back(PrimaryEvent::HostFailing { reason });
+        }
+        match self.reset.capture.take() {
+            Some((epoch, hold)) => self.capture(epoch, hold),
+            None => self.run_unless_paused(),
+        }
+    }
+}
