@@ -178,6 +178,23 @@ pub enum Action {
         #[command(flatten)]
         target: Target,
     },
+    /// Let a VM run that stands still because a disk of its host failed.
+    ///
+    /// For disks with `on_error = "pause"` or `"failover"`. What failed is tried again, and the guest knows nothing of it.
+    /// Repair the disk first, or make room on it: `kemari status` says what failed. Said to the primary.
+    Resume {
+        /// Whom to ask.
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Tell the guest that images of its disks have grown.
+    ///
+    /// Make the raw image or the block device larger first. A disk never shrinks. Said to the primary.
+    Resize {
+        /// Whom to ask.
+        #[command(flatten)]
+        target: Target,
+    },
     /// End the VM on both hosts, cleanly.
     ///
     /// The guest is not asked: it is as if its power was cut, after a last sync, with all its I/O finished. Shut it

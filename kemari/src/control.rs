@@ -54,6 +54,10 @@ pub enum Command {
     Takeover,
     /// Exchange the roles, losing nothing.
     Switchover,
+    /// Try again what a disk of this host could not do, and let the VM run.
+    Resume,
+    /// Look which disks' images have grown, and tell the guest.
+    Resize,
     /// Change the pace of the syncs while the VM runs.
     Pace(PaceChange),
     /// End this side: what SIGTERM asks for. A protected primary switches over, an unprotected one stops the VM, a

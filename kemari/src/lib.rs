@@ -9,6 +9,7 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod image;
 pub mod link;
 mod replica;
 pub mod side;

@@ -26,6 +26,5 @@ mod terminal;
 mod trace;
 mod wait;
 
-pub(crate) use assembly::disk_config;
 pub use life::{StartAs, run};
 pub use trace::Step;

@@ -14,6 +14,8 @@ pub type Need = (&'static str, &'static str);
 pub const IP: Need = ("ip", "iproute2");
 /// The arbiter.
 pub const ETCD: Need = ("etcd", "etcd-server");
+/// Makes and judges qcow2 images.
+pub const QEMU_IMG: Need = ("qemu-img", "qemu-utils");
 /// The service of the Linux guest, and of the tests of the proof.
 pub const REDIS: Need = ("redis-server", "redis-server");
 

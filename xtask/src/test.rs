@@ -51,7 +51,7 @@ pub fn test(options: &Options) -> bool {
     let begin = Instant::now();
     let mut tally = Tally::default();
     tally.stage(Place::Here, "packages", || {
-        packages::ensure_installed(&[packages::IP, packages::ETCD, packages::REDIS])
+        packages::ensure_installed(&[packages::IP, packages::ETCD, packages::REDIS, packages::QEMU_IMG])
     });
     if options.wants_all_packages() && options.wants(Place::Here) {
         static_checks(&mut tally);

@@ -5,17 +5,21 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use imago::format::gate::ImplicitOpenGate;
 use imago::qcow2::Qcow2;
-use imago::{FormatAccess, FormatDriverBuilder, Storage, StorageOpenOptions};
+use imago::{FormatAccess, FormatDriverBuilder, Mapping, Storage, StorageOpenOptions};
 
+use super::buffer::{AlignedBuffer, DIRECT_ALIGNMENT};
 use super::error::DiskError;
-use super::store::Store;
+use super::store::{Store, write_zeros};
 
 type Access = FormatAccess<imago::file::File>;
 
+/// Bytes of a header of version 2, the shorter one.
+const HEADER_BYTES: usize = 72;
 /// Longest chain of backing files.
 const CHAIN_MAX: usize = 16;
 
@@ -45,6 +49,7 @@ impl Qcow2Image {
                 .open(Gate::around(path)?)?;
             io::Result::Ok(Access::new(image))
         };
+        check_file(&file).map_err(|error| wrong(error.to_string()))?;
         let image = open(false).map_err(|error| wrong(error.to_string()))?;
         check(&image).map_err(|error| wrong(format!("its tables are damaged: {error}")))?;
         let image = match read_only {
@@ -55,11 +60,45 @@ impl Qcow2Image {
     }
 }
 
+/// Checks that the first tables lie within the file: what lies beyond its end would be taken for zeros.
+fn check_file(file: &File) -> io::Result<()> {
+    let length = file.metadata()?.len();
+    let short = || io::Error::new(io::ErrorKind::UnexpectedEof, "the file ends before its tables do");
+    let mut header = AlignedBuffer::new(DIRECT_ALIGNMENT);
+    let read = file.read_at(&mut header, 0)?;
+    if read < HEADER_BYTES {
+        return Err(short());
+    }
+    let word = |at: usize| {
+        u64::from(u32::from_be_bytes(
+            header[at..at + 4].try_into().expect("four bytes"),
+        ))
+    };
+    let long = |at: usize| word(at) << 32 | word(at + 4);
+    let ends = [
+        // L1 table: its offset, and its entries of 8 bytes.
+        long(40).checked_add(word(36) * 8),
+        // Refcount table: its offset, and its clusters.
+        1u64.checked_shl(word(20) as u32)
+            .and_then(|cluster_bytes| word(56).checked_mul(cluster_bytes))
+            .and_then(|bytes| long(48).checked_add(bytes)),
+    ];
+    match ends.into_iter().all(|end| end.is_some_and(|end| end <= length)) {
+        true => Ok(()),
+        false => Err(short()),
+    }
+}
+
 /// Reads where every byte of the disk is, through all tables.
 fn check(image: &Access) -> io::Result<()> {
     let (mut offset, size) = (0, image.size());
     while offset < size {
-        let (_, length) = image.get_mapping(offset, size - offset)?;
+        let (mapping, length) = image.get_mapping(offset, size - offset)?;
+        if let Mapping::Raw { storage, offset, .. } = mapping
+            && offset >= storage.size()?
+        {
+            return Err(io::Error::other("they lead beyond the end of the file"));
+        }
         if length == 0 {
             return Err(io::Error::other(format!("nothing is known of byte {offset}")));
         }
@@ -79,8 +118,11 @@ impl Store for Qcow2Image {
     }
 
     fn zero(&self, offset: u64, bytes: u64, _unmap: bool) -> io::Result<()> {
-        self.image.write_zeroes(offset, bytes)?;
-        self.image.flush()
+        match self.image.write_zeroes(offset, bytes) {
+            // Version 2 of the format knows no zeros.
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => write_zeros(self, offset, bytes),
+            result => result.and_then(|()| self.image.flush()),
+        }
     }
 
     fn flush(&self) -> io::Result<()> {

@@ -6,10 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use super::buffer::{AlignedBuffer, DIRECT_ALIGNMENT};
-use super::store::Store;
-
-/// Zeros are written in steps of so many bytes where the file system cannot make them.
-const ZERO_STEP_BYTES: u64 = 1 << 20;
+use super::store::{Store, write_zeros};
 
 /// A file whose bytes are the disk's.
 pub struct RawFile {
@@ -110,17 +107,6 @@ impl RawFile {
             }
         }
     }
-
-    fn write_zeros(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        let zeros = AlignedBuffer::new(bytes.min(ZERO_STEP_BYTES) as usize);
-        let mut done = 0;
-        while done < bytes {
-            let step = (bytes - done).min(ZERO_STEP_BYTES);
-            self.file.write_all_at(&zeros[..step as usize], offset + done)?;
-            done += step;
-        }
-        Ok(())
-    }
 }
 
 impl Store for RawFile {
@@ -155,7 +141,7 @@ impl Store for RawFile {
                 result => return result,
             }
         }
-        self.write_zeros(offset, bytes)
+        write_zeros(self, offset, bytes)
     }
 
     fn flush(&self) -> io::Result<()> {

@@ -13,7 +13,7 @@ use crate::virtio::Completions;
 /// Most jobs of a disk that are under way at a time; more wait.
 const IN_FLIGHT_MAX: usize = 256;
 
-/// Something that a disk cannot do. The request stays unfinished until [`Server::retry`] or [`Server::give_up`].
+/// Something that a disk cannot do. The request stays unfinished until [`Server::retry`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trouble {
     /// What failed and why, as a sentence.
@@ -43,11 +43,13 @@ struct State {
     ready: VecDeque<DiskJob>,
     in_flight: usize,
     /// Jobs that failed, and wait for the operator. They keep their place in the order.
-    failed: BTreeMap<u64, Ended>,
+    failed: BTreeMap<u64, DiskJob>,
     /// Writes that are done, and are finished when the flush of the same number is.
     made_durable: HashMap<u64, DiskJob>,
     /// The guest knows no flush: whatever is finished must be durable.
     write_through: bool,
+    /// Whatever fails is told, whatever else the image's way of treating errors is.
+    always_reports: bool,
     /// Jobs come in a batch; the engine begins at its end.
     batch: bool,
 }
@@ -121,17 +123,17 @@ impl Server {
         let mut state = self.lock();
         let failed = std::mem::take(&mut state.failed);
         let count = failed.len();
-        state.ready.extend(failed.into_values().map(|ended| ended.job));
+        state.ready.extend(failed.into_values());
         self.begin(&mut state);
         count
     }
 
-    /// Tells the guest of what failed. Returns how much that was.
-    pub fn give_up(&self) -> usize {
-        let failed = std::mem::take(&mut self.lock().failed);
-        let count = failed.len();
-        self.finish(failed.into_values().collect());
-        count
+    /// Whether whatever fails is told, as when nobody will try it again. What had failed is tried once more.
+    pub fn set_always_reports(&self, always: bool) {
+        self.lock().always_reports = always;
+        if always {
+            self.retry();
+        }
     }
 
     fn begin(&self, state: &mut State) {
@@ -184,19 +186,12 @@ impl Server {
                 });
                 None
             }
-            Err(error) if self.disk.on_error() != OnError::Report => {
+            Err(error) if self.disk.on_error() != OnError::Report && !state.always_reports => {
                 (self.trouble)(Trouble {
                     reason: format!("{}: {error}", self.disk.path().display()),
                     fail_over: self.disk.on_error() == OnError::Failover,
                 });
-                let id = job.id;
-                state.failed.insert(
-                    id,
-                    Ended {
-                        job,
-                        result: Err(error),
-                    },
-                );
+                state.failed.insert(job.id, job);
                 None
             }
             result => Some(Ended { job, result }),

@@ -2,7 +2,11 @@
 
 use std::io;
 
+use super::buffer::AlignedBuffer;
 use super::raw::RawFile;
+
+/// Zeros are written in steps of so many bytes, where a file system or format cannot make them.
+const ZERO_STEP_BYTES: u64 = 1 << 20;
 
 /// A disk's bytes. All methods may be called by several threads at once, and wait until they are done.
 pub trait Store: Send + Sync {
@@ -25,4 +29,16 @@ pub trait Store: Send + Sync {
     fn raw(&self) -> Option<&RawFile> {
         None
     }
+}
+
+/// Writes zeros as data.
+pub fn write_zeros(store: &impl Store, offset: u64, bytes: u64) -> io::Result<()> {
+    let zeros = AlignedBuffer::new(bytes.min(ZERO_STEP_BYTES) as usize);
+    let mut done = 0;
+    while done < bytes {
+        let step = (bytes - done).min(ZERO_STEP_BYTES);
+        store.write(offset + done, &zeros[..step as usize])?;
+        done += step;
+    }
+    Ok(())
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::parts::find;
 use super::{Machine, MachineError};
 use crate::devices::Device;
-use crate::disk::{Disk, DiskConfig, Operation};
+use crate::disk::{Disk, DiskConfig, Operation, Server};
 use crate::state::{StateBlob, StateError, StateKind};
 use crate::virtio::block::Block;
 use crate::watch::DiskWatch;
@@ -38,6 +38,36 @@ impl Machine {
     pub fn note_applied(&self, id: &str, request: u64) -> Result<(), MachineError> {
         find(&self.parts.disks, id)?.with_backend(|block| block.note_applied(request));
         Ok(())
+    }
+
+    /// Tries again what the disks could not do; returns how many requests that were.
+    pub fn retry_disks(&self) -> usize {
+        self.servers().map(|server| server.retry()).sum()
+    }
+
+    /// From now on the guest is told of whatever its disks cannot do: nobody will try it again.
+    pub fn report_all_disk_errors(&self) {
+        self.servers().for_each(|server| server.set_always_reports(true));
+    }
+
+    fn servers(&self) -> impl Iterator<Item = Arc<Server>> + '_ {
+        self.parts
+            .disks
+            .iter()
+            .filter_map(|(_, disk)| disk.with_backend(|block| block.server().cloned()))
+    }
+
+    /// Looks which images have grown, and tells the guest. Returns the disks and their new sizes in bytes.
+    ///
+    /// # Errors
+    /// If an image is smaller than the guest knows it, or cannot be looked at.
+    pub fn look_at_disk_sizes(&self) -> Result<Vec<(String, u64)>, MachineError> {
+        let mut grown = Vec::new();
+        for (id, disk) in &self.parts.disks {
+            let bytes = disk.with_backend(Block::look_at_size)?;
+            grown.extend(bytes.map(|bytes| (id.clone(), bytes)));
+        }
+        Ok(grown)
     }
 
     /// A disk's image, once it is attached.

@@ -11,6 +11,7 @@ use crate::devices::hub::Hub;
 use crate::devices::ports::{KEYBOARD_PORT, Ports, PowerEvent};
 use crate::devices::serial::Console;
 use crate::dirty::DirtyLog;
+use crate::disk::{Trouble, TroubleSink};
 use crate::vcpu::Bus;
 use crate::virtio::block::Block;
 use crate::virtio::device::VirtioDevice;
@@ -62,6 +63,15 @@ impl Parts {
         for DiskSpec { id, block } in &spec.disks {
             let (instance, gsi) = parts.slot(2)?;
             let disk = VirtioDevice::new(hub.clone(), id, instance, gsi, Block::new(block.clone()));
+            let (events, name) = (parts.events.clone(), id.clone());
+            let sink: TroubleSink = Arc::new(move |trouble: Trouble| {
+                events(MachineEvent::DiskTrouble {
+                    disk: name.clone(),
+                    reason: trouble.reason,
+                    fail_over: trouble.fail_over,
+                });
+            });
+            disk.with_backend(|block| block.set_trouble_sink(sink));
             parts.virtio.push(disk.clone());
             parts.disks.push((id.clone(), disk));
         }

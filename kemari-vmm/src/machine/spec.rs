@@ -55,6 +55,15 @@ pub enum MachineEvent {
     PowerOff,
     /// The guest wants a reset: call [`Machine::reset`] when no capture waits for its ack.
     Reset,
+    /// A disk could not do something: the machine is to be paused until [`super::Machine::retry_disks`].
+    DiskTrouble {
+        /// The disk.
+        disk: String,
+        /// What failed and why.
+        reason: String,
+        /// Whether another host should go on, if one can.
+        fail_over: bool,
+    },
     /// KVM failed: this host cannot go on with the machine.
     Failed(String),
 }

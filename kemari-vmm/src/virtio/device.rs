@@ -278,9 +278,11 @@ impl<B: Backend> VirtioDevice<B> {
     /// capture that fails meanwhile gives back.
     fn finish_started(&self) -> MutexGuard<'_, Core<B>> {
         let mut core = self.lock();
+        core.backend.winding_up(true);
         loop {
             core.requests.drop_held();
             if !core.requests.has_started() {
+                core.backend.winding_up(false);
                 return core;
             }
             core = self.finished.wait(core).unwrap_or_else(PoisonError::into_inner);
@@ -327,7 +329,9 @@ impl<B: Backend> Core<B> {
             while let Some(chain) = self.queues[index].iter(&hub.memory).map_err(ring_fault)?.next() {
                 let head = chain.head_index();
                 let (body, nature) = self.backend.parse(index, chain, &hub.memory)?;
-                let hold = nature == Nature::Output && hub.output_is_held();
+                // Output does not overtake output: also not while a gate is being opened, device by device.
+                let hold =
+                    nature == Nature::Output && (hub.output_is_held() || self.requests.has_unreleased());
                 let stage = if hold { Stage::Held } else { Stage::Released };
                 let id = self.requests.push(index as u16, head, stage, body.clone())?;
                 if !hold {

@@ -102,6 +102,9 @@ pub trait Backend: Send + 'static {
     fn config(&self) -> Vec<u8>;
     /// The driver is ready, with these features.
     fn activate(&mut self, _features: u64) {}
+    /// The driver is about to reset the device or a queue, or the machine ends: what is under way is waited for, and what
+    /// fails meanwhile is finished as failed, for nobody will try it again.
+    fn winding_up(&mut self, _begins: bool) {}
     /// The driver resets the device.
     fn reset(&mut self) {}
     /// Gives the back end a way to report from its own threads.

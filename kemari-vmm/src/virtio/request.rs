@@ -118,6 +118,13 @@ impl<B: Clone> RequestList<B> {
         self.requests.iter().any(|request| request.stage == Stage::Held)
     }
 
+    /// Whether something waits for its release, captured or not.
+    pub fn has_unreleased(&self) -> bool {
+        self.requests
+            .iter()
+            .any(|request| request.stage != Stage::Released)
+    }
+
     /// Whether something was captured or released and is not finished: a reset waits for it.
     pub fn has_started(&self) -> bool {
         self.requests.iter().any(|request| request.stage != Stage::Held)

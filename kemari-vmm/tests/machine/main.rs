@@ -3,6 +3,7 @@
 //! Each test with a guest lives in a network namespace of its own; nothing of them outlives the process.
 
 mod dirty;
+mod disks;
 mod faults;
 mod fuzz;
 mod gate;

@@ -1,15 +1,17 @@
 //! Disks: there, of a usable size, opened the way they will be, and in nobody else's hands.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
+use kemari_vmm::disk::DiskConfig;
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::process::{Flock, FlockType, fcntl_getlk};
 
 use super::Finding;
-use crate::config::{Cache, HostDisk};
+use crate::config::{Cache, Format, HostDisk};
+use crate::image::image_of;
 
 /// Unit of a virtio disk, in bytes.
 const SECTOR_BYTES: u64 = 512;
@@ -20,6 +22,10 @@ const ALIGNMENT: usize = 4096;
 pub fn check(disk: &HostDisk<'_>, running: bool) -> Finding {
     let name = format!("disk `{}` at {}", disk.disk.id, disk.path.display());
     match problem(disk, running) {
+        Ok(_) if looks_like_qcow2(disk) => Finding::warning(
+            format!("{name} begins like a qcow2 image, but the guest will see it raw"),
+            "say `format = \"qcow2\"` if it is one",
+        ),
         Ok(bytes) => Finding::ok(format!("{name}: {} MiB", bytes >> 20)),
         Err(problem) => Finding::error(format!("{name} {}", problem.0), problem.1),
     }
@@ -59,7 +65,7 @@ fn problem(disk: &HostDisk<'_>, running: bool) -> Result<u64, Problem> {
     };
     let bytes = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0))
         .map_err(|error| unopened(&error.into(), direct))?;
-    if bytes == 0 || bytes % SECTOR_BYTES != 0 {
+    if disk.disk.format == Format::Raw && (bytes == 0 || bytes % SECTOR_BYTES != 0) {
         return Err(Problem(
             format!("has {bytes} bytes, but a disk is a number of {SECTOR_BYTES}-byte sectors"),
             "make it longer with `truncate -s`".into(),
@@ -73,8 +79,33 @@ fn problem(disk: &HostDisk<'_>, running: bool) -> Result<u64, Problem> {
     })?;
     if !running {
         free(&file, disk.disk.read_only)?;
+        return opens(disk);
     }
     Ok(bytes)
+}
+
+/// Opens it as the machine will, except for writing and for good.
+fn opens(disk: &HostDisk<'_>) -> Result<u64, Problem> {
+    let image = DiskConfig {
+        read_only: true,
+        ..image_of(disk, true)
+    };
+    let opened = kemari_vmm::disk::Disk::open(&image)
+        .and_then(|image| image.check_blocks(disk.disk.block_size).map(|()| image.bytes()));
+    opened.map_err(|error| {
+        let error = format!("{:#}", anyhow::Error::from(error));
+        Problem(
+            format!("cannot be used: {error}"),
+            "repair it, or correct its section in the configuration".into(),
+        )
+    })
+}
+
+/// A raw disk that begins as images of another format do is most likely one, and its guest would see the wrong bytes.
+fn looks_like_qcow2(disk: &HostDisk<'_>) -> bool {
+    let mut magic = [0; 4];
+    let read = File::open(&disk.path).and_then(|mut file| file.read_exact(&mut magic));
+    disk.disk.format == Format::Raw && read.is_ok() && &magic == b"QFI\xfb"
 }
 
 fn open(path: &Path, write: bool, flags: OFlags) -> io::Result<File> {
@@ -142,7 +173,10 @@ mod tests {
         Disk {
             id: "blk0".into(),
             path: None,
+            format: Format::Raw,
             cache,
+            io: crate::config::Io::Auto,
+            on_error: crate::config::OnError::Report,
             read_only: false,
             serial: None,
             block_size: 512,

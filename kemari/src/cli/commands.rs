@@ -104,6 +104,8 @@ pub fn perform(action: Action, machine: impl Fn(&Config) -> Vec<Finding>) -> any
             return report(&findings, json).map(Next::Exit);
         }
         Action::Protect { target } => order(&target, Command::Protect)?,
+        Action::Resume { target } => order(&target, Command::Resume)?,
+        Action::Resize { target } => order(&target, Command::Resize)?,
         Action::Unprotect { target } => order(&target, Command::Unprotect)?,
         Action::Takeover { target } => order(&target, Command::Takeover)?,
         Action::Switchover { target } => order(&target, Command::Switchover)?,

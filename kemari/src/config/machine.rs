@@ -52,6 +52,43 @@ pub enum Cache {
     Direct,
 }
 
+/// What the bytes of an image mean. Never guessed: a guest could write another format's header into a raw disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// They are the disk's.
+    #[default]
+    Raw,
+    /// QEMU's copy-on-write format.
+    Qcow2,
+}
+
+/// What carries out a disk's I/O.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Io {
+    /// io_uring for raw images where the kernel has it, threads otherwise.
+    #[default]
+    Auto,
+    /// io_uring, or the disk is refused.
+    IoUring,
+    /// Threads.
+    Threads,
+}
+
+/// What becomes of a request that the host's disk cannot carry out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnError {
+    /// The guest is told of an I/O error.
+    #[default]
+    Report,
+    /// The VM stands still until `kemari resume`, which tries again.
+    Pause,
+    /// The other host goes on with the VM, if it is protected; otherwise as `pause`.
+    Failover,
+}
+
 /// `[[disk]]`
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -61,9 +98,18 @@ pub struct Disk {
     /// The image or block device, unless each host names its own in `[hosts.NAME.disks]`.
     #[serde(default)]
     pub path: Option<PathBuf>,
+    /// What is in it.
+    #[serde(default)]
+    pub format: Format,
     /// How it is opened.
     #[serde(default)]
     pub cache: Cache,
+    /// What carries out its I/O.
+    #[serde(default)]
+    pub io: Io,
+    /// What becomes of a request that the host's disk cannot carry out.
+    #[serde(default)]
+    pub on_error: OnError,
     /// Whether the guest may only read it.
     #[serde(default)]
     pub read_only: bool,

@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use kemari_sync::NAME_BYTES_MAX;
 
 use super::fields::nearest;
-use super::{Arbiter, ArbiterKind, Cache, Config, Host, INTERVAL_MS};
+use super::{Arbiter, ArbiterKind, Cache, Config, Format, Host, INTERVAL_MS, Io};
 
 /// Least and most memory of a guest in MiB.
 const MEMORY_MIB: RangeInclusive<u32> = 64..=1 << 20;
@@ -142,6 +142,15 @@ fn devices(config: &Config, wrong: &mut Wrong) {
                 format!(
                     "`disk.block_size` is {}, but must be 512 or 4096",
                     disk.block_size
+                ),
+            );
+        }
+        if disk.format == Format::Qcow2 && disk.io == Io::IoUring {
+            wrong.at(
+                &["disk", &index, "io"],
+                format!(
+                    "disk `{}` is qcow2, which threads serve: io_uring is for raw disks only; remove `io`",
+                    disk.id
                 ),
             );
         }

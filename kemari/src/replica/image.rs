@@ -12,7 +12,7 @@ use kemari_vmm::disk::Disk;
 use super::record::{Head, Map, Record, State};
 use super::store::FileStore;
 use crate::config::{Config, HostDisk};
-use crate::side::disk_config;
+use crate::image::image_of;
 
 /// Where an image and its record are.
 pub struct Image {
@@ -55,7 +55,7 @@ impl Image {
     ) -> anyhow::Result<Self> {
         let path = disk.path.clone();
         // Opened for a moment only: this also says whether it is in use.
-        let bytes = Disk::open(&disk_config(disk, false))?.bytes();
+        let bytes = Disk::open(&image_of(disk, false))?.bytes();
         let is_device = std::fs::metadata(&path)
             .with_context(|| format!("cannot look at the disk image {}", path.display()))?
             .file_type()

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use anyhow::Context;
 use kemari_vmm::boot::{BootConfig, Kernel};
 use kemari_vmm::dirty::DirtySource;
-use kemari_vmm::disk::{Cache as DiskCache, DiskConfig};
 use kemari_vmm::machine::{DiskSpec, EventSink, Machine, MachineSpec, NetSpec};
 use kemari_vmm::virtio::block::BlockSpec;
 
-use crate::config::{Cache, Config, Console, HostDisk};
+use crate::config::{Config, Console};
+use crate::image::image_of;
 use crate::replica::{Image, Replica, Report, Tracker};
 
 /// Reads the kernel and says what the machine is made of.
@@ -66,21 +66,6 @@ pub fn build(config: &Config, host: &str, spec: MachineSpec, events: EventSink) 
     Machine::new(spec, console, events).context("cannot build the machine")
 }
 
-/// How the image of a disk is opened.
-pub fn disk_config(disk: &HostDisk<'_>, fenced: bool) -> DiskConfig {
-    let cache = match disk.disk.cache {
-        Cache::Writeback => DiskCache::Writeback,
-        Cache::Direct => DiskCache::Direct,
-    };
-    DiskConfig {
-        cache,
-        read_only: disk.disk.read_only,
-        // A replicated disk is nobody else's: its lock means that it is still in use.
-        ignore_lock: fenced && disk.disk.shared,
-        ..DiskConfig::new(disk.path.clone())
-    }
-}
-
 /// Lets the disks of these images be watched, from when they are opened on.
 pub fn watch_disks(machine: &Machine, images: &[Arc<Image>]) -> anyhow::Result<Vec<Arc<Tracker>>> {
     let trackers: Vec<Arc<Tracker>> = images.iter().map(|image| Tracker::new(image.clone())).collect();
@@ -105,7 +90,7 @@ pub fn replicas(
         .enumerate()
         .map(|(index, (disk, image))| {
             let report = report.clone();
-            Replica::start(image, &disk_config(disk, false), bytes_max, move |what| {
+            Replica::start(image, &image_of(disk, false), bytes_max, move |what| {
                 report(index, what)
             })
             .with_context(|| format!("disk {}", disk.disk.id))
@@ -116,9 +101,8 @@ pub fn replicas(
 /// Opens the images of a host. `fenced`: their former user was fenced, so its locks say nothing.
 pub fn attach_disks(machine: &Machine, config: &Config, host: &str, fenced: bool) -> anyhow::Result<()> {
     for disk in config.disks_of(host) {
-        let image = disk_config(&disk, fenced);
         machine
-            .attach_disk(&disk.disk.id, &image)
+            .attach_disk(&disk.disk.id, &image_of(&disk, fenced))
             .with_context(|| format!("disk {}", disk.disk.id))?;
     }
     Ok(())

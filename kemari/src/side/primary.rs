@@ -12,6 +12,7 @@ mod inline;
 mod orders;
 mod reset;
 mod status;
+mod trouble;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -139,6 +140,8 @@ pub struct PrimarySide {
     reset: reset::Reset,
     announcements: announce::Announcements,
     _health: HealthWatch,
+    /// Why the guest stands still, if a disk has failed.
+    standstill: Option<String>,
     /// Drains begun. One that was overtaken by a failed switchover may still end, and says nothing of the next.
     drains: u64,
     /// How often syncs are made at present.
@@ -221,6 +224,7 @@ impl PrimarySide {
             reset: reset::Reset::default(),
             announcements: announce::Announcements::from(clock.now_ms()),
             _health: health,
+            standstill: None,
             drains: 0,
             pace,
             counters: Counters::default(),
@@ -304,6 +308,11 @@ impl PrimarySide {
             Input::Machine(MachineEvent::Reset) => self.reset.want(),
             Input::WasReset(result) => self.on_reset_done(result),
             Input::Health(trouble) => self.events.push_back(PrimaryEvent::Health { trouble }),
+            Input::Machine(MachineEvent::DiskTrouble {
+                disk,
+                reason,
+                fail_over,
+            }) => self.on_disk_trouble(&disk, &reason, fail_over),
             Input::Machine(MachineEvent::Failed(reason)) => {
                 tracing::error!("{reason}");
                 self.events.push_back(PrimaryEvent::HostFailing { reason });
@@ -341,10 +350,17 @@ impl PrimarySide {
         self.console_due_ms.get_or_insert(self.clock.now_ms() + delay_ms);
     }
 
+    /// Lets the guest run, unless it stands still for a disk's failure.
+    fn resume_machine(&self) {
+        if self.standstill.is_none() {
+            self.machine.resume();
+        }
+    }
+
     /// Undoes a pause of the tap that turned out to be for nothing.
     fn run_unless_paused(&self) {
         if !self.paused && !self.core.is_over() && !self.reset.is_under_way() {
-            self.machine.resume();
+            self.resume_machine();
             // Another vCPU's output may have asked for a pause after it was looked at: the resume has undone that.
             if self.tap.looked().is_some() {
                 self.mailbox.post(Input::OutputHeld);

@@ -197,6 +197,36 @@ impl Block {
         Ok(server)
     }
 
+    /// Looks whether the image has grown, and tells the guest if so. Returns the new size in bytes.
+    ///
+    /// # Errors
+    /// If it is smaller than the guest knows it, or cannot be looked at.
+    pub fn look_at_size(&mut self) -> Result<Option<u64>, DiskError> {
+        let Some(server) = &self.server else {
+            return Ok(None);
+        };
+        let disk = server.disk();
+        let path = disk.path().to_owned();
+        let found_bytes = disk.bytes_now().map_err(|source| DiskError::Open {
+            path: path.clone(),
+            source,
+        })?;
+        let expected_bytes = self.capacity_sectors * SECTOR_BYTES;
+        let usable_bytes = found_bytes - found_bytes % u64::from(self.spec.block_bytes);
+        if usable_bytes < expected_bytes {
+            return Err(DiskError::Size {
+                path,
+                found_bytes,
+                expected_bytes,
+            });
+        }
+        if usable_bytes > expected_bytes && self.watch.is_some() {
+            return Err(DiskError::Watched { path });
+        }
+        self.set_capacity(usable_bytes / SECTOR_BYTES);
+        Ok((usable_bytes > expected_bytes).then_some(usable_bytes))
+    }
+
     fn set_capacity(&mut self, sectors: u64) {
         self.config_changed |= self.capacity_sectors != 0 && self.capacity_sectors != sectors;
         self.capacity_sectors = sectors;
@@ -309,6 +339,12 @@ impl Backend for Block {
         if let Some(server) = &self.server {
             server.set_write_through(self.write_through);
         }
+    }
+
+    fn winding_up(&mut self, begins: bool) {
+        self.server
+            .iter()
+            .for_each(|server| server.set_always_reports(begins));
     }
 
     fn take_config_change(&mut self) -> bool {

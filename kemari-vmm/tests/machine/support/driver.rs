@@ -15,6 +15,7 @@ pub mod regs {
     pub const QUEUE_READY: u64 = 0x044;
     pub const QUEUE_NOTIFY: u64 = 0x050;
     pub const INTERRUPT_STATUS: u64 = 0x060;
+    pub const INTERRUPT_ACK: u64 = 0x064;
     pub const STATUS: u64 = 0x070;
     pub const QUEUE_DESC: u64 = 0x080;
     pub const QUEUE_DRIVER: u64 = 0x090;

@@ -1,5 +1,6 @@
 //! What the tests share.
 
+pub mod asker;
 pub mod bench;
 pub mod driver;
 pub mod network;
@@ -7,4 +8,5 @@ pub mod pair;
 pub mod random;
 pub mod resp;
 pub mod rig;
+pub mod stores;
 pub mod watchdog;

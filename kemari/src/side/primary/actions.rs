@@ -249,7 +249,7 @@ impl PrimarySide {
         self.counters.last_pause_us = self.clock.now_us().saturating_sub(self.paused_at_us);
         self.timings.pause_us.note(self.counters.last_pause_us);
         if !self.reset.is_under_way() {
-            self.machine.resume();
+            self.resume_machine();
         }
     }
 
@@ -274,6 +274,10 @@ impl PrimarySide {
     fn drain(&mut self) {
         self.paused = true;
         self.drains += 1;
+        if !self.core.is_switching() {
+            // The VM ends: a failed disk must not keep it.
+            self.machine.report_all_disk_errors();
+        }
         let (machine, mailbox, drain) = (self.machine.clone(), self.mailbox.clone(), self.drains);
         // The requests that it waits for are finished by other threads; the loop must go on meanwhile.
         std::thread::spawn(move || {

@@ -31,6 +31,13 @@ impl PrimarySide {
             Command::Takeover => {
                 Err("this side is the primary already; say that to the secondary".to_owned())
             }
+            Command::Resume => return answer(&order, self.resume_after_trouble()),
+            Command::Resize => return answer(&order, self.resize_disks()),
+            Command::Switchover if self.standstill.is_some() => Err(
+                "a disk of this host fails, so its I/O cannot be finished first: say `kemari resume`, or \
+                 `kemari takeover` to the secondary"
+                    .to_owned(),
+            ),
             Command::Pace(change) => return answer(&order, self.change_pace(change)),
             Command::Switchover => match self.core.refuses_switchover() {
                 Some(reason) => Err(reason),
@@ -114,6 +121,7 @@ impl PrimarySide {
         let status = self.core.status(self.clock.now_ms());
         match pending.order.command {
             Command::Stop | Command::Takeover | Command::Leave | Command::Pace(_) => None,
+            Command::Resume | Command::Resize => None,
             Command::Switchover => (!self.core.is_switching()).then(|| {
                 Err("the other host did not go on, so the VM goes on here, and nothing is lost; the logs say why".into())
             }),

@@ -43,6 +43,7 @@ impl PrimarySide {
             .map(str::to_owned)
             .or_else(|| self.disk_trouble());
         let disks = self.disks.shown(&core);
+        let standstill = self.standstill.clone();
         let role = match self.end {
             Some(End::Halted(_) | End::Stopped(_)) => Role::Stopped,
             None => Role::Primary,
@@ -53,7 +54,7 @@ impl PrimarySide {
             status.epoch = core.epoch;
             status.protection = protection;
             status.since_s = core.for_ms / 1000;
-            status.waiting_because = core.waiting.or(trouble);
+            status.waiting_because = standstill.or(core.waiting).or(trouble);
             status.peer = peer;
             status.counters = counters;
             status.disks = disks;

@@ -1,0 +1,259 @@
+//! qcow2 images, made and judged by QEMU's own tools.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use kemari_vmm::disk::{Cache, Disk, DiskConfig, DiskError, Format};
+use kemari_vmm::virtio::block::BlockSpec;
+use tempfile::TempDir;
+
+use super::open_with;
+use crate::support::asker::{Asker, DISCARD, FLUSH, IOERR, OK, READ, WRITE, ZEROES};
+use crate::support::bench::SECTOR_BYTES;
+use crate::support::random::Random;
+use crate::support::watchdog::Watchdog;
+
+const SECTORS: u64 = 8 << 11;
+
+/// Runs qemu-img; its output if it succeeds.
+fn qemu_img(directory: &Path, args: &[&str]) -> Result<String, String> {
+    let output = Command::new("qemu-img")
+        .args(args)
+        .current_dir(directory)
+        .output()
+        .expect("qemu-img starts (Debian's package qemu-utils has it)");
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    if output.status.success() {
+        Ok(text)
+    } else {
+        Err(text)
+    }
+}
+
+fn made(args: &[&str]) -> (TempDir, PathBuf) {
+    let directory = tempfile::tempdir().expect("a directory");
+    qemu_img(directory.path(), args).expect("the image is made");
+    let path = directory.path().join("disk.qcow2");
+    (directory, path)
+}
+
+fn config(path: &Path, cache: Cache) -> DiskConfig {
+    DiskConfig {
+        format: Format::Qcow2,
+        cache,
+        ..DiskConfig::new(path)
+    }
+}
+
+fn spec() -> BlockSpec {
+    BlockSpec::new("qcow2", false)
+}
+
+/// Writes, zeroes and discards at random; returns what must be on the disk.
+fn scribble(disk: &mut Asker, mut expected: Vec<u8>, random: &mut Random, rounds: usize) -> Vec<u8> {
+    for round in 0..rounds {
+        let sectors = 1 + random.below(8) as usize;
+        // Here and there, so that many clusters are touched, and some often.
+        let first = match random.percent(50) {
+            true => random.below(SECTORS - 8),
+            false => random.below(1024),
+        };
+        let range = first as usize * SECTOR_BYTES..(first as usize + sectors) * SECTOR_BYTES;
+        match random.below(10) {
+            0 => {
+                let long = (sectors as u32 * 256).min((SECTORS - first) as u32);
+                let end = (first as usize + long as usize) * SECTOR_BYTES;
+                let kind = *random.pick(&[DISCARD, ZEROES]);
+                assert_eq!(disk.zero_one(kind, first, long, 0), OK, "round {round}");
+                expected[range.start..end].fill(0);
+            }
+            1 => assert_eq!(disk.do_one(FLUSH, 0, &[]), OK),
+            2..5 => assert_eq!(disk.read(first, sectors), expected[range], "round {round}"),
+            _ => {
+                let data: Vec<u8> = (0..sectors * SECTOR_BYTES).map(|_| random.next() as u8).collect();
+                assert_eq!(disk.do_one(WRITE, first, &data), OK);
+                expected[range].copy_from_slice(&data);
+            }
+        }
+    }
+    expected
+}
+
+fn raw_of(directory: &Path, image: &str) -> Vec<u8> {
+    qemu_img(directory, &["convert", "-O", "raw", image, "out.raw"]).expect("it converts");
+    fs::read(directory.join("out.raw")).expect("it was written")
+}
+
+#[test]
+fn images_of_qemu_open_and_results_satisfy_its_check() {
+    let _watchdog = Watchdog::new("qcow2 images", 120);
+    let mut random = Random::new(51);
+    for (number, options) in [
+        "cluster_size=64k",
+        "cluster_size=4k",
+        "compat=0.10",
+        "refcount_bits=1",
+        "lazy_refcounts=on",
+    ]
+    .iter()
+    .enumerate()
+    {
+        for cache in [Cache::Writeback, Cache::Direct] {
+            let (directory, path) = made(&["create", "-q", "-f", "qcow2", "-o", options, "disk.qcow2", "8M"]);
+            let mut disk = Asker::new(spec(), open_with(&config(&path, cache)));
+            assert_eq!(u64::from_le_bytes(disk.config(0)), SECTORS);
+            let expected = scribble(&mut disk, vec![0; 8 << 20], &mut random, 300 / (number + 1));
+            // Without a flush: what is finished survives the end of the process. The lock goes with the disk.
+            let on_file = fs::read(&path).expect("the image");
+            fs::write(directory.path().join("killed.qcow2"), on_file).expect("a copy");
+            let check = qemu_img(directory.path(), &["check", "killed.qcow2"]).expect("no error in it");
+            assert!(check.contains("No errors"), "{options}: {check}");
+            assert!(
+                raw_of(directory.path(), "killed.qcow2") == expected,
+                "{options} {cache:?}: a finished write is lost"
+            );
+            assert_eq!(disk.do_one(READ, SECTORS, &[0; 512]), IOERR);
+            drop(disk);
+            let mut disk = Asker::new(spec(), open_with(&config(&path, cache)));
+            let expected = scribble(&mut disk, expected, &mut random, 50);
+            drop(disk);
+            open_with(&config(&path, cache));
+            let check = qemu_img(directory.path(), &["check", "disk.qcow2"]).expect("no error in it");
+            assert!(check.contains("No errors"), "{options}: {check}");
+            assert!(raw_of(directory.path(), "disk.qcow2") == expected);
+        }
+    }
+}
+
+#[test]
+fn a_backing_file_is_read_and_never_written() {
+    let _watchdog = Watchdog::new("backing files", 60);
+    let mut random = Random::new(52);
+    let directory = tempfile::tempdir().expect("a directory");
+    let base: Vec<u8> = (0..8 << 20).map(|_| random.next() as u8).collect();
+    fs::write(directory.path().join("base.raw"), &base).expect("a file");
+    let make = |args: &[&str]| qemu_img(directory.path(), args).expect("the image is made");
+    make(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-b",
+        "base.raw",
+        "-F",
+        "raw",
+        "middle.qcow2",
+    ]);
+    make(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-b",
+        "middle.qcow2",
+        "-F",
+        "qcow2",
+        "disk.qcow2",
+    ]);
+    let path = directory.path().join("disk.qcow2");
+    let mut disk = Asker::new(spec(), open_with(&config(&path, Cache::Writeback)));
+    let expected = scribble(&mut disk, base.clone(), &mut random, 200);
+    assert_eq!(disk.do_one(FLUSH, 0, &[]), OK);
+    drop(disk);
+    open_with(&config(&path, Cache::Writeback));
+    assert!(
+        qemu_img(directory.path(), &["check", "disk.qcow2"])
+            .expect("it is sound")
+            .contains("No errors")
+    );
+    assert!(raw_of(directory.path(), "disk.qcow2") == expected);
+    assert!(fs::read(directory.path().join("base.raw")).expect("it is there") == base);
+
+    fs::remove_file(directory.path().join("base.raw")).expect("it was there");
+    refused(&path, "base.raw");
+}
+
+/// Opening is refused with a reason that says so, and nothing is written.
+fn refused(path: &Path, says: &str) {
+    let before = fs::read(path).expect("the image");
+    for read_only in [false, true] {
+        let config = DiskConfig {
+            read_only,
+            ..config(path, Cache::Writeback)
+        };
+        let error = Disk::open(&config).err().expect("it cannot be used");
+        assert!(matches!(error, DiskError::Format { .. }), "{error}");
+        assert!(error.to_string().contains(says), "{error}");
+    }
+    assert!(fs::read(path).expect("the image") == before, "it was written to");
+}
+
+#[test]
+fn a_backing_file_elsewhere_is_refused() {
+    let elsewhere = tempfile::tempdir().expect("a directory");
+    let secret = elsewhere.path().join("secret");
+    fs::write(&secret, vec![7; 1 << 20]).expect("a file");
+    let name = secret.to_str().expect("a name");
+    let (directory, path) = made(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-b",
+        name,
+        "-F",
+        "raw",
+        "disk.qcow2",
+    ]);
+    refused(&path, "outside the image's directory");
+    // A link does not help.
+    std::os::unix::fs::symlink(&secret, directory.path().join("link")).expect("a link");
+    qemu_img(
+        directory.path(),
+        &["rebase", "-u", "-b", "link", "-F", "raw", "disk.qcow2"],
+    )
+    .expect("renamed");
+    refused(&path, "outside the image's directory");
+    qemu_img(
+        directory.path(),
+        &["rebase", "-u", "-b", "disk.qcow2", "-F", "qcow2", "disk.qcow2"],
+    )
+    .expect("a loop");
+    refused(&path, "more than 16 other files");
+}
+
+#[test]
+fn damaged_and_wrong_images_are_refused_and_not_written_to() {
+    let _watchdog = Watchdog::new("damaged images", 60);
+    let (directory, path) = made(&["create", "-q", "-f", "qcow2", "disk.qcow2", "8M"]);
+    let mut disk = Asker::new(spec(), open_with(&config(&path, Cache::Writeback)));
+    scribble(&mut disk, vec![0; 8 << 20], &mut Random::new(53), 200);
+    assert_eq!(disk.do_one(FLUSH, 0, &[]), OK);
+    drop(disk);
+    open_with(&config(&path, Cache::Writeback));
+    let sound = fs::read(&path).expect("the image");
+    let word = |at: usize| u64::from_be_bytes(sound[at..at + 8].try_into().expect("eight bytes")) as usize;
+    let l1 = word(40);
+    let l2 = word(l1) & 0x00ff_ffff_ffff_fe00;
+    let damage = |at: usize, bytes: &[u8]| {
+        let mut image = sound.clone();
+        image[at..at + bytes.len()].copy_from_slice(bytes);
+        fs::write(&path, image).expect("the image");
+        eprintln!("{} bytes at {at} are {bytes:x?}", bytes.len());
+        refused(&path, "");
+    };
+    damage(0, b"nope");
+    damage(4, &9u32.to_be_bytes());
+    damage(20, &63u32.to_be_bytes());
+    damage(40, &12345u64.to_be_bytes());
+    damage(l1, &(word(l1) as u64 | 0x200).to_be_bytes());
+    damage(l2, &0x8000_0000_0000_1200u64.to_be_bytes());
+    // Marked as damaged by somebody else (the incompatible feature bit 1).
+    damage(72, &2u64.to_be_bytes());
+    damage(72, &(1u64 << 40).to_be_bytes());
+    fs::write(&path, &sound[..1000]).expect("the image");
+    refused(&path, "");
+    drop(directory);
+}
