@@ -30,6 +30,17 @@ impl From<Mode> for kemari_sync::Mode {
     }
 }
 
+/// Whether this program burns processor time for shorter syncs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Latency {
+    /// It polls, within limits, while syncs follow each other.
+    #[default]
+    Low,
+    /// It always sleeps until something comes.
+    Spare,
+}
+
 /// How often syncs are made: what of the configuration may be changed while the VM runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Pace {
@@ -67,6 +78,8 @@ pub struct Protection {
     pub mode: Mode,
     /// Time between two syncs in [`Mode::Interval`], in ms.
     pub interval_ms: u32,
+    /// Whether both sides poll while syncs follow each other.
+    pub latency: Latency,
     /// Silence of the peer after which it is suspected, in ms.
     pub suspicion_timeout_ms: u32,
     /// Time between two heartbeats, in ms.
@@ -103,6 +116,7 @@ impl Default for Protection {
             enabled: true,
             mode: Mode::default(),
             interval_ms: 25,
+            latency: Latency::default(),
             suspicion_timeout_ms: 1000,
             heartbeat_interval_ms: 100,
             reconnect_timeout_ms: 500,

@@ -31,8 +31,8 @@ use super::health::{HealthWatch, OwnIo};
 use super::mailbox::Mailbox;
 use super::sync_tap::{Attached, SyncTap};
 use super::trace::{Step, Trace};
-use super::wait::Waiter;
-use crate::config::{Config, Mode, Pace};
+use super::wait::{Waiter, prefer_latency};
+use crate::config::{Config, Latency, Mode, Pace};
 use crate::control::{Counters, Timings};
 use crate::link::{Connection, LinkError, Security};
 use crate::replica::Tracker;
@@ -156,6 +156,10 @@ pub struct PrimarySide {
     sync_since_us: u64,
     /// When that sync was handed to the link.
     sent_us: u64,
+    /// How long an ack takes, as far as the last ones tell, in microseconds.
+    ack_us_expected: u64,
+    /// Until when the loop's thread polls for acks, in microseconds.
+    train_until_us: u64,
     shown_ms: u64,
     orders: Vec<orders::Pending>,
     end: Option<End>,
@@ -234,6 +238,8 @@ impl PrimarySide {
             asked_us: None,
             sync_since_us: 0,
             sent_us: 0,
+            ack_us_expected: 0,
+            train_until_us: 0,
             shown_ms: 0,
             orders: Vec::new(),
             end: None,
@@ -255,6 +261,9 @@ impl PrimarySide {
                 lock(&side).drive_parked();
             }
         })));
+        if lock(&side).config.protection.latency == Latency::Low {
+            prefer_latency();
+        }
         lock(&side).trace.note(Step::Running, 0);
         machine.resume();
         loop {
@@ -268,7 +277,9 @@ impl PrimarySide {
             }
             let timeout_ms = turn.timeout_ms();
             drop(turn);
-            waiter.wait(timeout_ms);
+            if !inline::poll_for_acks(&side) {
+                waiter.wait(timeout_ms);
+            }
         }
     }
 

@@ -25,8 +25,8 @@ use super::clock::Clock;
 use super::health::{HealthWatch, OwnIo};
 use super::mailbox::Mailbox;
 use super::probe::Probe;
-use super::wait::wait;
-use crate::config::Config;
+use super::wait::{prefer_latency, wait};
+use crate::config::{Config, Latency};
 use crate::control::{Command, Counters};
 use crate::link::{Arrival, Connection, Listener, Security};
 use crate::replica::Report;
@@ -230,6 +230,9 @@ impl SecondarySide {
 
     /// Follows primaries until it takes a VM over, or the VM is stopped.
     pub fn run(mut self) -> End {
+        if self.config.protection.latency == Latency::Low {
+            prefer_latency();
+        }
         loop {
             for input in self.mailbox.take() {
                 self.on_input(input);

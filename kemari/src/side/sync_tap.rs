@@ -8,6 +8,10 @@ use kemari_vmm::event::{Event, EventChannel, Interest, Tap, TapId, TapsFull};
 
 use super::clock::Clock;
 
+/// Longest time that a vCPU waits for the ack of a sync under way, when it has more output. The sync that then starts at
+/// once, on its thread, costs less than one that another thread has to wake up for.
+pub const ACK_WAIT_US_MAX: u64 = 60;
+
 /// Name of the console's event channel: its bytes are gathered for a while, others ask at once.
 const CONSOLE: &str = "console";
 
@@ -25,8 +29,8 @@ pub struct SyncTap {
     lazy: AtomicBool,
     /// Whether the clock alone starts syncs.
     clocked: AtomicBool,
-    /// Whether a sync is under way while the guest runs: its ack looks for held output anyway.
-    in_flight: AtomicBool,
+    /// When the ack of the sync under way is expected, in microseconds of the clock and never 0; 0: none is under way.
+    ack_due_us: AtomicU64,
 }
 
 impl SyncTap {
@@ -44,7 +48,7 @@ impl SyncTap {
             urgent_us: AtomicU64::new(0),
             lazy: AtomicBool::new(false),
             clocked: AtomicBool::new(false),
-            in_flight: AtomicBool::new(false),
+            ack_due_us: AtomicU64::new(0),
         })
     }
 
@@ -61,9 +65,15 @@ impl SyncTap {
         self.clocked.store(clocked, Ordering::SeqCst);
     }
 
-    /// Whether a sync is under way, at whose end somebody looks at what is held.
-    pub fn set_in_flight(&self, in_flight: bool) {
-        self.in_flight.store(in_flight, Ordering::SeqCst);
+    /// A sync is under way, at whose end somebody looks at what is held; its ack is expected then, in microseconds of the
+    /// clock. Output that comes within [`ACK_WAIT_US_MAX`] of that parks its vCPU, which waits for the ack.
+    pub fn set_in_flight(&self, ack_due_us: u64) {
+        self.ack_due_us.store(ack_due_us.max(1), Ordering::SeqCst);
+    }
+
+    /// No sync is under way.
+    pub fn set_idle(&self) {
+        self.ack_due_us.store(0, Ordering::SeqCst);
     }
 }
 
@@ -82,7 +92,7 @@ impl Tap for SyncTap {
             let _ = self
                 .urgent_us
                 .compare_exchange(0, now_us, Ordering::SeqCst, Ordering::SeqCst);
-            if !self.in_flight.load(Ordering::SeqCst) {
+            if now_us + ACK_WAIT_US_MAX >= self.ack_due_us.load(Ordering::SeqCst) {
                 (self.pause)();
             }
         }
@@ -140,7 +150,7 @@ mod tests {
         assert!(tap.looked().is_some() && tap.looked().is_none());
         console.notify(Direction::Out, true);
         assert_eq!(seen(), (1, 2));
-        tap.set_in_flight(true);
+        tap.set_in_flight(u64::MAX);
         net.notify(Direction::Out, true);
         assert_eq!(
             seen(),
@@ -148,17 +158,21 @@ mod tests {
             "the ack of the sync under way looks at what is held"
         );
         assert!(tap.looked().is_some());
-        tap.set_in_flight(false);
+        tap.set_in_flight(1);
+        net.notify(Direction::Out, true);
+        assert_eq!(seen(), (2, 2), "the ack is due");
+        assert!(tap.looked().is_some());
+        tap.set_idle();
         tap.set_clocked(true);
         net.notify(Direction::Out, true);
         console.notify(Direction::Out, true);
         assert!(
-            seen() == (1, 2) && tap.looked().is_none(),
+            seen() == (2, 2) && tap.looked().is_none(),
             "the clock starts syncs"
         );
         tap.set_clocked(false);
         drop(attached);
         net.notify(Direction::Out, true);
-        assert_eq!(seen(), (1, 2));
+        assert_eq!(seen(), (2, 2));
     }
 }

@@ -42,6 +42,7 @@ impl PrimarySide {
                 self.transmit(session, buffers);
                 self.sent_us = self.clock.now_us();
                 self.timings.send_us.note(self.sent_us - begun_us);
+                self.expect_ack();
                 self.trace.note(Step::AwaitingAck, epoch);
                 self.events.push_back(PrimaryEvent::Transmitted { epoch });
             }
@@ -158,7 +159,7 @@ impl PrimarySide {
         self.paused_at_us = self.clock.now_us();
         self.sync_since_us = self.asked_us.take().unwrap_or(self.paused_at_us);
         self.console_due_ms = None;
-        self.tap.set_in_flight(true);
+        self.tap.set_in_flight(u64::MAX);
         self.tap.looked();
         if hold && self.attached.is_none() {
             match Attached::to(self.machine.channels(), &self.tap) {
@@ -208,7 +209,7 @@ impl PrimarySide {
     }
 
     fn give_back(&mut self, epoch: Epoch) {
-        self.tap.set_in_flight(false);
+        self.tap.set_idle();
         self.disks.forget_still();
         self.counters.syncs_failed += 1;
         self.reset.forget_capture(epoch);
@@ -223,7 +224,7 @@ impl PrimarySide {
         if !self.rule_disks(true) {
             return;
         }
-        self.tap.set_in_flight(false);
+        self.tap.set_idle();
         if let Some(capture) = self.capture.take_if(|capture| capture.epoch == epoch) {
             self.acked_states = capture.states;
         }
@@ -232,7 +233,9 @@ impl PrimarySide {
         let now_us = self.clock.now_us();
         self.counters.last_sync_us = now_us.saturating_sub(self.sync_since_us);
         self.timings.sync_us.note(self.counters.last_sync_us);
-        self.timings.ack_us.note(now_us.saturating_sub(self.sent_us));
+        let ack_us = now_us.saturating_sub(self.sent_us);
+        self.timings.ack_us.note(ack_us);
+        self.note_ack(ack_us);
         self.trace.note(Step::Running, epoch);
         self.ask_again_for_held();
     }
@@ -261,7 +264,7 @@ impl PrimarySide {
         }
         self.attached = None;
         self.capture = None;
-        self.tap.set_in_flight(false);
+        self.tap.set_idle();
         self.copy.take_dirty();
         self.owed.clear();
         self.machine.open_gate();

@@ -1,12 +1,22 @@
 //! The sync that a vCPU's own thread does: the guest has notified, its thread is out of the guest anyway.
 
+use std::sync::{Mutex, TryLockError};
 use std::thread::yield_now;
 
 use super::super::faults;
+use super::super::sync_tap::ACK_WAIT_US_MAX;
 use super::{Input, PrimarySide};
+use crate::config::Latency;
 
-/// Longest time that a vCPU's thread polls for the ack; then it sleeps, and the loop's thread goes on.
+/// Longest time that a vCPU's thread polls for the ack in lockstep; then it sleeps, and the loop's thread goes on.
 const POLL_US_MAX: u64 = 2000;
+
+/// For so long after a sync the loop's thread polls for the ack of the next instead of sleeping: while syncs follow each
+/// other, being woken would cost more than the work.
+const TRAIN_US: u64 = 1000;
+
+/// Longest time that the loop's thread polls without looking at anything else.
+const POLL_ROUND_US: u64 = 500;
 
 impl PrimarySide {
     /// Called by a vCPU's thread that has parked, its state whole.
@@ -18,6 +28,7 @@ impl PrimarySide {
         }
         let Some(since_us) = self.tap.looked() else { return };
         self.asked_us = Some(since_us);
+        self.wait_for_due_ack();
         self.on_output_held();
         self.settle();
         self.asked_us = None;
@@ -28,9 +39,51 @@ impl PrimarySide {
         }
     }
 
+    /// While the guest ran on, it has made more output. If the ack is about to come, waiting for it is cheaper than leaving
+    /// it to another thread, and the next sync then begins here.
+    fn wait_for_due_ack(&mut self) {
+        if self.capture.is_none() || self.paused {
+            return;
+        }
+        let until_us = self.clock.now_us() + ACK_WAIT_US_MAX;
+        while self.capture.is_some() && self.session.is_some() && self.end.is_none() {
+            self.receive_main();
+            self.settle();
+            if self.clock.now_us() >= until_us {
+                // Once is enough: this ack is left to the loop's thread.
+                return self.tap.set_in_flight(u64::MAX);
+            }
+            yield_now();
+        }
+    }
+
+    /// A sync is under way while the guest runs: the loop's thread looks for its ack.
+    pub(super) fn expect_ack(&mut self) {
+        let due_us = self.sent_us + self.ack_us_expected;
+        let parks = self.polls() && !self.paused;
+        self.tap.set_in_flight(if parks { due_us } else { u64::MAX });
+        self.extend_train();
+    }
+
+    /// An ack took so long.
+    pub(super) fn note_ack(&mut self, us: u64) {
+        self.ack_us_expected = (3 * self.ack_us_expected + us) / 4;
+        self.extend_train();
+    }
+
+    fn extend_train(&mut self) {
+        if self.polls() && !self.paused {
+            self.train_until_us = self.clock.now_us() + TRAIN_US;
+        }
+    }
+
+    fn polls(&self) -> bool {
+        self.config.protection.latency == Latency::Low
+    }
+
     /// In lockstep the guest waits for the ack, and so does its thread, here. The loop's thread is not to wake for it.
     fn poll_for_ack(&mut self) {
-        if !self.paused || self.capture.is_none() {
+        if !self.paused || self.capture.is_none() || !self.polls() {
             return;
         }
         self.watch_session(false);
@@ -52,5 +105,30 @@ impl PrimarySide {
             self.waiter
                 .set(session.heartbeat.fd(), true, session.heartbeat.wants_to_write());
         }
+    }
+}
+
+/// Looks for acks without sleeping, as long as syncs follow each other. Returns whether it has polled; the caller then
+/// looks at everything else, and comes again.
+pub(super) fn poll_for_acks(side: &Mutex<PrimarySide>) -> bool {
+    let mut until_us = None;
+    loop {
+        match side.try_lock() {
+            Ok(mut side) => {
+                let now_us = side.clock.now_us();
+                let until_us = *until_us.get_or_insert(now_us + POLL_ROUND_US);
+                if now_us >= side.train_until_us || now_us >= until_us {
+                    return now_us < side.train_until_us;
+                }
+                side.receive_main();
+                if !side.events.is_empty() || side.end.is_some() {
+                    return true;
+                }
+            }
+            // A vCPU's thread does a sync.
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Poisoned(_)) => return false,
+        }
+        yield_now();
     }
 }

@@ -8,6 +8,7 @@ use kemari_sync::wire::{
 use kemari_sync::{Incarnation, SecondaryEvent, SessionId};
 
 use super::{POLL_US_MAX, SecondarySide};
+use crate::config::Latency;
 use crate::link::LinkError;
 
 impl SecondarySide {
@@ -69,7 +70,7 @@ impl SecondarySide {
             return self.refuse(session, &error.to_string());
         }
         self.heard_us = Some(self.clock.now_us());
-        if message.channel() == Channel::Main {
+        if message.channel() == Channel::Main && self.config.protection.latency == Latency::Low {
             self.poll_until_us = self.clock.now_us() + POLL_US_MAX;
         }
         self.note_step(&message);
