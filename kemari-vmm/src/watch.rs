@@ -33,8 +33,9 @@ pub trait DiskWatch: Send + Sync {
     /// A change that was issued, or that [`DiskWatch::prepare`] has refused, has ended, well or not. Until then it may be
     /// on the image, in part or not at all.
     fn changed(&self, id: u64, range: &Range<u64>, ok: bool);
-    /// A flush is about to be issued: it covers all changes that have ended.
-    fn flush_begins(&self, id: u64);
+    /// A flush is about to be issued: it covers all changes that have ended. `ended`: the last request up to which all
+    /// have.
+    fn flush_begins(&self, id: u64, ended: Option<u64>);
     /// A flush has ended well. `tell` tells the guest so, now or later, and from any thread; it must not be called under
     /// a lock that another method of this trait takes.
     fn flushed(&self, id: u64, tell: Tell);
@@ -51,6 +52,20 @@ struct Open {
     kinds: HashMap<u64, Kind>,
     /// How many of them wait for the watch to be prepared: what comes later must not overtake them.
     waiting: usize,
+}
+
+impl Open {
+    /// The last request before the flush `id` up to which all changes have ended.
+    fn ended(&self, id: u64) -> Option<u64> {
+        let changes = self
+            .kinds
+            .iter()
+            .filter(|(_, kind)| matches!(kind, Kind::Change(_)));
+        match changes.map(|(open, _)| *open).min() {
+            Some(open) if open < id => open.checked_sub(1),
+            _ => Some(id),
+        }
+    }
 }
 
 /// Hands a job on; false: there is nobody to take it.
@@ -110,7 +125,7 @@ impl Watched {
             return self.unprepared.send(job).is_ok();
         }
         if is_flush {
-            self.watch.flush_begins(id);
+            self.watch.flush_begins(id, open.ended(id));
         }
         (self.forward)(job)
     }
@@ -123,7 +138,7 @@ impl Watched {
         for job in jobs {
             match (result, &job.operation) {
                 (_, Operation::Flush) => {
-                    self.watch.flush_begins(job.id);
+                    self.watch.flush_begins(job.id, open.ended(job.id));
                     (self.forward)(job);
                 }
                 (Ok(()), _) => {
@@ -221,8 +236,8 @@ mod tests {
         fn changed(&self, id: u64, _: &Range<u64>, ok: bool) {
             self.note(format!("changed {id} {ok}"));
         }
-        fn flush_begins(&self, id: u64) {
-            self.note(format!("flush {id}"));
+        fn flush_begins(&self, id: u64, ended: Option<u64>) {
+            self.note(format!("flush {id} covers {ended:?}"));
         }
         fn flushed(&self, _: u64, tell: Tell) {
             self.tells.lock().unwrap().push(tell);
@@ -335,5 +350,28 @@ mod tests {
         bench.submit(1, Operation::Flush);
         bench.watched.complete(1, Err(io::Error::other("broken")));
         assert_eq!(*bench.told.0.lock().unwrap(), [(0, true), (1, false)]);
+    }
+
+    #[test]
+    fn a_flush_says_up_to_where_everything_has_ended() {
+        let bench = Bench::new();
+        bench.watch.prepared.store(true, Ordering::SeqCst);
+        bench.submit(5, Operation::Flush);
+        bench.submit(6, write());
+        bench.submit(7, write());
+        bench.watched.complete(6, Ok(Vec::new()));
+        bench.submit(8, Operation::Flush);
+        bench.watched.complete(7, Ok(Vec::new()));
+        bench.submit(9, Operation::Flush);
+        let seen = bench.watch.seen.lock().unwrap();
+        let flushes: Vec<&String> = seen.iter().filter(|text| text.starts_with("flush")).collect();
+        assert_eq!(
+            flushes,
+            [
+                "flush 5 covers Some(5)",
+                "flush 8 covers Some(6)",
+                "flush 9 covers Some(9)"
+            ]
+        );
     }
 }

@@ -91,6 +91,13 @@ pub fn check(config: &Config, name: &str) -> Vec<Finding> {
     let mut findings = host::check(config, name, running);
     for disk in config.disks_of(name) {
         findings.push(disk::check(&disk, running));
+        if config.replicates(disk.disk) {
+            findings.extend(disk::check_record(
+                &config.vm,
+                &disk,
+                config.host(name).state_dir(),
+            ));
+        }
     }
     for net in config.nets_of(name) {
         findings.push(tap::check(&net, running));

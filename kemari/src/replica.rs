@@ -9,10 +9,12 @@ mod image;
 mod record;
 mod replica;
 mod store;
+#[cfg(test)]
+mod testing;
 mod tracker;
 
-pub use copier::{CopiedDisk, Copier};
-pub use image::Image;
+pub use copier::{CopiedDisk, Copier, CopyProgress};
+pub use image::{Image, describe_record};
 pub use record::Map;
 pub use replica::{Barrier, Replica, Report};
-pub use tracker::Tracker;
+pub use tracker::{MARK_AGE_MIN, Tracker};

@@ -1,6 +1,7 @@
 //! The primary's transitions, one by one.
 
 mod copy;
+mod disks;
 mod failing;
 mod pairing;
 mod parting;

@@ -3,7 +3,7 @@
 use kemari_sync::wire::{CommitId, Message, Welcome};
 use kemari_sync::{
     ArbiterAnswer, ArbiterRequest, CopyLimits, Incarnation, Mode, OnSecondaryLoss, Phase, Primary,
-    PrimaryAction, PrimaryConfig, PrimaryEvent, Protection, Record, Reign, Timing,
+    PrimaryAction, PrimaryConfig, PrimaryEvent, Protection, Record, Reign, Source, Timing,
 };
 
 use PrimaryAction as Do;
@@ -56,6 +56,15 @@ impl Bench {
     }
 
     pub fn with(mode: Mode, on_secondary_loss: OnSecondaryLoss) -> Self {
+        Self::of(mode, on_secondary_loss, Vec::new())
+    }
+
+    /// A primary with replicated disks.
+    pub fn with_sources(mode: Mode, sources: Vec<Source>) -> Self {
+        Self::of(mode, OnSecondaryLoss::Continue, sources)
+    }
+
+    fn of(mode: Mode, on_secondary_loss: OnSecondaryLoss, sources: Vec<Source>) -> Self {
         let config = PrimaryConfig {
             me: host("a", 1),
             config_digest: 7,
@@ -67,7 +76,7 @@ impl Bench {
             },
             on_secondary_loss,
             protect: true,
-            sources: Vec::new(),
+            sources,
         };
         let primary = Primary::new(
             config,

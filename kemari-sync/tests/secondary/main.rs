@@ -1,5 +1,6 @@
 //! The secondary's transitions, one by one.
 
+mod disks;
 mod session;
 mod stop;
 mod support;

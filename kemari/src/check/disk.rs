@@ -12,6 +12,7 @@ use rustix::process::{Flock, FlockType, fcntl_getlk};
 use super::Finding;
 use crate::config::{Cache, Format, HostDisk};
 use crate::image::image_of;
+use crate::replica::describe_record;
 
 /// Unit of a virtio disk, in bytes.
 const SECTOR_BYTES: u64 = 512;
@@ -29,6 +30,19 @@ pub fn check(disk: &HostDisk<'_>, running: bool) -> Finding {
         Ok(bytes) => Finding::ok(format!("{name}: {} MiB", bytes >> 20)),
         Err(problem) => Finding::error(format!("{name} {}", problem.0), problem.1),
     }
+}
+
+/// Looks at the record of a replicated disk's image. None if the image itself cannot be looked at.
+pub fn check_record(vm: &str, disk: &HostDisk<'_>, state_dir: &Path) -> Option<Finding> {
+    std::fs::metadata(&disk.path).ok()?;
+    let name = format!("record of disk `{}`", disk.disk.id);
+    Some(match describe_record(vm, disk, state_dir) {
+        Ok(what) => Finding::ok(format!("{name}: {what}")),
+        Err(error) => Finding::error(
+            format!("{name} cannot be used: {error:#}"),
+            "name the image that it belongs to, or, if you are sure of the image, remove the record",
+        ),
+    })
 }
 
 struct Problem(String, String);

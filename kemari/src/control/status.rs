@@ -82,7 +82,9 @@ pub struct DiskStatus {
     pub disk: String,
     /// Whether the other host's image follows this one.
     pub in_sync: bool,
-    /// Bytes to be compared with the other host's image, while they are.
+    /// Whether it is being copied.
+    pub is_copied: bool,
+    /// Bytes to be compared with the other host's image in this copy or the last one.
     pub total_bytes: u64,
     /// Bytes of them that were compared.
     pub compared_bytes: u64,
@@ -199,7 +201,7 @@ impl fmt::Display for Status {
         for disk in &self.disks {
             let state = match disk {
                 disk if disk.in_sync => "in sync".to_owned(),
-                DiskStatus { total_bytes: 0, .. } => {
+                DiskStatus { is_copied: false, .. } => {
                     format!("alone, up to {} MiB changed", disk.changed_bytes >> 20)
                 }
                 disk => format!(

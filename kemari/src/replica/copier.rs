@@ -144,7 +144,7 @@ impl Copier {
 
     /// Whether many blocks have changed since it converged: then it goes on.
     pub fn go_on_if_needed(&self) -> bool {
-        let changed: usize = self.disks.iter().map(|disk| disk.tracker.changed()).sum();
+        let changed: usize = self.disks.iter().map(|disk| disk.tracker.changed_chunks()).sum();
         if changed <= LEFT_CHUNKS {
             return false;
         }
@@ -378,7 +378,7 @@ impl Worker {
     }
 
     fn left(&self) -> usize {
-        self.disks.iter().map(|disk| disk.tracker.changed()).sum()
+        self.disks.iter().map(|disk| disk.tracker.changed_chunks()).sum()
     }
 
     /// Hands a frame over, as soon as there is room.

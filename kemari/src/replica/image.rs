@@ -47,7 +47,7 @@ impl Image {
     ///
     /// # Errors
     /// Also for a record of another VM, disk or size: it says nothing about this image.
-    fn open(
+    pub(super) fn open(
         vm: &str,
         disk: &HostDisk<'_>,
         state_dir: &Path,
@@ -60,33 +60,14 @@ impl Image {
             .with_context(|| format!("cannot look at the disk image {}", path.display()))?
             .file_type()
             .is_block_device();
-        let record_path = match is_device {
-            true => state_dir.join(format!("{}.kemari", disk.disk.id)),
-            false => {
-                let mut name = path.clone().into_os_string();
-                name.push(".kemari");
-                name.into()
-            }
-        };
-        let shown = || format!("the record {}", record_path.display());
-        let store = FileStore::open(&record_path).with_context(shown)?;
-        let record = store
-            .map(|store| Record::load(Box::new(store)))
-            .transpose()
-            .with_context(shown)?;
-        if let Some(record) = &record {
-            let head = record.head();
-            ensure!(
-                head.vm == vm && head.disk == disk.disk.id,
-                "{} is of disk {} of the VM {}: name the right image, or remove the record",
-                shown(),
-                head.disk,
-                head.vm
-            );
+        let record_path = record_path(disk, is_device, state_dir);
+        let record = read_record(vm, disk, &record_path)?;
+        if let Some(head) = record.as_ref().map(Record::head) {
             ensure!(
                 head.image_bytes == bytes,
-                "{} is of an image of {} bytes, but {} has {bytes}: put the right image back, or remove the record",
-                shown(),
+                "the record {} is of an image of {} bytes, but {} has {bytes}: put the right image back, or remove the \
+                 record",
+                record_path.display(),
                 head.image_bytes,
                 path.display()
             );
@@ -302,6 +283,57 @@ impl Image {
     }
 }
 
+/// Where the record of an image is: beside it, or, of a block device, in the state directory.
+fn record_path(disk: &HostDisk<'_>, is_device: bool, state_dir: &Path) -> PathBuf {
+    match is_device {
+        true => state_dir.join(format!("{}.kemari", disk.disk.id)),
+        false => {
+            let mut name = disk.path.clone().into_os_string();
+            name.push(".kemari");
+            name.into()
+        }
+    }
+}
+
+fn read_record(vm: &str, disk: &HostDisk<'_>, path: &Path) -> anyhow::Result<Option<Record>> {
+    let shown = || format!("the record {}", path.display());
+    let store = FileStore::open(path).with_context(shown)?;
+    let record = store
+        .map(|store| Record::load(Box::new(store)))
+        .transpose()
+        .with_context(shown)?;
+    if let Some(head) = record.as_ref().map(Record::head) {
+        ensure!(
+            head.vm == vm && head.disk == disk.disk.id,
+            "{} is of disk {} of the VM {}: name the right image, or remove the record",
+            shown(),
+            head.disk,
+            head.vm
+        );
+    }
+    Ok(record)
+}
+
+/// What the record of an image says, in words, without touching either.
+pub fn describe_record(vm: &str, disk: &HostDisk<'_>, state_dir: &Path) -> anyhow::Result<String> {
+    let is_device = std::fs::metadata(&disk.path)?.file_type().is_block_device();
+    let Some(record) = read_record(vm, disk, &record_path(disk, is_device, state_dir))? else {
+        return Ok("it has no record: it was never a replicated disk".into());
+    };
+    let head = record.head();
+    let state = match head.state {
+        State::Whole => "whole",
+        State::Target => "inconsistent (a copy was not finished)",
+        State::Stopped => "whole, and the VM was stopped cleanly",
+    };
+    Ok(format!(
+        "history {}, term {}, {state}; up to {} MiB may differ from the other host's",
+        lineage_id(head.lineage),
+        head.term,
+        (record.map().count() * super::record::EXTENT_BYTES) >> 20
+    ))
+}
+
 fn word_of(head: &Head) -> ImageWord {
     ImageWord {
         lineage: head.lineage,
@@ -315,3 +347,7 @@ fn word_of(head: &Head) -> ImageWord {
         base: head.base,
     }
 }
+
+#[cfg(test)]
+#[path = "image_test.rs"]
+mod tests;

@@ -1,12 +1,14 @@
 //! On the secondary: a thread for each replicated disk that carries out what commits release and what the copy brings,
 //! in order.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use kemari_sync::Term;
@@ -14,6 +16,8 @@ use kemari_sync::wire::{CHUNK_BYTES, CHUNK_SUM_BYTES};
 use kemari_vmm::disk::{Disk, DiskConfig, Operation};
 
 use super::image::Image;
+use super::record::Map;
+use super::tracker::MARK_AGE_MIN;
 
 /// Frames of the copy after which what came is made durable.
 const STORED_FRAMES: u64 = 64;
@@ -104,11 +108,13 @@ impl Queue {
 }
 
 impl Replica {
-    /// Opens the image, and starts its thread. `bytes_max`: what may wait for it. `report` is called on that thread.
+    /// Opens the image, and starts its thread. `bytes_max`: what may wait for it. `delay`: a fault for tests, see
+    /// `side/faults.rs`. `report` is called on that thread.
     pub fn start(
         image: Arc<Image>,
         config: &DiskConfig,
         bytes_max: u64,
+        delay: Duration,
         report: impl Fn(Report) + Send + 'static,
     ) -> anyhow::Result<Self> {
         let disk = Disk::open(config)?;
@@ -124,6 +130,8 @@ impl Replica {
             queue: queue.clone(),
             report: Box::new(report),
             outputs: None,
+            last: BTreeMap::new(),
+            delay,
             copied: 0,
             stored: 0,
         };
@@ -212,6 +220,10 @@ struct Worker {
     report: Box<dyn Fn(Report) + Send>,
     /// The last output that was carried out.
     outputs: Option<u64>,
+    /// The last output that touched each marked extent, and when.
+    last: BTreeMap<u64, (u64, Instant)>,
+    /// A fault for tests: so long it takes to carry out a job.
+    delay: Duration,
     /// Frames of the copy that were carried out, and those of them that are durable.
     copied: u64,
     stored: u64,
@@ -221,6 +233,7 @@ impl Worker {
     fn run(mut self, jobs: &Receiver<Job>) {
         while let Ok(job) = jobs.recv() {
             let cost = job.cost();
+            thread::sleep(self.delay);
             let has_failed = self
                 .queue
                 .failed
@@ -268,7 +281,7 @@ impl Worker {
             }
             Job::Barrier(barrier) => self.barrier(barrier),
             Job::Recorded => self.image.note_recorded(),
-            Job::Settled(_) => Ok(()),
+            Job::Settled(request) => self.settle(request),
         }
     }
 
@@ -281,6 +294,9 @@ impl Worker {
         self.image.mark_ranges(&ranges)?;
         for (id, operation) in outputs {
             let is_flush = matches!(operation, Operation::Flush);
+            for extent in operation.changes().iter().flat_map(Map::touched) {
+                self.last.insert(extent, (id, Instant::now()));
+            }
             self.disk.carry_out(&operation)?;
             self.outputs = Some(id);
             if is_flush {
@@ -288,6 +304,21 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// Takes the marks of what is durable on both images, and was not written for a while.
+    fn settle(&mut self, request: u64) -> anyhow::Result<()> {
+        let now = Instant::now();
+        let settled: Vec<u64> = self
+            .last
+            .iter()
+            .filter(|(_, (id, at))| *id <= request && now.duration_since(*at) >= MARK_AGE_MIN)
+            .map(|(extent, _)| *extent)
+            .collect();
+        settled.iter().for_each(|extent| {
+            self.last.remove(extent);
+        });
+        self.image.clear(&settled)
     }
 
     /// Which chunks differ from those with these checksums.

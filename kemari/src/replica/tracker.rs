@@ -1,10 +1,11 @@
-//! On the primary: what changes on a replicated disk is marked durably before it is written, and remembered while the
-//! disk is being copied.
+//! On the primary: what changes on a replicated disk is marked durably before it is written, remembered while the disk is
+//! being copied, and unmarked when both images have it durably.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use kemari_sync::wire::CHUNK_BYTES;
 use kemari_vmm::watch::{DiskWatch, Tell};
@@ -12,9 +13,14 @@ use kemari_vmm::watch::{DiskWatch, Tell};
 use super::image::Image;
 use super::record::Map;
 
+/// An extent keeps its mark for so long after it was last written: whoever writes it again pays for no new one.
+pub const MARK_AGE_MIN: Duration = Duration::from_secs(10);
+
 /// Watches the disk of an image.
 pub struct Tracker {
     image: Arc<Image>,
+    /// Whether a guest's flush waits for the other host's disk, too, while there is one.
+    both: bool,
     state: Mutex<Tracked>,
 }
 
@@ -23,10 +29,23 @@ struct Tracked {
     marked: Map,
     /// Chunks that have changed since they were last read for the copy; none while there is no copy.
     changed: Option<BTreeSet<u64>>,
-    /// Extents that were written, or may have been, since the copy began.
+    /// Extents that were written, or may have been, since the copy began, or since its last block was read.
     touched: Map,
     /// Changes under way, by the extents that they touch.
     in_flight: BTreeMap<u64, u32>,
+    /// The last change of each extent since this side rules, and when it ended.
+    last: BTreeMap<u64, (u64, Instant)>,
+    /// Extents of changes that failed: what they hold here, nobody knows. Only a copy ends that.
+    doubtful: BTreeSet<u64>,
+    /// Flushes under way, and up to which request everything had ended when they began.
+    flushes: BTreeMap<u64, Option<u64>>,
+    /// Up to this request everything is durable here; on the other host.
+    durable: Option<u64>,
+    peer_durable: Option<u64>,
+    /// Whether the other host follows.
+    is_paired: bool,
+    /// Flushes of the guest that wait for the other host.
+    tells: BTreeMap<u64, Tell>,
 }
 
 impl Tracked {
@@ -37,7 +56,7 @@ impl Tracked {
         }
     }
 
-    fn end(&mut self, range: &Range<u64>) {
+    fn end(&mut self, id: u64, range: &Range<u64>, ok: bool) {
         for extent in Map::touched(range) {
             if let Some(count) = self.in_flight.get_mut(&extent) {
                 *count -= 1;
@@ -45,21 +64,46 @@ impl Tracked {
                     self.in_flight.remove(&extent);
                 }
             }
+            let last = self.last.entry(extent).or_insert((id, Instant::now()));
+            *last = (id.max(last.0), Instant::now());
+            if !ok {
+                self.doubtful.insert(extent);
+            }
         }
+    }
+
+    /// Takes the flushes that need not wait any more.
+    fn take_tells(&mut self) -> Vec<Tell> {
+        let waiting = match (self.is_paired, self.peer_durable) {
+            (false, _) => BTreeMap::new(),
+            (true, None) => return Vec::new(),
+            (true, Some(durable)) => self.tells.split_off(&(durable + 1)),
+        };
+        std::mem::replace(&mut self.tells, waiting)
+            .into_values()
+            .collect()
     }
 }
 
 impl Tracker {
-    /// Watches, with what is marked already.
-    pub fn new(image: Arc<Image>) -> Arc<Self> {
+    /// Watches, with what is marked already. `both`: a guest's flush waits for the other host's disk, too.
+    pub fn new(image: Arc<Image>, both: bool) -> Arc<Self> {
         let (marked, image_bytes) = (image.map(), image.bytes());
         Arc::new(Self {
             image,
+            both,
             state: Mutex::new(Tracked {
-                touched: Map::new(image_bytes),
                 marked,
                 changed: None,
+                touched: Map::new(image_bytes),
                 in_flight: BTreeMap::new(),
+                last: BTreeMap::new(),
+                doubtful: BTreeSet::new(),
+                flushes: BTreeMap::new(),
+                durable: None,
+                peer_durable: None,
+                is_paired: false,
+                tells: BTreeMap::new(),
             }),
         })
     }
@@ -103,26 +147,90 @@ impl Tracker {
         taken
     }
 
+    /// The last block of the copy was read, and nothing is under way: what is touched from here on is not in it.
+    pub fn note_copied(&self) {
+        self.lock().touched = Map::new(self.image.bytes());
+    }
+
     /// These extents were copied, and are durable on both images: their marks go, unless they were written meanwhile.
     pub fn clear_copied(&self, extents: &[u64]) {
         let mut state = self.lock();
-        let untouched: Vec<u64> = extents
+        let untouched = extents
             .iter()
             .copied()
             .filter(|extent| !state.touched.has(*extent))
             .collect();
-        untouched.iter().for_each(|extent| state.marked.clear(*extent));
-        // Under the lock: nothing may be written meanwhile that counts on a mark.
-        if let Err(error) = self.image.clear(&untouched) {
+        self.clear(&mut state, untouched);
+    }
+
+    /// Under the lock: nothing may be written meanwhile that counts on a mark.
+    fn clear(&self, state: &mut Tracked, extents: Vec<u64>) {
+        for extent in &extents {
+            state.marked.clear(*extent);
+            state.last.remove(extent);
+        }
+        if let Err(error) = self.image.clear(&extents) {
             tracing::warn!("marks of the disk {} stay: {error:#}", self.image.disk());
         }
     }
 
+    /// The other host follows from here on: it has durably what was copied, and outputs are applied there, too.
+    pub fn begin_pair(&self) {
+        let mut state = self.lock();
+        let copied = state
+            .marked
+            .iter()
+            .filter(|extent| !state.touched.has(*extent))
+            .collect();
+        self.clear(&mut state, copied);
+        state.doubtful.clear();
+        (state.is_paired, state.durable, state.peer_durable) = (true, None, None);
+    }
+
+    /// No other host follows any more, or the guest will not go on here: nothing waits for the other disk.
+    pub fn end_pair(&self) {
+        let mut state = self.lock();
+        state.is_paired = false;
+        let tells = state.take_tells();
+        drop(state);
+        tells.into_iter().for_each(|tell| tell());
+    }
+
     /// All outputs up to this one are durable on the secondary's image.
-    pub fn note_peer_flushed(&self, _request: u64) {}
+    pub fn note_peer_flushed(&self, request: u64) {
+        let mut state = self.lock();
+        state.peer_durable = state.peer_durable.max(Some(request));
+        let tells = state.take_tells();
+        drop(state);
+        tells.into_iter().for_each(|tell| tell());
+    }
+
+    /// Takes the marks of what is durable on both images and was not written for `age`. Returns up to which request
+    /// everything is durable on both, if it is known.
+    pub fn settle(&self, age: Duration) -> Option<u64> {
+        let mut state = self.lock();
+        let settled = state
+            .durable
+            .min(state.peer_durable)
+            .filter(|_| state.is_paired)?;
+        let now = Instant::now();
+        let extents = state
+            .last
+            .iter()
+            .filter(|(extent, (id, at))| {
+                *id <= settled
+                    && now.duration_since(*at) >= age
+                    && !state.in_flight.contains_key(extent)
+                    && !state.doubtful.contains(extent)
+            })
+            .map(|(extent, _)| *extent)
+            .collect();
+        self.clear(&mut state, extents);
+        Some(settled)
+    }
 
     /// How many chunks have changed.
-    pub fn changed(&self) -> usize {
+    pub fn changed_chunks(&self) -> usize {
         self.lock().changed.as_ref().map_or(0, BTreeSet::len)
     }
 }
@@ -154,18 +262,35 @@ impl DiskWatch for Tracker {
         Ok(())
     }
 
-    fn changed(&self, _: u64, range: &Range<u64>, _: bool) {
+    fn changed(&self, id: u64, range: &Range<u64>, ok: bool) {
         let mut state = self.lock();
-        state.end(range);
+        state.end(id, range, ok);
         // Also what failed: nobody knows what it has left.
         if let Some(changed) = &mut state.changed {
             changed.extend(range.start / CHUNK_BYTES..range.end.div_ceil(CHUNK_BYTES));
         }
     }
 
-    fn flush_begins(&self, _: u64) {}
+    fn flush_begins(&self, id: u64, ended: Option<u64>) {
+        self.lock().flushes.insert(id, ended);
+    }
 
-    fn flushed(&self, _: u64, tell: Tell) {
-        tell();
+    fn flushed(&self, id: u64, tell: Tell) {
+        let mut state = self.lock();
+        let ended = state.flushes.remove(&id).flatten();
+        state.durable = state.durable.max(ended);
+        if self.both && state.is_paired {
+            state.tells.insert(id, tell);
+            let tells = state.take_tells();
+            drop(state);
+            tells.into_iter().for_each(|tell| tell());
+        } else {
+            drop(state);
+            tell();
+        }
     }
 }
+
+#[cfg(test)]
+#[path = "tracker_test.rs"]
+mod tests;

@@ -10,7 +10,8 @@ use kemari_vmm::dirty::DirtySource;
 use kemari_vmm::machine::{DiskSpec, EventSink, Machine, MachineSpec, NetSpec};
 use kemari_vmm::virtio::block::BlockSpec;
 
-use crate::config::{Config, Console};
+use super::faults;
+use crate::config::{Config, Console, Flush};
 use crate::image::image_of;
 use crate::replica::{Image, Replica, Report, Tracker};
 
@@ -67,8 +68,19 @@ pub fn build(config: &Config, host: &str, spec: MachineSpec, events: EventSink) 
 }
 
 /// Lets the disks of these images be watched, from when they are opened on.
-pub fn watch_disks(machine: &Machine, images: &[Arc<Image>]) -> anyhow::Result<Vec<Arc<Tracker>>> {
-    let trackers: Vec<Arc<Tracker>> = images.iter().map(|image| Tracker::new(image.clone())).collect();
+pub fn watch_disks(
+    machine: &Machine,
+    config: &Config,
+    images: &[Arc<Image>],
+) -> anyhow::Result<Vec<Arc<Tracker>>> {
+    let trackers: Vec<Arc<Tracker>> = images
+        .iter()
+        .map(|image| {
+            let disk = config.disks.iter().find(|disk| disk.id == image.disk());
+            let both = disk.is_some_and(|disk| disk.flush == Flush::Both);
+            Tracker::new(image.clone(), both)
+        })
+        .collect();
     for tracker in &trackers {
         machine.watch_disk(tracker.image().disk(), tracker.clone())?;
     }
@@ -90,10 +102,10 @@ pub fn replicas(
         .enumerate()
         .map(|(index, (disk, image))| {
             let report = report.clone();
-            Replica::start(image, &image_of(disk, false), bytes_max, move |what| {
-                report(index, what)
-            })
-            .with_context(|| format!("disk {}", disk.disk.id))
+            let config = image_of(disk, false);
+            let report = move |what| report(index, what);
+            Replica::start(image, &config, bytes_max, faults::replica_delay(), report)
+                .with_context(|| format!("disk {}", disk.disk.id))
         })
         .collect()
 }

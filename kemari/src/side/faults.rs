@@ -6,6 +6,7 @@
 //! | a name of `kemari_sync::Fault`, as `ReleaseBeforeAck` | that rule of the mechanism is taken out |
 //! | `AckDelayMs=N` | the secondary waits so long before each ack |
 //! | `CutFrameAtEpoch=N` | the primary sends half of that sync's frames and drops the link |
+//! | `ReplicaDelayMs=N` | the secondary's disks take so much longer for each piece of work |
 
 #[cfg(feature = "faults")]
 mod injected {
@@ -21,6 +22,7 @@ mod injected {
         rule: Option<Fault>,
         ack_delay: Duration,
         cut_frame_at: Option<u64>,
+        replica_delay: Duration,
     }
 
     static FAULTS: OnceLock<Faults> = OnceLock::new();
@@ -33,6 +35,10 @@ mod injected {
                 Some(("AckDelayMs", number)) => {
                     let delay_ms = number.parse().with_context(|| format!("the fault {word}"))?;
                     faults.ack_delay = Duration::from_millis(delay_ms);
+                }
+                Some(("ReplicaDelayMs", number)) => {
+                    let delay_ms = number.parse().with_context(|| format!("the fault {word}"))?;
+                    faults.replica_delay = Duration::from_millis(delay_ms);
                 }
                 Some(("CutFrameAtEpoch", number)) => {
                     faults.cut_frame_at = Some(number.parse().with_context(|| format!("the fault {word}"))?);
@@ -64,6 +70,10 @@ mod injected {
         }
     }
 
+    pub fn replica_delay() -> Duration {
+        FAULTS.get().map_or(Duration::ZERO, |faults| faults.replica_delay)
+    }
+
     pub fn cuts_frame(epoch: u64) -> bool {
         FAULTS
             .get()
@@ -72,7 +82,7 @@ mod injected {
 }
 
 #[cfg(feature = "faults")]
-pub use injected::{before_sending, cuts_frame, on_this_thread, set_up};
+pub use injected::{before_sending, cuts_frame, on_this_thread, replica_delay, set_up};
 
 #[cfg(not(feature = "faults"))]
 mod none {
@@ -90,6 +100,11 @@ mod none {
     /// Delays an ack.
     pub fn before_sending(_: &kemari_sync::wire::Message) {}
 
+    /// How much longer the secondary's disks take.
+    pub fn replica_delay() -> std::time::Duration {
+        std::time::Duration::ZERO
+    }
+
     /// Whether the link is to be dropped in the middle of this sync.
     pub fn cuts_frame(_: u64) -> bool {
         false
@@ -97,4 +112,4 @@ mod none {
 }
 
 #[cfg(not(feature = "faults"))]
-pub use none::{before_sending, cuts_frame, on_this_thread, set_up};
+pub use none::{before_sending, cuts_frame, on_this_thread, replica_delay, set_up};

@@ -220,7 +220,7 @@ impl Life {
         for image in &images {
             image.start(record.term, adopt_disks)?;
         }
-        let trackers = assembly::watch_disks(&machine, &images)?;
+        let trackers = assembly::watch_disks(&machine, &self.config, &images)?;
         assembly::attach_disks(&machine, &self.config, &self.host, false)?;
         assembly::attach_nets(&machine, &self.config, &self.host)?;
         machine.boot()?;

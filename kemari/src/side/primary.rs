@@ -292,6 +292,7 @@ impl PrimarySide {
         self.pump_copy();
         self.check_time();
         self.settle();
+        self.settle_disks();
         self.answer_orders();
         if self.end.is_some() {
             return self.show();

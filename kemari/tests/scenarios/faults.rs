@@ -65,3 +65,26 @@ fn a_primary_that_acts_alone_without_a_term_is_seen_beside_its_successor() {
         })
     });
 }
+
+#[test]
+fn a_slow_disk_of_the_secondary_slows_the_guest_and_parts_nobody() {
+    let plan = Plan {
+        protection: "replica_queue_mib_max = 1",
+        ..Plan::replicated("memory")
+    };
+    play(&plan, |scene| {
+        scene.run(Host::A)?;
+        let slow = [("KEMARI_FAULTS", "ReplicaDelayMs=30")];
+        scene.start(Host::B, &["secondary"], "scene.toml", &slow)?;
+        scene.await_service(Host::A)?;
+        let term = scene.await_protected(Host::A)?.term;
+        scene.order(&["BLKTEST", "2000", "32"])?;
+        let status = scene.await_protected(Host::A)?;
+        ensure!(status.term == term, "the pair parted: {status}");
+        let stopped = scene.ask(Host::A, &["stop"])?;
+        ensure!(stopped.success, "{}", stopped.text);
+        scene.await_clean_end(Host::A)?;
+        scene.await_clean_end(Host::B)?;
+        scene.compare_images()
+    });
+}

@@ -1,10 +1,16 @@
 //! Replicated disks: two hosts with nothing in common but the network.
 
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use kemari::control::{Protection, Role};
+use xtask::tools::output_of;
 
-use crate::support::{Host, Plan, Scene, play};
+use crate::support::{Host, Plan, Scene, ask, play};
 
 /// Stops the VM on `host`, protected by the other, and compares the images.
 fn stop_and_compare(scene: &mut Scene, host: Host) -> Result<()> {
@@ -13,6 +19,23 @@ fn stop_and_compare(scene: &mut Scene, host: Host) -> Result<()> {
     scene.await_clean_end(host)?;
     scene.await_clean_end(host.other())?;
     scene.compare_images()
+}
+
+/// KiB that the last copy to a secondary compared, and that it sent.
+fn last_copy(scene: &Scene, host: Host) -> Result<(u64, u64)> {
+    let log = scene.log(host);
+    let line = log
+        .lines()
+        .rfind(|line| line.contains("the disks are copied"))
+        .context("no copy is in the log")?;
+    let (_, line) = line
+        .split_once("the disks are copied")
+        .context("the line is another")?;
+    let mut numbers = line.split_whitespace().filter_map(|word| word.parse().ok());
+    Ok((
+        numbers.next().context("no number")?,
+        numbers.next().context("one number")?,
+    ))
 }
 
 fn goes_to_and_fro(flush: &'static str) {
@@ -51,4 +74,183 @@ fn a_vm_with_a_replicated_disk_goes_to_and_fro() {
 #[test]
 fn a_vm_with_a_replicated_disk_whose_flushes_wait_for_both_disks_goes_to_and_fro() {
     goes_to_and_fro("both");
+}
+
+#[test]
+fn kills_in_the_middle_of_overlapping_writes_leave_the_disk_at_the_committed_state() {
+    play(&Plan::replicated("memory"), |scene| {
+        scene.protect()?;
+        let clients = scene.clients()?;
+        let mut primary = Host::A;
+        for pause_ms in [40, 130, 7, 260, 90, 170] {
+            let load = scene.load();
+            // Checks each block that it reads against what it has written.
+            let test = thread::spawn(move || ask(&load, &["BLKTEST", "1500", "32"]).map(drop));
+            thread::sleep(Duration::from_millis(pause_ms));
+            scene.kill(primary)?;
+            clients.go_on()?;
+            scene.await_primary(primary.other())?;
+            test.join().expect("the thread of the test")?;
+            scene.order(&["CHECK"])?;
+            scene.secondary(primary)?;
+            primary = primary.other();
+            scene.await_protected(primary)?;
+        }
+        clients.finish()?;
+        stop_and_compare(scene, primary)
+    });
+}
+
+#[test]
+fn after_a_short_absence_only_what_differs_is_copied() {
+    play(&Plan::replicated("memory"), |scene| {
+        scene.protect()?;
+        scene.order(&["BLKTEST", "500", "32"])?;
+        scene.kill(Host::B)?;
+        scene.await_alone(Host::A)?;
+        for number in 0..3 {
+            scene.order(&["SET", &format!("key-{number}"), "value"])?;
+        }
+        scene.secondary(Host::B)?;
+        scene.await_protected(Host::A)?;
+        let (_, sent_kib) = last_copy(scene, Host::A)?;
+        ensure!(
+            (1..1024).contains(&sent_kib),
+            "{sent_kib} KiB were sent after three small writes"
+        );
+        stop_and_compare(scene, Host::A)
+    });
+}
+
+#[test]
+fn a_copy_that_is_cut_again_and_again_goes_on_where_it_was_and_a_half_copy_never_runs() {
+    let plan = Plan {
+        protection: "resync_mib_per_s_max = 8",
+        ..Plan::replicated("memory")
+    };
+    play(&plan, |scene| {
+        scene.run(Host::A)?;
+        scene.await_service(Host::A)?;
+        scene.order(&["BLKTEST", "2000", "32"])?;
+        for pause_ms in [400, 900, 1300] {
+            scene.secondary(Host::B)?;
+            scene.await_log(Host::B, "has connected")?;
+            thread::sleep(Duration::from_millis(pause_ms));
+            scene.kill(Host::B)?;
+            scene.order(&["BLKTEST", "20", "4"])?;
+        }
+        let refused = scene.ask(Host::B, &["run"])?;
+        ensure!(
+            !refused.success && refused.text.contains("is inconsistent"),
+            "a half copy was started: {}",
+            refused.text
+        );
+        let refused = scene.ask(Host::B, &["run", "--adopt-disks"])?;
+        ensure!(!refused.success, "a half copy was adopted: {}", refused.text);
+        scene.secondary(Host::B)?;
+        scene.await_protected(Host::A)?;
+        scene.kill(Host::A)?;
+        scene.await_primary(Host::B)?;
+        scene.await_service(Host::B)?;
+        scene.order(&["CHECK"])?;
+        scene.secondary(Host::A)?;
+        scene.await_protected(Host::B)?;
+        stop_and_compare(scene, Host::B)
+    });
+}
+
+#[test]
+fn the_side_that_ran_last_starts_and_the_other_is_refused_until_the_operator_says_so() {
+    play(&Plan::replicated("memory"), |scene| {
+        scene.protect()?;
+        scene.kill(Host::B)?;
+        let term = scene.await_alone(Host::A)?.term.to_string();
+        scene.order(&["SET", "late", "1"])?;
+        scene.kill(Host::A)?;
+        for words in [vec!["run"], vec!["run", "--assert-dead", &term]] {
+            let refused = scene.ask(Host::B, &words)?;
+            ensure!(
+                !refused.success && refused.text.contains("last run by a in term"),
+                "the older image was started: {}",
+                refused.text
+            );
+        }
+        scene.run(Host::A)?;
+        scene.await_service(Host::A)?;
+        scene.order(&["GET", "late"])?;
+        let term = scene.await_primary(Host::A)?.term.to_string();
+        scene.kill(Host::A)?;
+        // The operator gives A's image up, and B's begins a history of its own.
+        let words = ["run", "--assert-dead", &term, "--adopt-disks"];
+        scene.start(Host::B, &words, "scene.toml", &[])?;
+        scene.await_service(Host::B)?;
+        let before = fs::read(scene.image(Host::A))?;
+        scene.secondary(Host::A)?;
+        let refused = scene.await_status("a refusal", Host::B, |status| {
+            let reason = status.waiting_because.as_deref().unwrap_or_default();
+            reason.contains("of another history")
+        })?;
+        ensure!(before == fs::read(scene.image(Host::A))?, "A's image was written");
+        let reason = refused.waiting_because.unwrap_or_default();
+        let (_, id) = reason
+            .split_once("--overwrite-disks ")
+            .context("the refusal names no history")?;
+        scene.kill(Host::A)?;
+        scene.start(
+            Host::A,
+            &["secondary", "--overwrite-disks", id.trim()],
+            "scene.toml",
+            &[],
+        )?;
+        scene.await_protected(Host::B)?;
+        stop_and_compare(scene, Host::B)
+    });
+}
+
+/// A small file system in memory, unmounted when dropped.
+struct SmallDisk<'a>(&'a Path);
+
+impl<'a> SmallDisk<'a> {
+    /// Mounts it over a directory.
+    fn over(directory: &'a Path, bytes: u64) -> Result<Self> {
+        let size = format!("size={bytes}");
+        output_of(
+            Command::new("mount")
+                .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+                .arg(directory),
+        )?;
+        Ok(Self(directory))
+    }
+}
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        // Lazily: a process may still have the image open.
+        let _ = Command::new("umount").arg("-l").arg(self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_of_the_secondary_gives_up_the_protection_and_the_vm_lives() {
+    play(&Plan::replicated("memory"), |scene| {
+        let image = scene.image(Host::B);
+        let directory = image.parent().context("the image lies in a directory")?;
+        let _small = SmallDisk::over(directory, 1 << 20)?;
+        fs::File::create(&image)?.set_len(fs::metadata(scene.image(Host::A))?.len())?;
+        scene.run(Host::A)?;
+        scene.await_service(Host::A)?;
+        let clients = scene.clients()?;
+        scene.secondary(Host::B)?;
+        scene.order(&["BLKTEST", "1000", "32"])?;
+        let status = scene.await_status("a reason", Host::A, |status| {
+            let reason = status.waiting_because.as_deref().unwrap_or_default();
+            reason.contains("cannot be written") && reason.contains("No space left")
+        })?;
+        ensure!(
+            status.role == Role::Primary && status.protection != Protection::On,
+            "{status}"
+        );
+        scene.order(&["BLKTEST", "100", "8"])?;
+        clients.finish()
+    });
 }

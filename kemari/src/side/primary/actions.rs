@@ -67,7 +67,7 @@ impl PrimarySide {
         }
     }
 
-    fn send(&mut self, id: SessionId, message: &Message) {
+    pub(super) fn send(&mut self, id: SessionId, message: &Message) {
         let mut bytes = Vec::new();
         encode(message, &mut bytes);
         self.on_link(id, |session| match message.channel() {
@@ -259,6 +259,7 @@ impl PrimarySide {
     /// The right to act alone: output leaves at once, nobody is owed pages.
     fn open_gate(&mut self) {
         self.disks.forget_still();
+        self.end_disk_pair();
         if !self.rule_disks(false) {
             return;
         }
@@ -275,6 +276,8 @@ impl PrimarySide {
     }
 
     fn drain(&mut self) {
+        // The guest hears no more of it here, or only if no other host goes on.
+        self.end_disk_pair();
         self.paused = true;
         self.drains += 1;
         if !self.core.is_switching() {

@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
-use kemari_sync::wire::{BlockFrame, DiskMark, FrameHeader, FrameKind};
+use kemari_sync::wire::{BlockFrame, DiskMark, FrameHeader, FrameKind, Message};
 use kemari_sync::{CopyDisk, Epoch, PrimaryEvent, SessionId, Status as CoreStatus, Term};
 
 use super::super::copy::QUEUED_BYTES_MAX;
 use super::{Input, PrimarySide};
 use crate::control::DiskStatus;
 use crate::link::LinkError;
-use crate::replica::{CopiedDisk, Copier, Map, Tracker};
+use crate::replica::{CopiedDisk, Copier, CopyProgress, MARK_AGE_MIN, Map, Tracker};
+
+/// How often marks are looked at, in milliseconds.
+const SETTLE_INTERVAL_MS: u64 = 1000;
 
 /// What a primary knows of its replicated disks.
 pub struct Disks {
@@ -23,6 +26,11 @@ pub struct Disks {
     ruled: Term,
     /// The first capture of a pair, which waits until nothing is under way on the disks.
     still_for: Option<Epoch>,
+    /// What the last copy came to.
+    progress: CopyProgress,
+    /// Up to which request each disk is durable on both hosts, as was last told, and when to look again.
+    settled: Vec<Option<u64>>,
+    settle_ms: u64,
     /// Why the last session ended.
     pub trouble: Option<String>,
 }
@@ -31,6 +39,9 @@ impl Disks {
     pub fn new(trackers: Vec<Arc<Tracker>>) -> Self {
         Self {
             peer_maps: vec![None; trackers.len()],
+            settled: vec![None; trackers.len()],
+            settle_ms: 0,
+            progress: CopyProgress::default(),
             trackers,
             copier: None,
             told: false,
@@ -92,15 +103,16 @@ impl Disks {
 
     /// For humans.
     pub fn shown(&self, core: &CoreStatus) -> Vec<DiskStatus> {
-        let progress = self.copier.as_ref().map(Copier::progress);
+        let progress = self.copier.as_ref().map_or(self.progress, Copier::progress);
         self.trackers
             .iter()
             .map(|tracker| DiskStatus {
                 disk: tracker.image().disk().to_owned(),
                 in_sync: core.protection == kemari_sync::Protection::Protected,
-                total_bytes: progress.map_or(0, |progress| progress.total_bytes),
-                compared_bytes: progress.map_or(0, |progress| progress.compared_bytes),
-                sent_bytes: progress.map_or(0, |progress| progress.sent_bytes),
+                is_copied: self.copier.is_some(),
+                total_bytes: progress.total_bytes,
+                compared_bytes: progress.compared_bytes,
+                sent_bytes: progress.sent_bytes,
                 changed_bytes: tracker.image().changed_bytes(),
             })
             .collect()
@@ -236,13 +248,36 @@ impl PrimarySide {
             .iter()
             .try_for_each(|tracker| tracker.image().announce(term));
         let rest = announced.and_then(|()| match self.disks.copier.take() {
-            Some(copier) => Ok(copier.take_rest()?),
+            Some(copier) => {
+                self.disks.progress = copier.progress();
+                let rest = copier.take_rest()?;
+                self.disks
+                    .trackers
+                    .iter()
+                    .for_each(|tracker| tracker.note_copied());
+                Ok(rest)
+            }
             None if self.disks.trackers.is_empty() => Ok(Vec::new()),
             None => anyhow::bail!("the copy of the disks has ended early"),
         });
         match rest {
             Ok(frames) => {
-                self.counters.wire_bytes += frames.iter().map(|frame| frame.len() as u64).sum::<u64>();
+                let rest_bytes = frames.iter().map(|frame| frame.len() as u64).sum::<u64>();
+                self.counters.wire_bytes += rest_bytes;
+                if !self.disks.trackers.is_empty() {
+                    let CopyProgress {
+                        compared_bytes,
+                        sent_bytes,
+                        ..
+                    } = self.disks.progress;
+                    tracing::info!(
+                        "the disks are copied: {} KiB were compared, {} KiB sent, {} KiB of them while the guest stood \
+                         still",
+                        compared_bytes >> 10,
+                        (sent_bytes + rest_bytes) >> 10,
+                        rest_bytes >> 10
+                    );
+                }
                 self.on_link(session, |session| session.main.send_all(frames));
                 true
             }
@@ -272,12 +307,41 @@ impl PrimarySide {
                 self.disks.ruled = term;
                 if paired {
                     self.disks.trouble = None;
+                    self.disks
+                        .trackers
+                        .iter()
+                        .for_each(|tracker| tracker.begin_pair());
                 }
                 true
             }
             Err(error) => {
                 self.fail_host(format!("{error:#}"));
                 false
+            }
+        }
+    }
+
+    /// No other host's disk is waited for any more.
+    pub(super) fn end_disk_pair(&self) {
+        self.disks.trackers.iter().for_each(|tracker| tracker.end_pair());
+    }
+
+    /// Now and then marks are taken of what is durable on both hosts.
+    pub(super) fn settle_disks(&mut self) {
+        let now_ms = self.clock.now_ms();
+        let Some(session) = self.session.as_ref().map(|session| session.id) else {
+            return;
+        };
+        if now_ms < self.disks.settle_ms {
+            return;
+        }
+        self.disks.settle_ms = now_ms + SETTLE_INTERVAL_MS;
+        for index in 0..self.disks.trackers.len() {
+            let settled = self.disks.trackers[index].settle(MARK_AGE_MIN);
+            if let Some(request) = settled.filter(|_| settled != self.disks.settled[index]) {
+                self.disks.settled[index] = settled;
+                let disk = index as u16;
+                self.send(session, &Message::Settled(DiskMark { disk, request }));
             }
         }
     }

@@ -219,7 +219,7 @@ impl SecondarySide {
         }
         standby.trackers = standby
             .disks
-            .hand_over(machine, term)
+            .hand_over(machine, &self.config, term)
             .map_err(|error| format!("{error:#}"))?;
         assembly::attach_disks(machine, &self.config, &self.host, true)
             .map_err(|error| format!("{error:#}"))?;

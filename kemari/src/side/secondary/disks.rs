@@ -136,7 +136,12 @@ impl StandbyDisks {
     }
 
     /// Gives the images to the machine, which goes on from here in `term`.
-    pub fn hand_over(&mut self, machine: &Machine, term: Option<Term>) -> anyhow::Result<Vec<Arc<Tracker>>> {
+    pub fn hand_over(
+        &mut self,
+        machine: &Machine,
+        config: &Config,
+        term: Option<Term>,
+    ) -> anyhow::Result<Vec<Arc<Tracker>>> {
         self.replicas.drain(..).for_each(|replica| drop(replica.finish()));
         if let Some(term) = term {
             for image in &self.images {
@@ -148,7 +153,7 @@ impl StandbyDisks {
                 machine.note_applied(image.disk(), *applied)?;
             }
         }
-        assembly::watch_disks(machine, &self.images)
+        assembly::watch_disks(machine, config, &self.images)
     }
 
     /// The VM was stopped: everything is made durable, and the records say so, if the last commit was the stop.

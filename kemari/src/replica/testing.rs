@@ -1,0 +1,60 @@
+//! Images for tests.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::image::Image;
+use crate::config::{Config, Disk, HostDisk};
+
+/// A configuration with one replicated disk, `blk0`.
+const EXAMPLE: &str = include_str!("../../../docs/example.toml");
+
+/// A directory with the image of a disk.
+pub struct Scratch {
+    directory: tempfile::TempDir,
+    disk: Disk,
+}
+
+impl Scratch {
+    /// An image of zeros.
+    pub fn new(bytes: u64) -> Self {
+        let text = EXAMPLE
+            .replace("shared = true", "")
+            .replace("cache = \"direct\"", "");
+        let config = Config::parse(&text, "test").unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let scratch = Self {
+            directory,
+            disk: config.disks[0].clone(),
+        };
+        std::fs::File::create(scratch.path())
+            .unwrap()
+            .set_len(bytes)
+            .unwrap();
+        scratch
+    }
+
+    /// Where the image is.
+    pub fn path(&self) -> PathBuf {
+        self.directory.path().join("disk.img")
+    }
+
+    /// Where its record is.
+    pub fn record_path(&self) -> PathBuf {
+        self.directory.path().join("disk.img.kemari")
+    }
+
+    /// Opens the image of the disk as that of a VM.
+    pub fn open(&self, vm: &str, overwrite: Option<&str>) -> anyhow::Result<Arc<Image>> {
+        let disk = HostDisk {
+            disk: &self.disk,
+            path: self.path(),
+        };
+        Image::open(vm, &disk, self.directory.path(), overwrite).map(Arc::new)
+    }
+
+    /// Opens the image.
+    pub fn image(&self) -> Arc<Image> {
+        self.open("vm", None).unwrap()
+    }
+}
