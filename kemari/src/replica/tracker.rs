@@ -229,6 +229,11 @@ impl Tracker {
         Some(settled)
     }
 
+    /// Whether a guest's flush waits for the other host's disk.
+    pub fn waits_for_peer(&self) -> bool {
+        !self.lock().tells.is_empty()
+    }
+
     /// How many chunks have changed.
     pub fn changed_chunks(&self) -> usize {
         self.lock().changed.as_ref().map_or(0, BTreeSet::len)

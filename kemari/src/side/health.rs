@@ -12,6 +12,7 @@ use kemari_vmm::machine::Machine;
 
 use super::probe::Probe;
 use crate::config::Config;
+use crate::replica::Tracker;
 use crate::uplink;
 
 /// How often it looks, in milliseconds.
@@ -19,8 +20,8 @@ const LOOK_INTERVAL_MS: u64 = 200;
 
 /// Where the progress of own I/O shows.
 pub enum OwnIo {
-    /// A primary: in its machine's requests.
-    Of(Weak<Machine>),
+    /// A primary: in its machine's requests. Of a replicated disk, a flush may wait for the secondary's disk.
+    Of(Weak<Machine>, Vec<Arc<Tracker>>),
     /// A secondary, whose machine does no I/O yet: in reads of the disks, made for that.
     Probed(Probe),
 }
@@ -29,10 +30,13 @@ impl OwnIo {
     /// A disk that makes no progress for `limit`, in words.
     fn trouble(&self, limit: Duration) -> Option<String> {
         match self {
-            Self::Of(machine) => {
+            Self::Of(machine, trackers) => {
                 let machine = machine.upgrade()?;
                 let (id, age) = machine.oldest_disk_io()?;
-                (age > limit).then(|| stuck(id, limit))
+                let is_peers = trackers
+                    .iter()
+                    .any(|tracker| tracker.image().disk() == id && tracker.waits_for_peer());
+                (age > limit && !is_peers).then(|| stuck(id, limit))
             }
             Self::Probed(probe) => probe.trouble(limit),
         }

@@ -197,7 +197,7 @@ impl PrimarySide {
         let health = HealthWatch::start(
             config.clone(),
             host.clone(),
-            OwnIo::Of(Arc::downgrade(&machine)),
+            OwnIo::Of(Arc::downgrade(&machine), trackers.clone()),
             move |trouble| sink.post(Input::Health(trouble)),
         )?;
         Ok(Self {
