@@ -98,7 +98,8 @@ fn prepare(options: &Options, ui: &Ui) -> Result<Box<dyn Place>> {
         Hosts::Lab => false,
         Hosts::Auto => kvm_runs(options.guest, ui),
     };
-    let features: &[&str] = if options.fault.is_some() { &["faults"] } else { &[] };
+    let of_program = options.fault.and_then(options::Fault::environment);
+    let features: &[&str] = if of_program.is_some() { &["faults"] } else { &[] };
     if local {
         let program = ui.step("building kemari", |_| tools::build_kemari(features))?;
         return Ok(Box::new(local::LocalPlace::new(program, image(options, ui)?)?));
@@ -119,7 +120,8 @@ fn image(options: &Options, ui: &Ui) -> Result<Image> {
             let service = options.linux_service();
             ui.step(&format!("the guest: Debian's kernel and {service}"), |_| {
                 lab::ensure_packages()?;
-                Ok::<_, anyhow::Error>(Image::linux(&lab::guest_image(service)?))
+                let setting = options.fault.map_or("", options::Fault::guest_setting);
+                Ok::<_, anyhow::Error>(Image::linux(&lab::guest_image(service)?, setting))
             })?
         }
     };

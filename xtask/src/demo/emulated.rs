@@ -13,6 +13,7 @@ use super::config::{Arbiter, HostPlan, Plan};
 use super::options::{Cut, Disk, Fault, Flush, Options, Pace};
 use super::pair::{
     self, FORGET_OUTSIDE, GUEST_MAC, Image, LINK_PORT, Pair, Place, Role, STOP_MAX, Side, Status, run_dir,
+    term_in,
 };
 use crate::tools::{tail, wait_for};
 
@@ -67,7 +68,10 @@ impl EmulatedPlace {
     /// Boots the hosts. `program` must need no library, and the disk has the size of that of `image` for good.
     pub fn new(program: PathBuf, image: Image, options: &Options) -> Result<Self> {
         let directory = lab::scratch_dir()?;
-        let mut config = LabConfig::default();
+        let mut config = LabConfig {
+            volatile: options.cut == Cut::Both,
+            ..LabConfig::default()
+        };
         let disk = match options.disk {
             Disk::Shared => {
                 let disk = directory.path().join("shared-disk.img");
@@ -234,6 +238,26 @@ struct EmulatedPair<'a> {
 }
 
 impl EmulatedPair<'_> {
+    fn launch(&mut self, side: Side, role: Role, more: &[&str]) -> Result<()> {
+        let env: Vec<_> = self
+            .fault
+            .and_then(Fault::environment)
+            .iter()
+            .map(|words| ("KEMARI_FAULTS", *words))
+            .collect();
+        let words = [PROGRAM, role.subcommand(), CONFIG, "--host", side.name()];
+        let words = [&words[..], more].concat();
+        self.programs[side.number()] = Some(self.place.host(side).spawn(&words, &env, LOG)?);
+        Ok(())
+    }
+
+    /// Switches a host on and gives it what it needs, but starts nothing.
+    fn equip(&self, side: Side) -> Result<()> {
+        self.place.bring_up(side)?;
+        self.place.mount_state(side)?;
+        Ok(self.place.host(side).put_text(&self.toml, CONFIG)?)
+    }
+
     fn read(&self, side: Side, path: &str) -> String {
         let bytes = self.place.host(side).get(path).unwrap_or_default();
         tail(&String::from_utf8_lossy(&bytes), LOG_LINES_MAX)
@@ -250,14 +274,7 @@ impl Pair for EmulatedPair<'_> {
     }
 
     fn start(&mut self, side: Side, role: Role) -> Result<()> {
-        let env: Vec<_> = self
-            .fault
-            .iter()
-            .map(|fault| ("KEMARI_FAULTS", fault.environment()))
-            .collect();
-        let words = [PROGRAM, role.subcommand(), CONFIG, "--host", side.name()];
-        self.programs[side.number()] = Some(self.place.host(side).spawn(&words, &env, LOG)?);
-        Ok(())
+        self.launch(side, role, &[])
     }
 
     fn check_alive(&mut self) -> Result<()> {
@@ -301,9 +318,9 @@ impl Pair for EmulatedPair<'_> {
     fn cut(&mut self, side: Side, cut: Cut) -> Result<()> {
         let number = side.number();
         let host = self.place.host(side);
-        if let Some(fault) = self.fault {
+        if let Some(before) = self.fault.and_then(Fault::link_dies_before) {
             self.place.lab.cut(number, Network::Replication)?;
-            std::thread::sleep(fault.link_dies_before());
+            std::thread::sleep(before);
         }
         match (cut, self.programs[number]) {
             (Cut::Link, _) => {
@@ -311,6 +328,11 @@ impl Pair for EmulatedPair<'_> {
                 return Ok(self.place.lab.cut(number, Network::Replication)?);
             }
             (Cut::Power, _) => host.power_cut(),
+            (Cut::Both, _) => {
+                host.power_cut();
+                self.place.host(side.other()).power_cut();
+                self.programs[side.other().number()] = None;
+            }
             (Cut::Kill, Some(pid)) => host.signal(pid, SIGKILL)?,
             _ => return Ok(()),
         }
@@ -329,10 +351,17 @@ impl Pair for EmulatedPair<'_> {
                 return Ok(());
             }
         }
-        self.place.bring_up(side)?;
-        self.place.mount_state(side)?;
-        host.put_text(&self.toml, CONFIG)?;
+        self.equip(side)?;
         self.start(side, Role::Secondary)
+    }
+
+    fn boot_anew(&mut self, side: Side) -> Result<()> {
+        self.equip(side)?;
+        // It may find errors, as that the peer does not answer.
+        let words = [PROGRAM, "check", CONFIG, "--host", side.name()];
+        let check = self.place.host(side).exec(&words)?;
+        let term = term_in(&check.stdout)?.to_string();
+        self.launch(side, Role::Primary, &["--assert-dead", &term])
     }
 
     fn stop(&mut self, primary: Side) -> Result<Vec<PathBuf>> {

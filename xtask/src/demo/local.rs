@@ -15,7 +15,7 @@ use super::config::{Arbiter, HostPlan, Plan};
 use super::options::{Cut, Disk, Fault, Flush, Options, Pace};
 use super::pair::{
     FORGET_HOST, FORGET_OUTSIDE, GUEST_MAC, Image, LINK_PORT, Pair, Place, Role, STOP_MAX, Side, Status,
-    run_dir,
+    run_dir, term_in,
 };
 use crate::tools::{output_of, tail};
 
@@ -151,6 +151,10 @@ impl<'a> LocalPair<'a> {
 
     /// Starts a side; what it says is added to its log.
     pub(crate) fn launch(&mut self, side: Side, role: Role) -> Result<()> {
+        self.launch_with(side, role, &[])
+    }
+
+    fn launch_with(&mut self, side: Side, role: Role, more: &[&str]) -> Result<()> {
         let subcommand = role.subcommand();
         let log = self.log(side);
         let file = OpenOptions::new().create(true).append(true).open(&log);
@@ -164,13 +168,14 @@ impl<'a> LocalPair<'a> {
         command
             .arg(subcommand)
             .arg(self.config())
-            .args(["--host", side.name()]);
+            .args(["--host", side.name()])
+            .args(more);
         command
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file);
-        if let Some(fault) = self.fault {
-            command.env("KEMARI_FAULTS", fault.environment());
+        if let Some(words) = self.fault.and_then(Fault::environment) {
+            command.env("KEMARI_FAULTS", words);
         }
         let process = Process::spawn(format!("kemari {subcommand}"), command)?;
         fs::write(self.directory.join(pid_file(side)), process.pid().to_string())?;
@@ -275,9 +280,9 @@ impl Pair for LocalPair<'_> {
 
     fn cut(&mut self, side: Side, cut: Cut) -> Result<()> {
         let number = side.number();
-        if let Some(fault) = self.fault {
+        if let Some(before) = self.fault.and_then(Fault::link_dies_before) {
             self.place.net.cut(number, Network::Replication)?;
-            std::thread::sleep(fault.link_dies_before());
+            std::thread::sleep(before);
         }
         match cut {
             Cut::None => return Ok(()),
@@ -286,6 +291,7 @@ impl Pair for LocalPair<'_> {
                 return Ok(self.place.net.cut(number, Network::Replication)?);
             }
             Cut::Power => self.place.net.down(number)?,
+            Cut::Both => self.kill(side.other())?,
             Cut::Kill => {}
         }
         self.kill(side)
@@ -298,6 +304,13 @@ impl Pair for LocalPair<'_> {
             true => Ok(()),
             false => self.launch(side, Role::Secondary),
         }
+    }
+
+    fn boot_anew(&mut self, side: Side) -> Result<()> {
+        // It may find errors, as that the peer does not answer.
+        let check = self.asking(side, "check").stdin(Stdio::null()).output()?;
+        let term = term_in(&String::from_utf8_lossy(&check.stdout))?.to_string();
+        self.launch_with(side, Role::Primary, &["--assert-dead", &term])
     }
 
     fn stop(&mut self, primary: Side) -> Result<Vec<PathBuf>> {

@@ -26,7 +26,7 @@ pub struct Options {
     #[arg(long, value_enum, default_value_t = Hosts::Auto)]
     pub hosts: Hosts,
     /// What happens to the primary: its process is killed; its host loses power, noticed by silence; the link between
-    /// the hosts is cut; nothing
+    /// the hosts is cut; nothing. Or both hosts lose power at once, and their disks what was not flushed
     #[arg(long, value_enum, default_value_t = Cut::Power)]
     pub cut: Cut,
     /// How often
@@ -107,6 +107,8 @@ pub enum Cut {
     Power,
     /// Only the link between the hosts is cut: both live, one may go on.
     Link,
+    /// Both hosts lose power: the VM is booted anew, from what the primary's disk has kept.
+    Both,
 }
 
 /// A deliberate fault.
@@ -114,6 +116,8 @@ pub enum Cut {
 pub enum Fault {
     /// Output leaves before the (delayed) ack: acknowledged writes must get lost.
     ReleaseBeforeAck,
+    /// PostgreSQL does not flush: when both hosts lose power, acknowledged transactions must get lost.
+    NoFsync,
 }
 
 impl Options {
@@ -137,6 +141,15 @@ impl Options {
             "--flush is for replicated disks: add --disk replicated"
         );
         anyhow::ensure!(
+            self.cut != Cut::Both || (self.guest == Guest::Linux && self.disk == Disk::Replicated),
+            "--cut both boots the VM anew from the disk of its host: it is for --guest linux --disk replicated"
+        );
+        anyhow::ensure!(
+            self.fault != Some(Fault::NoFsync)
+                || (self.service == Service::Postgres && self.cut == Cut::Both),
+            "--fault no-fsync is for --service postgres --cut both"
+        );
+        anyhow::ensure!(
             self.fault.is_none() || !self.same_vm,
             "--fault loses what the VM has: with --same-vm the next run could not judge"
         );
@@ -145,18 +158,29 @@ impl Options {
 }
 
 impl Fault {
-    /// The value of the variable `KEMARI_FAULTS` that makes a program built with the feature `faults` behave so.
-    pub fn environment(self) -> &'static str {
+    /// The value of the variable `KEMARI_FAULTS` that makes a program built with the feature `faults` behave so, if it
+    /// is the program that is at fault.
+    pub fn environment(self) -> Option<&'static str> {
         match self {
-            Fault::ReleaseBeforeAck => "ReleaseBeforeAck,AckDelayMs=20",
+            Fault::ReleaseBeforeAck => Some("ReleaseBeforeAck,AckDelayMs=20"),
+            Fault::NoFsync => None,
+        }
+    }
+
+    /// What the guest's kernel command line gets.
+    pub fn guest_setting(self) -> &'static str {
+        match self {
+            Fault::ReleaseBeforeAck => "",
+            Fault::NoFsync => " kemari.fsync=off",
         }
     }
 
     /// With a fault the link between the hosts dies so long before the primary. A right mechanism keeps silent for
     /// that time; a broken one goes on talking, and what it says is lost. It is shorter than any suspicion.
-    pub fn link_dies_before(self) -> Duration {
+    pub fn link_dies_before(self) -> Option<Duration> {
         match self {
-            Fault::ReleaseBeforeAck => Duration::from_millis(500),
+            Fault::ReleaseBeforeAck => Some(Duration::from_millis(500)),
+            Fault::NoFsync => None,
         }
     }
 }

@@ -95,10 +95,10 @@ impl Disk {
 }
 
 impl Image {
-    /// Debian with a service that makes every write durable before it answers.
-    pub fn linux(image: &lab::GuestImage) -> Self {
+    /// Debian with a service that makes every write durable before it answers, unless `settings` says otherwise.
+    pub fn linux(image: &lab::GuestImage, settings: &str) -> Self {
         let cmdline = format!(
-            "console=ttyS0 quiet kemari.ip={}/{}",
+            "console=ttyS0 quiet kemari.ip={}/{}{settings}",
             lab::guest_address(0),
             lab::NETMASK_BITS
         );
@@ -212,6 +212,10 @@ pub trait Pair {
     /// Brings a host back that was cut, as the secondary, whatever was done to it.
     fn mend(&mut self, side: Side) -> Result<()>;
 
+    /// Switches a host on after both have lost their power, and boots the VM anew there, by the operator's word that
+    /// nobody else has it.
+    fn boot_anew(&mut self, side: Side) -> Result<()>;
+
     /// Stops the VM, by an order to the host that runs it, and waits for the end of every program. Returns the images
     /// that the guest's disk has now, that of this host first.
     fn stop(&mut self, primary: Side) -> Result<Vec<PathBuf>>;
@@ -240,6 +244,18 @@ impl Role {
             Role::Secondary => "secondary",
         }
     }
+}
+
+/// The term that `kemari check` tells of: the operator vouches for the death of those who are named with it.
+pub fn term_in(check: &str) -> Result<u64> {
+    let digits = |rest: &str| {
+        rest.split(|c: char| !c.is_ascii_digit())
+            .next()
+            .map(str::to_owned)
+    };
+    let term = check.split("term ").nth(1).and_then(digits);
+    term.and_then(|term| term.parse().ok())
+        .with_context(|| format!("`kemari check` names no term: {check}"))
 }
 
 /// What the demo needs of `kemari status --json`.
@@ -294,6 +310,14 @@ impl Status {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_term_is_found_in_what_check_says() {
+        let said =
+            "ok       memory\nok       arbiter: term 12, owner a/3f21c07e, peer b/90ab11d2, phase Acting\n";
+        assert_eq!(term_in(said).unwrap(), 12);
+        assert!(term_in("arbiter: nothing").is_err());
+    }
 
     #[test]
     fn a_status_is_read_with_what_the_demo_needs() {

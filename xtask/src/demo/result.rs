@@ -97,7 +97,9 @@ impl Report {
                 .take(FINDINGS_SHOWN_MAX)
                 .map(|what| format!("contradicted: {what}")),
         );
-        for end in &history.connections {
+        // Where nobody goes on, connections end.
+        let one_goes_on = cut != Cut::Both;
+        for end in history.connections.iter().filter(|_| one_goes_on) {
             if let Some(why) = &end.lost {
                 reasons.push(format!("connection {} was lost: {why}", end.connection));
             }
@@ -107,7 +109,8 @@ impl Report {
             .acknowledged_since_by_connection(since)
             .into_iter()
             .zip(&history.connections);
-        for (_, end) in silent.filter(|(count, end)| *count == 0 && end.connection != FINAL_READER) {
+        let silent = silent.filter(|(count, end)| *count == 0 && end.connection != FINAL_READER);
+        for (_, end) in silent.filter(|_| one_goes_on) {
             let when = if cut == Cut::None { "" } else { " after the cut" };
             reasons.push(format!(
                 "connection {} got no write acknowledged{when}",

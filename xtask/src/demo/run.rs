@@ -7,7 +7,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::ending;
-use super::options::{ACKNOWLEDGED_AFTER_MIN, Cut, Disk, Guest, Options, Pace, Service};
+use super::options::{ACKNOWLEDGED_AFTER_MIN, Cut, Disk, Fault, Guest, Options, Pace, Service};
 use super::pair::{Pair, Place, Role, Side, Status};
 use super::result::{Aftermath, Report};
 use crate::proof::checker::{Verdict, check};
@@ -91,6 +91,7 @@ impl<'a> Session<'a> {
         let swarm = Swarm::start(&load, clock)?;
         let moment = moment_of_cut(seed, pace);
         ui.step(&format!("{} clients write and read", load.connections), |step| {
+            await_first_answers(&swarm, pace)?;
             wait_and_count(&swarm, moment, pair, step)
         })?;
         // Who goes on alone counts no syncs any more, and who was cut cannot be asked.
@@ -101,7 +102,13 @@ impl<'a> Session<'a> {
                 pair.cut(victim, options.cut)
             })?;
         }
-        let recovered = ui.step("clients go on", |step| recover(&swarm, pair, pace, step));
+        let recovered = match options.cut {
+            Cut::Both => ui.step(&format!("the VM boots anew on host {}", victim.name()), |_| {
+                swarm.stop();
+                boot_anew(pair, victim, &load, pace)
+            }),
+            _ => ui.step("clients go on", |step| recover(&swarm, pair, pace, step)),
+        };
         let (history, failures) = ui.step("everything is read back", |_| {
             finish(swarm, &load, clock, recovered)
         })?;
@@ -143,7 +150,7 @@ impl<'a> Session<'a> {
         }
         ui.step("the guest boots on host a", |_| boot(pair, load, pace))?;
         self.booted = true;
-        if load.protocol == Protocol::Postgres {
+        if load.protocol == Protocol::Postgres && self.options.fault != Some(Fault::NoFsync) {
             ensure!(
                 health::is_durable(load)?,
                 "PostgreSQL would acknowledge what is not on the disk"
@@ -239,6 +246,15 @@ impl Past {
 
 fn boot(pair: &mut dyn Pair, load: &Load, pace: Pace) -> Result<()> {
     pair.start(Side::A, Role::Primary)?;
+    await_service(pair, load, pace)
+}
+
+fn boot_anew(pair: &mut dyn Pair, side: Side, load: &Load, pace: Pace) -> Result<()> {
+    pair.boot_anew(side)?;
+    await_service(pair, load, pace)
+}
+
+fn await_service(pair: &mut dyn Pair, load: &Load, pace: Pace) -> Result<()> {
     wait_for("an answer of the guest's service", pace.boot_max, || {
         pair.check_alive()?;
         Ok(ping(load).ok())
@@ -264,13 +280,26 @@ fn protect(pair: &mut dyn Pair, primary: Side, pace: Pace, step: &Step) -> Resul
     })
 }
 
-/// The moment of the cut, counted from the first request.
+/// The moment of the cut, counted from when every client has got an answer.
 fn moment_of_cut(seed: u64, pace: Pace) -> Duration {
     let (min, max) = (
         pace.before_cut_min.as_nanos() as u64,
         pace.before_cut_max.as_nanos() as u64,
     );
     Duration::from_nanos(ChaCha8Rng::seed_from_u64(seed).random_range(min..=max))
+}
+
+/// Waits until each connection has got a write acknowledged: only then may it be asked to go on.
+fn await_first_answers(swarm: &Swarm, pace: Pace) -> Result<()> {
+    wait_for("a first answer to each connection", pace.recover_max, || {
+        ensure!(
+            swarm.lost() == 0,
+            "{} connections were lost before anything was cut",
+            swarm.lost()
+        );
+        let all = swarm.acknowledged().iter().all(|count| *count > 0);
+        Ok(all.then_some(()))
+    })
 }
 
 fn wait_and_count(swarm: &Swarm, time: Duration, pair: &mut dyn Pair, step: &Step) -> Result<()> {

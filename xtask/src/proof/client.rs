@@ -76,11 +76,22 @@ impl Swarm {
             .count()
     }
 
+    /// Tells every client to stop at once, and to leave open what was not answered.
+    pub fn stop(&self) {
+        self.stop.store(STOP, Ordering::Relaxed);
+    }
+
     /// Stops every client and returns what they all saw. `drain`: first they take the answers to what they asked;
     /// otherwise that stays open.
     pub fn finish(mut self, drain: bool) -> Result<History> {
-        self.stop
-            .store(if drain { DRAIN } else { STOP }, Ordering::Relaxed);
+        if drain {
+            // Who was told to stop at once is not called back.
+            let _ = self
+                .stop
+                .compare_exchange(WORK, DRAIN, Ordering::Relaxed, Ordering::Relaxed);
+        } else {
+            self.stop();
+        }
         let mut history = History::default();
         for thread in std::mem::take(&mut self.threads) {
             history.merge(thread.join().map_err(|_| anyhow!("a client's thread panicked"))?);
@@ -91,7 +102,7 @@ impl Swarm {
 
 impl Drop for Swarm {
     fn drop(&mut self) {
-        self.stop.store(STOP, Ordering::Relaxed);
+        self.stop();
     }
 }
 
