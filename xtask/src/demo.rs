@@ -109,7 +109,8 @@ fn prepare(options: &Options, ui: &Ui) -> Result<Box<dyn Place>> {
         Ok(lab::build::static_binary("kemari", "kemari", features, false)?)
     })?;
     let image = image(options, ui)?;
-    let boot = |_: &_| emulated::EmulatedPlace::new(program, image, options);
+    let boot =
+        |_: &_| emulated::EmulatedPlace::new(program, image, options, options.cut == options::Cut::Both);
     Ok(Box::new(ui.step("two emulated hosts boot", boot)?))
 }
 

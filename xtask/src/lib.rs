@@ -1,8 +1,9 @@
 //! What a newcomer types: `cargo xtask demo`, `cargo xtask test`, `cargo xtask sim`, `cargo xtask soak`,
-//! `cargo xtask bench`.
+//! `cargo xtask bench`, `cargo xtask disks`.
 
 pub mod bench;
 pub mod demo;
+pub mod disks;
 pub mod packages;
 pub mod proof;
 pub mod sim;

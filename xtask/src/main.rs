@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, demo, sim, soak, test};
+use xtask::{bench, demo, disks, sim, soak, test};
 
 /// Shows, tests and simulates Kemari
 #[derive(Parser)]
@@ -17,6 +17,8 @@ struct Cli {
 enum Command {
     /// A guest loses its host to a power cut and goes on elsewhere: no acknowledged write is lost, no connection ends
     Demo(demo::options::Options),
+    /// A VM whose hosts' disks are slow, fail or are full: it lives, and the status says what is the matter
+    Disks(disks::Options),
     /// Runs everything that must hold: form, warnings, unit, property, simulation, KVM and lab tests
     Test(test::Options),
     /// Crashes the mechanism in a simulated world, from seeds that can be replayed
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Bench(options) => bench::bench(&options),
         Command::Demo(options) => demo::demo(&options),
+        Command::Disks(options) => disks::disks(&options),
         Command::Sim(options) => sim::sim(&options),
         Command::Soak(options) => soak::soak(&options),
         Command::Test(options) => Ok(test::test(&options)),

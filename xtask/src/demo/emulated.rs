@@ -66,10 +66,11 @@ impl GuestDisk {
 
 impl EmulatedPlace {
     /// Boots the hosts. `program` must need no library, and the disk has the size of that of `image` for good.
-    pub fn new(program: PathBuf, image: Image, options: &Options) -> Result<Self> {
+    /// `volatile`: the hosts' own disks forget at a power cut what was not flushed.
+    pub fn new(program: PathBuf, image: Image, options: &Options, volatile: bool) -> Result<Self> {
         let directory = lab::scratch_dir()?;
         let mut config = LabConfig {
-            volatile: options.cut == Cut::Both,
+            volatile,
             ..LabConfig::default()
         };
         let disk = match options.disk {
@@ -94,7 +95,7 @@ impl EmulatedPlace {
         })
     }
 
-    fn host(&self, side: Side) -> &Host {
+    pub(crate) fn host(&self, side: Side) -> &Host {
         self.lab.host(side.number())
     }
 
@@ -159,6 +160,13 @@ impl Place for EmulatedPlace {
     }
 
     fn make(&mut self, number: u64, options: &Options) -> Result<Box<dyn Pair + '_>> {
+        Ok(Box::new(self.pair(number, options.fault)?))
+    }
+}
+
+impl EmulatedPlace {
+    /// Makes two fresh hosts, with nothing started on them.
+    pub(crate) fn pair(&self, number: u64, fault: Option<Fault>) -> Result<EmulatedPair<'_>> {
         for side in Side::BOTH {
             self.refresh(side)?;
         }
@@ -175,23 +183,23 @@ impl Place for EmulatedPlace {
             lab::make_ext4(self.host(side).own_disk(self.disk.state_number()))?;
             self.mount_state(side)?;
         }
-        let toml = self.plan(number)?.to_toml()?;
+        let plan = self.plan(number)?;
+        let toml = plan.to_toml()?;
         let _ = fs::remove_dir_all(run_dir());
         fs::create_dir_all(run_dir()).with_context(|| format!("{} cannot be made", run_dir().display()))?;
         for side in Side::BOTH {
             self.host(side).put_text(&toml, CONFIG)?;
         }
-        Ok(Box::new(EmulatedPair {
+        Ok(EmulatedPair {
             place: self,
+            plan,
             toml,
-            fault: options.fault,
+            fault,
             programs: [None, None],
             link_cut: false,
-        }))
+        })
     }
-}
 
-impl EmulatedPlace {
     fn plan(&self, number: u64) -> Result<Plan> {
         let etcd = self.lab.etcd().context("the lab has no etcd")?.endpoint();
         let host = |side: Side, other: Side| HostPlan {
@@ -229,8 +237,10 @@ impl EmulatedPlace {
     }
 }
 
-struct EmulatedPair<'a> {
+/// Two emulated hosts with a VM between them.
+pub(crate) struct EmulatedPair<'a> {
     place: &'a EmulatedPlace,
+    plan: Plan,
     toml: String,
     fault: Option<Fault>,
     programs: [Option<u32>; 2],
@@ -249,6 +259,37 @@ impl EmulatedPair<'_> {
         let words = [&words[..], more].concat();
         self.programs[side.number()] = Some(self.place.host(side).spawn(&words, &env, LOG)?);
         Ok(())
+    }
+
+    /// A secondary whose image is a new file on a file system that is far too small for it.
+    pub(crate) fn start_with_full_disk(&mut self, side: Side) -> Result<()> {
+        self.equip(side)?;
+        let mut plan = self.plan.clone();
+        let image = format!("{STATE}/too-large.img");
+        let host = self.place.host(side);
+        host.sh(&format!("truncate -s {} {image}", self.place.image.disk.bytes()?))?;
+        plan.hosts[side.number()].disk = image.into();
+        host.put_text(&plan.to_toml()?, CONFIG)?;
+        self.start(side, Role::Secondary)
+    }
+
+    /// Ends a secondary as an operator does, and what [`EmulatedPair::start_with_full_disk`] has made.
+    pub(crate) fn end(&mut self, side: Side) -> Result<()> {
+        let host = self.place.host(side);
+        if let Some(pid) = self.programs[side.number()].take()
+            && host.state(pid)?.is_none()
+        {
+            host.signal(pid, SIGKILL)?;
+        }
+        host.sh(&format!(
+            "while pidof kemari >/dev/null; do sleep 0.1; done; rm -f {STATE}/too-large.img*"
+        ))?;
+        Ok(())
+    }
+
+    /// The last lines of what a side has logged.
+    pub(crate) fn log(&self, side: Side) -> String {
+        self.read(side, LOG)
     }
 
     /// Switches a host on and gives it what it needs, but starts nothing.

@@ -244,7 +244,7 @@ impl Past {
     }
 }
 
-fn boot(pair: &mut dyn Pair, load: &Load, pace: Pace) -> Result<()> {
+pub(crate) fn boot(pair: &mut dyn Pair, load: &Load, pace: Pace) -> Result<()> {
     pair.start(Side::A, Role::Primary)?;
     await_service(pair, load, pace)
 }
@@ -263,7 +263,7 @@ fn await_service(pair: &mut dyn Pair, load: &Load, pace: Pace) -> Result<()> {
 }
 
 /// Waits until the VM, which runs on `primary`, is protected.
-fn protect(pair: &mut dyn Pair, primary: Side, pace: Pace, step: &Step) -> Result<()> {
+pub(crate) fn protect(pair: &mut dyn Pair, primary: Side, pace: Pace, step: &Step) -> Result<()> {
     let mut last = None;
     let protected = wait_for("protection", pace.protect_max, || {
         pair.check_alive()?;
@@ -345,7 +345,12 @@ fn recover(swarm: &Swarm, pair: &mut dyn Pair, pace: Pace, step: &Step) -> Resul
 }
 
 /// Stops the clients and reads everything back.
-fn finish(swarm: Swarm, load: &Load, clock: Clock, recovered: Result<()>) -> Result<(History, Vec<String>)> {
+pub(crate) fn finish(
+    swarm: Swarm,
+    load: &Load,
+    clock: Clock,
+    recovered: Result<()>,
+) -> Result<(History, Vec<String>)> {
     let mut failures = Vec::new();
     // Where nothing answers any more, clients must not wait for their time-out.
     let answering = recovered.is_ok();

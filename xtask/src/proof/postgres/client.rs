@@ -248,6 +248,8 @@ pub(in crate::proof) fn read_all(load: &Load, clock: Clock, history: &History) -
         .map(|op| op.key)
         .collect();
     let mut operations = Vec::new();
+    // A database that has lost even its tables is not excused.
+    prepare(load)?;
     let stream = connect(load)?;
     runtime()?.block_on(async {
         let client = open(stream).await?;
