@@ -70,6 +70,7 @@ pub fn disks(options: &Options) -> Result<bool> {
     let seed = options.seed.unwrap_or_else(rand::random);
     let demo_options = DemoOptions {
         guest: Guest::Linux,
+        vcpus: 1,
         service: Service::Postgres,
         disk: Disk::Replicated,
         flush: options.flush,

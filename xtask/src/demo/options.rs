@@ -15,7 +15,7 @@ pub struct Options {
     #[arg(long, value_enum, default_value_t = Service::Redis)]
     pub service: Service,
     /// The guest's disk: one that both hosts see, or an image on each host that nothing but the network joins
-    #[arg(long, value_enum, default_value_t = Disk::Shared)]
+    #[arg(long, value_enum, default_value_t = Disk::Replicated)]
     pub disk: Disk,
     /// With a replicated disk: the guest's flush waits for the primary's disk and the secondary's memory, or for both
     /// disks
