@@ -7,50 +7,117 @@ use crate::demo::demo;
 use crate::demo::options::{Cut, Disk, Fault, Flush, Guest, Hosts, Options, Service};
 use crate::tools::target_dir;
 
+/// The bare guest on this machine.
+const BARE: Options = Options {
+    guest: Guest::Bare,
+    service: Service::Redis,
+    disk: Disk::Replicated,
+    flush: Flush::Memory,
+    hosts: Hosts::Local,
+    cut: Cut::None,
+    repeat: 1,
+    same_vm: false,
+    seed: None,
+    fault: None,
+    connections: 8,
+    vcpus: 1,
+};
+
+/// Linux on emulated hosts, one of which loses its power.
+const LINUX: Options = Options {
+    guest: Guest::Linux,
+    hosts: Hosts::Lab,
+    cut: Cut::Power,
+    ..BARE
+};
+
 /// What is shown where.
-const DEMOS: [(Place, Guest, Hosts, Cut, Option<Fault>); 6] = [
-    (Place::Here, Guest::Bare, Hosts::Local, Cut::None, None),
-    (Place::Here, Guest::Bare, Hosts::Local, Cut::Kill, None),
-    (Place::Here, Guest::Bare, Hosts::Local, Cut::Power, None),
-    (Place::Here, Guest::Bare, Hosts::Local, Cut::Link, None),
-    (Place::Lab, Guest::Linux, Hosts::Lab, Cut::Power, None),
+const DEMOS: [(Place, Options); 8] = [
+    (Place::Here, BARE),
+    (
+        Place::Here,
+        Options {
+            cut: Cut::Kill,
+            repeat: 2,
+            same_vm: true,
+            ..BARE
+        },
+    ),
+    (
+        Place::Here,
+        Options {
+            cut: Cut::Power,
+            flush: Flush::Both,
+            ..BARE
+        },
+    ),
+    (
+        Place::Here,
+        Options {
+            cut: Cut::Power,
+            disk: Disk::Shared,
+            ..BARE
+        },
+    ),
+    (
+        Place::Here,
+        Options {
+            cut: Cut::Link,
+            disk: Disk::Shared,
+            ..BARE
+        },
+    ),
+    (
+        Place::Lab,
+        Options {
+            disk: Disk::Shared,
+            ..LINUX
+        },
+    ),
+    (
+        Place::Lab,
+        Options {
+            service: Service::Postgres,
+            ..LINUX
+        },
+    ),
     // Last, since it builds the program with another feature.
     (
         Place::Here,
-        Guest::Bare,
-        Hosts::Local,
-        Cut::Kill,
-        Some(Fault::ReleaseBeforeAck),
+        Options {
+            cut: Cut::Kill,
+            fault: Some(Fault::ReleaseBeforeAck),
+            ..BARE
+        },
     ),
 ];
 
 /// Runs the demos whose place is wanted. Without a KVM of its own this machine runs the bare guest in the lab, too.
 pub(super) fn run(tally: &mut Tally, kvm: Place, wants: impl Fn(Place) -> bool) {
-    for (place, guest, hosts, cut, fault) in DEMOS {
+    for (place, options) in DEMOS {
         let (place, hosts) = if kvm == Place::Lab {
             (Place::Lab, Hosts::Lab)
         } else {
-            (place, hosts)
+            (place, options.hosts)
         };
         if !wants(place) {
             continue;
         }
-        let options = Options {
+        let options = Options { hosts, ..options };
+        let Options {
             guest,
-            service: Service::Redis,
-            disk: Disk::Shared,
-            flush: Flush::Memory,
-            hosts,
+            disk,
             cut,
-            repeat: 1,
-            same_vm: false,
-            seed: None,
             fault,
-            connections: 8,
-            vcpus: 1,
+            ..
+        } = options;
+        let service = match guest {
+            Guest::Linux => format!(" with {}", options.linux_service()),
+            Guest::Bare => String::new(),
         };
         let with = fault.map_or(String::new(), |fault| format!(", fault {fault} must be noticed"));
-        tally.stage(place, &format!("demo: {guest} guest, cut {cut}{with}"), || {
+        let what = format!("demo: {guest} guest{service}, {disk} disk, cut {cut}{with}");
+        tally.stage(place, &what, || {
             let ok = demo(&options)?;
             match fault {
                 None => ensure!(ok, "the demo was not ok"),
