@@ -6,9 +6,11 @@
 //!
 //! At entry:
 //! * `CS` = 0x33, `SS` = 0x2b, `RFLAGS` = 0x3202 (interrupts on, I/O privilege for ring 3), `RIP` = the ELF entry, `RDI` = [`BOOT_INFO`],
-//!   all other general registers 0. There is no stack yet: the guest brings its own.
+//!   `RSI` = the vCPU's number, all other general registers 0. There is no stack yet: the guest brings its own.
+//! * Every vCPU enters so, all at once: none has to be started by another. Each has a TSS and a ring-0 stack of its own.
 //! * `CR0` = 0x80050033, `CR4` = PAE | PGE | OSFXSR | OSXMMEXCPT | FSGSBASE | OSXSAVE, `EFER` = 0x501, `XCR0` = 7.
-//! * The first 4 GiB are mapped one to one by 2 MiB pages with the user, writable, accessed and dirty bits set.
+//! * The first 4 GiB, and the memory behind them up to [`MAPPED_BYTES_MAX`], are mapped one to one by 2 MiB pages with
+//!   the user, writable, accessed and dirty bits set.
 //! * `GDTR`, `IDTR` and `TR` point at the tables below. The machine fills the GDT and the TSS; the IDT is zero and
 //!   the guest, which can write it as ordinary memory, fills in ring-0 gates (selector 0x10) of its own.
 //! * The TSS gives ring 0 the stack [`RING0_STACK_TOP`] and opens every I/O port to ring 3.
@@ -32,9 +34,22 @@ pub const RING0_STACK_TOP: u64 = 0x7ff0;
 pub const BOOT_INFO: u64 = 0x8000;
 /// Root of the page tables (PML4), the page directory pointer table behind it, then four page directories.
 pub const PAGE_TABLES: u64 = 0x9000;
+/// Most vCPUs.
+pub const VCPUS_MAX: usize = 8;
+/// What vCPU *n* > 0 has instead of [`TSS`] and [`RING0_STACK_TOP`] lies at `VCPU_AREAS + (n - 1) * VCPU_AREA_BYTES`: its
+/// TSS, and at the end of the area its stack of ring 0, growing down.
+pub const VCPU_AREAS: u64 = 0x1_0000;
+/// Bytes of each of these areas.
+pub const VCPU_AREA_BYTES: u64 = 0x4000;
+/// Further page directories, for memory above 4 GiB: one for each GiB.
+pub const HIGH_PAGE_DIRECTORIES: u64 = 0x3_0000;
+/// Memory is mapped up to this address.
+pub const MAPPED_BYTES_MAX: u64 = 64 << 30;
+/// Where memory goes on above the hole.
+pub const HIGH_MEMORY: u64 = 1 << 32;
 
-/// First word of a valid [`BootInfo`]: "KEMARI01".
-pub const BOOT_INFO_MAGIC: u64 = u64::from_le_bytes(*b"KEMARI01");
+/// First word of a valid [`BootInfo`]: "KEMARI02".
+pub const BOOT_INFO_MAGIC: u64 = u64::from_le_bytes(*b"KEMARI02");
 /// Most virtio-mmio devices a [`BootInfo`] can name.
 pub const DEVICES_MAX: usize = 16;
 /// Longest command line, in bytes.
@@ -82,8 +97,10 @@ pub struct BootDevice {
 pub struct BootInfo {
     /// [`BOOT_INFO_MAGIC`].
     pub magic: u64,
-    /// Bytes of memory below the hole at 3 GiB; the guest uses no other.
+    /// Bytes of memory below the hole at 3 GiB.
     pub low_memory_bytes: u64,
+    /// Bytes of mapped memory from [`HIGH_MEMORY`] on.
+    pub high_memory_bytes: u64,
     /// Frequency of the time stamp counter in kHz.
     pub tsc_khz: u32,
     /// Number of vCPUs.

@@ -15,6 +15,7 @@ const CURRENT_COUNT: u64 = 0x390;
 const DIVIDE: u64 = 0x3e0;
 
 const ENABLE: u32 = 1 << 8;
+const PERIODIC: u32 = 1 << 17;
 const MASKED: u32 = 1 << 16;
 const DIVIDE_BY_16: u32 = 3;
 
@@ -72,6 +73,11 @@ impl Timer {
         }
     }
 
+    /// Counts a second, after the divider.
+    pub fn hz(&self) -> u64 {
+        self.hz
+    }
+
     /// Timer interrupts so far.
     pub fn ticks() -> u64 {
         traps::count(0)
@@ -113,6 +119,15 @@ impl Timer {
     pub fn expired_unseen(&self) -> bool {
         self.armed_us.is_some() && Timer::ticks() == self.ticks_at_arming && read(CURRENT_COUNT) == 0
     }
+}
+
+/// Switches the local APIC of a further vCPU on, with a timer that fires every `count` counts, for good.
+pub fn start_periodic(vector: u8, count: u32) {
+    write(TASK_PRIORITY, 0);
+    write(SPURIOUS, ENABLE | u32::from(traps::SPURIOUS_VECTOR));
+    write(DIVIDE, DIVIDE_BY_16);
+    write(LVT_TIMER, PERIODIC | u32::from(vector));
+    write(INITIAL_COUNT, count);
 }
 
 /// One measurement: how badly it was disturbed (in ticks of the time stamp counter), and the timer's counts a second.

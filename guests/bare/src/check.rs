@@ -6,7 +6,7 @@ use alloc::string::String;
 use crate::apic::Timer;
 use crate::commit::Storage;
 use crate::pattern::PatternArea;
-use crate::{clock, fpu};
+use crate::{clock, fpu, worker};
 
 /// Timer interrupts that are waited for, and how long each takes.
 const TICKS: usize = 3;
@@ -29,6 +29,14 @@ pub fn check(area: &PatternArea, timer: &mut Timer, storage: &Storage) -> Result
         (comparisons, wrong) => {
             return Err(format!(
                 "floating-point state was lost {wrong} times of {comparisons}"
+            ));
+        }
+    }
+    match worker::counts() {
+        (_, 0) => {}
+        (rounds, wrong) => {
+            return Err(format!(
+                "memory or registers of the vCPUs were of different moments {wrong} times in {rounds} rounds"
             ));
         }
     }

@@ -17,6 +17,7 @@ use crate::pattern::PatternArea;
 use crate::probe::Probe;
 use crate::server::{Activity, Connection};
 use crate::virtio::block::Disk;
+use crate::worker::Overseer;
 use crate::{clock, cpu, fpu, resp, traps};
 
 /// Passes in a row that may find the network due at once before the loop waits a little nevertheless.
@@ -47,6 +48,8 @@ pub struct Guest {
     pub(crate) interrupts_seen: Vec<u64>,
     pub(crate) timer: Timer,
     pub(crate) area: PatternArea,
+    /// If there are further vCPUs.
+    pub(crate) overseer: Option<Overseer>,
     pub(crate) net: Option<Net>,
     pub(crate) disk: Option<Disk<Owner>>,
     pub(crate) storage: Storage,
@@ -105,6 +108,9 @@ impl Guest {
 
     /// Serves everything once. Returns whether there is more to do at once.
     fn pass(&mut self) -> bool {
+        if let Some(overseer) = &mut self.overseer {
+            overseer.enter();
+        }
         if let Some(net) = &mut self.net {
             net.poll();
         }

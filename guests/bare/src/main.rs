@@ -10,13 +10,15 @@ use core::fmt::Write;
 use core::panic::PanicInfo;
 
 use bare_guest::console::Console;
-use bare_guest::{abi, boot, setup, traps};
+use bare_guest::{abi, boot, setup, traps, worker};
 use embedded_alloc::LlffHeap;
 
 /// Bytes of the heap, behind the image.
 const HEAP_BYTES: u64 = 8 << 20;
 /// Bytes of the stack.
 const STACK_BYTES: usize = 128 << 10;
+/// Bytes of the stack of each further vCPU.
+const WORKER_STACK_BYTES: usize = 16 << 10;
 
 /// The note that marks this program: lengths of name and descriptor, type, name, padded to four bytes.
 #[repr(C)]
@@ -35,7 +37,13 @@ struct Stack([u8; STACK_BYTES]);
 #[unsafe(no_mangle)]
 static mut BARE_STACK: Stack = Stack([0; STACK_BYTES]);
 
-/// One vCPU runs Rust code, in one thread, and interrupt handlers touch nothing but their counters.
+#[repr(C, align(4096))]
+struct WorkerStacks([[u8; WORKER_STACK_BYTES]; abi::VCPUS_MAX - 1]);
+
+#[unsafe(no_mangle)]
+static mut BARE_WORKER_STACKS: WorkerStacks = WorkerStacks([[0; WORKER_STACK_BYTES]; abi::VCPUS_MAX - 1]);
+
+/// One vCPU allocates, in one thread, and interrupt handlers touch nothing but their counters.
 struct OneThread;
 critical_section::set_impl!(OneThread);
 // SAFETY: see above: every section is critical.
@@ -44,18 +52,32 @@ unsafe impl critical_section::Impl for OneThread {
     unsafe fn release(_: critical_section::RawRestoreState) {}
 }
 
-/// The entry: a stack, then [`main`] with the boot information's address, which is in `rdi`.
+/// The entry: a stack, then [`main`] with the boot information's address, which is in `rdi`; on a further vCPU, whose
+/// number is in `rsi`, [`worker`] with that.
 #[unsafe(naked)]
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".text._start")]
 extern "C" fn _start() -> ! {
     naked_asm!(
+        "test esi, esi",
+        "jnz 2f",
         "lea rsp, [rip + BARE_STACK + {bytes}]",
         "xor ebp, ebp",
         "call {main}",
         "ud2",
+        // Stack n - 1 ends where stack n would begin.
+        "2:",
+        "mov edi, esi",
+        "imul esi, esi, {worker_bytes}",
+        "lea rsp, [rip + BARE_WORKER_STACKS]",
+        "add rsp, rsi",
+        "xor ebp, ebp",
+        "call {worker}",
+        "ud2",
         bytes = const STACK_BYTES,
         main = sym main,
+        worker_bytes = const WORKER_STACK_BYTES,
+        worker = sym worker,
     )
 }
 
@@ -134,6 +156,11 @@ extern "C" fn main(boot_info: u64) -> ! {
     // SAFETY: neither does anybody use what is behind the heap.
     let guest = unsafe { setup::set_up(info, free..info.low_memory_bytes) };
     guest.run()
+}
+
+extern "C" fn worker(vcpu: u64) -> ! {
+    // SAFETY: the machine of abi.rs has entered here, once on each further vCPU.
+    unsafe { worker::work(vcpu as usize) }
 }
 
 #[panic_handler]

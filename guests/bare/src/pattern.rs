@@ -24,9 +24,13 @@ pub fn mix(word: u64) -> u64 {
     word ^ word >> 31
 }
 
-/// The area. Pages are written in turn; those never written are not looked at, so that they stay untouched.
+/// The area. Pages are written in turn; those never written are not looked at, so that they stay untouched. Where there is
+/// memory above 4 GiB, every other page is taken from there.
 pub struct PatternArea {
-    start: *mut [u64; WORDS],
+    /// Where the pages with even numbers are, and those with odd ones.
+    starts: [*mut [u64; WORDS]; 2],
+    /// Pages from one of a start to its next.
+    step: usize,
     pages: usize,
     /// Versions of the pages written so far.
     versions: Vec<u32>,
@@ -37,17 +41,29 @@ pub struct PatternArea {
 unsafe impl Send for PatternArea {}
 
 impl PatternArea {
-    /// An area of `pages` pages ([`PAGES_MAX`] at most) at the page-aligned address `start`.
+    /// An area of at most `pages_max` pages ([`PAGES_MAX`] at most) in one or two ranges of memory: page-aligned starts,
+    /// and numbers of pages. The second may have none.
     ///
     /// # Safety
     /// The memory must be valid, and belong to the area alone from now on.
-    pub unsafe fn new(start: *mut u8, pages: usize) -> PatternArea {
+    pub unsafe fn new(ranges: [(*mut u8, usize); 2], pages_max: usize) -> PatternArea {
+        let [(low, low_pages), (high, high_pages)] = ranges;
+        let (starts, step, pages) = match high_pages {
+            0 => ([low.cast(), low.wrapping_add(PAGE_BYTES).cast()], 2, low_pages),
+            _ => ([low.cast(), high.cast()], 1, 2 * low_pages.min(high_pages)),
+        };
         PatternArea {
-            start: start.cast(),
-            pages: pages.min(PAGES_MAX),
+            starts,
+            step,
+            pages: pages.min(pages_max).min(PAGES_MAX),
             versions: Vec::new(),
             next: 0,
         }
+    }
+
+    /// Where a page is.
+    fn page(&self, index: usize) -> *mut [u64; WORDS] {
+        self.starts[index % 2].wrapping_add(index / 2 * self.step)
     }
 
     /// Pages in the area.
@@ -68,7 +84,7 @@ impl PatternArea {
         let version = self.versions[self.next].wrapping_add(1);
         self.versions[self.next] = version;
         // SAFETY: `next` is below `pages`, and the memory is ours.
-        let page = unsafe { &mut *self.start.add(self.next) };
+        let page = unsafe { &mut *self.page(self.next) };
         let (words, checksum) = contents(self.next, version);
         for (to, from) in page.iter_mut().zip(words) {
             *to = from;
@@ -82,7 +98,7 @@ impl PatternArea {
     pub fn verify(&self) -> Result<(), String> {
         for (i, version) in self.versions.iter().enumerate() {
             // SAFETY: `i` is below `pages`, and the memory is ours.
-            let page = unsafe { &*self.start.add(i) };
+            let page = unsafe { &*self.page(i) };
             let (words, checksum) = contents(i, *version);
             if page[RANDOM_WORDS] != u64::from(*version) {
                 return Err(format!(
@@ -118,7 +134,8 @@ mod tests {
     fn a_changed_word_and_a_page_of_an_older_version_are_noticed() {
         let mut memory = vec![[0u64; WORDS]; 8];
         // SAFETY: `memory` outlives the area; it is only touched between its calls.
-        let mut area = unsafe { PatternArea::new(memory.as_mut_ptr().cast(), 8) };
+        let mut area =
+            unsafe { PatternArea::new([(memory.as_mut_ptr().cast(), 8), (core::ptr::null_mut(), 0)], 100) };
         (0..5).for_each(|_| area.dirty_page());
         assert_eq!((area.touched(), area.verify()), (5, Ok(())));
         let old = memory[2];
@@ -138,5 +155,34 @@ mod tests {
                 .unwrap_err()
                 .contains("page 7 version 1 is wrong in word 100")
         );
+    }
+
+    #[test]
+    fn two_ranges_are_used_in_turn_as_far_as_both_go() {
+        let (mut low, mut high) = (vec![[0u64; WORDS]; 3], vec![[0u64; WORDS]; 2]);
+        let ranges = [(low.as_mut_ptr().cast(), 3), (high.as_mut_ptr().cast(), 2)];
+        // SAFETY: both outlive the area; they are only touched between its calls.
+        let mut area = unsafe { PatternArea::new(ranges, 100) };
+        assert_eq!(area.pages(), 4);
+        (0..3).for_each(|_| area.dirty_page());
+        let written = |pages: &[[u64; WORDS]]| {
+            pages
+                .iter()
+                .map(|page| page[RANDOM_WORDS] == 1)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            (written(&low), written(&high)),
+            (vec![true, true, false], vec![true, false])
+        );
+        assert_eq!(area.verify(), Ok(()));
+        high[0][5] ^= 1;
+        assert!(
+            area.verify()
+                .unwrap_err()
+                .contains("page 1 version 1 is wrong in word 5")
+        );
+        // SAFETY: as above.
+        assert_eq!(unsafe { PatternArea::new(ranges, 3) }.pages(), 3);
     }
 }

@@ -10,7 +10,7 @@ use crate::commit::Client;
 use crate::guest::{End, Guest};
 use crate::jobs::{Job, KickJob};
 use crate::server::Activity;
-use crate::{check, clock, fpu, resp, traps};
+use crate::{check, clock, fpu, resp, traps, worker};
 
 /// How long a reset or a power-off waits until its reply has arrived, in microseconds.
 const GOODBYE_US_MAX: u64 = 1_000_000;
@@ -151,6 +151,9 @@ impl Guest {
         let (comparisons, mismatches) = fpu::counts();
         line("fpu_comparisons", &comparisons);
         line("fpu_mismatches", &mismatches);
+        let (rounds, wrong) = worker::counts();
+        line("worker_rounds", &rounds);
+        line("worker_mismatches", &wrong);
         line("pattern_pages", &self.area.pages());
         line("pattern_touched", &self.area.touched());
         if let Some(net) = &self.net {

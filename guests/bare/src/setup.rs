@@ -22,6 +22,7 @@ use crate::virtio::block::{Disk, Finished, Operation, Request, SECTOR_BYTES};
 use crate::virtio::memory::Dma;
 use crate::virtio::mmio::{F_EVENT_IDX, F_INDIRECT_DESC, Registers};
 use crate::virtio::net::Nic;
+use crate::worker::Overseer;
 use crate::{clock, cpu, fpu, traps};
 
 /// Bytes of slots read by one request at boot.
@@ -57,22 +58,27 @@ pub unsafe fn set_up(info: &'static BootInfo, free: core::ops::Range<u64>) -> Gu
     let boot_job = settings
         .kick_loop
         .map(|(pages, seconds)| Job::Kick(KickJob::timed(pages as usize, u64::from(seconds) * 1_000_000)));
-    let pages = (free.end.saturating_sub(free.start)) as usize / PAGE_BYTES;
-    let pages = pages.min(settings.pattern_pages_max);
+    let low = (free.end.saturating_sub(free.start)) as usize / PAGE_BYTES;
+    let high = info.high_memory_bytes as usize / PAGE_BYTES;
+    let ranges = [(free.start as *mut u8, low), (abi::HIGH_MEMORY as *mut u8, high)];
+    // SAFETY: the caller's promise, and nobody else knows of the memory above 4 GiB.
+    let area = unsafe { PatternArea::new(ranges, settings.pattern_pages_max) };
     if let Some(job) = &boot_job {
         assert!(
-            job.pages() <= pages,
-            "kickloop: the pattern area has {pages} pages only"
+            job.pages() <= area.pages(),
+            "kickloop: the pattern area has {} pages only",
+            area.pages()
         );
     }
     announce(&settings, &storage, net.is_some());
+    let overseer = (info.vcpu_count > 1).then(|| Overseer::start(timer.hz()));
     Guest {
+        overseer,
         settings,
         interrupts_seen: vec![0; devices.len()],
         devices,
         timer,
-        // SAFETY: the caller's promise.
-        area: unsafe { PatternArea::new(free.start as *mut u8, pages) },
+        area,
         net,
         disk,
         storage,

@@ -11,10 +11,13 @@ use crate::{abi, console, cpu};
 
 /// Vector of the local APIC's timer. Device *i* of the boot information has the vector `TIMER_VECTOR + 1 + i`.
 pub const TIMER_VECTOR: u8 = 0x20;
+/// Vector of the timer of a further vCPU: it only ends a wait.
+pub const WORKER_VECTOR: u8 = 0x40;
 /// Vector of the local APIC's spurious interrupt: returns without an end of interrupt.
 pub const SPURIOUS_VECTOR: u8 = 0xff;
 /// Interrupt lines that are counted: the timer and every possible device.
 pub const LINES: usize = 1 + abi::DEVICES_MAX;
+const _: () = assert!(TIMER_VECTOR as usize + LINES <= WORKER_VECTOR as usize);
 
 /// Interrupts taken, a line: the timer first, then the devices.
 static COUNTS: [AtomicU64; LINES] = [const { AtomicU64::new(0) }; LINES];
@@ -82,6 +85,17 @@ core::arch::global_asm!(
     "hlt",
     "1:",
     "iretq",
+    // Waits for a tick of a timer that goes on ticking: one that came already only makes this wait longer.
+    "bare_tick_wait:",
+    "sti",
+    "hlt",
+    "iretq",
+    "bare_tick:",
+    "push rax",
+    "mov eax, 0xfee000b0",
+    "mov dword ptr [rax], 0",
+    "pop rax",
+    "iretq",
     "bare_stop:",
     "cli",
     "hlt",
@@ -99,6 +113,8 @@ unsafe extern "C" {
     static bare_int3: u8;
     static bare_spurious: u8;
     static bare_halt: u8;
+    static bare_tick_wait: u8;
+    static bare_tick: u8;
     static bare_stop: u8;
 }
 
@@ -129,6 +145,7 @@ pub unsafe fn install() {
     for line in 0..LINES as u8 {
         gate(TIMER_VECTOR + line, lines + 64 * u64::from(line), 0);
     }
+    gate(WORKER_VECTOR, (&raw const bare_tick) as u64, 0);
     gate(SPURIOUS_VECTOR, (&raw const bare_spurious) as u64, 0);
 }
 
@@ -150,6 +167,11 @@ pub fn forget_wake() {
 /// Address of the stub that waits for an interrupt; see [`cpu::ring0`].
 pub fn halt_stub() -> u64 {
     (&raw const bare_halt) as u64
+}
+
+/// Address of the stub in which a further vCPU waits for its timer; see [`cpu::ring0`].
+pub fn tick_stub() -> u64 {
+    (&raw const bare_tick_wait) as u64
 }
 
 /// Stops the vCPU for good, with interrupts off.

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! 0x0000_1000  GDT, IDT, TSS, boot info, page tables (abi.rs): used at the entry only, or by a bare guest
-//! 0x0001_0000  boot_params of Linux, or the start info of PVH
-//! 0x0002_0000  kernel command line
+//! 0x0001_0000  boot_params of Linux, or the start info of PVH; of a bare guest: task states of further vCPUs (abi.rs)
+//! 0x0002_0000  kernel command line of Linux
+//! 0x0003_0000  of a bare guest: page directories for memory above 4 GiB
 //! 0x0009_fc00  end of usable low memory
 //! 0x000e_0000  ACPI tables
 //! 0x000f_fff0  reset vector of a PC's BIOS: code that resets the machine
@@ -24,7 +25,7 @@ pub mod abi;
 /// First byte behind the memory that lies below the hole.
 pub const LOW_MEMORY_END: u64 = 0xc000_0000;
 /// Where memory goes on above the hole.
-pub const HIGH_MEMORY_START: u64 = 0x1_0000_0000;
+pub const HIGH_MEMORY_START: u64 = abi::HIGH_MEMORY;
 
 /// `boot_params` of the Linux boot protocol, or `hvm_start_info` of PVH with its module list and memory map: one page.
 pub const BOOT_PARAMS: u64 = 0x1_0000;
@@ -70,6 +71,9 @@ pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 const _: () = {
     assert!(VIRTIO_MMIO_GSI as usize + VIRTIO_MMIO_DEVICES_MAX <= IO_APIC_PINS as usize);
     assert!(abi::PAGE_TABLES + 6 * 0x1000 <= BOOT_PARAMS);
+    let (areas, gib) = ((abi::VCPUS_MAX as u64 - 1) * abi::VCPU_AREA_BYTES, 1 << 30);
+    assert!(abi::VCPU_AREAS + areas <= abi::HIGH_PAGE_DIRECTORIES);
+    assert!(abi::HIGH_PAGE_DIRECTORIES + abi::MAPPED_BYTES_MAX / gib * 0x1000 <= REAL_MODE_MEMORY_END);
     assert!(CMDLINE + (CMDLINE_BYTES_MAX as u64) < REAL_MODE_MEMORY_END);
 };
 

@@ -228,7 +228,7 @@ impl Probe {
         };
         let regs = kvm_regs {
             rcx: from.into(),
-            ..registers::general(Some(&entry))
+            ..registers::general(0, Some(&entry))
         };
         self.vcpu.set_regs(&regs).ok()?;
         let start = Instant::now();

@@ -3,7 +3,7 @@
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 
 use super::layout::abi;
-use crate::boot::{Entry, GDT_LIMIT, TSS_LIMIT};
+use crate::boot::{Entry, GDT_LIMIT, TSS_LIMIT, task_state};
 
 const CR0_PE: u64 = 1;
 const CR0_ET: u64 = 1 << 4;
@@ -40,8 +40,8 @@ const USER_DATA: u16 = 0x2b;
 const USER_CODE: u16 = 0x33;
 const TASK: u16 = 0x40;
 
-/// The general registers; without an entry those of a processor after reset.
-pub fn general(entry: Option<&Entry>) -> kvm_regs {
+/// The general registers of a vCPU; without an entry those of a processor after reset.
+pub fn general(index: u8, entry: Option<&Entry>) -> kvm_regs {
     let regs = kvm_regs {
         rflags: RFLAGS_RESERVED,
         ..Default::default()
@@ -61,6 +61,7 @@ pub fn general(entry: Option<&Entry>) -> kvm_regs {
         Some(&Entry::Bare { rip }) => kvm_regs {
             rip,
             rdi: abi::BOOT_INFO,
+            rsi: index.into(),
             rflags: RFLAGS_RESERVED | RFLAGS_INTERRUPTS | RFLAGS_IO_PRIVILEGE_RING_3,
             ..regs
         },
@@ -76,13 +77,16 @@ pub fn special(index: u8, entry: Option<&Entry>) -> kvm_sregs {
     };
     match entry {
         None => after_reset(sregs),
-        Some(Entry::Linux64 { .. }) => long_mode(kvm_sregs {
-            cs: flat_code(KERNEL_CODE, 0),
-            cr0: CR0_PE | CR0_ET | CR0_NE | CR0_PG,
-            cr4: CR4_PAE,
-            efer: EFER_LME_LMA,
-            ..flat_data_everywhere(sregs, KERNEL_DATA, 0)
-        }),
+        Some(Entry::Linux64 { .. }) => long_mode(
+            abi::TSS,
+            kvm_sregs {
+                cs: flat_code(KERNEL_CODE, 0),
+                cr0: CR0_PE | CR0_ET | CR0_NE | CR0_PG,
+                cr4: CR4_PAE,
+                efer: EFER_LME_LMA,
+                ..flat_data_everywhere(sregs, KERNEL_DATA, 0)
+            },
+        ),
         Some(Entry::Pvh { .. }) => kvm_sregs {
             cs: kvm_segment {
                 db: 1,
@@ -97,18 +101,21 @@ pub fn special(index: u8, entry: Option<&Entry>) -> kvm_sregs {
             cr0: CR0_PE | CR0_ET,
             ..flat_data_everywhere(sregs, KERNEL_DATA, 0)
         },
-        Some(Entry::Bare { .. }) => long_mode(kvm_sregs {
-            cs: flat_code(USER_CODE, 3),
-            cr0: BARE_CR0,
-            cr4: BARE_CR4,
-            efer: BARE_EFER,
-            ..flat_data_everywhere(sregs, USER_DATA, 3)
-        }),
+        Some(Entry::Bare { .. }) => long_mode(
+            task_state(index),
+            kvm_sregs {
+                cs: flat_code(USER_CODE, 3),
+                cr0: BARE_CR0,
+                cr4: BARE_CR4,
+                efer: BARE_EFER,
+                ..flat_data_everywhere(sregs, USER_DATA, 3)
+            },
+        ),
     }
 }
 
 /// Page tables, descriptor tables and task state as the loader wrote them.
-fn long_mode(sregs: kvm_sregs) -> kvm_sregs {
+fn long_mode(task_state: u64, sregs: kvm_sregs) -> kvm_sregs {
     kvm_sregs {
         cr3: abi::PAGE_TABLES,
         gdt: kvm_dtable {
@@ -121,7 +128,7 @@ fn long_mode(sregs: kvm_sregs) -> kvm_sregs {
             limit: 0xfff,
             ..Default::default()
         },
-        tr: system_segment(TASK, TSS_BUSY, abi::TSS, TSS_LIMIT),
+        tr: system_segment(TASK, TSS_BUSY, task_state, TSS_LIMIT),
         ldt: kvm_segment {
             unusable: 1,
             ..system_segment(0, LDT, 0, 0)

@@ -76,7 +76,7 @@ pub fn reset_vm(vm: &VmFd) -> Result<(), ArchError> {
 ///
 /// `template` is [`cpuid::template`]'s; the vCPU's own numbers are added here. vCPU 0 is made ready to enter what
 /// [`crate::boot::Kernel::load`] loaded (`entry`; without one it is left at its reset vector, to be restored into);
-/// the others wait to be started by it (INIT, SIPI), which a bare guest does not do.
+/// the others wait to be started by it (INIT, SIPI), or, with a bare guest, enter it as well.
 ///
 /// # Errors
 /// Names the ioctl that failed.
@@ -92,7 +92,8 @@ pub fn setup_vcpu(
         vcpu.set_cpuid2(&cpuid::for_vcpu(template, index))
             .map_err(named("KVM_SET_CPUID2"))?;
     }
-    let mp_state = if index == 0 {
+    let enters = index == 0 || matches!(entry, Some(Entry::Bare { .. }));
+    let mp_state = if enters {
         KVM_MP_STATE_RUNNABLE
     } else {
         KVM_MP_STATE_UNINITIALIZED
@@ -101,8 +102,8 @@ pub fn setup_vcpu(
         .map_err(named("KVM_SET_MP_STATE"))?;
 
     let xcr0 = registers::xcr0(entry, cpuid::supported_xcr0(template));
-    let entry = entry.filter(|_| index == 0);
-    vcpu.set_regs(&registers::general(entry))
+    let entry = entry.filter(|_| enters);
+    vcpu.set_regs(&registers::general(index, entry))
         .map_err(named("KVM_SET_REGS"))?;
     vcpu.set_sregs(&registers::special(index, entry))
         .map_err(named("KVM_SET_SREGS"))?;

@@ -1,7 +1,7 @@
 //! The bare guest: everything that [`abi`] promises at its entry.
 
 use super::elf::Elf;
-use super::{BootError, Entry, MmioDevice, clear, low_memory_bytes, tables, write};
+use super::{BootError, Entry, MmioDevice, clear, low_memory_bytes, memory_end, tables, write};
 use crate::arch::layout::{KERNEL_START, abi};
 use crate::memory::Memory;
 
@@ -9,6 +9,8 @@ use crate::memory::Memory;
 const TSS_RSP0: u64 = 4;
 const TSS_IO_BITMAP: u64 = 0x66;
 const IO_BITMAP: u16 = 0x68;
+/// What the top of a stack is aligned to.
+const RING0_STACK_ALIGN: u64 = 16;
 
 /// Checks what the contract asks of the file.
 pub fn check(elf: &Elf) -> Result<(), &'static str> {
@@ -32,6 +34,9 @@ pub fn boot_info(
     let mut info = abi::BootInfo {
         magic: abi::BOOT_INFO_MAGIC,
         low_memory_bytes: low_memory_bytes(memory),
+        high_memory_bytes: memory_end(memory)
+            .min(abi::MAPPED_BYTES_MAX)
+            .saturating_sub(abi::HIGH_MEMORY),
         tsc_khz,
         vcpu_count: vcpu_count.into(),
         device_count: devices.len() as u32,
@@ -55,6 +60,7 @@ fn boot_info_bytes(info: &abi::BootInfo) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(size_of::<abi::BootInfo>());
     bytes.extend(info.magic.to_le_bytes());
     bytes.extend(info.low_memory_bytes.to_le_bytes());
+    bytes.extend(info.high_memory_bytes.to_le_bytes());
     for word in [
         info.tsc_khz,
         info.vcpu_count,
@@ -73,30 +79,48 @@ fn boot_info_bytes(info: &abi::BootInfo) -> Vec<u8> {
     bytes
 }
 
+/// Where a vCPU's task state and its stack of ring 0 are: the first address, and the one behind the last.
+fn task(vcpu: u64) -> (u64, u64) {
+    match vcpu.checked_sub(1) {
+        None => (abi::TSS, abi::RING0_STACK_TOP),
+        Some(n) => {
+            let area = abi::VCPU_AREAS + n * abi::VCPU_AREA_BYTES;
+            (area, area + abi::VCPU_AREA_BYTES - RING0_STACK_ALIGN)
+        }
+    }
+}
+
+/// Address of a vCPU's task state.
+pub fn task_state(vcpu: u8) -> u64 {
+    task(vcpu.into()).0
+}
+
 /// Writes the guest and its tables.
 pub fn load(memory: &Memory, elf: &Elf, bytes: &[u8], info: &abi::BootInfo) -> Result<Entry, BootError> {
-    // Descriptor tables, TSS with its I/O permission bitmap, ring 0's stack, boot info: all that the former guest had.
+    // Descriptor tables, task states with their I/O permission bitmaps, ring 0's stacks, boot info: all that the former
+    // guest had.
     clear(memory, abi::GDT, abi::PAGE_TABLES - abi::GDT, "boot tables")?;
+    let areas = (abi::VCPUS_MAX as u64 - 1) * abi::VCPU_AREA_BYTES;
+    clear(memory, abi::VCPU_AREAS, areas, "task states")?;
     elf.load(memory, bytes)?;
     tables::write_long_mode_tables(memory)?;
-    write(
-        memory,
-        abi::TSS + TSS_RSP0,
-        &abi::RING0_STACK_TOP.to_le_bytes(),
-        "task state",
-    )?;
-    write(
-        memory,
-        abi::TSS + TSS_IO_BITMAP,
-        &IO_BITMAP.to_le_bytes(),
-        "task state",
-    )?;
-    write(
-        memory,
-        abi::TSS + u64::from(tables::TSS_LIMIT),
-        &[0xff],
-        "task state",
-    )?;
+    tables::map_high_memory(memory, memory_end(memory))?;
+    for vcpu in 0..u64::from(info.vcpu_count) {
+        let (state, stack) = task(vcpu);
+        write(memory, state + TSS_RSP0, &stack.to_le_bytes(), "task state")?;
+        write(
+            memory,
+            state + TSS_IO_BITMAP,
+            &IO_BITMAP.to_le_bytes(),
+            "task state",
+        )?;
+        write(
+            memory,
+            state + u64::from(tables::TSS_LIMIT),
+            &[0xff],
+            "task state",
+        )?;
+    }
     write(memory, abi::BOOT_INFO, &boot_info_bytes(info), "boot info")?;
     Ok(Entry::Bare { rip: elf.entry })
 }

@@ -347,9 +347,10 @@ fn a_bare_guest_finds_what_its_contract_says_after_another_guest_too() {
     memory
         .read_slice(&mut info, GuestAddress(abi::BOOT_INFO))
         .expect("inside the memory");
-    assert_eq!(&info[..8], b"KEMARI01");
+    assert_eq!(&info[..8], b"KEMARI02");
     assert_eq!(info[8..16], (64 * MIB).to_le_bytes());
-    assert_eq!(info[16..20], 2_500_000u32.to_le_bytes());
+    assert_eq!(info[16..24], [0; 8]);
+    assert_eq!(info[24..28], 2_500_000u32.to_le_bytes());
     assert_eq!(
         info[std::mem::offset_of!(abi::BootInfo, devices)..][..8],
         0xd000_0000u64.to_le_bytes()
@@ -390,6 +391,33 @@ fn a_bare_guest_finds_what_its_contract_says_after_another_guest_too() {
     assert_eq!(
         read::<u8>(&memory, test_elf::ADDRESS + 64 + test_elf::BSS_BYTES),
         0xaa
+    );
+}
+
+#[test]
+fn further_vcpus_of_a_bare_guest_have_task_states_of_their_own_and_high_memory_is_mapped() {
+    let memory = memory(5120 * MIB);
+    memory
+        .write_slice(&vec![0xaa; 1 << 20], GuestAddress(0))
+        .expect("inside the memory");
+    let kernel = open(&test_elf::elf(&[0x90], &test_elf::bare_note()), None, "").expect("kernel");
+    kernel.load(&memory, &[], 3, 1).expect("loaded");
+    let stacks = [0, 1, 2, 3].map(|vcpu| read::<u64>(&memory, crate::boot::task_state(vcpu) + 4));
+    assert_eq!(
+        stacks,
+        [abi::RING0_STACK_TOP, 0x1_3ff0, 0x1_7ff0, 0],
+        "the fourth vCPU does not exist"
+    );
+    assert_eq!(read::<[u8; 2]>(&memory, 0x1_4000 + 0x68 + 8191), [0, 0xff]);
+
+    // Memory ends at 6 GiB, behind the hole of one.
+    let high = std::mem::offset_of!(abi::BootInfo, high_memory_bytes) as u64;
+    assert_eq!(read::<u64>(&memory, abi::BOOT_INFO + high), 2 << 30);
+    let pointers = read::<[u64; 3]>(&memory, abi::PAGE_TABLES + 0x1000 + 8 * 4);
+    assert_eq!(pointers, [0x3_0027, 0x3_1027, 0]);
+    assert_eq!(
+        read::<u64>(&memory, 0x3_1000 + 8 * 511),
+        (6 << 30) - (2 << 20) + 0xe7
     );
 }
 

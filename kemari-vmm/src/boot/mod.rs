@@ -20,6 +20,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+pub(crate) use bare::task_state;
 pub use error::BootError;
 pub(crate) use tables::{GDT_LIMIT, TSS_LIMIT, write_long_mode_tables};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
@@ -264,6 +265,14 @@ fn clear(memory: &Memory, address: u64, bytes: u64, what: &'static str) -> Resul
 /// Bytes of memory below the hole.
 fn low_memory_bytes(memory: &Memory) -> u64 {
     memory.iter().next().map_or(0, |region| region.len())
+}
+
+/// First address behind all memory.
+fn memory_end(memory: &Memory) -> u64 {
+    memory
+        .iter()
+        .last()
+        .map_or(0, |region| region.start_addr().0 + region.len())
 }
 
 const DIGEST_SEED: u64 = 0xcbf2_9ce4_8422_2325;

@@ -6,8 +6,10 @@ use crate::memory::Memory;
 
 const PAGE_BYTES: u64 = 0x1000;
 const LARGE_PAGE_BYTES: u64 = 2 << 20;
-/// Page directories: each maps 1 GiB.
+/// Page directories behind the root of the tables: each maps 1 GiB.
 const DIRECTORIES: u64 = 4;
+/// Bytes that a page directory maps.
+const DIRECTORY_BYTES: u64 = 1 << 30;
 /// Present, writable, user, accessed.
 const TABLE_FLAGS: u64 = 0x27;
 /// The same, and dirty, and a large page: the processor never has to write a table, so tables stay clean.
@@ -64,4 +66,25 @@ fn write_page_tables(memory: &Memory) -> Result<(), BootError> {
     }
     let bytes: Vec<u8> = tables.into_iter().flat_map(u64::to_le_bytes).collect();
     write(memory, abi::PAGE_TABLES, &bytes, "page tables")
+}
+
+/// Adds page directories at [`abi::HIGH_PAGE_DIRECTORIES`] to those tables, so that memory up to `end`, at most
+/// [`abi::MAPPED_BYTES_MAX`], is mapped one to one as well.
+pub fn map_high_memory(memory: &Memory, end: u64) -> Result<(), BootError> {
+    for gib in DIRECTORIES..end.min(abi::MAPPED_BYTES_MAX).div_ceil(DIRECTORY_BYTES) {
+        let directory = abi::HIGH_PAGE_DIRECTORIES + (gib - DIRECTORIES) * PAGE_BYTES;
+        let pointer = abi::PAGE_TABLES + PAGE_BYTES + gib * 8;
+        write(
+            memory,
+            pointer,
+            &(directory | TABLE_FLAGS).to_le_bytes(),
+            "page tables",
+        )?;
+        let pages = gib * DIRECTORY_BYTES / LARGE_PAGE_BYTES..(gib + 1) * DIRECTORY_BYTES / LARGE_PAGE_BYTES;
+        let bytes: Vec<u8> = pages
+            .flat_map(|page| (page * LARGE_PAGE_BYTES | LARGE_PAGE_FLAGS).to_le_bytes())
+            .collect();
+        write(memory, directory, &bytes, "page tables")?;
+    }
+    Ok(())
 }

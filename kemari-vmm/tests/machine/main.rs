@@ -7,6 +7,7 @@ mod disks;
 mod faults;
 mod fuzz;
 mod gate;
+mod large;
 mod pause;
 mod reattach;
 mod resets;

@@ -14,6 +14,7 @@ mod partition;
 mod peers;
 mod replica;
 mod signals;
+mod smp;
 mod start;
 mod stop;
 mod support;

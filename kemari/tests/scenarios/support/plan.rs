@@ -34,6 +34,10 @@ pub enum Disk {
 pub struct Plan {
     /// The guest's memory.
     pub memory_mib: u32,
+    /// The guest's vCPUs.
+    pub vcpus: u8,
+    /// `protection.mode`.
+    pub mode: &'static str,
     /// How the loser is fenced.
     pub fence: Fence,
     /// Limit of a sync without an ack, and of own I/O without an end.
@@ -55,6 +59,8 @@ impl Default for Plan {
     fn default() -> Self {
         Self {
             memory_mib: 64,
+            vcpus: 1,
+            mode: "lockstep",
             fence: Fence::Kills,
             progress_timeout_ms: 5000,
             tls: false,
@@ -93,7 +99,7 @@ impl Plan {
 vm = "scene"
 [machine]
 memory_mib = {memory_mib}
-vcpus = 1
+vcpus = {vcpus}
 kernel = "{kernel}"
 cmdline = "ip={ip}/{NETMASK_BITS} gw={OUTSIDE_GUESTS} port={SERVICE_PORT}"
 [[disk]]
@@ -105,7 +111,7 @@ cache = "writeback"
 id = "net0"
 mac = "52:54:00:4b:00:02"
 [protection]
-mode = "lockstep"
+mode = "{mode}"
 suspicion_timeout_ms = 1000
 heartbeat_interval_ms = 100
 reconnect_timeout_ms = 500
@@ -119,6 +125,8 @@ path = "{arbiter}"
 {hosts}"#,
             memory_mib = self.memory_mib,
             progress_timeout_ms = self.progress_timeout_ms,
+            vcpus = self.vcpus,
+            mode = self.mode,
             plaintext = !self.tls,
             protection = self.protection,
             disk = match self.disk {
