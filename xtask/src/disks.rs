@@ -246,12 +246,12 @@ impl Ordeal<'_> {
         Ok(())
     }
 
-    /// Fails unless one of the reasons that were given speaks of the disk.
-    fn ensure_said(&self, word: &str) -> Result<()> {
-        let said = self.reasons.iter().any(|reason| reason.contains(word));
+    /// Fails unless one of the reasons that were given says so.
+    fn ensure_said(&self, words: &str) -> Result<()> {
+        let said = self.reasons.iter().any(|reason| reason.contains(words));
         ensure!(
             said,
-            "`kemari status` did not say that it is the {word}; the logs end with:\n{}\n{}",
+            "`kemari status` did not say `{words}`; the logs end with:\n{}\n{}",
             self.pair.log(Side::A),
             self.pair.log(Side::B)
         );

@@ -21,6 +21,8 @@ enum Fate {
     Death,
     /// The service forgets what it was told.
     Amnesia,
+    /// The service forgets what it was told before its host came back.
+    AmnesiaBefore,
     /// The service never answers.
     Stillborn,
 }
@@ -31,7 +33,16 @@ struct StandIn {
     fate: Fate,
     netns: Netns,
     redis: Option<Process>,
+    lives: Side,
     cut: bool,
+}
+
+impl StandIn {
+    fn forget(&self) -> Result<()> {
+        let flush = || std::process::Command::new("redis-cli").arg("flushall").output();
+        assert!(self.netns.run(flush)??.status.success());
+        Ok(())
+    }
 }
 
 impl Place for Stage {
@@ -55,6 +66,7 @@ impl Place for Stage {
             fate: self.0,
             netns: Netns::new("redis")?,
             redis: None,
+            lives: Side::A,
             cut: false,
         }))
     }
@@ -83,12 +95,11 @@ impl Pair for StandIn {
     }
 
     fn status(&mut self, side: Side) -> Result<Option<Status>> {
-        let lives = if self.cut { Side::B } else { Side::A };
         let takeover = self.cut.then(|| Takeover {
             ms: 12.5,
             cut_in_step: Some("released".into()),
         });
-        Ok((side == lives).then(|| Status {
+        Ok((side == self.lives).then(|| Status {
             role: "primary".into(),
             protection: if self.cut { "off" } else { "on" }.into(),
             waiting_because: None,
@@ -97,15 +108,12 @@ impl Pair for StandIn {
         }))
     }
 
-    fn cut(&mut self, _side: Side, _cut: Cut) -> Result<()> {
-        self.cut = true;
+    fn cut(&mut self, side: Side, _cut: Cut) -> Result<()> {
+        (self.lives, self.cut) = (side.other(), true);
         match self.fate {
-            Fate::Unnoticed | Fate::Stillborn => {}
+            Fate::Unnoticed | Fate::AmnesiaBefore | Fate::Stillborn => {}
             Fate::Death => self.redis = None,
-            Fate::Amnesia => {
-                let flush = || std::process::Command::new("redis-cli").arg("flushall").output();
-                assert!(self.netns.run(flush)??.status.success());
-            }
+            Fate::Amnesia => self.forget()?,
         }
         Ok(())
     }
@@ -116,11 +124,18 @@ impl Pair for StandIn {
 
     fn mend(&mut self, _side: Side) -> Result<()> {
         self.cut = false;
-        Ok(())
+        match self.fate {
+            Fate::AmnesiaBefore => self.forget(),
+            _ => Ok(()),
+        }
     }
 
     fn boot_anew(&mut self, _side: Side) -> Result<()> {
         unreachable!("no test cuts both")
+    }
+
+    fn loss(&self, _side: Side) -> Option<lab::Loss> {
+        None
     }
 
     fn stop(&mut self, _primary: Side) -> Result<Vec<PathBuf>> {
@@ -158,7 +173,7 @@ fn run_with(fate: Fate, cut: Cut) -> Report {
 
 #[test]
 fn without_a_cut_what_a_cut_would_cause_is_null() {
-    let Report { result, reasons } = run_with(Fate::Unnoticed, Cut::None);
+    let Report { result, reasons, .. } = run_with(Fate::Unnoticed, Cut::None);
     assert!(result.ok, "{reasons:?}");
     let json = serde_json::to_value(&result).unwrap();
     for null in [
@@ -177,7 +192,7 @@ fn without_a_cut_what_a_cut_would_cause_is_null() {
 
 #[test]
 fn a_takeover_that_nobody_notices_is_ok() {
-    let Report { result, reasons } = run_with(Fate::Unnoticed, Cut::Power);
+    let Report { result, reasons, .. } = run_with(Fate::Unnoticed, Cut::Power);
     assert!(result.ok, "{reasons:?}");
     assert_eq!(
         (result.takeover_ms, result.cut_in_step.as_deref()),
@@ -192,19 +207,19 @@ fn a_takeover_that_nobody_notices_is_ok() {
 
 #[test]
 fn a_guest_that_does_not_boot_is_a_run_that_is_not_ok() {
-    let Report { result, reasons } = run_with(Fate::Stillborn, Cut::Kill);
+    let Report { result, reasons, .. } = run_with(Fate::Stillborn, Cut::Kill);
     assert!(!result.ok && reasons[0].contains("did not happen"), "{reasons:?}");
 }
 
 #[test]
 fn a_service_that_dies_is_not_ok() {
-    let Report { result, reasons } = run_with(Fate::Death, Cut::Kill);
+    let Report { result, reasons, .. } = run_with(Fate::Death, Cut::Kill);
     assert!(!result.ok && result.connections_lost == 8, "{reasons:?}");
 }
 
 #[test]
 fn a_service_that_forgets_is_not_ok() {
-    let Report { result, reasons } = run_with(Fate::Amnesia, Cut::Power);
+    let Report { result, reasons, .. } = run_with(Fate::Amnesia, Cut::Power);
     assert!(!result.ok && result.lost > 0, "{reasons:?}");
 }
 
@@ -237,4 +252,25 @@ fn the_result_has_exactly_the_promised_fields_and_the_first_failure_stays() {
     );
     let lines = std::fs::read_to_string(directory.path().join("runs.jsonl")).unwrap();
     assert_eq!(lines.lines().count(), 3);
+}
+
+#[test]
+fn what_an_earlier_run_of_the_same_vm_has_lost_since_is_noticed() {
+    let options = Options {
+        repeat: 2,
+        same_vm: true,
+        ..options(Cut::Power)
+    };
+    let mut stage = Stage(Fate::AmnesiaBefore);
+    let ui = Ui::default();
+    let mut session = Session::new(&mut stage, &options, 5, &ui).unwrap();
+    let first = session.run(5, false, &ui);
+    assert!(first.result.ok, "{:?}", first.reasons);
+    let second = session.run(6, true, &ui);
+    assert_eq!(second.result.lost, 0, "its own writes are all there");
+    assert!(
+        !second.result.ok && second.reasons[0].contains("earlier run"),
+        "{:?}",
+        second.reasons
+    );
 }

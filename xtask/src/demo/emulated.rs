@@ -405,6 +405,13 @@ impl Pair for EmulatedPair<'_> {
         self.launch(side, Role::Primary, &["--assert-dead", &term])
     }
 
+    fn loss(&self, side: Side) -> Option<lab::Loss> {
+        self.place
+            .host(side)
+            .volatile_disk(0)
+            .map(lab::VolatileDisk::loss)
+    }
+
     fn stop(&mut self, primary: Side) -> Result<Vec<PathBuf>> {
         let order = [PROGRAM, "stop", CONFIG, "--host", primary.name()];
         let said = self.place.host(primary).exec(&order)?;

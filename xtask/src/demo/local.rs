@@ -313,6 +313,10 @@ impl Pair for LocalPair<'_> {
         self.launch_with(side, Role::Primary, &["--assert-dead", &term])
     }
 
+    fn loss(&self, _: Side) -> Option<lab::Loss> {
+        None
+    }
+
     fn stop(&mut self, primary: Side) -> Result<Vec<PathBuf>> {
         self.order(primary, "stop")?;
         for side in Side::BOTH {

@@ -216,6 +216,9 @@ pub trait Pair {
     /// nobody else has it.
     fn boot_anew(&mut self, side: Side) -> Result<()>;
 
+    /// What power cuts have made the guest's disk on a host forget, if it is one that forgets.
+    fn loss(&self, side: Side) -> Option<lab::Loss>;
+
     /// Stops the VM, by an order to the host that runs it, and waits for the end of every program. Returns the images
     /// that the guest's disk has now, that of this host first.
     fn stop(&mut self, primary: Side) -> Result<Vec<PathBuf>>;

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use lab::Loss;
 use serde::Serialize;
 
 use super::options::{Cut, Disk, Guest, Options};
@@ -55,6 +56,8 @@ pub struct Report {
     pub result: DemoResult,
     /// Why it is not ok: sentences.
     pub reasons: Vec<String>,
+    /// What the primary's disk has forgotten, if it is one that forgets.
+    pub loss: Option<Loss>,
 }
 
 /// What happened to the hosts.
@@ -68,6 +71,8 @@ pub struct Aftermath {
     pub takeover_ms: Option<f64>,
     /// See [`DemoResult`].
     pub syncs: u64,
+    /// What the primary's disk has forgotten, if it is one that forgets.
+    pub loss: Option<Loss>,
     /// What went wrong on the way: sentences.
     pub failures: Vec<String>,
 }
@@ -141,7 +146,11 @@ impl Report {
             syncs: after.syncs,
             ok: reasons.is_empty(),
         };
-        Self { result, reasons }
+        Self {
+            result,
+            reasons,
+            loss: after.loss,
+        }
     }
 
     /// Prints a short summary for people.
@@ -162,6 +171,13 @@ impl Report {
             );
         } else {
             println!("  acknowledged writes  {}", r.acknowledged);
+        }
+        if let Some(loss) = self.loss {
+            let all = loss.forgotten + loss.kept;
+            println!(
+                "  unflushed sectors    {all}, of which the disk forgot {}",
+                loss.forgotten
+            );
         }
         println!("  lost                 {}", r.lost);
         println!("  contradicted         {}", r.contradicted);
@@ -185,6 +201,8 @@ struct Line<'a> {
     service: Option<String>,
     disk: String,
     flush: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    forgotten_sectors: Option<u64>,
     #[serde(flatten)]
     result: &'a DemoResult,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
@@ -228,6 +246,7 @@ impl Records {
             service: (options.guest == Guest::Linux).then(|| options.service.to_string()),
             disk: options.disk.to_string(),
             flush: (options.disk == Disk::Replicated).then(|| options.flush.to_string()),
+            forgotten_sectors: report.loss.map(|loss| loss.forgotten),
             result,
             reasons: &report.reasons,
         })?;

@@ -102,6 +102,7 @@ impl<'a> Session<'a> {
                 pair.cut(victim, options.cut)
             })?;
         }
+        aftermath.loss = pair.loss(victim);
         let recovered = match options.cut {
             Cut::Both => ui.step(&format!("the VM boots anew on host {}", victim.name()), |_| {
                 swarm.stop();

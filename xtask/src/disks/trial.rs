@@ -16,6 +16,8 @@ use crate::tools::wait_for;
 
 /// A copy is cut off at the latest so long after it has begun.
 const COPY_CUT_MAX: Duration = Duration::from_secs(15);
+/// A reason is waited for so long: meanwhile the secondary is tried again and again.
+const SHOWN_FOR: Duration = Duration::from_secs(5);
 /// A secondary without room for its image is watched for so long.
 const FULL_FOR: Duration = Duration::from_secs(20);
 
@@ -100,8 +102,8 @@ fn failing_secondary(ordeal: &mut Ordeal<'_>, swarm: &Swarm) -> Result<()> {
     ordeal.behave(ordeal.secondary(), FAILS)?;
     ordeal.await_parting()?;
     answered(swarm, &swarm.acknowledged())?;
-    ordeal.look()?;
-    ordeal.ensure_said("disk")?;
+    ordeal.watch(SHOWN_FOR)?;
+    ordeal.ensure_said("cannot be written")?;
     ordeal.behave(ordeal.secondary(), Behaviour::default())?;
     ordeal.pair.mend(ordeal.secondary())?;
     ordeal.await_protection()
@@ -138,7 +140,7 @@ fn full_secondary(ordeal: &mut Ordeal<'_>, swarm: &Swarm) -> Result<()> {
         !ordeal.look()?,
         "the VM is protected by a disk without room for it"
     );
-    ordeal.ensure_said("disk")?;
+    ordeal.ensure_said("No space")?;
     ordeal.pair.end(secondary)?;
     ordeal.pair.mend(secondary)?;
     ordeal.await_protection()
