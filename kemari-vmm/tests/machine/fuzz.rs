@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use kemari_vmm::devices::Device;
 use kemari_vmm::devices::hub::Hub;
+use kemari_vmm::disk::{Cache, Disk, DiskConfig, Io};
 use kemari_vmm::virtio::block::{Block, BlockSpec};
 use kemari_vmm::virtio::net::Net;
 use kemari_vmm::virtio::rng::Rng;
@@ -154,7 +155,7 @@ impl Torment {
                 _ => *random.pick(&[0, 2, 12, 60, 512, 513]),
             };
             if number == 0 && random.percent(80) {
-                let header = [random.below(9), random.below(600)]
+                let header = [random.below(16), random.below(600)]
                     .map(u64::to_le_bytes)
                     .concat();
                 let _ = self.hub.memory.write_slice(&header, GuestAddress(at));
@@ -200,6 +201,36 @@ fn a_disk_stands_anything() {
     let image = bench::image();
     let bench = bench::block_bench(&image);
     torment(bench.device.clone(), bench.hub.clone(), 1, 71);
+}
+
+/// Whatever carries the I/O out, and whatever becomes of errors.
+#[test]
+fn a_disk_with_many_queues_stands_anything() {
+    let _watchdog = Watchdog::new("a tormented disk with many queues", 120);
+    let ways = [
+        (Io::Uring, Cache::Direct, 512),
+        (Io::Threads, Cache::Writeback, 4096),
+    ];
+    for (io, cache, block_bytes) in ways {
+        let image = bench::image();
+        let spec = BlockSpec {
+            queues: 4,
+            block_bytes,
+            ..BlockSpec::new("many", false)
+        };
+        let bench = Bench::new(Block::new(spec));
+        let config = DiskConfig {
+            io,
+            cache,
+            ..DiskConfig::new(image.path())
+        };
+        let disk = Disk::open(&config).expect("the image opens");
+        bench
+            .device
+            .with_backend(|block| block.attach(disk))
+            .expect("the image has blocks");
+        torment(bench.device.clone(), bench.hub.clone(), 4, 75);
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod errors;
 mod formats;
+mod marks;
 mod order;
 mod power;
 mod requests;
