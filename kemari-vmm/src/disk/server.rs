@@ -118,6 +118,11 @@ impl Server {
         self.lock().write_through = write_through;
     }
 
+    /// Whether something failed and waits to be tried again.
+    pub fn has_failed(&self) -> bool {
+        !self.lock().failed.is_empty()
+    }
+
     /// Tries again what failed. Returns how much that was.
     pub fn retry(&self) -> usize {
         let mut state = self.lock();

@@ -105,10 +105,13 @@ impl<B: Backend> VirtioDevice<B> {
         self.instance
     }
 
-    /// For how long the oldest released request has been unfinished, if there is one. While somebody works on the
+    /// For how long the oldest released request has been unfinished, if there is one and it waits for no operator. While somebody works on the
     /// device nothing is said.
     pub fn oldest_unfinished(&self) -> Option<Duration> {
         let core = self.core.try_lock().ok()?;
+        if core.backend.waits_for_operator() {
+            return None;
+        }
         core.requests.oldest_released().map(|since| since.elapsed())
     }
 

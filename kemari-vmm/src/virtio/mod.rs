@@ -102,6 +102,10 @@ pub trait Backend: Send + 'static {
     fn config(&self) -> Vec<u8>;
     /// The driver is ready, with these features.
     fn activate(&mut self, _features: u64) {}
+    /// Whether requests wait for an operator: then it is no sign of a hanging host that they are unfinished.
+    fn waits_for_operator(&self) -> bool {
+        false
+    }
     /// The driver is about to reset the device or a queue, or the machine ends: what is under way is waited for, and what
     /// fails meanwhile is finished as failed, for nobody will try it again.
     fn winding_up(&mut self, _begins: bool) {}

@@ -368,3 +368,41 @@ fn every_key_is_documented() {
         );
     }
 }
+
+#[test]
+fn keys_of_a_disk_have_their_values() {
+    let disk = |lines: &str| changed("cache = \"direct\"", &format!("cache = \"direct\"\n{lines}"));
+    let good =
+        disk("format = \"qcow2\"\nio = \"threads\"\non_error = \"failover\"\nblock_size = 4096\nqueues = 4");
+    let config = Config::parse(&good, "vm.toml").unwrap();
+    let found = &config.disks[0];
+    assert_eq!(
+        (found.format, found.io, found.on_error),
+        (Format::Qcow2, Io::Threads, OnError::Failover)
+    );
+    assert_eq!((found.block_size, found.queues), (4096, 4));
+    let config = Config::parse(EXAMPLE, "vm.toml").unwrap();
+    assert_eq!(
+        (config.disks[0].format, config.disks[0].block_size),
+        (Format::Raw, 512),
+        "a format is never guessed"
+    );
+    for (lines, says) in [
+        ("format = \"vmdk\"", "expected `raw` or `qcow2`"),
+        ("io = \"aio\"", "expected one of `auto`, `io_uring`, `threads`"),
+        (
+            "on_error = \"ignore\"",
+            "expected one of `report`, `pause`, `failover`",
+        ),
+        ("block_size = 1024", "must be 512 or 4096"),
+        ("queues = 9", "must be 1 to 8"),
+        ("queues = 0", "must be 1 to 8"),
+        (
+            "format = \"qcow2\"\nio = \"io_uring\"",
+            "io_uring is for raw disks only",
+        ),
+    ] {
+        let errors = errors(&disk(lines)).join("\n");
+        assert!(errors.contains(says), "{lines}: {errors}");
+    }
+}

@@ -5,6 +5,7 @@
 
 mod arbiter;
 mod copy;
+mod disk_errors;
 #[cfg(feature = "faults")]
 mod faults;
 mod frozen;

@@ -341,6 +341,10 @@ impl Backend for Block {
         }
     }
 
+    fn waits_for_operator(&self) -> bool {
+        self.server.as_ref().is_some_and(|server| server.has_failed())
+    }
+
     fn winding_up(&mut self, begins: bool) {
         self.server
             .iter()

@@ -46,6 +46,8 @@ pub struct Plan {
     pub tls: bool,
     /// Where the guest's disk is.
     pub disk: Disk,
+    /// More lines of `[[disk]]`.
+    pub disk_keys: &'static str,
     /// More lines of `[protection]`.
     pub protection: &'static str,
 }
@@ -65,6 +67,7 @@ impl Default for Plan {
             progress_timeout_ms: 5000,
             tls: false,
             disk: Disk::Shared,
+            disk_keys: "",
             protection: "",
         }
     }
@@ -107,6 +110,7 @@ id = "blk0"
 # Both hosts have one kernel, and so one page cache.
 cache = "writeback"
 {disk}
+{disk_keys}
 [[net]]
 id = "net0"
 mac = "52:54:00:4b:00:02"
@@ -129,6 +133,7 @@ path = "{arbiter}"
             mode = self.mode,
             plaintext = !self.tls,
             protection = self.protection,
+            disk_keys = self.disk_keys,
             disk = match self.disk {
                 Disk::Shared => "shared = true".to_owned(),
                 Disk::Replicated(flush) => format!("flush = \"{flush}\""),
