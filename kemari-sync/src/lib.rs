@@ -7,6 +7,7 @@
 //! The rules, and why there is no split brain: docs/concepts.md, "Consent".
 
 mod consent;
+mod delta;
 mod faults;
 #[cfg(feature = "sim")]
 pub mod model;
@@ -23,6 +24,9 @@ mod trouble;
 pub mod wire;
 
 pub use consent::{AskId, PeerWord, Start, StartAction, StartConfig, StartEvent};
+pub use delta::{
+    DELTA_BYTES_MAX, DeltaCache, DeltaGovernor, apply_delta, base_checksum, encode_delta, is_delta,
+};
 pub use faults::Fault;
 #[cfg(feature = "faults")]
 pub use faults::inject;

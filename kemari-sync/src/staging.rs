@@ -4,7 +4,7 @@
 //! does not fit is refused; nothing here grows.
 
 use crate::record::Epoch;
-use crate::wire::{Commit, FrameError, FrameHeader, FrameKind, Page, PageBatch, StateFrame};
+use crate::wire::{Commit, FrameError, FrameHeader, FrameKind, Page, PageBatch, PageContent, StateFrame};
 
 /// Counts the frames of a sync on both sides, so that a lost, doubled or reordered one is noticed.
 #[derive(Clone, Debug, Default)]
@@ -60,6 +60,16 @@ pub enum StagingError {
         /// The limit in bytes.
         limit: usize,
     },
+    /// A delta of something that is not here.
+    #[error(
+        "page frame {gfn:#x} of sync {epoch} came as a change of something else than what is here; nothing of that sync is taken"
+    )]
+    Base {
+        /// Which sync.
+        epoch: Epoch,
+        /// Which page.
+        gfn: u64,
+    },
     /// A frame outside of a sync, or of a kind that is not staged.
     #[error("a {0:?} frame came outside of a sync")]
     Unexpected(FrameKind),
@@ -82,6 +92,8 @@ pub struct Staging {
     frames: Vec<(FrameKind, usize)>,
     tally: SyncTally,
     epoch: Option<Epoch>,
+    /// The highest page number so far.
+    last_page: Option<u64>,
 }
 
 /// Room for pages before the bookkeeping of frames must grow.
@@ -98,6 +110,7 @@ impl Staging {
             frames: Vec::with_capacity(FRAMES_EXPECTED),
             tally: SyncTally::default(),
             epoch: None,
+            last_page: None,
         }
     }
 
@@ -118,7 +131,7 @@ impl Staging {
         self.block.clear();
         self.frames.clear();
         self.tally = SyncTally::default();
-        self.epoch = None;
+        (self.epoch, self.last_page) = (None, None);
     }
 
     /// Bytes in it.
@@ -145,14 +158,33 @@ impl Staging {
         Ok(&mut self.block[at..])
     }
 
-    /// Checks the body just received into [`Self::room`], and keeps it.
-    pub fn accept(&mut self, header: &FrameHeader, is_ram: impl Fn(u64) -> bool) -> Result<(), StagingError> {
+    /// Checks the body just received into [`Self::room`], and keeps it. `is_ram` says which page frames exist, `checksum`
+    /// what [`crate::base_checksum`] says of one as last committed.
+    ///
+    /// A delta is a change of the last commit. It must therefore be the first and only word of its sync on that page so
+    /// far: its number must be higher than all before it.
+    pub fn accept(
+        &mut self,
+        header: &FrameHeader,
+        is_ram: impl Fn(u64) -> bool,
+        checksum: impl Fn(u64) -> u32,
+    ) -> Result<(), StagingError> {
         let at = self.block.len() - header.length;
         let body = &self.block[at..];
         header.check(body)?;
         match header.kind {
             FrameKind::Pages => {
                 let batch = PageBatch::parse(header.kind, body, is_ram)?;
+                for Page { gfn, content } in batch {
+                    let is_next = self.last_page.is_none_or(|last| gfn > last);
+                    if let PageContent::Delta { base, .. } = content
+                        && !(is_next && checksum(gfn) == base)
+                    {
+                        let epoch = self.epoch.unwrap_or_default();
+                        return Err(StagingError::Base { epoch, gfn });
+                    }
+                    self.last_page = self.last_page.max(Some(gfn));
+                }
                 self.tally.add_pages(header, batch.len());
             }
             FrameKind::State => {

@@ -211,7 +211,7 @@ fn stage(staging: &mut Staging, epoch: u64, batches: &[&[u64]]) -> Result<Commit
     for gfns in batches {
         let (header, body) = batch(gfns);
         staging.room(&header)?.copy_from_slice(&body);
-        staging.accept(&header, |gfn| gfn < 1_000)?;
+        staging.accept(&header, |gfn| gfn < 1_000, |_| 0)?;
         tally.add_pages(&header, gfns.len());
     }
     let mut frame = Vec::new();
@@ -225,7 +225,7 @@ fn stage(staging: &mut Staging, epoch: u64, batches: &[&[u64]]) -> Result<Commit
         &mut frame,
     )?;
     staging.room(&header)?.copy_from_slice(&frame[HEADER_BYTES..]);
-    staging.accept(&header, |_| false)?;
+    staging.accept(&header, |_| false, |_| 0)?;
     tally.add_state(&header);
     Ok(tally.commit(epoch, false))
 }

@@ -100,6 +100,14 @@ pub fn write_page(memory: &Memory, gfn: u64, page: &[u8]) -> Result<(), GuestMem
     memory.write_slice(page, GuestAddress(gfn * PAGE_BYTES as u64))
 }
 
+/// Writes a part of one page frame, from `offset` in it on.
+///
+/// # Errors
+/// If it lies outside the guest's memory.
+pub fn write_in_page(memory: &Memory, gfn: u64, offset: usize, bytes: &[u8]) -> Result<(), GuestMemoryError> {
+    memory.write_slice(bytes, GuestAddress(gfn * PAGE_BYTES as u64 + offset as u64))
+}
+
 /// Whether the guest has a page frame of this number.
 pub fn has_page(memory: &Memory, gfn: u64) -> bool {
     gfn.checked_mul(PAGE_BYTES as u64)

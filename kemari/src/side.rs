@@ -11,6 +11,7 @@ mod capture;
 mod clock;
 mod console;
 mod copy;
+mod deltas;
 mod faults;
 mod fence;
 mod health;

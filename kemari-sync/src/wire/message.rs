@@ -9,7 +9,7 @@ use crate::trouble::Trouble;
 use super::frame::FrameKind;
 
 /// Version of the conversation. Both sides must speak the same.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// Longest reason in a message, in bytes; longer ones are cut by [`reason_text`].
 pub const REASON_BYTES_MAX: usize = 512;

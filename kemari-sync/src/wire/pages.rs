@@ -1,6 +1,9 @@
 //! Batches of pages: the body of `CopyPages` and `Pages` frames.
 //!
-//! `count: u32`, then per page `gfn: u64`, `encoding: u8` (0 zero, 1 raw) and, if raw, the page's bytes.
+//! `count: u32`, then per page `gfn: u64`, `encoding: u8` (0 zero, 1 raw, 2 delta) and, if raw, the page's bytes; if a
+//! delta, `base: u32` (checksum of the page that it changes), `length: u16` and the runs (see [`crate::is_delta`]).
+
+use crate::delta::{DELTA_BYTES_MAX, base_checksum, encode_delta, is_delta};
 
 use super::frame::{FrameError, FrameHeader, FrameKind, HEADER_BYTES, close_frame, open_frame};
 
@@ -15,6 +18,10 @@ pub(super) const PAGE_FRAME_BYTES_MAX: usize = COUNT_BYTES + PAGES_PER_FRAME_MAX
 
 const ENCODING_ZERO: u8 = 0;
 const ENCODING_RAW: u8 = 1;
+const ENCODING_DELTA: u8 = 2;
+/// Bytes of a delta before its runs: checksum and length.
+const DELTA_HEAD_BYTES: usize = 6;
+const _: () = assert!(DELTA_HEAD_BYTES + DELTA_BYTES_MAX < PAGE_BYTES);
 
 /// Builds one frame of pages at the end of a buffer, which a driver keeps and reuses.
 pub struct PageBatchWriter<'a> {
@@ -60,6 +67,25 @@ impl<'a> PageBatchWriter<'a> {
                 self.entry(gfn, ENCODING_RAW);
                 self.out.extend_from_slice(bytes);
             }
+        }
+    }
+
+    /// Adds a page in its shortest encoding, given what the receiver has for certain.
+    pub fn push_delta(&mut self, gfn: u64, base: &[u8; PAGE_BYTES], bytes: &[u8; PAGE_BYTES]) {
+        if is_zero(bytes) {
+            return self.push_zero(gfn);
+        }
+        self.entry(gfn, ENCODING_DELTA);
+        let head = self.out.len();
+        self.out.extend_from_slice(&[0; DELTA_HEAD_BYTES]);
+        if encode_delta(base, bytes, self.out) {
+            let length = (self.out.len() - head - DELTA_HEAD_BYTES) as u16;
+            self.out[head..head + 4].copy_from_slice(&base_checksum(base).to_le_bytes());
+            self.out[head + 4..head + DELTA_HEAD_BYTES].copy_from_slice(&length.to_le_bytes());
+        } else {
+            self.out.truncate(head);
+            self.out[head - 1] = ENCODING_RAW;
+            self.out.extend_from_slice(bytes);
         }
     }
 
@@ -111,6 +137,13 @@ pub enum PageContent<'a> {
     Zero,
     /// These bytes.
     Raw(&'a [u8; PAGE_BYTES]),
+    /// What the receiver has, changed.
+    Delta {
+        /// Checksum of what the receiver must have.
+        base: u32,
+        /// The changes: see [`crate::apply_delta`].
+        runs: &'a [u8],
+    },
 }
 
 /// One page of a batch.
@@ -149,6 +182,17 @@ impl<'a> PageBatch<'a> {
             };
             if !is_ram(page.gfn) {
                 return refuse(format!("page frame {:#x} is no memory of this machine", page.gfn));
+            }
+            if let PageContent::Delta { runs, .. } = page.content {
+                if kind != FrameKind::Pages {
+                    return refuse(format!(
+                        "page frame {:#x} is a delta, and nothing was synced yet",
+                        page.gfn
+                    ));
+                }
+                if !is_delta(runs) {
+                    return refuse(format!("the delta of page frame {:#x} leaves the page", page.gfn));
+                }
             }
             rest = after;
         }
@@ -229,6 +273,14 @@ fn next_page(bytes: &[u8]) -> Option<(Page<'_>, &[u8])> {
                 },
                 bytes,
             ))
+        }
+        ENCODING_DELTA => {
+            let (base, bytes) = bytes.split_first_chunk::<4>()?;
+            let (length, bytes) = bytes.split_first_chunk::<2>()?;
+            let (runs, bytes) = bytes.split_at_checked(u16::from_le_bytes(*length).into())?;
+            let base = u32::from_le_bytes(*base);
+            let content = PageContent::Delta { base, runs };
+            Some((Page { gfn, content }, bytes))
         }
         _ => None,
     }

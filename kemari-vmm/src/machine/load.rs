@@ -51,6 +51,27 @@ impl Machine {
         self.decode(states).map(|_| ())
     }
 
+    /// [`Machine::check_state`] of `whole`, which has passed it, with these parts in their places.
+    pub fn check_parts(&self, parts: &[StateBlob], whole: &[StateBlob]) -> Result<(), MachineError> {
+        for part in parts {
+            let (kind, instance) = (part.kind, part.instance);
+            if !whole
+                .iter()
+                .any(|other| (other.kind, other.instance) == (kind, instance))
+            {
+                let why = format!("{kind:?} {instance} was not in it before");
+                return Err(StateError::Mismatch(why).into());
+            }
+            match kind {
+                StateKind::VcpuIdentity => drop(part.decode::<VcpuIdentity>(VCPU_IDENTITY_VERSION)?),
+                StateKind::Vcpu => drop(part.decode::<VcpuState>(VCPU_STATE_VERSION)?),
+                StateKind::Vm => drop(part.decode::<VmState>(VM_STATE_VERSION)?),
+                StateKind::Serial | StateKind::Power | StateKind::Virtio => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Tries what of a load depends on this host and on how the machine was made: whether the processor can be the
     /// guest's, and whether the devices take their state. The machine must never have run; it still must be loaded.
     ///

@@ -41,6 +41,19 @@ pub enum Latency {
     Spare,
 }
 
+/// Whether pages are sent as their difference from what the secondary has, where that is shorter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Delta {
+    /// While that is measured to be faster.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
 /// How often syncs are made: what of the configuration may be changed while the VM runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Pace {
@@ -80,6 +93,10 @@ pub struct Protection {
     pub interval_ms: u32,
     /// Whether both sides poll while syncs follow each other.
     pub latency: Latency,
+    /// Whether pages are sent as differences.
+    pub delta: Delta,
+    /// Most memory in which the primary keeps what the secondary has, for differences, in MiB.
+    pub delta_cache_mib_max: u32,
     /// Silence of the peer after which it is suspected, in ms.
     pub suspicion_timeout_ms: u32,
     /// Time between two heartbeats, in ms.
@@ -117,6 +134,8 @@ impl Default for Protection {
             mode: Mode::default(),
             interval_ms: 25,
             latency: Latency::default(),
+            delta: Delta::default(),
+            delta_cache_mib_max: 64,
             suspicion_timeout_ms: 1000,
             heartbeat_interval_ms: 100,
             reconnect_timeout_ms: 500,

@@ -214,6 +214,7 @@ fn protection(config: &Config, wrong: &mut Wrong) {
         p.reconnect_timeout_ms,
         0..=*TIMEOUT_MS.end(),
     );
+    wrong.range(&at("delta_cache_mib_max"), p.delta_cache_mib_max, 1..=1 << 20);
     wrong.range(&at("staging_mib_max"), p.staging_mib_max, STAGING_MIB);
     wrong.range(&at("replica_queue_mib_max"), p.replica_queue_mib_max, 1..=1 << 20);
     wrong.range(&at("resync_mib_per_s_max"), p.resync_mib_per_s_max, 0..=1 << 20);

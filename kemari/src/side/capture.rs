@@ -1,12 +1,11 @@
 //! A capture: the frames of one sync, taken at a pause and kept until the ack.
 
-use std::collections::HashSet;
 use std::time::Instant;
 
-use kemari_sync::SyncTally;
 use kemari_sync::wire::{
     Begin, Message, PAGES_PER_FRAME_MAX, PageBatchWriter, StateFrame, encode, encode_state,
 };
+use kemari_sync::{DeltaCache, SyncTally};
 use kemari_vmm::machine::{Machine, MachineError};
 use kemari_vmm::memory;
 use kemari_vmm::state::StateBlob;
@@ -37,14 +36,15 @@ pub struct Failed {
 
 impl Capture {
     /// Pauses the machine, holds its output from here on if `hold`, and takes state, output and dirty pages; `owed` are
-    /// pages that are dirty already, `acked` the states that the secondary has for certain. The frames are built in
-    /// `buffer`. The machine stays paused.
+    /// pages that are dirty already, `acked` the states that the secondary has for certain, `deltas` what of its pages is
+    /// known, if they are to be used. The frames are built in `buffer`. The machine stays paused.
     pub fn take(
         machine: &Machine,
         epoch: u64,
         hold: bool,
         owed: Vec<u64>,
         acked: &[StateBlob],
+        deltas: Option<&mut DeltaCache>,
         buffer: Vec<u8>,
     ) -> Result<Self, Failed> {
         let begun = Instant::now();
@@ -62,8 +62,9 @@ impl Capture {
         let already = pages.len();
         let collected = frozen.collect_dirty(&mut pages);
         if already > 0 {
-            let mut seen = HashSet::with_capacity(pages.len());
-            pages.retain(|page| seen.insert(*page));
+            // In order, as the dirty log tells them: a delta must be the only word on its page.
+            pages.sort_unstable();
+            pages.dedup();
         }
         if let Err(error) = saved.and(collected) {
             return Err(Failed {
@@ -81,7 +82,7 @@ impl Capture {
             stop: machine.power_off_wanted(),
         };
         let dirty_at = Instant::now();
-        match capture.encode(machine, acked) {
+        match capture.encode(machine, acked, deltas) {
             Ok(()) => {
                 let steps = [begun, states_at, dirty_at, Instant::now()];
                 capture.took_us =
@@ -95,8 +96,16 @@ impl Capture {
         }
     }
 
-    fn encode(&mut self, machine: &Machine, acked: &[StateBlob]) -> anyhow::Result<()> {
+    fn encode(
+        &mut self,
+        machine: &Machine,
+        acked: &[StateBlob],
+        mut deltas: Option<&mut DeltaCache>,
+    ) -> anyhow::Result<()> {
         let memory = machine.memory();
+        if let Some(deltas) = &mut deltas {
+            deltas.begin(self.epoch);
+        }
         self.frames.clear();
         self.frames
             .reserve(self.pages.len() * (memory::PAGE_BYTES + 16) + (64 << 10));
@@ -104,11 +113,16 @@ impl Capture {
             let mut batch = PageBatchWriter::new(false, &mut self.frames);
             let mut read = Ok(());
             for &page in chunk {
-                batch.push_with(page, |bytes| {
+                let mut fill = |bytes: &mut [u8; memory::PAGE_BYTES]| {
                     if let Err(error) = memory::read_page(memory, page, bytes) {
                         read = Err(error);
                     }
-                });
+                };
+                match deltas.as_mut().and_then(|deltas| deltas.send(page, &mut fill)) {
+                    Some((bytes, Some(base))) => batch.push_delta(page, base, bytes),
+                    Some((bytes, None)) => batch.push(page, bytes),
+                    None => batch.push_with(page, fill),
+                }
             }
             let count = batch.pages();
             let header = batch.finish();

@@ -27,6 +27,7 @@ use super::board::{Board, Order};
 use super::capture::Capture;
 use super::clock::Clock;
 use super::copy::Copy;
+use super::deltas::Deltas;
 use super::health::{HealthWatch, OwnIo};
 use super::mailbox::Mailbox;
 use super::sync_tap::{Attached, SyncTap};
@@ -133,6 +134,8 @@ pub struct PrimarySide {
     dirty_look_ms: u64,
     /// The states of the last acked sync: the secondary has them, so only what differs from them is sent.
     acked_states: Vec<StateBlob>,
+    /// The same of pages, as far as they are kept.
+    deltas: Deltas,
     /// Whether the core wants the guest paused. The tap may pause it earlier.
     paused: bool,
     /// When held console output is to be synchronised, in milliseconds.
@@ -154,10 +157,14 @@ pub struct PrimarySide {
     asked_us: Option<u64>,
     /// When the guest asked for the sync under way, or was paused for it.
     sync_since_us: u64,
+    /// When that sync began to be handed to the link.
+    sending_us: u64,
     /// When that sync was handed to the link.
     sent_us: u64,
     /// How long an ack takes, as far as the last ones tell, in microseconds.
     ack_us_expected: u64,
+    /// See [`Self::may_loop_poll`].
+    loop_polls: bool,
     /// Until when the loop's thread polls for acks, in microseconds.
     train_until_us: u64,
     shown_ms: u64,
@@ -187,6 +194,8 @@ impl PrimarySide {
             sink.post(Input::ConsoleHeld)
         });
         let pace = config.protection.pace();
+        let deltas = Deltas::new(&config.protection);
+        let loop_polls = Self::may_loop_poll(config.protection.latency, config.machine.vcpus.into());
         tap.set_clocked(pace.mode == Mode::Interval);
         let waiter = Waiter::new()?;
         waiter.add(mailbox.fd())?;
@@ -223,6 +232,7 @@ impl PrimarySide {
             owed: Vec::new(),
             dirty_look_ms: 0,
             acked_states: Vec::new(),
+            deltas,
             paused: false,
             console_due_ms: None,
             reset: reset::Reset::default(),
@@ -237,8 +247,10 @@ impl PrimarySide {
             paused_at_us: 0,
             asked_us: None,
             sync_since_us: 0,
+            sending_us: 0,
             sent_us: 0,
             ack_us_expected: 0,
+            loop_polls,
             train_until_us: 0,
             shown_ms: 0,
             orders: Vec::new(),

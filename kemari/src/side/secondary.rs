@@ -119,7 +119,7 @@ pub struct SecondarySide {
     events: VecDeque<SecondaryEvent>,
     actions: Vec<SecondaryAction>,
     staging: Staging,
-    /// All states as they will be after the sync that was checked.
+    /// The states that the sync brings that was checked.
     checked_states: Vec<StateBlob>,
     /// The session and sync whose frames are staged.
     staged: Option<(SessionId, u64)>,

@@ -38,10 +38,10 @@ impl PrimarySide {
                     return self.cut_in_frame(session, buffers);
                 }
                 self.counters.wire_bytes += buffers.iter().map(|buffer| buffer.len() as u64).sum::<u64>();
-                let begun_us = self.clock.now_us();
+                self.sending_us = self.clock.now_us();
                 self.transmit(session, buffers);
                 self.sent_us = self.clock.now_us();
-                self.timings.send_us.note(self.sent_us - begun_us);
+                self.timings.send_us.note(self.sent_us - self.sending_us);
                 self.expect_ack();
                 self.trace.note(Step::AwaitingAck, epoch);
                 self.events.push_back(PrimaryEvent::Transmitted { epoch });
@@ -108,6 +108,7 @@ impl PrimarySide {
             // A new standby VM: it has neither pages nor states yet.
             self.owed.clear();
             self.acked_states.clear();
+            self.deltas.forget();
         }
         if let Err(error) = self.copy.begin(&self.machine, first) {
             self.fail_host(format!("the first copy cannot be made: {error:#}"));
@@ -180,7 +181,16 @@ impl PrimarySide {
             .as_mut()
             .map(|session| session.main.take_spare())
             .unwrap_or_default();
-        match Capture::take(&self.machine, epoch, hold, owed, &self.acked_states, buffer) {
+        let deltas = self.deltas.for_sync();
+        match Capture::take(
+            &self.machine,
+            epoch,
+            hold,
+            owed,
+            &self.acked_states,
+            deltas,
+            buffer,
+        ) {
             Ok(capture) => {
                 let [state, dirty, encode] = capture.took_us;
                 self.timings.state_us.note(state);
@@ -199,6 +209,7 @@ impl PrimarySide {
                 self.capture = Some(capture);
             }
             Err(Failed { pages, error }) => {
+                self.deltas.failed();
                 self.machine.give_back(epoch, &pages);
                 self.events.push_back(PrimaryEvent::CaptureFailed {
                     epoch,
@@ -212,6 +223,7 @@ impl PrimarySide {
         self.tap.set_idle();
         self.disks.forget_still();
         self.counters.syncs_failed += 1;
+        self.deltas.failed();
         self.reset.forget_capture(epoch);
         if let Some(capture) = self.capture.take_if(|capture| capture.epoch == epoch) {
             self.machine.give_back(epoch, &capture.pages);
@@ -227,6 +239,10 @@ impl PrimarySide {
         self.tap.set_idle();
         if let Some(capture) = self.capture.take_if(|capture| capture.epoch == epoch) {
             self.acked_states = capture.states;
+            let encode_us = capture.took_us[2];
+            let wire_us = self.clock.now_us().saturating_sub(self.sending_us);
+            self.deltas
+                .acked(epoch, encode_us + wire_us, capture.pages.len() as u64);
         }
         self.machine.release(epoch);
         self.counters.syncs += 1;
@@ -265,6 +281,7 @@ impl PrimarySide {
         }
         self.attached = None;
         self.capture = None;
+        self.deltas.forget();
         self.tap.set_idle();
         self.copy.take_dirty();
         self.owed.clear();

@@ -15,6 +15,9 @@ const POLL_US_MAX: u64 = 2000;
 /// other, being woken would cost more than the work.
 const TRAIN_US: u64 = 1000;
 
+/// An ack is not expected later than this, however late the last ones came: a vCPU with more output looks for it then.
+const ACK_US_MAX: u64 = 200;
+
 /// Longest time that the loop's thread polls without looking at anything else.
 const POLL_ROUND_US: u64 = 500;
 
@@ -67,14 +70,21 @@ impl PrimarySide {
 
     /// An ack took so long.
     pub(super) fn note_ack(&mut self, us: u64) {
-        self.ack_us_expected = (3 * self.ack_us_expected + us) / 4;
+        self.ack_us_expected = ((3 * self.ack_us_expected + us) / 4).min(ACK_US_MAX);
         self.extend_train();
     }
 
     fn extend_train(&mut self) {
-        if self.polls() && !self.paused {
+        if self.loop_polls && !self.paused {
             self.train_until_us = self.clock.now_us() + TRAIN_US;
         }
+    }
+
+    /// Whether the loop's thread may poll: beside it and the vCPUs a processor must be left. Where there are fewer, whoever
+    /// polls is in the way of those that it waits for; being woken is faster then.
+    pub(super) fn may_loop_poll(latency: Latency, vcpus: usize) -> bool {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        latency == Latency::Low && processors > vcpus + 1
     }
 
     fn polls(&self) -> bool {

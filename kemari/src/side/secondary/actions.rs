@@ -3,7 +3,7 @@
 use std::thread;
 
 use kemari_sync::wire::{Channel, Commit, Message, encode};
-use kemari_sync::{Incarnation, SecondaryAction, SecondaryEvent, SessionId};
+use kemari_sync::{Incarnation, SecondaryAction, SecondaryEvent, SessionId, Staging};
 use kemari_vmm::state::{StateBlob, StateKind};
 
 use super::super::{assembly, capture, faults, fence};
@@ -134,12 +134,13 @@ impl SecondarySide {
             .and_then(|()| {
                 let standby = self.standby.as_ref().ok_or("there is no standby VM")?;
                 standby.disks.check()?;
-                let states = self.staged_states(standby)?;
-                // The first time it is found out whether this host could go on at all.
+                let states = staged_states(&self.staging)?;
+                // The first time it is found out whether this host could go on at all; later only what has changed is
+                // looked at.
                 let machine = &standby.machine;
                 let checked = match standby.states.is_empty() {
                     true => machine.try_on(&states),
-                    false => machine.check_state(&states),
+                    false => machine.check_parts(&states, &standby.states),
                 };
                 checked.map_err(|error| capture::explain(&error))?;
                 self.checked_states = states;
@@ -155,41 +156,23 @@ impl SecondarySide {
         self.events.push_back(SecondaryEvent::Checked { epoch, result });
     }
 
-    /// The states after the staged sync: those of the last commit, with those that came put in their place.
-    fn staged_states(&self, standby: &Standby) -> Result<Vec<StateBlob>, String> {
-        let mut states = standby.states.clone();
-        for frame in self.staging.states() {
-            let kind = StateKind::from_wire(frame.kind)
-                .ok_or_else(|| format!("state of an unknown kind {}", frame.kind))?;
-            let (instance, version, bytes) = (frame.instance, frame.version, frame.bytes.to_vec());
-            let blob = StateBlob {
-                kind,
-                instance,
-                version,
-                bytes,
-            };
-            match states
-                .iter_mut()
-                .find(|state| (state.kind, state.instance) == (kind, instance))
-            {
-                Some(state) => *state = blob,
-                None => states.push(blob),
-            }
-        }
-        Ok(states)
-    }
-
     /// The staged sync becomes the committed state. The first copy ends with the first sync.
     fn apply(&mut self, epoch: u64) {
         self.copying = None;
-        let states = std::mem::take(&mut self.checked_states);
         if let Some(standby) = &mut self.standby {
             let mut pages = 0;
             for page in self.staging.pages() {
                 standby.write_page(page);
                 pages += 1;
             }
-            standby.states = states;
+            for state in self.checked_states.drain(..) {
+                let is_its_own =
+                    |other: &&mut StateBlob| (other.kind, other.instance) == (state.kind, state.instance);
+                match standby.states.iter_mut().find(is_its_own) {
+                    Some(other) => *other = state,
+                    None => standby.states.push(state),
+                }
+            }
             self.counters.pages += pages;
         }
         self.staging.clear();
@@ -229,4 +212,19 @@ impl SecondarySide {
             format!("{error:#}")
         })
     }
+}
+
+/// The states that the staged sync brings.
+fn staged_states(staging: &Staging) -> Result<Vec<StateBlob>, String> {
+    let blobs = staging.states().map(|frame| {
+        let kind = StateKind::from_wire(frame.kind)
+            .ok_or_else(|| format!("state of an unknown kind {}", frame.kind))?;
+        Ok(StateBlob {
+            kind,
+            instance: frame.instance,
+            version: frame.version,
+            bytes: frame.bytes.to_vec(),
+        })
+    });
+    blobs.collect()
 }

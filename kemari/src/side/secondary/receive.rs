@@ -192,7 +192,8 @@ impl SecondarySide {
             .map(|room| room.copy_from_slice(body))
             .and_then(|()| {
                 let has_page = |gfn| standby.has_page(gfn);
-                self.staging.accept(header, has_page)
+                self.staging
+                    .accept(header, has_page, |gfn| standby.page_checksum(gfn))
             });
         if let Err(error) = result {
             self.staged = None;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use kemari_sync::SessionId;
 use kemari_sync::wire::{Page, PageContent};
+use kemari_sync::{SessionId, apply_delta, base_checksum};
 use kemari_vmm::machine::{Machine, MachineSpec};
 use kemari_vmm::memory::{self, PAGE_BYTES};
 use kemari_vmm::state::StateBlob;
@@ -66,15 +66,29 @@ impl Standby {
         memory::has_page(self.machine.memory(), gfn)
     }
 
+    /// Checksum of a page as last committed, for a delta of it.
+    ///
+    /// # Panics
+    /// If the page was not checked with [`Standby::has_page`].
+    pub fn page_checksum(&self, gfn: u64) -> u32 {
+        let mut page = [0; PAGE_BYTES];
+        memory::read_page(self.machine.memory(), gfn, &mut page).expect("the page was checked");
+        base_checksum(&page)
+    }
+
     /// Writes a page into the committed copy.
     ///
     /// # Panics
     /// If the page was not checked with [`Standby::has_page`].
     pub fn write_page(&self, page: Page<'_>) {
-        let bytes: &[u8] = match page.content {
-            PageContent::Zero => &[0; PAGE_BYTES],
-            PageContent::Raw(bytes) => bytes,
+        let memory = self.machine.memory();
+        let write = |offset, bytes: &[u8]| {
+            memory::write_in_page(memory, page.gfn, offset, bytes).expect("the page was checked");
         };
-        memory::write_page(self.machine.memory(), page.gfn, bytes).expect("the page was checked");
+        match page.content {
+            PageContent::Zero => write(0, &[0; PAGE_BYTES]),
+            PageContent::Raw(bytes) => write(0, bytes),
+            PageContent::Delta { runs, .. } => apply_delta(runs, write),
+        }
     }
 }

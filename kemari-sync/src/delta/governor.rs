@@ -1,0 +1,116 @@
+//! Whether deltas pay: decided by measuring, not by guessing how fast wire and processor are.
+
+/// Syncs of one kind that are measured in turn.
+const PROBE_SYNCS: u32 = 64;
+/// Of them, the first ones do not count: with deltas they fill the cache, without them they empty the queues.
+const WARM_UP_SYNCS: u32 = 16;
+/// Syncs that the better kind is used for until the other is tried again.
+const USE_SYNCS: u32 = 4096;
+
+/// Decides for each sync whether pages are sent as deltas where that is shorter.
+#[derive(Clone, Debug)]
+pub struct DeltaGovernor {
+    /// Whether the syncs at present are with deltas.
+    on: bool,
+    /// Syncs left of this turn.
+    left: u32,
+    /// Whether this turn is to measure the kind that is not known to be better.
+    probing: bool,
+    /// (microseconds, pages) of this turn that count.
+    measured: (u64, u64),
+    /// Microseconds a page without and with deltas, as last measured.
+    cost_us: [Option<f64>; 2],
+}
+
+impl Default for DeltaGovernor {
+    fn default() -> Self {
+        Self {
+            on: true,
+            left: PROBE_SYNCS,
+            probing: true,
+            measured: (0, 0),
+            cost_us: [None; 2],
+        }
+    }
+}
+
+impl DeltaGovernor {
+    /// Whether the next sync is to be with deltas.
+    pub fn is_on(&self) -> bool {
+        self.on
+    }
+
+    /// A sync was acked: what its pages took, from their encoding to the ack, in microseconds.
+    pub fn note(&mut self, us: u64, pages: u64) {
+        let begun = if self.probing { PROBE_SYNCS } else { USE_SYNCS };
+        if begun - self.left >= WARM_UP_SYNCS {
+            self.measured.0 += us;
+            self.measured.1 += pages;
+        }
+        self.left -= 1;
+        if self.left == 0 {
+            self.next_turn();
+        }
+    }
+
+    fn next_turn(&mut self) {
+        let (us, pages) = std::mem::take(&mut self.measured);
+        if pages > 0 {
+            self.cost_us[usize::from(self.on)] = Some(us as f64 / pages as f64);
+        }
+        // After a turn of use the other kind is probed; after the probe of both, the better one is used.
+        (self.on, self.probing) = match (self.probing, self.cost_us) {
+            (true, [Some(without), Some(with)]) => (with <= without, false),
+            (true, [without, _]) => (without.is_some(), true),
+            (false, _) => (!self.on, true),
+        };
+        self.left = if self.probing { PROBE_SYNCS } else { USE_SYNCS };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Share of syncs with deltas, when a page costs so much without and with them.
+    fn share_on(without_us: u64, with_us: u64) -> f64 {
+        let mut governor = DeltaGovernor::default();
+        let syncs = 3 * u64::from(USE_SYNCS);
+        let on = (0..syncs).filter(|_| {
+            let on = governor.is_on();
+            governor.note(10 * if on { with_us } else { without_us }, 10);
+            on
+        });
+        on.count() as f64 / syncs as f64
+    }
+
+    #[test]
+    fn the_cheaper_kind_is_used_and_the_other_tried_now_and_then() {
+        let (pays, does_not) = (share_on(10, 5), share_on(5, 10));
+        assert!((0.95..1.0).contains(&pays), "{pays}");
+        assert!((0.001..0.05).contains(&does_not), "{does_not}");
+    }
+
+    #[test]
+    fn it_follows_a_change() {
+        let mut governor = DeltaGovernor::default();
+        let mut syncs_on = |without_us, with_us| {
+            let on = (0..4 * USE_SYNCS).filter(|_| {
+                let on = governor.is_on();
+                governor.note(if on { with_us } else { without_us }, 1);
+                on
+            });
+            on.count() as u32
+        };
+        assert!(syncs_on(10, 5) > 3 * USE_SYNCS);
+        // Up to one turn passes before the other kind is tried.
+        assert!(syncs_on(5, 10) < 2 * USE_SYNCS);
+    }
+
+    #[test]
+    fn syncs_without_pages_decide_nothing() {
+        let mut governor = DeltaGovernor::default();
+        (0..1000).for_each(|_| governor.note(50, 0));
+        assert_eq!(governor.cost_us, [None; 2]);
+    }
+}
