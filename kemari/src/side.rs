@@ -8,6 +8,8 @@ mod arbiter_thread;
 mod assembly;
 mod board;
 mod capture;
+#[cfg(test)]
+mod capture_test;
 mod clock;
 mod console;
 mod copy;

@@ -1,0 +1,248 @@
+//! After thousands of syncs of a running guest, in every mode and encoding, some of which fail, what a secondary has is
+//! what the primary had at the capture: the whole memory, and every state.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kemari_sync::wire::{Begin, FrameHeader, FrameKind, HEADER_BYTES, Message, Page, PageContent, decode};
+use kemari_sync::{DeltaCache, Mode, Staging, apply_delta, base_checksum};
+use kemari_vmm::boot::{BootConfig, Kernel};
+use kemari_vmm::dirty::DirtySource;
+use kemari_vmm::machine::{Machine, MachineSpec};
+use kemari_vmm::memory::{self, Memory, PAGE_BYTES};
+use kemari_vmm::state::StateBlob;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::capture::Capture;
+
+fn bare_guest() -> PathBuf {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guests/bare");
+    let program = directory.join("target/release/bare-guest");
+    if !program.exists() {
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo
+            .args(["build", "--quiet", "--release"])
+            .current_dir(&directory)
+            .env_remove("CARGO_TARGET_DIR");
+        assert!(
+            cargo.status().is_ok_and(|status| status.success()),
+            "the bare guest is built"
+        );
+    }
+    program
+}
+
+fn machine(memory_mib: u64, dirty_source: DirtySource) -> Machine {
+    let config = BootConfig {
+        kernel: bare_guest(),
+        initrd: None,
+        // It dirties pages and kicks, without a client.
+        cmdline: "kickloop=30:600".into(),
+    };
+    let spec = MachineSpec {
+        memory_bytes: memory_mib << 20,
+        vcpus: 1,
+        kernel: Arc::new(Kernel::open(&config).expect("the bare guest is a kernel")),
+        disks: Vec::new(),
+        nets: Vec::new(),
+        rng: true,
+        dirty_source,
+    };
+    let machine = Machine::new(spec, Box::new(std::io::sink()), Arc::new(|_| {})).expect("a machine");
+    machine.boot().expect("it boots");
+    machine
+}
+
+/// What a secondary has.
+struct Shadow {
+    memory: Memory,
+    states: Vec<StateBlob>,
+    staging: Staging,
+}
+
+impl Shadow {
+    fn checksum(memory: &Memory, gfn: u64) -> u32 {
+        let mut page = [0; PAGE_BYTES];
+        memory::read_page(memory, gfn, &mut page).expect("a page of the guest");
+        base_checksum(&page)
+    }
+
+    fn stage(&mut self, epoch: u64, buffers: &[Vec<u8>; 3]) {
+        let [_, frames, closing] = buffers;
+        self.staging.begin(epoch);
+        let mut rest = &frames[..];
+        while let Some((header, after)) = rest.split_first_chunk::<HEADER_BYTES>() {
+            let header = FrameHeader::parse(header).expect("a frame");
+            let (body, after) = after.split_at(header.length);
+            self.staging
+                .room(&header)
+                .expect("there is room")
+                .copy_from_slice(body);
+            let memory = &self.memory;
+            self.staging
+                .accept(
+                    &header,
+                    |gfn| memory::has_page(memory, gfn),
+                    |gfn| Self::checksum(memory, gfn),
+                )
+                .expect("the frame is good, and its deltas are of what is here");
+            rest = after;
+        }
+        let Ok(Message::Commit(commit)) = decode(FrameKind::Commit, &closing[HEADER_BYTES..]) else {
+            panic!("the sync is not closed");
+        };
+        self.staging.check(&commit).expect("the sync is whole");
+    }
+
+    fn commit(&mut self) {
+        for Page { gfn, content } in self.staging.pages() {
+            let write = |offset, bytes: &[u8]| {
+                memory::write_in_page(&self.memory, gfn, offset, bytes).expect("the page was checked");
+            };
+            match content {
+                PageContent::Zero => write(0, &[0; PAGE_BYTES]),
+                PageContent::Raw(bytes) => write(0, bytes),
+                PageContent::Delta { runs, .. } => apply_delta(runs, write),
+            }
+        }
+        for frame in self.staging.states() {
+            let other = self
+                .states
+                .iter_mut()
+                .find(|state| (state.kind as u16, state.instance) == (frame.kind, frame.instance));
+            other.expect("it was in the first one").bytes = frame.bytes.to_vec();
+        }
+        self.staging.clear();
+    }
+}
+
+fn assert_same(ours: &Memory, theirs: &Memory, epoch: u64) {
+    let (mut one, mut other) = ([0; PAGE_BYTES], [0; PAGE_BYTES]);
+    for gfn in memory::all_pages(ours) {
+        memory::read_page(ours, gfn, &mut one).expect("a page of the guest");
+        memory::read_page(theirs, gfn, &mut other).expect("a page of the guest");
+        assert_eq!(one, other, "page {gfn:#x} after sync {epoch}");
+    }
+}
+
+/// What the syncs of a run were.
+#[derive(Debug, Default)]
+struct Seen {
+    failed: usize,
+    compared: usize,
+    pages: usize,
+    wire_bytes: usize,
+}
+
+fn run(memory_mib: u64, source: DirtySource, syncs: u64, compare_every: u64) -> Seen {
+    let machine = machine(memory_mib, source);
+    let mut rng = StdRng::seed_from_u64(memory_mib);
+    let mut shadow = Shadow {
+        memory: memory::create(memory_mib << 20).expect("a second memory"),
+        states: Vec::new(),
+        staging: Staging::new(64 << 20),
+    };
+    let mut deltas = DeltaCache::new(2 << 20);
+    machine.dirty().start().expect("dirty pages are tracked");
+    // What was there before the tracking: as the first copy does it.
+    let mut page = [0; PAGE_BYTES];
+    for gfn in memory::all_pages(machine.memory()) {
+        memory::read_page(machine.memory(), gfn, &mut page).expect("a page of the guest");
+        if page != [0; PAGE_BYTES] {
+            memory::write_page(&shadow.memory, gfn, &page).expect("machines are equal");
+        }
+    }
+    let last = memory::all_pages(machine.memory()).last().expect("it has memory");
+    let (mut with_deltas, mut seen) = (true, Seen::default());
+    machine.resume();
+    for epoch in 1..=syncs {
+        let mode = [Mode::Lockstep, Mode::Pipelined, Mode::Interval][rng.random_range(0..3)];
+        match mode {
+            Mode::Interval => std::thread::sleep(Duration::from_micros(rng.random_range(0..3000))),
+            Mode::Lockstep | Mode::Pipelined => std::thread::sleep(Duration::from_micros(100)),
+        }
+        // The VMM writes, too: behind all that the guest uses, on either side of the hole.
+        for gfn in [last - rng.random_range(0..50), 0x3f_00] {
+            memory::write_in_page(
+                machine.memory(),
+                gfn,
+                rng.random_range(0..4000),
+                &epoch.to_le_bytes(),
+            )
+            .expect("a page of the guest");
+        }
+        if rng.random_bool(0.05) {
+            with_deltas = !with_deltas;
+        }
+        if !with_deltas {
+            deltas.clear();
+        }
+        let known = with_deltas.then_some(&mut deltas);
+        let states = shadow.states.clone();
+        let taken = Capture::take(&machine, epoch, true, Vec::new(), &states, known, Vec::new());
+        let mut capture = taken.map_err(|failed| failed.error).expect("it is captured");
+        if mode != Mode::Lockstep {
+            machine.resume();
+        }
+        let begin = Begin {
+            epoch,
+            base: None,
+            term: 1,
+            store: 1,
+            primary: 1,
+            secondary: 2,
+        };
+        let buffers = capture.transmission(begin, false);
+        if epoch == 1 {
+            shadow.states.clone_from(&capture.states);
+        } else if rng.random_bool(0.1) {
+            // It came in part or as a whole, and was not committed.
+            shadow.stage(epoch, &buffers);
+            shadow.staging.clear();
+            machine.give_back(epoch, &capture.pages);
+            deltas.failed();
+            machine.resume();
+            seen.failed += 1;
+            continue;
+        }
+        shadow.stage(epoch, &buffers);
+        shadow.commit();
+        deltas.acked(epoch);
+        seen.pages += capture.pages.len();
+        seen.wire_bytes += buffers[1].len();
+        assert_eq!(shadow.states, capture.states, "the states after sync {epoch}");
+        if mode == Mode::Lockstep && epoch > compare_every * seen.compared as u64 {
+            seen.compared += 1;
+            assert_same(machine.memory(), &shadow.memory, epoch);
+        }
+        machine.release(epoch);
+        machine.resume();
+    }
+    machine.pause();
+    seen
+}
+
+#[test]
+fn what_a_secondary_has_is_what_was_captured() {
+    for source in [DirtySource::Best, DirtySource::Log] {
+        let seen = run(64, source, 1500, 50);
+        eprintln!("{source:?}: {seen:?}");
+        assert!(
+            seen.failed > 50 && seen.compared > 20 && seen.pages > 5_000,
+            "{seen:?}"
+        );
+        assert!(seen.wire_bytes < seen.pages * PAGE_BYTES, "{seen:?}");
+    }
+}
+
+#[test]
+fn the_same_on_both_sides_of_the_hole() {
+    for source in [DirtySource::Best, DirtySource::Log] {
+        let seen = run(3584, source, 150, 100);
+        eprintln!("{source:?}: {seen:?}");
+        assert!(seen.failed > 3 && seen.compared > 1, "{seen:?}");
+    }
+}
