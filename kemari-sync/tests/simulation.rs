@@ -6,7 +6,7 @@ use kemari_sync::Fault;
 use kemari_sync::sim::{Invariant, Summary, run, run_many, trace};
 
 /// Seeds of the clean run; `cargo xtask sim --seeds N` runs more.
-const CLEAN_SEEDS: u64 = 1_500;
+const CLEAN_SEEDS: u64 = 20_000;
 
 /// Broken only by an order of events so rare that the exploration is what finds it: see `model.rs`.
 const EXPLORED: [Fault; 2] = [Fault::HearOvertaken, Fault::ForgetAtWon];
@@ -40,18 +40,22 @@ const SEEDS_MAX: [(Fault, u64); 23] = [
 
 #[test]
 fn clean_seeds_keep_every_rule() {
-    let half = CLEAN_SEEDS / 2;
-    let other = std::thread::spawn(move || run_many(half, half, None));
-    for summary in [run_many(0, half, None), other.join().expect("the runs end")] {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    let share = CLEAN_SEEDS.div_ceil(threads);
+    let parts: Vec<_> = (0..threads)
+        .map(|part| std::thread::spawn(move || run_many(part * share, share, None)))
+        .collect();
+    let parts = parts.into_iter().map(|part| part.join().expect("the runs end"));
+    for summary in parts {
         assert_clean(&summary);
         assert!(
-            summary.takeovers > half / 5,
+            summary.takeovers > share / 5,
             "too few takeovers to mean anything: {}",
             summary.takeovers
         );
         for invariant in Invariant::ALL {
             assert!(
-                summary.exercised[&invariant] >= half,
+                summary.exercised[&invariant] >= share,
                 "{invariant:?} had too little to judge"
             );
         }

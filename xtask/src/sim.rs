@@ -128,6 +128,22 @@ fn conclude(is_broken: bool, has_fault: bool) -> bool {
     is_broken == has_fault
 }
 
+/// The last line, for programs.
+#[cfg(feature = "sim")]
+fn print_line(line: &serde_json::Value) {
+    println!("{line}");
+}
+
+#[cfg(feature = "sim")]
+fn by_name<K: std::fmt::Debug>(
+    counts: &std::collections::BTreeMap<K, u64>,
+) -> std::collections::BTreeMap<String, u64> {
+    let counts = counts.iter();
+    counts
+        .map(|(name, times)| (format!("{name:?}").trim_matches('"').to_owned(), *times))
+        .collect()
+}
+
 /// How often each had something to judge, or was hit.
 #[cfg(feature = "sim")]
 fn print_counts<K: std::fmt::Debug>(title: &str, counts: &std::collections::BTreeMap<K, u64>) {

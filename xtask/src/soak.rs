@@ -198,7 +198,7 @@ fn cut_and_recover(
 ) -> Result<()> {
     let victim = *primary;
     let at_cut = swarm.acknowledged();
-    period.cut.apply(place.net(), pair, victim)?;
+    period.cut.apply(place, pair, victim)?;
     period.step = period.cut.ends_primary().then(|| pair.step_of(victim)).flatten();
     answered(swarm, &at_cut, "after the cut")?;
     let runs = await_survivor(pair, period.cut, victim)?;
@@ -209,8 +209,15 @@ fn cut_and_recover(
         runs.name()
     );
     *primary = runs;
-    period.took_over = runs != victim && period.cut != Cut::Switchover;
+    period.took_over = runs != victim && !period.cut.is_planned();
     period.cut.repair(place.net(), victim)?;
+    if period.cut == Cut::Term {
+        wait_for(
+            "the end of the process that was told to end",
+            PACE.recover_max,
+            || Ok((!pair.is_running(victim)).then_some(())),
+        )?;
+    }
     if !pair.is_running(runs.other()) {
         pair.launch(runs.other(), Role::Secondary)?;
     }
@@ -244,13 +251,19 @@ fn await_survivor(pair: &mut LocalPair<'_>, cut: Cut, victim: Side) -> Result<Si
             if !pair.is_running(side) || (cut == Cut::Freeze && side == victim) {
                 continue;
             }
-            let decided = |status: &Status| match cut {
-                Cut::Switchover => status.is_primary(),
-                _ => status.is_primary() && status.protection == "off",
+            // Before it has given the VM away, a host still says that it runs it.
+            if cut.is_planned() && cut.survivor(victim) != Some(side) {
+                continue;
+            }
+            let is_alone = |status: &Status| status.is_primary() && status.protection == "off";
+            let decided = |status: &Status| match cut.is_planned() || cut.may_pass() {
+                true => is_alone(status) || (status.is_primary() && status.is_protected()),
+                false => is_alone(status),
             };
             found.extend(pair.status(side)?.filter(decided).map(|_| side));
         }
-        ensure!(found.len() < 2 || cut == Cut::Switchover, "both hosts run the VM");
+        // One that slept may not know yet that the VM has gone on elsewhere.
+        ensure!(found.len() < 2 || cut.may_pass(), "both hosts run the VM");
         Ok((found.len() == 1).then(|| found[0]))
     })
 }

@@ -155,6 +155,12 @@ impl Secondary {
         self.held.as_ref().map(|held| held.last)
     }
 
+    /// The primary that it follows, or whose state it holds.
+    pub fn primary(&self) -> Option<&Incarnation> {
+        let followed = self.session.as_ref().map(|session| &session.primary);
+        followed.or(self.held.as_ref().map(|held| &held.primary))
+    }
+
     /// When the next [`SecondaryEvent::Tick`] is due.
     pub fn next_deadline(&self) -> Option<u64> {
         if self.is_over() {

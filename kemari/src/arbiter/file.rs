@@ -4,15 +4,18 @@
 //! aside, made durable, and then *linked* to the next number: `link` fails if that name exists, in one step, on
 //! local file systems and on NFS (whose lost replies the link count tells). So there is no lock that a dead host
 //! could keep or a cut-off host could lose without noticing, and a record is never overwritten or half written.
+//!
+//! Why it holds on NFS, and when the storage loses its power: docs/operations.md, "Arbiter".
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+mod store;
+
+use std::io;
+use std::path::Path;
 
 use kemari_sync::{Arbiter, ArbiterAnswer, ArbiterRequest, Record};
 
 use super::stored::{self, STORED_BYTES_MAX};
+use store::{Directory, Store};
 
 /// Name of the file that must stand in the directory. It tells the shared storage from an empty mount point, where
 /// "there is no record" would be a lie that starts a VM twice.
@@ -23,8 +26,8 @@ pub const MARKER: &str = "kemari-arbiter";
 const RETAINED: u64 = 64;
 
 /// See the module.
-pub struct FileArbiter {
-    directory: PathBuf,
+pub struct FileArbiter<S = Directory> {
+    store: S,
     vm: String,
     /// Highest number seen by this process: a store that falls behind it went back in time.
     seen: u64,
@@ -36,32 +39,34 @@ type Current = Option<(u64, Record)>;
 impl FileArbiter {
     /// An arbiter for `vm` in `directory`, which must hold a file [`MARKER`] when it is asked.
     pub fn new(directory: &Path, vm: &str) -> Self {
+        Self::on(Directory::at(directory), vm)
+    }
+}
+
+impl<S: Store> FileArbiter<S> {
+    fn on(store: S, vm: &str) -> Self {
         Self {
-            directory: directory.to_owned(),
+            store,
             vm: vm.to_owned(),
             seen: 0,
         }
     }
 
-    fn path(&self, number: u64) -> PathBuf {
-        self.directory.join(format!("{}.{number:020}.record", self.vm))
+    fn name(&self, number: u64) -> String {
+        format!("{}.{number:020}.record", self.vm)
     }
 
     fn says(&self, what: &str, error: &io::Error) -> String {
-        format!(
-            "the arbiter's directory {}: {what}: {error}",
-            self.directory.display()
-        )
+        format!("the arbiter's directory {}: {what}: {error}", self.store.place())
     }
 
     fn check_marker(&self) -> Result<(), String> {
-        let marker = self.directory.join(MARKER);
-        match fs::metadata(&marker) {
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(format!(
+        match self.store.has(MARKER) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(format!(
                 "the arbiter's directory {0} holds no file `{MARKER}`: mount the shared storage, or, once, say that \
                  this directory is the one on it: `mkdir -p {0} && touch {0}/{MARKER}`",
-                self.directory.display()
+                self.store.place()
             )),
             Err(error) => Err(self.says("cannot look for its marker", &error)),
         }
@@ -70,11 +75,10 @@ impl FileArbiter {
     fn numbers(&self) -> io::Result<Vec<u64>> {
         let prefix = format!("{}.", self.vm);
         let mut numbers = Vec::new();
-        for entry in fs::read_dir(&self.directory)? {
-            let name = entry?.file_name();
+        for name in self.store.list()? {
             let number = name
-                .to_str()
-                .and_then(|name| name.strip_prefix(&prefix)?.strip_suffix(".record"));
+                .strip_prefix(&prefix)
+                .and_then(|name| name.strip_suffix(".record"));
             numbers.extend(
                 number
                     .filter(|text| text.len() == 20)
@@ -85,37 +89,31 @@ impl FileArbiter {
         Ok(numbers)
     }
 
-    fn sync_directory(&self) -> io::Result<()> {
-        File::open(&self.directory)?.sync_all()
-    }
-
-    /// A file of this process alone, by a name that no other call uses.
-    fn create_aside(&self) -> io::Result<(PathBuf, File)> {
-        let path = self
-            .directory
-            .join(format!(".{}.{:032x}.new", self.vm, rand::random::<u128>()));
-        let file = OpenOptions::new().write(true).create_new(true).open(&path)?;
-        Ok((path, file))
+    /// A name for a file of this process alone, that no other call uses.
+    fn name_aside(&self) -> String {
+        format!(".{}.{:032x}.new", self.vm, rand::random::<u128>())
     }
 
     /// The record that counts now. An error is a sentence, and never means that there is none.
     fn current(&mut self) -> Result<Current, String> {
         self.check_marker()?;
         // A change of the directory makes an NFS client forget what it has cached of it.
-        let refreshed = self.create_aside().and_then(|(path, _)| fs::remove_file(path));
+        let aside = self.name_aside();
+        let refreshed = self.store.create(&aside).and_then(|()| self.store.remove(&aside));
         refreshed.map_err(|error| self.says("cannot be written", &error))?;
         let numbers = self
             .numbers()
             .map_err(|error| self.says("cannot be listed", &error))?;
         // What is acted upon must not vanish with the storage's power.
-        self.sync_directory()
+        self.store
+            .sync()
             .map_err(|error| self.says("cannot be made durable", &error))?;
         let number = numbers.last().copied().unwrap_or(0);
         if number < self.seen {
             return Err(format!(
                 "the arbiter's directory {} went back in time (record {number}, after {} was seen): it was restored \
                  or replaced. Stop both sides and find out which VM state is the last",
-                self.directory.display(),
+                self.store.place(),
                 self.seen
             ));
         }
@@ -123,17 +121,20 @@ impl FileArbiter {
         if number == 0 {
             return Ok(None);
         }
-        let path = self.path(number);
-        let mut bytes = Vec::new();
-        File::open(&path)
-            .and_then(|file| file.take(STORED_BYTES_MAX as u64 + 1).read_to_end(&mut bytes))
-            .map_err(|error| format!("the arbiter's record {} cannot be read: {error}", path.display()))?;
+        let name = self.name(number);
+        let cannot = |what: &str, why: String| {
+            format!(
+                "the arbiter's record {}/{name} cannot be {what}: {why}",
+                self.store.place()
+            )
+        };
+        let bytes = self
+            .store
+            .read(&name, STORED_BYTES_MAX as u64 + 1)
+            .map_err(|error| cannot("read", error.to_string()))?;
         match stored::decode(&bytes, &self.vm) {
             Ok(record) => Ok(Some((number, record))),
-            Err(error) => Err(format!(
-                "the arbiter's record {} cannot be used: {error}",
-                path.display()
-            )),
+            Err(error) => Err(cannot("used", error.to_string())),
         }
     }
 
@@ -151,31 +152,29 @@ impl FileArbiter {
             Err(error) => return ArbiterAnswer::Unavailable(self.says("cannot take a new record", &error)),
         };
         let answer = self.link(&aside, number);
-        if let Err(error) = fs::remove_file(&aside) {
-            tracing::debug!("cannot remove {}: {error}", aside.display());
+        if let Err(error) = self.store.remove(&aside) {
+            tracing::debug!("cannot remove {aside}: {error}");
         }
         answer
     }
 
-    fn write_aside(&self, record: &Record) -> io::Result<PathBuf> {
-        let (path, mut file) = self.create_aside()?;
-        let written = file
-            .write_all(&stored::encode(record))
-            .and_then(|()| file.sync_all());
-        match written {
-            Ok(()) => Ok(path),
+    fn write_aside(&mut self, record: &Record) -> io::Result<String> {
+        let aside = self.name_aside();
+        self.store.create(&aside)?;
+        match self.store.write(&aside, &stored::encode(record)) {
+            Ok(()) => Ok(aside),
             Err(error) => {
                 // The error that counts is the first one.
-                let _ = fs::remove_file(&path);
+                let _ = self.store.remove(&aside);
                 Err(error)
             }
         }
     }
 
-    fn link(&mut self, aside: &Path, number: u64) -> ArbiterAnswer {
-        let linked = fs::hard_link(aside, self.path(number));
+    fn link(&mut self, aside: &str, number: u64) -> ArbiterAnswer {
+        let linked = self.store.link(aside, &self.name(number));
         // A repeated request over NFS fails although the first one was carried out: the link count knows.
-        let ours = linked.is_ok() || fs::metadata(aside).is_ok_and(|metadata| metadata.nlink() == 2);
+        let ours = linked.is_ok() || self.store.links(aside).is_ok_and(|links| links == 2);
         match linked {
             Err(error) if !ours => match error.kind() {
                 io::ErrorKind::AlreadyExists => match self.current() {
@@ -197,7 +196,7 @@ impl FileArbiter {
     /// After the link: the record stands for good, unless this process slept so long that the number was used and
     /// removed meanwhile.
     fn confirm(&mut self, number: u64) -> ArbiterAnswer {
-        let numbers = match self.sync_directory().and_then(|()| self.numbers()) {
+        let numbers = match self.store.sync().and_then(|()| self.numbers()) {
             Ok(numbers) => numbers,
             Err(error) => return ArbiterAnswer::Unknown(self.says("cannot be made durable", &error)),
         };
@@ -209,7 +208,7 @@ impl FileArbiter {
         }
         self.seen = self.seen.max(highest);
         for old in numbers.iter().filter(|old| **old + RETAINED <= highest) {
-            if let Err(error) = fs::remove_file(self.path(*old)) {
+            if let Err(error) = self.store.remove(&self.name(*old)) {
                 tracing::debug!("cannot remove the old record {old}: {error}");
             }
         }
@@ -217,7 +216,7 @@ impl FileArbiter {
     }
 }
 
-impl Arbiter for FileArbiter {
+impl<S: Store + Send> Arbiter for FileArbiter<S> {
     fn execute(&mut self, request: &ArbiterRequest) -> ArbiterAnswer {
         match request {
             ArbiterRequest::Read => match self.current() {
@@ -228,3 +227,7 @@ impl Arbiter for FileArbiter {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "file/power_cut_test.rs"]
+mod power_cut;

@@ -248,12 +248,20 @@ fn protection(config: &Config, wrong: &mut Wrong) {
     if !p.enabled {
         return;
     }
-    if config.hosts.len() != 2 {
+    let count = config.hosts.len();
+    if count < 2 {
+        wrong.at(
+            &["hosts"],
+            format!("[hosts] names {}, but a protected VM has two", count_of(count)),
+        );
+    }
+    // A third one waits until the second is lost. An image that is replicated has one other.
+    if count > 2 && config.disks.iter().any(|disk| !disk.shared && !disk.read_only) {
         wrong.at(
             &["hosts"],
             format!(
-                "[hosts] names {}, but a protected VM has two",
-                count_of(config.hosts.len())
+                "[hosts] names {}, but disks that are replicated have two: share them, or name two hosts",
+                count_of(count)
             ),
         );
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use kemari::control::{Protection, Role, Status};
+use lab::Network;
 
 use crate::support::{Host, PATIENCE, Plan, Scene, play};
 
@@ -32,6 +33,36 @@ fn a_secondary_that_dies_in_the_first_copy_is_replaced() {
         clients.go_on()?;
         scene.kill(Host::A)?;
         clients.go_on()?;
+        clients.finish()
+    });
+}
+
+#[test]
+fn a_cut_during_the_new_protection_after_a_takeover_loses_nothing() {
+    play(&plan(), |scene| {
+        begin_copy(scene)?;
+        scene.secondary(Host::B)?;
+        scene.await_protected(Host::A)?;
+        let clients = scene.clients()?;
+        scene.kill(Host::A)?;
+        clients.go_on()?;
+        scene.await_primary(Host::B)?;
+        // The host that returns dies again while it is copied to, and then the link breaks in the next copy.
+        scene.secondary(Host::A)?;
+        await_copying_on(scene, Host::B)?;
+        scene.kill(Host::A)?;
+        clients.go_on()?;
+        scene.await_alone(Host::B)?;
+        scene.secondary(Host::A)?;
+        await_copying_on(scene, Host::B)?;
+        scene.net.cut(Host::A.number(), Network::Replication)?;
+        clients.go_on()?;
+        scene.net.join(Host::A.number(), Network::Replication)?;
+        scene.await_protected(Host::B)?;
+        clients.go_on()?;
+        scene.kill(Host::B)?;
+        clients.go_on()?;
+        scene.await_primary(Host::A)?;
         clients.finish()
     });
 }
@@ -73,10 +104,14 @@ fn begin_copy(scene: &mut Scene) -> Result<()> {
 
 /// Waits until the primary's copy is under way, without a pause in between: it does not last long.
 fn await_copying(scene: &Scene) -> Result<()> {
+    await_copying_on(scene, Host::A)
+}
+
+fn await_copying_on(scene: &Scene, primary: Host) -> Result<()> {
     let under_way = |status: &Status| matches!(status.protection, Protection::Copying { done_bytes, .. } if done_bytes > 4 << 20);
     let begin = std::time::Instant::now();
     loop {
-        let status = scene.status(Host::A);
+        let status = scene.status(primary);
         if status.as_ref().is_some_and(under_way) {
             return Ok(());
         }

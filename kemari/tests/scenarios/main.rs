@@ -4,6 +4,7 @@
 //! Needs root (for namespaces) and /dev/kvm. Each scenario makes its own hosts and ends them.
 
 mod arbiter;
+mod bad_input;
 mod copy;
 mod disk_errors;
 #[cfg(feature = "faults")]
@@ -22,5 +23,6 @@ mod support;
 mod switchover;
 mod takeover;
 mod tap;
+mod third;
 mod tls;
 mod up;

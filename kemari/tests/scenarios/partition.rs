@@ -128,6 +128,26 @@ fn a_primary_that_slept_finds_itself_deposed_and_becomes_the_secondary() {
 }
 
 #[test]
+fn a_primary_that_naps_for_less_than_the_suspicion_time_keeps_the_vm() {
+    play(&plan(), |scene| {
+        scene.protect()?;
+        let clients = scene.clients()?;
+        let term = scene.await_protected(Host::A)?.term;
+        for _ in 0..3 {
+            scene.signal(Host::A, Signal::STOP)?;
+            std::thread::sleep(Duration::from_millis(400));
+            scene.signal(Host::A, Signal::CONT)?;
+            clients.work(Duration::from_millis(300))?;
+        }
+        ensure!(
+            scene.await_protected(Host::A)?.term == term,
+            "somebody asked for nothing"
+        );
+        clients.finish()
+    });
+}
+
+#[test]
 fn a_secondary_that_slept_finds_itself_left_out_and_is_taken_back() {
     play(&plan(), |scene| {
         scene.protect()?;

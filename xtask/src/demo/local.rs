@@ -84,6 +84,11 @@ impl LocalPlace {
         &self.net
     }
 
+    /// The arbiter.
+    pub(crate) fn etcd(&self) -> &Etcd {
+        &self.etcd
+    }
+
     /// Makes two fresh hosts, with nothing started on them; with a shared disk, or images that are replicated.
     pub(crate) fn pair(
         &self,
@@ -191,11 +196,11 @@ impl<'a> LocalPair<'a> {
         Ok(())
     }
 
-    /// SIGSTOP.
-    pub(crate) fn freeze(&mut self, side: Side) -> Result<()> {
+    /// Sends a signal to a side's process.
+    pub(crate) fn signal(&mut self, side: Side, signal: Signal) -> Result<()> {
         let process = self.processes[side.number()].as_ref();
         let process = process.with_context(|| format!("nothing runs on host {}", side.name()))?;
-        Ok(process.signal(Signal::STOP)?)
+        Ok(process.signal(signal)?)
     }
 
     /// Whether a side's process lives.

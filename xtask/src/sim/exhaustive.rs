@@ -49,5 +49,10 @@ fn report(total: &Coverage, fault: Option<Fault>, seconds: f64) -> bool {
         total.takeovers,
         runs as f64 * 60.0 / seconds,
     );
-    super::conclude(total.failed.is_some(), fault.is_some())
+    let is_good = super::conclude(total.failed.is_some(), fault.is_some());
+    super::print_line(&serde_json::json!({
+        "steps": total.steps, "runs": runs, "seconds": seconds, "takeovers": total.takeovers,
+        "exercised": super::by_name(&total.exercised), "broken": total.failed.is_some(),
+    }));
+    is_good
 }

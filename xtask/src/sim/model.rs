@@ -42,5 +42,10 @@ pub(super) fn run(options: &Options) -> Result<bool> {
     if !is_broken && !result.complete {
         println!("the depth or the number of states ended it: beyond that nothing is known");
     }
-    Ok(super::conclude(is_broken, removed != Removed::Nothing))
+    let is_good = super::conclude(is_broken, removed != Removed::Nothing);
+    super::print_line(&serde_json::json!({
+        "states": result.states, "moves": result.moves, "depth": result.depth, "complete": result.complete,
+        "exercised": super::by_name(&result.exercised), "broken": is_broken,
+    }));
+    Ok(is_good)
 }

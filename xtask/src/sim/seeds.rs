@@ -93,7 +93,15 @@ fn report(summary: &Summary, fault: Option<Fault>, seconds: f64) -> bool {
         "{runs} runs in {seconds:.1} s ({:.0} a minute): {takeovers} takeovers, {commits} commits, {events} events",
         *runs as f64 * 60.0 / seconds.max(0.001)
     );
-    super::conclude(violation.is_some(), fault.is_some())
+    let is_good = super::conclude(violation.is_some(), fault.is_some());
+    super::print_line(&serde_json::json!({
+        "runs": runs, "seconds": seconds, "takeovers": takeovers, "commits": commits, "events": events,
+        "exercised": super::by_name(&summary.exercised),
+        "broken": violation.map(|(seed, violation)| {
+            serde_json::json!({ "seed": seed, "invariant": format!("{:?}", violation.invariant) })
+        }),
+    }));
+    is_good
 }
 
 fn with(fault: Option<Fault>) -> String {

@@ -28,10 +28,9 @@ impl SecondarySide {
         };
         let peer = self.sessions.first().map(|session| Peer {
             host: self
-                .config
-                .peers(&self.host)
-                .next()
-                .map_or_else(String::new, |(name, _)| name.to_owned()),
+                .core
+                .primary()
+                .map_or_else(String::new, |primary| primary.host.clone()),
             address: session.main.peer_address(),
             connected: true,
             silent_ms: self

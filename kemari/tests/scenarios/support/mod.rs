@@ -9,7 +9,7 @@ use std::time::Duration;
 
 pub use clients::Clients;
 pub use guest::ask;
-pub use plan::{Fence, LINK_PORT, Plan};
+pub use plan::{FENCE_WORKS, Fence, LINK_PORT, Plan};
 pub use scene::{Host, Scene, play};
 pub use xtask::tools::wait_for;
 

@@ -18,7 +18,12 @@ pub enum Fence {
     /// released to the loser's disk before it was stopped may then reach the disk late: such a scenario judges what
     /// clients see of the living guest, and never reads the disk again.
     ProvesNothing,
+    /// It hangs until the file [`FENCE_WORKS`] is there; then it kills.
+    Hangs,
 }
+
+/// The file without which [`Fence::Hangs`] hangs.
+pub const FENCE_WORKS: &str = "fence-works";
 
 /// Where the guest's disk is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +53,8 @@ pub struct Plan {
     pub disk: Disk,
     /// More lines of `[[disk]]`.
     pub disk_keys: &'static str,
+    /// Whether there is a third host `c`, which lives in the network of B.
+    pub third: bool,
     /// More lines of `[protection]`.
     pub protection: &'static str,
 }
@@ -68,6 +75,7 @@ impl Default for Plan {
             tls: false,
             disk: Disk::Shared,
             disk_keys: "",
+            third: false,
             protection: "",
         }
     }
@@ -96,6 +104,7 @@ impl Plan {
         let hosts: String = Host::BOTH
             .iter()
             .map(|host| self.host(*host, directory, sockets))
+            .chain(self.third.then(|| self.third_host(directory, sockets)))
             .collect();
         format!(
             r#"
@@ -144,14 +153,33 @@ path = "{arbiter}"
         )
     }
 
+    /// As B, but for all that only one process can have.
+    fn third_host(&self, directory: &Path, sockets: &Path) -> String {
+        let like_b = self.host(Host::B, directory, sockets);
+        like_b
+            .replace("[hosts.b]", "[hosts.c]")
+            .replace(&format!(":{LINK_PORT}"), &format!(":{}", LINK_PORT + 1))
+            .replace("/b.sock", "/c.sock")
+            .replace("/b.state", "/c.state")
+            .replace("/b.console", "/c.console")
+    }
+
     fn host(&self, host: Host, directory: &Path, sockets: &Path) -> String {
         let name = host.name();
         let fence = match (self.disk, self.fence) {
             (Disk::Replicated(_), _) => String::new(),
             (Disk::Shared, Fence::ProvesNothing) => r#"fence = ["true"]"#.to_owned(),
             (Disk::Shared, Fence::Kills) => {
-                let script = kill_script(&directory.join(host.other().pid_file()));
+                let script = kill_script(&directory.join("{peer}.pid"));
                 format!("fence = [\"/bin/sh\", \"-c\", '''{script}''']")
+            }
+            (Disk::Shared, Fence::Hangs) => {
+                let script = kill_script(&directory.join("{peer}.pid"));
+                let works = directory.join(FENCE_WORKS);
+                format!(
+                    "fence_timeout_ms = 700\nfence = [\"/bin/sh\", \"-c\", '''[ -e \"{}\" ] || sleep 1000; {script}''']",
+                    works.display()
+                )
             }
         };
         let tls = match self.tls {

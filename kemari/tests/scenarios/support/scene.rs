@@ -79,6 +79,7 @@ pub struct Ended {
 pub struct Scene {
     plan: Plan,
     processes: [Option<Process>; 2],
+    third: Option<Process>,
     pub net: LocalNet,
     kernel: PathBuf,
     directory: TempDir,
@@ -120,6 +121,7 @@ impl Scene {
         let scene = Self {
             plan: plan.clone(),
             processes: [None, None],
+            third: None,
             net,
             kernel,
             directory,
@@ -220,6 +222,34 @@ impl Scene {
         )?;
         self.processes[host.number()] = Some(process);
         Ok(())
+    }
+
+    /// Starts `kemari secondary` as the third host.
+    pub fn third(&mut self) -> Result<()> {
+        let log = File::create(self.directory.path().join("c.log"))?;
+        let netns = self.net.host(Host::B.number()).netns();
+        let mut command = netns.command(PROGRAM);
+        command
+            .arg("secondary")
+            .arg(self.config("scene.toml"))
+            .args(["--host", "c"])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        let process = Process::spawn("kemari secondary on c", command)?;
+        fs::write(self.directory.path().join("c.pid"), process.pid().to_string())?;
+        self.third = Some(process);
+        Ok(())
+    }
+
+    /// What the third host says of itself.
+    pub fn third_status(&self) -> Option<Status> {
+        Client::new(&self.sockets.path().join("c.sock")).status().ok()
+    }
+
+    /// A file or directory of the scene.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
     }
 
     /// Runs a command of `kemari` on a host to its end.
