@@ -316,11 +316,12 @@ impl PrimarySide {
     }
 
     fn close_session(&mut self, id: SessionId, reason: &str) {
+        // The peer may have closed the connection as soon as it had said why.
+        self.disks.trouble = Some(format!("the last session ended: {reason}"));
         if let Some(session) = self.session.take_if(|session| session.id == id) {
             tracing::info!("the session with {} ends: {reason}", session.host);
             self.disks.end_session();
             self.note_session_end();
-            self.disks.trouble = Some(format!("the last session with {} ended: {reason}", session.host));
         }
     }
 }

@@ -37,11 +37,13 @@ impl PrimarySide {
                 .map(|heard_ms| self.shown_ms.saturating_sub(heard_ms)),
         });
         let (counters, pace, timings) = (self.counters, self.pace, &self.timings);
-        let trouble = self
-            .connector
-            .trouble()
-            .map(str::to_owned)
-            .or_else(|| self.disk_trouble());
+        let waiting = match (core.waiting.clone(), self.disk_trouble()) {
+            // A secondary that fails is tried again and again: how far an attempt has come would tell nothing.
+            (Some(waiting), Some(trouble)) => Some(format!("{waiting}; {trouble}")),
+            (waiting, trouble) => waiting
+                .or(self.connector.trouble().map(str::to_owned))
+                .or(trouble),
+        };
         let disks = self.disks.shown(&core);
         let standstill = self.standstill.clone();
         let role = match self.end {
@@ -54,7 +56,7 @@ impl PrimarySide {
             status.epoch = core.epoch;
             status.protection = protection;
             status.since_s = core.for_ms / 1000;
-            status.waiting_because = standstill.or(core.waiting).or(trouble);
+            status.waiting_because = standstill.or(waiting);
             status.peer = peer;
             status.counters = counters;
             status.disks = disks;
