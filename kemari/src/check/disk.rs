@@ -228,6 +228,35 @@ mod tests {
     }
 
     #[test]
+    fn formats_are_said_and_not_guessed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk.img");
+        let mut image = vec![0; 1 << 20];
+        image[..4].copy_from_slice(b"QFI\xfb");
+        std::fs::write(&path, image).unwrap();
+        let mut disk = disk(Cache::Writeback);
+        let finding = found(&disk, &path);
+        assert_eq!(finding.level, Level::Warning);
+        assert!(
+            finding.sentence.contains("begins like a qcow2 image"),
+            "{finding}"
+        );
+        disk.format = Format::Qcow2;
+        let finding = found(&disk, &path);
+        assert_eq!(
+            finding.level,
+            Level::Error,
+            "it has nothing but the first bytes of one"
+        );
+        assert!(finding.sentence.contains("as qcow2"), "{finding}");
+        disk.format = Format::Raw;
+        disk.block_size = 4096;
+        std::fs::write(&path, vec![0; 4096 + 512]).unwrap();
+        let finding = found(&disk, &path);
+        assert!(finding.sentence.contains("expected 8192"), "{finding}");
+    }
+
+    #[test]
     fn a_locked_disk_is_in_use() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("disk.img");

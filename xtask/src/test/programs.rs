@@ -44,9 +44,9 @@ impl fmt::Display for Program {
 }
 
 impl Program {
-    /// Whether it uses /dev/kvm: those of the machine, and integration tests named `kvm*`.
+    /// Whether it uses /dev/kvm: those of the machine but for its images' formats, and integration tests named `kvm*`.
     pub fn needs_kvm(&self) -> bool {
-        self.package == "kemari-vmm" || self.is_test("kvm")
+        self.package == "kemari-vmm" && !self.is_test("formats") || self.is_test("kvm")
     }
 
     /// Whether it needs the KVM of the machine on which the namespaces are, with more speed than an emulated one has:

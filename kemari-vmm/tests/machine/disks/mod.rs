@@ -1,7 +1,6 @@
 //! Disks: what a guest may ask, in which order it happens, and what becomes of failures.
 
 mod errors;
-mod formats;
 mod marks;
 mod order;
 mod power;
