@@ -61,6 +61,14 @@ pub enum Fault {
     RollBackAcked,
     /// A stop is recorded while released requests are still being carried out.
     StopBeforeDrained,
+    /// Outputs are applied to the replica before their sync is committed.
+    ApplyBeforeCommit,
+    /// At its first commit a replica does without the outputs that were under way then.
+    ForgetInFlight,
+    /// An image that is being copied into counts as whole.
+    WholeEarly,
+    /// What is written is recorded some time later, not before.
+    RecordAfterWrite,
     /// A VM is started from whatever image is there. Not among [`Self::ALL`], as the next one.
     StartFromAnyImage,
     /// An image is copied over any other.
@@ -71,7 +79,7 @@ pub enum Fault {
 
 impl Fault {
     /// All that must be noticed.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 29] = [
         Self::ReleaseBeforeAck,
         Self::AckBeforeCheck,
         Self::AckBeforeWhole,
@@ -97,6 +105,10 @@ impl Fault {
         Self::RollBackAcked,
         Self::StopBeforeDrained,
         Self::StayInTrouble,
+        Self::ApplyBeforeCommit,
+        Self::ForgetInFlight,
+        Self::WholeEarly,
+        Self::RecordAfterWrite,
     ];
 
     /// The fault with this name (as in the source).

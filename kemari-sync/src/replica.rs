@@ -24,7 +24,7 @@ pub enum ImageState {
 pub struct ImageWord {
     /// Drawn at random when a VM first ran from it, and copied with its content.
     pub lineage: u128,
-    /// The last reign in which it was written.
+    /// The last reign in which it was written; 0: none yet.
     pub term: Term,
     /// Another reign in which it may be the last, one that was about to begin; 0: none. Equal to `term`: that one was
     /// about to begin.
@@ -109,7 +109,12 @@ pub fn plan_copy(
         base: fresh_base,
         only_marked: false,
     };
-    let Some(word) = offer.word.as_ref().filter(|_| !offer.overwrite) else {
+    // From an image of term 0 no VM has ever run.
+    let Some(word) = offer
+        .word
+        .as_ref()
+        .filter(|word| !offer.overwrite && word.term != 0)
+    else {
         return Ok(whole);
     };
     let id = lineage_id(word.lineage);
@@ -143,17 +148,22 @@ pub fn lineage_id(lineage: u128) -> String {
     format!("{:08x}", lineage >> 96)
 }
 
-/// Decides whether a VM may be started from these images over this record of the arbiter.
+/// Decides whether a VM may be started from these images, which are on `host`, over this record of the arbiter.
 ///
 /// # Errors
 /// A sentence that says why not, and what to do.
-pub fn may_start(images: &[DiskOffer], record: Option<&Record>, adopt: bool) -> Result<(), String> {
+pub fn may_start(
+    images: &[DiskOffer],
+    host: &str,
+    record: Option<&Record>,
+    adopt: bool,
+) -> Result<(), String> {
     images
         .iter()
-        .try_for_each(|image| may_start_from(image, record, adopt))
+        .try_for_each(|image| may_start_from(image, host, record, adopt))
 }
 
-fn may_start_from(image: &DiskOffer, record: Option<&Record>, adopt: bool) -> Result<(), String> {
+fn may_start_from(image: &DiskOffer, host: &str, record: Option<&Record>, adopt: bool) -> Result<(), String> {
     let disk = &image.disk;
     if image
         .word
@@ -170,6 +180,7 @@ fn may_start_from(image: &DiskOffer, record: Option<&Record>, adopt: bool) -> Re
     let advice = "if this image is the right one all the same, start with --adopt-disks";
     match (record, &image.word) {
         (None, None) => Ok(()),
+        (None, Some(word)) if word.term == 0 => Ok(()),
         (None, Some(word)) => Err(format!(
             "the arbiter has no record of the VM, but the image of disk {disk} was written in term {}: is this the \
              right arbiter? {advice}",
@@ -180,7 +191,7 @@ fn may_start_from(image: &DiskOffer, record: Option<&Record>, adopt: bool) -> Re
              {} (term {}): start it there; {advice}",
             record.owner.host, record.term
         )),
-        (Some(record), Some(word)) if is_last(word, record) => Ok(()),
+        (Some(record), Some(word)) if is_last(word, host, record) => Ok(()),
         (Some(record), Some(word)) => Err(format!(
             "the image of disk {disk} is not the last one: it was written in term {}, and the VM was last run by {} in \
              term {}; start it there; {advice}",
@@ -190,8 +201,10 @@ fn may_start_from(image: &DiskOffer, record: Option<&Record>, adopt: bool) -> Re
 }
 
 /// Whether nobody can have written another image since this one.
-fn is_last(word: &ImageWord, record: &Record) -> bool {
-    let is_of = |term: Term| term == word.term || (word.next_term != 0 && term == word.next_term);
+fn is_last(word: &ImageWord, host: &str, record: &Record) -> bool {
+    // What was about to begin has begun only if it is this host's: another may have won a term of the same number.
+    let has_begun = record.owner.host == host && word.next_term != 0;
+    let is_of = |term: Term| term == word.term || (has_begun && term == word.next_term);
     match record.phase {
         Phase::Acting => is_of(record.term),
         // Nobody has written in a term that was won only.

@@ -139,7 +139,7 @@ fn record(term: Term, base: Term, phase: Phase) -> Record {
 }
 
 fn starts(word: Option<ImageWord>, record: Option<&Record>) -> bool {
-    may_start(&[offer(word)], record, false).is_ok()
+    may_start(&[offer(word)], "b", record, false).is_ok()
 }
 
 #[test]
@@ -161,6 +161,7 @@ fn a_vm_starts_from_the_image_of_the_last_reign_only() {
     assert!(starts(None, None), "a new VM");
     let refusal = may_start(
         &[offer(Some(ImageWord { term: 3, ..word() }))],
+        "b",
         Some(&acting),
         false,
     )
@@ -208,7 +209,42 @@ fn a_half_copied_image_never_starts_whatever_the_operator_says() {
     };
     let acting = record(4, 4, Phase::Acting);
     for adopt in [false, true] {
-        assert!(may_start(&[offer(Some(target.clone()))], Some(&acting), adopt).is_err());
+        assert!(may_start(&[offer(Some(target.clone()))], "b", Some(&acting), adopt).is_err());
     }
-    assert!(may_start(&[offer(None)], Some(&acting), true).is_ok());
+    assert!(may_start(&[offer(None)], "b", Some(&acting), true).is_ok());
+}
+
+#[test]
+fn a_term_that_was_about_to_begin_has_begun_only_if_it_is_this_hosts() {
+    let asked_for = ImageWord {
+        term: 3,
+        next_term: 4,
+        ..word()
+    };
+    let record = record(4, 4, Phase::Acting);
+    let starts =
+        |host: &str| may_start(&[offer(Some(asked_for.clone()))], host, Some(&record), false).is_ok();
+    assert!(starts("b"), "its record did not get so far");
+    assert!(!starts("a"), "b has won the term that a asked for");
+}
+
+#[test]
+fn an_image_that_was_to_be_the_first_and_never_ran_counts_as_new() {
+    let about_to_be = ImageWord {
+        lineage: 9,
+        term: 0,
+        next_term: 1,
+        ..word()
+    };
+    let first = record(1, 1, Phase::Acting);
+    let starts = |host: &str, record: Option<&Record>| {
+        may_start(&[offer(Some(about_to_be.clone()))], host, record, false).is_ok()
+    };
+    assert!(
+        starts("b", Some(&first)),
+        "it has won, and was cut before it wrote"
+    );
+    assert!(!starts("a", Some(&first)), "another was the first");
+    assert!(starts("a", None));
+    assert_eq!(planned(Some(about_to_be.clone())), Ok(false));
 }

@@ -12,7 +12,7 @@ const CLEAN_SEEDS: u64 = 20_000;
 const EXPLORED: [Fault; 2] = [Fault::HearOvertaken, Fault::ForgetAtWon];
 
 /// Within so many seeds each fault is found.
-const SEEDS_MAX: [(Fault, u64); 23] = [
+const SEEDS_MAX: [(Fault, u64); 27] = [
     (Fault::ReleaseBeforeAck, 10),
     (Fault::AckBeforeCheck, 10),
     (Fault::AckBeforeWhole, 10),
@@ -36,6 +36,10 @@ const SEEDS_MAX: [(Fault, u64); 23] = [
     (Fault::ReadRingAgain, 400),
     (Fault::RollBackAcked, 50),
     (Fault::StayInTrouble, 200),
+    (Fault::ApplyBeforeCommit, 400),
+    (Fault::ForgetInFlight, 400),
+    (Fault::WholeEarly, 2_000),
+    (Fault::RecordAfterWrite, 400),
 ];
 
 #[test]

@@ -162,7 +162,12 @@ impl Start {
 
     fn judge(&mut self, found: Option<Record>, actions: &mut Vec<StartAction>) {
         let is_foreign = found.as_ref().is_some_and(|record| record.vm != self.config.vm);
-        let images = may_start(&self.config.images, found.as_ref(), self.config.adopt_images);
+        let images = may_start(
+            &self.config.images,
+            &self.config.me.host,
+            found.as_ref(),
+            self.config.adopt_images,
+        );
         if let (Err(reason), false) = (images, is_foreign || fault(Fault::StartFromAnyImage)) {
             return self.end(StartAction::Refuse(reason), actions);
         }

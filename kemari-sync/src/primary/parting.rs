@@ -49,6 +49,8 @@ enum StopStep {
     Wanted,
     /// Released requests are being finished: a VM that is recorded as stopped may be started elsewhere at once.
     Draining,
+    /// They are finished; an ask that was under way already must be resolved first.
+    Drained,
     /// The record is being written.
     Recording,
 }
@@ -232,12 +234,14 @@ impl Primary {
             self.close("the VM ends", actions);
             self.begin_drain(actions);
         }
+        self.record_stop();
     }
 
     pub(super) fn begin_drain(&mut self, actions: &mut Actions) {
         if let Some(stop) = &mut self.stop {
             stop.step = StopStep::Draining;
-            self.parting = None;
+            // What was asked already may have been won: it is resolved before the stop is recorded.
+            self.parting.take_if(|parting| parting.contest.can_cancel());
             self.paused = true;
             actions.push(PrimaryAction::Drain);
             if fault(Fault::StopBeforeDrained) {
@@ -249,6 +253,18 @@ impl Primary {
     pub(super) fn on_drained(&mut self) {
         self.note_drained();
         if let Some(stop) = self.stop.as_mut().filter(|stop| stop.step == StopStep::Draining) {
+            stop.step = StopStep::Drained;
+        }
+        self.record_stop();
+    }
+
+    fn record_stop(&mut self) {
+        let is_asking = self.parting.is_some();
+        if let Some(stop) = self
+            .stop
+            .as_mut()
+            .filter(|stop| stop.step == StopStep::Drained && !is_asking)
+        {
             stop.step = StopStep::Recording;
             let cause = Cause::Final(stop.reason.clone());
             let contest = self.contest(Goal::Stop);

@@ -6,6 +6,7 @@ use crate::record::Incarnation;
 use crate::secondary::{Secondary, SecondaryAction};
 
 use super::client::Request;
+use super::replicas::{Image, ImageCopy, ImageSide};
 use super::vm::{PAGES, Vm};
 
 /// A sync as the primary's driver keeps it until it is released or given back.
@@ -29,6 +30,7 @@ pub(super) struct PrimarySide {
     pub(super) writes_in_flight: u32,
     /// A connection is being made.
     pub(super) dialing: bool,
+    pub(super) copy: ImageCopy,
 }
 
 #[derive(Clone, Debug)]
@@ -56,6 +58,9 @@ pub(super) struct SecondarySide {
     pub(super) state: Option<Box<Vm>>,
     /// A rule taken out: memory and state of the commit before.
     pub(super) before: Option<([u64; PAGES], Option<Box<Vm>>)>,
+    pub(super) image: ImageSide,
+    /// Term of the sync that began last.
+    pub(super) begun_term: u64,
 }
 
 #[expect(clippy::large_enum_variant)]
@@ -73,6 +78,8 @@ pub(super) struct Host {
     /// Counts boots: I/O of an older one is lost.
     pub(super) boot: u64,
     pub(super) powered: bool,
+    /// Its image of the replicated disk, if there is one.
+    pub(super) image: Image,
     pub(super) me: Incarnation,
     /// The process stands still until then, in microseconds.
     pub(super) stopped_until_us: u64,

@@ -1,7 +1,7 @@
 //! The simulation: the production state machines under a simulated clock, network, arbiter and disk, with crashes
 //! drawn from a seed.
 //!
-//! Three hosts, a toy machine whose every output goes to clients or to a shared disk, and invariants that watch all
+//! Three hosts, a toy machine whose every output goes to clients or to a disk, shared or replicated, and invariants that watch all
 //! of it, each in its own file under `invariants`. A run is a function of its seed: it is replayed exactly, and its
 //! trace can be read.
 
@@ -13,6 +13,7 @@ mod invariants;
 mod net;
 mod operator;
 mod primary_driver;
+mod replicas;
 mod secondary_driver;
 mod store;
 mod traffic;

@@ -14,6 +14,10 @@ pub(super) enum Frame {
     CopyPages(Vec<(usize, u64)>),
     Pages(Vec<(usize, u64)>),
     State(Box<Vm>),
+    /// Blocks of the replicated disk, for the other image.
+    Blocks(Vec<(usize, (u64, u64))>),
+    /// Blocks of the secondary's image that may differ.
+    Marks(u32),
     /// Damaged on the way.
     Rubbish,
     /// The other end closed or died.

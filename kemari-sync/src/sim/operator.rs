@@ -2,7 +2,7 @@
 
 use crate::consent::{PeerWord, Start, StartAction, StartConfig, StartEvent};
 use crate::primary::Reign;
-use crate::record::Phase;
+use crate::record::{ArbiterRequest, Phase};
 
 use super::host::Process;
 use super::invariants::{Invariant, cold_boot, liveness};
@@ -26,6 +26,7 @@ impl World {
 
     /// The process is gone. Its kernel tells its peers, if it has power.
     pub(super) fn end_process(&mut self, host: usize) {
+        self.leave_image(host);
         let life = self.hosts[host].life;
         self.hosts[host].process = Process::None;
         for session in 0..self.connections.len() {
@@ -54,6 +55,7 @@ impl World {
     pub(super) fn cut_power(&mut self, host: usize) {
         if self.hosts[host].powered {
             self.note(|| format!("host {host} loses its power"));
+            self.lose_unflushed(host);
             self.hosts[host].powered = false;
             self.hosts[host].boot += 1;
             self.end_process(host);
@@ -76,7 +78,7 @@ impl World {
             assert_dead: None,
             alone_on_host: true,
             ask_retry_ms: self.setup.timing.ask_retry_ms,
-            images: Vec::new(),
+            images: self.image_offers(host),
             adopt_images: false,
         };
         self.note(|| format!("host {host} boots the VM"));
@@ -98,7 +100,12 @@ impl World {
             self.note(|| format!("host {host}: {action:?}"));
             let name = self.steps.name("start does", &action);
             match action {
-                StartAction::Ask { ask, request } => self.send_ask(host, ask, request),
+                StartAction::Ask { ask, request } => {
+                    if let ArbiterRequest::Swap { new, .. } = &request {
+                        self.announce_reign(host, new.term);
+                    }
+                    self.send_ask(host, ask, request);
+                }
                 StartAction::AskPeer(peer) => {
                     let word = self.word_of(&peer.host);
                     self.tell_after(500, host, ToProcess::Start(StartEvent::Peer(word)));
@@ -140,6 +147,7 @@ impl World {
         self.judge(Invariant::ColdBoot, verdict);
         self.vm_life += 1;
         self.disk = Default::default();
+        self.format_image(host, record.term);
         self.checks.history.new_life();
         for client in &mut self.clients {
             client.outstanding = None;

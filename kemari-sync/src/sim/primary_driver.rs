@@ -5,12 +5,14 @@ use rand::Rng;
 use crate::primary::{
     CopyLimits, OnSecondaryLoss, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Reign,
 };
+use crate::record::ArbiterRequest;
 use crate::wire::{Commit, Message};
 
 use super::client::Request;
 use super::host::{Capture, Input, PrimarySide, Process};
 use super::invariants::{Invariant, consent, succession, terms};
 use super::net::{Frame, PRIMARY};
+use super::replicas::ImageCopy;
 use super::vm::{Entry, Output, Phase, Vm};
 use super::world::{Event, STAGING_PAGES_MAX, ToProcess, World};
 
@@ -41,14 +43,17 @@ impl World {
             },
             on_secondary_loss: OnSecondaryLoss::Continue,
             protect: true,
-            sources: Vec::new(),
+            sources: match self.setup.replicated {
+                true => vec![self.hosts[host].image.source()],
+                false => Vec::new(),
+            },
         };
         let (nonce, record) = (config.me.nonce, reign.record.clone());
         let verdict = consent::alone(&self.store, &record);
         self.judge(Invariant::Consent, verdict);
         let verdict = self.checks.history.begin_rule(nonce, vm.life, vm.seq, vm.hash);
         self.judge(Invariant::Succession, verdict);
-        if self.setup.has_disk {
+        if self.setup.has_disk && !self.setup.replicated {
             let verdict = succession::knows_disk(&self.disk, &vm);
             self.judge(Invariant::Succession, verdict);
         }
@@ -65,6 +70,7 @@ impl World {
             inbox: Vec::new(),
             writes_in_flight: 0,
             dialing: false,
+            copy: ImageCopy::default(),
         });
         if let Some(side) = self.hosts[host].primary() {
             side.vm.reissue();
@@ -113,26 +119,34 @@ impl World {
                 self.transmit(session, PRIMARY, Frame::Message(message))
             }
             PrimaryAction::CloseSession { session, .. } => self.close_end(session, PRIMARY),
-            PrimaryAction::Ask { ask, request } => self.send_ask(host, ask, request),
-            PrimaryAction::MarkSources { .. }
-            | PrimaryAction::CopyDisks { .. }
-            | PrimaryAction::PeerFlushed(_) => {
-                unreachable!("the toy's disk is shared")
+            PrimaryAction::Ask { ask, request } => {
+                if let ArbiterRequest::Swap { new, .. } = &request {
+                    self.announce_reign(host, new.term);
+                }
+                self.send_ask(host, ask, request);
             }
+            PrimaryAction::MarkSources { session, plans } => self.mark_sources(host, session, &plans),
+            PrimaryAction::CopyDisks { session, .. } => self.copy_image(host, session),
+            PrimaryAction::PeerFlushed(_) => {}
             PrimaryAction::CopyRound { session, first } => self.copy_round(host, session, first),
             PrimaryAction::Capture { epoch, hold, .. } => self.capture(host, epoch, hold),
             PrimaryAction::Transmit { session, begin, stop } => {
+                if begin.base.is_none() {
+                    self.finish_image_copy(host, session, begin.term);
+                }
                 self.transmit(session, PRIMARY, Frame::Message(Message::Begin(begin)));
                 self.transmit_capture(host, session, begin.epoch, stop);
             }
             PrimaryAction::GiveBack { epoch } => self.give_back(host, epoch),
             PrimaryAction::Release { epoch } => {
+                self.rule_image(host, true);
                 self.release(host, Basis::Sync(epoch));
                 if let Some(side) = self.hosts[host].primary() {
                     side.captures.retain(|capture| capture.epoch > epoch);
                 }
             }
             PrimaryAction::OpenGate => {
+                self.rule_image(host, false);
                 if let Some(side) = self.hosts[host].primary() {
                     side.gate_open = true;
                 }
@@ -318,6 +332,7 @@ impl World {
             }
             Output::Packet(_) => {}
             Output::Write(reply) => {
+                self.mark_write(host, reply.page);
                 let slow = self.flags.disk_stalls && self.rng.random_bool(0.3);
                 let mut delay_us = if slow { 400_000 } else { self.some_us(1_000) };
                 if self.flags.disk_stuck[host] {

@@ -8,6 +8,7 @@ use crate::wire::{Commit, CommitId, Message};
 use super::host::{Process, SecondarySide, Staged};
 use super::invariants::{Invariant, stop};
 use super::net::{Frame, SECONDARY};
+use super::replicas::ImageSide;
 use super::vm::PAGES;
 use super::world::{STAGING_PAGES_MAX, ToProcess, World};
 
@@ -22,7 +23,7 @@ impl World {
             vm: "vm".to_owned(),
             config_digest: 7,
             timing: self.setup.timing.clone(),
-            fence: self.setup.has_disk,
+            fence: self.setup.has_disk && !self.setup.replicated,
             staging_pages_max: STAGING_PAGES_MAX,
         };
         let machine = Secondary::new(config, self.now_ms());
@@ -35,6 +36,8 @@ impl World {
             staged: None,
             state: None,
             before: None,
+            image: ImageSide::default(),
+            begun_term: 0,
         });
         self.look_soon(host);
         self.schedule_tick(host);
@@ -88,15 +91,18 @@ impl World {
                     return;
                 };
                 (side.session, side.memory, side.state) = (Some(session), [0; PAGES], None);
+                side.image = ImageSide::default();
+                let offers = self.image_offers(host);
+                let marks = self.hosts[host].image.marks;
+                self.transmit(session, SECONDARY, Frame::Marks(marks));
                 let event = SecondaryEvent::Prepared {
                     session,
-                    result: outcome(fails).map(|()| Vec::new()),
+                    result: outcome(fails).map(|()| offers),
                 };
                 self.tell_after(delay_us, host, ToProcess::Secondary(event));
             }
-            SecondaryAction::MarkTargets { .. } | SecondaryAction::Settled(_) => {
-                unreachable!("the toy's disk is shared")
-            }
+            SecondaryAction::MarkTargets { session, plans } => self.mark_targets(host, session, &plans),
+            SecondaryAction::Settled(_) => {}
             SecondaryAction::Stage { session, epoch } => {
                 let Some(side) = self.hosts[host].secondary() else {
                     return;
@@ -119,6 +125,7 @@ impl World {
             SecondaryAction::Apply { epoch } => self.apply(host, epoch),
             SecondaryAction::Fence { old } => self.fence(host, &old.host),
             SecondaryAction::Restore { .. } => {
+                self.restore_image(host);
                 let (delay_us, fails) = (self.some_us(3_000), std::mem::take(&mut self.flags.restore_fails));
                 let event = SecondaryEvent::Restored {
                     result: outcome(fails),
@@ -141,6 +148,7 @@ impl World {
         if let Frame::Message(message) = frame {
             if let (Message::Begin(begin), Some(side)) = (&message, self.hosts[host].secondary()) {
                 side.primary = begin.primary;
+                side.begun_term = begin.term;
             }
             self.note(|| format!("host {host} <- {message:?}"));
             return self.feed_secondary(host, SecondaryEvent::Message { session, message });
@@ -151,6 +159,9 @@ impl World {
         else {
             return;
         };
+        if let Frame::Blocks(blocks) = frame {
+            return self.take_blocks(host, blocks);
+        }
         match (frame, &mut side.staged) {
             (Frame::CopyPages(pages), None) => {
                 pages
@@ -176,6 +187,13 @@ impl World {
         let is_whole = side.staged.as_ref().is_some_and(|staged| {
             staged.pages.len() as u64 == commit.pages && staged.state.is_some() && !staged.damaged
         });
+        let early = side.staged.as_ref().and_then(|staged| staged.state.clone());
+        if let Some(vm) = early.filter(|_| is_whole && fault(Fault::ApplyBeforeCommit)) {
+            self.apply_outputs(host, &vm);
+        }
+        if is_whole && !fails {
+            self.check_image(host);
+        }
         let event = SecondaryEvent::Checked {
             epoch: commit.epoch,
             result: outcome(fails || !is_whole),
@@ -199,10 +217,15 @@ impl World {
             side.state = staged.state.or(side.state.take());
         }
         let commit = side.machine.holds().unwrap_or(CommitId { term: 0, epoch });
+        let committed = side.state.clone();
         let (memory, primary, session) = (side.memory, side.primary, side.session);
         self.commits += 1;
         let verdict = self.checks.memory.applied(primary, commit, memory);
         self.judge(Invariant::Memory, verdict);
+        if let Some(vm) = committed {
+            self.apply_outputs(host, &vm);
+            self.image_follows(host, &vm, epoch);
+        }
         if let Some(session) = session
             && std::mem::take(&mut self.flags.breaks_pairing)
         {
@@ -248,6 +271,7 @@ impl World {
         self.takeovers += 1;
         let verdict = stop::runs(self.checks.stopped, vm.life, reign.last_epoch);
         self.judge(Invariant::Stop, verdict);
+        self.takes_over_image(host, &vm, reign.record.term, reign.last_epoch);
         self.become_primary(host, reign, vm);
     }
 }

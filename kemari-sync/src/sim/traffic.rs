@@ -139,6 +139,11 @@ impl World {
                 self.note(|| format!("host {} <- {message:?}", to.host));
                 self.feed_primary(to.host, PrimaryEvent::Message { session, message });
             }
+            (Frame::Marks(marks), PRIMARY) => {
+                if let Some(side) = self.hosts[to.host].primary() {
+                    side.copy.peer_marks = marks;
+                }
+            }
             (_, PRIMARY) => {}
             (frame, _) => self.secondary_receives(to.host, session, frame),
         }
@@ -239,10 +244,21 @@ impl World {
         }
         let verdict = stop::lands(&self.store, &reply);
         self.judge(Invariant::Stop, verdict);
-        let verdict = disk::lands(&self.disk[reply.page], &reply);
+        // The lock of an image ends when nothing of its user's is under way any more.
+        if self.setup.replicated && self.hosts[host].life != life {
+            return;
+        }
+        let before = match self.setup.replicated {
+            true => self.hosts[host].image.blocks[reply.page],
+            false => self.disk[reply.page],
+        };
+        let verdict = disk::lands(&before, &reply);
         self.judge(Invariant::Disk, verdict);
         self.note(|| format!("disk: host {host} writes {} to block {}", reply.seq, reply.page));
-        self.disk[reply.page] = (reply.seq, reply.hash);
+        match self.setup.replicated {
+            true => self.image_written(host, reply.page, (reply.seq, reply.hash)),
+            false => self.disk[reply.page] = (reply.seq, reply.hash),
+        }
         let what = ToProcess::WriteDone(number);
         self.after(100, Event::Process { host, life, what });
     }

@@ -46,6 +46,8 @@ pub(super) struct Vm {
     pub(super) dirty: u32,
     pub(super) list: Vec<Entry>,
     pub(super) powered_off: bool,
+    /// Per block: number and hash of the last write that was ever requested.
+    pub(super) blocks: [(u64, u64); PAGES],
     has_disk: bool,
     next_number: u64,
     ticks: u64,
@@ -75,6 +77,7 @@ impl Vm {
             dirty: 0,
             list: Vec::new(),
             powered_off: false,
+            blocks: [(0, 0); PAGES],
             has_disk,
             next_number: 1,
             ticks: 0,
@@ -209,6 +212,9 @@ impl Vm {
 
     fn push(&mut self, output: Output) {
         let at = self.parsed;
+        if let Output::Write(reply) = &output {
+            self.blocks[reply.page] = (reply.seq, reply.hash);
+        }
         self.parsed += u64::from(matches!(output, Output::Write(_)));
         let phase = self.stale_epoch.map_or(Phase::Held, Phase::Captured);
         self.list.push(Entry {

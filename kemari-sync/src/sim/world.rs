@@ -18,6 +18,7 @@ use super::exhaustive::Steps;
 use super::host::{Host, Process};
 use super::invariants::{Checks, Invariant};
 use super::net::{Connection, Cuts};
+use super::replicas::Image;
 use super::store::Store;
 use super::vm::PAGES;
 use super::{HOSTS, Outcome, Violation};
@@ -25,8 +26,10 @@ use super::{HOSTS, Outcome, Violation};
 /// How a VM is set up in one run.
 pub(super) struct Setup {
     pub(super) mode: Mode,
-    /// A shared disk, and with it a fence.
+    /// A disk.
     pub(super) has_disk: bool,
+    /// Each host has an image of it. Otherwise it is shared, and there is a fence.
+    pub(super) replicated: bool,
     pub(super) timing: Timing,
     /// Longest delay of a frame, in microseconds.
     pub(super) delay_us: u64,
@@ -48,6 +51,7 @@ impl Setup {
         Self {
             mode,
             has_disk,
+            replicated: false,
             timing,
             delay_us,
         }
@@ -70,6 +74,7 @@ pub(super) enum ToProcess {
     VmTick,
     Request(Request),
     WriteDone(u64),
+    Marked(usize),
     Look,
 }
 
@@ -181,7 +186,9 @@ impl World {
         let mode = [Mode::Lockstep, Mode::Pipelined, Mode::Interval][rng.random_range(0..3)];
         let has_disk = rng.random_bool(0.5);
         let delay_us = [300, 1_000, 4_000][rng.random_range(0..3)];
-        let setup = Setup::new(mode, has_disk, delay_us);
+        let mut setup = Setup::new(mode, has_disk, delay_us);
+        // Drawn apart, so that the other runs stay what they are.
+        setup.replicated = has_disk && ChaCha8Rng::seed_from_u64(!seed).random_bool(0.5);
         let script = Script::draw(&mut rng);
         Self::begun(rng, setup, script, Steps::default(), traced)
     }
@@ -193,6 +200,7 @@ impl World {
             life: 0,
             boot: 1,
             powered: true,
+            image: Image::default(),
             me: Incarnation {
                 host: ["a", "b", "c"][index].to_owned(),
                 nonce: 0,
@@ -234,8 +242,8 @@ impl World {
     fn begin(&mut self) {
         let setup = &self.setup;
         let text = format!(
-            "{:?}, disk: {}, delay: {} us",
-            setup.mode, setup.has_disk, setup.delay_us
+            "{:?}, disk: {}, replicated: {}, delay: {} us",
+            setup.mode, setup.has_disk, setup.replicated, setup.delay_us
         );
         self.note(|| text);
         self.flags.breaks_pairing = self.script.breaks_pairing;
@@ -329,6 +337,7 @@ impl World {
             ToProcess::VmTick => self.vm_tick(host),
             ToProcess::Request(request) => self.vm_request(host, request),
             ToProcess::WriteDone(number) => self.vm_write_done(host, number),
+            ToProcess::Marked(page) => self.marked(host, page),
             ToProcess::Look => self.look(host),
         }
     }

@@ -73,3 +73,27 @@ fn the_policy_may_be_to_stop_without_a_secondary() {
     let asked = bench.swap(&asked);
     assert_eq!(bench.swap(&asked), [Do::OpenGate, Do::Drain]);
 }
+
+#[test]
+fn a_stop_that_is_let_go_while_the_primary_asks_to_go_alone_is_recorded_all_the_same() {
+    let mut bench = Bench::protected(Mode::Lockstep);
+    bench.feed(PrimaryEvent::PoweredOff);
+    bench.captured(2);
+    let asked = bench.feed(PrimaryEvent::OperatorUnprotect);
+    let asked = bench.read(&asked);
+    let declares = bench.swap(&asked);
+    assert_eq!(bench.store.phase, Phase::Won);
+    let actions = bench.hear(1, Message::LetGo(CommitId { term: 2, epoch: 2 }));
+    assert_eq!(actions, [Do::Release { epoch: 2 }, Do::Drain]);
+    assert_eq!(
+        bench.feed(PrimaryEvent::Drained),
+        [],
+        "what is asked is resolved first"
+    );
+    let asked = bench.swap(&declares);
+    assert_eq!(bench.store.phase, Phase::Acting);
+    let asked = bench.read(&asked);
+    let actions = bench.swap(&asked);
+    assert_eq!(bench.store.phase, Phase::Stopped);
+    assert!(matches!(actions[..], [Do::Exit { .. }]), "{actions:?}");
+}

@@ -182,7 +182,10 @@ impl Image {
     /// older than the arbiter's record.
     pub fn announce(&self, next_term: Term) -> anyhow::Result<()> {
         if self.lock().is_none() {
-            return Ok(());
+            return self.create(Head {
+                next_term,
+                ..self.first_head(rand::random(), 0, State::Whole)
+            });
         }
         self.change(|head| head.next_term = next_term)
     }

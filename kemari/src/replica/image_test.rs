@@ -21,7 +21,7 @@ fn pair() -> (Scratch, Scratch) {
     assert_eq!(a.map().count(), 8, "everything is to be compared");
     b.become_target(&plan).unwrap();
     assert!(
-        may_start(&[b.offer()], None, true).is_err(),
+        may_start(&[b.offer()], "b", None, true).is_err(),
         "a half copy must not start"
     );
     a.clear(&a.map().iter().collect::<Vec<_>>()).unwrap();

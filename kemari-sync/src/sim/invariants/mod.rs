@@ -6,6 +6,7 @@ pub(super) mod disk;
 pub(super) mod history;
 pub(super) mod liveness;
 pub(super) mod memory;
+pub(super) mod replica;
 pub(super) mod stop;
 pub(super) mod succession;
 pub(super) mod terms;
@@ -27,6 +28,8 @@ pub enum Invariant {
     Memory,
     /// Writes to one block reach the shared disk in their order.
     Disk,
+    /// An image of a replicated disk is explained by the one execution, and half a copy never runs.
+    Replica,
     /// A VM that was stopped does not run from the stop.
     Stop,
     /// A cold boot replaces nobody who lives and holds the VM.
@@ -52,13 +55,14 @@ pub(super) struct Checks {
 
 impl Invariant {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Consent,
         Self::History,
         Self::Succession,
         Self::Terms,
         Self::Memory,
         Self::Disk,
+        Self::Replica,
         Self::Stop,
         Self::ColdBoot,
         Self::Liveness,

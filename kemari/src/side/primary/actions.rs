@@ -54,7 +54,10 @@ impl PrimarySide {
                 self.machine.begin_pause();
             }
             PrimaryAction::Resume => self.resume(),
-            PrimaryAction::Ask { ask, request } => self.arbiter.ask(ask, request),
+            PrimaryAction::Ask { ask, request } => {
+                self.announce_reign(&request);
+                self.arbiter.ask(ask, request);
+            }
             PrimaryAction::OpenGate => self.open_gate(),
             PrimaryAction::Drain => self.drain(),
             PrimaryAction::Halt { reason } => self.halt(reason),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kemari_sync::wire::{BlockFrame, DiskMark, FrameHeader, FrameKind, Message};
-use kemari_sync::{CopyDisk, Epoch, PrimaryEvent, SessionId, Status as CoreStatus, Term};
+use kemari_sync::{ArbiterRequest, CopyDisk, Epoch, PrimaryEvent, SessionId, Status as CoreStatus, Term};
 
 use super::super::copy::QUEUED_BYTES_MAX;
 use super::{Input, PrimarySide};
@@ -286,6 +286,20 @@ impl PrimarySide {
                 self.events
                     .push_back(PrimaryEvent::DisksCopied { session, result });
                 false
+            }
+        }
+    }
+
+    /// Before a term is asked for, the records say that it may begin: who loses its power when it has won, and before it
+    /// knows, still has the last image.
+    pub(super) fn announce_reign(&mut self, request: &ArbiterRequest) {
+        let ArbiterRequest::Swap { new, .. } = request else {
+            return;
+        };
+        for tracker in &self.disks.trackers {
+            if let Err(error) = tracker.image().announce(new.term) {
+                // Nothing is written under the term before this has succeeded: see `rule_disks`.
+                tracing::error!("{error:#}");
             }
         }
     }

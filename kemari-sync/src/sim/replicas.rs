@@ -1,0 +1,381 @@
+//! Replicated disks in the simulation: an image on each host, with its record, what a power cut leaves of both, and what
+//! the drivers do with them.
+
+use rand::Rng;
+
+use crate::faults::{Fault, fault};
+use crate::primary::{PrimaryEvent, SessionId};
+use crate::record::Term;
+use crate::replica::{CopyDisk, DiskOffer, ImageState, ImageWord, Source};
+use crate::secondary::SecondaryEvent;
+
+use super::invariants::Invariant;
+use super::invariants::replica::{self, Blocks};
+use super::net::{Frame, PRIMARY, SECONDARY};
+use super::vm::{Output, PAGES, Phase, Vm};
+use super::world::{ToProcess, World};
+
+/// A rule taken out: the record is written so long after the write, in microseconds.
+const LATE_MARK_US: u64 = 20_000;
+
+/// All blocks of an image.
+const ALL: u32 = (1 << PAGES) - 1;
+
+/// An image, and its record, which is durable as soon as it is written.
+#[derive(Clone, Default)]
+pub(super) struct Image {
+    /// What its kernel has.
+    pub(super) blocks: Blocks,
+    /// What a power cut certainly leaves.
+    pub(super) durable: Blocks,
+    /// Blocks that may differ from the other image.
+    pub(super) marks: u32,
+    pub(super) word: Option<ImageWord>,
+    pub(super) paired_term: Term,
+}
+
+impl Image {
+    fn offer(&self) -> DiskOffer {
+        DiskOffer {
+            disk: "blk0".to_owned(),
+            bytes: PAGES as u64,
+            word: self.word.clone(),
+            overwrite: false,
+        }
+    }
+
+    fn flush(&mut self) {
+        self.durable = self.blocks;
+    }
+
+    pub(super) fn source(&self) -> Source {
+        let word = self.word.as_ref();
+        Source {
+            disk: "blk0".to_owned(),
+            bytes: PAGES as u64,
+            lineage: word.map_or(0, |word| word.lineage),
+            base: word.map_or(0, |word| word.base),
+            paired_term: self.paired_term,
+        }
+    }
+
+    fn rule(&mut self, term: Term) {
+        if let Some(word) = &mut self.word {
+            (word.term, word.next_term, word.state) = (term, 0, ImageState::Whole);
+        }
+    }
+}
+
+/// A primary's copy of its image to a secondary.
+#[derive(Clone, Default)]
+pub(super) struct ImageCopy {
+    /// What the secondary of the session has marked.
+    pub(super) peer_marks: u32,
+    /// Blocks that have changed since they were sent; none while there is no copy.
+    pub(super) changed: Option<u32>,
+    /// Blocks written since the last of the copy was sent, or being written then.
+    pub(super) touched: u32,
+    /// The reign that the record knows.
+    pub(super) ruled: Term,
+}
+
+/// A secondary's image.
+#[derive(Clone, Default)]
+pub(super) struct ImageSide {
+    /// The last output that was carried out.
+    applied: u64,
+    /// Blocks may come, and may still be missing.
+    pub(super) is_copying: bool,
+    commits: u64,
+}
+
+impl World {
+    pub(super) fn image_offers(&self, host: usize) -> Vec<DiskOffer> {
+        match self.setup.replicated {
+            true => vec![self.hosts[host].image.offer()],
+            false => Vec::new(),
+        }
+    }
+
+    /// What the power cut leaves: of what was not flushed, anything.
+    pub(super) fn lose_unflushed(&mut self, host: usize) {
+        if !self.setup.replicated {
+            return;
+        }
+        for block in 0..PAGES {
+            let survives = self.rng.random_bool(0.5);
+            let image = &mut self.hosts[host].image;
+            if !survives {
+                image.blocks[block] = image.durable[block];
+            }
+        }
+        self.hosts[host].image.flush();
+    }
+
+    /// A process ends: what is left of a copy into its image says what it is.
+    pub(super) fn leave_image(&mut self, host: usize) {
+        let is_copying = self.hosts[host]
+            .secondary()
+            .is_some_and(|side| side.image.is_copying);
+        let verdict = replica::admits_copy(is_copying, self.hosts[host].image.word.as_ref());
+        self.judge(Invariant::Replica, verdict);
+    }
+
+    /// A cold boot: the guest makes a new file system.
+    pub(super) fn format_image(&mut self, host: usize, term: Term) {
+        if !self.setup.replicated {
+            return;
+        }
+        let unique = self.hosts[host].me.nonce;
+        let image = &mut self.hosts[host].image;
+        let word = image.word.get_or_insert_with(|| fresh(term, unique)).clone();
+        let verdict = replica::runs(Some(&word), &image.blocks, &image.blocks);
+        (image.blocks, image.durable, image.marks) = (Blocks::default(), Blocks::default(), ALL);
+        image.rule(term);
+        self.judge(Invariant::Replica, verdict);
+    }
+
+    /// The next reign is noted before it is asked for.
+    pub(super) fn announce_reign(&mut self, host: usize, term: Term) {
+        if !self.setup.replicated {
+            return;
+        }
+        let unique = self.hosts[host].me.nonce;
+        let word = self.hosts[host]
+            .image
+            .word
+            .get_or_insert_with(|| fresh(0, unique));
+        word.next_term = term;
+    }
+
+    /// A takeover: all that was committed is durable, and the record says whose the image is.
+    pub(super) fn restore_image(&mut self, host: usize) {
+        let Some(side) = self.hosts[host].secondary() else {
+            return;
+        };
+        let term = side.machine.won_term();
+        let image = &mut self.hosts[host].image;
+        image.flush();
+        if let Some(term) = term {
+            image.rule(term);
+        }
+    }
+
+    pub(super) fn takes_over_image(&mut self, host: usize, vm: &Vm, term: Term, epoch: u64) {
+        if !self.setup.replicated {
+            return;
+        }
+        let image = &mut self.hosts[host].image;
+        let runs = replica::runs(image.word.as_ref(), &image.blocks, &image.durable);
+        let verdict = runs.and_then(|()| replica::follows(&image.blocks, &vm.blocks, epoch));
+        image.rule(term);
+        self.judge(Invariant::Replica, verdict);
+    }
+
+    pub(super) fn mark_sources(&mut self, host: usize, session: SessionId, plans: &[CopyDisk]) {
+        let Some(plan) = plans.first() else { return };
+        let target = self.connections[session as usize].ends[SECONDARY].host;
+        let peer_marks = self.hosts[host].primary().map_or(0, |side| side.copy.peer_marks);
+        let other = self.hosts[target].image.blocks;
+        let image = &mut self.hosts[host].image;
+        image.marks |= if plan.only_marked { peer_marks } else { ALL };
+        let verdict = replica::leaves_out(&image.blocks, &other, image.marks);
+        if let Some(word) = image.word.as_mut().filter(|word| word.base != plan.base) {
+            word.base = plan.base;
+            image.paired_term = 0;
+        }
+        self.judge(Invariant::Replica, verdict);
+        let delay_us = self.some_us(2_000);
+        let result = Ok(());
+        let event = PrimaryEvent::SourcesMarked { session, result };
+        self.tell_after(delay_us, host, ToProcess::Primary(event));
+    }
+
+    pub(super) fn copy_image(&mut self, host: usize, session: SessionId) {
+        let image = &self.hosts[host].image;
+        let blocks = blocks_of(&image.blocks, image.marks);
+        if let Some(side) = self.hosts[host].primary() {
+            side.copy.changed = Some(0);
+        }
+        self.transmit(session, PRIMARY, Frame::Blocks(blocks));
+        let delay_us = self.some_us(6_000);
+        let result = Ok(());
+        let event = PrimaryEvent::DisksCopied { session, result };
+        self.tell_after(delay_us, host, ToProcess::Primary(event));
+    }
+
+    /// Before the first sync: what has changed since, and, in the record, the reign that may begin.
+    pub(super) fn finish_image_copy(&mut self, host: usize, session: SessionId, term: Term) {
+        if !self.setup.replicated {
+            return;
+        }
+        self.announce_reign(host, term);
+        let image = self.hosts[host].image.blocks;
+        let Some(side) = self.hosts[host].primary() else {
+            return;
+        };
+        let changed = side.copy.changed.take().unwrap_or(0);
+        let under_way = side.vm.list.iter().filter(|entry| entry.phase == Phase::Released);
+        side.copy.touched = under_way.fold(0, |touched, entry| match entry.output {
+            Output::Write(reply) => touched | 1 << reply.page,
+            Output::Packet(_) => touched,
+        });
+        self.transmit(session, PRIMARY, Frame::Blocks(blocks_of(&image, changed)));
+    }
+
+    /// Before anything is written in a new reign the record says so.
+    pub(super) fn rule_image(&mut self, host: usize, paired: bool) {
+        if !self.setup.replicated {
+            return;
+        }
+        let Some(side) = self.hosts[host].primary() else {
+            return;
+        };
+        let (term, touched) = (side.machine.record().term, side.copy.touched);
+        if std::mem::replace(&mut side.copy.ruled, term) == term {
+            return;
+        }
+        let image = &mut self.hosts[host].image;
+        image.rule(term);
+        if paired {
+            // Both have durably what was copied.
+            image.flush();
+            image.marks &= touched;
+            image.paired_term = term;
+        }
+    }
+
+    /// A write is about to be issued.
+    pub(super) fn mark_write(&mut self, host: usize, page: usize) {
+        if !self.setup.replicated {
+            return;
+        }
+        if let Some(side) = self.hosts[host].primary() {
+            side.copy.touched |= 1 << page;
+        }
+        match fault(Fault::RecordAfterWrite) {
+            true => self.tell_after(LATE_MARK_US, host, ToProcess::Marked(page)),
+            false => self.marked(host, page),
+        }
+    }
+
+    pub(super) fn marked(&mut self, host: usize, page: usize) {
+        self.hosts[host].image.marks |= 1 << page;
+    }
+
+    /// A write has reached the primary's own image.
+    pub(super) fn image_written(&mut self, host: usize, page: usize, value: (u64, u64)) {
+        self.hosts[host].image.blocks[page] = value;
+        if let Some(side) = self.hosts[host].primary()
+            && let Some(changed) = &mut side.copy.changed
+        {
+            *changed |= 1 << page;
+        }
+    }
+
+    pub(super) fn mark_targets(&mut self, host: usize, session: SessionId, plans: &[CopyDisk]) {
+        let Some(plan) = plans.first() else { return };
+        let image = &mut self.hosts[host].image;
+        let verdict = replica::overwrites(plan.term, image.word.as_ref());
+        image.word = Some(ImageWord {
+            lineage: plan.lineage,
+            term: plan.term,
+            next_term: 0,
+            state: match fault(Fault::WholeEarly) {
+                true => ImageState::Whole,
+                false => ImageState::Target,
+            },
+            base: plan.base,
+        });
+        (image.marks, image.paired_term) = (0, 0);
+        if let Some(side) = self.hosts[host].secondary() {
+            side.image.is_copying = true;
+        }
+        self.judge(Invariant::Replica, verdict);
+        let delay_us = self.some_us(2_000);
+        let result = Ok(());
+        let event = SecondaryEvent::TargetsMarked { session, result };
+        self.tell_after(delay_us, host, ToProcess::Secondary(event));
+    }
+
+    pub(super) fn take_blocks(&mut self, host: usize, blocks: Vec<(usize, (u64, u64))>) {
+        if self.hosts[host]
+            .secondary()
+            .is_some_and(|side| side.image.is_copying)
+        {
+            for (block, value) in blocks {
+                self.hosts[host].image.blocks[block] = value;
+            }
+        }
+    }
+
+    /// The check of a sync: the first one ends the copy.
+    pub(super) fn check_image(&mut self, host: usize) {
+        let Some(side) = self.hosts[host].secondary().filter(|side| side.image.is_copying) else {
+            return;
+        };
+        side.image.is_copying = false;
+        let term = side.begun_term;
+        let image = &mut self.hosts[host].image;
+        image.flush();
+        image.rule(term);
+        image.paired_term = term;
+        if let Some(word) = &mut image.word {
+            word.next_term = term;
+        }
+    }
+
+    /// What a commit releases is carried out, in the order of the list.
+    pub(super) fn apply_outputs(&mut self, host: usize, vm: &Vm) {
+        if !self.setup.replicated {
+            return;
+        }
+        let Some(side) = self.hosts[host].secondary() else {
+            return;
+        };
+        let (is_first, applied) = (side.image.commits == 0, side.image.applied);
+        side.image.commits += 1;
+        let mut last = applied;
+        let mut writes = Vec::new();
+        for entry in vm.list.iter().filter(|entry| entry.number > applied) {
+            let is_forgotten = is_first && entry.phase == Phase::Released && fault(Fault::ForgetInFlight);
+            if let (Output::Write(reply), false) = (&entry.output, is_forgotten) {
+                writes.push((reply.page, (reply.seq, reply.hash)));
+            }
+            last = last.max(entry.number);
+        }
+        side.image.applied = last;
+        let is_recorded = side.image.commits == 2;
+        let image = &mut self.hosts[host].image;
+        for (page, value) in writes {
+            image.marks |= 1 << page;
+            image.blocks[page] = value;
+        }
+        if let Some(word) = image.word.as_mut().filter(|_| is_recorded) {
+            word.next_term = 0;
+        }
+    }
+
+    pub(super) fn image_follows(&mut self, host: usize, vm: &Vm, epoch: u64) {
+        if self.setup.replicated {
+            let verdict = replica::follows(&self.hosts[host].image.blocks, &vm.blocks, epoch);
+            self.judge(Invariant::Replica, verdict);
+        }
+    }
+}
+
+/// The record of an image from which a VM is first booted.
+fn fresh(term: Term, unique: u128) -> ImageWord {
+    ImageWord {
+        lineage: unique,
+        term,
+        next_term: 0,
+        state: ImageState::Whole,
+        base: unique,
+    }
+}
+
+fn blocks_of(blocks: &Blocks, mask: u32) -> Vec<(usize, (u64, u64))> {
+    let blocks = blocks.iter().copied().enumerate();
+    blocks.filter(|(block, _)| mask & 1 << block != 0).collect()
+}
