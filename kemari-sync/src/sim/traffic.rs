@@ -242,8 +242,11 @@ impl World {
         if self.hosts[host].boot != boot || !self.hosts[host].powered || reply.life != self.vm_life {
             return;
         }
-        let verdict = stop::lands(&self.store, &reply);
-        self.judge(Invariant::Stop, verdict);
+        if !self.setup.replicated {
+            // A replicated image that lacks it is none that a stopped VM may be booted from: its record says so.
+            let verdict = stop::lands(&self.store, &reply);
+            self.judge(Invariant::Stop, verdict);
+        }
         // The lock of an image ends when nothing of its user's is under way any more.
         if self.setup.replicated && self.hosts[host].life != life {
             return;
