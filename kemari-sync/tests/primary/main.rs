@@ -3,6 +3,7 @@
 mod copy;
 mod disks;
 mod failing;
+mod health;
 mod pairing;
 mod parting;
 mod rejoin;

@@ -1,6 +1,7 @@
 //! The secondary's transitions, one by one.
 
 mod disks;
+mod leave;
 mod session;
 mod stop;
 mod support;

@@ -1,0 +1,96 @@
+//! A host that lives and is of no use to its VM.
+
+use kemari_sync::wire::{Goodbye, Heartbeat, Message};
+use kemari_sync::{Mode, PrimaryAction, PrimaryEvent, Trouble};
+
+use PrimaryAction as Do;
+
+use super::support::*;
+
+fn uplink() -> Option<Trouble> {
+    Some(Trouble::Uplink("eth1 has no carrier".to_owned()))
+}
+
+fn disk() -> Option<Trouble> {
+    Some(Trouble::Disk("blk0 hangs".to_owned()))
+}
+
+/// The secondary says how it is.
+fn heartbeat(trouble: Option<Trouble>) -> Message {
+    Message::Heartbeat(Heartbeat {
+        sequence: 1,
+        epoch: 1,
+        trouble,
+    })
+}
+
+/// A protected primary in trouble whose secondary has said this.
+fn in_trouble(mine: Option<Trouble>, theirs: Option<Trouble>) -> (Bench, Vec<PrimaryAction>) {
+    let mut bench = Bench::protected(Mode::Lockstep);
+    bench.hear(1, heartbeat(theirs));
+    let actions = bench.feed(PrimaryEvent::Health { trouble: mine });
+    (bench, actions)
+}
+
+fn hands_over(actions: &[PrimaryAction]) -> bool {
+    matches!(
+        actions,
+        [
+            Do::Send {
+                message: Message::Goodbye(Goodbye::HandOver(_)),
+                ..
+            },
+            Do::Halt { .. },
+            Do::CloseSession { .. }
+        ]
+    )
+}
+
+#[test]
+fn without_an_uplink_it_switches_over_to_a_secondary_that_is_well() {
+    let (bench, actions) = in_trouble(uplink(), None);
+    assert_eq!(actions, [capture(2)], "the last sync here");
+    assert!(bench.primary.is_switching());
+}
+
+#[test]
+fn with_a_disk_that_hangs_it_hands_over_since_a_switchover_would_wait_for_that() {
+    let (_, actions) = in_trouble(disk(), None);
+    assert!(hands_over(&actions), "{actions:?}");
+    // Also in the middle of a switchover, which waits for the disk.
+    let mut bench = Bench::protected(Mode::Lockstep);
+    bench.hear(1, heartbeat(None));
+    bench.feed(PrimaryEvent::OperatorSwitchover);
+    bench.captured(2);
+    assert!(bench.ack(2).contains(&Do::Drain));
+    let actions = bench.feed(PrimaryEvent::Health { trouble: disk() });
+    assert!(hands_over(&actions), "{actions:?}");
+}
+
+#[test]
+fn it_stays_while_the_secondary_is_in_trouble_too_and_goes_when_that_is_well() {
+    for mine in [uplink(), disk()] {
+        let (mut bench, actions) = in_trouble(mine, uplink());
+        assert_eq!(actions, []);
+        let waiting = bench.primary.status(bench.now_ms).waiting.expect("a reason");
+        assert!(waiting.contains("no better off"), "{waiting}");
+        assert_ne!(bench.hear(1, heartbeat(None)), []);
+    }
+}
+
+#[test]
+fn it_stays_until_the_secondary_has_said_how_it_is() {
+    let mut bench = Bench::protected(Mode::Lockstep);
+    assert_eq!(bench.feed(PrimaryEvent::Health { trouble: uplink() }), []);
+    assert_eq!(bench.hear(1, heartbeat(None)), [capture(2)]);
+}
+
+#[test]
+fn alone_it_can_only_say_so() {
+    let mut bench = Bench::new(Mode::Lockstep);
+    assert_eq!(bench.feed(PrimaryEvent::Health { trouble: disk() }), []);
+    let waiting = bench.primary.status(bench.now_ms).waiting.expect("a reason");
+    assert!(waiting.contains("blk0 hangs"), "{waiting}");
+    assert_eq!(bench.feed(PrimaryEvent::Health { trouble: None }), []);
+    assert_eq!(bench.primary.status(bench.now_ms).waiting, None);
+}
