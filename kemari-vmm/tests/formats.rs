@@ -1,6 +1,7 @@
-//! qcow2 images, made and judged by QEMU's own tools. No KVM is needed.
+//! Images of all kinds: qcow2, made and judged by QEMU's own tools, and block devices. No KVM is needed.
 
 use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -278,4 +279,65 @@ fn damaged_and_wrong_images_are_refused_and_not_written_to() {
     fs::write(&path, &sound[..1000]).expect("the image");
     refused(&path, "");
     drop(directory);
+}
+
+/// A block device on a file of 4 MiB.
+struct LoopDevice(PathBuf);
+
+impl LoopDevice {
+    fn new(file: &Path) -> Self {
+        fs::File::create_new(file)
+            .and_then(|file| file.set_len(4 << 20))
+            .expect("a sparse file");
+        let made = Command::new("losetup")
+            .args(["--find", "--show"])
+            .arg(file)
+            .output()
+            .expect("losetup starts");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        Self(String::from_utf8_lossy(&made.stdout).trim().into())
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let status = Command::new("losetup").arg("--detach").arg(&self.0).status();
+        assert!(status.is_ok_and(|status| status.success()));
+    }
+}
+
+#[test]
+fn a_block_device_is_a_disk_and_has_one_user() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("backing");
+    let device = LoopDevice::new(&file);
+    for cache in [Cache::Writeback, Cache::Direct] {
+        let config = DiskConfig {
+            cache,
+            ..DiskConfig::new(&device.0)
+        };
+        let disk = Image(Disk::open(&config).expect("the device opens"));
+        assert_eq!(disk.0.bytes(), 4 << 20);
+        disk.write(8, &[7; 8192]);
+        disk.zero(10, 4, true);
+        disk.zero(14, 2, false);
+        disk.flush();
+        assert_eq!(
+            disk.read(8, 16),
+            [vec![7; 1024], vec![0; 3072], vec![7; 4096]].concat()
+        );
+        let on_file = fs::read(&file).expect("it is there");
+        assert!(on_file[4096..5120] == [7; 1024] && on_file[5120..8192] == [0; 3072]);
+        assert!(matches!(Disk::open(&config), Err(DiskError::InUse { .. })));
+        drop(disk);
+        // As a mount or a volume holds it.
+        let holder = fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_EXCL)
+            .open(&device.0)
+            .expect("nobody has it");
+        assert!(matches!(Disk::open(&config), Err(DiskError::InUse { .. })));
+        drop(holder);
+        Disk::open(&config).expect("it is free again");
+    }
 }
