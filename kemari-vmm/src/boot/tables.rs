@@ -82,7 +82,7 @@ pub fn map_high_memory(memory: &Memory, end: u64) -> Result<(), BootError> {
         )?;
         let pages = gib * DIRECTORY_BYTES / LARGE_PAGE_BYTES..(gib + 1) * DIRECTORY_BYTES / LARGE_PAGE_BYTES;
         let bytes: Vec<u8> = pages
-            .flat_map(|page| (page * LARGE_PAGE_BYTES | LARGE_PAGE_FLAGS).to_le_bytes())
+            .flat_map(|page| ((page * LARGE_PAGE_BYTES) | LARGE_PAGE_FLAGS).to_le_bytes())
             .collect();
         write(memory, directory, &bytes, "page tables")?;
     }

@@ -59,7 +59,7 @@ impl VmSpec {
             mode: Some(mode),
             tuning: Table::new(),
             cmdline: String::new(),
-            replicated: None,
+            replicated: Some(Flush::Memory),
         }
     }
 

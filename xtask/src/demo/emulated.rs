@@ -292,6 +292,20 @@ impl EmulatedPair<'_> {
         self.read(side, LOG)
     }
 
+    /// Says an order to a side, as an operator does; what it answered.
+    pub(crate) fn order(&self, side: Side, order: &[&str]) -> Result<String> {
+        let words = [&[PROGRAM], order, &[CONFIG, "--host", side.name()]].concat();
+        let answer = self.place.host(side).exec(&words)?;
+        ensure!(
+            answer.status == 0,
+            "`kemari {}` failed: {}{}",
+            order.join(" "),
+            answer.stdout,
+            answer.stderr
+        );
+        Ok(answer.stdout)
+    }
+
     /// Switches a host on and gives it what it needs, but starts nothing.
     fn equip(&self, side: Side) -> Result<()> {
         self.place.bring_up(side)?;
