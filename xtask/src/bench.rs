@@ -4,6 +4,7 @@
 //! while harms both sides of a ratio alike. Both sides of a pair have one core each (see [`place`]).
 
 pub mod against;
+pub mod disk;
 pub mod kv;
 pub mod lab;
 pub mod limit;
@@ -101,7 +102,7 @@ struct Group {
     measure: fn(&Bench) -> Result<Measured>,
 }
 
-const GROUPS: [Group; 7] = [
+const GROUPS: [Group; 8] = [
     Group {
         what: "syncs",
         long: false,
@@ -119,6 +120,12 @@ const GROUPS: [Group; 7] = [
         long: false,
         kinds: kv::wire_kinds,
         measure: kv::measure_wire,
+    },
+    Group {
+        what: "the disk",
+        long: false,
+        kinds: disk::kinds,
+        measure: disk::measure,
     },
     Group {
         what: "a large guest",

@@ -14,6 +14,22 @@ pub const STALL_MS_MAX: usize = 60_000;
 /// Longest loop of kicks, in seconds.
 pub const KICK_LOOP_SECONDS_MAX: usize = 86_400;
 
+/// Longest load of the disk, in seconds.
+pub const DISK_LOOP_SECONDS_MAX: usize = 3_600;
+
+/// What a load of the disk does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskKind {
+    /// Writes of single blocks anywhere, many in flight.
+    RandomWrite,
+    /// Large writes, one behind the other.
+    SequentialWrite,
+    /// Writes of single blocks, one at a time, each followed by a flush.
+    Sync,
+    /// Reads of single blocks anywhere, many in flight.
+    Read,
+}
+
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -41,6 +57,8 @@ pub enum Command {
     ResetQueues,
     /// `BLKTEST n depth`: a test of the disk with *n* writes.
     BlockTest(usize, usize),
+    /// `DISKLOOP kind seconds`: loads the disk for so long.
+    DiskLoop(DiskKind, usize),
     /// `STALL ms`: computes without output for so long, and serves nobody meanwhile.
     Stall(usize),
     /// `QUIT`: closes the connection.
@@ -88,6 +106,19 @@ pub fn parse(arguments: &[&[u8]]) -> Result<Command, String> {
             count(n, "n", any)?,
             count(depth, "depth", DEPTH_MAX)?.max(1),
         )),
+        ("DISKLOOP", [kind, seconds]) => {
+            let kind = match *kind {
+                b"randwrite" => DiskKind::RandomWrite,
+                b"seqwrite" => DiskKind::SequentialWrite,
+                b"fsync" => DiskKind::Sync,
+                b"read" => DiskKind::Read,
+                _ => return Err("kind must be randwrite, seqwrite, fsync or read".into()),
+            };
+            Ok(Command::DiskLoop(
+                kind,
+                count(seconds, "seconds", DISK_LOOP_SECONDS_MAX)?,
+            ))
+        }
         ("STALL", [ms]) => Ok(Command::Stall(count(ms, "ms", STALL_MS_MAX)?)),
         ("QUIT", []) => Ok(Command::Quit),
         ("SET", _) => Err(usage("SET key value")),
@@ -96,6 +127,7 @@ pub fn parse(arguments: &[&[u8]]) -> Result<Command, String> {
         ("KICK", _) => Err(usage("KICK n [pages]")),
         ("KICKLOOP", _) => Err(usage("KICKLOOP pages seconds")),
         ("BLKTEST", _) => Err(usage("BLKTEST n depth")),
+        ("DISKLOOP", _) => Err(usage("DISKLOOP kind seconds")),
         ("STALL", _) => Err(usage("STALL ms")),
         _ => Err(format!("unknown command '{}'", name.escape_default())),
     }
@@ -121,6 +153,15 @@ mod tests {
             parse(&[b"BLKTEST", b"1", b"33"])
                 .unwrap_err()
                 .contains("from 0 to 32")
+        );
+        assert_eq!(
+            parse(&[b"DISKLOOP", b"fsync", b"1"]),
+            Ok(Command::DiskLoop(DiskKind::Sync, 1))
+        );
+        assert!(
+            parse(&[b"DISKLOOP", b"x", b"1"])
+                .unwrap_err()
+                .contains("seqwrite")
         );
         assert!(parse(&[b"KICK"]).unwrap_err().contains("KICK n [pages]"));
         assert!(

@@ -25,6 +25,8 @@ pub enum Owner {
     Test(usize),
     /// The probe of a reset, in this block of its area.
     Probe(usize),
+    /// A load of the disk.
+    Load,
 }
 
 /// Who asked for something: a connection, and which of its lives.

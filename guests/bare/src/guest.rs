@@ -11,6 +11,7 @@ use crate::boot::Settings;
 use crate::check;
 use crate::commit::{Client, Outcome, Owner, Storage};
 use crate::console::Console;
+use crate::disk_load::DiskLoad;
 use crate::jobs::{Ending, Job};
 use crate::net::{Net, Next};
 use crate::pattern::PatternArea;
@@ -55,6 +56,8 @@ pub struct Guest {
     pub(crate) storage: Storage,
     /// The room on the disk for tests, if there is any.
     pub(crate) tests: Option<(BlockTest, Probe)>,
+    /// The room on the disk for loads, if there is any.
+    pub(crate) load: Option<DiskLoad>,
     /// One a socket.
     pub(crate) connections: Vec<Connection>,
     /// A job of the command line, without a client.
@@ -117,6 +120,11 @@ impl Guest {
         while let Some(finished) = self.disk.as_mut().and_then(Disk::poll) {
             match (finished.request.owner, &mut self.tests) {
                 (Owner::Commit, _) => self.storage.finished(finished),
+                (Owner::Load, _) => {
+                    if let Some(load) = &mut self.load {
+                        load.finished(finished);
+                    }
+                }
                 (Owner::Test(_), Some((test, _))) => test.finished(finished),
                 (Owner::Probe(_), Some((_, probe))) => probe.finished(finished),
                 _ => {}
@@ -154,6 +162,15 @@ impl Guest {
                     Err(what) => resp::error(out, &what),
                 });
             }
+        }
+        if let (Some(disk), Some(load)) = (&mut self.disk, &mut self.load)
+            && let Some((client, result)) = load.step(disk)
+        {
+            answered = true;
+            self.answer(client, |out| match result {
+                Ok(text) => resp::bulk(out, Some(text.as_bytes())),
+                Err(what) => resp::error(out, &what),
+            });
         }
         let card_is_reset = self.net.as_ref().is_none_or(|net| !net.nic.is_resetting());
         if let Some(client) = self.card_reset_by.take_if(|_| card_is_reset) {

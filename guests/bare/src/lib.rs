@@ -18,6 +18,7 @@ pub mod commands;
 pub mod commit;
 pub mod console;
 pub mod cpu;
+pub mod disk_load;
 pub mod fpu;
 pub mod guest;
 pub mod jobs;

@@ -62,6 +62,14 @@ impl Guest {
             Command::Reboot => self.end_machine(i, End::Reset),
             Command::PowerOff => self.end_machine(i, End::PowerOff),
             Command::ResetQueues => self.reset_queues(client)?,
+            Command::DiskLoop(kind, seconds) => {
+                let load = self
+                    .load
+                    .as_mut()
+                    .ok_or("there is no disk with room for a load")?;
+                load.begin(client, kind, seconds as u64 * 1_000_000)?;
+                self.connections[i].activity = Activity::Other;
+            }
             Command::BlockTest(writes, depth) => {
                 let (test, _) = self
                     .tests

@@ -7,10 +7,11 @@ use core::fmt::Write;
 
 use crate::abi::{self, BootDevice, BootInfo};
 use crate::apic::{self, Timer};
-use crate::block_test::BlockTest;
+use crate::block_test::{BLOCKS_MAX, BlockTest};
 use crate::boot::{self, Settings};
 use crate::commit::{Owner, Storage};
 use crate::console::Console;
+use crate::disk_load::DiskLoad;
 use crate::guest::{Counts, Guest};
 use crate::jobs::{Job, KickJob};
 use crate::net::{CONNECTIONS_MAX, Net, SPARE_LISTENERS};
@@ -52,7 +53,8 @@ pub unsafe fn set_up(info: &'static BootInfo, free: core::ops::Range<u64>) -> Gu
         Some(disk) => open(disk),
         None => Storage::in_memory(SLOTS_MAX),
     };
-    let tests = disk.as_ref().and_then(|disk| tests(disk, storage.layout()?));
+    let rooms = disk.as_ref().and_then(|disk| rooms(disk, storage.layout()?));
+    let (tests, load) = rooms.unzip();
     let net =
         find(abi::DEVICE_ID_NET).map(|device| Net::new(Nic::new(registers(device), features), &settings));
     let boot_job = settings
@@ -83,6 +85,7 @@ pub unsafe fn set_up(info: &'static BootInfo, free: core::ops::Range<u64>) -> Gu
         disk,
         storage,
         tests,
+        load,
         connections: Connection::pool(CONNECTIONS_MAX + SPARE_LISTENERS),
         boot_job,
         counts: Counts::default(),
@@ -110,17 +113,16 @@ fn announce(settings: &Settings, storage: &Storage, net: bool) {
     let _ = writeln!(Console, "{line}");
 }
 
-/// The room behind the slots: first the probe's blocks, then those of tests.
-fn tests(disk: &Disk<Owner>, layout: &Superblock) -> Option<(BlockTest, Probe)> {
+/// The room behind the slots: first the probe's blocks, then those of tests, then those of loads.
+fn rooms(disk: &Disk<Owner>, layout: &Superblock) -> Option<((BlockTest, Probe), DiskLoad)> {
     let first = layout.rest_offset();
     let blocks = (disk.bytes().saturating_sub(first) / BLOCK_BYTES as u64) as usize;
     let blocks = blocks.checked_sub(PROBE_BLOCKS)?;
-    let sector = first / SECTOR_BYTES as u64;
-    let behind = sector + (PROBE_BLOCKS * BLOCK_BYTES / SECTOR_BYTES) as u64;
-    Some((
-        BlockTest::new(behind, blocks, layout.boots),
-        Probe::new(sector, layout.boots),
-    ))
+    let tested = blocks.min(BLOCKS_MAX);
+    let sector = |block: usize| first / SECTOR_BYTES as u64 + (block * BLOCK_BYTES / SECTOR_BYTES) as u64;
+    let test = BlockTest::new(sector(PROBE_BLOCKS), tested, layout.boots);
+    let load = DiskLoad::new(sector(PROBE_BLOCKS + tested), blocks - tested, layout.boots);
+    Some(((test, Probe::new(sector(0), layout.boots)), load))
 }
 
 /// Reads the store from the disk, formats an empty one, and counts the boot.

@@ -135,7 +135,7 @@ pub unsafe fn work(vcpu: usize) -> ! {
     // The gates are installed by now.
     apic::start_periodic(traps::WORKER_VECTOR, count as u32);
     // SAFETY: this vCPU alone uses this part of the room.
-    let pages = unsafe { &mut (*(&raw mut ROOM)).0[vcpu - 1] };
+    let pages = unsafe { &mut *(&raw mut ROOM.0).cast::<Pages>().add(vcpu - 1) };
     let (mut own, mut written) = (0, [0u64; PAGES]);
     loop {
         for _ in 0..BURST_ROUNDS {
