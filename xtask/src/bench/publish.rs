@@ -24,7 +24,7 @@ struct Plot {
     labels: &'static [&'static str],
 }
 
-const PLOTS: [Plot; 8] = [
+const PLOTS: [Plot; 11] = [
     Plot {
         file: "sync-10.svg",
         title: "A sync of 10 dirty pages, beside the bare limit",
@@ -72,6 +72,24 @@ const PLOTS: [Plot; 8] = [
         title: "Takeovers, beyond the time-out",
         rows: &["takeover_reset_ms", "takeover_silent_ms"],
         labels: &[""],
+    },
+    Plot {
+        file: "lab-replies.svg",
+        title: "Redis in emulated hosts, 10 clients, appendfsync everysec",
+        rows: &["redis_ratio_10"],
+        labels: &["reply"],
+    },
+    Plot {
+        file: "lab-ping.svg",
+        title: "Pings to a Linux guest in emulated hosts",
+        rows: &["lab_ping_ratio"],
+        labels: &["ping"],
+    },
+    Plot {
+        file: "lab-sync.svg",
+        title: "A sync of a Linux guest in emulated hosts",
+        rows: &["lab_pause_ms"],
+        labels: &["sync", "pause", "capture", "wait"],
     },
 ];
 

@@ -65,7 +65,7 @@ impl VmSpec {
 
     /// A small VM that is protected in this mode, its pages sent as they are.
     pub fn raw(mode: &'static str) -> Self {
-        Self::protected(mode)
+        Self::protected(mode).with("delta", "off")
     }
 
     /// A small VM that is not.
