@@ -154,6 +154,8 @@ pub struct SecondarySide {
     idle_ms_max: Option<u64>,
     /// Since when nobody is connected and nothing is held.
     idle_since_ms: Option<u64>,
+    /// Whether a connection's buffer may hold frames that were left for the next turn.
+    more_is_there: bool,
     end: Option<End>,
 }
 
@@ -224,6 +226,7 @@ impl SecondarySide {
             _health: health,
             idle_ms_max,
             idle_since_ms: None,
+            more_is_there: false,
             end: None,
         })
     }
@@ -278,7 +281,14 @@ impl SecondarySide {
             .idle_ms_max
             .zip(self.idle_since_ms)
             .map(|(most_ms, since_ms)| since_ms + most_ms);
-        let due_ms = [self.core.next_deadline(), self.listener.due_ms(), idle_ms];
+        // What was read off a connection and left in its buffer makes nothing readable.
+        let at_once = (self.more_is_there && !self.disks_are_full()).then_some(now_ms);
+        let due_ms = [
+            self.core.next_deadline(),
+            self.listener.due_ms(),
+            idle_ms,
+            at_once,
+        ];
         let timeout_ms = due_ms
             .into_iter()
             .flatten()

@@ -11,9 +11,14 @@ use super::{POLL_US_MAX, SecondarySide};
 use crate::config::Latency;
 use crate::link::LinkError;
 
+/// Most bytes of a copy that are taken in one go. Then heartbeats get their turn: a stream that is as fast as it is
+/// taken would hide them for as long as it lasts, and the primary would seem silent.
+const COPY_BYTES_MAX: usize = 4 << 20;
+
 impl SecondarySide {
     /// Reads what has come, in order: a control message takes effect before the frames behind it are looked at.
     pub(super) fn receive(&mut self) {
+        self.more_is_there = false;
         let mut index = 0;
         while let Some(session) = self.sessions.get(index) {
             let id = session.id;
@@ -132,13 +137,19 @@ impl SecondarySide {
         } else {
             &mut session.main
         };
+        let mut copied_bytes = 0;
         let result = connection.flush().and_then(|()| {
             connection.receive(|header, body| match header.kind {
-                FrameKind::CopyPages => self.take_copy(id, header, body).map(|()| None),
-                FrameKind::DiskSums | FrameKind::DiskBlocks => {
-                    self.take_blocks(id, header, body)?;
-                    // What follows waits in the connection as long as a queue is full.
-                    Ok(self.disks_are_full().then_some(None))
+                FrameKind::CopyPages | FrameKind::DiskSums | FrameKind::DiskBlocks => {
+                    match header.kind {
+                        FrameKind::CopyPages => self.take_copy(id, header, body)?,
+                        _ => self.take_blocks(id, header, body)?,
+                    }
+                    copied_bytes += body.len();
+                    self.more_is_there |= copied_bytes >= COPY_BYTES_MAX;
+                    // What follows waits in the connection for the next turn, or as long as a queue is full.
+                    let enough = copied_bytes >= COPY_BYTES_MAX || self.disks_are_full();
+                    Ok(enough.then_some(None))
                 }
                 FrameKind::Pages | FrameKind::State => {
                     self.stage(id, header, body);
