@@ -125,7 +125,7 @@ impl PrimarySide {
         self.disks
             .trouble
             .clone()
-            .filter(|_| self.core.wants_peer() && !self.machine.holds_output())
+            .filter(|_| !self.machine.holds_output())
     }
 
     /// Notes durably what the copy is to cover.

@@ -42,7 +42,7 @@ impl PrimarySide {
             (Some(waiting), Some(trouble)) => Some(format!("{waiting}; {trouble}")),
             (waiting, trouble) => waiting
                 .or(self.connector.trouble().map(str::to_owned))
-                .or(trouble),
+                .or(trouble.filter(|_| self.core.wants_peer())),
         };
         let disks = self.disks.shown(&core);
         let standstill = self.standstill.clone();
