@@ -1,7 +1,10 @@
 //! Waiting for sockets, a mailbox and a deadline.
 
+use std::hint::spin_loop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::thread::yield_now;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
@@ -37,6 +40,34 @@ pub fn prefer_latency() {
     };
     // SAFETY: the structure is as long as it says, and only read. A kernel that refuses leaves the thread as it is.
     unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+}
+
+/// What a thread does between two looks at a socket while it polls.
+pub struct Poll {
+    yielded: Instant,
+}
+
+impl Poll {
+    /// How often a polling thread lets others have its processor. Not more often: a kernel takes it at its word, and lets
+    /// every other thread run first (since Linux 6.18 it even counts the time given up as used).
+    const YIELD_INTERVAL: Duration = Duration::from_micros(50);
+
+    /// Begins to poll.
+    pub fn begin() -> Self {
+        Self {
+            yielded: Instant::now(),
+        }
+    }
+
+    /// Between two looks.
+    pub fn pause(&mut self) {
+        if self.yielded.elapsed() < Self::YIELD_INTERVAL {
+            return spin_loop();
+        }
+        // The other end's answer may depend on this very processor.
+        yield_now();
+        self.yielded = Instant::now();
+    }
 }
 
 /// Waits until one of `readable` can be read, one of the connections can be read or takes what it wants to write, or

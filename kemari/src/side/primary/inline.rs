@@ -1,10 +1,10 @@
 //! The sync that a vCPU's own thread does: the guest has notified, its thread is out of the guest anyway.
 
 use std::sync::{Mutex, TryLockError};
-use std::thread::yield_now;
 
 use super::super::faults;
 use super::super::sync_tap::ACK_WAIT_US_MAX;
+use super::super::wait::Poll;
 use super::{Input, PrimarySide};
 use crate::config::Latency;
 
@@ -49,6 +49,7 @@ impl PrimarySide {
             return;
         }
         let until_us = self.clock.now_us() + ACK_WAIT_US_MAX;
+        let mut poll = Poll::begin();
         while self.capture.is_some() && self.session.is_some() && self.end.is_none() {
             self.receive_main();
             self.settle();
@@ -56,7 +57,7 @@ impl PrimarySide {
                 // Once is enough: this ack is left to the loop's thread.
                 return self.tap.set_in_flight(u64::MAX);
             }
-            yield_now();
+            poll.pause();
         }
     }
 
@@ -98,11 +99,11 @@ impl PrimarySide {
         }
         self.watch_session(false);
         let until_us = self.clock.now_us() + POLL_US_MAX;
+        let mut poll = Poll::begin();
         while self.paused && self.session.is_some() && self.end.is_none() && self.clock.now_us() < until_us {
             self.receive_main();
             self.settle();
-            // Whoever has work may have this processor: the secondary's answer may depend on it.
-            yield_now();
+            poll.pause();
         }
         self.watch_session(true);
     }
@@ -122,6 +123,7 @@ impl PrimarySide {
 /// looks at everything else, and comes again.
 pub(super) fn poll_for_acks(side: &Mutex<PrimarySide>) -> bool {
     let mut until_us = None;
+    let mut poll = Poll::begin();
     loop {
         match side.try_lock() {
             Ok(mut side) => {
@@ -139,6 +141,6 @@ pub(super) fn poll_for_acks(side: &Mutex<PrimarySide>) -> bool {
             Err(TryLockError::WouldBlock) => {}
             Err(TryLockError::Poisoned(_)) => return false,
         }
-        yield_now();
+        poll.pause();
     }
 }

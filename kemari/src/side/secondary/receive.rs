@@ -1,12 +1,11 @@
 //! Frames from the primary: control messages to the core, pages of the first copy into memory, syncs into staging.
 
-use std::thread::yield_now;
-
 use kemari_sync::wire::{
     Channel, FrameHeader, FrameKind, Goodbye, Hello, Message, PageBatch, decode, encode, reason_text,
 };
 use kemari_sync::{Incarnation, SecondaryEvent, SessionId};
 
+use super::super::wait::Poll;
 use super::{POLL_US_MAX, SecondarySide};
 use crate::config::Latency;
 use crate::link::LinkError;
@@ -41,6 +40,7 @@ impl SecondarySide {
 
     /// Polls the main connections as long as a train of syncs lasts.
     pub(super) fn poll_main(&mut self) {
+        let mut poll = Poll::begin();
         while self.end.is_none() && self.clock.now_us() < self.poll_until_us {
             for place in 0..self.sessions.len() {
                 match self.receive_from(place, false) {
@@ -56,7 +56,7 @@ impl SecondarySide {
                     }
                 }
             }
-            yield_now();
+            poll.pause();
         }
     }
 
