@@ -1,20 +1,21 @@
 //! Replicated disks: two images on two hosts, kept equal.
 //!
 //! `record` is what each image's side knows durably, `image` an image with its record. On the primary a `tracker` stands
-//! before every write, and a `copier` brings the other image up to date. On the secondary a `replica` carries out what
+//! before every write, and a `copier` brings the other image up to date. On the secondary a `writer` carries out what
 //! commits release, and what the copy brings.
 
 mod copier;
 mod image;
 mod record;
-mod replica;
+
 mod store;
 #[cfg(test)]
 mod testing;
 mod tracker;
+mod writer;
 
 pub use copier::{CopiedDisk, Copier, CopyProgress};
 pub use image::{Image, describe_record};
 pub use record::Map;
-pub use replica::{Barrier, Replica, Report};
 pub use tracker::{MARK_AGE_MIN, Tracker};
+pub use writer::{Barrier, Replica, Report};

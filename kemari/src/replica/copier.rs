@@ -11,8 +11,8 @@ use kemari_sync::wire::{BlockFrame, CHUNK_BYTES, FrameKind, encode_blocks};
 use kemari_vmm::disk::Disk;
 
 use super::record::EXTENT_BYTES;
-use super::replica::{checksum, read_chunk};
 use super::tracker::Tracker;
+use super::writer::{checksum, read_chunk};
 
 /// Chunks of an extent.
 const EXTENT_CHUNKS: u64 = EXTENT_BYTES / CHUNK_BYTES;
