@@ -7,7 +7,6 @@
 mod copier;
 mod image;
 mod record;
-
 mod store;
 #[cfg(test)]
 mod testing;
