@@ -9,6 +9,8 @@ mod status;
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Duration;
+use std::{mem, thread};
 
 use anyhow::Context;
 use kemari_sync::wire::{Message, Welcome, encode};
@@ -38,6 +40,8 @@ const WAIT_MS_MAX: u64 = 1000;
 /// After something has come on a main connection the loop polls it for so long before it sleeps: in a train of syncs the
 /// wake-ups would cost more than the work.
 const POLL_US_MAX: u64 = 300;
+/// How long staging is kept after this side has ended.
+const STAGING_KEPT: Duration = Duration::from_secs(3);
 /// Most sessions at a time: one that lives, one that replaces it, and one too many to be told so.
 const SESSIONS_MAX: usize = 3;
 
@@ -231,6 +235,16 @@ impl SecondarySide {
         })
     }
 
+    /// Giving so much memory back takes the kernel tens of milliseconds, in which the process can map no memory and begin
+    /// no thread: not now, when a guest waits to go on.
+    fn free_staging_later(&mut self) {
+        let staging = mem::replace(&mut self.staging, Staging::new(0));
+        thread::spawn(move || {
+            thread::sleep(STAGING_KEPT);
+            drop(staging);
+        });
+    }
+
     /// Follows primaries until it takes a VM over, or the VM is stopped.
     pub fn run(mut self) -> End {
         if self.config.protection.latency == Latency::Low {
@@ -253,6 +267,7 @@ impl SecondarySide {
             self.note_idle(now_ms);
             if let Some(end) = self.end.take() {
                 self.board.refuse_orders();
+                self.free_staging_later();
                 return end;
             }
             self.show_now_and_then();
