@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use kemari::control::Protection;
 use rustix::process::Signal;
 
 use crate::support::{Host, Plan, play};
@@ -42,6 +43,25 @@ fn a_secondary_that_is_told_to_end_lets_go_and_its_primary_does_not_wait() {
         clients.go_on()?;
         scene.secondary(Host::B)?;
         scene.await_protected(Host::A)?;
+        clients.finish()
+    });
+}
+
+#[test]
+fn a_primary_whose_secondary_is_in_doubt_does_not_end_the_vm() {
+    play(&Plan::default(), |scene| {
+        scene.protect()?;
+        let clients = scene.clients()?;
+        scene.take_arbiter_away()?;
+        scene.kill(Host::B)?;
+        scene.await_status("doubt", Host::A, |status| {
+            status.protection == Protection::Doubtful
+        })?;
+        scene.signal(Host::A, Signal::TERM)?;
+        scene.await_log(Host::A, "this process does not end")?;
+        scene.bring_arbiter_back()?;
+        scene.await_alone(Host::A)?;
+        clients.go_on()?;
         clients.finish()
     });
 }

@@ -21,9 +21,17 @@ type Outcome = Result<String, String>;
 impl PrimarySide {
     pub(super) fn on_order(&mut self, mut order: Order) {
         if order.command == Command::Leave {
-            // The VM goes on elsewhere if it can, and ends cleanly if not.
+            // The VM goes on elsewhere if it can, and ends cleanly if nobody else has it.
+            let protection = self.core.status(self.clock.now_ms()).protection;
             order.command = match self.core.refuses_switchover() {
                 None => Command::Switchover,
+                Some(_) if self.core.is_switching() => {
+                    order.command = Command::Switchover;
+                    let since_ms = self.clock.now_ms();
+                    return self.orders.push(Pending { order, since_ms });
+                }
+                // A secondary that may be back in a moment, or go on by itself, is no reason to end the VM.
+                Some(reason) if protection == Protection::Deciding => return answer(&order, Err(reason)),
                 Some(_) => Command::Stop,
             };
         }
