@@ -24,6 +24,17 @@ struct Failing {
     troubles: Arc<Mutex<Vec<Trouble>>>,
 }
 
+impl Failing {
+    /// Waits until there was so much trouble.
+    fn await_troubles(troubles: &Mutex<Vec<Trouble>>, count: usize) {
+        let begin = std::time::Instant::now();
+        while troubles.lock().unwrap().len() < count && begin.elapsed() < Duration::from_secs(20) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        thread::sleep(A_WHILE);
+    }
+}
+
 fn failing(on_error: OnError) -> Failing {
     let store = Gated::new(1 << 16);
     let troubles = Arc::<Mutex<Vec<Trouble>>>::default();
@@ -69,7 +80,7 @@ fn what_failed_waits_for_the_operator_and_keeps_its_place() {
         disk.ask((0, 2), READ, 9, &[0xee; 512]);
         disk.kick(0);
         assert_eq!(disk.wait(0), ((0, 2), OK), "other requests are carried out");
-        thread::sleep(A_WHILE);
+        Failing::await_troubles(&failing.troubles, 1);
         assert_eq!(disk.finished(0), None);
         {
             let troubles = failing.troubles.lock().unwrap();
@@ -98,7 +109,7 @@ fn what_failed_waits_for_the_operator_and_keeps_its_place() {
                 .retry()
         };
         assert_eq!(retry(), 1);
-        thread::sleep(A_WHILE);
+        Failing::await_troubles(&failing.troubles, 2);
         assert_eq!(
             (disk.finished(0), failing.troubles.lock().unwrap().len()),
             (None, 2)
@@ -121,7 +132,7 @@ fn a_reset_does_not_wait_for_the_operator() {
     failing.store.fail(4, Some(libc::EIO));
     disk.ask((0, 0), WRITE, 4, &[1; 512]);
     disk.kick(0);
-    thread::sleep(A_WHILE);
+    Failing::await_troubles(&failing.troubles, 1);
     assert_eq!(disk.finished(0), None);
     write_register(&*disk.bench.device, regs::STATUS, 0);
     // After the reset errors wait again.
@@ -137,7 +148,7 @@ fn a_reset_does_not_wait_for_the_operator() {
     );
     again.ask((0, 0), WRITE, 4, &[1; 512]);
     again.kick(0);
-    thread::sleep(A_WHILE);
+    Failing::await_troubles(&failing.troubles, count + 1);
     assert_eq!(
         (again.finished(0), failing.troubles.lock().unwrap().len()),
         (None, count + 1)
