@@ -164,7 +164,6 @@ impl PrimarySide {
         self.sync_since_us = self.asked_us.take().unwrap_or(self.paused_at_us);
         self.console_due_ms = None;
         self.tap.set_in_flight(u64::MAX);
-        self.tap.looked();
         if hold && self.attached.is_none() {
             match Attached::to(self.machine.channels(), &self.tap) {
                 Ok(attached) => self.attached = Some(attached),
@@ -185,7 +184,7 @@ impl PrimarySide {
             .map(|session| session.main.take_spare())
             .unwrap_or_default();
         let deltas = self.deltas.for_sync();
-        match Capture::take(
+        let taken = Capture::take(
             &self.machine,
             epoch,
             hold,
@@ -193,7 +192,10 @@ impl PrimarySide {
             &self.acked_states,
             deltas,
             buffer,
-        ) {
+        );
+        // Everything that was held is in it now, also what came while it paused the guest.
+        self.tap.looked();
+        match taken {
             Ok(capture) => {
                 let [state, dirty, encode] = capture.took_us;
                 self.timings.state_us.note(state);

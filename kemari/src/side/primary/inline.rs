@@ -29,7 +29,10 @@ impl PrimarySide {
         if self.core.is_over() {
             return;
         }
-        let Some(since_us) = self.tap.looked() else { return };
+        // What the tap saw may have been looked at by another thread before the tap's pause took effect: undo that.
+        let Some(since_us) = self.tap.looked() else {
+            return self.run_unless_paused();
+        };
         self.asked_us = Some(since_us);
         self.wait_for_due_ack();
         self.on_output_held();
@@ -50,9 +53,13 @@ impl PrimarySide {
         }
         let until_us = self.clock.now_us() + ACK_WAIT_US_MAX;
         let mut poll = Poll::begin();
-        while self.capture.is_some() && self.session.is_some() && self.end.is_none() {
+        loop {
             self.receive_main();
             self.settle();
+            // Asked before the time is: once the ack was here, nobody else looks at what the tap keeps back.
+            if self.capture.is_none() || self.session.is_none() || self.end.is_some() {
+                return;
+            }
             if self.clock.now_us() >= until_us {
                 // Once is enough: this ack is left to the loop's thread.
                 return self.tap.set_in_flight(u64::MAX);
