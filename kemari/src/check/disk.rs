@@ -93,6 +93,8 @@ fn problem(disk: &HostDisk<'_>, running: bool) -> Result<u64, Problem> {
     })?;
     if !running {
         free(&file, disk.disk.read_only)?;
+        // Its lock goes with it.
+        drop(file);
         return opens(disk);
     }
     Ok(bytes)
