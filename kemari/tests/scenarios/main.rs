@@ -12,6 +12,7 @@ mod faults;
 mod frozen;
 mod guest_life;
 mod health;
+mod pace;
 mod partition;
 mod peers;
 mod replica;
