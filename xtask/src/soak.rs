@@ -8,6 +8,7 @@ mod cut;
 mod tally;
 
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -24,11 +25,11 @@ use crate::demo::pair::{Image, Pair, Role, Side, Status};
 use crate::packages;
 use crate::proof::checker::check;
 use crate::proof::client::{Swarm, ping, read_all_keys};
-use crate::proof::history::Clock;
+use crate::proof::history::{Clock, History};
 use crate::proof::load::Load;
 use crate::tools::{self, wait_for};
 use crate::ui::Ui;
-use cut::Cut;
+use cut::{Cut, GUEST_BUSY_MAX, orders_to};
 use tally::{Period, Tally};
 
 /// Periods of one VM, after which a fresh one begins: each writes keys of its own, and the bare guest has a table of
@@ -38,6 +39,9 @@ const PERIODS_MAX: u32 = 240;
 const KEYS_PER_CONNECTION: u32 = 2;
 /// Pairs of hosts in a row that may fail before anything was cut.
 const BARREN_PAIRS_MAX: u32 = 3;
+/// Clients work for a time in this range before a cut: long enough for the pair to be at any step, and short, so that
+/// many cuts fit into an hour.
+const BEFORE_CUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_millis(700);
 /// The pace.
 const PACE: Pace = Pace::LOCAL;
 
@@ -123,11 +127,7 @@ impl Soak<'_> {
         let mut pair = place.pair(number, None, None)?;
         let mut primary = Side::A;
         pair.launch(primary, Role::Primary)?;
-        let load = self.load(&pair);
-        wait_for("an answer of the guest's service", PACE.boot_max, || {
-            pair.check_alive()?;
-            Ok(ping(&load).ok())
-        })?;
+        await_service(&mut pair)?;
         pair.launch(primary.other(), Role::Secondary)?;
         await_protected(&mut pair, primary)?;
         for _ in 0..PERIODS_MAX {
@@ -154,14 +154,21 @@ impl Soak<'_> {
         let load = self.load(pair);
         let clock = Clock::start();
         let swarm = Swarm::start(&load, clock)?;
-        let moment = self
-            .random
-            .random_range(PACE.before_cut_min..=PACE.before_cut_max);
+        let moment = self.random.random_range(BEFORE_CUT);
         std::thread::sleep(moment);
-        let gone_on = cut_and_recover(self.place, pair, primary, period, &swarm);
-        // Where nothing answers any more, clients must not wait for their time-out.
-        period.lost_connections = swarm.lost() as u64;
-        let mut history = swarm.finish(gone_on.is_ok())?;
+        // What ends connections by itself finds the clients stopped.
+        let (swarm, seen) = match period.cut.ends_connections() {
+            true => (None, swarm.finish(true)?),
+            false => (Some(swarm), History::default()),
+        };
+        let moment = self.random.random_range(Duration::ZERO..=GUEST_BUSY_MAX);
+        let gone_on = cut_and_recover(self.place, pair, primary, period, moment, swarm.as_ref());
+        let mut history = seen;
+        if let Some(swarm) = swarm {
+            // Where nothing answers any more, clients must not wait for their time-out.
+            period.lost_connections = swarm.lost() as u64;
+            history = swarm.finish(gone_on.is_ok())?;
+        }
         period.lost_connections = period.lost_connections.max(history.connections_lost());
         period.longest_gap_ms = history.longest_gap() as f64 / 1e6;
         let read = read_all_keys(&load, clock, &history).map(|read| history.merge(read));
@@ -194,13 +201,16 @@ fn cut_and_recover(
     pair: &mut LocalPair<'_>,
     primary: &mut Side,
     period: &mut Period,
-    swarm: &Swarm,
+    moment: Duration,
+    swarm: Option<&Swarm>,
 ) -> Result<()> {
     let victim = *primary;
-    let at_cut = swarm.acknowledged();
-    period.cut.apply(place, pair, victim)?;
+    let at_cut = swarm.map(Swarm::acknowledged);
+    period.cut.apply(place, pair, victim, moment)?;
     period.step = period.cut.ends_primary().then(|| pair.step_of(victim)).flatten();
-    answered(swarm, &at_cut, "after the cut")?;
+    if let (Some(swarm), Some(at_cut)) = (swarm, at_cut) {
+        answered(swarm, &at_cut, "after the cut")?;
+    }
     let runs = await_survivor(pair, period.cut, victim)?;
     let expected = period.cut.survivor(victim);
     ensure!(
@@ -222,7 +232,19 @@ fn cut_and_recover(
         pair.launch(runs.other(), Role::Secondary)?;
     }
     await_protected(pair, runs)?;
-    answered(swarm, &swarm.acknowledged(), "after it was protected again")
+    match swarm {
+        Some(swarm) => answered(swarm, &swarm.acknowledged(), "after it was protected again"),
+        None => await_service(pair),
+    }
+}
+
+/// Waits until the guest has booted.
+fn await_service(pair: &mut LocalPair<'_>) -> Result<()> {
+    let load = orders_to(pair);
+    wait_for("an answer of the guest's service", PACE.boot_max, || {
+        pair.check_alive()?;
+        Ok(ping(&load).ok())
+    })
 }
 
 /// Waits until each connection has got answers since.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::connection::{Connection, DRAIN, Live, STOP, WORK};
 use super::history::{Clock, ConnectionEnd, History};
@@ -157,25 +157,39 @@ pub fn ping(load: &Load) -> Result<()> {
     if load.protocol == Protocol::Postgres {
         return postgres::ask(load, "SELECT 1").map(drop);
     }
+    let reply = ask(load, &["PING"], CONNECT_TIMEOUT)?;
+    ensure!(
+        reply == Reply::Simple("PONG".into()),
+        "the service answered PING by {reply:?}"
+    );
+    Ok(())
+}
+
+/// Sends one request over a connection of its own, and waits for its answer; what the service refuses is an error.
+pub fn ask(load: &Load, words: &[&str], timeout: Duration) -> Result<Reply> {
     let mut stream = connect(load)?;
-    stream.set_read_timeout(Some(CONNECT_TIMEOUT))?;
+    stream.set_read_timeout(Some(timeout))?;
+    let shown = words.first().copied().unwrap_or_default();
+    let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
     let mut request = Vec::new();
-    encode_request(&mut request, &[b"PING"]);
-    stream.write_all(&request).context("PING cannot be sent")?;
-    let (mut decoder, mut bytes) = (Decoder::default(), [0; 512]);
+    encode_request(&mut request, &words);
+    stream
+        .write_all(&request)
+        .with_context(|| format!("{shown} cannot be sent"))?;
+    let (mut decoder, mut bytes) = (Decoder::default(), [0; 4096]);
     loop {
-        let count = stream.read(&mut bytes).context("PING got no answer")?;
+        let count = stream
+            .read(&mut bytes)
+            .with_context(|| format!("{shown} got no answer"))?;
         ensure!(
             count > 0,
-            "the service closed the connection instead of answering PING"
+            "the service closed the connection instead of answering {shown}"
         );
         decoder.feed(&bytes[..count]);
-        if let Some(reply) = decoder.next_reply()? {
-            ensure!(
-                reply == Reply::Simple("PONG".into()),
-                "the service answered PING by {reply:?}"
-            );
-            return Ok(());
+        match decoder.next_reply()? {
+            None => {}
+            Some(Reply::Error(text)) => bail!("the service refused {shown}: {text}"),
+            Some(reply) => return Ok(reply),
         }
     }
 }

@@ -3,12 +3,14 @@
 use std::fmt;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use lab::{LocalNet, Network};
 use rustix::process::Signal;
 
 use crate::demo::local::{LocalPair, LocalPlace};
-use crate::demo::pair::{Role, Side};
+use crate::demo::pair::{Pair, Role, Side};
+use crate::proof::client::ask;
+use crate::proof::load::Load;
 
 /// What happens to a pair in a period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,6 +37,10 @@ pub enum Cut {
     Arbiter,
     /// The primary's process is told to end, as by a service manager.
     Term,
+    /// The guest resets its queues under load, and the primary's process is killed meanwhile.
+    Queues,
+    /// The guest reboots, which its clients see, and the primary's process is killed meanwhile.
+    Reboot,
 }
 
 /// How long a primary stands still: around the suspicion time-out of the pair, which is a second.
@@ -43,10 +49,14 @@ const DOZE: Duration = Duration::from_millis(1000);
 const COPY_BEFORE_CUT: Duration = Duration::from_millis(60);
 /// How long the arbiter is away when the primary has died.
 const ARBITER_AWAY: Duration = Duration::from_millis(1500);
+/// Within this time of the order the primary dies under what the guest does to its machine.
+pub(super) const GUEST_BUSY_MAX: Duration = Duration::from_millis(60);
+/// How long the guest may take to answer an order whose host dies.
+const ORDER_MAX: Duration = Duration::from_secs(20);
 
 impl Cut {
     /// All kinds.
-    pub const ALL: [Cut; 11] = [
+    pub const ALL: [Cut; 13] = [
         Cut::Kill,
         Cut::Power,
         Cut::Link,
@@ -58,6 +68,8 @@ impl Cut {
         Cut::Copy,
         Cut::Arbiter,
         Cut::Term,
+        Cut::Queues,
+        Cut::Reboot,
     ];
 
     /// Its name in what is printed.
@@ -74,11 +86,19 @@ impl Cut {
             Cut::Copy => "copy",
             Cut::Arbiter => "arbiter",
             Cut::Term => "term",
+            Cut::Queues => "queues",
+            Cut::Reboot => "reboot",
         }
     }
 
-    /// Does it to the pair whose VM runs on `primary`.
-    pub(crate) fn apply(self, place: &LocalPlace, pair: &mut LocalPair<'_>, primary: Side) -> Result<()> {
+    /// Does it to the pair whose VM runs on `primary`. `moment`: how long the guest is let go on with what it does.
+    pub(crate) fn apply(
+        self,
+        place: &LocalPlace,
+        pair: &mut LocalPair<'_>,
+        primary: Side,
+        moment: Duration,
+    ) -> Result<()> {
         let net = place.net();
         match self {
             Cut::Kill => pair.kill(primary),
@@ -113,6 +133,20 @@ impl Cut {
                 Ok(place.etcd().resume()?)
             }
             Cut::Term => pair.signal(primary, Signal::TERM),
+            Cut::Queues => {
+                let load = orders_to(pair);
+                let order = std::thread::spawn(move || ask(&load, &["RESETQ"], ORDER_MAX));
+                std::thread::sleep(moment);
+                pair.kill(primary)?;
+                // The answer comes from the other host, if it was not given before.
+                let answer = order.join().map_err(|_| anyhow!("the order's thread panicked"))?;
+                answer.map(drop)
+            }
+            Cut::Reboot => {
+                ask(&orders_to(pair), &["REBOOT"], ORDER_MAX)?;
+                std::thread::sleep(moment);
+                pair.kill(primary)
+            }
         }
     }
 
@@ -137,7 +171,10 @@ impl Cut {
 
     /// Whether the primary's process does nothing more from then on, so that its trace tells the step that was hit.
     pub fn ends_primary(self) -> bool {
-        matches!(self, Cut::Kill | Cut::Power | Cut::Freeze | Cut::Arbiter)
+        matches!(
+            self,
+            Cut::Kill | Cut::Power | Cut::Freeze | Cut::Arbiter | Cut::Queues | Cut::Reboot
+        )
     }
 
     /// Whether the VM leaves by a switchover: that is no takeover, and the pair stays one.
@@ -145,9 +182,22 @@ impl Cut {
         matches!(self, Cut::Switchover | Cut::Uplink | Cut::Term)
     }
 
+    /// Whether the guest itself ends its connections.
+    pub fn ends_connections(self) -> bool {
+        self == Cut::Reboot
+    }
+
     /// Whether the pair may outlive it with its roles as they were.
     pub fn may_pass(self) -> bool {
         self == Cut::Doze
+    }
+}
+
+/// A load for single requests: it writes no keys.
+pub(super) fn orders_to(pair: &LocalPair<'_>) -> Load {
+    Load {
+        netns: Some(pair.clients()),
+        ..Load::new(pair.service(), 0)
     }
 }
 
