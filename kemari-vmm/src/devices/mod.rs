@@ -7,7 +7,7 @@ pub mod serial;
 use std::sync::Arc;
 
 use crate::event::EventChannel;
-use crate::state::{StateBlob, StateError};
+use crate::state::{StateBlob, StateError, StateKind};
 
 /// One device of the machine. Its methods are called by vCPU threads, by its own threads and by whoever pauses the
 /// machine; what may run beside what is said in [`crate::machine`].
@@ -38,6 +38,8 @@ pub trait Device: Send + Sync {
     /// After a restore: works through its rings as if kicked, and interrupts once a queue. Spurious interrupts and
     /// kicks are harmless, lost ones are not.
     fn wake(&self);
+    /// Which of a machine's states is this device's: the kind, and the instance of it.
+    fn identity(&self) -> (StateKind, u16);
     /// The device's state. Called while the machine is frozen.
     fn save(&self) -> StateBlob;
     /// Continues from a state. Called while the machine has never run or is paused for good.

@@ -197,6 +197,10 @@ impl Device for Ports {
         StateBlob::encode(StateKind::Power, 0, STATE_VERSION, &*self.lock())
     }
 
+    fn identity(&self) -> (StateKind, u16) {
+        (StateKind::Power, 0)
+    }
+
     fn load(&self, blob: &StateBlob) -> Result<(), StateError> {
         *self.lock() = blob.decode(STATE_VERSION)?;
         Ok(())

@@ -284,6 +284,10 @@ impl Device for Console {
         StateBlob::encode(StateKind::Serial, 0, STATE_VERSION, &saved)
     }
 
+    fn identity(&self) -> (StateKind, u16) {
+        (StateKind::Serial, 0)
+    }
+
     fn load(&self, blob: &StateBlob) -> Result<(), StateError> {
         let saved: SavedConsole = blob.decode(STATE_VERSION)?;
         let [

@@ -6,7 +6,7 @@ use super::parts::find;
 use super::{Machine, MachineError};
 use crate::devices::Device;
 use crate::disk::{Disk, DiskConfig, Operation, Server};
-use crate::state::{StateBlob, StateError, StateKind};
+use crate::state::{StateBlob, StateError};
 use crate::virtio::block::Block;
 use crate::watch::DiskWatch;
 
@@ -95,7 +95,7 @@ impl Machine {
         for (index, (id, disk)) in self.parts.disks.iter().enumerate() {
             let blob = states
                 .iter()
-                .find(|blob| (blob.kind, blob.instance) == (StateKind::Virtio, disk.instance()))
+                .find(|blob| (blob.kind, blob.instance) == disk.identity())
                 .ok_or_else(|| StateError::Mismatch(format!("the disk {id} is missing")))?;
             for request in disk.saved_requests(blob)? {
                 if applied(index).is_some_and(|applied| request.id() <= applied) {

@@ -46,13 +46,13 @@ impl Machine {
         Ok(())
     }
 
-    /// Checks that a captured state could be loaded, without touching anything.
-    pub fn check_state(&self, states: &[StateBlob]) -> Result<(), MachineError> {
-        self.decode(states).map(|_| ())
-    }
-
-    /// [`Machine::check_state`] of `whole`, which has passed it, with these parts in their places.
+    /// [`Machine::try_on`] of `whole`, which has passed it, with these parts in their places. A processor's identity is only
+    /// decoded: it does not change while a guest runs.
+    ///
+    /// # Errors
+    /// This host cannot continue from such a state.
     pub fn check_parts(&self, parts: &[StateBlob], whole: &[StateBlob]) -> Result<(), MachineError> {
+        let _freeze = self.parts.hub.freeze();
         for part in parts {
             let (kind, instance) = (part.kind, part.instance);
             if !whole
@@ -66,7 +66,16 @@ impl Machine {
                 StateKind::VcpuIdentity => drop(part.decode::<VcpuIdentity>(VCPU_IDENTITY_VERSION)?),
                 StateKind::Vcpu => drop(part.decode::<VcpuState>(VCPU_STATE_VERSION)?),
                 StateKind::Vm => drop(part.decode::<VmState>(VM_STATE_VERSION)?),
-                StateKind::Serial | StateKind::Power | StateKind::Virtio => {}
+                StateKind::Serial | StateKind::Power | StateKind::Virtio => {
+                    let device = self
+                        .parts
+                        .devices()
+                        .find(|device| device.identity() == (kind, instance));
+                    let why =
+                        || StateError::Mismatch(format!("{kind:?} {instance} is no device of this machine"));
+                    // The machine has never run: taking a state does nothing else.
+                    device.ok_or_else(why)?.load(part)?;
+                }
             }
         }
         Ok(())
@@ -111,9 +120,8 @@ impl Machine {
         let vm = find(StateKind::Vm, 0)?.decode(VM_STATE_VERSION)?;
         let mut devices = Vec::new();
         for device in self.parts.devices() {
-            // A device's own state says what it is.
-            let own = device.save();
-            devices.push((device, find(own.kind, own.instance)?));
+            let (kind, instance) = device.identity();
+            devices.push((device, find(kind, instance)?));
         }
         let expected = devices.len() + 2 * vcpus.len() + 1;
         if states.len() != expected {

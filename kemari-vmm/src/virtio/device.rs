@@ -100,11 +100,6 @@ impl<B: Backend> VirtioDevice<B> {
         Ok(saved.requests)
     }
 
-    /// Which instance of [`StateKind::Virtio`] is this device's state.
-    pub fn instance(&self) -> u16 {
-        self.instance
-    }
-
     /// For how long the oldest released request has been unfinished, if there is one and it waits for no operator. While somebody works on the
     /// device nothing is said.
     pub fn oldest_unfinished(&self) -> Option<Duration> {
@@ -528,6 +523,10 @@ impl<B: Backend> Device for VirtioDevice<B> {
             backend: core.backend.save(),
         };
         StateBlob::encode(StateKind::Virtio, self.instance, STATE_VERSION, &saved)
+    }
+
+    fn identity(&self) -> (StateKind, u16) {
+        (StateKind::Virtio, self.instance)
     }
 
     fn load(&self, blob: &StateBlob) -> Result<(), StateError> {

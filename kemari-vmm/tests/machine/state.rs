@@ -123,19 +123,52 @@ fn what_is_loaded_is_what_was_saved() {
 }
 
 #[test]
+fn a_changed_part_that_could_not_be_loaded_is_refused_when_it_comes() {
+    let _watchdog = Watchdog::new("damaged parts", 60);
+    let rig = Rig::without_network("", 64);
+    let states = save(&rig.machine());
+    let standby = rig.machine();
+    standby.try_on(&states).expect("the state of an equal machine");
+    let refusal = |part: StateBlob| {
+        let name = format!("{:?} {}", part.kind, part.instance);
+        let result = standby.check_parts(&[part], &states);
+        (result.err().map(|error| error.to_string()), name)
+    };
+    for part in &states {
+        let (error, name) = refusal(part.clone());
+        assert_eq!(error, None, "{name}");
+        let mut torn = part.clone();
+        torn.bytes.truncate(torn.bytes.len() - 1);
+        let (error, name) = refusal(torn);
+        assert!(error.is_some(), "{name} is cut off");
+        let mut newer = part.clone();
+        newer.version += 1;
+        let (error, name) = refusal(newer);
+        assert!(error.is_some_and(|error| error.contains("has version")), "{name}");
+        let mut another = part.clone();
+        another.instance += 40;
+        let (error, name) = refusal(another);
+        assert!(
+            error.is_some_and(|error| error.contains("was not in it before")),
+            "{name}"
+        );
+    }
+    standby
+        .load(&states, false)
+        .expect("what was refused has left nothing behind");
+}
+
+#[test]
 fn a_state_of_another_kind_version_or_machine_is_refused_with_the_reason() {
     let _watchdog = Watchdog::new("foreign state", 60);
     let rig = Rig::without_network("", 64);
     let states = save(&rig.machine());
     let standby = rig.machine();
-    standby
-        .check_state(&states)
-        .expect("the state of an equal machine");
     standby.try_on(&states).expect("the state of an equal machine");
     let refused = |change: &dyn Fn(&mut Vec<StateBlob>), sentence: &str| {
         let mut changed = states.clone();
         change(&mut changed);
-        for result in [standby.check_state(&changed), standby.load(&changed, false)] {
+        for result in [standby.try_on(&changed), standby.load(&changed, false)] {
             match result {
                 Ok(()) if sentence.is_empty() => {}
                 Ok(()) => panic!("loaded, instead of: {sentence}"),
