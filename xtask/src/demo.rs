@@ -13,7 +13,8 @@ pub mod pair;
 pub mod result;
 pub mod run;
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use kemari_vmm::arch::preflight::{self, KvmAbility};
@@ -83,13 +84,14 @@ pub(crate) fn lock() -> Result<File> {
 /// Keeps what a run that was not ok has left.
 pub(crate) fn keep_logs(seed: u64) {
     let kept = tools::target_dir().join(format!("demo/failed-{seed}"));
-    let _ = std::fs::remove_dir_all(&kept);
-    if std::fs::rename(pair::run_dir(), &kept).is_ok() {
+    let _ = fs::remove_dir_all(&kept);
+    if fs::rename(pair::run_dir(), &kept).is_ok() {
         println!("  logs in {}", kept.display());
     }
 }
 
-fn prepare(options: &Options, ui: &Ui) -> Result<Box<dyn Place>> {
+/// Builds and makes what a place for the VM of `options` needs, and makes it.
+pub(crate) fn prepare(options: &Options, ui: &Ui) -> Result<Box<dyn Place>> {
     ui.step("packages", |_| {
         packages::ensure_installed(&[packages::IP, packages::ETCD])
     })?;
@@ -101,17 +103,27 @@ fn prepare(options: &Options, ui: &Ui) -> Result<Box<dyn Place>> {
     let of_program = options.fault.and_then(options::Fault::environment);
     let features: &[&str] = if of_program.is_some() { &["faults"] } else { &[] };
     if local {
-        let program = ui.step("building kemari", |_| tools::build_kemari(features))?;
+        let program = ui.step("building kemari", |_| keep(tools::build_kemari(features)?))?;
         return Ok(Box::new(local::LocalPlace::new(program, image(options, ui)?)?));
     }
     ui.step("packages for emulated hosts", |_| Ok(lab::ensure_packages()?))?;
     let program = ui.step("building kemari for emulated hosts", |_| {
-        Ok(lab::build::static_binary("kemari", "kemari", features, false)?)
+        keep(lab::build::static_binary("kemari", "kemari", features, false)?)
     })?;
     let image = image(options, ui)?;
     let boot =
         |_: &_| emulated::EmulatedPlace::new(program, image, options, options.cut == options::Cut::Both);
     Ok(Box::new(ui.step("two emulated hosts boot", boot)?))
+}
+
+/// Takes a copy of a program: whoever builds in the meantime must not change what is running here.
+fn keep(program: PathBuf) -> Result<PathBuf> {
+    let directory = tools::target_dir().join("demo");
+    fs::create_dir_all(&directory)?;
+    let copy = directory.join("kemari");
+    let _ = fs::remove_file(&copy);
+    fs::copy(program, &copy).with_context(|| format!("{} cannot be written", copy.display()))?;
+    Ok(copy)
 }
 
 fn image(options: &Options, ui: &Ui) -> Result<Image> {

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::demo;
 use crate::demo::emulated::{EmulatedPair, EmulatedPlace};
-use crate::demo::options::{Cut, Disk, Flush, Guest, Hosts, Options as DemoOptions, Pace, Service};
+use crate::demo::options::{Cut, Flush, Options as DemoOptions, Pace, Service};
 use crate::demo::pair::{Image, Pair, Role, Side};
 use crate::demo::{ending, run};
 use crate::packages;
@@ -69,18 +69,11 @@ pub fn disks(options: &Options) -> Result<bool> {
     let ui = Ui::default();
     let seed = options.seed.unwrap_or_else(rand::random);
     let demo_options = DemoOptions {
-        guest: Guest::Linux,
-        vcpus: 1,
         service: Service::Postgres,
-        disk: Disk::Replicated,
         flush: options.flush,
-        hosts: Hosts::Lab,
         cut: Cut::None,
-        repeat: 1,
-        same_vm: false,
         seed: Some(seed),
-        fault: None,
-        connections: 8,
+        ..DemoOptions::LAB
     };
     ui.step("packages", |_| {
         packages::ensure_installed(&[packages::IP, packages::ETCD])?;

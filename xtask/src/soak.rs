@@ -7,28 +7,24 @@
 mod cut;
 mod tally;
 
-use std::fs;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::demo;
-use crate::demo::local::{LocalPair, LocalPlace};
-use crate::demo::options::{ACKNOWLEDGED_AFTER_MIN, Pace};
-use crate::demo::pair::{Image, Pair, Role, Side, Status};
-use crate::packages;
+use crate::demo::options::{ACKNOWLEDGED_AFTER_MIN, Disk, Guest, Hosts, Options as DemoOptions, Pace};
+use crate::demo::pair::{Pair, Place as Hosting, Role, Side, Status};
+use crate::demo::{self, ending, run};
 use crate::proof::checker::check;
-use crate::proof::client::{Swarm, ping, read_all_keys};
+use crate::proof::client::{Swarm, read_all_keys};
 use crate::proof::history::{Clock, History};
 use crate::proof::load::Load;
-use crate::tools::{self, wait_for};
-use crate::ui::Ui;
+use crate::tools::wait_for;
+use crate::ui::{Step, Ui};
 use cut::{Cut, GUEST_BUSY_MAX, orders_to};
 use tally::{Period, Tally};
 
@@ -39,40 +35,100 @@ const PERIODS_MAX: u32 = 240;
 const KEYS_PER_CONNECTION: u32 = 2;
 /// Pairs of hosts in a row that may fail before anything was cut.
 const BARREN_PAIRS_MAX: u32 = 3;
-/// Clients work for a time in this range before a cut: long enough for the pair to be at any step, and short, so that
-/// many cuts fit into an hour.
-const BEFORE_CUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_millis(700);
-/// The pace.
-const PACE: Pace = Pace::LOCAL;
 
-/// How long.
+/// Where, and how long.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
+    /// Where the hosts are
+    #[arg(long, value_enum, default_value_t = Place::Here)]
+    pub place: Place,
     /// For how many minutes; the period that has begun is finished
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub minutes: u32,
+    /// The guest's disk; if not said: shared here, which needs a fence, and replicated in the lab
+    #[arg(long, value_enum)]
+    pub disk: Option<Disk>,
+    /// Only this kind of cut (may be repeated); otherwise all that the place knows
+    #[arg(long = "cut", value_enum)]
+    pub cuts: Vec<Cut>,
     /// Makes kinds and moments of the cuts and the load repeatable
     #[arg(long)]
     pub seed: Option<u64>,
 }
 
+/// Where the hosts are, and what they run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Place {
+    /// Namespaces on this machine, with the bare guest
+    Here,
+    /// Emulated hosts, with Linux and Redis
+    Lab,
+}
+
+impl Place {
+    /// Clients work for a time in this range before a cut: long enough for the pair to be at any step, and short, so
+    /// that many cuts fit into an hour.
+    fn before_cut(self) -> RangeInclusive<Duration> {
+        let (min_ms, max_ms) = match self {
+            Place::Here => (100, 700),
+            Place::Lab => (1000, 4000),
+        };
+        Duration::from_millis(min_ms)..=Duration::from_millis(max_ms)
+    }
+}
+
+impl Options {
+    fn of_hosts(&self) -> DemoOptions {
+        let (guest, hosts, disk) = match self.place {
+            Place::Here => (Guest::Bare, Hosts::Local, Disk::Shared),
+            Place::Lab => (Guest::Linux, Hosts::Lab, Disk::Replicated),
+        };
+        DemoOptions {
+            guest,
+            hosts,
+            disk: self.disk.unwrap_or(disk),
+            ..DemoOptions::LAB
+        }
+    }
+
+    /// The kinds of cut that are wanted and possible.
+    fn kinds(&self) -> Result<Vec<Cut>> {
+        let possible = |cut: &Cut| match self.place {
+            Place::Here => !cut.needs_emulated_hosts(),
+            Place::Lab => !cut.needs_bare_guest(),
+        };
+        let all = Cut::value_variants().iter().copied();
+        let kinds: Vec<Cut> = match self.cuts.is_empty() {
+            true => all.filter(possible).collect(),
+            false => self.cuts.clone(),
+        };
+        let impossible = kinds.iter().find(|cut| !possible(cut));
+        ensure!(
+            impossible.is_none(),
+            "the cut `{}` is not for this --place: a namespace cannot stand still, and Linux does to its machine what \
+             it wants",
+            impossible.map_or("", |cut| cut.name())
+        );
+        Ok(kinds)
+    }
+}
+
 /// Runs until the time is over. Whether every period was good; an error means that there are no hosts to fail.
 pub fn soak(options: &Options) -> Result<bool> {
     let _lock = demo::lock()?;
+    let (kinds, of_hosts) = (options.kinds()?, options.of_hosts());
     let ui = Ui::default();
-    ui.step("packages", |_| {
-        packages::ensure_installed(&[packages::IP, packages::ETCD])
-    })?;
-    let program = ui.step("building kemari", |_| build())?;
-    let image = ui.step("building the bare guest", |_| tools::build_bare_guest())?;
-    let place = LocalPlace::new(program, Image::bare(image))?;
+    let mut place = demo::prepare(&of_hosts, &ui)?;
 
     let begin = Instant::now();
     let seed = options.seed.unwrap_or_else(rand::random);
     ui.say(&format!("  · seed {seed}"));
     let mut soak = Soak {
-        place: &place,
+        of_hosts,
+        pace: place.pace(),
+        before_cut: options.place.before_cut(),
         random: ChaCha8Rng::seed_from_u64(seed),
+        kinds,
         bag: Vec::new(),
         begin,
         end: begin + Duration::from_secs(60 * u64::from(options.minutes)),
@@ -82,7 +138,7 @@ pub fn soak(options: &Options) -> Result<bool> {
     while Instant::now() < soak.end {
         let before = soak.tally.periods();
         let number = soak.random.random();
-        if let Err(error) = soak.on_fresh_hosts(number) {
+        if let Err(error) = soak.on_fresh_hosts(place.as_mut(), number) {
             soak.tally.fail(&error);
             demo::keep_logs(number);
         }
@@ -99,20 +155,12 @@ pub fn soak(options: &Options) -> Result<bool> {
     Ok(soak.tally.is_clean())
 }
 
-/// Builds the program, and takes a copy: whoever builds in the meantime must not change what is running here.
-fn build() -> Result<PathBuf> {
-    let directory = tools::target_dir().join("soak");
-    fs::create_dir_all(&directory)?;
-    let copy = directory.join("kemari");
-    let _ = fs::remove_file(&copy);
-    fs::copy(tools::build_kemari(&[])?, &copy)
-        .with_context(|| format!("{} cannot be written", copy.display()))?;
-    Ok(copy)
-}
-
-struct Soak<'a> {
-    place: &'a LocalPlace,
+struct Soak {
+    of_hosts: DemoOptions,
+    pace: Pace,
+    before_cut: RangeInclusive<Duration>,
     random: ChaCha8Rng,
+    kinds: Vec<Cut>,
     /// The kinds of cut that are still to come before all come again.
     bag: Vec<Cut>,
     begin: Instant,
@@ -120,23 +168,30 @@ struct Soak<'a> {
     tally: Tally,
 }
 
-impl Soak<'_> {
+impl Soak {
     /// One VM, until the time is over, its table is full, or something fails.
-    fn on_fresh_hosts(&mut self, number: u64) -> Result<()> {
-        let place = self.place;
-        let mut pair = place.pair(number, None, None)?;
-        let mut primary = Side::A;
-        pair.launch(primary, Role::Primary)?;
-        await_service(&mut pair)?;
-        pair.launch(primary.other(), Role::Secondary)?;
-        await_protected(&mut pair, primary)?;
+    fn on_fresh_hosts(&mut self, place: &mut dyn Hosting, number: u64) -> Result<()> {
+        let mut pair = place.make(number, &self.of_hosts)?;
+        let result = self.with_vm(pair.as_mut());
+        if result.is_err() {
+            pair.save_logs();
+        }
+        result
+    }
+
+    fn with_vm(&mut self, pair: &mut dyn Pair) -> Result<()> {
+        let (mut primary, pace) = (Side::A, self.pace);
+        let load = self.load(pair);
+        run::boot(pair, &load, pace)?;
+        pair.start(primary.other(), Role::Secondary)?;
+        run::protect(pair, primary, pace, &Step::hidden())?;
         for _ in 0..PERIODS_MAX {
             if Instant::now() >= self.end {
                 break;
             }
             let cut = self.draw();
             let mut period = Period::new(cut);
-            let ended = self.period(&mut pair, &mut primary, &mut period);
+            let ended = self.period(pair, &mut primary, &mut period);
             let context = format!(
                 "cut `{cut}`, in step {}",
                 period.step.as_deref().unwrap_or("unknown")
@@ -147,14 +202,15 @@ impl Soak<'_> {
             ended.context(context.clone())?;
             ensure!(!is_bad, "{context}: see above");
         }
-        Ok(())
+        let images = pair.stop(primary).context("after the last cut")?;
+        ending::examine(&images, &self.of_hosts).context("the VM was stopped, and its disk looked at")
     }
 
-    fn period(&mut self, pair: &mut LocalPair<'_>, primary: &mut Side, period: &mut Period) -> Result<()> {
-        let load = self.load(pair);
+    fn period(&mut self, pair: &mut dyn Pair, primary: &mut Side, period: &mut Period) -> Result<()> {
+        let (load, pace) = (self.load(pair), self.pace);
         let clock = Clock::start();
         let swarm = Swarm::start(&load, clock)?;
-        let moment = self.random.random_range(BEFORE_CUT);
+        let moment = self.random.random_range(self.before_cut.clone());
         std::thread::sleep(moment);
         // What ends connections by itself finds the clients stopped.
         let (swarm, seen) = match period.cut.ends_connections() {
@@ -162,7 +218,7 @@ impl Soak<'_> {
             false => (Some(swarm), History::default()),
         };
         let moment = self.random.random_range(Duration::ZERO..=GUEST_BUSY_MAX);
-        let gone_on = cut_and_recover(self.place, pair, primary, period, moment, swarm.as_ref());
+        let gone_on = cut_and_recover(pair, pace, primary, period, moment, swarm.as_ref());
         let mut history = seen;
         if let Some(swarm) = swarm {
             // Where nothing answers any more, clients must not wait for their time-out.
@@ -178,7 +234,7 @@ impl Soak<'_> {
     }
 
     /// A load whose keys no other has.
-    fn load(&mut self, pair: &LocalPair<'_>) -> Load {
+    fn load(&mut self, pair: &dyn Pair) -> Load {
         Load {
             netns: Some(pair.clients()),
             keys_per_connection: KEYS_PER_CONNECTION,
@@ -188,7 +244,7 @@ impl Soak<'_> {
 
     fn draw(&mut self) -> Cut {
         if self.bag.is_empty() {
-            self.bag = Cut::ALL.to_vec();
+            self.bag = self.kinds.clone();
             self.bag.shuffle(&mut self.random);
         }
         self.bag.pop().unwrap_or(Cut::Kill)
@@ -197,8 +253,8 @@ impl Soak<'_> {
 
 /// Cuts, sees every client go on, makes a pair again, and sees them go on with that.
 fn cut_and_recover(
-    place: &LocalPlace,
-    pair: &mut LocalPair<'_>,
+    pair: &mut dyn Pair,
+    pace: Pace,
     primary: &mut Side,
     period: &mut Period,
     moment: Duration,
@@ -206,12 +262,11 @@ fn cut_and_recover(
 ) -> Result<()> {
     let victim = *primary;
     let at_cut = swarm.map(Swarm::acknowledged);
-    period.cut.apply(place, pair, victim, moment)?;
-    period.step = period.cut.ends_primary().then(|| pair.step_of(victim)).flatten();
+    period.cut.apply(pair, victim, pace, moment)?;
     if let (Some(swarm), Some(at_cut)) = (swarm, at_cut) {
-        answered(swarm, &at_cut, "after the cut")?;
+        answered(swarm, &at_cut, pace, "after the cut")?;
     }
-    let runs = await_survivor(pair, period.cut, victim)?;
+    let (runs, status) = await_survivor(pair, period.cut, victim, pace)?;
     let expected = period.cut.survivor(victim);
     ensure!(
         expected.is_none_or(|side| side == runs),
@@ -220,38 +275,41 @@ fn cut_and_recover(
     );
     *primary = runs;
     period.took_over = runs != victim && !period.cut.is_planned();
-    period.cut.repair(place.net(), victim)?;
+    if period.took_over {
+        let noted = period
+            .cut
+            .ends_primary()
+            .then(|| pair.step_at_cut(victim))
+            .flatten();
+        period.step = noted.or(status.takeover.and_then(|takeover| takeover.cut_in_step));
+    }
+    period.cut.repair(pair, victim)?;
     if period.cut == Cut::Term {
         wait_for(
             "the end of the process that was told to end",
-            PACE.recover_max,
-            || Ok((!pair.is_running(victim)).then_some(())),
+            pace.recover_max,
+            || Ok((!pair.is_running(victim)?).then_some(())),
         )?;
     }
-    if !pair.is_running(runs.other()) {
-        pair.launch(runs.other(), Role::Secondary)?;
+    // The one that runs has only its networks mended.
+    for side in [runs, runs.other()] {
+        pair.mend(side)?;
     }
-    await_protected(pair, runs)?;
+    run::protect(pair, runs, pace, &Step::hidden())?;
     match swarm {
-        Some(swarm) => answered(swarm, &swarm.acknowledged(), "after it was protected again"),
-        None => await_service(pair),
+        Some(swarm) => answered(swarm, &swarm.acknowledged(), pace, "after it was protected again"),
+        None => {
+            let load = orders_to(pair);
+            run::await_service(pair, &load, pace)
+        }
     }
-}
-
-/// Waits until the guest has booted.
-fn await_service(pair: &mut LocalPair<'_>) -> Result<()> {
-    let load = orders_to(pair);
-    wait_for("an answer of the guest's service", PACE.boot_max, || {
-        pair.check_alive()?;
-        Ok(ping(&load).ok())
-    })
 }
 
 /// Waits until each connection has got answers since.
-fn answered(swarm: &Swarm, since: &[u64], when: &str) -> Result<()> {
+fn answered(swarm: &Swarm, since: &[u64], pace: Pace, when: &str) -> Result<()> {
     wait_for(
         &format!("an answer to each connection {when}"),
-        PACE.recover_max,
+        pace.recover_max,
         || {
             let lost = swarm.lost();
             ensure!(lost == 0, "{lost} connections were lost {when}");
@@ -265,12 +323,12 @@ fn answered(swarm: &Swarm, since: &[u64], when: &str) -> Result<()> {
 }
 
 /// Waits until it is clear who runs the VM: alone, or, where nobody died, protected.
-fn await_survivor(pair: &mut LocalPair<'_>, cut: Cut, victim: Side) -> Result<Side> {
-    wait_for("a host that runs the VM", PACE.recover_max, || {
+fn await_survivor(pair: &mut dyn Pair, cut: Cut, victim: Side, pace: Pace) -> Result<(Side, Status)> {
+    wait_for("a host that runs the VM", pace.recover_max, || {
         let mut found = Vec::new();
         for side in Side::BOTH {
-            // Who was frozen and is not fenced yet does not answer.
-            if !pair.is_running(side) || (cut == Cut::Freeze && side == victim) {
+            // Who stands still or is out of reach does not answer.
+            if (side == victim && cut.silences()) || !pair.is_running(side)? {
                 continue;
             }
             // Before it has given the VM away, a host still says that it runs it.
@@ -282,29 +340,13 @@ fn await_survivor(pair: &mut LocalPair<'_>, cut: Cut, victim: Side) -> Result<Si
                 true => is_alone(status) || (status.is_primary() && status.is_protected()),
                 false => is_alone(status),
             };
-            found.extend(pair.status(side)?.filter(decided).map(|_| side));
+            found.extend(pair.status(side)?.filter(decided).map(|status| (side, status)));
         }
         // One that slept may not know yet that the VM has gone on elsewhere.
         ensure!(found.len() < 2 || cut.may_pass(), "both hosts run the VM");
-        Ok((found.len() == 1).then(|| found[0]))
+        Ok(match found.len() {
+            1 => found.pop(),
+            _ => None,
+        })
     })
-}
-
-fn await_protected(pair: &mut LocalPair<'_>, primary: Side) -> Result<()> {
-    let mut last = None;
-    let protected = wait_for("protection", PACE.protect_max, || {
-        for side in Side::BOTH {
-            ensure!(
-                pair.is_running(side),
-                "the program on host {} has ended",
-                side.name()
-            );
-        }
-        last = pair.status(primary)?;
-        Ok(last
-            .as_ref()
-            .filter(|status| status.is_primary() && status.is_protected())
-            .map(drop))
-    });
-    protected.with_context(|| format!("the last status of host {}: {last:?}", primary.name()))
 }

@@ -52,6 +52,14 @@ impl Ui {
 }
 
 impl Step {
+    /// One that nobody sees.
+    pub fn hidden() -> Self {
+        Self {
+            bar: ProgressBar::hidden(),
+            what: String::new(),
+        }
+    }
+
     /// Says how far the step has come. Only a terminal shows it.
     pub fn note(&self, how_far: &str) {
         self.bar.set_message(format!("{}: {how_far}", self.what));

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
-use lab::{Netns, Process};
-use xtask::demo::options::{Cut, Disk, Flush, Guest, Hosts, Options, Pace, Service};
+use lab::{Netns, Network, Process};
+use rustix::process::Signal;
+use xtask::demo::options::{Cut, Disk, Guest, Hosts, Options, Pace};
 use xtask::demo::pair::{BARE_PORT, Pair, Place, Role, Side, Status, Takeover};
 use xtask::demo::result::{Records, Report};
 use xtask::demo::run::Session;
@@ -130,6 +131,34 @@ impl Pair for StandIn {
         }
     }
 
+    fn is_running(&mut self, _side: Side) -> Result<bool> {
+        Ok(self.redis.is_some())
+    }
+
+    fn signal(&mut self, _side: Side, _signal: Signal) -> Result<()> {
+        unreachable!("only the soak sends signals")
+    }
+
+    fn order(&self, _side: Side, _order: &[&str]) -> Result<String> {
+        unreachable!("only the soak and the bench give orders")
+    }
+
+    fn set_joined(&self, _side: Side, _network: Network, _joined: bool) -> Result<()> {
+        unreachable!("only the soak cuts networks one by one")
+    }
+
+    fn set_plugged(&self, _side: Side, _plugged: bool) -> Result<()> {
+        unreachable!("only the soak pulls cables")
+    }
+
+    fn set_host_running(&self, _side: Side, _running: bool) -> Result<()> {
+        unreachable!("only the soak stops hosts")
+    }
+
+    fn set_arbiter_answering(&self, _answering: bool) -> Result<()> {
+        unreachable!("only the soak silences the arbiter")
+    }
+
     fn boot_anew(&mut self, _side: Side) -> Result<()> {
         unreachable!("no test cuts both")
     }
@@ -149,17 +178,11 @@ impl Pair for StandIn {
 fn options(cut: Cut) -> Options {
     Options {
         guest: Guest::Bare,
-        service: Service::Redis,
         disk: Disk::Shared,
-        flush: Flush::Memory,
         hosts: Hosts::Local,
         cut,
-        repeat: 1,
-        same_vm: false,
         seed: Some(5),
-        fault: None,
-        connections: 8,
-        vcpus: 1,
+        ..Options::LAB
     }
 }
 

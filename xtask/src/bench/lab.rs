@@ -12,9 +12,8 @@ use super::service::{Caller, Clients, Mix};
 use super::stats::{Samples, ratio};
 use super::status::{Span, Status};
 use super::{Bench, Measured};
-use crate::demo;
 use crate::demo::emulated::{EmulatedPair, EmulatedPlace};
-use crate::demo::options::{Cut, Disk, Flush, Guest, Hosts, Options, Pace};
+use crate::demo::options::{Cut, Options, Pace};
 use crate::demo::pair::{Image, Pair, Role, Side};
 use crate::packages;
 use crate::tools::{output_of, wait_for};
@@ -87,30 +86,17 @@ pub fn measure(_: &Bench) -> Result<Measured> {
     packages::ensure_installed(&[PING_PROGRAM])?;
     let program = lab::build::static_binary("kemari", "kemari", &[], true)?;
     let image = Image::linux(&lab::guest_image(Service::Redis)?, "");
-    let place = EmulatedPlace::new(program, image, &options(), false)?;
+    let options = Options {
+        cut: Cut::None,
+        ..Options::LAB
+    };
+    let place = EmulatedPlace::new(program, image, &options, false)?;
     let mut pair = place.pair(rand::random(), None)?;
     let result = with_vm(&mut pair);
     if result.is_err() {
         pair.save_logs();
     }
     result
-}
-
-fn options() -> Options {
-    Options {
-        guest: Guest::Linux,
-        service: demo::options::Service::Redis,
-        disk: Disk::Replicated,
-        flush: Flush::Memory,
-        hosts: Hosts::Lab,
-        cut: Cut::None,
-        repeat: 1,
-        same_vm: false,
-        seed: None,
-        fault: None,
-        connections: 8,
-        vcpus: 1,
-    }
 }
 
 fn with_vm(pair: &mut EmulatedPair<'_>) -> Result<Measured> {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use lab::{Host, Lab, LabConfig, Netns, Network, guest_address, replication_address};
+use rustix::process::Signal;
 use tempfile::TempDir;
 use toml::Table;
 
@@ -19,8 +20,6 @@ use crate::tools::{tail, wait_for};
 
 /// Lines of a program's log that are shown when it has ended.
 const LOG_LINES_MAX: usize = 30;
-/// The number of SIGKILL.
-const SIGKILL: i32 = 9;
 
 const PROGRAM: &str = "/bin/kemari";
 const CONFIG: &str = "/demo.toml";
@@ -229,7 +228,7 @@ impl EmulatedPlace {
             protected: true,
             mode: "lockstep",
             tuning: Table::new(),
-            suspicion_timeout_ms: 3000,
+            suspicion_timeout_ms: Pace::LAB.suspicion_timeout.as_millis() as u64,
             heartbeat_interval_ms: 200,
             reconnect_timeout_ms: 1000,
             hosts: [host(Side::A, Side::B), host(Side::B, Side::A)],
@@ -279,7 +278,7 @@ impl EmulatedPair<'_> {
         if let Some(pid) = self.programs[side.number()].take()
             && host.state(pid)?.is_none()
         {
-            host.signal(pid, SIGKILL)?;
+            host.signal(pid, Signal::KILL.as_raw())?;
         }
         host.sh(&format!(
             "while pidof kemari >/dev/null; do sleep 0.1; done; rm -f {STATE}/too-large.img*"
@@ -290,20 +289,6 @@ impl EmulatedPair<'_> {
     /// The last lines of what a side has logged.
     pub(crate) fn log(&self, side: Side) -> String {
         self.read(side, LOG)
-    }
-
-    /// Says an order to a side, as an operator does; what it answered.
-    pub(crate) fn order(&self, side: Side, order: &[&str]) -> Result<String> {
-        let words = [&[PROGRAM], order, &[CONFIG, "--host", side.name()]].concat();
-        let answer = self.place.host(side).exec(&words)?;
-        ensure!(
-            answer.status == 0,
-            "`kemari {}` failed: {}{}",
-            order.join(" "),
-            answer.stdout,
-            answer.stderr
-        );
-        Ok(answer.stdout)
     }
 
     /// Switches a host on and gives it what it needs, but starts nothing.
@@ -388,7 +373,7 @@ impl Pair for EmulatedPair<'_> {
                 self.place.host(side.other()).power_cut();
                 self.programs[side.other().number()] = None;
             }
-            (Cut::Kill, Some(pid)) => host.signal(pid, SIGKILL)?,
+            (Cut::Kill, Some(pid)) => host.signal(pid, Signal::KILL.as_raw())?,
             _ => return Ok(()),
         }
         self.programs[number] = None;
@@ -396,18 +381,80 @@ impl Pair for EmulatedPair<'_> {
     }
 
     fn mend(&mut self, side: Side) -> Result<()> {
-        let host = self.place.host(side);
         self.link_cut = false;
-        if host.is_on() {
-            self.place.lab.join(side.number(), Network::Replication)?;
-            if let Some(pid) = self.programs[side.number()]
-                && host.state(pid)?.is_none()
-            {
+        if self.place.host(side).is_on() {
+            for network in Network::ALL {
+                self.set_joined(side, network, true)?;
+            }
+            if self.is_running(side)? {
                 return Ok(());
             }
         }
         self.equip(side)?;
         self.start(side, Role::Secondary)
+    }
+
+    fn is_running(&mut self, side: Side) -> Result<bool> {
+        let host = self.place.host(side);
+        match self.programs[side.number()] {
+            Some(pid) if host.is_on() => Ok(host.state(pid)?.is_none()),
+            _ => Ok(false),
+        }
+    }
+
+    fn signal(&mut self, side: Side, signal: Signal) -> Result<()> {
+        let living = self.is_running(side)?;
+        match self.programs[side.number()].filter(|_| living) {
+            Some(pid) => Ok(self.place.host(side).signal(pid, signal.as_raw())?),
+            None => Ok(()),
+        }
+    }
+
+    fn order(&self, side: Side, order: &[&str]) -> Result<String> {
+        let words = [&[PROGRAM], order, &[CONFIG, "--host", side.name()]].concat();
+        let answer = self.place.host(side).exec(&words)?;
+        ensure!(
+            answer.status == 0,
+            "`kemari {}` failed: {}{}",
+            order.join(" "),
+            answer.stdout,
+            answer.stderr
+        );
+        Ok(answer.stdout)
+    }
+
+    fn set_joined(&self, side: Side, network: Network, joined: bool) -> Result<()> {
+        match joined {
+            true => self.place.lab.join(side.number(), network)?,
+            false => self.place.lab.cut(side.number(), network)?,
+        }
+        Ok(())
+    }
+
+    fn set_plugged(&self, side: Side, plugged: bool) -> Result<()> {
+        let host = self.place.host(side);
+        match host.is_on() {
+            true => Ok(host.set_link(Network::Guests, plugged)?),
+            // It comes back with its cables plugged.
+            false => Ok(()),
+        }
+    }
+
+    fn set_host_running(&self, side: Side, running: bool) -> Result<()> {
+        let host = self.place.host(side);
+        match host.is_on() {
+            true => Ok(host.set_running(running)?),
+            false => Ok(()),
+        }
+    }
+
+    fn set_arbiter_answering(&self, answering: bool) -> Result<()> {
+        let etcd = self.place.lab.etcd().context("the lab has no etcd")?;
+        match answering {
+            true => etcd.resume()?,
+            false => etcd.pause()?,
+        }
+        Ok(())
     }
 
     fn boot_anew(&mut self, side: Side) -> Result<()> {

@@ -79,23 +79,8 @@ impl Place for LocalPlace {
 }
 
 impl LocalPlace {
-    /// The networks.
-    pub(crate) fn net(&self) -> &LocalNet {
-        &self.net
-    }
-
-    /// The arbiter.
-    pub(crate) fn etcd(&self) -> &Etcd {
-        &self.etcd
-    }
-
     /// Makes two fresh hosts, with nothing started on them; with a shared disk, or images that are replicated.
-    pub(crate) fn pair(
-        &self,
-        number: u64,
-        replicated: Option<Flush>,
-        fault: Option<Fault>,
-    ) -> Result<LocalPair<'_>> {
+    fn pair(&self, number: u64, replicated: Option<Flush>, fault: Option<Fault>) -> Result<LocalPair<'_>> {
         for side in Side::BOTH {
             let host = self.net.host(side.number());
             // Administratively up: its carrier comes when the program opens it.
@@ -110,7 +95,7 @@ impl LocalPlace {
 
 /// Two namespaces with a VM between them.
 #[derive(Debug)]
-pub(crate) struct LocalPair<'a> {
+struct LocalPair<'a> {
     place: &'a LocalPlace,
     directory: PathBuf,
     replicated: Option<Flush>,
@@ -155,7 +140,7 @@ impl<'a> LocalPair<'a> {
     }
 
     /// Starts a side; what it says is added to its log.
-    pub(crate) fn launch(&mut self, side: Side, role: Role) -> Result<()> {
+    fn launch(&mut self, side: Side, role: Role) -> Result<()> {
         self.launch_with(side, role, &[])
     }
 
@@ -189,44 +174,25 @@ impl<'a> LocalPair<'a> {
     }
 
     /// SIGKILL, if the side still runs.
-    pub(crate) fn kill(&mut self, side: Side) -> Result<()> {
+    fn kill(&mut self, side: Side) -> Result<()> {
         if let Some(mut process) = self.processes[side.number()].take() {
             process.kill()?;
         }
         Ok(())
     }
 
-    /// Sends a signal to a side's process.
-    pub(crate) fn signal(&mut self, side: Side, signal: Signal) -> Result<()> {
-        let process = self.processes[side.number()].as_ref();
-        let process = process.with_context(|| format!("nothing runs on host {}", side.name()))?;
-        Ok(process.signal(signal)?)
-    }
-
-    /// Whether a side's process lives.
-    pub(crate) fn is_running(&mut self, side: Side) -> bool {
-        self.processes[side.number()]
-            .as_mut()
-            .is_some_and(Process::is_running)
-    }
-
-    /// Says an order of one word, as an operator does.
-    pub(crate) fn order(&self, side: Side, order: &str) -> Result<String> {
-        output_of(&mut self.asking(side, order))
-    }
-
     /// The step that a side noted last.
-    pub(crate) fn step_of(&self, side: Side) -> Option<String> {
+    fn step_of(&self, side: Side) -> Option<String> {
         let bytes = fs::read(self.directory.join(state_dir(side)).join(STEP_FILE)).ok()?;
         let number = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
         let name = STEPS.iter().find(|(of, _)| *of == number);
         Some(name.map_or(format!("step {number}"), |(_, name)| (*name).to_owned()))
     }
 
-    fn asking(&self, side: Side, order: &str) -> Command {
+    fn asking(&self, side: Side, order: &[&str]) -> Command {
         let mut command = Command::new(&self.place.program);
         command
-            .arg(order)
+            .args(order)
             .arg(self.config())
             .args(["--host", side.name()]);
         command
@@ -276,7 +242,7 @@ impl Pair for LocalPair<'_> {
         if self.processes[side.number()].is_none() {
             return Ok(None);
         }
-        match output_of(self.asking(side, "status").arg("--json")) {
+        match output_of(&mut self.asking(side, &["status", "--json"])) {
             Ok(json) => Status::parse(&json).map(Some),
             // It has not come so far, or it has just ended, which `check_alive` tells.
             Err(_) => Ok(None),
@@ -305,15 +271,60 @@ impl Pair for LocalPair<'_> {
     fn mend(&mut self, side: Side) -> Result<()> {
         self.place.net.up(side.number())?;
         self.link_cut = false;
-        match self.is_running(side) {
+        match self.is_running(side)? {
             true => Ok(()),
             false => self.launch(side, Role::Secondary),
         }
     }
 
+    fn is_running(&mut self, side: Side) -> Result<bool> {
+        let process = self.processes[side.number()].as_mut();
+        Ok(process.is_some_and(Process::is_running))
+    }
+
+    fn signal(&mut self, side: Side, signal: Signal) -> Result<()> {
+        let living = self.is_running(side)?;
+        match self.processes[side.number()].as_ref().filter(|_| living) {
+            Some(process) => Ok(process.signal(signal)?),
+            None => Ok(()),
+        }
+    }
+
+    fn order(&self, side: Side, order: &[&str]) -> Result<String> {
+        output_of(&mut self.asking(side, order))
+    }
+
+    fn set_joined(&self, side: Side, network: Network, joined: bool) -> Result<()> {
+        match joined {
+            true => self.place.net.join(side.number(), network)?,
+            false => self.place.net.cut(side.number(), network)?,
+        }
+        Ok(())
+    }
+
+    fn set_plugged(&self, side: Side, plugged: bool) -> Result<()> {
+        match plugged {
+            true => self.place.net.plug(side.number(), Network::Guests)?,
+            false => self.place.net.unplug(side.number(), Network::Guests)?,
+        }
+        Ok(())
+    }
+
+    fn set_host_running(&self, _: Side, _: bool) -> Result<()> {
+        bail!("a namespace is no host that could stand still: this takes emulated hosts")
+    }
+
+    fn set_arbiter_answering(&self, answering: bool) -> Result<()> {
+        match answering {
+            true => self.place.etcd.resume()?,
+            false => self.place.etcd.pause()?,
+        }
+        Ok(())
+    }
+
     fn boot_anew(&mut self, side: Side) -> Result<()> {
         // It may find errors, as that the peer does not answer.
-        let check = self.asking(side, "check").stdin(Stdio::null()).output()?;
+        let check = self.asking(side, &["check"]).stdin(Stdio::null()).output()?;
         let term = term_in(&String::from_utf8_lossy(&check.stdout))?.to_string();
         self.launch_with(side, Role::Primary, &["--assert-dead", &term])
     }
@@ -323,7 +334,7 @@ impl Pair for LocalPair<'_> {
     }
 
     fn stop(&mut self, primary: Side) -> Result<Vec<PathBuf>> {
-        self.order(primary, "stop")?;
+        self.order(primary, &["stop"])?;
         for side in Side::BOTH {
             let Some(mut process) = self.processes[side.number()].take() else {
                 continue;
@@ -399,7 +410,7 @@ impl LocalPlace {
             protected: true,
             mode: "lockstep",
             tuning: Table::new(),
-            suspicion_timeout_ms: 1000,
+            suspicion_timeout_ms: Pace::LOCAL.suspicion_timeout.as_millis() as u64,
             heartbeat_interval_ms: 100,
             reconnect_timeout_ms: 300,
             hosts: [host(Side::A, Side::B), host(Side::B, Side::A)],

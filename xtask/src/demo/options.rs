@@ -121,6 +121,22 @@ pub enum Fault {
 }
 
 impl Options {
+    /// Linux with Redis on emulated hosts, one of which loses its power: the demo where KVM cannot run Linux.
+    pub const LAB: Options = Options {
+        guest: Guest::Linux,
+        service: Service::Redis,
+        disk: Disk::Replicated,
+        flush: Flush::Memory,
+        hosts: Hosts::Lab,
+        cut: Cut::Power,
+        repeat: 1,
+        same_vm: false,
+        seed: None,
+        fault: None,
+        connections: 8,
+        vcpus: 1,
+    };
+
     /// The service of the guest: the bare one has its own.
     pub fn linux_service(&self) -> lab::Service {
         match self.service {
@@ -200,6 +216,8 @@ pub struct Pace {
     pub after_cut_min: Duration,
     /// Until each connection has got [`ACKNOWLEDGED_AFTER_MIN`] writes acknowledged after the cut.
     pub recover_max: Duration,
+    /// When silence becomes a suspicion.
+    pub suspicion_timeout: Duration,
 }
 
 /// Writes that each connection must get acknowledged after the cut before the clients are stopped.
@@ -214,6 +232,7 @@ impl Pace {
         before_cut_max: Duration::from_millis(1500),
         after_cut_min: Duration::from_millis(700),
         recover_max: Duration::from_secs(20),
+        suspicion_timeout: Duration::from_secs(1),
     };
     /// The pace of emulated hosts.
     pub const LAB: Pace = Pace {
@@ -223,6 +242,7 @@ impl Pace {
         before_cut_max: Duration::from_secs(10),
         after_cut_min: Duration::from_secs(5),
         recover_max: Duration::from_secs(120),
+        suspicion_timeout: Duration::from_secs(3),
     };
 }
 

@@ -6,7 +6,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use lab::Netns;
+use lab::{Netns, Network};
+use rustix::process::Signal;
 use serde::Deserialize;
 
 use super::options::{Cut, Options, Pace};
@@ -209,8 +210,30 @@ pub trait Pair {
     /// Cuts a host.
     fn cut(&mut self, side: Side, cut: Cut) -> Result<()>;
 
-    /// Brings a host back that was cut, as the secondary, whatever was done to it.
+    /// Brings a host back that was cut, as the secondary, whatever was done to its power, program and networks; one
+    /// that is well stays as it is.
     fn mend(&mut self, side: Side) -> Result<()>;
+
+    /// Whether a side's program lives.
+    fn is_running(&mut self, side: Side) -> Result<bool>;
+
+    /// Sends a signal to a side's program, if it lives.
+    fn signal(&mut self, side: Side, signal: Signal) -> Result<()>;
+
+    /// Says an order to a side, as an operator does; what it answered.
+    fn order(&self, side: Side, order: &[&str]) -> Result<String>;
+
+    /// Cuts a host off a network, which it does not notice by itself, or joins it again.
+    fn set_joined(&self, side: Side, network: Network, joined: bool) -> Result<()>;
+
+    /// Pulls or plugs the cable of a host in the guests' network, which it sees.
+    fn set_plugged(&self, side: Side, plugged: bool) -> Result<()>;
+
+    /// Lets all of a host stand still, or go on, if its power was not cut meanwhile.
+    fn set_host_running(&self, side: Side, running: bool) -> Result<()>;
+
+    /// Lets the arbiter be silent, or answer again.
+    fn set_arbiter_answering(&self, answering: bool) -> Result<()>;
 
     /// Switches a host on after both have lost their power, and boots the VM anew there, by the operator's word that
     /// nobody else has it.

@@ -245,6 +245,7 @@ impl Past {
     }
 }
 
+/// Starts the VM on host a, and waits for its service.
 pub(crate) fn boot(pair: &mut dyn Pair, load: &Load, pace: Pace) -> Result<()> {
     pair.start(Side::A, Role::Primary)?;
     await_service(pair, load, pace)
@@ -255,7 +256,8 @@ fn boot_anew(pair: &mut dyn Pair, side: Side, load: &Load, pace: Pace) -> Result
     await_service(pair, load, pace)
 }
 
-fn await_service(pair: &mut dyn Pair, load: &Load, pace: Pace) -> Result<()> {
+/// Waits until the guest has booted.
+pub(crate) fn await_service(pair: &mut dyn Pair, load: &Load, pace: Pace) -> Result<()> {
     wait_for("an answer of the guest's service", pace.boot_max, || {
         pair.check_alive()?;
         Ok(ping(load).ok())

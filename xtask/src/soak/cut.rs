@@ -4,85 +4,79 @@ use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
-use lab::{LocalNet, Network};
+use clap::ValueEnum;
+use lab::Network;
 use rustix::process::Signal;
 
-use crate::demo::local::{LocalPair, LocalPlace};
+use crate::demo::options::{self, Pace};
 use crate::demo::pair::{Pair, Role, Side};
 use crate::proof::client::ask;
 use crate::proof::load::Load;
+use crate::tools::wait_for;
 
 /// What happens to a pair in a period.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Cut {
-    /// The primary's process is killed: its connections are reset.
+    /// The primary's process is killed: its connections are reset
     Kill,
-    /// The primary's host falls silent, then dies.
+    /// The primary's host falls silent, then dies
     Power,
-    /// The link between the hosts is cut: both live, one goes on.
+    /// The link between the hosts is cut: both live, one goes on
     Link,
-    /// The primary's process is stopped, and finds itself deposed if it should ever go on.
+    /// The primary's host loses the link and its way to the arbiter, and lives
+    Island,
+    /// The link is cut while the arbiter does not answer, which comes back: meanwhile neither may go on
+    Blind,
+    /// The primary's process is stopped, and goes on when it was deposed
     Freeze,
-    /// The secondary's process is killed.
+    /// The primary's host stands still, and goes on when its VM runs elsewhere
+    Stall,
+    /// The secondary's process is killed
     Secondary,
-    /// The operator exchanges the roles.
+    /// The secondary's host loses its power
+    SecondaryPower,
+    /// The operator exchanges the roles
     Switchover,
-    /// The primary's process stands still for about the suspicion time-out, and goes on: it may have been deposed.
+    /// The primary's process stands still for about the suspicion time-out, and goes on: it may have been deposed
     Doze,
-    /// The primary's guest network loses its carrier: it gives the VM away.
+    /// The primary's guest network loses its carrier: it gives the VM away
     Uplink,
-    /// The secondary dies, and the next one dies during its first copy.
+    /// The guest and its clients do not hear each other for a while
+    Clients,
+    /// The secondary dies, and the next one dies during its first copy
     Copy,
-    /// The arbiter does not answer; then the primary dies, and a while later the arbiter is back.
+    /// The arbiter does not answer; then the primary dies, and a while later the arbiter is back
     Arbiter,
-    /// The primary's process is told to end, as by a service manager.
+    /// The primary's process is told to end, as by a service manager
     Term,
-    /// The guest resets its queues under load, and the primary's process is killed meanwhile.
+    /// The guest resets its queues under load, and the primary's process is killed meanwhile
     Queues,
-    /// The guest reboots, which its clients see, and the primary's process is killed meanwhile.
+    /// The guest reboots, which its clients see, and the primary's process is killed meanwhile
     Reboot,
 }
 
-/// How long a primary stands still: around the suspicion time-out of the pair, which is a second.
-const DOZE: Duration = Duration::from_millis(1000);
-/// How long a copy is let go on before it is cut.
-const COPY_BEFORE_CUT: Duration = Duration::from_millis(60);
-/// How long the arbiter is away when the primary has died.
-const ARBITER_AWAY: Duration = Duration::from_millis(1500);
 /// Within this time of the order the primary dies under what the guest does to its machine.
 pub(super) const GUEST_BUSY_MAX: Duration = Duration::from_millis(60);
 /// How long the guest may take to answer an order whose host dies.
 const ORDER_MAX: Duration = Duration::from_secs(20);
 
 impl Cut {
-    /// All kinds.
-    pub const ALL: [Cut; 13] = [
-        Cut::Kill,
-        Cut::Power,
-        Cut::Link,
-        Cut::Freeze,
-        Cut::Secondary,
-        Cut::Switchover,
-        Cut::Doze,
-        Cut::Uplink,
-        Cut::Copy,
-        Cut::Arbiter,
-        Cut::Term,
-        Cut::Queues,
-        Cut::Reboot,
-    ];
-
     /// Its name in what is printed.
     pub fn name(self) -> &'static str {
         match self {
             Cut::Kill => "kill",
             Cut::Power => "power",
             Cut::Link => "link",
+            Cut::Island => "island",
+            Cut::Blind => "blind",
             Cut::Freeze => "freeze",
+            Cut::Stall => "stall",
             Cut::Secondary => "secondary",
+            Cut::SecondaryPower => "secondary-power",
             Cut::Switchover => "switchover",
             Cut::Doze => "doze",
             Cut::Uplink => "uplink",
+            Cut::Clients => "clients",
             Cut::Copy => "copy",
             Cut::Arbiter => "arbiter",
             Cut::Term => "term",
@@ -94,50 +88,65 @@ impl Cut {
     /// Does it to the pair whose VM runs on `primary`. `moment`: how long the guest is let go on with what it does.
     pub(crate) fn apply(
         self,
-        place: &LocalPlace,
-        pair: &mut LocalPair<'_>,
+        pair: &mut dyn Pair,
         primary: Side,
+        pace: Pace,
         moment: Duration,
     ) -> Result<()> {
-        let net = place.net();
+        let suspicion = pace.suspicion_timeout;
         match self {
-            Cut::Kill => pair.kill(primary),
-            Cut::Power => {
-                net.down(primary.number())?;
-                pair.kill(primary)
+            Cut::Kill => pair.cut(primary, options::Cut::Kill),
+            Cut::Power => pair.cut(primary, options::Cut::Power),
+            Cut::Link => pair.cut(primary, options::Cut::Link),
+            Cut::Island => {
+                pair.set_joined(primary, Network::Control, false)?;
+                pair.cut(primary, options::Cut::Link)
             }
-            Cut::Link => Ok(net.cut(primary.number(), Network::Replication)?),
+            Cut::Blind => {
+                pair.set_arbiter_answering(false)?;
+                let cut = pair.cut(primary, options::Cut::Link);
+                std::thread::sleep(suspicion * 2);
+                pair.set_arbiter_answering(true).and(cut)
+            }
             Cut::Freeze => pair.signal(primary, Signal::STOP),
-            Cut::Secondary => pair.kill(primary.other()),
-            Cut::Switchover => pair.order(primary, "switchover").map(drop),
+            Cut::Stall => pair.set_host_running(primary, false),
+            Cut::Secondary => pair.cut(primary.other(), options::Cut::Kill),
+            Cut::SecondaryPower => pair.cut(primary.other(), options::Cut::Power),
+            Cut::Switchover => pair.order(primary, &["switchover"]).map(drop),
             Cut::Doze => {
                 pair.signal(primary, Signal::STOP)?;
-                std::thread::sleep(DOZE);
+                std::thread::sleep(suspicion);
                 // It may have been fenced meanwhile.
-                match pair.is_running(primary) {
-                    true => pair.signal(primary, Signal::CONT),
-                    false => Ok(()),
-                }
+                pair.signal(primary, Signal::CONT)
             }
-            Cut::Uplink => Ok(net.unplug(primary.number(), Network::Guests)?),
+            Cut::Uplink => pair.set_plugged(primary, false),
+            Cut::Clients => {
+                pair.set_joined(primary, Network::Guests, false)?;
+                std::thread::sleep(suspicion);
+                pair.set_joined(primary, Network::Guests, true)
+            }
             Cut::Copy => {
-                pair.kill(primary.other())?;
-                pair.launch(primary.other(), Role::Secondary)?;
-                std::thread::sleep(COPY_BEFORE_CUT);
-                pair.kill(primary.other())
+                pair.cut(primary.other(), options::Cut::Kill)?;
+                pair.start(primary.other(), Role::Secondary)?;
+                wait_for("the first copy", pace.protect_max, || {
+                    let status = pair.status(primary)?;
+                    let begun = status.is_some_and(|status| status.copy_percent() > Some(0));
+                    Ok(begun.then_some(()))
+                })?;
+                pair.cut(primary.other(), options::Cut::Kill)
             }
             Cut::Arbiter => {
-                place.etcd().pause()?;
-                pair.kill(primary)?;
-                std::thread::sleep(ARBITER_AWAY);
-                Ok(place.etcd().resume()?)
+                pair.set_arbiter_answering(false)?;
+                let cut = pair.cut(primary, options::Cut::Kill);
+                std::thread::sleep(suspicion * 3 / 2);
+                pair.set_arbiter_answering(true).and(cut)
             }
             Cut::Term => pair.signal(primary, Signal::TERM),
             Cut::Queues => {
                 let load = orders_to(pair);
                 let order = std::thread::spawn(move || ask(&load, &["RESETQ"], ORDER_MAX));
                 std::thread::sleep(moment);
-                pair.kill(primary)?;
+                pair.cut(primary, options::Cut::Kill)?;
                 // The answer comes from the other host, if it was not given before.
                 let answer = order.join().map_err(|_| anyhow!("the order's thread panicked"))?;
                 answer.map(drop)
@@ -145,17 +154,17 @@ impl Cut {
             Cut::Reboot => {
                 ask(&orders_to(pair), &["REBOOT"], ORDER_MAX)?;
                 std::thread::sleep(moment);
-                pair.kill(primary)
+                pair.cut(primary, options::Cut::Kill)
             }
         }
     }
 
-    /// Repairs the networks.
-    pub(crate) fn repair(self, net: &LocalNet, victim: Side) -> Result<()> {
+    /// Lets go on what stands still, and plugs what was pulled: the rest is [`Pair::mend`]'s.
+    pub(crate) fn repair(self, pair: &mut dyn Pair, victim: Side) -> Result<()> {
         match self {
-            Cut::Power => Ok(net.up(victim.number())?),
-            Cut::Link => Ok(net.join(victim.number(), Network::Replication)?),
-            Cut::Uplink => Ok(net.plug(victim.number(), Network::Guests)?),
+            Cut::Freeze => pair.signal(victim, Signal::CONT),
+            Cut::Stall => pair.set_host_running(victim, true),
+            Cut::Uplink => pair.set_plugged(victim, true),
             _ => Ok(()),
         }
     }
@@ -163,8 +172,8 @@ impl Cut {
     /// Where the VM must run afterwards; `None`: either may win.
     pub fn survivor(self, primary: Side) -> Option<Side> {
         match self {
-            Cut::Link | Cut::Doze => None,
-            Cut::Secondary | Cut::Copy => Some(primary),
+            Cut::Link | Cut::Blind | Cut::Doze => None,
+            Cut::Secondary | Cut::SecondaryPower | Cut::Copy | Cut::Clients => Some(primary),
             _ => Some(primary.other()),
         }
     }
@@ -177,9 +186,19 @@ impl Cut {
         )
     }
 
-    /// Whether the VM leaves by a switchover: that is no takeover, and the pair stays one.
-    pub fn is_planned(self) -> bool {
-        matches!(self, Cut::Switchover | Cut::Uplink | Cut::Term)
+    /// Whether the primary, or its host, cannot be asked until it is repaired.
+    pub fn silences(self) -> bool {
+        matches!(self, Cut::Island | Cut::Freeze | Cut::Stall)
+    }
+
+    /// Whether it takes hosts that can stand still.
+    pub fn needs_emulated_hosts(self) -> bool {
+        self == Cut::Stall
+    }
+
+    /// Whether it takes a guest that does to its machine what it is told.
+    pub fn needs_bare_guest(self) -> bool {
+        matches!(self, Cut::Queues | Cut::Reboot)
     }
 
     /// Whether the guest itself ends its connections.
@@ -187,14 +206,19 @@ impl Cut {
         self == Cut::Reboot
     }
 
+    /// Whether the VM leaves by a switchover: that is no takeover, and the pair stays one.
+    pub fn is_planned(self) -> bool {
+        matches!(self, Cut::Switchover | Cut::Uplink | Cut::Term)
+    }
+
     /// Whether the pair may outlive it with its roles as they were.
     pub fn may_pass(self) -> bool {
-        self == Cut::Doze
+        matches!(self, Cut::Doze | Cut::Clients)
     }
 }
 
 /// A load for single requests: it writes no keys.
-pub(super) fn orders_to(pair: &LocalPair<'_>) -> Load {
+pub(super) fn orders_to(pair: &dyn Pair) -> Load {
     Load {
         netns: Some(pair.clients()),
         ..Load::new(pair.service(), 0)

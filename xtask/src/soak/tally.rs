@@ -68,7 +68,7 @@ impl fmt::Display for Period {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:<10} {:<13} {:>7} acknowledged, longest silence {:>5.0} ms",
+            "{:<15} {:<13} {:>7} acknowledged, longest silence {:>5.0} ms",
             self.cut,
             self.step.as_deref().unwrap_or("-"),
             self.acknowledged,
@@ -149,7 +149,7 @@ impl Tally {
             ),
         ] {
             for (name, count) in counts {
-                println!("  {what:<8} {name:<13} {count:>6}");
+                println!("  {what:<8} {name:<15} {count:>6}");
             }
         }
         let line = Line {

@@ -10,26 +10,13 @@ use crate::tools::target_dir;
 /// The bare guest on this machine.
 const BARE: Options = Options {
     guest: Guest::Bare,
-    service: Service::Redis,
-    disk: Disk::Replicated,
-    flush: Flush::Memory,
     hosts: Hosts::Local,
     cut: Cut::None,
-    repeat: 1,
-    same_vm: false,
-    seed: None,
-    fault: None,
-    connections: 8,
-    vcpus: 1,
+    ..Options::LAB
 };
 
 /// Linux on emulated hosts, one of which loses its power.
-const LINUX: Options = Options {
-    guest: Guest::Linux,
-    hosts: Hosts::Lab,
-    cut: Cut::Power,
-    ..BARE
-};
+const LINUX: Options = Options::LAB;
 
 /// What is shown where.
 const DEMOS: [(Place, Options); 8] = [
