@@ -6,24 +6,32 @@ use std::time::{Duration, Instant};
 
 use super::{DiskConfig, DiskError};
 
-/// How long a lock is waited for, in milliseconds: an earlier use by this process may be about to end, and a program that
-/// it starts has its locks, too, until it begins.
-const WAIT_MS_MAX: u64 = 300;
-/// How often it is tried meanwhile, in milliseconds.
-const RETRY_MS: u64 = 10;
+/// How long a lock is waited for: an earlier use by this process may be about to end, and a program that it starts has
+/// its locks, too, until it begins.
+const WAIT_MAX: Duration = Duration::from_millis(300);
+/// How often it is tried meanwhile.
+const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Locks an image, shared if it is only read; the kernel drops the lock with the process.
 pub fn take(file: &File, config: &DiskConfig) -> Result<(), DiskError> {
+    let wait = if config.ignore_lock {
+        Duration::ZERO
+    } else {
+        WAIT_MAX
+    };
+    take_within(file, config, wait)
+}
+
+fn take_within(file: &File, config: &DiskConfig, wait: Duration) -> Result<(), DiskError> {
     let begin = Instant::now();
-    let wait_ms = if config.ignore_lock { 0 } else { WAIT_MS_MAX };
     let result = loop {
         let result = match config.read_only {
             true => file.try_lock_shared(),
             false => file.try_lock(),
         };
         match result {
-            Err(TryLockError::WouldBlock) if begin.elapsed() < Duration::from_millis(wait_ms) => {
-                sleep(Duration::from_millis(RETRY_MS));
+            Err(TryLockError::WouldBlock) if begin.elapsed() < wait => {
+                sleep(RETRY_INTERVAL);
             }
             result => break result,
         }
@@ -50,20 +58,23 @@ pub fn take(file: &File, config: &DiskConfig) -> Result<(), DiskError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::Disk;
+
+    /// Longer than any machine stands still.
+    const LONG: Duration = Duration::from_secs(300);
 
     #[test]
     fn a_lock_that_is_about_to_go_is_waited_for() {
         let image = tempfile::NamedTempFile::new().unwrap();
-        image.as_file().set_len(1 << 20).unwrap();
         let config = DiskConfig::new(image.path());
-        let first = Disk::open(&config).unwrap();
-        assert!(matches!(Disk::open(&config), Err(DiskError::InUse { .. })));
+        let first = image.reopen().unwrap();
+        take_within(&first, &config, Duration::ZERO).unwrap();
+        let second = image.reopen().unwrap();
+        assert!(matches!(take(&second, &config), Err(DiskError::InUse { .. })));
         let closing = std::thread::spawn(move || {
-            sleep(Duration::from_millis(WAIT_MS_MAX / 6));
+            sleep(Duration::from_millis(50));
             drop(first);
         });
-        assert!(Disk::open(&config).is_ok());
+        take_within(&second, &config, LONG).unwrap();
         closing.join().unwrap();
     }
 }
