@@ -17,4 +17,4 @@ pub use copier::{CopiedDisk, Copier, CopyProgress};
 pub use image::{Image, describe_record};
 pub use record::Map;
 pub use tracker::{MARK_AGE_MIN, Tracker};
-pub use writer::{Barrier, Replica, Report};
+pub use writer::{Barrier, Remains, Replica, Report};

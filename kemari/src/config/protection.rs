@@ -109,6 +109,8 @@ pub struct Protection {
     pub staging_mib_max: u32,
     /// Most that waits on the secondary to be written to a replicated disk, in MiB.
     pub replica_queue_mib_max: u32,
+    /// Longest time that the image of a replicated disk on the secondary may take to finish something, in ms.
+    pub replica_timeout_ms: u32,
     /// Most that a copy of replicated disks reads of them in a second, in MiB; 0: as much as can be.
     pub resync_mib_per_s_max: u32,
     /// How long console output is gathered before it asks for a sync, in ms.
@@ -142,6 +144,7 @@ impl Default for Protection {
             progress_timeout_ms: 5000,
             staging_mib_max: 256,
             replica_queue_mib_max: 64,
+            replica_timeout_ms: 10_000,
             resync_mib_per_s_max: 0,
             console_delay_ms: 20,
             max_interval_ms: 1000,
@@ -210,6 +213,11 @@ impl Protection {
     /// [`Self::replica_queue_mib_max`] in bytes.
     pub fn replica_queue_bytes_max(&self) -> u64 {
         u64::from(self.replica_queue_mib_max) << 20
+    }
+
+    /// [`Self::replica_timeout_ms`].
+    pub fn replica_timeout(&self) -> Duration {
+        Duration::from_millis(self.replica_timeout_ms.into())
     }
 
     /// [`Self::resync_mib_per_s_max`] in bytes.

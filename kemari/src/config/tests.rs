@@ -361,6 +361,7 @@ fn every_key_is_documented() {
         ("staging_mib_max", defaults.staging_mib_max),
         ("max_dirty_pages", defaults.max_dirty_pages),
         ("replica_queue_mib_max", defaults.replica_queue_mib_max),
+        ("replica_timeout_ms", defaults.replica_timeout_ms),
     ] {
         assert!(
             text.contains(&format!("| `{key}` | {default} |")),

@@ -206,6 +206,7 @@ fn protection(config: &Config, wrong: &mut Wrong) {
         ("suspicion_timeout_ms", p.suspicion_timeout_ms),
         ("heartbeat_interval_ms", p.heartbeat_interval_ms),
         ("progress_timeout_ms", p.progress_timeout_ms),
+        ("replica_timeout_ms", p.replica_timeout_ms),
     ] {
         wrong.range(&at(key), value, TIMEOUT_MS);
     }

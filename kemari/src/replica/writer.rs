@@ -6,11 +6,11 @@ use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use kemari_sync::Term;
 use kemari_sync::wire::{CHUNK_BYTES, CHUNK_SUM_BYTES};
 use kemari_vmm::disk::{Disk, DiskConfig, Operation};
@@ -21,6 +21,8 @@ use super::tracker::MARK_AGE_MIN;
 
 /// Frames of the copy after which what came is made durable.
 const STORED_FRAMES: u64 = 64;
+/// How often it is looked whether a replica is finished.
+const FINISH_LOOK_INTERVAL: Duration = Duration::from_millis(2);
 
 /// A point in the order of the work: reported when everything before it is durable, and the record says what is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +69,14 @@ enum Job {
 }
 
 impl Job {
+    /// How many requests of the guest it consists of.
+    fn requests(&self) -> u64 {
+        match self {
+            Self::Outputs(outputs) => outputs.len() as u64,
+            _ => 0,
+        }
+    }
+
     /// What it takes of the queue, in bytes.
     fn cost(&self) -> u64 {
         let data = match self {
@@ -98,12 +108,76 @@ pub struct Replica {
 struct Queue {
     bytes: AtomicU64,
     bytes_max: u64,
+    progress: Mutex<Progress>,
     failed: Mutex<Option<String>>,
 }
 
+#[derive(Default)]
+struct Progress {
+    /// Requests of the guest that are not carried out.
+    requests: u64,
+    /// Jobs that are not done.
+    jobs: u64,
+    /// When one was last done, or came to an empty queue: since then the image has done nothing, if there is a job.
+    since: Option<Instant>,
+}
+
 impl Queue {
+    fn new(bytes_max: u64) -> Self {
+        Self {
+            bytes: AtomicU64::new(0),
+            bytes_max,
+            progress: Mutex::default(),
+            failed: Mutex::new(None),
+        }
+    }
+
     fn is_full(&self) -> bool {
         self.bytes.load(Ordering::SeqCst) > self.bytes_max
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn fail(&self, reason: &str) {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.get_or_insert_with(|| reason.to_owned());
+    }
+
+    fn add(&self, job: &Job) {
+        self.bytes.fetch_add(job.cost(), Ordering::SeqCst);
+        let mut progress = self.progress();
+        if progress.jobs == 0 {
+            progress.since = Some(Instant::now());
+        }
+        progress.jobs += 1;
+        progress.requests += job.requests();
+    }
+
+    fn is_stuck(&self, limit: Duration) -> bool {
+        self.progress().since.is_some_and(|since| since.elapsed() > limit)
+    }
+
+    /// A request of the guest was carried out.
+    fn advance(&self) {
+        let mut progress = self.progress();
+        progress.since = Some(Instant::now());
+        progress.requests -= 1;
+    }
+
+    /// A job is done with, and so many of its requests were not carried out.
+    fn remove(&self, cost: u64, requests_left: u64) {
+        let mut progress = self.progress();
+        progress.jobs -= 1;
+        progress.requests -= requests_left;
+        progress.since = (progress.jobs > 0).then(Instant::now);
+        drop(progress);
+        self.bytes.fetch_sub(cost, Ordering::SeqCst);
     }
 }
 
@@ -118,11 +192,7 @@ impl Replica {
         report: impl Fn(Report) + Send + 'static,
     ) -> anyhow::Result<Self> {
         let disk = Disk::open(config)?;
-        let queue = Arc::new(Queue {
-            bytes: AtomicU64::new(0),
-            bytes_max,
-            failed: Mutex::new(None),
-        });
+        let queue = Arc::new(Queue::new(bytes_max));
         let (jobs, receiver) = channel();
         let worker = Worker {
             image: image.clone(),
@@ -130,6 +200,7 @@ impl Replica {
             queue: queue.clone(),
             report: Box::new(report),
             outputs: None,
+            carried: 0,
             last: BTreeMap::new(),
             delay,
             copied: 0,
@@ -159,15 +230,23 @@ impl Replica {
 
     /// Why it cannot go on, if it cannot.
     pub fn failure(&self) -> Option<String> {
-        self.queue
-            .failed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.queue.failure()
+    }
+
+    /// That the image has finished nothing for longer than `limit` although there is something to do, in words.
+    pub fn stuck(&self, limit: Duration) -> Option<String> {
+        self.queue.is_stuck(limit).then(|| stuck(&self.image, limit))
+    }
+
+    /// Lets it go without waiting: its thread ends when the image lets it, and carries out nothing more. Until then the
+    /// image has a user.
+    pub fn abandon(self, reason: &str) -> Remains {
+        self.queue.fail(reason);
+        Remains(Arc::downgrade(&self.queue))
     }
 
     fn give(&self, job: Job) {
-        self.queue.bytes.fetch_add(job.cost(), Ordering::SeqCst);
+        self.queue.add(&job);
         // The thread lives as long as this sender.
         let _ = self.jobs.send(job);
     }
@@ -204,12 +283,60 @@ impl Replica {
         self.give(Job::Settled(request));
     }
 
+    /// Requests of the guest that are not carried out, and what waits in all, in bytes.
+    pub fn queued(&self) -> (u64, u64) {
+        let bytes = self.queue.bytes.load(Ordering::SeqCst);
+        (self.queue.progress().requests, bytes)
+    }
+
     /// Waits until everything given is done, and closes the image.
     pub fn finish(self) -> Arc<Image> {
         drop(self.jobs);
         // A panic of the thread was reported by the runtime.
         let _ = self.thread.join();
         self.image
+    }
+
+    /// The same, unless the image finishes nothing for longer than `limit`: then that, in words.
+    pub fn finish_within(self, limit: Duration) -> Result<Arc<Image>, String> {
+        let Self {
+            image,
+            jobs,
+            queue,
+            thread,
+        } = self;
+        drop(jobs);
+        while !thread.is_finished() {
+            if queue.is_stuck(limit) {
+                let reason = stuck(&image, limit);
+                queue.fail(&reason);
+                return Err(reason);
+            }
+            thread::sleep(FINISH_LOOK_INTERVAL);
+        }
+        // As in `finish`.
+        let _ = thread.join();
+        Ok(image)
+    }
+}
+
+fn stuck(image: &Image, limit: Duration) -> String {
+    format!(
+        "the image {} of disk {} has not finished a request within {} ms",
+        image.path().display(),
+        image.disk(),
+        limit.as_millis()
+    )
+}
+
+/// What is left of a replica that was let go while its image did not answer.
+pub struct Remains(Weak<Queue>);
+
+impl Remains {
+    /// Why its image cannot be used yet; none: it can.
+    pub fn reason(&self) -> Option<String> {
+        // The thread has the other end.
+        self.0.upgrade()?.failure()
     }
 }
 
@@ -220,6 +347,8 @@ struct Worker {
     report: Box<dyn Fn(Report) + Send>,
     /// The last output that was carried out.
     outputs: Option<u64>,
+    /// How many were.
+    carried: u64,
     /// The last output that touched each marked extent, and when.
     last: BTreeMap<u64, (u64, Instant)>,
     /// A fault for tests: so long it takes to carry out a job.
@@ -232,19 +361,15 @@ struct Worker {
 impl Worker {
     fn run(mut self, jobs: &Receiver<Job>) {
         while let Ok(job) = jobs.recv() {
-            let cost = job.cost();
+            let (cost, requests, carried) = (job.cost(), job.requests(), self.carried);
             thread::sleep(self.delay);
-            let has_failed = self
-                .queue
-                .failed
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .is_some();
-            if !has_failed && let Err(error) = self.carry_out(job) {
+            if self.queue.failure().is_none()
+                && let Err(error) = self.carry_out(job)
+            {
                 self.fail(&error);
             }
             let was_full = self.queue.is_full();
-            self.queue.bytes.fetch_sub(cost, Ordering::SeqCst);
+            self.queue.remove(cost, requests - (self.carried - carried));
             if was_full && !self.queue.is_full() {
                 (self.report)(Report::Room);
             }
@@ -257,7 +382,7 @@ impl Worker {
             self.image.path().display(),
             self.image.disk()
         );
-        *self.queue.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.clone());
+        self.queue.fail(&reason);
         (self.report)(Report::Failed(reason));
     }
 
@@ -299,6 +424,12 @@ impl Worker {
             }
             self.disk.carry_out(&operation)?;
             self.outputs = Some(id);
+            self.carried += 1;
+            self.queue.advance();
+            if let Some(reason) = self.queue.failure() {
+                // It was let go while this one did not end.
+                bail!(reason);
+            }
             if is_flush {
                 (self.report)(Report::Flushed(id));
             }

@@ -31,7 +31,7 @@ use super::wait::{prefer_latency, wait};
 use crate::config::{Config, Latency};
 use crate::control::{Command, Counters};
 use crate::link::{Arrival, Connection, Listener, Security};
-use crate::replica::Report;
+use crate::replica::{Remains, Report};
 
 pub use standby::Standby;
 
@@ -132,6 +132,8 @@ pub struct SecondarySide {
     overwrite_disks: Option<String>,
     /// A standby whose state is void, until it is known whether its images are to be marked as stopped.
     leaving: Option<Box<Standby>>,
+    /// Replicas that were let go while their images did not answer.
+    remains: Vec<Remains>,
     /// Term of the sync that began last.
     begun_term: u64,
     /// What waits for the replicas.
@@ -215,6 +217,7 @@ impl SecondarySide {
             standby: None,
             overwrite_disks,
             leaving: None,
+            remains: Vec::new(),
             begun_term: 0,
             waits_for_disks: None,
             applying: None,
@@ -262,6 +265,7 @@ impl SecondarySide {
             if self.core.next_deadline().is_some_and(|due_ms| due_ms <= now_ms) {
                 self.events.push_back(SecondaryEvent::Tick);
             }
+            self.check_disks();
             self.settle();
             self.answer_takeovers();
             self.note_idle(now_ms);

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use kemari::control::{Protection, Role};
 use xtask::tools::output_of;
 
-use crate::support::{Host, Plan, Scene, ask, play};
+use crate::support::{Host, Plan, Scene, ask, play, stop_threads};
 
 /// Stops the VM on `host`, protected by the other, and compares the images.
 fn stop_and_compare(scene: &mut Scene, host: Host) -> Result<()> {
@@ -251,6 +251,93 @@ fn a_full_disk_of_the_secondary_gives_up_the_protection_and_the_vm_lives() {
             "{status}"
         );
         scene.order(&["BLKTEST", "100", "8"])?;
+        clients.finish()
+    });
+}
+
+/// How long the scenarios' secondary may wait for its disk, in milliseconds.
+const REPLICA_TIMEOUT_MS: u64 = 1500;
+
+fn hangs(flush: &'static str) -> Plan {
+    Plan {
+        protection: "replica_timeout_ms = 1500",
+        ..Plan::replicated(flush)
+    }
+}
+
+/// The threads of the secondary's disks are stopped as a hanging disk would stop them; all else of it goes on.
+fn a_secondary_whose_disk_hangs_is_given_up(flush: &'static str) {
+    play(&hangs(flush), |scene| {
+        scene.protect()?;
+        let clients = scene.clients()?;
+        let stopped = stop_threads(scene.pid(Host::B)?, "replica")?;
+        for host in [Host::A, Host::B] {
+            scene.await_log(
+                host,
+                &format!("has not finished a request within {REPLICA_TIMEOUT_MS} ms"),
+            )?;
+        }
+        // The VM lives, and says as long as it lasts what is the matter.
+        clients.go_on()?;
+        thread::sleep(Duration::from_millis(2 * REPLICA_TIMEOUT_MS));
+        let status = scene.await_status("the reason", Host::A, |status| {
+            let reason = status.waiting_because.as_deref().unwrap_or_default();
+            reason.contains("of disk blk0 has not finished a request")
+        })?;
+        ensure!(
+            status.role == Role::Primary && status.protection != Protection::On,
+            "{status}"
+        );
+        clients.go_on()?;
+        drop(stopped);
+        scene.await_protected(Host::A)?;
+        clients.go_on()?;
+        clients.finish()?;
+        stop_and_compare(scene, Host::A)
+    });
+}
+
+#[test]
+fn a_hanging_disk_of_the_secondary_does_not_hold_up_flushes_for_ever() {
+    a_secondary_whose_disk_hangs_is_given_up("both");
+}
+
+#[test]
+fn a_secondary_whose_disk_hangs_does_not_count_as_protection() {
+    a_secondary_whose_disk_hangs_is_given_up("memory");
+}
+
+#[test]
+fn a_vm_whose_secondary_is_lost_to_its_disk_is_stopped_if_that_is_the_policy() {
+    let plan = Plan {
+        protection: "replica_timeout_ms = 1500\non_secondary_loss = \"stop\"",
+        ..Plan::replicated("both")
+    };
+    play(&plan, |scene| {
+        scene.protect()?;
+        let clients = scene.clients()?;
+        let _stopped = stop_threads(scene.pid(Host::B)?, "replica")?;
+        scene.await_clean_end(Host::A)?;
+        scene.await_log(Host::A, "has not finished a request")?;
+        drop(clients);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_takeover_waits_for_a_disk_that_hangs() {
+    play(&hangs("memory"), |scene| {
+        scene.protect()?;
+        let clients = scene.clients()?;
+        let stopped = stop_threads(scene.pid(Host::B)?, "replica")?;
+        clients.go_on()?;
+        scene.kill(Host::A)?;
+        thread::sleep(Duration::from_millis(3 * REPLICA_TIMEOUT_MS));
+        let status = scene.status(Host::B).context("B answers")?;
+        ensure!(status.role == Role::Secondary, "{status}");
+        drop(stopped);
+        scene.await_primary(Host::B)?;
+        clients.go_on()?;
         clients.finish()
     });
 }

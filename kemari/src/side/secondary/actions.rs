@@ -46,7 +46,9 @@ impl SecondarySide {
             }
             SecondaryAction::Forget { reason } => {
                 tracing::warn!("the VM's state here is void: {reason}");
-                self.leaving = self.standby.take();
+                let mut leaving = self.standby.take();
+                leaving.iter_mut().for_each(|standby| self.let_go(standby));
+                self.leaving = leaving;
                 (self.waits_for_disks, self.applying) = (None, None);
                 (self.preparing, self.copying) = (None, None);
             }
@@ -88,8 +90,17 @@ impl SecondarySide {
 
     /// Builds a standby VM on a thread of its own: populating its memory takes long, and heartbeats must go on.
     fn prepare(&mut self, session: SessionId) {
-        (self.standby, self.leaving) = (None, None);
+        for mut standby in self.standby.take().into_iter().chain(self.leaving.take()) {
+            self.let_go(&mut standby);
+        }
         (self.waits_for_disks, self.applying) = (None, None);
+        if let Some(reason) = self.image_in_use() {
+            let result = Err(reason);
+            self.preparing = None;
+            return self
+                .events
+                .push_back(SecondaryEvent::Prepared { session, result });
+        }
         (self.preparing, self.copying) = (Some(session), None);
         let overwrite_disks = self.overwrite_disks.clone();
         let reports = self.mailbox.clone();

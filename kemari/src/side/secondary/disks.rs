@@ -1,19 +1,20 @@
 //! The replicated disks of a standby VM: the copy, what commits release, and the takeover.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::bail;
 use kemari_sync::wire::{BlockFrame, DiskMark, FrameHeader, FrameKind, encode_blocks};
-use kemari_sync::{CopyDisk, DiskOffer, SecondaryEvent, SessionId, Term};
+use kemari_sync::{CopyDisk, DiskOffer, Protection as Stage, SecondaryEvent, SessionId, Term};
 use kemari_vmm::disk::Operation;
 use kemari_vmm::machine::Machine;
 
 use super::super::assembly;
 use super::super::capture::explain;
-use super::SecondarySide;
+use super::{SecondarySide, Standby};
 use crate::config::Config;
 use crate::link::LinkError;
-use crate::replica::{Barrier, Image, Replica, Report, Tracker};
+use crate::replica::{Barrier, Image, Remains, Replica, Report, Tracker};
 
 /// What waits until all replicas have reached a barrier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +76,23 @@ impl StandbyDisks {
             Some(reason) => Err(reason),
             None => Ok(()),
         }
+    }
+
+    /// That an image has done nothing for longer than `limit` with something to do, in words.
+    fn stuck(&self, limit: Duration) -> Option<String> {
+        self.replicas.iter().find_map(|replica| replica.stuck(limit))
+    }
+
+    /// Lets the replicas go whose images do not answer, without waiting for them.
+    pub fn abandon_stuck(&mut self, limit: Duration) -> Vec<Remains> {
+        let mut remains = Vec::new();
+        for replica in std::mem::take(&mut self.replicas) {
+            match replica.stuck(limit) {
+                Some(reason) => remains.push(replica.abandon(&reason)),
+                None => self.replicas.push(replica),
+            }
+        }
+        remains
     }
 
     fn is_full(&self) -> bool {
@@ -156,14 +174,19 @@ impl StandbyDisks {
         assembly::watch_disks(machine, config, &self.images)
     }
 
-    /// The VM was stopped: everything is made durable, and the records say so, if the last commit was the stop.
-    fn stop(&mut self) {
+    /// The VM was stopped: everything is made durable, and the records say so, if the last commit was the stop. An image
+    /// that does nothing for longer than `limit` is not waited for.
+    fn stop(&mut self, limit: Duration) {
         if self.is_stop {
             self.replicas
                 .iter()
                 .for_each(|replica| replica.barrier(Barrier::Stop));
         }
-        self.replicas.drain(..).for_each(|replica| drop(replica.finish()));
+        for replica in self.replicas.drain(..) {
+            if let Err(reason) = replica.finish_within(limit) {
+                tracing::error!("{reason}; it is left as it is");
+            }
+        }
     }
 }
 
@@ -301,6 +324,32 @@ impl SecondarySide {
         self.events.push_back(SecondaryEvent::Restored { result });
     }
 
+    /// An image that does not answer is given up, and what is held with it: a guest's flush may wait for it, and a takeover
+    /// would. Not while the VM may depend on it.
+    pub(super) fn check_disks(&mut self) {
+        let limit = self.config.protection.replica_timeout();
+        let stuck = self.standby.as_ref().and_then(|standby| standby.disks.stuck(limit));
+        let Some(reason) = stuck.filter(|_| !self.sessions.is_empty()) else {
+            return;
+        };
+        let protection = self.core.status(self.clock.now_ms()).protection;
+        if matches!(protection, Stage::Protected | Stage::Copying) {
+            self.on_replica_failed(reason);
+        }
+    }
+
+    /// Gives a standby up, without waiting for images that do not answer.
+    pub(super) fn let_go(&mut self, standby: &mut Standby) {
+        let limit = self.config.protection.replica_timeout();
+        self.remains.extend(standby.disks.abandon_stuck(limit));
+    }
+
+    /// An image that was given up and has not answered yet, in words: nothing can follow with it.
+    pub(super) fn image_in_use(&mut self) -> Option<String> {
+        self.remains.retain(|remains| remains.reason().is_some());
+        self.remains.first().and_then(Remains::reason)
+    }
+
     pub(super) fn settle_disk(&mut self, mark: DiskMark) {
         if let Some(standby) = &self.standby
             && let Some(replica) = standby.disks.replicas.get(usize::from(mark.disk))
@@ -311,8 +360,9 @@ impl SecondarySide {
 
     /// The VM was stopped.
     pub(super) fn stop_disks(&mut self) {
+        let limit = self.config.protection.replica_timeout();
         for mut standby in self.standby.take().into_iter().chain(self.leaving.take()) {
-            standby.disks.stop();
+            standby.disks.stop(limit);
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod clients;
 mod guest;
+mod hang;
 mod plan;
 mod scene;
 
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 pub use clients::Clients;
 pub use guest::ask;
+pub use hang::stop_threads;
 pub use plan::{FENCE_WORKS, Fence, LINK_PORT, Plan};
 pub use scene::{Host, Scene, play};
 pub use xtask::tools::wait_for;
