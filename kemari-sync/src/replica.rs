@@ -98,7 +98,7 @@ pub fn plan_copy(
     }
     if offer.bytes != source.bytes {
         return Err(format!(
-            "the image of disk {disk} has {} bytes on the secondary and {} here; make it as long",
+            "the image of disk {disk} has {} bytes on the secondary and {} here; make them as long, and, if it is this one that has grown, say `kemari resize` here",
             offer.bytes, source.bytes
         ));
     }

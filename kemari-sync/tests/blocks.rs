@@ -109,7 +109,7 @@ proptest! {
         let mut out = Vec::new();
         encode_blocks(kind, &frame, &mut out);
         let at = HEADER_BYTES + at.index(out.len() - HEADER_BYTES);
-        out[at] ^= 1 << bit;
+        out[at] ^= 1u8 << bit;
         prop_assert!(received(kind, &out).is_err());
     }
 
@@ -167,7 +167,8 @@ fn the_largest_blocks_are_taken_and_larger_ones_are_not() {
         bytes: &bytes[1..],
     };
     encode_blocks(FrameKind::DiskBlocks, &frame, &mut out);
-    out[8..12].copy_from_slice(&(out.len() as u32 - HEADER_BYTES as u32 + 1).to_le_bytes());
+    let length = (out.len() - HEADER_BYTES) as u32 + 1;
+    out[8..12].copy_from_slice(&length.to_le_bytes());
     let header = out.first_chunk::<HEADER_BYTES>().expect("a whole header");
     assert!(FrameHeader::parse(header).is_err());
 }

@@ -24,6 +24,11 @@ pub type Tell = Box<dyn FnOnce() + Send>;
 pub trait DiskWatch: Send + Sync {
     /// Whether a change of this range may be issued at once; if so, it is. Must not block.
     fn may_change(&self, range: &Range<u64>) -> bool;
+    /// The image has so many bytes now, and the guest is about to know it. It may block.
+    ///
+    /// # Errors
+    /// The guest is not told.
+    fn grown(&self, bytes: u64) -> io::Result<()>;
     /// Makes it so that changes of these ranges may be issued; they are, then. Called on a thread of its own: it may
     /// block.
     ///
@@ -221,6 +226,10 @@ mod tests {
     impl DiskWatch for Recorder {
         fn may_change(&self, _: &Range<u64>) -> bool {
             self.prepared.load(Ordering::SeqCst)
+        }
+        fn grown(&self, bytes: u64) -> io::Result<()> {
+            self.note(format!("grown {bytes}"));
+            Ok(())
         }
         fn prepare(&self, ranges: &[Range<u64>]) -> io::Result<()> {
             let _gate = self.gate.lock().unwrap();

@@ -68,6 +68,12 @@ impl Primary {
         plans.collect()
     }
 
+    pub(super) fn on_source_grown(&mut self, disk: usize, bytes: u64) {
+        if let Some(source) = self.sources.get_mut(disk) {
+            source.bytes = bytes;
+        }
+    }
+
     /// A number that no other copy has: the process's own, drawn at random, with the session and the disk.
     fn fresh_base(&self, index: usize) -> u128 {
         let copy = u128::from(self.sessions_begun) << 8 | index as u128;

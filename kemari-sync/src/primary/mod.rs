@@ -175,6 +175,7 @@ impl Primary {
                 self.on_sources_marked(session, result, actions);
             }
             PrimaryEvent::DisksCopied { session, result } => self.on_disks_copied(session, result, actions),
+            PrimaryEvent::SourceGrown { disk, bytes } => self.on_source_grown(disk, bytes),
             PrimaryEvent::OperatorUnprotect => self.on_unprotect(actions),
             PrimaryEvent::OperatorProtect => self.protection_wanted = true,
             PrimaryEvent::OperatorSwitchover => self.on_switchover(actions),

@@ -119,6 +119,13 @@ pub enum PrimaryEvent {
     OutputPending,
     /// More pages are dirty than a sync should carry.
     DirtyLimit,
+    /// The image of a replicated disk has grown, here. Only while the VM is alone, and no session has heard of the old size.
+    SourceGrown {
+        /// Which, in the order of [`PrimaryConfig::sources`].
+        disk: usize,
+        /// Its size in bytes now.
+        bytes: u64,
+    },
     /// [`PrimaryAction::MarkSources`] is done.
     SourcesMarked {
         /// In which session.

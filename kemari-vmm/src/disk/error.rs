@@ -70,13 +70,14 @@ pub enum DiskError {
         /// What is wrong.
         reason: String,
     },
-    /// It grew, but another host has a copy that must grow with it.
-    #[error(
-        "the disk image {path} has grown, but it is replicated: end the protection, let the other host's image grow too, and start the VM anew"
-    )]
-    Watched {
+    /// It grew, and whoever must know of it first cannot take it.
+    #[error("the disk image {path} has grown, but the guest cannot be told yet")]
+    Grow {
         /// The image.
         path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// The kernel has no io_uring for this process.
     #[error("io_uring cannot be used on this host; set io = \"threads\" or \"auto\" for this disk")]

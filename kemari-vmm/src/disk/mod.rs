@@ -25,6 +25,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::virtio::block::SECTOR_BYTES;
 use qcow2::Qcow2Image;
@@ -108,7 +109,7 @@ impl DiskConfig {
 pub struct Disk {
     path: PathBuf,
     store: Arc<dyn Store>,
-    bytes: u64,
+    bytes: AtomicU64,
     io: Io,
     on_error: OnError,
 }
@@ -171,7 +172,7 @@ impl Disk {
         Ok(Self {
             path,
             store,
-            bytes,
+            bytes: AtomicU64::new(bytes),
             io: config.io,
             on_error: config.on_error,
         })
@@ -181,16 +182,21 @@ impl Disk {
     pub fn with_store(store: Arc<dyn Store>, on_error: OnError) -> io::Result<Self> {
         Ok(Self {
             path: "(a store)".into(),
-            bytes: store.bytes()?,
+            bytes: AtomicU64::new(store.bytes()?),
             store,
             io: Io::Auto,
             on_error,
         })
     }
 
-    /// Size in bytes, when it was opened.
+    /// Size in bytes: when it was opened, or as [`Disk::note_grown`] has said since.
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        self.bytes.load(Ordering::SeqCst)
+    }
+
+    /// So many bytes of it are in use from here on.
+    pub fn note_grown(&self, bytes: u64) {
+        self.bytes.store(bytes, Ordering::SeqCst);
     }
 
     /// Size in bytes, now.
@@ -222,12 +228,13 @@ impl Disk {
                 needed_bytes,
             });
         }
-        match self.bytes.is_multiple_of(block_bytes.into()) {
+        let bytes = self.bytes();
+        match bytes.is_multiple_of(block_bytes.into()) {
             true => Ok(()),
             false => Err(size_error(
                 &self.path,
-                self.bytes,
-                self.bytes.next_multiple_of(block_bytes.into()),
+                bytes,
+                bytes.next_multiple_of(block_bytes.into()),
             )),
         }
     }

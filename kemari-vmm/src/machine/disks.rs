@@ -97,11 +97,14 @@ impl Machine {
                 .iter()
                 .find(|blob| (blob.kind, blob.instance) == disk.identity())
                 .ok_or_else(|| StateError::Mismatch(format!("the disk {id} is missing")))?;
-            for request in disk.saved_requests(blob)? {
+            let (requests, state) = disk.saved_requests(blob)?;
+            for request in requests {
                 if applied(index).is_some_and(|applied| request.id() <= applied) {
                     continue;
                 }
-                let operation = Block::operation(request.body(), None, self.memory())
+                let operation = state
+                    .check(request.body(), self.memory())
+                    .and_then(|()| Block::operation(request.body(), None, self.memory()))
                     .map_err(|fault| StateError::Mismatch(format!("{id}: {fault}")))?;
                 if let Some(operation) = operation
                     && !matches!(operation, Operation::Read { .. })

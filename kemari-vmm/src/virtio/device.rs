@@ -95,9 +95,12 @@ impl<B: Backend> VirtioDevice<B> {
     }
 
     /// The requests that a saved state of this device lists, in order.
-    pub fn saved_requests(&self, blob: &StateBlob) -> Result<Vec<SavedRequest<B::Request>>, StateError> {
+    pub fn saved_requests(
+        &self,
+        blob: &StateBlob,
+    ) -> Result<(Vec<SavedRequest<B::Request>>, B::State), StateError> {
         let saved: SavedDevice<B::Request, B::State> = blob.decode(STATE_VERSION)?;
-        Ok(saved.requests)
+        Ok((saved.requests, saved.backend))
     }
 
     /// For how long the oldest released request has been unfinished, if there is one and it waits for no operator. While somebody works on the

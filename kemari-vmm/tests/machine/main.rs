@@ -10,6 +10,7 @@ mod gate;
 mod large;
 mod pause;
 mod reattach;
+mod replicas;
 mod resets;
 mod rings;
 mod state;

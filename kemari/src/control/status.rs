@@ -6,7 +6,7 @@ use kemari_sync::{Epoch, Term};
 use serde::{Deserialize, Serialize};
 
 use super::Timings;
-use crate::config::{Mode, Pace};
+use crate::config::{Config, Disk, Flush, Mode, Pace};
 
 /// What a side is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,16 +74,64 @@ pub struct Counters {
     pub takeovers: u64,
 }
 
-/// A replicated disk.
+/// Who has a disk's content.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskKind {
+    /// Whoever has the image: it is neither shared nor replicated.
+    #[default]
+    Local,
+    /// Both hosts see one.
+    Shared,
+    /// Each host has an image.
+    Replicated,
+}
+
+/// How a disk stands on one host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskState {
+    /// It is not open here: only the primary uses it.
+    #[default]
+    Closed,
+    /// The VM uses it, and it is not replicated.
+    InUse,
+    /// Replicated, and both images follow.
+    InSync,
+    /// Replicated, and being copied from the primary to the secondary.
+    Copying,
+    /// Replicated, and no other image follows the primary's.
+    Alone,
+    /// A secondary's image that holds a moment of the VM, and follows nobody at present.
+    Whole,
+    /// A secondary's image in which a copy was not finished: it holds no moment of the VM.
+    Inconsistent,
+    /// A secondary's image without a record: it was never copied to.
+    Unknown,
+    /// It cannot be used; see [`DiskStatus::failure`].
+    Failed,
+}
+
+/// A disk, as one side sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DiskStatus {
     /// Its id.
     pub disk: String,
-    /// Whether the other host's image follows this one.
-    pub in_sync: bool,
-    /// Whether it is being copied.
-    pub is_copied: bool,
+    /// Who has its content.
+    pub kind: DiskKind,
+    /// How it stands here.
+    pub state: DiskState,
+    /// Why it cannot be used, if it cannot.
+    pub failure: Option<String>,
+    /// Of a replicated disk: when a guest's flush is done.
+    pub flush: Option<Flush>,
+    /// On the secondary: requests of the guest that are committed, and not carried out on its image yet.
+    pub queued_requests: u64,
+    /// On the secondary: bytes that wait for its image, those of the copy included.
+    pub queued_bytes: u64,
+    /// On the primary: the guest's flushes that wait for the secondary's image.
+    pub waiting_flushes: u64,
     /// Bytes to be compared with the other host's image in this copy or the last one.
     pub total_bytes: u64,
     /// Bytes of them that were compared.
@@ -140,7 +188,7 @@ pub struct Status {
     /// How long the primary's syncs took.
     #[serde(default)]
     pub timings: Timings,
-    /// The replicated disks.
+    /// The disks.
     #[serde(default)]
     pub disks: Vec<DiskStatus>,
     /// The last takeover that this side carried out.
@@ -199,19 +247,7 @@ impl fmt::Display for Status {
             }
         }
         for disk in &self.disks {
-            let state = match disk {
-                disk if disk.in_sync => "in sync".to_owned(),
-                DiskStatus { is_copied: false, .. } => {
-                    format!("alone, up to {} MiB changed", disk.changed_bytes >> 20)
-                }
-                disk => format!(
-                    "{} of {} MiB compared, {} KiB sent",
-                    disk.compared_bytes >> 20,
-                    disk.total_bytes >> 20,
-                    disk.sent_bytes >> 10
-                ),
-            };
-            writeln!(f, "  disk        {}, replicated: {state}", disk.disk)?;
+            writeln!(f, "  disk        {disk}")?;
         }
         writeln!(f, "  arbiter     {}", self.arbiter)?;
         match self.takeover.as_ref().filter(|_| self.role == Role::Primary) {
@@ -275,6 +311,77 @@ impl fmt::Display for Pace {
             "; a sync at the latest after {} ms or {} dirty pages",
             self.max_interval_ms, self.max_dirty_pages
         )
+    }
+}
+
+impl DiskStatus {
+    /// What the configuration says of a disk.
+    pub fn of(config: &Config, disk: &Disk) -> Self {
+        let is_replicated = config.replicates(disk);
+        Self {
+            disk: disk.id.clone(),
+            kind: match disk.shared {
+                true => DiskKind::Shared,
+                false if is_replicated => DiskKind::Replicated,
+                false => DiskKind::Local,
+            },
+            flush: is_replicated.then_some(disk.flush),
+            ..Self::default()
+        }
+    }
+}
+
+impl fmt::Display for DiskStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            DiskKind::Local => "local",
+            DiskKind::Shared => "shared",
+            DiskKind::Replicated => "replicated",
+        };
+        write!(f, "{}, {kind}", self.disk)?;
+        match self.flush {
+            Some(Flush::Memory) => f.write_str(", flush to memory")?,
+            Some(Flush::Both) => f.write_str(", flush to both disks")?,
+            None => {}
+        }
+        match (self.state, &self.failure) {
+            (DiskState::Closed, _) => f.write_str(": not open here")?,
+            (DiskState::InUse, _) => f.write_str(": in use")?,
+            (DiskState::InSync, _) => f.write_str(": in sync")?,
+            (DiskState::Copying, _) if self.total_bytes == 0 => {
+                f.write_str(": being copied, inconsistent until that is done")?;
+            }
+            (DiskState::Copying, _) => write!(
+                f,
+                ": copying {} %, {} of {} MiB compared, {} KiB sent",
+                u128::from(self.compared_bytes) * 100 / u128::from(self.total_bytes),
+                self.compared_bytes >> 20,
+                self.total_bytes >> 20,
+                self.sent_bytes >> 10
+            )?,
+            (DiskState::Alone, _) => write!(f, ": alone, up to {} MiB changed", self.changed_bytes >> 20)?,
+            (DiskState::Whole, _) => f.write_str(": whole, follows nobody at present")?,
+            (DiskState::Inconsistent, _) => f.write_str(": inconsistent, a copy was not finished")?,
+            (DiskState::Unknown, _) => f.write_str(": never copied to")?,
+            (DiskState::Failed, Some(reason)) => write!(f, ": failed: {reason}")?,
+            (DiskState::Failed, None) => f.write_str(": failed")?,
+        }
+        if self.queued_requests > 0 || self.queued_bytes > 0 {
+            write!(
+                f,
+                "; {} requests are not carried out yet, {} KiB wait",
+                self.queued_requests,
+                self.queued_bytes >> 10
+            )?;
+        }
+        if self.waiting_flushes > 0 {
+            write!(
+                f,
+                "; {} flushes wait for the other host's disk",
+                self.waiting_flushes
+            )?;
+        }
+        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, bail, ensure};
@@ -20,11 +21,31 @@ pub struct Image {
     disk: String,
     path: PathBuf,
     record_path: PathBuf,
-    bytes: u64,
+    bytes: AtomicU64,
     /// The operator's word about what may be overwritten.
     overwrite: Option<String>,
-    /// None as long as there is none on the disk.
+    /// None as long as there is none on the disk. Held while that is written.
     record: Mutex<Option<Record>>,
+    /// What the record says, for those who must not wait for a disk.
+    view: Mutex<ImageView>,
+}
+
+/// What an image's record says of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ImageView {
+    /// None without a record.
+    pub state: Option<State>,
+    /// Bytes of the extents that may differ from the other host's image.
+    pub changed_bytes: u64,
+}
+
+impl ImageView {
+    fn of(record: &Record) -> Self {
+        Self {
+            state: Some(record.head().state),
+            changed_bytes: record.map().count() * super::record::EXTENT_BYTES,
+        }
+    }
 }
 
 impl Image {
@@ -61,26 +82,42 @@ impl Image {
             .file_type()
             .is_block_device();
         let record_path = record_path(disk, is_device, state_dir);
-        let record = read_record(vm, disk, &record_path)?;
-        if let Some(head) = record.as_ref().map(Record::head) {
+        let mut record = read_record(vm, disk, &record_path)?;
+        if let Some(record) = &mut record {
+            let recorded_bytes = record.head().image_bytes;
             ensure!(
-                head.image_bytes == bytes,
-                "the record {} is of an image of {} bytes, but {} has {bytes}: put the right image back, or remove the \
-                 record",
+                recorded_bytes <= bytes,
+                "the record {} is of an image of {recorded_bytes} bytes, but {} has {bytes}: put the right image back, or \
+                 remove the record",
                 record_path.display(),
-                head.image_bytes,
                 path.display()
             );
+            if recorded_bytes < bytes {
+                record
+                    .grow(bytes)
+                    .with_context(|| format!("the record {}", record_path.display()))?;
+                tracing::info!("the image {} has grown to {bytes} bytes", path.display());
+            }
         }
         Ok(Self {
             vm: vm.to_owned(),
             disk: disk.disk.id.clone(),
             path,
             record_path,
-            bytes,
+            bytes: AtomicU64::new(bytes),
             overwrite: overwrite.map(str::to_owned),
+            view: Mutex::new(record.as_ref().map(ImageView::of).unwrap_or_default()),
             record: Mutex::new(record),
         })
+    }
+
+    /// What the record says; this waits for no disk.
+    pub fn view(&self) -> ImageView {
+        *self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, record: &Record) {
+        *self.view.lock().unwrap_or_else(PoisonError::into_inner) = ImageView::of(record);
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Record>> {
@@ -99,7 +136,21 @@ impl Image {
 
     /// Its size.
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        self.bytes.load(Ordering::SeqCst)
+    }
+
+    /// It has grown: what is new counts as changed, durably, before this returns.
+    pub fn grow(&self, bytes: u64) -> anyhow::Result<()> {
+        if let Some(record) = self.lock().as_mut()
+            && record.head().image_bytes < bytes
+        {
+            record
+                .grow(bytes)
+                .with_context(|| format!("the record {}", self.record_path.display()))?;
+            self.note(record);
+        }
+        self.bytes.store(bytes, Ordering::SeqCst);
+        Ok(())
     }
 
     /// What the record says of the image.
@@ -111,7 +162,7 @@ impl Image {
         };
         DiskOffer {
             disk: self.disk.clone(),
-            bytes: self.bytes,
+            bytes: self.bytes(),
             word,
             overwrite,
         }
@@ -121,7 +172,7 @@ impl Image {
     pub fn source(&self) -> Option<Source> {
         self.lock().as_ref().map(|record| Source {
             disk: self.disk.clone(),
-            bytes: self.bytes,
+            bytes: self.bytes(),
             lineage: record.head().lineage,
             base: record.head().base,
             paired_term: record.head().paired_term,
@@ -132,20 +183,15 @@ impl Image {
     pub fn map(&self) -> Map {
         match &*self.lock() {
             Some(record) => record.map().clone(),
-            None => Map::new(self.bytes),
+            None => Map::new(self.bytes()),
         }
-    }
-
-    /// How many extents may differ, and in how many bytes.
-    pub fn changed_bytes(&self) -> u64 {
-        self.map().count() * super::record::EXTENT_BYTES
     }
 
     fn first_head(&self, lineage: u128, term: Term, state: State) -> Head {
         Head {
             vm: self.vm.clone(),
             disk: self.disk.clone(),
-            image_bytes: self.bytes,
+            image_bytes: self.bytes(),
             lineage,
             term,
             next_term: 0,
@@ -166,6 +212,7 @@ impl Image {
             record
                 .set_head(head)
                 .with_context(|| format!("the record {}", self.record_path.display()))?;
+            self.note(record);
         }
         Ok(())
     }
@@ -173,8 +220,10 @@ impl Image {
     fn create(&self, head: Head) -> anyhow::Result<()> {
         let shown = || format!("cannot make the record {}", self.record_path.display());
         let store =
-            FileStore::create(&self.record_path, Record::bytes_for(self.bytes)).with_context(shown)?;
-        *self.lock() = Some(Record::create(Box::new(store), head).with_context(shown)?);
+            FileStore::create(&self.record_path, Record::bytes_for(self.bytes())).with_context(shown)?;
+        let record = Record::create(Box::new(store), head).with_context(shown)?;
+        self.note(&record);
+        *self.lock() = Some(record);
         Ok(())
     }
 
@@ -267,7 +316,11 @@ impl Image {
     /// Sets marks, durably.
     pub fn mark(&self, extents: impl IntoIterator<Item = u64>) -> anyhow::Result<()> {
         match self.lock().as_mut() {
-            Some(record) => Ok(record.mark(extents)?),
+            Some(record) => {
+                record.mark(extents)?;
+                self.note(record);
+                Ok(())
+            }
             None => bail!("the image {} has no record", self.path.display()),
         }
     }
@@ -280,7 +333,11 @@ impl Image {
     /// Clears marks.
     pub fn clear(&self, extents: &[u64]) -> anyhow::Result<()> {
         match self.lock().as_mut() {
-            Some(record) => Ok(record.clear(extents)?),
+            Some(record) => {
+                record.clear(extents)?;
+                self.note(record);
+                Ok(())
+            }
             None => Ok(()),
         }
     }
@@ -315,6 +372,19 @@ fn read_record(vm: &str, disk: &HostDisk<'_>, path: &Path) -> anyhow::Result<Opt
         );
     }
     Ok(record)
+}
+
+/// What the records of a host's replicated disks say of their images, without touching those.
+pub fn views(config: &Config, host: &str) -> Vec<anyhow::Result<ImageView>> {
+    let state_dir = config.host(host).state_dir();
+    let view = |disk: &HostDisk<'_>| {
+        let is_device = std::fs::metadata(&disk.path)?.file_type().is_block_device();
+        let record = read_record(&config.vm, disk, &record_path(disk, is_device, state_dir))?;
+        Ok(record.as_ref().map(ImageView::of).unwrap_or_default())
+    };
+    let disks = config.disks_of(host);
+    let replicated = disks.iter().filter(|disk| config.replicates(disk.disk));
+    replicated.map(view).collect()
 }
 
 /// What the record of an image says, in words, without touching either.

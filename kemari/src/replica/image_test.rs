@@ -82,15 +82,15 @@ fn an_adopted_image_has_a_history_of_its_own() {
 }
 
 #[test]
-fn a_record_of_another_vm_or_of_another_size_is_refused_and_nothing_is_written() {
+fn a_record_of_another_vm_or_of_a_larger_image_is_refused_and_nothing_is_written() {
     let scratch = Scratch::new(EXTENT_BYTES);
     scratch.image().start(1, false).unwrap();
     let record = std::fs::read(scratch.record_path()).unwrap();
     let error = scratch.open("other", None).err().expect("another VM").to_string();
     assert!(error.contains("is of disk blk0 of the VM vm"), "{error}");
     let file = std::fs::File::options().write(true).open(scratch.path()).unwrap();
-    file.set_len(2 * EXTENT_BYTES).unwrap();
-    let error = scratch.open("vm", None).err().expect("another size").to_string();
+    file.set_len(EXTENT_BYTES / 2).unwrap();
+    let error = scratch.open("vm", None).err().expect("a shorter image").to_string();
     assert!(error.contains("is of an image of 4194304 bytes"), "{error}");
     assert_eq!(std::fs::read(scratch.record_path()).unwrap(), record);
     std::fs::write(scratch.record_path(), b"rubbish").unwrap();

@@ -138,6 +138,15 @@ impl Map {
         });
     }
 
+    /// Becomes a map for a larger image; the bits of what is new are set.
+    fn grow(&mut self, old_bytes: u64, image_bytes: u64) {
+        self.extents = image_bytes.div_ceil(EXTENT_BYTES);
+        self.bits.resize(self.extents.div_ceil(64) as usize, 0);
+        Self::touched(&(old_bytes..image_bytes)).for_each(|extent| {
+            self.set(extent);
+        });
+    }
+
     /// Sets what another map has set.
     pub fn unite(&mut self, other: &Self) {
         for (bits, others) in self.bits.iter_mut().zip(&other.bits) {
@@ -297,6 +306,30 @@ impl Record {
         self.store.sync()?;
         (self.sequence, self.head) = (sequence, head);
         Ok(())
+    }
+
+    /// The image has grown: what is new counts as changed, durably. A power cut leaves the record of the smaller image, or
+    /// that of the larger one.
+    pub fn grow(&mut self, image_bytes: u64) -> Result<(), RecordError> {
+        let old_bytes = self.head.image_bytes;
+        assert!(old_bytes < image_bytes, "an image does not shrink");
+        let mut grown = self.map.clone();
+        grown.grow(old_bytes, image_bytes);
+        let old = std::mem::replace(&mut self.map, grown);
+        // The bits first: beyond the end of the smaller image they say nothing.
+        let result = (Map::sector_of(old_bytes / EXTENT_BYTES)..self.map.sectors())
+            .try_for_each(|sector| self.write_sector(sector))
+            .and_then(|()| Ok(self.store.sync()?))
+            .and_then(|()| {
+                self.set_head(Head {
+                    image_bytes,
+                    ..self.head.clone()
+                })
+            });
+        if result.is_err() {
+            self.map = old;
+        }
+        result
     }
 
     /// Sets bits, durably: their extents may be written after that.

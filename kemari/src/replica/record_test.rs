@@ -4,6 +4,12 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 
+/// Writes, beyond the end, too: what lies between is zeros.
+fn put(target: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
+    target.resize(target.len().max(offset + bytes.len()), 0);
+    target[offset..offset + bytes.len()].copy_from_slice(bytes);
+}
+
 /// Stable storage that forgets: what was written since the last sync survives a cut in whole sectors or not at all.
 #[derive(Clone, Default)]
 struct Forgetful(Arc<Mutex<Inner>>);
@@ -39,7 +45,7 @@ impl Forgetful {
         let mut durable = inner.durable.clone();
         for (index, (offset, bytes)) in inner.volatile.iter().enumerate() {
             if spared & 1 << index != 0 {
-                durable[*offset..*offset + bytes.len()].copy_from_slice(bytes);
+                put(&mut durable, *offset, bytes);
             }
         }
         Self(Arc::new(Mutex::new(Inner {
@@ -50,6 +56,15 @@ impl Forgetful {
 }
 
 impl Inner {
+    /// All that is there while the power is.
+    fn whole(&self) -> Vec<u8> {
+        let mut whole = self.durable.clone();
+        for (offset, bytes) in &self.volatile {
+            put(&mut whole, *offset, bytes);
+        }
+        whole
+    }
+
     fn step(&mut self) -> io::Result<()> {
         match &mut self.left {
             Some(0) => Err(io::Error::other("the power is cut")),
@@ -65,10 +80,7 @@ impl Inner {
 impl Store for Forgetful {
     fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
         let inner = self.0.lock().unwrap();
-        let mut whole = inner.durable.clone();
-        for (offset, bytes) in &inner.volatile {
-            whole[*offset..*offset + bytes.len()].copy_from_slice(bytes);
-        }
+        let whole = inner.whole();
         let offset = offset as usize;
         match whole.get(offset..offset + bytes.len()) {
             Some(part) => bytes.copy_from_slice(part),
@@ -92,13 +104,13 @@ impl Store for Forgetful {
         let mut inner = self.0.lock().unwrap();
         inner.step()?;
         for (offset, bytes) in std::mem::take(&mut inner.volatile) {
-            inner.durable[offset..offset + bytes.len()].copy_from_slice(&bytes);
+            put(&mut inner.durable, offset, &bytes);
         }
         Ok(())
     }
 
     fn bytes(&self) -> io::Result<u64> {
-        Ok(self.0.lock().unwrap().durable.len() as u64)
+        Ok(self.0.lock().unwrap().whole().len() as u64)
     }
 }
 
@@ -246,4 +258,52 @@ fn rubbish_is_no_record() {
         inner.durable[slot + SECTOR_BYTES - 4..slot + SECTOR_BYTES].copy_from_slice(&checksum.to_le_bytes());
     }
     assert!(Record::load(Box::new(later)).is_err());
+}
+
+/// At every step of a growth, and with every part lost of what was not yet synced: the record is that of the smaller
+/// image with its marks, or that of the larger one with all marked that is new. Either can be grown (again).
+#[test]
+fn a_record_grows_whole_or_not_at_all() {
+    const LARGER_BYTES: u64 = IMAGE_BYTES + 5_000 * EXTENT_BYTES + 4096;
+    let marks: [u64; 3] = [1, 9_990, 9_999];
+    let new = IMAGE_BYTES / EXTENT_BYTES..LARGER_BYTES.div_ceil(EXTENT_BYTES);
+    let mut seen = [0, 0];
+    for step in 0.. {
+        let (store, mut record) = fresh();
+        record.mark(marks).unwrap();
+        store.cut_after(step);
+        let is_done = record.grow(LARGER_BYTES).is_ok();
+        for cut in cuts(&store) {
+            let mut found = Record::load(Box::new(cut)).unwrap();
+            let is_larger = found.head().image_bytes == LARGER_BYTES;
+            assert!(is_larger || (found.head().image_bytes == IMAGE_BYTES && !is_done));
+            seen[usize::from(is_larger)] += 1;
+            if !is_larger {
+                assert!(marks.iter().all(|extent| found.map().has(*extent)), "step {step}");
+                found.grow(LARGER_BYTES).unwrap();
+            }
+            assert!(marks.iter().all(|extent| found.map().has(*extent)), "step {step}");
+            assert!(new.clone().all(|extent| found.map().has(extent)), "step {step}");
+        }
+        if is_done {
+            break;
+        }
+    }
+    assert!(seen[0] > 1 && seen[1] > 0, "{seen:?}");
+}
+
+/// What the smaller image had of its last extent is not all that the larger one has.
+#[test]
+fn a_growth_within_an_extent_marks_it() {
+    let bytes = 2 * EXTENT_BYTES - 4096;
+    let store = Forgetful::new(Record::bytes_for(bytes));
+    let head = Head {
+        image_bytes: bytes,
+        ..head(1)
+    };
+    let mut record = Record::create(Box::new(store.clone()), head).unwrap();
+    record.grow(2 * EXTENT_BYTES).unwrap();
+    assert_eq!(record.map().iter().collect::<Vec<_>>(), [1]);
+    let found = Record::load(Box::new(store)).unwrap();
+    assert_eq!(found.map().iter().collect::<Vec<_>>(), [1]);
 }

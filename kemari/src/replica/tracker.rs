@@ -234,6 +234,11 @@ impl Tracker {
         !self.lock().tells.is_empty()
     }
 
+    /// How many flushes of the guest wait for the other host's disk; none if a disk would have to be waited for to know.
+    pub fn waiting_flushes(&self) -> u64 {
+        self.state.try_lock().map_or(0, |state| state.tells.len() as u64)
+    }
+
     /// How many chunks have changed.
     pub fn changed_chunks(&self) -> usize {
         self.lock().changed.as_ref().map_or(0, BTreeSet::len)
@@ -241,6 +246,27 @@ impl Tracker {
 }
 
 impl DiskWatch for Tracker {
+    fn grown(&self, bytes: u64) -> io::Result<()> {
+        if bytes == self.image.bytes() {
+            return Ok(());
+        }
+        let state = self.lock();
+        if state.is_paired || state.changed.is_some() {
+            return Err(io::Error::other(
+                "the other host's image follows, or is being copied to",
+            ));
+        }
+        drop(state);
+        self.image
+            .grow(bytes)
+            .map_err(|error| io::Error::other(format!("{error:#}")))?;
+        let mut state = self.lock();
+        // What was marked meanwhile is in the record's map.
+        state.marked = self.image.map();
+        state.touched = Map::new(bytes);
+        Ok(())
+    }
+
     fn may_change(&self, range: &Range<u64>) -> bool {
         let mut state = self.lock();
         let may = Map::touched(range).all(|extent| state.marked.has(extent));

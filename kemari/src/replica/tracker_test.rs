@@ -158,3 +158,37 @@ fn a_flush_that_the_secondary_has_done_first_waits_for_nothing() {
     flush(&both, 7, None, &told);
     assert_eq!(told.load(Ordering::SeqCst), 1);
 }
+
+#[test]
+fn an_image_grows_only_while_nobody_follows_and_what_is_new_is_marked() {
+    let (scratch, tracker) = tracker(false);
+    let grow = |extents: u64| {
+        let file = std::fs::OpenOptions::new().write(true).open(scratch.path());
+        file.unwrap().set_len(extents * EXTENT_BYTES).unwrap();
+        tracker.grown(extents * EXTENT_BYTES)
+    };
+    write(&tracker, 0, 2);
+    tracker.begin_copy();
+    assert!(grow(10).is_err(), "the copy knows nothing of it");
+    tracker.end_copy();
+    tracker.begin_pair();
+    assert!(grow(10).is_err(), "the other host's image does not grow with it");
+    tracker.end_pair();
+    assert_eq!(tracker.image().bytes(), 8 * EXTENT_BYTES);
+    grow(10).unwrap();
+    assert_eq!(tracker.image().bytes(), 10 * EXTENT_BYTES);
+    assert_eq!(&marks(&tracker)[marks(&tracker).len() - 2..], [8, 9]);
+    assert!(tracker.may_change(&extent(9)), "it is marked");
+    tracker.changed(1, &extent(9), true);
+    // The next process finds both, and an image that has grown meanwhile.
+    let file = std::fs::OpenOptions::new().write(true).open(scratch.path());
+    file.unwrap().set_len(11 * EXTENT_BYTES).unwrap();
+    let image = scratch.image();
+    assert_eq!(image.bytes(), 11 * EXTENT_BYTES);
+    assert!([8, 9, 10].iter().all(|extent| image.map().has(*extent)));
+    assert_eq!(image.offer().bytes, 11 * EXTENT_BYTES);
+    drop(image);
+    let file = std::fs::OpenOptions::new().write(true).open(scratch.path());
+    file.unwrap().set_len(9 * EXTENT_BYTES).unwrap();
+    assert!(scratch.open("vm", None).is_err(), "it does not shrink");
+}

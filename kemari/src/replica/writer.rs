@@ -416,6 +416,9 @@ impl Worker {
             .iter()
             .filter_map(|(_, output)| output.changes())
             .collect();
+        if ranges.iter().any(|range| range.end > self.disk.bytes()) {
+            bail!("an output lies beyond the end of the disk");
+        }
         self.image.mark_ranges(&ranges)?;
         for (id, operation) in outputs {
             let is_flush = matches!(operation, Operation::Flush);

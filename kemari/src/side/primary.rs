@@ -144,7 +144,7 @@ pub struct PrimarySide {
     announcements: announce::Announcements,
     _health: HealthWatch,
     /// Why the guest stands still, if a disk has failed.
-    standstill: Option<String>,
+    standstill: Option<trouble::Standstill>,
     /// Drains begun. One that was overtaken by a failed switchover may still end, and says nothing of the next.
     drains: u64,
     /// How often syncs are made at present.

@@ -31,7 +31,7 @@ use super::wait::{prefer_latency, wait};
 use crate::config::{Config, Latency};
 use crate::control::{Command, Counters};
 use crate::link::{Arrival, Connection, Listener, Security};
-use crate::replica::{Remains, Report};
+use crate::replica::{self, ImageView, Remains, Report};
 
 pub use standby::Standby;
 
@@ -134,6 +134,8 @@ pub struct SecondarySide {
     leaving: Option<Box<Standby>>,
     /// Replicas that were let go while their images did not answer.
     remains: Vec<Remains>,
+    /// What each replicated disk's record said last.
+    views: Vec<Result<ImageView, String>>,
     /// Term of the sync that began last.
     begun_term: u64,
     /// What waits for the replicas.
@@ -189,6 +191,10 @@ impl SecondarySide {
         })?;
         let staging = Staging::new(config.protection.staging_bytes_max() as usize);
         mechanism.staging_pages_max = staging.pages_max();
+        let views = replica::views(&config, &host)
+            .into_iter()
+            .map(|view| view.map_err(|error| format!("{error:#}")))
+            .collect();
         let sink = mailbox.clone();
         let io = OwnIo::Probed(Probe::start(&config, &host)?);
         let health = HealthWatch::start(config.clone(), host.clone(), io, move |trouble| {
@@ -218,6 +224,7 @@ impl SecondarySide {
             overwrite_disks,
             leaving: None,
             remains: Vec::new(),
+            views,
             begun_term: 0,
             waits_for_disks: None,
             applying: None,

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kemari::control::{Role, Status};
+use kemari::control::{DiskState, Role, Status};
 
 use crate::support::{Clients, Host, Plan, play};
 
@@ -37,6 +37,15 @@ fn a_vm_on_a_full_disk_stands_still_until_it_is_resumed() {
         ensure!(
             status.role == Role::Primary && waits_for(&status, "kemari resume"),
             "{status}"
+        );
+        let disk = status.disks.first().context("it has a disk")?;
+        ensure!(
+            disk.state == DiskState::Failed
+                && disk
+                    .failure
+                    .as_deref()
+                    .is_some_and(|why| why.contains("No space left")),
+            "{disk:?}"
         );
         let refused = scene.ask(Host::A, &["switchover"])?;
         ensure!(

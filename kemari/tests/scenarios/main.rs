@@ -7,6 +7,8 @@ mod arbiter;
 mod bad_input;
 mod copy;
 mod disk_errors;
+mod disk_kinds;
+mod disk_status;
 #[cfg(feature = "faults")]
 mod faults;
 mod frozen;

@@ -341,3 +341,94 @@ fn a_takeover_waits_for_a_disk_that_hangs() {
         clients.finish()
     });
 }
+
+/// Makes an image larger, as an operator does.
+fn grow(scene: &Scene, host: Host, mib: u64) -> Result<()> {
+    let image = fs::OpenOptions::new().write(true).open(scene.image(host))?;
+    Ok(image.set_len(mib << 20)?)
+}
+
+#[test]
+fn a_replicated_disk_grows_on_both_hosts_and_the_guest_is_told() {
+    play(&Plan::replicated("memory"), |scene| {
+        scene.protect()?;
+        let clients = scene.clients()?;
+        // Unasked nothing happens, on either side.
+        grow(scene, Host::A, 32)?;
+        clients.go_on()?;
+        let asked = scene.ask(Host::A, &["resize"])?;
+        ensure!(
+            asked.success && asked.text.contains("disk blk0 has 33554432 bytes now"),
+            "{}",
+            asked.text
+        );
+        // The other host's image must grow before it counts.
+        scene.await_status("a reason", Host::A, |status| {
+            let reason = status.waiting_because.as_deref().unwrap_or_default();
+            reason.contains("16777216 bytes on the secondary and 33554432 here")
+        })?;
+        clients.go_on()?;
+        grow(scene, Host::B, 32)?;
+        scene.await_protected(Host::A)?;
+        clients.go_on()?;
+        let again = scene.ask(Host::A, &["resize"])?;
+        ensure!(
+            !again.success && again.text.contains("has grown"),
+            "{}",
+            again.text
+        );
+        // Who goes on knows the size; and an image that has grown meanwhile is told to the guest then.
+        grow(scene, Host::B, 48)?;
+        scene.kill(Host::A)?;
+        scene.await_primary(Host::B)?;
+        clients.go_on()?;
+        grow(scene, Host::A, 48)?;
+        scene.secondary(Host::A)?;
+        scene.await_protected(Host::B)?;
+        clients.go_on()?;
+        scene.order(&["BLKTEST", "100", "8"])?;
+        clients.finish()?;
+        stop_and_compare(scene, Host::B)?;
+        ensure!(
+            fs::metadata(scene.image(Host::A))?.len() == 48 << 20,
+            "it is not as long"
+        );
+        Ok(())
+    });
+}
+
+/// Of the steps of a growth each is durable by itself, whoever dies between them.
+#[test]
+fn a_growth_that_a_death_cuts_goes_on_afterwards() {
+    play(&Plan::replicated("memory"), |scene| {
+        scene.protect()?;
+        grow(scene, Host::A, 32)?;
+        grow(scene, Host::B, 32)?;
+        // Grown, and nobody knows of it: the secondary dies and comes back with the larger image.
+        scene.kill(Host::B)?;
+        scene.await_alone(Host::A)?;
+        scene.secondary(Host::B)?;
+        scene.await_status("a reason", Host::A, |status| {
+            let reason = status.waiting_because.as_deref().unwrap_or_default();
+            reason.contains("33554432 bytes on the secondary and 16777216 here")
+                && reason.contains("kemari resize")
+        })?;
+        let asked = scene.ask(Host::A, &["resize"])?;
+        ensure!(asked.success, "{}", asked.text);
+        scene.await_protected(Host::A)?;
+        // Told, and alone: the primary dies, and boots from the larger image.
+        scene.kill(Host::B)?;
+        scene.await_alone(Host::A)?;
+        grow(scene, Host::A, 40)?;
+        let asked = scene.ask(Host::A, &["resize"])?;
+        ensure!(asked.success, "{}", asked.text);
+        scene.kill(Host::A)?;
+        scene.run(Host::A)?;
+        scene.await_service(Host::A)?;
+        grow(scene, Host::B, 40)?;
+        scene.secondary(Host::B)?;
+        scene.await_protected(Host::A)?;
+        scene.order(&["BLKTEST", "100", "8"])?;
+        stop_and_compare(scene, Host::A)
+    });
+}

@@ -104,6 +104,18 @@ pub struct BlockState {
     capacity_sectors: u64,
 }
 
+impl BlockState {
+    /// Checks that a disk in this state can have been asked for a request.
+    pub(crate) fn check(&self, request: &BlockRequest, memory: &Memory) -> Result<(), GuestFault> {
+        let limits = Limits {
+            read_only: self.spec.read_only,
+            block_bytes: self.spec.block_bytes,
+            capacity_sectors: self.capacity_sectors,
+        };
+        request.check(memory, limits)
+    }
+}
+
 impl Block {
     /// A disk whose image is not opened yet.
     pub fn new(spec: BlockSpec) -> Self {
@@ -188,6 +200,11 @@ impl Block {
             })
         };
         let path = disk.path().to_owned();
+        // Who takes over may find that it has grown.
+        watch.grown(disk.bytes()).map_err(|source| DiskError::Grow {
+            path: path.clone(),
+            source,
+        })?;
         let watched =
             Watched::start(watch, device, forward).map_err(|source| DiskError::Open { path, source })?;
         let between: Weak<Watched> = Arc::downgrade(&watched);
@@ -220,9 +237,14 @@ impl Block {
                 expected_bytes,
             });
         }
-        if usable_bytes > expected_bytes && self.watch.is_some() {
-            return Err(DiskError::Watched { path });
+        if usable_bytes > expected_bytes
+            && let Some(watch) = &self.watch
+        {
+            watch
+                .grown(usable_bytes)
+                .map_err(|source| DiskError::Grow { path, source })?;
         }
+        disk.note_grown(usable_bytes);
         self.set_capacity(usable_bytes / SECTOR_BYTES);
         Ok((usable_bytes > expected_bytes).then_some(usable_bytes))
     }

@@ -1,9 +1,10 @@
 //! A protected machine and its standby, in one process: captures, commits, releases and takeovers.
 
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kemari_vmm::machine::Machine;
+use kemari_vmm::machine::{DiskOperation, Machine};
 use kemari_vmm::memory::{self, Memory, PAGE_BYTES};
 use kemari_vmm::state::StateBlob;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
@@ -93,14 +94,32 @@ impl<'r> Pair<'r> {
         self.committed.clone_from(&captured.states);
     }
 
+    /// What the last commit asks of the disk beyond request `applied`.
+    pub fn disk_operations(&self, applied: Option<u64>) -> Vec<DiskOperation> {
+        self.standby
+            .disk_operations(&self.committed, |_| applied)
+            .expect("the state of an equal machine")
+    }
+
     /// The machine dies; the standby goes on from the last commit. It is paused when this returns.
     pub fn take_over(self) -> Machine {
+        let image = self.rig.image.path();
+        self.take_over_with(image, None)
+    }
+
+    /// The same with another image, which has all outputs up to `applied` already.
+    pub fn take_over_with(self, image: &Path, applied: Option<u64>) -> Machine {
         self.machine.halt();
         drop(self.machine);
         self.standby
             .load(&self.committed, true)
             .expect("the state of an equal machine");
-        self.rig.plug(&self.standby);
+        if let Some(applied) = applied {
+            self.standby
+                .note_applied("blk0", applied)
+                .expect("there is such a disk");
+        }
+        self.rig.plug_with(&self.standby, image);
         self.standby.open_gate();
         self.standby.wake();
         self.standby

@@ -111,7 +111,12 @@ impl Rig {
 
     /// Gives a machine its disk and its TAP, as soon as the machine that had them lets go.
     pub fn plug(&self, machine: &Machine) {
-        let config = DiskConfig::new(self.image.path());
+        self.plug_with(machine, self.image.path());
+    }
+
+    /// The same with another image.
+    pub fn plug_with(&self, machine: &Machine, image: &Path) {
+        let config = DiskConfig::new(image);
         retry(|| {
             let result = machine.attach_disk("blk0", &config);
             let in_use = matches!(result, Err(MachineError::Disk(DiskError::InUse { .. })));

@@ -3,13 +3,17 @@
 use std::sync::Arc;
 
 use kemari_sync::wire::{BlockFrame, DiskMark, FrameHeader, FrameKind, Message};
-use kemari_sync::{ArbiterRequest, CopyDisk, Epoch, PrimaryEvent, SessionId, Status as CoreStatus, Term};
+use kemari_sync::{
+    ArbiterRequest, CopyDisk, Epoch, PrimaryEvent, Protection, SessionId, Status as CoreStatus, Term,
+};
 
 use super::super::copy::QUEUED_BYTES_MAX;
+use super::trouble::Standstill;
 use super::{Input, PrimarySide};
-use crate::control::DiskStatus;
+use crate::config::Config;
+use crate::control::{DiskState, DiskStatus};
 use crate::link::LinkError;
-use crate::replica::{CopiedDisk, Copier, CopyProgress, MARK_AGE_MIN, Map, Tracker};
+use crate::replica::{CopiedDisk, Copier, CopyProgress, Image, MARK_AGE_MIN, Map, Tracker};
 
 /// How often marks are looked at, in milliseconds.
 const SETTLE_INTERVAL_MS: u64 = 1000;
@@ -77,6 +81,11 @@ impl Disks {
         Ok(true)
     }
 
+    /// The images, in the order of the configuration.
+    pub fn images(&self) -> impl Iterator<Item = &Arc<Image>> {
+        self.trackers.iter().map(|tracker| tracker.image())
+    }
+
     /// The session is over, and the copy with it.
     pub fn end_session(&mut self) {
         self.copier = None;
@@ -101,21 +110,35 @@ impl Disks {
         }
     }
 
-    /// For humans.
-    pub fn shown(&self, core: &CoreStatus) -> Vec<DiskStatus> {
+    /// For humans. `failing`: the disk that the guest stands still for, and why.
+    pub fn shown(&self, config: &Config, core: &CoreStatus, failing: Option<&Standstill>) -> Vec<DiskStatus> {
         let progress = self.copier.as_ref().map_or(self.progress, Copier::progress);
-        self.trackers
-            .iter()
-            .map(|tracker| DiskStatus {
-                disk: tracker.image().disk().to_owned(),
-                in_sync: core.protection == kemari_sync::Protection::Protected,
-                is_copied: self.copier.is_some(),
-                total_bytes: progress.total_bytes,
-                compared_bytes: progress.compared_bytes,
-                sent_bytes: progress.sent_bytes,
-                changed_bytes: tracker.image().changed_bytes(),
-            })
-            .collect()
+        let shown = config.disks.iter().map(|disk| {
+            let mut shown = DiskStatus {
+                state: DiskState::InUse,
+                ..DiskStatus::of(config, disk)
+            };
+            let tracker = self
+                .trackers
+                .iter()
+                .find(|tracker| tracker.image().disk() == disk.id);
+            if let Some(tracker) = tracker {
+                shown.state = match core.protection {
+                    Protection::Protected => DiskState::InSync,
+                    _ if self.copier.is_some() => DiskState::Copying,
+                    _ => DiskState::Alone,
+                };
+                (shown.total_bytes, shown.compared_bytes) = (progress.total_bytes, progress.compared_bytes);
+                shown.sent_bytes = progress.sent_bytes;
+                shown.changed_bytes = tracker.image().view().changed_bytes;
+                shown.waiting_flushes = tracker.waiting_flushes();
+            }
+            if let Some(failing) = failing.filter(|failing| failing.disk == disk.id) {
+                (shown.state, shown.failure) = (DiskState::Failed, Some(failing.reason.clone()));
+            }
+            shown
+        });
+        shown.collect()
     }
 }
 

@@ -16,7 +16,7 @@ pub struct Pending {
     since_ms: u64,
 }
 
-type Outcome = Result<String, String>;
+pub(super) type Outcome = Result<String, String>;
 
 impl PrimarySide {
     pub(super) fn on_order(&mut self, mut order: Order) {
@@ -40,7 +40,10 @@ impl PrimarySide {
                 Err("this side is the primary already; say that to the secondary".to_owned())
             }
             Command::Resume => return answer(&order, self.resume_after_trouble()),
-            Command::Resize => return answer(&order, self.resize_disks()),
+            Command::Resize => match self.begin_resize() {
+                Some(outcome) => return answer(&order, outcome),
+                None => Ok(PrimaryEvent::OperatorUnprotect),
+            },
             Command::Switchover if self.standstill.is_some() => Err(
                 "a disk of this host fails, so its I/O cannot be finished first: say `kemari resume`, or \
                  `kemari takeover` to the secondary"
@@ -103,7 +106,11 @@ impl PrimarySide {
     /// Answers the orders whose outcome is known. To be called when the core has nothing more to say.
     pub(super) fn answer_orders(&mut self) {
         for pending in std::mem::take(&mut self.orders) {
-            match self.outcome(&pending) {
+            let outcome = match pending.order.command {
+                Command::Resize if self.end.is_none() => self.end_resize(),
+                _ => self.outcome(&pending),
+            };
+            match outcome {
                 Some(outcome) => answer(&pending.order, outcome),
                 None => self.orders.push(pending),
             }

@@ -3,7 +3,7 @@
 use kemari_sync::Protection as Stage;
 use kemari_vmm::memory::PAGE_BYTES;
 
-use super::{End, PrimarySide};
+use super::{End, PrimarySide, trouble};
 use crate::control::{Peer, Protection, Role};
 
 /// How often the status is renewed, in milliseconds.
@@ -44,8 +44,8 @@ impl PrimarySide {
                 .or(self.connector.trouble().map(str::to_owned))
                 .or(trouble.filter(|_| self.core.wants_peer())),
         };
-        let disks = self.disks.shown(&core);
-        let standstill = self.standstill.clone();
+        let disks = self.disks.shown(&self.config, &core, self.standstill.as_ref());
+        let standstill = self.standstill.as_ref().map(trouble::Standstill::sentence);
         let role = match self.end {
             Some(End::Halted(_) | End::Stopped(_)) => Role::Stopped,
             None => Role::Primary,

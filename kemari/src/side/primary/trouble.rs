@@ -1,21 +1,38 @@
 //! Disks of this host that fail or grow.
 
-use kemari_sync::PrimaryEvent;
+use kemari_sync::{PrimaryEvent, Protection};
 
-use super::PrimarySide;
+use super::orders::Outcome;
+use super::{Input, PrimarySide};
+
+/// The guest stands still, since a disk has failed.
+pub struct Standstill {
+    pub disk: String,
+    pub reason: String,
+}
+
+impl Standstill {
+    pub fn sentence(&self) -> String {
+        let Self { disk, reason } = self;
+        format!("disk {disk} fails: {reason}; repair it, then say `kemari resume`")
+    }
+}
 
 impl PrimarySide {
     /// A disk could not do something. The request stays unfinished, and the guest stands still until the operator has it
     /// tried again; or the other host goes on.
     pub(super) fn on_disk_trouble(&mut self, disk: &str, reason: &str, fail_over: bool) {
-        let reason = format!("disk {disk} fails: {reason}");
+        let sentence = format!("disk {disk} fails: {reason}");
         if fail_over && self.core.refuses_switchover().is_none() {
-            tracing::error!("{reason}; the other host goes on");
+            tracing::error!("{sentence}; the other host goes on");
+            let reason = sentence;
             return self.events.push_back(PrimaryEvent::HostFailing { reason });
         }
-        tracing::error!("{reason}; the VM stands still until `kemari resume`");
-        self.standstill
-            .get_or_insert(format!("{reason}; repair it, then say `kemari resume`"));
+        tracing::error!("{sentence}; the VM stands still until `kemari resume`");
+        self.standstill.get_or_insert(Standstill {
+            disk: disk.to_owned(),
+            reason: reason.to_owned(),
+        });
         self.machine.begin_pause();
     }
 
@@ -31,12 +48,56 @@ impl PrimarySide {
         ))
     }
 
-    /// Looks which images have grown.
-    pub(super) fn resize_disks(&mut self) -> Result<String, String> {
-        let grown = self
-            .machine
-            .look_at_disk_sizes()
-            .map_err(|error| super::super::capture::explain(&error))?;
+    /// Looks which images have grown, and tells the guest. A replicated one grows only while the VM is alone, since the
+    /// other host must know it before the guest writes there: none is returned if the protection is to end first.
+    pub(super) fn begin_resize(&mut self) -> Option<Outcome> {
+        if !self.has_replica_grown() {
+            return Some(self.resize_disks());
+        }
+        match self.core.status(self.clock.now_ms()).protection {
+            Protection::Unprotected => Some(self.resize_disks()),
+            Protection::Copying | Protection::Pairing | Protection::Protected => None,
+            Protection::Deciding | Protection::Over => Some(Err(
+                "a replicated disk has grown, but it is open who has the VM: say it again when that is decided".into(),
+            )),
+        }
+    }
+
+    /// As soon as the VM is alone: the disks grow, and it is protected again.
+    pub(super) fn end_resize(&mut self) -> Option<Outcome> {
+        if self.core.status(self.clock.now_ms()).protection != Protection::Unprotected {
+            return None;
+        }
+        let outcome = self.resize_disks();
+        self.events.push_back(PrimaryEvent::OperatorProtect);
+        self.mailbox.post(Input::Wake);
+        Some(outcome.map(|sentence| {
+            format!(
+                "{sentence}; the VM is protected again when the other host's image is as large, and copied to"
+            )
+        }))
+    }
+
+    fn has_replica_grown(&self) -> bool {
+        self.disks.images().any(|image| {
+            let block_bytes = self
+                .config
+                .disks
+                .iter()
+                .find(|disk| disk.id == image.disk())
+                .map_or(1, |disk| u64::from(disk.block_size));
+            let disk = self.machine.disk_image(image.disk()).ok().flatten();
+            let found = disk.and_then(|disk| disk.bytes_now().ok());
+            found.is_some_and(|bytes| bytes - bytes % block_bytes > image.bytes())
+        })
+    }
+
+    fn resize_disks(&mut self) -> Outcome {
+        let looked = self.machine.look_at_disk_sizes();
+        let sizes = self.disks.images().map(|image| image.bytes()).enumerate();
+        self.events
+            .extend(sizes.map(|(disk, bytes)| PrimaryEvent::SourceGrown { disk, bytes }));
+        let grown = looked.map_err(|error| super::super::capture::explain(&error))?;
         let sentences: Vec<String> = grown
             .iter()
             .map(|(disk, bytes)| format!("disk {disk} has {bytes} bytes now"))

@@ -13,8 +13,9 @@ use super::super::assembly;
 use super::super::capture::explain;
 use super::{SecondarySide, Standby};
 use crate::config::Config;
+use crate::control::{DiskState, DiskStatus};
 use crate::link::LinkError;
-use crate::replica::{Barrier, Image, Remains, Replica, Report, Tracker};
+use crate::replica::{Barrier, Image, ImageView, Remains, Replica, Report, State, Tracker};
 
 /// What waits until all replicas have reached a barrier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -328,7 +329,10 @@ impl SecondarySide {
     /// would. Not while the VM may depend on it.
     pub(super) fn check_disks(&mut self) {
         let limit = self.config.protection.replica_timeout();
-        let stuck = self.standby.as_ref().and_then(|standby| standby.disks.stuck(limit));
+        let stuck = self
+            .standby
+            .as_ref()
+            .and_then(|standby| standby.disks.stuck(limit));
         let Some(reason) = stuck.filter(|_| !self.sessions.is_empty()) else {
             return;
         };
@@ -348,6 +352,60 @@ impl SecondarySide {
     pub(super) fn image_in_use(&mut self) -> Option<String> {
         self.remains.retain(|remains| remains.reason().is_some());
         self.remains.first().and_then(Remains::reason)
+    }
+
+    /// For humans.
+    pub(super) fn disks_shown(&mut self, stage: Stage) -> Vec<DiskStatus> {
+        if let Some(standby) = self.standby.as_ref().or(self.leaving.as_ref()) {
+            self.views = standby
+                .disks
+                .images
+                .iter()
+                .map(|image| Ok(image.view()))
+                .collect();
+        }
+        let is_copied = self
+            .copying
+            .is_some_and(|copying| self.sessions.iter().any(|session| session.id == copying));
+        let unanswered = self.image_in_use();
+        let config = self.config.clone();
+        let mut place = 0;
+        let shown = config.disks.iter().map(|disk| {
+            let mut shown = DiskStatus::of(&config, disk);
+            if !config.replicates(disk) {
+                return shown;
+            }
+            let replica = self
+                .standby
+                .as_ref()
+                .and_then(|standby| standby.disks.replicas.get(place));
+            let failure = match replica {
+                Some(replica) => {
+                    (shown.queued_requests, shown.queued_bytes) = replica.queued();
+                    replica.failure()
+                }
+                None => unanswered.clone(),
+            };
+            let view = self.views.get(place).cloned().unwrap_or(Ok(ImageView::default()));
+            let view = failure.map_or(view, Err);
+            shown.state = match &view {
+                Err(_) => DiskState::Failed,
+                Ok(view) => {
+                    shown.changed_bytes = view.changed_bytes;
+                    match view.state {
+                        Some(State::Target) if is_copied => DiskState::Copying,
+                        Some(State::Target) => DiskState::Inconsistent,
+                        Some(_) if stage == Stage::Protected => DiskState::InSync,
+                        Some(_) => DiskState::Whole,
+                        None => DiskState::Unknown,
+                    }
+                }
+            };
+            shown.failure = view.err();
+            place += 1;
+            shown
+        });
+        shown.collect()
     }
 
     pub(super) fn settle_disk(&mut self, mark: DiskMark) {

@@ -38,6 +38,7 @@ impl SecondarySide {
                 .map(|heard_us| now_ms.saturating_sub(heard_us / 1000)),
         });
         let counters = self.counters;
+        let disks = self.disks_shown(core.protection);
         self.board.show(|status| {
             status.role = Role::Secondary;
             status.term = core.term;
@@ -47,6 +48,7 @@ impl SecondarySide {
             status.waiting_because = core.waiting;
             status.peer = peer;
             status.counters = counters;
+            status.disks = disks;
             status.pace = None;
         });
     }

@@ -1,0 +1,131 @@
+//! Replicated images that are no raw files.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use xtask::tools::output_of;
+
+use crate::support::{Host, Plan, Scene, play};
+
+/// Size of an image in MiB, as the scenes have them.
+const IMAGE_MIB: u64 = 16;
+
+/// The VM goes to the other host and back, and ends; what is left on both is for the caller to compare.
+fn to_and_fro(scene: &mut Scene) -> Result<()> {
+    scene.protect()?;
+    let clients = scene.clients()?;
+    clients.work(Duration::from_millis(200))?;
+    scene.order(&["BLKTEST", "200", "32"])?;
+    let mut primary = Host::A;
+    for _ in 0..2 {
+        scene.kill(primary)?;
+        clients.go_on()?;
+        scene.await_primary(primary.other())?;
+        scene.order(&["CHECK"])?;
+        scene.secondary(primary)?;
+        primary = primary.other();
+        scene.await_protected(primary)?;
+    }
+    scene.order(&["BLKTEST", "100", "8"])?;
+    clients.finish()?;
+    let stopped = scene.ask(primary, &["stop"])?;
+    ensure!(stopped.success, "{}", stopped.text);
+    scene.await_clean_end(primary)?;
+    scene.await_clean_end(primary.other())
+}
+
+#[test]
+fn qcow2_images_are_replicas_on_either_side() {
+    let plan = Plan {
+        disk_keys: "format = \"qcow2\"",
+        ..Plan::replicated("both")
+    };
+    play(&plan, |scene| {
+        for host in Host::BOTH {
+            let image = scene.image(host);
+            fs::remove_file(&image)?;
+            let size = format!("{IMAGE_MIB}M");
+            output_of(
+                Command::new("qemu-img")
+                    .args(["create", "-q", "-f", "qcow2"])
+                    .arg(image)
+                    .arg(size),
+            )?;
+        }
+        to_and_fro(scene)?;
+        let images = Host::BOTH.map(|host| scene.image(host));
+        for image in &images {
+            output_of(
+                Command::new("qemu-img")
+                    .args(["check", "-q", "-f", "qcow2"])
+                    .arg(image),
+            )?;
+        }
+        output_of(
+            Command::new("qemu-img")
+                .args(["compare", "-f", "qcow2", "-F", "qcow2"])
+                .args(&images),
+        )?;
+        let map = output_of(
+            Command::new("qemu-img")
+                .args(["map", "--output=json"])
+                .arg(&images[0]),
+        )?;
+        ensure!(map.contains("\"data\": true"), "the guest wrote nothing: {map}");
+        Ok(())
+    });
+}
+
+/// A block device on the file of an image, in whose place a link to it stands.
+struct BlockDevice(PathBuf);
+
+impl BlockDevice {
+    fn on(image: &Path) -> Result<Self> {
+        let file = image.with_extension("file");
+        fs::rename(image, &file)?;
+        let made = output_of(Command::new("losetup").args(["--find", "--show"]).arg(&file))?;
+        let device = Self(made.trim().into());
+        std::os::unix::fs::symlink(&device.0, image)?;
+        Ok(device)
+    }
+}
+
+impl Drop for BlockDevice {
+    fn drop(&mut self) {
+        // It goes when the processes of the scenario have let it go.
+        let detached = Command::new("losetup").arg("--detach").arg(&self.0).status();
+        assert!(
+            detached.is_ok_and(|status| status.success()),
+            "it cannot be detached"
+        );
+    }
+}
+
+fn with_a_block_device_on(host: Host) {
+    play(&Plan::replicated("memory"), |scene| {
+        let image = scene.image(host);
+        let _device = BlockDevice::on(&image)?;
+        to_and_fro(scene)?;
+        // Beside a device there is no place for its record.
+        let mut beside = image.into_os_string();
+        beside.push(".kemari");
+        ensure!(!Path::new(&beside).exists(), "a record lies beside a device");
+        let state = scene.path(&format!("{}.state", host.name()));
+        let record = fs::metadata(state.join("blk0.kemari")).context("there is no record")?;
+        ensure!(record.is_file() && record.len() > 0);
+        scene.compare_images()
+    });
+}
+
+#[test]
+fn a_block_device_is_a_replica_of_a_file() {
+    with_a_block_device_on(Host::B);
+}
+
+#[test]
+fn a_file_is_a_replica_of_a_block_device() {
+    with_a_block_device_on(Host::A);
+}
