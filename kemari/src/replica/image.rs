@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use anyhow::{Context, bail, ensure};
 use kemari_sync::{CopyDisk, DiskOffer, ImageState, ImageWord, Source, Term, lineage_id};
@@ -330,16 +330,27 @@ impl Image {
         self.mark(ranges.iter().flat_map(Map::touched))
     }
 
+    /// Clears marks, unless the record is being written: then they stay, and nothing is waited for.
+    pub fn try_clear(&self, extents: &[u64]) -> Option<anyhow::Result<()>> {
+        let mut guard = match self.record.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(error)) => error.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        Some(self.clear_in(&mut guard, extents))
+    }
+
     /// Clears marks.
     pub fn clear(&self, extents: &[u64]) -> anyhow::Result<()> {
-        match self.lock().as_mut() {
-            Some(record) => {
-                record.clear(extents)?;
-                self.note(record);
-                Ok(())
-            }
-            None => Ok(()),
+        self.clear_in(&mut self.lock(), extents)
+    }
+
+    fn clear_in(&self, record: &mut Option<Record>, extents: &[u64]) -> anyhow::Result<()> {
+        if let Some(record) = record {
+            record.clear(extents)?;
+            self.note(record);
         }
+        Ok(())
     }
 }
 

@@ -90,10 +90,35 @@ fn a_record_of_another_vm_or_of_a_larger_image_is_refused_and_nothing_is_written
     assert!(error.contains("is of disk blk0 of the VM vm"), "{error}");
     let file = std::fs::File::options().write(true).open(scratch.path()).unwrap();
     file.set_len(EXTENT_BYTES / 2).unwrap();
-    let error = scratch.open("vm", None).err().expect("a shorter image").to_string();
+    let error = scratch
+        .open("vm", None)
+        .err()
+        .expect("a shorter image")
+        .to_string();
     assert!(error.contains("is of an image of 4194304 bytes"), "{error}");
     assert_eq!(std::fs::read(scratch.record_path()).unwrap(), record);
     std::fs::write(scratch.record_path(), b"rubbish").unwrap();
     let error = format!("{:#}", scratch.open("vm", None).err().expect("rubbish"));
     assert!(error.contains("damaged"), "{error}");
+}
+
+/// A record that is being made durable, on a disk that takes long, holds up neither the loop that shows it nor one that
+/// only would like to clear marks.
+#[test]
+fn a_record_that_is_being_written_is_not_waited_for_to_show_it_or_to_clear_marks() {
+    let scratch = Scratch::new(8 * EXTENT_BYTES);
+    let image = scratch.image();
+    image.start(1, false).unwrap();
+    image.mark([1, 5]).unwrap();
+    let shown = ImageView {
+        state: Some(State::Whole),
+        changed_bytes: 2 * EXTENT_BYTES,
+    };
+    let being_written = image.record.lock().unwrap();
+    assert_eq!(image.view(), shown);
+    assert!(image.try_clear(&[1]).is_none());
+    drop(being_written);
+    assert_eq!(image.map().iter().collect::<Vec<_>>(), [1, 5]);
+    image.try_clear(&[1]).expect("nobody writes it").unwrap();
+    assert_eq!(image.map().iter().collect::<Vec<_>>(), [5]);
 }

@@ -163,14 +163,18 @@ impl Tracker {
         self.clear(&mut state, untouched);
     }
 
-    /// Under the lock: nothing may be written meanwhile that counts on a mark.
+    /// Under the lock: nothing may be written meanwhile that counts on a mark. While marks are being made durable, which
+    /// may take a disk long, these stay until the next time: the side's loop must not wait for that.
     fn clear(&self, state: &mut Tracked, extents: Vec<u64>) {
+        let Some(result) = self.image.try_clear(&extents) else {
+            return;
+        };
+        if let Err(error) = result {
+            tracing::warn!("marks of the disk {} stay: {error:#}", self.image.disk());
+        }
         for extent in &extents {
             state.marked.clear(*extent);
             state.last.remove(extent);
-        }
-        if let Err(error) = self.image.clear(&extents) {
-            tracing::warn!("marks of the disk {} stay: {error:#}", self.image.disk());
         }
     }
 
