@@ -20,6 +20,8 @@ use crate::support::watchdog::Watchdog;
 
 /// Syncs before each death.
 const SYNCS: u64 = 40;
+/// Outputs on the list that is damaged, at least.
+const LISTED_MIN: usize = 4;
 /// Damaged lists that are tried.
 const DAMAGED: usize = 3000;
 
@@ -122,10 +124,7 @@ fn with_a_list(rig: &Rig) -> (Machine, Vec<StateBlob>, thread::JoinHandle<u64>, 
         frozen.save_state(&mut states).expect("the state is saved");
         drop(frozen);
         let listed = machine.disk_operations(&states, |_| None).expect("its own state");
-        if listed
-            .iter()
-            .any(|operation| operation.operation.changes().is_some())
-        {
+        if listed.len() >= LISTED_MIN {
             break;
         }
         // What it waits for may be an answer to a client.
@@ -142,7 +141,6 @@ fn a_damaged_list_asks_for_nothing_outside_the_disk_and_the_memory() {
     let (machine, states, tests, stop) = with_a_list(&rig);
     let disk_bytes = rig.image.as_file().metadata().expect("it is there").len();
     let whole = machine.disk_operations(&states, |_| None).expect("its own state");
-    assert!(!whole.is_empty(), "the list is empty");
     let last = whole.iter().map(|operation| operation.id).max();
     assert!(
         machine
@@ -157,8 +155,7 @@ fn a_damaged_list_asks_for_nothing_outside_the_disk_and_the_memory() {
         let mut damaged = states.clone();
         let blob = damaged
             .iter_mut()
-            .filter(|blob| blob.kind == StateKind::Virtio)
-            .find(|blob| blob.bytes.len() > 100 && blob.instance == 0)
+            .find(|blob| (blob.kind, blob.instance) == (StateKind::Virtio, 0))
             .expect("the disk is the first device");
         let place = random.below(blob.bytes.len() as u64) as usize;
         match random.below(3) {
