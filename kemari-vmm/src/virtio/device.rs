@@ -58,6 +58,9 @@ struct SavedDevice<R, S> {
     backend: S,
 }
 
+/// The requests that a saved state lists, and that of the back end.
+pub type SavedList<B> = (Vec<SavedRequest<<B as Backend>::Request>>, <B as Backend>::State);
+
 impl<B: Backend> VirtioDevice<B> {
     /// A device in the state after a reset. `id` names it and its event channels, as `net0`.
     pub fn new(hub: Arc<Hub>, id: &str, instance: u16, gsi: u32, backend: B) -> Arc<Self> {
@@ -94,11 +97,8 @@ impl<B: Backend> VirtioDevice<B> {
         result
     }
 
-    /// The requests that a saved state of this device lists, in order.
-    pub fn saved_requests(
-        &self,
-        blob: &StateBlob,
-    ) -> Result<(Vec<SavedRequest<B::Request>>, B::State), StateError> {
+    /// The requests that a saved state of this device lists, in order, and what it says of the back end.
+    pub fn saved_requests(&self, blob: &StateBlob) -> Result<SavedList<B>, StateError> {
         let saved: SavedDevice<B::Request, B::State> = blob.decode(STATE_VERSION)?;
         Ok((saved.requests, saved.backend))
     }
