@@ -188,13 +188,14 @@ impl Tracker {
             .collect();
         self.clear(&mut state, copied);
         state.doubtful.clear();
-        (state.is_paired, state.durable, state.peer_durable) = (true, None, None);
+        // What the other host has flushed since the first sync may be what a flush here waits for.
+        (state.is_paired, state.durable) = (true, None);
     }
 
     /// No other host follows any more, or the guest will not go on here: nothing waits for the other disk.
     pub fn end_pair(&self) {
         let mut state = self.lock();
-        state.is_paired = false;
+        (state.is_paired, state.peer_durable) = (false, None);
         let tells = state.take_tells();
         drop(state);
         tells.into_iter().for_each(|tell| tell());

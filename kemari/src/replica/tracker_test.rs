@@ -150,6 +150,26 @@ fn a_flush_waits_for_both_disks_only_where_it_is_said_and_only_in_a_pair() {
 }
 
 #[test]
+fn a_flush_that_the_secondary_has_done_before_the_pair_was_recorded_waits_for_nothing() {
+    let told = Arc::<AtomicU64>::default();
+    let count = || told.load(Ordering::SeqCst);
+    let (_scratch, both) = tracker(true);
+    // It was under way at the first sync, which the secondary has carried out while the arbiter was asked.
+    both.note_peer_flushed(7);
+    both.begin_pair();
+    flush(&both, 7, None, &told);
+    assert_eq!(count(), 1);
+    // What an older pair has flushed says nothing of the next one.
+    both.end_pair();
+    both.begin_pair();
+    flush(&both, 8, None, &told);
+    both.note_peer_flushed(6);
+    assert_eq!(count(), 1);
+    both.note_peer_flushed(8);
+    assert_eq!(count(), 2);
+}
+
+#[test]
 fn a_flush_that_the_secondary_has_done_first_waits_for_nothing() {
     let told = Arc::<AtomicU64>::default();
     let (_scratch, both) = tracker(true);
