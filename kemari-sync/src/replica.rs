@@ -192,6 +192,14 @@ fn may_start_from(image: &DiskOffer, host: &str, record: Option<&Record>, adopt:
             record.owner.host, record.term
         )),
         (Some(record), Some(word)) if is_last(word, host, record) => Ok(()),
+        (Some(record), Some(word)) if record.phase == Phase::Won && record.owner.host == host => {
+            Err(format!(
+                "the image of disk {disk} was written in term {}, and this host has won term {} without having begun it, so \
+             the image may lack what the host before had flushed: assert there that term {} is dead, and start the VM \
+             there; {advice}",
+                word.term, record.term, record.term
+            ))
+        }
         (Some(record), Some(word)) => Err(format!(
             "the image of disk {disk} is not the last one: it was written in term {}, and the VM was last run by {} in \
              term {}; start it there; {advice}",
@@ -202,13 +210,21 @@ fn may_start_from(image: &DiskOffer, host: &str, record: Option<&Record>, adopt:
 
 /// Whether nobody can have written another image since this one.
 fn is_last(word: &ImageWord, host: &str, record: &Record) -> bool {
-    // What was about to begin has begun only if it is this host's: another may have won a term of the same number.
-    let has_begun = record.owner.host == host && word.next_term != 0;
-    let is_of = |term: Term| term == word.term || (has_begun && term == word.next_term);
+    let is_owner = record.owner.host == host;
+    let is_peer = record.peer.as_ref().is_some_and(|peer| peer.host == host);
+    // What was about to begin has begun only if the record names this host: another may have won a term of the same
+    // number. It is the owner's next reign, or the pair whose first sync this image has.
+    let has_begun = is_owner && word.next_term != 0;
+    let is_certain = word.term != word.next_term || is_owner || is_peer;
+    let is_of = |term: Term| (is_certain && term == word.term) || (has_begun && term == word.next_term);
     match record.phase {
         Phase::Acting => is_of(record.term),
-        // Nobody has written in a term that was won only.
-        Phase::Won => is_of(record.term) || is_of(record.base),
+        // Nobody has written in a term that was won only. But a secondary that has won it may not have written yet what
+        // its primary had flushed. That one's record may not know yet that the pair was recorded which was won against.
+        Phase::Won => {
+            let has_paired = is_peer && word.next_term == record.base;
+            is_of(record.term) || (!is_owner && (is_of(record.base) || has_paired))
+        }
         // The term of a stop begins when everything is written.
         Phase::Stopped => {
             is_of(record.term) || (word.state == ImageState::Stopped && word.term + 1 == record.term)

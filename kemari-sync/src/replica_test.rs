@@ -170,11 +170,69 @@ fn a_vm_starts_from_the_image_of_the_last_reign_only() {
 }
 
 #[test]
-fn nobody_has_written_in_a_term_that_was_only_won() {
+fn in_a_term_that_was_only_won_the_image_before_is_the_last_one() {
     let won = record(5, 4, Phase::Won);
-    assert!(starts(Some(word()), Some(&won)));
-    assert!(starts(Some(ImageWord { term: 5, ..word() }), Some(&won)));
-    assert!(!starts(Some(ImageWord { term: 3, ..word() }), Some(&won)));
+    let starts = |word: ImageWord, host: &str| may_start(&[offer(Some(word))], host, Some(&won), false);
+    assert!(starts(word(), "a").is_ok(), "nobody has written in the term");
+    assert!(starts(ImageWord { term: 3, ..word() }, "a").is_err());
+    assert!(
+        starts(ImageWord { term: 5, ..word() }, "b").is_ok(),
+        "b has begun it"
+    );
+    let refusal = starts(word(), "b").unwrap_err();
+    assert!(
+        refusal.contains("may lack what the host before had flushed"),
+        "{refusal}"
+    );
+    let mut pair = won.clone();
+    pair.peer = Some(Incarnation {
+        host: "a".into(),
+        nonce: 1,
+    });
+    let asked = offer(Some(ImageWord {
+        term: 3,
+        next_term: 4,
+        ..word()
+    }));
+    let starts =
+        |host: &str, record: &Record| may_start(std::slice::from_ref(&asked), host, Some(record), false);
+    assert!(
+        starts("a", &pair).is_ok(),
+        "its pair was recorded, and it did not know"
+    );
+    assert!(starts("c", &pair).is_err() && starts("a", &won).is_err());
+    let mut alone = won.clone();
+    alone.owner.host = "a".into();
+    let announced = ImageWord {
+        next_term: 5,
+        ..word()
+    };
+    assert!(
+        may_start(&[offer(Some(announced))], "a", Some(&alone), false).is_ok(),
+        "a primary that has won the right to act alone has written all that there is"
+    );
+}
+
+#[test]
+fn the_image_of_a_pair_that_may_never_have_been_recorded_counts_only_where_the_record_names_its_host() {
+    let first_sync = ImageWord {
+        next_term: 4,
+        ..word()
+    };
+    let starts = |record: &Record, host: &str| {
+        may_start(&[offer(Some(first_sync.clone()))], host, Some(record), false).is_ok()
+    };
+    let mut pair = record(4, 4, Phase::Acting);
+    pair.peer = Some(Incarnation {
+        host: "a".into(),
+        nonce: 1,
+    });
+    assert!(starts(&pair, "a"), "it was recorded");
+    assert!(!starts(&pair, "c"), "the term is that of another pair");
+    assert!(
+        !starts(&record(4, 4, Phase::Stopped), "a"),
+        "the primary was stopped alone, later"
+    );
 }
 
 #[test]
