@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use kemari_sync::Fault;
-use kemari_sync::sim::{Invariant, Summary, run, run_many, trace};
+use kemari_sync::sim::{Invariant, Summary, run, run_in_mode, run_many, trace};
+use kemari_sync::{Fault, Mode};
 
 /// Seeds of the clean run; `cargo xtask sim --seeds N` runs more.
 const CLEAN_SEEDS: u64 = 20_000;
@@ -12,7 +12,7 @@ const CLEAN_SEEDS: u64 = 20_000;
 const EXPLORED: [Fault; 2] = [Fault::HearOvertaken, Fault::ForgetAtWon];
 
 /// Within so many seeds each fault is found.
-const SEEDS_MAX: [(Fault, u64); 27] = [
+const SEEDS_MAX: [(Fault, u64); 32] = [
     (Fault::ReleaseBeforeAck, 10),
     (Fault::AckBeforeCheck, 10),
     (Fault::AckBeforeWhole, 10),
@@ -40,6 +40,24 @@ const SEEDS_MAX: [(Fault, u64); 27] = [
     (Fault::ForgetInFlight, 400),
     (Fault::WholeEarly, 2_000),
     (Fault::RecordAfterWrite, 400),
+    (Fault::AckFromThird, 200),
+    (Fault::UnmarkEarly, 8_000),
+    (Fault::FlushWithoutPeer, 200),
+    (Fault::FlushedEarly, 200),
+    (Fault::StartFromAnyImage, 1_000),
+];
+
+/// Within so many seeds each is found where syncs start by the clock alone: there nothing but time separates an epoch's
+/// output from its ack.
+const INTERVAL_SEEDS_MAX: [(Fault, u64); 8] = [
+    (Fault::ReleaseBeforeAck, 10),
+    (Fault::AckBeforeCheck, 10),
+    (Fault::AckBeforeWhole, 10),
+    (Fault::ForgetGiveBack, 200),
+    (Fault::PairUnrecorded, 10),
+    (Fault::KeepRightToActAlone, 10),
+    (Fault::RollBackAcked, 50),
+    (Fault::ForgetRequest, 400),
 ];
 
 #[test]
@@ -94,6 +112,21 @@ fn every_fault_is_found() {
         assert!(
             found.trace.last().is_some_and(|line| line.contains("VIOLATION")),
             "the trace shows it"
+        );
+    }
+}
+
+#[test]
+fn faults_are_found_where_syncs_start_by_the_clock() {
+    for (fault, seeds_max) in INTERVAL_SEEDS_MAX {
+        let is_found = |seed| {
+            run_in_mode(seed, Some(Mode::Interval), Some(fault))
+                .violation
+                .is_some()
+        };
+        assert!(
+            (0..seeds_max).any(is_found),
+            "{fault:?} was not noticed in {seeds_max} seeds"
         );
     }
 }

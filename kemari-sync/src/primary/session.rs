@@ -150,6 +150,14 @@ impl Primary {
         if fault(Fault::AckFromAnybody) && welcome.last.is_some() {
             return self.rejoin(self.sync.as_ref().map_or(0, |sync| sync.epoch), actions);
         }
+        let is_third = self
+            .record
+            .peer
+            .as_ref()
+            .is_some_and(|peer| peer.host != welcome.incarnation.host);
+        if fault(Fault::AckFromThird) && is_third {
+            return self.rejoin(self.sync.as_ref().map_or(0, |sync| sync.epoch), actions);
+        }
         let same = self.record.peer.as_ref() == Some(&welcome.incarnation);
         let Some(CommitId { term, epoch }) = welcome.last.filter(|_| same) else {
             return self.secondary_is_gone("the secondary was restarted and holds nothing", actions);

@@ -15,6 +15,7 @@ use crate::faults::{Fault, inject};
 use crate::primary::Mode;
 
 use super::chaos::Script;
+use super::flushes::FlushMode;
 use super::world::{Setup, World};
 use super::{Invariant, Violation};
 
@@ -37,32 +38,47 @@ pub enum CrashKind {
 pub struct Scenario {
     /// What starts a sync, and what the guest does meanwhile.
     pub mode: Mode,
-    /// It has a disk that both hosts share.
-    pub disk: bool,
+    /// Which disk it has.
+    pub disk: ScenarioDisk,
+}
+
+/// The disk of a scenario's VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScenarioDisk {
+    /// None.
+    None,
+    /// One that both hosts share.
+    Shared,
+    /// An image on each host; a flush waits for both.
+    Replicated,
 }
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self {
             mode: Mode::Lockstep,
-            disk: false,
+            disk: ScenarioDisk::None,
         },
         Self {
             mode: Mode::Pipelined,
-            disk: false,
+            disk: ScenarioDisk::None,
         },
         Self {
             mode: Mode::Lockstep,
-            disk: true,
+            disk: ScenarioDisk::Shared,
         },
         Self {
             mode: Mode::Pipelined,
-            disk: true,
+            disk: ScenarioDisk::Shared,
         },
         Self {
             mode: Mode::Interval,
-            disk: true,
+            disk: ScenarioDisk::Shared,
+        },
+        Self {
+            mode: Mode::Pipelined,
+            disk: ScenarioDisk::Replicated,
         },
     ];
 }
@@ -196,7 +212,11 @@ fn run_once(
     traced: bool,
 ) -> (u64, Coverage) {
     inject(fault);
-    let setup = Setup::new(scenario.mode, scenario.disk, DELAY_US);
+    let mut setup = Setup::new(scenario.mode, scenario.disk != ScenarioDisk::None, DELAY_US);
+    setup.replicated = scenario.disk == ScenarioDisk::Replicated;
+    setup.flush = FlushMode::Both;
+    // What is left after a crash in a stop is started once more.
+    setup.restarts = setup.replicated;
     let rng = ChaCha8Rng::seed_from_u64(SEED);
     let mut world = World::begun(rng, setup, Script::scenario(), Steps::with(crashes), traced);
     world.run();

@@ -61,6 +61,9 @@ pub(super) struct SecondarySide {
     pub(super) image: ImageSide,
     /// Term of the sync that began last.
     pub(super) begun_term: u64,
+    /// Whether what was checked last, and what was committed last, ends the VM.
+    pub(super) checked_stop: bool,
+    pub(super) is_stop: bool,
 }
 
 #[expect(clippy::large_enum_variant)]

@@ -8,6 +8,7 @@
 mod chaos;
 mod client;
 mod exhaustive;
+mod flushes;
 mod host;
 mod invariants;
 mod net;
@@ -23,8 +24,9 @@ mod world;
 use std::collections::BTreeMap;
 
 use crate::faults::{Fault, inject};
+use crate::primary::Mode;
 
-pub use exhaustive::{Coverage, CrashKind, Crashes, Scenario, crash_everywhere};
+pub use exhaustive::{Coverage, CrashKind, Crashes, Scenario, ScenarioDisk, crash_everywhere};
 pub use invariants::Invariant;
 
 /// Hosts in the simulation.
@@ -60,9 +62,14 @@ pub struct Outcome {
 
 /// Runs one seed. With `fault`, one rule is taken out of the state machines.
 pub fn run(seed: u64, fault: Option<Fault>) -> Outcome {
-    let mut outcome = run_once(seed, fault, false);
+    run_in_mode(seed, None, fault)
+}
+
+/// Runs one seed in a mode that is not drawn, if one is named.
+pub fn run_in_mode(seed: u64, mode: Option<Mode>, fault: Option<Fault>) -> Outcome {
+    let mut outcome = run_once(seed, mode, fault, false);
     if outcome.violation.is_some() {
-        outcome = run_once(seed, fault, true);
+        outcome = run_once(seed, mode, fault, true);
     }
     outcome
 }
@@ -70,16 +77,16 @@ pub fn run(seed: u64, fault: Option<Fault>) -> Outcome {
 /// Runs one seed and returns its trace, whether or not a rule was broken.
 pub fn trace(seed: u64, fault: Option<Fault>) -> (Outcome, Vec<String>) {
     inject(fault);
-    let mut world = world::World::new(seed, true);
+    let mut world = world::World::new(seed, None, true);
     world.run();
     inject(None);
     let lines = world.take_trace();
     (world.outcome(seed), lines)
 }
 
-fn run_once(seed: u64, fault: Option<Fault>, traced: bool) -> Outcome {
+fn run_once(seed: u64, mode: Option<Mode>, fault: Option<Fault>, traced: bool) -> Outcome {
     inject(fault);
-    let mut world = world::World::new(seed, traced);
+    let mut world = world::World::new(seed, mode, traced);
     world.run();
     inject(None);
     world.outcome(seed)

@@ -2,8 +2,9 @@
 
 use crate::consent::{PeerWord, Start, StartAction, StartConfig, StartEvent};
 use crate::primary::Reign;
-use crate::record::{ArbiterRequest, Phase};
+use crate::record::{ArbiterRequest, Phase, Record, Term};
 
+use super::flushes::FlushMode;
 use super::host::Process;
 use super::invariants::{Invariant, cold_boot, liveness};
 use super::net::{Frame, PRIMARY, SECONDARY};
@@ -69,19 +70,22 @@ impl World {
         }
     }
 
-    pub(super) fn start_cold(&mut self, host: usize) {
+    pub(super) fn start_cold(&mut self, host: usize, assert_dead: Option<Term>) {
         self.new_process(host);
         let config = StartConfig {
             me: self.hosts[host].me.clone(),
             vm: "vm".to_owned(),
             store: 99,
-            assert_dead: None,
+            assert_dead,
             alone_on_host: true,
             ask_retry_ms: self.setup.timing.ask_retry_ms,
             images: self.image_offers(host),
             adopt_images: false,
         };
-        self.note(|| format!("host {host} boots the VM"));
+        self.note(|| match assert_dead {
+            None => format!("host {host} boots the VM"),
+            Some(term) => format!("host {host} boots the VM: the operator asserts that term {term} is dead"),
+        });
         self.hosts[host].process = Process::Starting(Start::new(config));
         self.tell_after(100, host, ToProcess::Start(StartEvent::Tick));
     }
@@ -147,12 +151,13 @@ impl World {
         self.judge(Invariant::ColdBoot, verdict);
         self.vm_life += 1;
         self.disk = Default::default();
-        self.format_image(host, record.term);
+        let was_stopped = replaced.is_some_and(|record| record.phase == Phase::Stopped);
+        self.format_image(host, record.term, was_stopped);
         self.checks.history.new_life();
         for client in &mut self.clients {
             client.outstanding = None;
         }
-        let vm = Vm::boot(self.vm_life, self.setup.has_disk);
+        let vm = Vm::boot(self.vm_life, self.setup.has_disk, self.setup.replicated);
         self.become_primary(
             host,
             Reign {
@@ -177,7 +182,7 @@ impl World {
         self.operate();
     }
 
-    /// Dead processes return; if nobody runs the VM, nor is about to, its last owner boots it.
+    /// Dead processes return; if nobody runs the VM, nor is about to, it is booted.
     pub(super) fn operate(&mut self) {
         for host in 0..super::HOSTS {
             // A host that never took part stays out.
@@ -185,29 +190,57 @@ impl World {
                 self.bring_back(host);
             }
         }
-        let is_stopped = self
-            .store
-            .record
-            .as_ref()
-            .is_some_and(|record| record.phase == Phase::Stopped);
         let is_busy = |process: &Process| matches!(process, Process::Primary(_) | Process::Starting(_));
         let nobody = !self.hosts.iter().any(|host| is_busy(&host.process));
-        let owner = self
-            .store
-            .record
-            .as_ref()
-            .map_or("a".to_owned(), |record| record.owner.host.clone());
-        let owner = self.hosts.iter().position(|host| host.me.host == owner);
-        if let Some(owner) = owner.filter(|_| nobody && !is_stopped) {
-            let is_idle = self.hosts[owner]
-                .secondary()
-                .is_none_or(|side| side.machine.holds().is_none());
-            if is_idle {
-                self.end_process(owner);
-                self.start_cold(owner);
-            }
+        if nobody && let Some((host, assert_dead)) = self.next_start() {
+            self.end_process(host);
+            self.start_cold(host, assert_dead);
         }
         self.after(LOOK_US, Event::Operator);
+    }
+
+    /// Where the operator tries to start the VM, and what is asserted. With a shared disk, or none: where it was last. Of
+    /// replicated images, and after a stop, any host is tried: it is for their records to tell the right one.
+    fn next_start(&mut self) -> Option<(usize, Option<Term>)> {
+        let record = self.store.record.clone();
+        let is_stopped = record
+            .as_ref()
+            .is_some_and(|record| record.phase == Phase::Stopped);
+        if is_stopped && !self.setup.restarts {
+            return None;
+        }
+        let idle = |host: &mut super::host::Host| {
+            host.secondary()
+                .is_some_and(|side| side.machine.holds().is_none())
+        };
+        let all_idle = self.hosts.iter_mut().all(|host| host.life == 0 || idle(host));
+        let owner = record.as_ref().map_or("a", |record| &record.owner.host);
+        let owner = self.hosts.iter().position(|host| host.me.host == owner)?;
+        let is_free = all_idle && (self.setup.replicated || is_stopped);
+        let Some(record) = record.filter(|_| is_free) else {
+            return idle(&mut self.hosts[owner]).then_some((owner, None));
+        };
+        for _ in 0..super::HOSTS {
+            let host = (self.setup.first_tried + self.starts_tried) % super::HOSTS;
+            self.starts_tried += 1;
+            let asserts = host != owner && !is_stopped;
+            if self.hosts[host].life > 0 && !(asserts && self.may_lack_flushed(host)) {
+                return Some((host, asserts.then_some(record.term)));
+            }
+        }
+        None
+    }
+
+    /// Where a flush waits for one disk only, the other host's may lack what was flushed: an operator does not boot from
+    /// it as long as there is the first.
+    fn may_lack_flushed(&self, host: usize) -> bool {
+        let is_peer = |record: &&Record| {
+            let peer = record.peer.as_ref();
+            peer.is_some_and(|peer| peer.host == self.hosts[host].me.host)
+        };
+        let acting = self.store.history.iter().rev();
+        let acting = acting.filter(|record| record.phase == Phase::Acting).take(1);
+        self.setup.flush == FlushMode::Memory && acting.filter(is_peer).count() > 0
     }
 
     pub(super) fn check_progress(&mut self, when: &str) {

@@ -9,6 +9,7 @@ use crate::record::ArbiterRequest;
 use crate::wire::{Commit, Message};
 
 use super::client::Request;
+use super::flushes::SETTLE_US;
 use super::host::{Capture, Input, PrimarySide, Process};
 use super::invariants::{Invariant, consent, succession, terms};
 use super::net::{Frame, PRIMARY};
@@ -78,6 +79,9 @@ impl World {
         self.after_vm(host);
         self.tell_after(1_000, host, ToProcess::Dial);
         self.tell_after(3_000, host, ToProcess::VmTick);
+        if self.setup.replicated {
+            self.tell_after(SETTLE_US, host, ToProcess::Settle);
+        }
         self.look_soon(host);
         self.schedule_tick(host);
     }
@@ -127,12 +131,15 @@ impl World {
             }
             PrimaryAction::MarkSources { session, plans } => self.mark_sources(host, session, &plans),
             PrimaryAction::CopyDisks { session, .. } => self.copy_image(host, session),
-            PrimaryAction::PeerFlushed(_) => {}
+            PrimaryAction::PeerFlushed(mark) => self.peer_flushed(host, mark.request),
             PrimaryAction::CopyRound { session, first } => self.copy_round(host, session, first),
             PrimaryAction::Capture { epoch, hold, .. } => self.capture(host, epoch, hold),
             PrimaryAction::Transmit { session, begin, stop } => {
                 if begin.base.is_none() {
                     self.finish_image_copy(host, session, begin.term);
+                }
+                if let Some(side) = self.hosts[host].primary() {
+                    side.copy.session = Some(session);
                 }
                 self.transmit(session, PRIMARY, Frame::Message(Message::Begin(begin)));
                 self.transmit_capture(host, session, begin.epoch, stop);
@@ -146,6 +153,7 @@ impl World {
                 }
             }
             PrimaryAction::OpenGate => {
+                self.end_image_pair(host);
                 self.rule_image(host, false);
                 if let Some(side) = self.hosts[host].primary() {
                     side.gate_open = true;
@@ -159,6 +167,7 @@ impl World {
             }
             PrimaryAction::Resume => self.resume(host),
             PrimaryAction::Drain => {
+                self.end_image_pair(host);
                 if let Some(side) = self.hosts[host].primary() {
                     (side.paused, side.draining) = (true, true);
                 }
@@ -298,7 +307,7 @@ impl World {
         }
         side.vm
             .list
-            .retain(|entry| entry.phase != Phase::Released || matches!(entry.output, Output::Write(_)));
+            .retain(|entry| entry.phase != Phase::Released || entry.output.is_disk());
         for entry in released {
             self.let_go(host, basis, &entry);
         }
@@ -310,7 +319,7 @@ impl World {
             return;
         };
         let record = side.machine.record().clone();
-        let (Output::Packet(reply) | Output::Write(reply)) = entry.output;
+        let (Output::Packet(reply) | Output::Write(reply) | Output::Flush(reply)) = entry.output;
         let verdict = match basis {
             Basis::Alone => consent::alone(&self.store, &record),
             Basis::Sync(epoch) => {
@@ -331,16 +340,13 @@ impl World {
                 self.after(delay_us, Event::Reply(reply));
             }
             Output::Packet(_) => {}
+            Output::Flush(_) => {
+                let delay_us = self.disk_us(host);
+                self.flush_image(host, entry.number, delay_us);
+            }
             Output::Write(reply) => {
                 self.mark_write(host, reply.page);
-                let slow = self.flags.disk_stalls && self.rng.random_bool(0.3);
-                let mut delay_us = if slow { 400_000 } else { self.some_us(1_000) };
-                if self.flags.disk_stuck[host] {
-                    delay_us += self.script.heal_us.saturating_sub(self.now_us);
-                }
-                if let Some(side) = self.hosts[host].primary() {
-                    side.writes_in_flight += 1;
-                }
+                let delay_us = self.disk_us(host);
                 self.after(
                     delay_us,
                     Event::WriteLands {
@@ -353,6 +359,19 @@ impl World {
                 );
             }
         }
+    }
+
+    /// A request is given to the disk. Returns how long it takes, in microseconds.
+    fn disk_us(&mut self, host: usize) -> u64 {
+        let slow = self.flags.disk_stalls && self.rng.random_bool(0.3);
+        let mut delay_us = if slow { 400_000 } else { self.some_us(1_000) };
+        if self.flags.disk_stuck[host] {
+            delay_us += self.script.heal_us.saturating_sub(self.now_us);
+        }
+        if let Some(side) = self.hosts[host].primary() {
+            side.writes_in_flight += 1;
+        }
+        delay_us
     }
 
     /// After the machine did something: output leaves or is held, and the state machine is told.
@@ -416,6 +435,7 @@ impl World {
             .primary()
             .is_some_and(|side| side.draining && side.writes_in_flight == 0)
         {
+            self.stop_image(host);
             self.tell_after(0, host, ToProcess::Primary(PrimaryEvent::Drained));
         }
     }

@@ -9,8 +9,10 @@ use crate::record::Term;
 use crate::replica::{CopyDisk, DiskOffer, ImageState, ImageWord, Source};
 use crate::secondary::SecondaryEvent;
 
-use super::invariants::Invariant;
+use super::client::Reply;
+use super::flushes::{LastWrites, PrimaryMarks};
 use super::invariants::replica::{self, Blocks};
+use super::invariants::{Invariant, flush};
 use super::net::{Frame, PRIMARY, SECONDARY};
 use super::vm::{Output, PAGES, Phase, Vm};
 use super::world::{ToProcess, World};
@@ -44,7 +46,7 @@ impl Image {
         }
     }
 
-    fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         self.durable = self.blocks;
     }
 
@@ -77,6 +79,9 @@ pub(super) struct ImageCopy {
     pub(super) touched: u32,
     /// The reign that the record knows.
     pub(super) ruled: Term,
+    /// Where the last sync was sent.
+    pub(super) session: Option<SessionId>,
+    pub(super) marks: PrimaryMarks,
 }
 
 /// A secondary's image.
@@ -87,6 +92,12 @@ pub(super) struct ImageSide {
     /// Blocks may come, and may still be missing.
     pub(super) is_copying: bool,
     commits: u64,
+    /// Which standby this is, counted over all hosts: flushes of older ones are void.
+    pub(super) generation: u64,
+    /// By block: the last write that touched it since the copy.
+    pub(super) last: LastWrites,
+    /// When the flush that began last is done, in microseconds.
+    pub(super) flushed_us: u64,
 }
 
 impl World {
@@ -122,7 +133,7 @@ impl World {
     }
 
     /// A cold boot: the guest makes a new file system.
-    pub(super) fn format_image(&mut self, host: usize, term: Term) {
+    pub(super) fn format_image(&mut self, host: usize, term: Term, was_stopped: bool) {
         if !self.setup.replicated {
             return;
         }
@@ -130,9 +141,16 @@ impl World {
         let image = &mut self.hosts[host].image;
         let word = image.word.get_or_insert_with(|| fresh(term, unique)).clone();
         let verdict = replica::runs(Some(&word), &image.blocks, &image.blocks);
+        let promised = match was_stopped {
+            true => self.checks.last_blocks,
+            false => self.checks.promised,
+        };
+        let kept = flush::keeps(&promised, &image.blocks);
         (image.blocks, image.durable, image.marks) = (Blocks::default(), Blocks::default(), ALL);
         image.rule(term);
+        (self.checks.promised, self.checks.last_blocks) = (Blocks::default(), Blocks::default());
         self.judge(Invariant::Replica, verdict);
+        self.judge(Invariant::Flush, kept);
     }
 
     /// The next reign is noted before it is asked for.
@@ -168,7 +186,9 @@ impl World {
         let image = &mut self.hosts[host].image;
         let runs = replica::runs(image.word.as_ref(), &image.blocks, &image.durable);
         let verdict = runs.and_then(|()| replica::follows(&image.blocks, &vm.blocks, epoch));
+        let kept = flush::keeps(&self.checks.promised, &image.blocks);
         image.rule(term);
+        self.judge(Invariant::Flush, kept);
         self.judge(Invariant::Replica, verdict);
     }
 
@@ -218,7 +238,7 @@ impl World {
         let under_way = side.vm.list.iter().filter(|entry| entry.phase == Phase::Released);
         side.copy.touched = under_way.fold(0, |touched, entry| match entry.output {
             Output::Write(reply) => touched | 1 << reply.page,
-            Output::Packet(_) => touched,
+            Output::Packet(_) | Output::Flush(_) => touched,
         });
         self.transmit(session, PRIMARY, Frame::Blocks(blocks_of(&image, changed)));
     }
@@ -234,6 +254,9 @@ impl World {
         let (term, touched) = (side.machine.record().term, side.copy.touched);
         if std::mem::replace(&mut side.copy.ruled, term) == term {
             return;
+        }
+        if paired {
+            side.copy.marks.begin_pair();
         }
         let image = &mut self.hosts[host].image;
         image.rule(term);
@@ -264,12 +287,14 @@ impl World {
     }
 
     /// A write has reached the primary's own image.
-    pub(super) fn image_written(&mut self, host: usize, page: usize, value: (u64, u64)) {
+    pub(super) fn image_written(&mut self, host: usize, number: u64, page: usize, value: (u64, u64)) {
+        let now_us = self.now_us;
         self.hosts[host].image.blocks[page] = value;
-        if let Some(side) = self.hosts[host].primary()
-            && let Some(changed) = &mut side.copy.changed
-        {
-            *changed |= 1 << page;
+        if let Some(side) = self.hosts[host].primary() {
+            side.copy.marks.last[page] = Some((number, now_us));
+            if let Some(changed) = &mut side.copy.changed {
+                *changed |= 1 << page;
+            }
         }
     }
 
@@ -335,25 +360,32 @@ impl World {
         };
         let (is_first, applied) = (side.image.commits == 0, side.image.applied);
         side.image.commits += 1;
-        let mut last = applied;
-        let mut writes = Vec::new();
+        let is_recorded = side.image.commits == 2;
         for entry in vm.list.iter().filter(|entry| entry.number > applied) {
             let is_forgotten = is_first && entry.phase == Phase::Released && fault(Fault::ForgetInFlight);
-            if let (Output::Write(reply), false) = (&entry.output, is_forgotten) {
-                writes.push((reply.page, (reply.seq, reply.hash)));
+            match &entry.output {
+                Output::Write(reply) if !is_forgotten => self.apply_write(host, entry.number, reply),
+                Output::Flush(_) => self.flush_replica(host, entry.number),
+                Output::Write(_) | Output::Packet(_) => {}
             }
-            last = last.max(entry.number);
+            if let Some(side) = self.hosts[host].secondary() {
+                side.image.applied = entry.number;
+            }
         }
-        side.image.applied = last;
-        let is_recorded = side.image.commits == 2;
         let image = &mut self.hosts[host].image;
-        for (page, value) in writes {
-            image.marks |= 1 << page;
-            image.blocks[page] = value;
-        }
         if let Some(word) = image.word.as_mut().filter(|_| is_recorded) {
             word.next_term = 0;
         }
+    }
+
+    fn apply_write(&mut self, host: usize, number: u64, reply: &Reply) {
+        let now_us = self.now_us;
+        if let Some(side) = self.hosts[host].secondary() {
+            side.image.last[reply.page] = Some((number, now_us));
+        }
+        let image = &mut self.hosts[host].image;
+        image.marks |= 1 << reply.page;
+        image.blocks[reply.page] = (reply.seq, reply.hash);
     }
 
     pub(super) fn image_follows(&mut self, host: usize, vm: &Vm, epoch: u64) {

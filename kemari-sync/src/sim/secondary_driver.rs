@@ -38,6 +38,8 @@ impl World {
             before: None,
             image: ImageSide::default(),
             begun_term: 0,
+            checked_stop: false,
+            is_stop: false,
         });
         self.look_soon(host);
         self.schedule_tick(host);
@@ -92,6 +94,12 @@ impl World {
                 };
                 (side.session, side.memory, side.state) = (Some(session), [0; PAGES], None);
                 side.image = ImageSide::default();
+                side.is_stop = false;
+                self.prepared += 1;
+                let generation = self.prepared;
+                if let Some(side) = self.hosts[host].secondary() {
+                    side.image.generation = generation;
+                }
                 let offers = self.image_offers(host);
                 let marks = self.hosts[host].image.marks;
                 self.transmit(session, SECONDARY, Frame::Marks(marks));
@@ -102,7 +110,7 @@ impl World {
                 self.tell_after(delay_us, host, ToProcess::Secondary(event));
             }
             SecondaryAction::MarkTargets { session, plans } => self.mark_targets(host, session, &plans),
-            SecondaryAction::Settled(_) => {}
+            SecondaryAction::Settled(mark) => self.settle_replica(host, mark.request),
             SecondaryAction::Stage { session, epoch } => {
                 let Some(side) = self.hosts[host].secondary() else {
                     return;
@@ -139,7 +147,10 @@ impl World {
                 };
                 (side.session, side.staged, side.state) = (None, None, None);
             }
-            SecondaryAction::Exit { .. } | SecondaryAction::Leave => self.end_process(host),
+            SecondaryAction::Exit { .. } | SecondaryAction::Leave => {
+                self.stop_replica(host);
+                self.end_process(host);
+            }
             SecondaryAction::Report(_) => {}
         }
     }
@@ -184,6 +195,7 @@ impl World {
         let Some(side) = self.hosts[host].secondary() else {
             return;
         };
+        side.checked_stop = commit.stop;
         let is_whole = side.staged.as_ref().is_some_and(|staged| {
             staged.pages.len() as u64 == commit.pages && staged.state.is_some() && !staged.damaged
         });
@@ -215,6 +227,7 @@ impl World {
                 .into_iter()
                 .for_each(|(page, value)| side.memory[page] = value);
             side.state = staged.state.or(side.state.take());
+            side.is_stop = side.checked_stop;
         }
         let commit = side.machine.holds().unwrap_or(CommitId { term: 0, epoch });
         let committed = side.state.clone();

@@ -259,7 +259,7 @@ impl World {
         self.judge(Invariant::Disk, verdict);
         self.note(|| format!("disk: host {host} writes {} to block {}", reply.seq, reply.page));
         match self.setup.replicated {
-            true => self.image_written(host, reply.page, (reply.seq, reply.hash)),
+            true => self.image_written(host, number, reply.page, (reply.seq, reply.hash)),
             false => self.disk[reply.page] = (reply.seq, reply.hash),
         }
         let what = ToProcess::WriteDone(number);

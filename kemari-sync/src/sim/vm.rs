@@ -16,6 +16,15 @@ pub(super) enum Output {
     Packet(Reply),
     /// A write of the reply's number and hash to the block named by its page; the reply leaves when it is done.
     Write(Reply),
+    /// A flush of the disk, which follows a write that is to be durable; the reply leaves when it is done.
+    Flush(Reply),
+}
+
+impl Output {
+    /// Whether the disk carries it out.
+    pub(super) fn is_disk(&self) -> bool {
+        !matches!(self, Self::Packet(_))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +58,8 @@ pub(super) struct Vm {
     /// Per block: number and hash of the last write that was ever requested.
     pub(super) blocks: [(u64, u64); PAGES],
     has_disk: bool,
+    /// Some writes are flushed before they are answered.
+    flushes: bool,
     next_number: u64,
     ticks: u64,
     /// Per client: the last request, and its reply once there is one.
@@ -64,11 +75,13 @@ pub(super) struct Vm {
     stale_epoch: Option<u64>,
 }
 
+/// One in so many writes of a client is flushed.
+const FLUSHED_WRITES: u64 = 3;
 /// Every so many ticks the guest resets its queues.
 const RESET_TICKS: u64 = 32;
 
 impl Vm {
-    pub(super) fn boot(life: u64, has_disk: bool) -> Self {
+    pub(super) fn boot(life: u64, has_disk: bool, flushes: bool) -> Self {
         Self {
             life,
             seq: 0,
@@ -79,6 +92,7 @@ impl Vm {
             powered_off: false,
             blocks: [(0, 0); PAGES],
             has_disk,
+            flushes,
             next_number: 1,
             ticks: 0,
             served: [(0, None); CLIENTS],
@@ -121,7 +135,7 @@ impl Vm {
         (self.resetting, self.stale_epoch) = (false, captured);
         (self.parsed, self.finished) = (0, 0);
         for entry in std::mem::take(&mut self.list) {
-            if matches!(entry.output, Output::Write(_)) {
+            if entry.output.is_disk() {
                 self.push(entry.output);
             }
         }
@@ -215,7 +229,7 @@ impl Vm {
         if let Output::Write(reply) = &output {
             self.blocks[reply.page] = (reply.seq, reply.hash);
         }
-        self.parsed += u64::from(matches!(output, Output::Write(_)));
+        self.parsed += u64::from(output.is_disk());
         let phase = self.stale_epoch.map_or(Phase::Held, Phase::Captured);
         self.list.push(Entry {
             number: self.next_number,
@@ -226,14 +240,19 @@ impl Vm {
         self.next_number += 1;
     }
 
-    /// A write is done: its reply may leave, and requests that waited for the block are served.
+    /// A write or a flush is done: its reply may leave, and requests that waited for the block are served.
     pub(super) fn complete(&mut self, number: u64) {
         let Some(at) = self.list.iter().position(|entry| entry.number == number) else {
             return;
         };
-        if let Output::Write(reply) = self.list.remove(at).output {
-            self.finished += 1;
-            self.reply(reply);
+        let output = self.list.remove(at).output;
+        self.finished += u64::from(output.is_disk());
+        match output {
+            Output::Write(reply) if self.flushes && reply.id.is_multiple_of(FLUSHED_WRITES) => {
+                self.push(Output::Flush(reply));
+            }
+            Output::Write(reply) | Output::Flush(reply) => self.reply(reply),
+            Output::Packet(_) => {}
         }
         self.try_reset();
         for request in std::mem::take(&mut self.backlog) {

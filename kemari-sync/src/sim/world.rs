@@ -15,7 +15,9 @@ use crate::timing::Timing;
 use super::chaos::{Blow, Flags, Script};
 use super::client::{CLIENTS, Client, Reply, Request};
 use super::exhaustive::Steps;
+use super::flushes::FlushMode;
 use super::host::{Host, Process};
+use super::invariants::replica::Blocks;
 use super::invariants::{Checks, Invariant};
 use super::net::{Connection, Cuts};
 use super::replicas::Image;
@@ -30,6 +32,12 @@ pub(super) struct Setup {
     pub(super) has_disk: bool,
     /// Each host has an image of it. Otherwise it is shared, and there is a fence.
     pub(super) replicated: bool,
+    /// When a flush of the replicated disk is done.
+    pub(super) flush: FlushMode,
+    /// A VM that was stopped is started again.
+    pub(super) restarts: bool,
+    /// The host on which the operator tries to start the VM first.
+    pub(super) first_tried: usize,
     pub(super) timing: Timing,
     /// Longest delay of a frame, in microseconds.
     pub(super) delay_us: u64,
@@ -52,6 +60,9 @@ impl Setup {
             mode,
             has_disk,
             replicated: false,
+            flush: FlushMode::Memory,
+            restarts: false,
+            first_tried: 0,
             timing,
             delay_us,
         }
@@ -75,6 +86,17 @@ pub(super) enum ToProcess {
     Request(Request),
     WriteDone(u64),
     Marked(usize),
+    ImageFlushed {
+        number: u64,
+        ended: u64,
+        blocks: Box<Blocks>,
+    },
+    ReplicaFlushed {
+        generation: u64,
+        number: u64,
+        blocks: Box<Blocks>,
+    },
+    Settle,
     Look,
 }
 
@@ -170,6 +192,10 @@ pub(super) struct World {
     pub(super) lives: u64,
     /// Counts cold boots of the VM.
     pub(super) vm_life: u64,
+    /// Counts standbys.
+    pub(super) prepared: u64,
+    /// Counts the hosts on which the operator has tried to start the VM.
+    pub(super) starts_tried: usize,
     pub(super) healed: bool,
     pub(super) takeovers: u64,
     pub(super) commits: u64,
@@ -181,14 +207,18 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(seed: u64, traced: bool) -> Self {
+    pub(super) fn new(seed: u64, mode: Option<Mode>, traced: bool) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mode = [Mode::Lockstep, Mode::Pipelined, Mode::Interval][rng.random_range(0..3)];
+        let drawn = [Mode::Lockstep, Mode::Pipelined, Mode::Interval][rng.random_range(0..3)];
         let has_disk = rng.random_bool(0.5);
         let delay_us = [300, 1_000, 4_000][rng.random_range(0..3)];
-        let mut setup = Setup::new(mode, has_disk, delay_us);
+        let mut setup = Setup::new(mode.unwrap_or(drawn), has_disk, delay_us);
         // Drawn apart, so that the other runs stay what they are.
-        setup.replicated = has_disk && ChaCha8Rng::seed_from_u64(!seed).random_bool(0.5);
+        let mut apart = ChaCha8Rng::seed_from_u64(!seed);
+        setup.replicated = has_disk && apart.random_bool(0.5);
+        setup.flush = [FlushMode::Memory, FlushMode::Both][apart.random_range(0..2)];
+        setup.restarts = apart.random_bool(0.5);
+        setup.first_tried = apart.random_range(0..HOSTS);
         let script = Script::draw(&mut rng);
         Self::begun(rng, setup, script, Steps::default(), traced)
     }
@@ -227,6 +257,8 @@ impl World {
             checks: Checks::default(),
             lives: 0,
             vm_life: 0,
+            prepared: 0,
+            starts_tried: 0,
             healed: false,
             takeovers: 0,
             commits: 0,
@@ -242,13 +274,13 @@ impl World {
     fn begin(&mut self) {
         let setup = &self.setup;
         let text = format!(
-            "{:?}, disk: {}, replicated: {}, delay: {} us",
-            setup.mode, setup.has_disk, setup.replicated, setup.delay_us
+            "{:?}, disk: {}, replicated: {}, flush: {:?}, delay: {} us",
+            setup.mode, setup.has_disk, setup.replicated, setup.flush, setup.delay_us
         );
         self.note(|| text);
         self.flags.breaks_pairing = self.script.breaks_pairing;
         self.start_secondary(1);
-        self.start_cold(0);
+        self.start_cold(0, None);
         if self.script.third_host {
             self.start_secondary(2);
         }
@@ -338,6 +370,17 @@ impl World {
             ToProcess::Request(request) => self.vm_request(host, request),
             ToProcess::WriteDone(number) => self.vm_write_done(host, number),
             ToProcess::Marked(page) => self.marked(host, page),
+            ToProcess::ImageFlushed {
+                number,
+                ended,
+                blocks,
+            } => self.image_flushed(host, number, ended, &blocks),
+            ToProcess::ReplicaFlushed {
+                generation,
+                number,
+                blocks,
+            } => self.replica_flushed(host, generation, number, &blocks),
+            ToProcess::Settle => self.settle_image(host),
             ToProcess::Look => self.look(host),
         }
     }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use kemari_sync::Fault;
-use kemari_sync::sim::{Coverage, Scenario, crash_everywhere};
+use kemari_sync::sim::{Coverage, Scenario, ScenarioDisk, crash_everywhere};
 
 pub(super) fn run(pairs_stride: u64, fault: Option<Fault>) -> bool {
     let mut total = Coverage::default();
@@ -14,10 +14,10 @@ pub(super) fn run(pairs_stride: u64, fault: Option<Fault>) -> bool {
         println!(
             "{:?}, {}: {} steps; {} runs with a crash at one, {} with crashes at two, in {:.1} s",
             scenario.mode,
-            if scenario.disk {
-                "with a shared disk"
-            } else {
-                "without a disk"
+            match scenario.disk {
+                ScenarioDisk::None => "without a disk",
+                ScenarioDisk::Shared => "with a shared disk",
+                ScenarioDisk::Replicated => "with a replicated disk",
             },
             coverage.steps,
             coverage.singles,

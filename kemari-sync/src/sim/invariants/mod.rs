@@ -3,6 +3,7 @@
 pub(super) mod cold_boot;
 pub(super) mod consent;
 pub(super) mod disk;
+pub(super) mod flush;
 pub(super) mod history;
 pub(super) mod liveness;
 pub(super) mod memory;
@@ -30,6 +31,8 @@ pub enum Invariant {
     Disk,
     /// An image of a replicated disk is explained by the one execution, and half a copy never runs.
     Replica,
+    /// What the guest was told is flushed outlives power cuts of both hosts, and a stop keeps all.
+    Flush,
     /// A VM that was stopped does not run from the stop.
     Stop,
     /// A cold boot replaces nobody who lives and holds the VM.
@@ -49,13 +52,17 @@ pub(super) struct Checks {
     pub(super) history: history::History,
     pub(super) memory: memory::Memory,
     pub(super) releasers: terms::Releasers,
+    /// By block: the last write that the guest of this life was told is flushed.
+    pub(super) promised: replica::Blocks,
+    /// What the image had when the last primary was about to stop.
+    pub(super) last_blocks: replica::Blocks,
     /// Life and epoch of the last stop that a secondary let go with.
     pub(super) stopped: Option<(u64, u64)>,
 }
 
 impl Invariant {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Consent,
         Self::History,
         Self::Succession,
@@ -63,6 +70,7 @@ impl Invariant {
         Self::Memory,
         Self::Disk,
         Self::Replica,
+        Self::Flush,
         Self::Stop,
         Self::ColdBoot,
         Self::Liveness,
