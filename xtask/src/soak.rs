@@ -218,7 +218,8 @@ impl Soak {
             false => (Some(swarm), History::default()),
         };
         let moment = self.random.random_range(Duration::ZERO..=GUEST_BUSY_MAX);
-        let gone_on = cut_and_recover(pair, pace, primary, period, moment, swarm.as_ref());
+        let fences = self.of_hosts.disk == Disk::Shared;
+        let gone_on = cut_and_recover(pair, pace, fences, primary, period, moment, swarm.as_ref());
         let mut history = seen;
         if let Some(swarm) = swarm {
             // Where nothing answers any more, clients must not wait for their time-out.
@@ -251,10 +252,12 @@ impl Soak {
     }
 }
 
-/// Cuts, sees every client go on, makes a pair again, and sees them go on with that.
+/// Cuts, sees every client go on, makes a pair again, and sees them go on with that. `fences`: a winner ends the loser's
+/// process.
 fn cut_and_recover(
     pair: &mut dyn Pair,
     pace: Pace,
+    fences: bool,
     primary: &mut Side,
     period: &mut Period,
     moment: Duration,
@@ -284,9 +287,10 @@ fn cut_and_recover(
         period.step = noted.or(status.takeover.and_then(|takeover| takeover.cut_in_step));
     }
     period.cut.repair(pair, victim)?;
-    if period.cut == Cut::Term {
+    if period.cut == Cut::Term || (period.took_over && fences) {
+        // Whoever wins fences first, and a process that dies may take a while.
         wait_for(
-            "the end of the process that was told to end",
+            "the end of the process that was told to end, or fenced",
             pace.recover_max,
             || Ok((!pair.is_running(victim)?).then_some(())),
         )?;

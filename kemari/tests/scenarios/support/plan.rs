@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use lab::{NETMASK_BITS, OUTSIDE_GUESTS, guest_address, replication_address};
 
+use super::cluster::Cluster;
 use super::scene::{Host, SERVICE_PORT};
 
 /// Port on which each side listens for the other.
@@ -51,6 +52,8 @@ pub struct Plan {
     pub tls: bool,
     /// Where the guest's disk is.
     pub disk: Disk,
+    /// Whether the arbiter is the etcd of [`super::Cluster`]; else it is a file.
+    pub etcd: bool,
     /// More lines of `[[disk]]`.
     pub disk_keys: &'static str,
     /// Whether there is a third host `c`, which lives in the network of B.
@@ -74,6 +77,7 @@ impl Default for Plan {
             progress_timeout_ms: 5000,
             tls: false,
             disk: Disk::Shared,
+            etcd: false,
             disk_keys: "",
             third: false,
             protection: "",
@@ -133,8 +137,7 @@ plaintext = {plaintext}
 allow_cached_shared_disk = true
 {protection}
 [arbiter]
-kind = "file"
-path = "{arbiter}"
+{arbiter}
 {hosts}"#,
             memory_mib = self.memory_mib,
             progress_timeout_ms = self.progress_timeout_ms,
@@ -149,7 +152,10 @@ path = "{arbiter}"
             },
             kernel = kernel.display(),
             ip = guest_address(0),
-            arbiter = directory.join("arbiter").display(),
+            arbiter = match self.etcd {
+                true => format!("kind = \"etcd\"\nendpoints = {:?}", Cluster::endpoints()),
+                false => format!("kind = \"file\"\npath = {:?}", directory.join("arbiter")),
+            },
         )
     }
 
@@ -211,7 +217,7 @@ disks = {{ blk0 = "{disk}" }}
 fn kill_script(pid_file: &Path) -> String {
     format!(
         "p=$(cat \"{}\") || exit 0; kill -KILL $p 2>/dev/null; \
-         while grep -q \"^State:[[:space:]]*[^[:space:]ZX]\" /proc/$p/status 2>/dev/null; do sleep 0.01; done",
+         while grep -q \"^State:[[:space:]]*[^[:space:]ZX]\" /proc/$p/task/*/status 2>/dev/null; do sleep 0.01; done",
         pid_file.display()
     )
 }
