@@ -14,6 +14,8 @@ pub type Need = (&'static str, &'static str);
 pub const IP: Need = ("ip", "iproute2");
 /// The arbiter.
 pub const ETCD: Need = ("etcd", "etcd-server");
+/// Shifts the clock of a program.
+pub const FAKETIME: Need = ("faketime", "faketime");
 /// Makes and judges qcow2 images.
 pub const QEMU_IMG: Need = ("qemu-img", "qemu-utils");
 /// The service of the Linux guest, and of the tests of the proof.

@@ -51,7 +51,13 @@ pub fn test(options: &Options) -> bool {
     let begin = Instant::now();
     let mut tally = Tally::default();
     tally.stage(Place::Here, "packages", || {
-        packages::ensure_installed(&[packages::IP, packages::ETCD, packages::REDIS, packages::QEMU_IMG])
+        packages::ensure_installed(&[
+            packages::IP,
+            packages::ETCD,
+            packages::REDIS,
+            packages::QEMU_IMG,
+            packages::FAKETIME,
+        ])
     });
     if options.wants_all_packages() && options.wants(Place::Here) {
         static_checks(&mut tally);

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::ensure;
-use kemari::control::Role;
+use anyhow::{Result, ensure};
+use kemari::control::{Protection, Role};
+use lab::Network;
 
-use crate::support::{Host, PATIENCE, Plan, play, wait_for};
+use crate::support::{Clients, Cluster, Host, PATIENCE, Plan, Scene, play, wait_for};
 
 /// How long the secondary is watched while it may not take over.
 const WATCHED: Duration = Duration::from_secs(1);
@@ -38,4 +39,105 @@ fn without_an_arbiter_the_pair_goes_on_and_nobody_acts_alone() {
         scene.await_primary(Host::B)?;
         clients.finish()
     });
+}
+
+#[test]
+fn members_of_the_arbiters_cluster_die_and_come_back_under_a_protected_vm() {
+    let plan = Plan {
+        etcd: true,
+        ..Plan::default()
+    };
+    play(&plan, |scene| {
+        let mut etcd = Cluster::start(scene.net.outside())?;
+        scene.protect()?;
+        let clients = scene.clients()?;
+        for member in 0..3 {
+            etcd.kill(member)?;
+            clients.work(Duration::from_millis(200))?;
+            etcd.start_member(member)?;
+            etcd.await_healthy(member)?;
+        }
+        // One of them is away when it comes to it, and the next one when the roles change back.
+        etcd.kill(0)?;
+        scene.kill(Host::A)?;
+        clients.go_on()?;
+        scene.await_primary(Host::B)?;
+        scene.secondary(Host::A)?;
+        scene.await_protected(Host::B)?;
+        etcd.start_member(0)?;
+        etcd.await_healthy(0)?;
+        etcd.kill(1)?;
+        scene.kill(Host::B)?;
+        clients.go_on()?;
+        scene.await_primary(Host::A)?;
+        clients.finish()
+    });
+}
+
+#[test]
+fn without_a_quorum_nobody_acts_alone_and_with_it_one_does() {
+    let plan = Plan {
+        etcd: true,
+        ..Plan::default()
+    };
+    play(&plan, |scene| {
+        let mut etcd = Cluster::start(scene.net.outside())?;
+        scene.protect()?;
+        let clients = scene.clients()?;
+        etcd.kill(0)?;
+        etcd.kill(2)?;
+        clients.work(Duration::from_millis(300))?;
+        // Both live, and neither hears the other.
+        scene.net.cut(Host::A.number(), Network::Replication)?;
+        stands_still(scene, &clients, &[Host::A, Host::B])?;
+        etcd.start_member(2)?;
+        clients.go_on()?;
+        let runs = wait_for("one that goes on", PATIENCE, || {
+            let alone = |host: &Host| {
+                let status = scene.status(*host);
+                status.is_some_and(|status| {
+                    status.role == Role::Primary && status.protection == Protection::Off
+                })
+            };
+            let alone: Vec<Host> = Host::BOTH.into_iter().filter(alone).collect();
+            ensure!(alone.len() < 2, "both hosts run the VM");
+            Ok(alone.first().copied())
+        })?;
+        scene.net.join(Host::A.number(), Network::Replication)?;
+        if !scene.is_running(runs.other()) {
+            scene.secondary(runs.other())?;
+        }
+        scene.await_protected(runs)?;
+        // And once more, when the primary dies.
+        etcd.kill(1)?;
+        scene.kill(runs)?;
+        stands_still(scene, &clients, &[runs.other()])?;
+        etcd.start_member(1)?;
+        clients.go_on()?;
+        scene.await_primary(runs.other())?;
+        clients.finish()
+    });
+}
+
+/// These hosts wait for the arbiter, and say so; clients get no answer meanwhile.
+fn stands_still(scene: &Scene, clients: &Clients, hosts: &[Host]) -> Result<()> {
+    for host in hosts {
+        wait_for(&format!("the reason why {} waits", host.name()), PATIENCE, || {
+            let waiting = scene.status(*host).and_then(|status| status.waiting_because);
+            Ok(waiting.filter(|because| because.contains("arbiter")).map(drop))
+        })?;
+    }
+    let roles = || {
+        hosts
+            .iter()
+            .map(|host| scene.status(*host).map(|status| status.role))
+    };
+    let (before, acknowledged) = (roles().collect::<Vec<_>>(), clients.acknowledged());
+    std::thread::sleep(WATCHED);
+    ensure!(roles().collect::<Vec<_>>() == before, "the roles were {before:?}");
+    ensure!(
+        clients.acknowledged() == acknowledged,
+        "somebody answers without consent"
+    );
+    Ok(())
 }

@@ -1,6 +1,8 @@
 //! Cuts during the first copy.
 
-use std::time::Duration;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use kemari::control::{Protection, Role, Status};
@@ -10,6 +12,9 @@ use crate::support::{Host, PATIENCE, Plan, Scene, play};
 
 /// Guest memory that makes the copy last long enough to be hit.
 const MEMORY_MIB: u32 = 512;
+
+/// What is copied over a slow link, in MiB: it takes some seconds.
+const SLOW_COPY_MIB: u32 = 112;
 
 fn plan() -> Plan {
     Plan {
@@ -92,6 +97,78 @@ fn a_primary_that_dies_in_the_first_copy_is_booted_again_by_the_operator() {
         );
         seen.judge()
     });
+}
+
+/// Heartbeats do not wait behind the copy, and a copy that takes all of the link is no reason to suspect anybody.
+#[test]
+fn a_first_copy_that_takes_all_of_a_slow_link_is_no_silence() {
+    let plan = Plan {
+        memory_mib: SLOW_COPY_MIB,
+        ..Plan::default()
+    };
+    play(&plan, |scene| {
+        slow_down(scene)?;
+        begin_copy(scene)?;
+        copies_in_peace(scene)
+    });
+}
+
+#[test]
+fn a_copy_of_a_disk_that_takes_all_of_a_slow_link_is_no_silence() {
+    play(&Plan::replicated("memory"), |scene| {
+        for host in Host::BOTH {
+            let image = File::options().write(true).open(scene.image(host))?;
+            image.set_len(u64::from(SLOW_COPY_MIB) << 20)?;
+        }
+        // Beyond what the guest uses; noise, which nothing makes shorter.
+        let mut noise = File::options().write(true).open(scene.image(Host::A))?;
+        noise.seek(SeekFrom::Start(16 << 20))?;
+        let bytes = u64::from(SLOW_COPY_MIB - 16) << 20;
+        std::io::copy(&mut File::open("/dev/urandom")?.take(bytes), &mut noise)?;
+        slow_down(scene)?;
+        scene.run(Host::A)?;
+        scene.await_service(Host::A)?;
+        copies_in_peace(scene)
+    });
+}
+
+/// Lets less through between the hosts than a copy could send.
+fn slow_down(scene: &Scene) -> Result<()> {
+    for host in Host::BOTH {
+        let mut tc = scene.net.host(host.number()).netns().command("tc");
+        let limited = tc
+            .args(["qdisc", "add", "dev", "replication", "root", "tbf"])
+            .args(["rate", "160mbit", "burst", "64kb", "latency", "300ms"])
+            .status()?;
+        ensure!(limited.success(), "the link cannot be limited");
+    }
+    Ok(())
+}
+
+/// A secondary joins: it is copied to once, which takes several times the suspicion time-out, and nobody is suspected.
+fn copies_in_peace(scene: &mut Scene) -> Result<()> {
+    let term = scene.await_alone(Host::A)?.term;
+    scene.secondary(Host::B)?;
+    let clients = scene.clients()?;
+    let begin = Instant::now();
+    let status = scene.await_protected(Host::A)?;
+    ensure!(
+        begin.elapsed() > Duration::from_secs(3),
+        "the copy took only {:?}: it shows nothing",
+        begin.elapsed()
+    );
+    ensure!(
+        status.term == term + 1,
+        "the copy was begun anew: term {}",
+        status.term
+    );
+    for host in Host::BOTH {
+        let log = scene.log(host);
+        ensure!(!log.contains("silent"), "{} was suspicious:\n{log}", host.name());
+        ensure!(!log.contains("session with the secondary ended"), "{log}");
+    }
+    clients.go_on()?;
+    clients.finish()
 }
 
 /// Runs the VM on A, with memory that is not all zeros.

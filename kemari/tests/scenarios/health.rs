@@ -76,6 +76,53 @@ fn a_primary_whose_disk_hangs_hands_the_vm_over() {
     });
 }
 
+/// The guest resets its disk while requests of it hang in the host: the reset waits for them, so that nothing is written
+/// into the guest's memory after it, and then everything goes on.
+#[test]
+fn a_reset_of_a_disk_that_hangs_waits_until_it_does_not() {
+    play(&Plan::default(), |scene| {
+        scene.run(Host::A)?;
+        scene.await_service(Host::A)?;
+        let clients = scene.clients()?;
+        let stopped = stop_threads(scene.pid(Host::A)?, "disk")?;
+        let load = scene.load();
+        let reset = std::thread::spawn(move || crate::support::ask(&load, &["RESETQ"]).map(drop));
+        std::thread::sleep(WATCHED);
+        ensure!(!reset.is_finished(), "the reset did not wait for what hangs");
+        ensure!(
+            role(scene, Host::A) == Some(Role::Primary),
+            "the program does not answer"
+        );
+        drop(stopped);
+        reset.join().expect("the thread does not panic")?;
+        clients.go_on()?;
+        scene.order(&["CHECK"])?;
+        clients.finish()
+    });
+}
+
+/// The same while a secondary is there: the VM goes on at the other host, where the reset completes.
+#[test]
+fn a_reset_of_a_disk_that_hangs_completes_at_the_other_host() {
+    let plan = Plan {
+        progress_timeout_ms: 2000,
+        ..Plan::default()
+    };
+    play(&plan, |scene| {
+        scene.protect()?;
+        let clients = scene.clients()?;
+        let stopped = stop_threads(scene.pid(Host::A)?, "disk")?;
+        let load = scene.load();
+        let reset = std::thread::spawn(move || crate::support::ask(&load, &["RESETQ"]).map(drop));
+        scene.await_primary(Host::B)?;
+        clients.go_on()?;
+        reset.join().expect("the thread does not panic")?;
+        drop(stopped);
+        scene.order(&["CHECK"])?;
+        clients.finish()
+    });
+}
+
 fn waits_for(status: &kemari::control::Status, what: &str) -> bool {
     status
         .waiting_because

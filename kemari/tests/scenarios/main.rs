@@ -5,6 +5,7 @@
 
 mod arbiter;
 mod bad_input;
+mod clocks;
 mod copy;
 mod disk_errors;
 mod disk_kinds;

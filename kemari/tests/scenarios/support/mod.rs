@@ -1,6 +1,7 @@
 //! Hosts, clients and the guest, as the scenarios need them.
 
 mod clients;
+mod cluster;
 mod guest;
 mod hang;
 mod plan;
@@ -9,6 +10,7 @@ mod scene;
 use std::time::Duration;
 
 pub use clients::Clients;
+pub use cluster::Cluster;
 pub use guest::ask;
 pub use hang::stop_threads;
 pub use plan::{FENCE_WORKS, Fence, LINK_PORT, Plan};
