@@ -1,7 +1,7 @@
 //! Staging: where the secondary collects a sync until it is whole and checked.
 //!
-//! Bodies are received straight into one block of memory, allocated before the secondary says that it is ready. What
-//! does not fit is refused; nothing here grows.
+//! Bodies are kept in one block of memory, allocated before the secondary says that it is ready. What does not fit is
+//! refused; the block does not grow.
 
 use crate::record::Epoch;
 use crate::wire::{Commit, FrameError, FrameHeader, FrameKind, Page, PageBatch, PageContent, StateFrame};
@@ -96,7 +96,7 @@ pub struct Staging {
     last_page: Option<u64>,
 }
 
-/// Room for pages before the bookkeeping of frames must grow.
+/// Room for frames before their bookkeeping must grow.
 const FRAMES_EXPECTED: usize = 1_024;
 
 impl Staging {
@@ -139,38 +139,28 @@ impl Staging {
         self.block.len()
     }
 
-    /// Where to receive the body of this frame into; [`Self::accept`] then takes it.
-    pub fn room(&mut self, header: &FrameHeader) -> Result<&mut [u8], StagingError> {
-        let Some(epoch) = self.epoch else {
-            return Err(StagingError::Unexpected(header.kind));
-        };
-        if !matches!(header.kind, FrameKind::Pages | FrameKind::State) {
-            return Err(StagingError::Unexpected(header.kind));
-        }
-        let at = self.block.len();
-        if self.limit - at < header.length {
-            return Err(StagingError::Full {
-                epoch,
-                limit: self.limit,
-            });
-        }
-        self.block.resize(at + header.length, 0);
-        Ok(&mut self.block[at..])
-    }
-
-    /// Checks the body just received into [`Self::room`], and keeps it. `is_ram` says which page frames exist, `checksum`
-    /// what [`crate::base_checksum`] says of one as last committed.
+    /// Checks the body of a frame, and keeps a copy of it. `is_ram` says which page frames exist, `checksum` what
+    /// [`crate::base_checksum`] says of one as last committed.
     ///
     /// A delta is a change of the last commit. It must therefore be the first and only word of its sync on that page so
     /// far: its number must be higher than all before it.
     pub fn accept(
         &mut self,
         header: &FrameHeader,
+        body: &[u8],
         is_ram: impl Fn(u64) -> bool,
         checksum: impl Fn(u64) -> u32,
     ) -> Result<(), StagingError> {
-        let at = self.block.len() - header.length;
-        let body = &self.block[at..];
+        let Some(epoch) = self.epoch else {
+            return Err(StagingError::Unexpected(header.kind));
+        };
+        let at = self.block.len();
+        if self.limit - at < body.len() {
+            return Err(StagingError::Full {
+                epoch,
+                limit: self.limit,
+            });
+        }
         header.check(body)?;
         match header.kind {
             FrameKind::Pages => {
@@ -180,7 +170,6 @@ impl Staging {
                     if let PageContent::Delta { base, .. } = content
                         && !(is_next && checksum(gfn) == base)
                     {
-                        let epoch = self.epoch.unwrap_or_default();
                         return Err(StagingError::Base { epoch, gfn });
                     }
                     self.last_page = self.last_page.max(Some(gfn));
@@ -193,6 +182,7 @@ impl Staging {
             }
             kind => return Err(StagingError::Unexpected(kind)),
         }
+        self.block.extend_from_slice(body);
         self.frames.push((header.kind, at));
         Ok(())
     }

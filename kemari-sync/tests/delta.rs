@@ -85,9 +85,9 @@ fn stage(staging: &mut Staging, epoch: u64, mut frames: &[u8], memory: &Memory) 
     while let Some((header, rest)) = frames.split_first_chunk::<HEADER_BYTES>() {
         let header = FrameHeader::parse(header)?;
         let (body, rest) = rest.split_at(header.length);
-        staging.room(&header)?.copy_from_slice(body);
         staging.accept(
             &header,
+            body,
             |gfn| memory.contains_key(&gfn),
             |gfn| base_checksum(&memory[&gfn]),
         )?;

@@ -210,8 +210,7 @@ fn stage(staging: &mut Staging, epoch: u64, batches: &[&[u64]]) -> Result<Commit
     staging.begin(epoch);
     for gfns in batches {
         let (header, body) = batch(gfns);
-        staging.room(&header)?.copy_from_slice(&body);
-        staging.accept(&header, |gfn| gfn < 1_000, |_| 0)?;
+        staging.accept(&header, &body, |gfn| gfn < 1_000, |_| 0)?;
         tally.add_pages(&header, gfns.len());
     }
     let mut frame = Vec::new();
@@ -224,8 +223,7 @@ fn stage(staging: &mut Staging, epoch: u64, batches: &[&[u64]]) -> Result<Commit
         },
         &mut frame,
     )?;
-    staging.room(&header)?.copy_from_slice(&frame[HEADER_BYTES..]);
-    staging.accept(&header, |_| false, |_| 0)?;
+    staging.accept(&header, &frame[HEADER_BYTES..], |_| false, |_| 0)?;
     tally.add_state(&header);
     Ok(tally.commit(epoch, false))
 }
@@ -272,10 +270,10 @@ fn staging_is_bounded() {
         Err(StagingError::Full { epoch: 5, .. })
     ));
     staging.clear();
-    let (header, _) = batch(&[1]);
+    let (header, body) = batch(&[1]);
     assert!(
         matches!(
-            staging.room(&header),
+            staging.accept(&header, &body, |_| true, |_| 0),
             Err(StagingError::Unexpected(FrameKind::Pages))
         ),
         "outside of a sync"

@@ -2,13 +2,15 @@
 
 use std::time::Instant;
 
-use kemari_sync::wire::{
-    Begin, Message, PAGES_PER_FRAME_MAX, PageBatchWriter, StateFrame, encode, encode_state,
-};
+use kemari_sync::wire::{Begin, Message, PageBatchWriter, StateFrame, encode, encode_state};
 use kemari_sync::{DeltaCache, SyncTally};
 use kemari_vmm::machine::{Machine, MachineError};
 use kemari_vmm::memory;
 use kemari_vmm::state::StateBlob;
+
+/// Pages of one frame. So few that a frame still lies in the processor's nearest cache when its checksum is taken, on both
+/// sides, and that the secondary has taken all but the last of them when the last is sent.
+const PAGES_PER_FRAME: usize = 16;
 
 /// One sync, captured.
 pub struct Capture {
@@ -109,7 +111,7 @@ impl Capture {
         self.frames.clear();
         self.frames
             .reserve(self.pages.len() * (memory::PAGE_BYTES + 16) + (64 << 10));
-        for chunk in self.pages.chunks(PAGES_PER_FRAME_MAX) {
+        for chunk in self.pages.chunks(PAGES_PER_FRAME) {
             let mut batch = PageBatchWriter::new(false, &mut self.frames);
             let mut read = Ok(());
             for &page in chunk {

@@ -77,14 +77,11 @@ impl Shadow {
         while let Some((header, after)) = rest.split_first_chunk::<HEADER_BYTES>() {
             let header = FrameHeader::parse(header).expect("a frame");
             let (body, after) = after.split_at(header.length);
-            self.staging
-                .room(&header)
-                .expect("there is room")
-                .copy_from_slice(body);
             let memory = &self.memory;
             self.staging
                 .accept(
                     &header,
+                    body,
                     |gfn| memory::has_page(memory, gfn),
                     |gfn| Self::checksum(memory, gfn),
                 )

@@ -197,15 +197,10 @@ impl SecondarySide {
         };
         let Some(standby) = &self.standby else { return };
         self.counters.wire_bytes += body.len() as u64;
+        let has_page = |gfn| standby.has_page(gfn);
         let result = self
             .staging
-            .room(header)
-            .map(|room| room.copy_from_slice(body))
-            .and_then(|()| {
-                let has_page = |gfn| standby.has_page(gfn);
-                self.staging
-                    .accept(header, has_page, |gfn| standby.page_checksum(gfn))
-            });
+            .accept(header, body, has_page, |gfn| standby.page_checksum(gfn));
         if let Err(error) = result {
             self.staged = None;
             self.events.push_back(SecondaryEvent::StagingFailed {
