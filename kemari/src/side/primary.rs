@@ -32,7 +32,7 @@ use super::health::{HealthWatch, OwnIo};
 use super::mailbox::Mailbox;
 use super::sync_tap::{Attached, SyncTap};
 use super::trace::{Step, Trace};
-use super::wait::{Waiter, prefer_latency};
+use super::wait::{Poll, Waiter, prefer_latency};
 use crate::config::{Config, Latency, Mode, Pace};
 use crate::control::{Counters, Timings};
 use crate::link::{Connection, LinkError, Security};
@@ -163,6 +163,8 @@ pub struct PrimarySide {
     sent_us: u64,
     /// How long an ack takes, as far as the last ones tell, in microseconds.
     ack_us_expected: u64,
+    /// Polling by the vCPUs' threads.
+    poll: Poll,
     /// See [`Self::may_loop_poll`].
     loop_polls: bool,
     /// Until when the loop's thread polls for acks, in microseconds.
@@ -250,6 +252,7 @@ impl PrimarySide {
             sending_us: 0,
             sent_us: 0,
             ack_us_expected: 0,
+            poll: Poll::new(),
             loop_polls,
             train_until_us: 0,
             shown_ms: 0,
@@ -278,6 +281,7 @@ impl PrimarySide {
         }
         lock(&side).trace.note(Step::Running, 0);
         machine.resume();
+        let mut poll = Poll::new();
         loop {
             let mut turn = lock(&side);
             turn.turn();
@@ -289,7 +293,7 @@ impl PrimarySide {
             }
             let timeout_ms = turn.timeout_ms();
             drop(turn);
-            if !inline::poll_for_acks(&side) {
+            if !inline::poll_for_acks(&side, &mut poll) {
                 waiter.wait(timeout_ms);
             }
         }

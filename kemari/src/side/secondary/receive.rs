@@ -5,7 +5,6 @@ use kemari_sync::wire::{
 };
 use kemari_sync::{Incarnation, SecondaryEvent, SessionId};
 
-use super::super::wait::Poll;
 use super::{POLL_US_MAX, SecondarySide};
 use crate::config::Latency;
 use crate::link::LinkError;
@@ -40,7 +39,9 @@ impl SecondarySide {
 
     /// Polls the main connections as long as a train of syncs lasts.
     pub(super) fn poll_main(&mut self) {
-        let mut poll = Poll::begin();
+        if self.poll_until_us == 0 || !self.poll.begin() {
+            return;
+        }
         while self.end.is_none() && self.clock.now_us() < self.poll_until_us {
             for place in 0..self.sessions.len() {
                 match self.receive_from(place, false) {
@@ -56,7 +57,9 @@ impl SecondarySide {
                     }
                 }
             }
-            poll.pause();
+            if !self.poll.pause() {
+                return;
+            }
         }
     }
 
