@@ -59,6 +59,8 @@ pub enum Fault {
     ForgetRequest,
     /// A takeover reads the ring again, from as many requests on as were finished.
     ReadRingAgain,
+    /// Pages that went ahead of a sync are not owed any more.
+    ForgetAhead,
     /// A takeover starts from the commit before the last.
     RollBackAcked,
     /// A stop is recorded while released requests are still being carried out.
@@ -88,7 +90,7 @@ pub enum Fault {
 
 impl Fault {
     /// All that must be noticed.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 35] = [
         Self::ReleaseBeforeAck,
         Self::AckBeforeCheck,
         Self::AckBeforeWhole,
@@ -112,6 +114,7 @@ impl Fault {
         Self::AckAcrossReset,
         Self::ForgetRequest,
         Self::ReadRingAgain,
+        Self::ForgetAhead,
         Self::RollBackAcked,
         Self::StopBeforeDrained,
         Self::StayInTrouble,

@@ -12,7 +12,7 @@ const CLEAN_SEEDS: u64 = 20_000;
 const EXPLORED: [Fault; 2] = [Fault::HearOvertaken, Fault::ForgetAtWon];
 
 /// Within so many seeds each fault is found.
-const SEEDS_MAX: [(Fault, u64); 32] = [
+const SEEDS_MAX: [(Fault, u64); 33] = [
     (Fault::ReleaseBeforeAck, 10),
     (Fault::AckBeforeCheck, 10),
     (Fault::AckBeforeWhole, 10),
@@ -34,6 +34,7 @@ const SEEDS_MAX: [(Fault, u64); 32] = [
     (Fault::AckAcrossReset, 100),
     (Fault::ForgetRequest, 400),
     (Fault::ReadRingAgain, 400),
+    (Fault::ForgetAhead, 400),
     (Fault::RollBackAcked, 50),
     (Fault::StayInTrouble, 200),
     (Fault::ApplyBeforeCommit, 400),

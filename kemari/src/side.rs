@@ -4,6 +4,7 @@
 //! happened) and for the mechanism's next deadline; it feeds the mechanism's state machine with events and carries out
 //! the actions that come back. `primary` and `secondary` are those loops, `life` goes from one to the other.
 
+mod ahead;
 mod arbiter_thread;
 mod assembly;
 mod board;

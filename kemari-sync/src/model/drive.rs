@@ -154,6 +154,8 @@ impl State {
                 todo.push_back(PrimaryEvent::Drained);
             }
             PrimaryAction::Halt { .. } | PrimaryAction::Exit { .. } => self.end_process(host),
+            // Nothing is dirty here without a sync.
+            PrimaryAction::SendAhead { .. } => {}
             PrimaryAction::Progress { .. } | PrimaryAction::Report(_) => {}
         }
     }

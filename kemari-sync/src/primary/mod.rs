@@ -65,6 +65,8 @@ pub struct Primary {
     parting: Option<Parting>,
     /// The one sync that is under way.
     sync: Option<Sync>,
+    /// The sync to come, if pages of it went ahead in this session.
+    ahead: Option<Epoch>,
     /// The last sync that the peer of this pair has committed.
     acked: Option<Epoch>,
     next_epoch: Epoch,
@@ -101,6 +103,7 @@ impl Primary {
             lost_since_ms: None,
             parting: None,
             sync: None,
+            ahead: None,
             acked: None,
             next_epoch: reign.last_epoch + 1,
             staging_pages_max: 0,
@@ -161,6 +164,7 @@ impl Primary {
             PrimaryEvent::Message { session, message } => self.on_message(session, message, actions),
             PrimaryEvent::OutputPending => self.output_pending = true,
             PrimaryEvent::DirtyLimit => self.on_dirty_limit(actions),
+            PrimaryEvent::DirtyAhead => self.on_dirty_ahead(actions),
             PrimaryEvent::CopyRoundSent { session, dirty_pages } => {
                 self.on_copy_round(session, dirty_pages, actions);
             }

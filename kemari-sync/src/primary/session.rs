@@ -299,6 +299,7 @@ impl Primary {
     }
 
     fn session_ended(&mut self, reason: &str, actions: &mut Actions) {
+        self.ahead = None;
         actions.push(PrimaryAction::Report(format!(
             "the session with the secondary ended: {reason}"
         )));

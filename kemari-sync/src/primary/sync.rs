@@ -6,7 +6,7 @@ use crate::record::Epoch;
 use crate::wire::{Begin, CommitId};
 
 use super::parting::Cause;
-use super::types::CAPTURE_FAILURES_MAX;
+use super::types::{AHEAD_SHARE, CAPTURE_FAILURES_MAX};
 use super::{Actions, Mode, Pace, Primary, PrimaryAction, SessionId, Standing};
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -118,6 +118,22 @@ impl Primary {
         }
     }
 
+    /// The secondary stages what goes ahead with the rest of the sync: pages, until its message to commit comes.
+    pub(super) fn on_dirty_ahead(&mut self, actions: &mut Actions) {
+        if !self.may_sync() {
+            return;
+        }
+        let epoch = self.next_epoch;
+        if let Some((session, begin)) = self.opening(epoch) {
+            self.ahead = Some(epoch);
+            actions.push(PrimaryAction::SendAhead {
+                session,
+                begin,
+                pages_max: self.staging_pages_max / AHEAD_SHARE,
+            });
+        }
+    }
+
     pub(super) fn on_captured(&mut self, epoch: Epoch, pages: u64, stop: bool, actions: &mut Actions) {
         let is_paired = matches!(self.standing, Standing::Paired);
         let Some(sync) = self
@@ -160,23 +176,29 @@ impl Primary {
         }
     }
 
-    fn transmit(&mut self, actions: &mut Actions) {
-        let term = self.pair_term();
-        let (Some(session), Some(sync)) = (&self.session, &mut self.sync) else {
-            return;
-        };
-        let Some(peer) = &session.peer else { return };
-        sync.stage = Stage::Sent(session.id);
+    /// The message that opens a sync, and where to.
+    fn opening(&self, epoch: Epoch) -> Option<(SessionId, Begin)> {
+        let session = self.session.as_ref()?;
         let begin = Begin {
-            epoch: sync.epoch,
+            epoch,
             base: self.acked,
-            term,
+            term: self.pair_term(),
             store: self.record.store,
             primary: self.config.me.nonce,
-            secondary: peer.nonce,
+            secondary: session.peer.as_ref()?.nonce,
         };
+        Some((session.id, begin))
+    }
+
+    fn transmit(&mut self, actions: &mut Actions) {
+        let Some((session, begin)) = self.sync.as_ref().and_then(|sync| self.opening(sync.epoch)) else {
+            return;
+        };
+        let Some(sync) = &mut self.sync else { return };
+        sync.stage = Stage::Sent(session);
+        self.ahead = None;
         actions.push(PrimaryAction::Transmit {
-            session: session.id,
+            session,
             begin,
             stop: sync.stop,
         });
@@ -196,6 +218,10 @@ impl Primary {
         actions.push(PrimaryAction::Report(format!(
             "sync {epoch} could not be captured: {reason}"
         )));
+        if self.ahead.take() == Some(epoch) {
+            // The secondary waits for the rest of it. In a new session it does not.
+            self.close("a sync that had begun could not be captured", actions);
+        }
         match self.standing {
             Standing::Paired => self.give_back_sync(actions),
             _ => self.abandon_pairing(reason, actions),

@@ -70,6 +70,9 @@ impl Default for CopyLimits {
 /// Captures that fail in a row before the host counts as failing.
 pub const CAPTURE_FAILURES_MAX: u32 = 3;
 
+/// So large a part of the secondary's staging, one in this, is for pages that go ahead of their sync.
+pub(super) const AHEAD_SHARE: u64 = 4;
+
 /// What a primary is.
 #[derive(Clone, Debug, Hash)]
 pub struct PrimaryConfig {
@@ -140,6 +143,8 @@ pub enum PrimaryEvent {
         /// Why it failed.
         result: Result<(), String>,
     },
+    /// Many pages are dirty although no sync is due: some of them could go ahead of it.
+    DirtyAhead,
     /// One round of the first copy was handed to the link.
     CopyRoundSent {
         /// In which session.
@@ -151,7 +156,7 @@ pub enum PrimaryEvent {
     Captured {
         /// As in [`PrimaryAction::Capture`].
         epoch: Epoch,
-        /// Dirty pages of this sync.
+        /// Dirty pages of this sync, those that went ahead counted as often as they were sent.
         pages: u64,
         /// Bytes of its state.
         bytes: u64,
@@ -242,6 +247,18 @@ pub enum PrimaryAction {
         /// All pages, and dirty pages are counted from here on. Else: those dirty since the round before.
         first: bool,
     },
+    /// Send dirty pages of the sync to come while the guest runs: the message that opens it, unless that was sent before,
+    /// and its pages, as many as there are. A page that gets dirty again belongs to the sync again; all that went ahead
+    /// are owed as long as the sync is not acked, and if the session ends before its [`Self::Transmit`] they are as if
+    /// they had never been sent.
+    SendAhead {
+        /// In which session.
+        session: SessionId,
+        /// The message that opens the sync.
+        begin: Begin,
+        /// No more pages than these may go ahead of one sync, counted as often as they are sent.
+        pages_max: u64,
+    },
     /// Pause the guest (it may be paused already), stop the devices at a known point, take state and dirty pages.
     /// Answer with [`PrimaryEvent::Captured`] or [`PrimaryEvent::CaptureFailed`].
     Capture {
@@ -252,7 +269,7 @@ pub enum PrimaryAction {
         /// From here on output is held until [`Self::Release`] or [`Self::OpenGate`]. False only in tests.
         hold: bool,
     },
-    /// Send the captured sync: [`Message::Begin`] as given, its pages and states, [`Message::Commit`] with the tally
+    /// Send the captured sync: [`Message::Begin`] as given (unless pages of this sync went ahead in this session), its pages and states, [`Message::Commit`] with the tally
     /// and `stop`. Those two messages are part of the transmission: there is no other action to send them.
     Transmit {
         /// In which session.

@@ -12,8 +12,19 @@ use super::vm::{PAGES, Vm};
 /// A sync as the primary's driver keeps it until it is released or given back.
 pub(super) struct Capture {
     pub(super) epoch: u64,
+    /// What is owed until the ack.
     pub(super) dirty: u32,
+    /// What was dirty at the capture: the rest went ahead of it.
+    pub(super) last: u32,
     pub(super) vm: Box<Vm>,
+}
+
+/// Pages that went ahead of their sync.
+pub(super) struct Ahead {
+    pub(super) session: u64,
+    pub(super) pages: u32,
+    /// How many were sent, counted as often as they were.
+    pub(super) sent: u64,
 }
 
 /// The driver of a primary.
@@ -25,6 +36,7 @@ pub(super) struct PrimarySide {
     /// Paused for good, waiting for I/O.
     pub(super) draining: bool,
     pub(super) captures: Vec<Capture>,
+    pub(super) ahead: Option<Ahead>,
     /// Requests of clients and completions of the disk, while the machine is paused.
     pub(super) inbox: Vec<Input>,
     pub(super) writes_in_flight: u32,

@@ -2,15 +2,16 @@
 
 use rand::Rng;
 
+use crate::faults::{Fault, fault};
 use crate::primary::{
     CopyLimits, OnSecondaryLoss, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Reign,
 };
 use crate::record::ArbiterRequest;
-use crate::wire::{Commit, Message};
+use crate::wire::{Begin, Commit, Message};
 
 use super::client::Request;
 use super::flushes::SETTLE_US;
-use super::host::{Capture, Input, PrimarySide, Process};
+use super::host::{Ahead, Capture, Input, PrimarySide, Process};
 use super::invariants::{Invariant, consent, succession, terms};
 use super::net::{Frame, PRIMARY};
 use super::replicas::ImageCopy;
@@ -19,6 +20,8 @@ use super::world::{Event, STAGING_PAGES_MAX, ToProcess, World};
 
 /// Dirty pages at which the machine says that a sync should start.
 const DIRTY_LIMIT: u64 = 10;
+/// Dirty pages at which it says that some could go ahead of the next sync.
+const AHEAD_MIN: u64 = 2;
 /// Inputs kept for a paused machine.
 const INBOX_MAX: usize = 64;
 /// Actions that one event may lead to.
@@ -68,6 +71,7 @@ impl World {
             paused: false,
             draining: false,
             captures: Vec::new(),
+            ahead: None,
             inbox: Vec::new(),
             writes_in_flight: 0,
             dialing: false,
@@ -95,6 +99,9 @@ impl World {
         let it = &mut self.hosts[host];
         let mut actions = std::mem::take(&mut it.primary_actions);
         let Some(side) = it.primary() else { return };
+        if let PrimaryEvent::PeerClosed { session, .. } = event {
+            side.forget_ahead(session);
+        }
         side.machine.handle(now_ms, event, &mut actions);
         if actions.len() > ACTIONS_MAX {
             self.violate(
@@ -122,7 +129,12 @@ impl World {
             PrimaryAction::Send { session, message } => {
                 self.transmit(session, PRIMARY, Frame::Message(message))
             }
-            PrimaryAction::CloseSession { session, .. } => self.close_end(session, PRIMARY),
+            PrimaryAction::CloseSession { session, .. } => {
+                if let Some(side) = self.hosts[host].primary() {
+                    side.forget_ahead(session);
+                }
+                self.close_end(session, PRIMARY);
+            }
             PrimaryAction::Ask { ask, request } => {
                 if let ArbiterRequest::Swap { new, .. } = &request {
                     self.announce_reign(host, new.term);
@@ -133,16 +145,26 @@ impl World {
             PrimaryAction::CopyDisks { session, .. } => self.copy_image(host, session),
             PrimaryAction::PeerFlushed(mark) => self.peer_flushed(host, mark.request),
             PrimaryAction::CopyRound { session, first } => self.copy_round(host, session, first),
+            PrimaryAction::SendAhead {
+                session,
+                begin,
+                pages_max,
+            } => self.send_ahead(host, session, begin, pages_max),
             PrimaryAction::Capture { epoch, hold, .. } => self.capture(host, epoch, hold),
             PrimaryAction::Transmit { session, begin, stop } => {
                 if begin.base.is_none() {
                     self.finish_image_copy(host, session, begin.term);
                 }
-                if let Some(side) = self.hosts[host].primary() {
+                let epoch = begin.epoch;
+                let side = self.hosts[host].primary();
+                let ahead = side.and_then(|side| {
                     side.copy.session = Some(session);
+                    side.ahead.take()
+                });
+                if ahead.is_none() {
+                    self.transmit(session, PRIMARY, Frame::Message(Message::Begin(begin)));
                 }
-                self.transmit(session, PRIMARY, Frame::Message(Message::Begin(begin)));
-                self.transmit_capture(host, session, begin.epoch, stop);
+                self.transmit_capture(host, session, epoch, stop, ahead.map_or(0, |ahead| ahead.sent));
             }
             PrimaryAction::GiveBack { epoch } => self.give_back(host, epoch),
             PrimaryAction::Release { epoch } => {
@@ -195,6 +217,30 @@ impl World {
         self.feed_primary(host, PrimaryEvent::CopyRoundSent { session, dirty_pages });
     }
 
+    fn send_ahead(&mut self, host: usize, session: u64, begin: Begin, pages_max: u64) {
+        let Some(side) = self.hosts[host].primary() else {
+            return;
+        };
+        let is_first = side.ahead.is_none();
+        let ahead = side.ahead.get_or_insert(Ahead {
+            session,
+            pages: 0,
+            sent: 0,
+        });
+        let room = pages_max.saturating_sub(ahead.sent) as usize;
+        let mut pages = pages_of(&side.vm, side.vm.dirty);
+        pages.truncate(room);
+        for (page, _) in &pages {
+            side.vm.dirty &= !(1 << page);
+            ahead.pages |= 1 << page;
+        }
+        ahead.sent += pages.len() as u64;
+        if is_first {
+            self.transmit(session, PRIMARY, Frame::Message(Message::Begin(begin)));
+        }
+        self.transmit(session, PRIMARY, Frame::Pages(pages));
+    }
+
     fn capture(&mut self, host: usize, epoch: u64, hold: bool) {
         let delay_us = self.some_us(1_000);
         let fails = std::mem::take(&mut self.flags.capture_fails);
@@ -203,11 +249,20 @@ impl World {
         };
         side.paused = true;
         side.gate_open &= !hold;
-        let dirty = std::mem::take(&mut side.vm.dirty);
+        let last = std::mem::take(&mut side.vm.dirty);
+        let (ahead, sent) = side
+            .ahead
+            .as_ref()
+            .map_or((0, 0), |ahead| (ahead.pages, ahead.sent));
+        let dirty = match fault(Fault::ForgetAhead) {
+            true => last,
+            false => last | ahead,
+        };
         side.vm.capture(epoch);
         side.captures.push(Capture {
             epoch,
             dirty,
+            last,
             vm: Box::new(side.vm.clone()),
         });
         let stop = side.vm.powered_off;
@@ -220,7 +275,7 @@ impl World {
             },
             false => PrimaryEvent::Captured {
                 epoch,
-                pages: u64::from(dirty.count_ones()),
+                pages: sent + u64::from(last.count_ones()),
                 bytes: 64,
                 stop,
             },
@@ -228,7 +283,7 @@ impl World {
         self.tell_after(delay_us, host, ToProcess::Primary(event));
     }
 
-    fn transmit_capture(&mut self, host: usize, session: u64, epoch: u64, stop: bool) {
+    fn transmit_capture(&mut self, host: usize, session: u64, epoch: u64, stop: bool, ahead: u64) {
         let damaged = std::mem::take(&mut self.flags.damage);
         let Some(side) = self.hosts[host].primary() else {
             return;
@@ -236,8 +291,13 @@ impl World {
         let Some(capture) = side.captures.iter().find(|capture| capture.epoch == epoch) else {
             return;
         };
-        let (pages, vm) = (pages_of(&capture.vm, capture.dirty), capture.vm.clone());
-        let count = pages.len() as u64;
+        // What went ahead in a session that has ended goes with the rest.
+        let mask = match ahead {
+            0 => capture.dirty,
+            _ => capture.last,
+        };
+        let (pages, vm) = (pages_of(&capture.vm, mask), capture.vm.clone());
+        let count = ahead + pages.len() as u64;
         if count > STAGING_PAGES_MAX {
             self.violate(
                 Invariant::Bounds,
@@ -386,6 +446,9 @@ impl World {
             let delay_us = self.some_us(100);
             self.tell_after(delay_us, host, ToProcess::Primary(PrimaryEvent::OutputPending));
         }
+        if !gate_open && dirty >= AHEAD_MIN && self.rng.random_bool(0.2) {
+            self.tell_after(0, host, ToProcess::Primary(PrimaryEvent::DirtyAhead));
+        }
         if !gate_open && dirty > DIRTY_LIMIT {
             self.tell_after(0, host, ToProcess::Primary(PrimaryEvent::DirtyLimit));
         }
@@ -437,6 +500,17 @@ impl World {
         {
             self.stop_image(host);
             self.tell_after(0, host, ToProcess::Primary(PrimaryEvent::Drained));
+        }
+    }
+}
+
+impl PrimarySide {
+    /// The session has ended: what went ahead in it never arrived.
+    fn forget_ahead(&mut self, session: u64) {
+        if let Some(ahead) = self.ahead.take_if(|ahead| ahead.session == session)
+            && !fault(Fault::ForgetAhead)
+        {
+            self.vm.dirty |= ahead.pages;
         }
     }
 }

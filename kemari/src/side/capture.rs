@@ -3,21 +3,21 @@
 use std::time::Instant;
 
 use kemari_sync::wire::{Begin, Message, PageBatchWriter, StateFrame, encode, encode_state};
-use kemari_sync::{DeltaCache, SyncTally};
+use kemari_sync::{DeltaCache, SessionId, SyncTally};
 use kemari_vmm::machine::{Machine, MachineError};
 use kemari_vmm::memory;
 use kemari_vmm::state::StateBlob;
 
-/// Pages of one frame. So few that a frame still lies in the processor's nearest cache when its checksum is taken, on both
-/// sides, and that the secondary has taken all but the last of them when the last is sent.
-const PAGES_PER_FRAME: usize = 16;
+use super::ahead::{PAGES_PER_FRAME, Sent, push_pages};
 
 /// One sync, captured.
 pub struct Capture {
     /// Number of the sync.
     pub epoch: u64,
-    /// Its dirty pages, owed to the secondary until the ack.
+    /// Its dirty pages, but for those that went ahead and have not changed since.
     pub pages: Vec<u64>,
+    /// What went ahead of it.
+    ahead: Option<Sent>,
     /// The states of all components.
     pub states: Vec<StateBlob>,
     /// Its pages, and those of its states that have changed, as frames. Empty once handed to the link.
@@ -30,6 +30,15 @@ pub struct Capture {
     pub stop: bool,
 }
 
+/// What a sync owes the secondary before its capture.
+#[derive(Default)]
+pub struct Debt {
+    /// Pages that are dirty already.
+    pub pages: Vec<u64>,
+    /// What has gone ahead of it.
+    pub ahead: Option<Sent>,
+}
+
 /// A capture that failed. Its dirty pages are owed all the same.
 pub struct Failed {
     pub pages: Vec<u64>,
@@ -37,14 +46,14 @@ pub struct Failed {
 }
 
 impl Capture {
-    /// Pauses the machine, holds its output from here on if `hold`, and takes state, output and dirty pages; `owed` are
-    /// pages that are dirty already, `acked` the states that the secondary has for certain, `deltas` what of its pages is
+    /// Pauses the machine, holds its output from here on if `hold`, and takes state, output and dirty pages; `debt` is
+    /// what it owes already, `acked` the states that the secondary has for certain, `deltas` what of its pages is
     /// known, if they are to be used. The frames are built in `buffer`. The machine stays paused.
     pub fn take(
         machine: &Machine,
         epoch: u64,
         hold: bool,
-        owed: Vec<u64>,
+        debt: Debt,
         acked: &[StateBlob],
         deltas: Option<&mut DeltaCache>,
         buffer: Vec<u8>,
@@ -60,7 +69,7 @@ impl Capture {
         let saved = frozen.save_state(&mut states);
         let states_at = Instant::now();
         // Last: saving state may have written memory.
-        let mut pages = owed;
+        let Debt { mut pages, ahead } = debt;
         let already = pages.len();
         let collected = frozen.collect_dirty(&mut pages);
         if already > 0 {
@@ -69,6 +78,7 @@ impl Capture {
             pages.dedup();
         }
         if let Err(error) = saved.and(collected) {
+            pages.extend(ahead.iter().flat_map(Sent::pages));
             return Err(Failed {
                 pages,
                 error: error.into(),
@@ -79,7 +89,8 @@ impl Capture {
             pages,
             states,
             frames: buffer,
-            tally: SyncTally::default(),
+            tally: ahead.as_ref().map(|sent| sent.tally.clone()).unwrap_or_default(),
+            ahead,
             took_us: [0; 3],
             stop: machine.power_off_wanted(),
         };
@@ -92,44 +103,36 @@ impl Capture {
                 Ok(capture)
             }
             Err(error) => Err(Failed {
-                pages: capture.pages,
+                pages: capture.owed(),
                 error,
             }),
         }
+    }
+
+    /// All pages that the secondary is owed until the ack.
+    pub fn owed(&self) -> Vec<u64> {
+        let ahead = self.ahead.iter().flat_map(Sent::pages);
+        self.pages.iter().copied().chain(ahead).collect()
+    }
+
+    /// Pages that it sends, with those that went ahead, as often as they are sent.
+    pub fn pages_sent(&self) -> u64 {
+        let ahead = self.ahead.as_ref().map_or(0, |sent| sent.pages().len());
+        (self.pages.len() + ahead) as u64
     }
 
     fn encode(
         &mut self,
         machine: &Machine,
         acked: &[StateBlob],
-        mut deltas: Option<&mut DeltaCache>,
+        deltas: Option<&mut DeltaCache>,
     ) -> anyhow::Result<()> {
-        let memory = machine.memory();
-        if let Some(deltas) = &mut deltas {
-            deltas.begin(self.epoch);
-        }
         self.frames.clear();
         self.frames
             .reserve(self.pages.len() * (memory::PAGE_BYTES + 16) + (64 << 10));
-        for chunk in self.pages.chunks(PAGES_PER_FRAME) {
-            let mut batch = PageBatchWriter::new(false, &mut self.frames);
-            let mut read = Ok(());
-            for &page in chunk {
-                let mut fill = |bytes: &mut [u8; memory::PAGE_BYTES]| {
-                    if let Err(error) = memory::read_page(memory, page, bytes) {
-                        read = Err(error);
-                    }
-                };
-                match deltas.as_mut().and_then(|deltas| deltas.send(page, &mut fill)) {
-                    Some((bytes, Some(base))) => batch.push_delta(page, base, bytes),
-                    Some((bytes, None)) => batch.push(page, bytes),
-                    None => batch.push_with(page, fill),
-                }
-            }
-            let count = batch.pages();
-            let header = batch.finish();
-            read?;
-            self.tally.add_pages(&header, count);
+        match deltas {
+            Some(deltas) => self.encode_with(deltas, machine)?,
+            None => push_pages(machine, &self.pages, &mut self.frames, &mut self.tally)?,
         }
         for blob in self.states.iter().filter(|blob| !acked.contains(blob)) {
             let frame = StateFrame {
@@ -143,10 +146,41 @@ impl Capture {
         Ok(())
     }
 
-    /// The whole sync as it goes over the wire: begin, pages and states, commit. The frames are gone afterwards.
-    pub fn transmission(&mut self, begin: Begin, stop: bool) -> [Vec<u8>; 3] {
+    /// Pages as their difference from what the secondary has, where that is known.
+    fn encode_with(&mut self, deltas: &mut DeltaCache, machine: &Machine) -> anyhow::Result<()> {
+        deltas.begin(self.epoch);
+        for chunk in self.pages.chunks(PAGES_PER_FRAME) {
+            let mut batch = PageBatchWriter::new(false, &mut self.frames);
+            let mut read = Ok(());
+            for &page in chunk {
+                let mut fill = |bytes: &mut [u8; memory::PAGE_BYTES]| {
+                    if let Err(error) = memory::read_page(machine.memory(), page, bytes) {
+                        read = Err(error);
+                    }
+                };
+                match deltas.send(page, &mut fill) {
+                    Some((bytes, Some(base))) => batch.push_delta(page, base, bytes),
+                    Some((bytes, None)) => batch.push(page, bytes),
+                    None => batch.push_with(page, fill),
+                }
+            }
+            self.tally.add_pages(&batch.finish(), chunk.len());
+            read?;
+        }
+        Ok(())
+    }
+
+    /// The sync as it goes over the wire: what opens it, pages and states, what closes it. What went ahead of it in this
+    /// session is there already. The frames are gone afterwards.
+    pub fn transmission(&mut self, session: SessionId, begin: Begin, stop: bool) -> [Vec<u8>; 3] {
         let (mut opening, mut closing) = (Vec::new(), Vec::new());
-        encode(&Message::Begin(begin), &mut opening);
+        match &self.ahead {
+            Some(sent) if sent.is_there(session, self.epoch) => {}
+            ahead => {
+                encode(&Message::Begin(begin), &mut opening);
+                opening.extend(ahead.iter().flat_map(|sent| &sent.frames));
+            }
+        }
         encode(
             &Message::Commit(self.tally.commit(self.epoch, stop)),
             &mut closing,

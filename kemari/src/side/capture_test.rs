@@ -6,8 +6,10 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kemari_sync::wire::{Begin, FrameHeader, FrameKind, HEADER_BYTES, Message, Page, PageContent, decode};
-use kemari_sync::{DeltaCache, Mode, Staging, apply_delta, base_checksum};
+use kemari_sync::wire::{
+    Begin, FrameHeader, FrameKind, HEADER_BYTES, Message, Page, PageContent, decode, encode,
+};
+use kemari_sync::{DeltaCache, Mode, SessionId, Staging, apply_delta, base_checksum};
 use kemari_vmm::boot::{BootConfig, Kernel};
 use kemari_vmm::dirty::DirtySource;
 use kemari_vmm::machine::{Machine, MachineSpec};
@@ -16,7 +18,13 @@ use kemari_vmm::state::StateBlob;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::capture::Capture;
+use super::ahead::Ahead;
+use super::capture::{Capture, Debt};
+
+/// The session in which pages go ahead, and the one that follows it.
+const SESSIONS: [SessionId; 2] = [1, 2];
+/// Pages, spread over memory, that the VMM writes before some go ahead.
+const SCATTERED_PAGES: u64 = 300;
 
 fn bare_guest() -> PathBuf {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guests/bare");
@@ -70,13 +78,21 @@ impl Shadow {
         base_checksum(&page)
     }
 
-    fn stage(&mut self, epoch: u64, buffers: &[Vec<u8>; 3]) {
-        let [_, frames, closing] = buffers;
-        self.staging.begin(epoch);
-        let mut rest = &frames[..];
+    /// Takes what went ahead, if it did so in the session of the rest, and the rest.
+    fn stage(&mut self, epoch: u64, ahead: &[u8], buffers: &[Vec<u8>; 3]) {
+        let [opening, frames, closing] = buffers;
+        let all = [ahead, opening, frames].concat();
+        let mut rest = &all[..];
+        let mut begins = 0;
         while let Some((header, after)) = rest.split_first_chunk::<HEADER_BYTES>() {
             let header = FrameHeader::parse(header).expect("a frame");
             let (body, after) = after.split_at(header.length);
+            rest = after;
+            if header.kind == FrameKind::Begin {
+                begins += 1;
+                self.staging.begin(epoch);
+                continue;
+            }
             let memory = &self.memory;
             self.staging
                 .accept(
@@ -86,8 +102,8 @@ impl Shadow {
                     |gfn| Self::checksum(memory, gfn),
                 )
                 .expect("the frame is good, and its deltas are of what is here");
-            rest = after;
         }
+        assert_eq!(begins, 1, "sync {epoch} is opened once");
         let Ok(Message::Commit(commit)) = decode(FrameKind::Commit, &closing[HEADER_BYTES..]) else {
             panic!("the sync is not closed");
         };
@@ -132,6 +148,22 @@ struct Seen {
     compared: usize,
     pages: usize,
     wire_bytes: usize,
+    ahead: usize,
+}
+
+/// Sends pages ahead of the sync. Returns what the secondary gets.
+fn send_ahead(machine: &Machine, ahead: &mut Ahead, owed: &mut Vec<u64>, begin: &Begin) -> Vec<u8> {
+    machine.dirty().collect(owed).expect("dirty pages are tracked");
+    owed.sort_unstable();
+    owed.dedup();
+    ahead.offer(owed);
+    let mut bytes = Vec::new();
+    while ahead.is_due() {
+        let opening = |out: &mut Vec<u8>| drop(encode(&Message::Begin(begin.clone()), out));
+        let sent = ahead.send(machine, (SESSIONS[0], begin.epoch), usize::MAX, opening, owed);
+        bytes.extend(sent.expect("pages of the guest"));
+    }
+    bytes
 }
 
 fn run(memory_mib: u64, source: DirtySource, syncs: u64, compare_every: u64) -> Seen {
@@ -177,13 +209,6 @@ fn run(memory_mib: u64, source: DirtySource, syncs: u64, compare_every: u64) -> 
         if !with_deltas {
             deltas.clear();
         }
-        let known = with_deltas.then_some(&mut deltas);
-        let states = shadow.states.clone();
-        let taken = Capture::take(&machine, epoch, true, Vec::new(), &states, known, Vec::new());
-        let mut capture = taken.map_err(|failed| failed.error).expect("it is captured");
-        if mode != Mode::Lockstep {
-            machine.resume();
-        }
         let begin = Begin {
             epoch,
             base: None,
@@ -192,20 +217,54 @@ fn run(memory_mib: u64, source: DirtySource, syncs: u64, compare_every: u64) -> 
             primary: 1,
             secondary: 2,
         };
-        let buffers = capture.transmission(begin, false);
+        let (mut ahead, mut debt, mut early) = (Ahead::default(), Debt::default(), Vec::new());
+        if rng.random_bool(0.06) {
+            for gfn in (0..SCATTERED_PAGES).map(|page| last - 100 - 7 * page) {
+                memory::write_in_page(machine.memory(), gfn, 8, &epoch.to_le_bytes())
+                    .expect("a page of the guest");
+            }
+            early = send_ahead(&machine, &mut ahead, &mut debt.pages, &begin);
+            seen.ahead += usize::from(!early.is_empty());
+            // Some of them get dirty again.
+            for gfn in (0..SCATTERED_PAGES / 10).map(|page| last - 100 - 70 * page) {
+                memory::write_in_page(machine.memory(), gfn, 16, &epoch.to_le_bytes())
+                    .expect("a page of the guest");
+            }
+            if rng.random_bool(0.3) {
+                ahead.end_session(&mut debt.pages);
+                early.clear();
+            }
+        }
+        debt.ahead = ahead.take(&mut debt.pages);
+        if debt.ahead.is_some() {
+            deltas.clear();
+        }
+        let known = (with_deltas && debt.ahead.is_none()).then_some(&mut deltas);
+        let states = shadow.states.clone();
+        let taken = Capture::take(&machine, epoch, true, debt, &states, known, Vec::new());
+        let mut capture = taken.map_err(|failed| failed.error).expect("it is captured");
+        if mode != Mode::Lockstep {
+            machine.resume();
+        }
+        // The session may end between the capture and the sending.
+        let session = SESSIONS[usize::from(rng.random_bool(0.3))];
+        if session != SESSIONS[0] {
+            early.clear();
+        }
+        let buffers = capture.transmission(session, begin, false);
         if epoch == 1 {
             shadow.states.clone_from(&capture.states);
         } else if rng.random_bool(0.1) {
             // It came in part or as a whole, and was not committed.
-            shadow.stage(epoch, &buffers);
+            shadow.stage(epoch, &early, &buffers);
             shadow.staging.clear();
-            machine.give_back(epoch, &capture.pages);
+            machine.give_back(epoch, &capture.owed());
             deltas.failed();
             machine.resume();
             seen.failed += 1;
             continue;
         }
-        shadow.stage(epoch, &buffers);
+        shadow.stage(epoch, &early, &buffers);
         shadow.commit();
         deltas.acked(epoch);
         seen.pages += capture.pages.len();
@@ -228,7 +287,7 @@ fn what_a_secondary_has_is_what_was_captured() {
         let seen = run(64, source, 1500, 50);
         eprintln!("{source:?}: {seen:?}");
         assert!(
-            seen.failed > 50 && seen.compared > 20 && seen.pages > 5_000,
+            seen.failed > 50 && seen.compared > 20 && seen.pages > 5_000 && seen.ahead > 40,
             "{seen:?}"
         );
         assert!(seen.wire_bytes < seen.pages * PAGE_BYTES, "{seen:?}");

@@ -22,6 +22,7 @@ use kemari_sync::{Epoch, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Re
 use kemari_vmm::machine::{Machine, MachineEvent};
 use kemari_vmm::state::StateBlob;
 
+use super::ahead::Ahead;
 use super::arbiter_thread::{ArbiterThread, AskId, describe};
 use super::board::{Board, Order};
 use super::capture::Capture;
@@ -131,6 +132,10 @@ pub struct PrimarySide {
     disks: disks::Disks,
     /// Pages that were dirty when the log was last looked at between syncs: the next sync owes them, too.
     owed: Vec<u64>,
+    /// Some of them go ahead of it.
+    ahead: Ahead,
+    /// When the core is to be asked for that, in milliseconds.
+    ahead_due_ms: u64,
     dirty_look_ms: u64,
     /// The states of the last acked sync: the secondary has them, so only what differs from them is sent.
     acked_states: Vec<StateBlob>,
@@ -232,6 +237,8 @@ impl PrimarySide {
             capture: None,
             disks: disks::Disks::new(trackers),
             owed: Vec::new(),
+            ahead: Ahead::default(),
+            ahead_due_ms: 0,
             dirty_look_ms: 0,
             acked_states: Vec::new(),
             deltas,
@@ -476,6 +483,18 @@ impl PrimarySide {
         if self.dirty_look_is_due() && now_ms >= self.dirty_look_ms {
             self.look_at_dirty_pages();
         }
+        if self.ahead_due_ms().is_some_and(|due_ms| due_ms <= now_ms) {
+            // If the core has nothing against it, the next ones may follow at once.
+            self.ahead_due_ms = now_ms + DIRTY_LOOK_INTERVAL_MS;
+            self.events.push_back(PrimaryEvent::DirtyAhead);
+        }
+    }
+
+    /// When more pages can go ahead of the next sync. What was sent must have left before: a sync would wait behind it.
+    fn ahead_due_ms(&self) -> Option<u64> {
+        let session = self.session.as_ref()?;
+        let is_due = self.dirty_look_is_due() && self.ahead.is_due() && !session.main.wants_to_write();
+        is_due.then_some(self.ahead_due_ms)
     }
 
     /// Between syncs memory gets dirty without bound; during one, or with the gate open, nobody needs to look.
@@ -483,11 +502,11 @@ impl PrimarySide {
         self.machine.holds_output() && self.capture.is_none() && !self.paused
     }
 
-    /// Pages owed, each counted once.
+    /// Pages owed, each counted once, but for those that went ahead and are dirty again.
     fn distinct_owed(&mut self) -> usize {
         self.owed.sort_unstable();
         self.owed.dedup();
-        self.owed.len()
+        self.owed.len() + self.ahead.pages()
     }
 
     fn look_at_dirty_pages(&mut self) {
@@ -496,7 +515,7 @@ impl PrimarySide {
             Ok(()) if self.distinct_owed() >= self.pace.max_dirty_pages as usize => {
                 self.events.push_back(PrimaryEvent::DirtyLimit);
             }
-            Ok(()) => {}
+            Ok(()) => self.ahead.offer(&mut self.owed),
             Err(error) => {
                 let reason = format!("the dirty log cannot be read: {error}");
                 self.events.push_back(PrimaryEvent::HostFailing { reason });
@@ -513,6 +532,7 @@ impl PrimarySide {
             self.connector.due_ms(),
             self.announcements.due_ms(),
             look_ms,
+            self.ahead_due_ms(),
         ];
         due_ms.into_iter().flatten().min().map_or(WAIT_MS_MAX, |due_ms| {
             due_ms.saturating_sub(now_ms).min(WAIT_MS_MAX)

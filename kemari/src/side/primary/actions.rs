@@ -1,9 +1,10 @@
 //! What the core wants done.
 
-use kemari_sync::wire::{Channel, Message, encode};
+use kemari_sync::wire::{Begin, Channel, Message, encode};
 use kemari_sync::{Epoch, PrimaryAction, PrimaryEvent, SessionId};
 
-use super::super::capture::{Capture, Failed};
+use super::super::ahead::Ahead;
+use super::super::capture::{Capture, Debt, Failed};
 use super::super::copy::QUEUED_BYTES_MAX;
 use super::super::faults;
 use super::super::sync_tap::Attached;
@@ -24,6 +25,11 @@ impl PrimarySide {
                     self.capture(epoch, hold);
                 }
             }
+            PrimaryAction::SendAhead {
+                session,
+                begin,
+                pages_max,
+            } => self.send_ahead(session, begin, pages_max),
             PrimaryAction::Transmit { session, begin, stop } => {
                 let epoch = begin.epoch;
                 if begin.base.is_none() && !self.finish_disk_copy(session, begin.term) {
@@ -33,7 +39,7 @@ impl PrimarySide {
                     return;
                 };
                 self.trace.note(Step::Sending, epoch);
-                let buffers = capture.transmission(begin, stop);
+                let buffers = capture.transmission(session, begin, stop);
                 if faults::cuts_frame(epoch) {
                     return self.cut_in_frame(session, buffers);
                 }
@@ -110,6 +116,7 @@ impl PrimarySide {
         if first {
             // A new standby VM: it has neither pages nor states yet.
             self.owed.clear();
+            self.ahead = Ahead::default();
             self.acked_states.clear();
             self.deltas.forget();
         }
@@ -148,6 +155,28 @@ impl PrimarySide {
         }
     }
 
+    /// Dirty pages of the next sync, while the guest runs.
+    fn send_ahead(&mut self, id: SessionId, begin: Begin, pages_max: u64) {
+        // What is known of the secondary's pages gets old.
+        self.deltas.forget();
+        let of = (id, begin.epoch);
+        let opening = |out: &mut Vec<u8>| {
+            encode(&Message::Begin(begin), out);
+        };
+        let pages_max = usize::try_from(pages_max).unwrap_or(usize::MAX);
+        match self
+            .ahead
+            .send(&self.machine, of, pages_max, opening, &mut self.owed)
+        {
+            Ok(bytes) => {
+                self.ahead_due_ms = self.clock.now_ms();
+                self.counters.wire_bytes += bytes.len() as u64;
+                self.on_link(id, |session| session.main.send(bytes));
+            }
+            Err(error) => self.fail_host(format!("guest memory cannot be read: {error:#}")),
+        }
+    }
+
     pub(super) fn fail_host(&mut self, reason: String) {
         tracing::error!("{reason}");
         self.copy.take_dirty();
@@ -175,20 +204,25 @@ impl PrimarySide {
                 }
             }
         }
-        let mut owed = self.copy.take_dirty();
-        owed.append(&mut self.owed);
+        let mut pages = self.copy.take_dirty();
+        pages.append(&mut self.owed);
+        let ahead = self.ahead.take(&mut pages);
         self.dirty_look_ms = self.clock.now_ms() + DIRTY_LOOK_INTERVAL_MS;
         let buffer = self
             .session
             .as_mut()
             .map(|session| session.main.take_spare())
             .unwrap_or_default();
-        let deltas = self.deltas.for_sync();
+        // A delta must be the first word of its sync on a page.
+        let deltas = match ahead {
+            Some(_) => None,
+            None => self.deltas.for_sync(),
+        };
         let taken = Capture::take(
             &self.machine,
             epoch,
             hold,
-            owed,
+            Debt { pages, ahead },
             &self.acked_states,
             deltas,
             buffer,
@@ -204,10 +238,10 @@ impl PrimarySide {
                 self.timings
                     .capture_us
                     .note(self.clock.now_us() - self.paused_at_us);
-                self.counters.pages += capture.pages.len() as u64;
+                self.counters.pages += capture.pages_sent();
                 self.events.push_back(PrimaryEvent::Captured {
                     epoch,
-                    pages: capture.pages.len() as u64,
+                    pages: capture.pages_sent(),
                     bytes: capture.frames.len() as u64,
                     stop: capture.stop,
                 });
@@ -231,7 +265,7 @@ impl PrimarySide {
         self.deltas.failed();
         self.reset.forget_capture(epoch);
         if let Some(capture) = self.capture.take_if(|capture| capture.epoch == epoch) {
-            self.machine.give_back(epoch, &capture.pages);
+            self.machine.give_back(epoch, &capture.owed());
         }
         self.ask_again_for_held();
     }
@@ -290,6 +324,7 @@ impl PrimarySide {
         self.tap.set_idle();
         self.copy.take_dirty();
         self.owed.clear();
+        self.ahead = Ahead::default();
         self.machine.open_gate();
         if let Err(error) = self.machine.dirty().stop() {
             tracing::warn!("the dirty log cannot be stopped: {error}");

@@ -122,6 +122,7 @@ fn connect(security: &Security, host: String, address: SocketAddr) -> Result<Con
 impl PrimarySide {
     /// A session has ended. A pair that is broken is to be joined again at once, all else can wait.
     pub(super) fn note_session_end(&mut self) {
+        self.ahead.end_session(&mut self.owed);
         if !self.machine.holds_output() {
             self.connector.next_ms = self.clock.now_ms() + FUTILE_RETRY_MS;
         }
