@@ -64,6 +64,8 @@ pub struct Counters {
     pub syncs_failed: u64,
     /// Pages sent or received in syncs.
     pub pages: u64,
+    /// Of those that were sent, pages that went ahead of their sync.
+    pub pages_ahead: u64,
     /// Bytes on the wire for them.
     pub wire_bytes: u64,
     /// Duration of the last sync, from the pause to the ack, in us.

@@ -239,6 +239,7 @@ impl PrimarySide {
                     .capture_us
                     .note(self.clock.now_us() - self.paused_at_us);
                 self.counters.pages += capture.pages_sent();
+                self.counters.pages_ahead += capture.pages_sent() - capture.pages.len() as u64;
                 self.events.push_back(PrimaryEvent::Captured {
                     epoch,
                     pages: capture.pages_sent(),
