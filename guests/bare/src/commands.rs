@@ -39,8 +39,8 @@ pub enum Command {
     Set(Vec<u8>, Vec<u8>),
     /// `GET key`.
     Get(Vec<u8>),
-    /// `DIRTY n`: writes the next *n* pages of the pattern area.
-    Dirty(usize),
+    /// `DIRTY n [ms]`: writes the next *n* pages of the pattern area, at once or one by one over so long.
+    Dirty(usize, usize),
     /// `KICK n [pages]`: *n* times: writes so many pages, then asks for a sync.
     Kick(usize, usize),
     /// `KICKLOOP pages seconds`: the same, for so long.
@@ -90,7 +90,11 @@ pub fn parse(arguments: &[&[u8]]) -> Result<Command, String> {
             Ok(Command::Set(key.to_vec(), value.to_vec()))
         }
         ("GET", [key]) => Ok(Command::Get(key.to_vec())),
-        ("DIRTY", [n]) => Ok(Command::Dirty(count(n, "n", any)?)),
+        ("DIRTY", [n]) => Ok(Command::Dirty(count(n, "n", any)?, 0)),
+        ("DIRTY", [n, ms]) => Ok(Command::Dirty(
+            count(n, "n", any)?,
+            count(ms, "ms", STALL_MS_MAX)?,
+        )),
         ("KICK", [n]) => Ok(Command::Kick(count(n, "n", any)?, 0)),
         ("KICK", [n, pages]) => Ok(Command::Kick(count(n, "n", any)?, count(pages, "pages", any)?)),
         ("KICKLOOP", [pages, seconds]) => Ok(Command::KickLoop(
@@ -123,7 +127,7 @@ pub fn parse(arguments: &[&[u8]]) -> Result<Command, String> {
         ("QUIT", []) => Ok(Command::Quit),
         ("SET", _) => Err(usage("SET key value")),
         ("GET", _) => Err(usage("GET key")),
-        ("DIRTY", _) => Err(usage("DIRTY n")),
+        ("DIRTY", _) => Err(usage("DIRTY n [ms]")),
         ("KICK", _) => Err(usage("KICK n [pages]")),
         ("KICKLOOP", _) => Err(usage("KICKLOOP pages seconds")),
         ("BLKTEST", _) => Err(usage("BLKTEST n depth")),

@@ -14,10 +14,47 @@ const SAMPLES_MAX: usize = 65_536;
 
 /// A piece of work.
 pub enum Job {
-    /// Writes so many pages of the pattern area.
-    Dirty(usize),
+    /// Writes pages of the pattern area.
+    Dirty(DirtyJob),
     /// Writes pages and kicks, again and again.
     Kick(KickJob),
+}
+
+/// Pages, one by one over some time.
+pub struct DirtyJob {
+    pages: usize,
+    written: usize,
+    begun_us: u64,
+    duration_us: u64,
+}
+
+impl DirtyJob {
+    /// So many pages over so long.
+    pub fn over(pages: usize, duration_us: u64) -> DirtyJob {
+        DirtyJob {
+            pages,
+            written: 0,
+            begun_us: clock::now_us(),
+            duration_us,
+        }
+    }
+
+    fn elapsed_us(&self) -> u64 {
+        clock::now_us() - self.begun_us
+    }
+
+    fn is_done(&self) -> bool {
+        self.written == self.pages && self.elapsed_us() >= self.duration_us
+    }
+
+    /// Writes a page if its time has come.
+    fn write(&mut self, area: &mut PatternArea) {
+        let is_due = self.written as u64 * self.duration_us <= self.elapsed_us() * self.pages as u64;
+        if self.written < self.pages && is_due {
+            self.written += 1;
+            area.dirty_page();
+        }
+    }
 }
 
 /// Kicks, each after so many pages were written, until a number or a time is reached.
@@ -107,7 +144,7 @@ impl Job {
     /// Pages that it writes at a time: not more than the area has.
     pub fn pages(&self) -> usize {
         match self {
-            Job::Dirty(pages) => *pages,
+            Job::Dirty(dirty) => dirty.pages,
             Job::Kick(kicks) => kicks.pages,
         }
     }
@@ -117,11 +154,8 @@ impl Job {
         let until_us = clock::now_us() + SLICE_US_MAX;
         loop {
             match self {
-                Job::Dirty(0) => return Some(Ending::Done),
-                Job::Dirty(left) => {
-                    *left -= 1;
-                    area.dirty_page();
-                }
+                Job::Dirty(dirty) if dirty.is_done() => return Some(Ending::Done),
+                Job::Dirty(dirty) => dirty.write(area),
                 Job::Kick(job) if job.is_done() => {
                     return Some(if job.reports {
                         Ending::Report(job.report())

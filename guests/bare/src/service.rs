@@ -8,7 +8,7 @@ use crate::apic::Timer;
 use crate::commands::{self, Command};
 use crate::commit::Client;
 use crate::guest::{End, Guest};
-use crate::jobs::{Job, KickJob};
+use crate::jobs::{DirtyJob, Job, KickJob};
 use crate::server::Activity;
 use crate::{check, clock, fpu, resp, traps, worker};
 
@@ -44,7 +44,9 @@ impl Guest {
                 self.counts.gets += 1;
                 resp::bulk(&mut self.connections[i].output, self.storage.index().get(&key));
             }
-            Command::Dirty(pages) => self.begin_job(i, Job::Dirty(pages))?,
+            Command::Dirty(pages, ms) => {
+                self.begin_job(i, Job::Dirty(DirtyJob::over(pages, ms as u64 * 1000)))?;
+            }
             Command::Kick(kicks, pages) => {
                 self.begin_job(i, Job::Kick(KickJob::counted(kicks, pages)))?;
             }

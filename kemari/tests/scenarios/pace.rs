@@ -4,6 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use kemari::control::Status;
 
 use crate::support::{Host, Plan, ask, play};
 
@@ -34,34 +35,45 @@ fn pipelined_output_does_not_wait_for_the_clock() {
     });
 }
 
-/// Pages that the guest writes, one after the other and many times over, before it answers: that takes it a second or two.
-const WRITTEN_PAGES: &str = "1000000";
+/// Pages that the guest writes before it answers. They are more than it changes in any other way until then.
+const WRITTEN_PAGES: u64 = 3000;
 
-/// By then pages have gone ahead, and nothing has left yet.
-const THINKS: Duration = Duration::from_millis(700);
+/// So long it takes the guest: all but the last have gone ahead then.
+const THINKS_MS: u64 = 1500;
 
 #[test]
 fn pages_go_ahead_of_their_sync_and_are_nothing_without_it() {
     let plan = Plan {
-        protection: "max_interval_ms = 60000\nmax_dirty_pages = 32768",
+        protection: "max_interval_ms = 60000",
         ..Plan::default()
     };
     play(&plan, |scene| {
         scene.protect()?;
-        scene.order(&["DIRTY", WRITTEN_PAGES])?;
-        let counters = scene.await_protected(Host::A)?.counters;
+        let think = ["DIRTY", &WRITTEN_PAGES.to_string(), &THINKS_MS.to_string()];
+        let before = scene.await_protected(Host::A)?.counters;
+        scene.order(&think)?;
+        // What a status shows is a moment old.
+        let was_sent = |status: &Status| status.counters.pages >= before.pages + WRITTEN_PAGES;
+        let after = scene.await_status("the pages sent", Host::A, was_sent)?.counters;
         ensure!(
-            counters.pages_ahead > 0 && counters.syncs_failed == 0,
-            "nothing went ahead: {counters:?}"
+            after.pages_ahead >= WRITTEN_PAGES / 2 && after.syncs_failed == 0,
+            "they did not go ahead: {after:?}"
+        );
+        ensure!(
+            after.pages - before.pages < WRITTEN_PAGES * 3 / 2,
+            "they were sent once more: {before:?}, then {after:?}"
         );
         scene.order(&["CHECK"])?;
-        let load = scene.load();
-        let thinking = thread::spawn(move || ask(&load, &["DIRTY", WRITTEN_PAGES]));
-        thread::sleep(THINKS);
-        scene.kill(Host::A)?;
-        scene.await_primary(Host::B)?;
-        scene.order(&["CHECK"])?;
-        thinking.join().expect("it does not panic")?;
-        scene.order(&["CHECK"])
+        let (load, begun) = (scene.load(), Instant::now());
+        thread::scope(|scope| {
+            let thinking = scope.spawn(|| ask(&load, &think));
+            // Half of the time is over, and the sync has begun.
+            thread::sleep(Duration::from_millis(THINKS_MS / 2).saturating_sub(begun.elapsed()));
+            scene.kill(Host::A)?;
+            scene.await_primary(Host::B)?;
+            scene.order(&["CHECK"])?;
+            thinking.join().expect("it does not panic")?;
+            scene.order(&["CHECK"])
+        })
     });
 }
