@@ -43,7 +43,7 @@ fn bare_guest() -> PathBuf {
     program
 }
 
-fn machine(memory_mib: u64, dirty_source: DirtySource) -> Machine {
+pub(super) fn machine(memory_mib: u64, dirty_source: DirtySource) -> Machine {
     let config = BootConfig {
         kernel: bare_guest(),
         initrd: None,

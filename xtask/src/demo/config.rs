@@ -109,6 +109,8 @@ impl Plan {
             Some(flush) => {
                 disk.insert("replicate".into(), value(&true)?);
                 disk.insert("flush".into(), value(&flush.to_string())?);
+                // The other host's image is another disk: whoever has the good one goes on.
+                disk.insert("on_error".into(), value("failover")?);
             }
             None => {
                 disk.insert("shared".into(), value(&true)?);

@@ -1,16 +1,22 @@
 //! What the core wants done.
 
+use std::time::{Duration, Instant};
+
 use kemari_sync::wire::{Begin, Channel, Message, encode};
 use kemari_sync::{Epoch, PrimaryAction, PrimaryEvent, SessionId};
 
 use super::super::ahead::Ahead;
 use super::super::capture::{Capture, Debt, Failed};
-use super::super::copy::QUEUED_BYTES_MAX;
+use super::super::copy::{Next, QUEUED_BYTES_MAX};
 use super::super::faults;
 use super::super::sync_tap::Attached;
 use super::super::trace::Step;
 use super::{DIRTY_LOOK_INTERVAL_MS, End, Input, PrimarySide};
 use crate::link::LinkError;
+
+/// How long a copy is handed to a link that takes it as fast as it comes before the loop has its turn: heartbeats must go
+/// on, or the secondary takes this side for silent.
+const PUMP_TIME_MAX: Duration = Duration::from_millis(20);
 
 impl PrimarySide {
     pub(super) fn perform(&mut self, action: PrimaryAction) {
@@ -127,9 +133,19 @@ impl PrimarySide {
         }
     }
 
+    /// Whether what is pumped must wait for the loop's next turn, which then comes at once.
+    pub(super) fn ends_pumping(&self, since: Instant) -> bool {
+        let ends = since.elapsed() >= PUMP_TIME_MAX;
+        if ends {
+            self.mailbox.post(Input::Wake);
+        }
+        ends
+    }
+
     /// Hands pages of the round to the link as long as it takes them.
     pub(super) fn pump_copy(&mut self) {
-        while self.copy.is_active() {
+        let begin = Instant::now();
+        while self.copy.is_active() && !self.ends_pumping(begin) {
             let Some(session) = &mut self.session else {
                 self.copy.take_dirty();
                 return;
@@ -139,9 +155,10 @@ impl PrimarySide {
                 return;
             }
             match self.copy.next_frame(&self.machine) {
-                Ok(Some(frame)) => self.on_link(id, |session| session.main.send(frame)),
-                Ok(None) if self.disks.must_go_on() => return,
-                Ok(None) => match self.copy.end_round(&self.machine) {
+                Ok(Next::Frame(frame)) => self.on_link(id, |session| session.main.send(frame)),
+                Ok(Next::Nothing) => {}
+                Ok(Next::Done) if self.disks.must_go_on() => return,
+                Ok(Next::Done) => match self.copy.end_round(&self.machine) {
                     Ok(dirty_pages) => {
                         self.events.push_back(PrimaryEvent::CopyRoundSent {
                             session: id,

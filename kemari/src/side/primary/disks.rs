@@ -1,6 +1,7 @@
 //! The replicated disks of a primary: their copy to a secondary, and the terms in their records.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use kemari_sync::wire::{BlockFrame, DiskMark, FrameHeader, FrameKind, Message};
 use kemari_sync::{
@@ -199,7 +200,11 @@ impl PrimarySide {
 
     /// Hands frames of the disks' copy to the link as long as it takes them.
     pub(super) fn pump_disks(&mut self) {
+        let begin = Instant::now();
         while let (Some(copier), Some(session)) = (&self.disks.copier, &self.session) {
+            if self.ends_pumping(begin) {
+                return;
+            }
             let id = session.id;
             if let Some(reason) = copier.failure() {
                 self.disks.copier = None;
