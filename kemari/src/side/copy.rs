@@ -122,13 +122,14 @@ mod tests {
         let (mut steps, mut empty, mut frames) = (0, 0, 0);
         loop {
             let before = copy.done_pages;
-            match copy.next_frame(&machine).unwrap() {
+            let next = copy.next_frame(&machine).unwrap();
+            steps += 1;
+            assert!(copy.done_pages - before <= LOOKED_PAGES_MAX as u64);
+            match next {
                 Next::Frame(_) => frames += 1,
                 Next::Nothing => empty += 1,
                 Next::Done => break,
             }
-            assert!(copy.done_pages - before <= LOOKED_PAGES_MAX as u64);
-            steps += 1;
         }
         assert_eq!(copy.done_pages, copy.total_pages, "all of it");
         assert!(
