@@ -1,7 +1,7 @@
 //! The kinds of cut.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 use clap::ValueEnum;
@@ -9,7 +9,7 @@ use lab::Network;
 use rustix::process::Signal;
 
 use crate::demo::options::{self, Pace};
-use crate::demo::pair::{Pair, Role, Side};
+use crate::demo::pair::{Pair, Role, Side, Status};
 use crate::proof::client::ask;
 use crate::proof::load::Load;
 use crate::tools::wait_for;
@@ -128,10 +128,14 @@ impl Cut {
             Cut::Copy => {
                 pair.cut(primary.other(), options::Cut::Kill)?;
                 pair.start(primary.other(), Role::Secondary)?;
+                // A small guest's copy may be over before it is seen.
+                let (begin, mut parted) = (Instant::now(), false);
                 wait_for("the first copy", pace.protect_max, || {
                     let status = pair.status(primary)?;
-                    let begun = status.is_some_and(|status| status.copy_percent() > Some(0));
-                    Ok(begun.then_some(()))
+                    let is_protected = status.as_ref().is_some_and(Status::is_protected);
+                    parted |= (status.is_some() && !is_protected) || begin.elapsed() > suspicion * 3;
+                    let is_copying = status.is_some_and(|status| status.copy_percent() > Some(0));
+                    Ok((is_copying || (parted && is_protected)).then_some(()))
                 })?;
                 pair.cut(primary.other(), options::Cut::Kill)
             }
