@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -15,9 +16,13 @@ use crate::image::host_initramfs;
 use crate::kernel::cloud_kernel;
 use crate::netns::Netns;
 use crate::network::{HOSTS_MAX, Network, outside, set_joined};
+use crate::nfs::Nfs;
 use crate::packages::ensure_packages;
 use crate::scratch::{scratch_dir, socket_dir};
 use crate::volatile::VolatileDisk;
+
+/// By how much the clocks of two hosts that follow each other differ.
+pub const CLOCK_STEP: Duration = Duration::from_secs(5 * 60 * 60);
 
 /// What a lab is made of.
 #[derive(Clone, Debug)]
@@ -40,6 +45,8 @@ pub struct LabConfig {
     pub volatile: bool,
     /// Whether an etcd runs outside.
     pub etcd: bool,
+    /// Whether an NFS server runs outside.
+    pub nfs: bool,
 }
 
 impl Default for LabConfig {
@@ -54,6 +61,7 @@ impl Default for LabConfig {
             own_disks_mib: Vec::new(),
             volatile: false,
             etcd: true,
+            nfs: false,
         }
     }
 }
@@ -74,13 +82,15 @@ impl Default for LabConfig {
 /// # let _ = pid; Ok(()) }
 /// ```
 ///
-/// Inside a host `lab-fence N` cuts the power of host N and returns when it is off.
+/// Inside a host `lab-fence N` cuts the power of host N and returns when it is off. The clock of each host is
+/// [`CLOCK_STEP`] ahead of that of the host before it: nothing may depend on what time it is elsewhere.
 // The order of the fields is the order of their end: the fence before the hosts it could still cut.
 #[derive(Debug)]
 pub struct Lab {
     _fence: Fence,
     hosts: Vec<Host>,
     etcd: Option<Etcd>,
+    nfs: Option<Nfs>,
     outside: Netns,
     _dirs: [TempDir; 2],
 }
@@ -122,6 +132,7 @@ impl Lab {
                 own.push(path);
             }
             let parts = Parts {
+                clock_ahead: CLOCK_STEP * index as u32,
                 vmlinux: kernel.vmlinux.clone(),
                 initramfs: initramfs.clone(),
                 smp: config.smp,
@@ -134,17 +145,15 @@ impl Lab {
             hosts.push(Host::new(index, parts, &outside, host_dir)?);
         }
         hosts.iter().try_for_each(Host::power_on)?;
-        let etcd = if config.etcd {
-            Some(Etcd::start(&outside)?)
-        } else {
-            None
-        };
+        let etcd = config.etcd.then(|| Etcd::start(&outside)).transpose()?;
+        let nfs = config.nfs.then(|| Nfs::start(&outside)).transpose()?;
         let fence = Fence::start(&outside, hosts.iter().map(Host::power).collect())?;
         hosts.iter().try_for_each(Host::wait_ready)?;
         Ok(Lab {
             _fence: fence,
             hosts,
             etcd,
+            nfs,
             outside,
             _dirs: [sockets, own_disks],
         })
@@ -163,6 +172,11 @@ impl Lab {
     /// The arbiter's etcd, if there is one.
     pub fn etcd(&self) -> Option<&Etcd> {
         self.etcd.as_ref()
+    }
+
+    /// The NFS server, if there is one.
+    pub fn nfs(&self) -> Option<&Nfs> {
+        self.nfs.as_ref()
     }
 
     /// Cuts host `host` off a network: it keeps its carrier, and whatever it sends arrives nowhere. Without

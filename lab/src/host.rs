@@ -5,7 +5,7 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use crate::error::{Context, Error, Result, tail};
 use crate::netns::Netns;
 use crate::network::{NETMASK_BITS, Network, bridge_mac, control_address, replication_address};
 use crate::packages::tool;
-use crate::process::Process;
+use crate::process::{Process, run};
 use crate::qmp::Qmp;
 use crate::tsc;
 use crate::volatile::VolatileDisk;
@@ -41,6 +41,8 @@ pub(crate) struct Parts {
     pub smp: u32,
     pub memory_mib: u32,
     pub taps: usize,
+    /// How far its clock is ahead.
+    pub clock_ahead: Duration,
     /// Disks that all hosts have.
     pub shared_disks: Vec<PathBuf>,
     /// Disks that no other host has.
@@ -361,6 +363,7 @@ impl Host {
             smp,
             memory_mib,
             taps,
+            clock_ahead,
             shared_disks,
             own_disks,
             volatile_disks,
@@ -375,6 +378,7 @@ impl Host {
             replication_address(self.index),
             bridge_mac(self.index),
         );
+        let clock = date_in(*clock_ahead)?;
         let mut command = self.outside.command(tool("qemu-system-x86_64"));
         command.args([
             "-accel",
@@ -392,6 +396,8 @@ impl Host {
             "-no-reboot",
             "-append",
             &cmdline,
+            "-rtc",
+            &format!("base={clock}"),
         ]);
         command.arg("-kernel").arg(vmlinux).arg("-initrd").arg(initramfs);
         command
@@ -438,6 +444,13 @@ impl Drop for Host {
     fn drop(&mut self) {
         self.power_cut();
     }
+}
+
+/// The date (UTC) in a while from now, as QEMU reads it.
+fn date_in(time: Duration) -> Result<String> {
+    let seconds = format!("now + {} seconds", time.as_secs());
+    let output = run(Command::new("date").args(["--utc", "--date", &seconds, "+%FT%T"]))?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 fn program(words: &[&str]) -> Program {

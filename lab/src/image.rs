@@ -55,12 +55,17 @@ fn base(modules: &[Module]) -> Result<Cpio> {
     for name in names.lines().filter(|name| *name != "busybox") {
         archive.link(&format!("/bin/{name}"), "busybox");
     }
+    add_modules(&mut archive, modules, "order");
+    Ok(archive)
+}
+
+/// Adds modules, and `/lib/modules/LIST` with their names in the order of their insertion.
+fn add_modules(archive: &mut Cpio, modules: &[Module], list: &str) {
     let mut order = String::new();
     for Module { name, bytes } in modules {
         archive.file(&format!("/lib/modules/{name}.ko"), bytes);
         order.push_str(name);
         order.push('\n');
     }
-    archive.file("/lib/modules/order", order.as_bytes());
-    Ok(archive)
+    archive.file(&format!("/lib/modules/{list}"), order.as_bytes());
 }

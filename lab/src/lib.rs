@@ -23,6 +23,7 @@ mod kernel;
 mod localnet;
 mod netns;
 mod network;
+mod nfs;
 mod packages;
 mod process;
 mod qmp;
@@ -30,7 +31,7 @@ mod scratch;
 mod tsc;
 mod volatile;
 
-pub use emulated::{Lab, LabConfig};
+pub use emulated::{CLOCK_STEP, Lab, LabConfig};
 pub use error::{Error, Result};
 pub use etcd::Etcd;
 pub use host::{Host, Output};
@@ -42,6 +43,7 @@ pub use network::{
     NETMASK_BITS, Network, OUTSIDE_CONTROL, OUTSIDE_GUESTS, control_address, guest_address,
     replication_address,
 };
+pub use nfs::Nfs;
 pub use packages::ensure_packages;
 pub use process::Process;
 pub use scratch::scratch_dir;

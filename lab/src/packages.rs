@@ -30,7 +30,12 @@ const PROGRAM_DIRS: [&str; 6] = [
 
 /// Installs the Debian packages that the lab needs, if any of their programs is missing. Needs root and apt then.
 pub fn ensure_packages() -> Result<()> {
-    let missing: Vec<&str> = TOOLS
+    ensure_installed(&TOOLS)
+}
+
+/// The same for some programs, with the packages that bring them.
+pub(crate) fn ensure_installed(tools: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<&str> = tools
         .iter()
         .filter(|(program, _)| installed(program).is_none())
         .map(|(_, package)| *package)
@@ -47,7 +52,10 @@ pub fn ensure_packages() -> Result<()> {
     command
         .args(["install", "--yes", "--no-install-recommends"])
         .args(&missing);
-    run(command.env("DEBIAN_FRONTEND", "noninteractive"))?;
+    // Services that packages bring along must not start: they would take ports on this machine.
+    run(command
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .env("RUNLEVEL", "1"))?;
     Ok(())
 }
 

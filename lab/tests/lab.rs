@@ -18,6 +18,7 @@ fn hosts_are_driven_cut_off_and_killed() {
     let config = LabConfig {
         shared_disks: vec![disk],
         own_disks_mib: vec![8],
+        nfs: true,
         ..LabConfig::default()
     };
     let started = Instant::now();
@@ -25,14 +26,24 @@ fn hosts_are_driven_cut_off_and_killed() {
     println!("two hosts are up after {:?}", started.elapsed());
     let (a, b) = (lab.host(0), lab.host(1));
 
+    tools_are_there(a);
     programs_run_and_end(a);
     files_travel(a);
     static_tests_run_inside(a);
     what_one_writes_the_other_reads(a, b);
     links_are_cut_one_at_a_time(&lab);
     etcd_answers(a);
+    clocks_differ(a, b);
+    files_are_shared_over_nfs(&lab);
     power_is_cut_and_comes_back(a, b);
     one_host_fences_the_other(a, b);
+}
+
+/// What those who drive hosts count on: a shell takes a program that is missing for one that says no.
+fn tools_are_there(host: &Host) {
+    for tool in ["grep", "ip", "mount", "pidof", "truncate", "umount"] {
+        host.sh(&format!("type {tool} >/dev/null")).unwrap();
+    }
 }
 
 fn programs_run_and_end(host: &Host) {
@@ -142,6 +153,35 @@ fn links_are_cut_one_at_a_time(lab: &Lab) {
 fn etcd_answers(host: &Host) {
     let answer = host.sh("wget -q -O - http://10.78.0.1:2379/health").unwrap();
     assert!(answer.contains("true"), "{answer}");
+}
+
+fn clocks_differ(a: &Host, b: &Host) {
+    let clock = |host: &Host| host.sh("date +%s").unwrap().trim().parse::<i64>().unwrap();
+    let ahead = clock(b) - clock(a);
+    assert!(
+        (ahead - lab::CLOCK_STEP.as_secs() as i64).abs() < 120,
+        "{ahead} s"
+    );
+}
+
+fn files_are_shared_over_nfs(lab: &Lab) {
+    let (a, b, nfs) = (lab.host(0), lab.host(1), lab.nfs().unwrap());
+    for host in [a, b] {
+        host.sh("lab-nfs /mnt/nfs && lab-nfs /mnt/nfs").unwrap();
+        assert!(host.sh("grep /mnt/nfs /proc/mounts").unwrap().contains(" nfs4 "));
+    }
+    a.sh("cd /mnt/nfs && echo one >1 && ln 1 name").unwrap();
+    let link = b
+        .exec(&["sh", "-c", "cd /mnt/nfs && echo two >2 && ln 2 name"])
+        .unwrap();
+    assert_ne!(link.status, 0, "a name is given once");
+    assert_eq!(b.sh("cat /mnt/nfs/name").unwrap(), "one\n");
+    assert!(nfs.directory().join("name").exists());
+    nfs.pause().unwrap();
+    let slow = b.exec_with(&["touch", "/mnt/nfs/3"], b"", Duration::from_secs(3));
+    assert!(slow.unwrap_err().to_string().contains("longer than 3s"));
+    nfs.resume().unwrap();
+    wait_until("the server answers again", || b.sh("touch /mnt/nfs/4").is_ok());
 }
 
 fn power_is_cut_and_comes_back(a: &Host, b: &Host) {

@@ -16,7 +16,9 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::demo::options::{ACKNOWLEDGED_AFTER_MIN, Disk, Guest, Hosts, Options as DemoOptions, Pace};
+use crate::demo::options::{
+    ACKNOWLEDGED_AFTER_MIN, Arbiter, Disk, Guest, Hosts, Options as DemoOptions, Pace,
+};
 use crate::demo::pair::{Pair, Place as Hosting, Role, Side, Status};
 use crate::demo::{self, ending, run};
 use crate::proof::checker::check;
@@ -48,6 +50,9 @@ pub struct Options {
     /// The guest's disk; if not said: shared here, which needs a fence, and replicated in the lab
     #[arg(long, value_enum)]
     pub disk: Option<Disk>,
+    /// Who decides which side goes on; nfs takes --place lab
+    #[arg(long, value_enum, default_value_t = Arbiter::Etcd)]
+    pub arbiter: Arbiter,
     /// Only this kind of cut (may be repeated); otherwise all that the place knows
     #[arg(long = "cut", value_enum)]
     pub cuts: Vec<Cut>,
@@ -87,6 +92,7 @@ impl Options {
             guest,
             hosts,
             disk: self.disk.unwrap_or(disk),
+            arbiter: self.arbiter,
             ..DemoOptions::LAB
         }
     }
@@ -117,6 +123,7 @@ impl Options {
 pub fn soak(options: &Options) -> Result<bool> {
     let _lock = demo::lock()?;
     let (kinds, of_hosts) = (options.kinds()?, options.of_hosts());
+    of_hosts.validate()?;
     let ui = Ui::default();
     let mut place = demo::prepare(&of_hosts, &ui)?;
 
@@ -329,6 +336,7 @@ fn answered(swarm: &Swarm, since: &[u64], pace: Pace, when: &str) -> Result<()> 
 /// Waits until it is clear who runs the VM: alone, or, where nobody died, protected.
 fn await_survivor(pair: &mut dyn Pair, cut: Cut, victim: Side, pace: Pace) -> Result<(Side, Status)> {
     wait_for("a host that runs the VM", pace.recover_max, || {
+        std::thread::sleep(pace.look_interval);
         let mut found = Vec::new();
         for side in Side::BOTH {
             // Who stands still or is out of reach does not answer.
@@ -353,4 +361,43 @@ fn await_survivor(pair: &mut dyn Pair, cut: Cut, victim: Side, pace: Pace) -> Re
             _ => None,
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(place: Place, cuts: &[Cut]) -> Options {
+        Options {
+            place,
+            minutes: 1,
+            disk: None,
+            arbiter: Arbiter::Etcd,
+            cuts: cuts.to_vec(),
+            seed: None,
+        }
+    }
+
+    #[test]
+    fn each_place_has_the_kinds_of_cut_that_it_can_do() {
+        let here = options(Place::Here, &[]).kinds().unwrap();
+        let lab = options(Place::Lab, &[]).kinds().unwrap();
+        assert!(here.contains(&Cut::Reboot) && !here.contains(&Cut::Stall));
+        assert!(lab.contains(&Cut::Stall) && !lab.contains(&Cut::Reboot));
+        assert!(here.contains(&Cut::Power) && lab.contains(&Cut::Power));
+        let wanted = [Cut::Kill, Cut::Stall];
+        assert_eq!(options(Place::Lab, &wanted).kinds().unwrap(), wanted);
+        let refused = options(Place::Here, &wanted).kinds().unwrap_err().to_string();
+        assert!(refused.contains("`stall`"), "{refused}");
+    }
+
+    #[test]
+    fn an_arbiter_on_nfs_takes_emulated_hosts() {
+        let with_nfs = |place| Options {
+            arbiter: Arbiter::Nfs,
+            ..options(place, &[])
+        };
+        assert!(with_nfs(Place::Lab).of_hosts().validate().is_ok());
+        assert!(with_nfs(Place::Here).of_hosts().validate().is_err());
+    }
 }

@@ -139,6 +139,7 @@ fn with_vm(pair: &mut EmulatedPair<'_>) -> Result<Measured> {
 
 fn await_protected(pair: &mut EmulatedPair<'_>) -> Result<()> {
     wait_for("protection", Pace::LAB.protect_max, || {
+        std::thread::sleep(Pace::LAB.look_interval);
         pair.check_alive()?;
         let status = pair.status(Side::A)?;
         Ok(status.filter(|status| status.is_protected()).map(drop))

@@ -4,14 +4,14 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use lab::{Host, Lab, LabConfig, Netns, Network, guest_address, replication_address};
 use rustix::process::Signal;
 use tempfile::TempDir;
 use toml::Table;
 
 use super::config::{Arbiter, HostPlan, Plan};
-use super::options::{Cut, Disk, Fault, Flush, Options, Pace};
+use super::options::{self, Cut, Disk, Fault, Flush, Options, Pace};
 use super::pair::{
     self, FORGET_OUTSIDE, GUEST_MAC, Image, LINK_PORT, Pair, Place, Role, STOP_MAX, Side, Status, run_dir,
     term_in,
@@ -33,6 +33,9 @@ const STATE: &str = "/state";
 const STATE_DISK: &str = "/dev/vdb";
 /// Size of that disk.
 const STATE_MIB: u64 = 16;
+/// Where an arbiter of files is mounted, and the file that marks it as the one.
+const ARBITER: &str = "/arbiter";
+const ARBITER_MARKER: &str = "kemari-arbiter";
 
 /// Two emulated hosts, used for one run after the other.
 #[derive(Debug)]
@@ -70,6 +73,8 @@ impl EmulatedPlace {
         let directory = lab::scratch_dir()?;
         let mut config = LabConfig {
             volatile,
+            etcd: options.arbiter == options::Arbiter::Etcd,
+            nfs: options.arbiter == options::Arbiter::Nfs,
             ..LabConfig::default()
         };
         let disk = match options.disk {
@@ -85,8 +90,13 @@ impl EmulatedPlace {
             }
         };
         config.own_disks_mib.push(STATE_MIB);
+        let lab = Lab::start(config)?;
+        if let Some(nfs) = lab.nfs() {
+            let marker = nfs.directory().join(ARBITER_MARKER);
+            fs::write(&marker, []).with_context(|| format!("{} cannot be made", marker.display()))?;
+        }
         Ok(Self {
-            lab: Lab::start(config)?,
+            lab,
             program,
             image,
             disk,
@@ -121,6 +131,9 @@ impl EmulatedPlace {
             self.lab.join(side.number(), network)?;
         }
         host.wait_ready()?;
+        if self.lab.nfs().is_some() {
+            host.sh(&format!("lab-nfs {ARBITER}"))?;
+        }
         host.put(&self.program, PROGRAM)?;
         host.put(&self.image.kernel, KERNEL)?;
         if let Some(initrd) = &self.image.initrd {
@@ -201,7 +214,10 @@ impl EmulatedPlace {
     }
 
     fn plan(&self, number: u64) -> Result<Plan> {
-        let etcd = self.lab.etcd().context("the lab has no etcd")?.endpoint();
+        let arbiter = match self.lab.etcd() {
+            Some(etcd) => Arbiter::Etcd(etcd.endpoint()),
+            None => Arbiter::File(ARBITER.into()),
+        };
         let host = |side: Side, other: Side| HostPlan {
             listen: SocketAddr::from((replication_address(side.number()), LINK_PORT)).to_string(),
             control: "/kemari.sock".into(),
@@ -225,7 +241,7 @@ impl EmulatedPlace {
             vcpus: self.image.vcpus,
             mac: GUEST_MAC.into(),
             direct: true,
-            arbiter: Arbiter::Etcd(etcd),
+            arbiter,
             protected: true,
             mode: "lockstep",
             tuning: Table::new(),
@@ -450,10 +466,13 @@ impl Pair for EmulatedPair<'_> {
     }
 
     fn set_arbiter_answering(&self, answering: bool) -> Result<()> {
-        let etcd = self.place.lab.etcd().context("the lab has no etcd")?;
-        match answering {
-            true => etcd.resume()?,
-            false => etcd.pause()?,
+        let lab = &self.place.lab;
+        match (lab.etcd(), lab.nfs(), answering) {
+            (Some(etcd), _, true) => etcd.resume()?,
+            (Some(etcd), _, false) => etcd.pause()?,
+            (None, Some(nfs), true) => nfs.resume()?,
+            (None, Some(nfs), false) => nfs.pause()?,
+            (None, None, _) => bail!("the lab has no arbiter"),
         }
         Ok(())
     }

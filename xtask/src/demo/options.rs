@@ -25,6 +25,9 @@ pub struct Options {
     /// guest
     #[arg(long, value_enum, default_value_t = Hosts::Auto)]
     pub hosts: Hosts,
+    /// Who decides which side goes on: an etcd, or files on an NFS server, which takes emulated hosts
+    #[arg(long, value_enum, default_value_t = Arbiter::Etcd)]
+    pub arbiter: Arbiter,
     /// What happens to the primary: its process is killed; its host loses power, noticed by silence; the link between
     /// the hosts is cut; nothing. Or both hosts lose power at once, and their disks what was not flushed
     #[arg(long, value_enum, default_value_t = Cut::Power)]
@@ -96,6 +99,15 @@ pub enum Hosts {
     Lab,
 }
 
+/// Who decides which side goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Arbiter {
+    /// etcd.
+    Etcd,
+    /// A directory of files, on an NFS server that both hosts mount.
+    Nfs,
+}
+
 /// What happens to the primary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Cut {
@@ -128,6 +140,7 @@ impl Options {
         disk: Disk::Replicated,
         flush: Flush::Memory,
         hosts: Hosts::Lab,
+        arbiter: Arbiter::Etcd,
         cut: Cut::Power,
         repeat: 1,
         same_vm: false,
@@ -151,6 +164,10 @@ impl Options {
         anyhow::ensure!(
             self.guest == Guest::Linux || self.service == Service::Redis,
             "the bare guest has no PostgreSQL: leave out --service, or take --guest linux"
+        );
+        anyhow::ensure!(
+            self.arbiter == Arbiter::Etcd || self.hosts == Hosts::Lab,
+            "--arbiter nfs takes hosts with a kernel of their own: add --hosts lab"
         );
         anyhow::ensure!(
             self.disk == Disk::Replicated || self.flush == Flush::Memory,
@@ -218,6 +235,9 @@ pub struct Pace {
     pub recover_max: Duration,
     /// When silence becomes a suspicion.
     pub suspicion_timeout: Duration,
+    /// Least time between two looks at a pair: where a status costs a tenth of a second of the only processor, looking
+    /// again and again would starve what is looked at.
+    pub look_interval: Duration,
 }
 
 /// Writes that each connection must get acknowledged after the cut before the clients are stopped.
@@ -233,6 +253,7 @@ impl Pace {
         after_cut_min: Duration::from_millis(700),
         recover_max: Duration::from_secs(20),
         suspicion_timeout: Duration::from_secs(1),
+        look_interval: Duration::ZERO,
     };
     /// The pace of emulated hosts.
     pub const LAB: Pace = Pace {
@@ -243,6 +264,7 @@ impl Pace {
         after_cut_min: Duration::from_secs(5),
         recover_max: Duration::from_secs(120),
         suspicion_timeout: Duration::from_secs(3),
+        look_interval: Duration::from_millis(700),
     };
 }
 
@@ -257,4 +279,4 @@ macro_rules! shown_as_typed {
     )*};
 }
 
-shown_as_typed!(Guest, Service, Disk, Flush, Hosts, Cut, Fault);
+shown_as_typed!(Guest, Service, Disk, Flush, Hosts, Arbiter, Cut, Fault);

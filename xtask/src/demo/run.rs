@@ -269,6 +269,7 @@ pub(crate) fn await_service(pair: &mut dyn Pair, load: &Load, pace: Pace) -> Res
 pub(crate) fn protect(pair: &mut dyn Pair, primary: Side, pace: Pace, step: &Step) -> Result<()> {
     let mut last = None;
     let protected = wait_for("protection", pace.protect_max, || {
+        std::thread::sleep(pace.look_interval);
         pair.check_alive()?;
         last = pair.status(primary)?;
         if let Some(percent) = last.as_ref().and_then(Status::copy_percent) {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::ValueEnum;
 use lab::Network;
 use rustix::process::Signal;
@@ -142,8 +142,8 @@ impl Cut {
             Cut::Arbiter => {
                 pair.set_arbiter_answering(false)?;
                 let cut = pair.cut(primary, options::Cut::Kill);
-                std::thread::sleep(suspicion * 3 / 2);
-                pair.set_arbiter_answering(true).and(cut)
+                let waits = cut.and_then(|()| waits_for_arbiter(pair, primary.other(), suspicion * 2));
+                pair.set_arbiter_answering(true).and(waits)
             }
             Cut::Term => pair.signal(primary, Signal::TERM),
             Cut::Queues => {
@@ -219,6 +219,19 @@ impl Cut {
     pub fn may_pass(self) -> bool {
         matches!(self, Cut::Doze | Cut::Clients)
     }
+}
+
+/// Fails unless a side that has lost its peer waits for an arbiter that does not answer, for so long, and says so.
+fn waits_for_arbiter(pair: &mut dyn Pair, side: Side, time: Duration) -> Result<()> {
+    std::thread::sleep(time);
+    let status = pair.status(side)?.context("the survivor does not answer")?;
+    let why = status.waiting_because.unwrap_or_default();
+    ensure!(
+        status.role == "secondary" && why.contains("arbiter"),
+        "without an arbiter the survivor is {} and waits because: {why}",
+        status.role
+    );
+    Ok(())
 }
 
 /// A load for single requests: it writes no keys.
