@@ -166,7 +166,7 @@ fn send_ahead(machine: &Machine, ahead: &mut Ahead, owed: &mut Vec<u64>, begin: 
     let mut bytes = Vec::new();
     while ahead.is_due() {
         let opening = |out: &mut Vec<u8>| {
-            encode(&Message::Begin(begin.clone()), out);
+            encode(&Message::Begin(*begin), out);
         };
         let sent = ahead.send(machine, (SESSIONS[0], begin.epoch), usize::MAX, opening, owed);
         bytes.extend(sent.expect("pages of the guest"));

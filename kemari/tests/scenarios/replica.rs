@@ -10,7 +10,10 @@ use anyhow::{Context, Result, ensure};
 use kemari::control::{Protection, Role};
 use xtask::tools::output_of;
 
-use crate::support::{Host, Plan, Scene, ask, play, stop_threads};
+use crate::support::{Host, Plan, Scene, ask, play, stop_threads, wait_for};
+
+/// Within so long a primary finds a secondary that has come.
+const CONNECTS_MAX: Duration = Duration::from_secs(30);
 
 /// Stops the VM on `host`, protected by the other, and compares the images.
 fn stop_and_compare(scene: &mut Scene, host: Host) -> Result<()> {
@@ -132,9 +135,12 @@ fn a_copy_that_is_cut_again_and_again_goes_on_where_it_was_and_a_half_copy_never
         scene.run(Host::A)?;
         scene.await_service(Host::A)?;
         scene.order(&["BLKTEST", "2000", "32"])?;
-        for pause_ms in [400, 900, 1300] {
+        for (round, pause_ms) in [400, 900, 1300].into_iter().enumerate() {
             scene.secondary(Host::B)?;
-            scene.await_log(Host::B, "has connected")?;
+            wait_for("the primary's connection", CONNECTS_MAX, || {
+                let connected = scene.log(Host::B).matches("has connected").count();
+                Ok((connected > round).then_some(()))
+            })?;
             thread::sleep(Duration::from_millis(pause_ms));
             scene.kill(Host::B)?;
             scene.order(&["BLKTEST", "20", "4"])?;
