@@ -7,14 +7,15 @@
 
 use std::collections::HashSet;
 
-use kemari_sync::wire::PageBatchWriter;
+use kemari_sync::wire::{PAGES_PER_FRAME_MAX, PageBatchWriter};
 use kemari_sync::{Epoch, SessionId, SyncTally};
 use kemari_vmm::machine::Machine;
 use kemari_vmm::memory;
 
-/// Pages of one frame of a sync. So few that a frame still lies in the processor's nearest cache when its checksum is taken,
-/// on both sides, and that the secondary has taken all but the last of them when the last is sent.
-pub const PAGES_PER_FRAME: usize = 16;
+/// Pages of one frame of a sync. Smaller frames, which the secondary could look at while the rest is still being sent, make
+/// the sending slower by more than that saves: as long as a receiver does nothing but read, the kernel does the protocol's
+/// work on its processor instead of the sender's.
+pub const PAGES_PER_FRAME: usize = PAGES_PER_FRAME_MAX;
 
 /// Fewer are left to the sync: it takes them along in less time than it needs in any case.
 const PAGES_MIN: usize = 128;
