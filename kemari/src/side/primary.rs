@@ -33,7 +33,7 @@ use super::health::{HealthWatch, OwnIo};
 use super::mailbox::Mailbox;
 use super::sync_tap::{Attached, SyncTap};
 use super::trace::{Step, Trace};
-use super::wait::{Poll, Waiter, prefer_latency};
+use super::wait::{Waiter, prefer_latency};
 use crate::config::{Config, Latency, Mode, Pace};
 use crate::control::{Counters, Timings};
 use crate::link::{Connection, LinkError, Security};
@@ -168,8 +168,6 @@ pub struct PrimarySide {
     sent_us: u64,
     /// How long an ack takes, as far as the last ones tell, in microseconds.
     ack_us_expected: u64,
-    /// Polling by the vCPUs' threads.
-    poll: Poll,
     /// See [`Self::may_loop_poll`].
     loop_polls: bool,
     /// Until when the loop's thread polls for acks, in microseconds.
@@ -259,7 +257,6 @@ impl PrimarySide {
             sending_us: 0,
             sent_us: 0,
             ack_us_expected: 0,
-            poll: Poll::new(),
             loop_polls,
             train_until_us: 0,
             shown_ms: 0,
@@ -288,7 +285,6 @@ impl PrimarySide {
         }
         lock(&side).trace.note(Step::Running, 0);
         machine.resume();
-        let mut poll = Poll::new();
         loop {
             let mut turn = lock(&side);
             turn.turn();
@@ -300,7 +296,7 @@ impl PrimarySide {
             }
             let timeout_ms = turn.timeout_ms();
             drop(turn);
-            if !inline::poll_for_acks(&side, &mut poll) {
+            if !inline::poll_for_acks(&side) {
                 waiter.wait(timeout_ms);
             }
         }

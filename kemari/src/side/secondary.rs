@@ -27,7 +27,7 @@ use super::clock::Clock;
 use super::health::{HealthWatch, OwnIo};
 use super::mailbox::Mailbox;
 use super::probe::Probe;
-use super::wait::{Poll, prefer_latency, wait};
+use super::wait::{prefer_latency, wait};
 use crate::config::{Config, Latency};
 use crate::control::{Command, Counters};
 use crate::link::{Arrival, Connection, Listener, Security};
@@ -150,7 +150,6 @@ pub struct SecondarySide {
     heard_us: Option<u64>,
     /// Until when the main connections are polled, in microseconds.
     poll_until_us: u64,
-    poll: Poll,
     /// What the primary was last seen doing.
     step: &'static str,
     /// See [`LastSign::paused_ms`].
@@ -234,7 +233,6 @@ impl SecondarySide {
             counters: Counters::default(),
             heard_us: None,
             poll_until_us: 0,
-            poll: Poll::new(),
             step: "running",
             paused_ms: None,
             takeovers: Vec::new(),

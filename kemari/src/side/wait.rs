@@ -42,53 +42,31 @@ pub fn prefer_latency() {
     unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
 }
 
-/// A thread that looks at a socket again and again instead of sleeping. That pays as long as nobody else wants its
-/// processor: otherwise it is in the way of those that it waits for, and being woken is faster.
+/// What a thread does between two looks at a socket while it polls.
 pub struct Poll {
     yielded: Instant,
-    /// Others have had the processor when it was offered to them: no polling until then.
-    crowded_until: Instant,
 }
 
 impl Poll {
     /// How often a polling thread lets others have its processor. Not more often: a kernel takes it at its word, and lets
     /// every other thread run first (since Linux 6.18 it even counts the time given up as used).
     const YIELD_INTERVAL: Duration = Duration::from_micros(50);
-    /// A thread that gets its processor back later than this has let another run.
-    const ALONE_MAX: Duration = Duration::from_micros(20);
-    /// For so long nobody polls on a crowded processor. Then it is tried again, which costs little more than one
-    /// [`Self::YIELD_INTERVAL`].
-    const CROWDED: Duration = Duration::from_millis(5);
 
-    /// Nothing is known of the processor.
-    pub fn new() -> Self {
-        let now = Instant::now();
+    /// Begins to poll.
+    pub fn begin() -> Self {
         Self {
-            yielded: now,
-            crowded_until: now,
+            yielded: Instant::now(),
         }
     }
 
-    /// Begins to poll, if that pays.
-    pub fn begin(&mut self) -> bool {
-        self.yielded = Instant::now();
-        self.yielded >= self.crowded_until
-    }
-
-    /// Between two looks. Returns whether polling still pays.
-    pub fn pause(&mut self) -> bool {
-        let now = Instant::now();
-        if now - self.yielded < Self::YIELD_INTERVAL {
-            spin_loop();
-            return true;
+    /// Between two looks.
+    pub fn pause(&mut self) {
+        if self.yielded.elapsed() < Self::YIELD_INTERVAL {
+            return spin_loop();
         }
+        // The other end's answer may depend on this very processor.
         yield_now();
         self.yielded = Instant::now();
-        let is_crowded = self.yielded - now > Self::ALONE_MAX;
-        if is_crowded {
-            self.crowded_until = self.yielded + Self::CROWDED;
-        }
-        !is_crowded
     }
 }
 

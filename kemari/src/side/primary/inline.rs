@@ -52,7 +52,7 @@ impl PrimarySide {
             return;
         }
         let until_us = self.clock.now_us() + ACK_WAIT_US_MAX;
-        let mut may_poll = self.poll.begin();
+        let mut poll = Poll::begin();
         loop {
             self.receive_main();
             self.settle();
@@ -60,11 +60,11 @@ impl PrimarySide {
             if self.capture.is_none() || self.session.is_none() || self.end.is_some() {
                 return;
             }
-            if !may_poll || self.clock.now_us() >= until_us {
+            if self.clock.now_us() >= until_us {
                 // Once is enough: this ack is left to the loop's thread.
                 return self.tap.set_in_flight(u64::MAX);
             }
-            may_poll = self.poll.pause();
+            poll.pause();
         }
     }
 
@@ -101,17 +101,16 @@ impl PrimarySide {
 
     /// In lockstep the guest waits for the ack, and so does its thread, here. The loop's thread is not to wake for it.
     fn poll_for_ack(&mut self) {
-        if !self.paused || self.capture.is_none() || !self.polls() || !self.poll.begin() {
+        if !self.paused || self.capture.is_none() || !self.polls() {
             return;
         }
         self.watch_session(false);
         let until_us = self.clock.now_us() + POLL_US_MAX;
+        let mut poll = Poll::begin();
         while self.paused && self.session.is_some() && self.end.is_none() && self.clock.now_us() < until_us {
             self.receive_main();
             self.settle();
-            if !self.poll.pause() {
-                break;
-            }
+            poll.pause();
         }
         self.watch_session(true);
     }
@@ -129,11 +128,9 @@ impl PrimarySide {
 
 /// Looks for acks without sleeping, as long as syncs follow each other. Returns whether it has polled; the caller then
 /// looks at everything else, and comes again.
-pub(super) fn poll_for_acks(side: &Mutex<PrimarySide>, poll: &mut Poll) -> bool {
-    if !poll.begin() {
-        return false;
-    }
+pub(super) fn poll_for_acks(side: &Mutex<PrimarySide>) -> bool {
     let mut until_us = None;
+    let mut poll = Poll::begin();
     loop {
         match side.try_lock() {
             Ok(mut side) => {
@@ -151,8 +148,6 @@ pub(super) fn poll_for_acks(side: &Mutex<PrimarySide>, poll: &mut Poll) -> bool 
             Err(TryLockError::WouldBlock) => {}
             Err(TryLockError::Poisoned(_)) => return false,
         }
-        if !poll.pause() {
-            return false;
-        }
+        poll.pause();
     }
 }

@@ -5,6 +5,7 @@ use kemari_sync::wire::{
 };
 use kemari_sync::{Incarnation, SecondaryEvent, SessionId};
 
+use super::super::wait::Poll;
 use super::{POLL_US_MAX, SecondarySide};
 use crate::config::Latency;
 use crate::link::LinkError;
@@ -39,9 +40,7 @@ impl SecondarySide {
 
     /// Polls the main connections as long as a train of syncs lasts.
     pub(super) fn poll_main(&mut self) {
-        if self.poll_until_us == 0 || !self.poll.begin() {
-            return;
-        }
+        let mut poll = Poll::begin();
         while self.end.is_none() && self.clock.now_us() < self.poll_until_us {
             for place in 0..self.sessions.len() {
                 match self.receive_from(place, false) {
@@ -57,9 +56,7 @@ impl SecondarySide {
                     }
                 }
             }
-            if !self.poll.pause() {
-                return;
-            }
+            poll.pause();
         }
     }
 
