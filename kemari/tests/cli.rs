@@ -382,3 +382,25 @@ fn several_mistakes_each_have_a_line() {
         );
     }
 }
+
+#[test]
+fn a_reader_that_has_gone_is_no_error() {
+    let world = World::new();
+    let config = world.path("vm.toml");
+    std::fs::write(&config, &world.config).unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let ended = Command::new(env!("CARGO_BIN_EXE_kemari"))
+        .arg("check")
+        .arg(&config)
+        .args(["--host", "a", "--json"])
+        .stdout(writer)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(
+        ended.status.success() && said.is_empty(),
+        "{}: {said}",
+        ended.status
+    );
+}

@@ -1,6 +1,8 @@
 //! Carries out what was asked, except what runs a machine: that is handed back to `main`.
 
-use std::process::ExitCode;
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::process::{ExitCode, exit};
 
 use anyhow::Context;
 
@@ -71,8 +73,8 @@ pub fn perform(action: Action, machine: impl Fn(&Config) -> Vec<Finding>) -> any
         Action::Status { target, json } => {
             let status = target.client()?.status()?;
             match json {
-                true => println!("{}", serde_json::to_string_pretty(&status)?),
-                false => println!("{status}"),
+                true => say(&serde_json::to_string_pretty(&status)?)?,
+                false => say(&status)?,
             }
         }
         Action::Tap {
@@ -117,15 +119,23 @@ pub fn perform(action: Action, machine: impl Fn(&Config) -> Vec<Finding>) -> any
             days,
         } => {
             certs::make(&directory, &hosts, days)?;
-            println!("{}", certs::explain(&directory, &hosts));
+            say(&certs::explain(&directory, &hosts))?;
         }
     }
     Ok(Next::Exit(ExitCode::SUCCESS))
 }
 
+/// Prints a line. If nobody reads any more, as behind `| head`, there is nothing left to say: what was asked is done, and the
+/// process ends.
+fn say(line: &dyn Display) -> anyhow::Result<()> {
+    match writeln!(io::stdout(), "{line}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => exit(0),
+        result => result.context("cannot write to the standard output"),
+    }
+}
+
 fn order(target: &Target, command: Command) -> anyhow::Result<()> {
-    println!("{}", target.client()?.command(command)?);
-    Ok(())
+    say(&target.client()?.command(command)?)
 }
 
 fn load(here: &Here) -> anyhow::Result<Start> {
@@ -136,33 +146,30 @@ fn load(here: &Here) -> anyhow::Result<Start> {
 
 fn print(line: &TapLine, json: bool) -> anyhow::Result<()> {
     if json {
-        println!(
-            "{}",
-            serde_json::to_string(line).context("cannot print what the tap told")?
-        );
-        return Ok(());
+        return say(&serde_json::to_string(line).context("cannot print what the tap told")?);
     }
     match line {
-        TapLine::Event { at_us, direction } => println!("{:>14.6} s  {direction}", *at_us as f64 / 1e6),
-        TapLine::Skipped { events } => println!("             ...  {events} more"),
-        TapLine::Statistics(statistics) => println!("{statistics}"),
+        TapLine::Event { at_us, direction } => {
+            say(&format_args!("{:>14.6} s  {direction}", *at_us as f64 / 1e6))
+        }
+        TapLine::Skipped { events } => say(&format_args!("             ...  {events} more")),
+        TapLine::Statistics(statistics) => say(statistics),
     }
-    Ok(())
 }
 
 fn report(findings: &[Finding], json: bool) -> anyhow::Result<ExitCode> {
     let count = |level| findings.iter().filter(|finding| finding.level == level).count();
     if json {
-        println!("{}", serde_json::to_string_pretty(findings)?);
+        say(&serde_json::to_string_pretty(findings)?)?;
     } else {
         for finding in findings {
-            println!("{finding}");
+            say(finding)?;
         }
-        println!(
+        say(&format_args!(
             "{} errors, {} warnings",
             count(Level::Error),
             count(Level::Warning)
-        );
+        ))?;
     }
     Ok(match check::worst(findings) {
         Level::Error => ExitCode::FAILURE,
