@@ -12,11 +12,6 @@ use kemari_sync::{Epoch, SessionId, SyncTally};
 use kemari_vmm::machine::Machine;
 use kemari_vmm::memory;
 
-/// Pages of one frame of a sync. Smaller frames, which the secondary could look at while the rest is still being sent, make
-/// the sending slower by more than that saves: as long as a receiver does nothing but read, the kernel does the protocol's
-/// work on its processor instead of the sender's.
-pub const PAGES_PER_FRAME: usize = PAGES_PER_FRAME_MAX;
-
 /// Fewer are left to the sync: it takes them along in less time than it needs in any case.
 const PAGES_MIN: usize = 128;
 
@@ -141,7 +136,7 @@ pub fn push_pages(
     out: &mut Vec<u8>,
     tally: &mut SyncTally,
 ) -> anyhow::Result<()> {
-    for chunk in pages.chunks(PAGES_PER_FRAME) {
+    for chunk in pages.chunks(PAGES_PER_FRAME_MAX) {
         let mut batch = PageBatchWriter::new(false, out);
         let mut read = Ok(());
         for &page in chunk {

@@ -2,13 +2,15 @@
 
 use std::time::Instant;
 
-use kemari_sync::wire::{Begin, Message, PageBatchWriter, StateFrame, encode, encode_state};
+use kemari_sync::wire::{
+    Begin, Message, PAGES_PER_FRAME_MAX, PageBatchWriter, StateFrame, encode, encode_state,
+};
 use kemari_sync::{DeltaCache, SessionId, SyncTally};
 use kemari_vmm::machine::{Machine, MachineError};
 use kemari_vmm::memory;
 use kemari_vmm::state::StateBlob;
 
-use super::ahead::{PAGES_PER_FRAME, Sent, push_pages};
+use super::ahead::{Sent, push_pages};
 
 /// One sync, captured.
 pub struct Capture {
@@ -149,7 +151,7 @@ impl Capture {
     /// Pages as their difference from what the secondary has, where that is known.
     fn encode_with(&mut self, deltas: &mut DeltaCache, machine: &Machine) -> anyhow::Result<()> {
         deltas.begin(self.epoch);
-        for chunk in self.pages.chunks(PAGES_PER_FRAME) {
+        for chunk in self.pages.chunks(PAGES_PER_FRAME_MAX) {
             let mut batch = PageBatchWriter::new(false, &mut self.frames);
             let mut read = Ok(());
             for &page in chunk {

@@ -96,7 +96,7 @@ impl SecondarySide {
         (self.waits_for_disks, self.applying) = (None, None);
         if let Some(reason) = self.image_in_use() {
             let result = Err(reason);
-            self.preparing = None;
+            (self.preparing, self.copying) = (None, None);
             return self
                 .events
                 .push_back(SecondaryEvent::Prepared { session, result });
