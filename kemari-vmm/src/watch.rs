@@ -38,6 +38,8 @@ pub trait DiskWatch: Send + Sync {
     /// A change that was issued, or that [`DiskWatch::prepare`] has refused, has ended, well or not. Until then it may be
     /// on the image, in part or not at all.
     fn changed(&self, id: u64, range: &Range<u64>, ok: bool);
+    /// Whether somebody else has to carry out the guest's flushes, too, who learns of them by a sync.
+    fn flush_is_output(&self) -> bool;
     /// A flush is about to be issued: it covers all changes that have ended. `ended`: the last request up to which all
     /// have.
     fn flush_begins(&self, id: u64, ended: Option<u64>);
@@ -226,6 +228,9 @@ mod tests {
     impl DiskWatch for Recorder {
         fn may_change(&self, _: &Range<u64>) -> bool {
             self.prepared.load(Ordering::SeqCst)
+        }
+        fn flush_is_output(&self) -> bool {
+            false
         }
         fn grown(&self, bytes: u64) -> io::Result<()> {
             self.note(format!("grown {bytes}"));

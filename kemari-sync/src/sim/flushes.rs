@@ -56,6 +56,32 @@ impl PrimaryMarks {
 }
 
 impl World {
+    /// Where a flush is done when the primary's disk has it, it waits for no sync: the disk gets it as soon as no write
+    /// before it waits for one.
+    pub(super) fn start_free_flushes(&mut self, host: usize) {
+        if self.setup.flush == FlushMode::Both {
+            return;
+        }
+        let Some(side) = self.hosts[host].primary() else {
+            return;
+        };
+        let mut started = Vec::new();
+        for entry in side.vm.list.iter_mut().filter(|entry| entry.output.is_disk()) {
+            match (&entry.output, entry.phase) {
+                (_, Phase::Released) => {}
+                (Output::Flush(_), Phase::Held) => {
+                    entry.phase = Phase::Released;
+                    started.push(entry.number);
+                }
+                _ => break,
+            }
+        }
+        for number in started {
+            let delay_us = self.disk_us(host);
+            self.flush_image(host, number, delay_us);
+        }
+    }
+
     /// A flush is given to the primary's disk: it covers what has ended.
     pub(super) fn flush_image(&mut self, host: usize, number: u64, delay_us: u64) {
         let blocks = self.hosts[host].image.blocks;
@@ -189,7 +215,7 @@ impl World {
         }
     }
 
-    /// A flush is given to the secondary's disk, in the order of the commits.
+    /// A flush is given to the secondary's disk, in the order of the commits: one of the guest, or one of its own.
     pub(super) fn flush_replica(&mut self, host: usize, number: u64) {
         let most_us = REPLICA_FLUSH_US[self.rng.random_range(0..REPLICA_FLUSH_US.len())];
         let due_us = self.now_us + self.some_us(most_us);

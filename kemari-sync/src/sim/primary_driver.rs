@@ -422,7 +422,7 @@ impl World {
     }
 
     /// A request is given to the disk. Returns how long it takes, in microseconds.
-    fn disk_us(&mut self, host: usize) -> u64 {
+    pub(super) fn disk_us(&mut self, host: usize) -> u64 {
         let slow = self.flags.disk_stalls && self.rng.random_bool(0.3);
         let mut delay_us = if slow { 400_000 } else { self.some_us(1_000) };
         if self.flags.disk_stuck[host] {
@@ -436,6 +436,7 @@ impl World {
 
     /// After the machine did something: output leaves or is held, and the state machine is told.
     fn after_vm(&mut self, host: usize) {
+        self.start_free_flushes(host);
         let Some(side) = self.hosts[host].primary() else {
             return;
         };

@@ -10,7 +10,7 @@ use crate::replica::{CopyDisk, DiskOffer, ImageState, ImageWord, Source};
 use crate::secondary::SecondaryEvent;
 
 use super::client::Reply;
-use super::flushes::{LastWrites, PrimaryMarks};
+use super::flushes::{FlushMode, LastWrites, PrimaryMarks};
 use super::invariants::replica::{self, Blocks};
 use super::invariants::{Invariant, flush};
 use super::net::{Frame, PRIMARY, SECONDARY};
@@ -19,6 +19,9 @@ use super::world::{ToProcess, World};
 
 /// A rule taken out: the record is written so long after the write, in microseconds.
 const LATE_MARK_US: u64 = 20_000;
+
+/// How likely a commit is followed by a flush of the secondary's own.
+const OWN_FLUSH: f64 = 0.2;
 
 /// All blocks of an image.
 const ALL: u32 = (1 << PAGES) - 1;
@@ -371,6 +374,11 @@ impl World {
             if let Some(side) = self.hosts[host].secondary() {
                 side.image.applied = entry.number;
             }
+        }
+        // The guest's own come only where it waits for both.
+        if self.setup.flush == FlushMode::Memory && self.rng.random_bool(OWN_FLUSH) {
+            let applied = vm.list.last().map_or(0, |entry| entry.number).max(applied);
+            self.flush_replica(host, applied);
         }
         let image = &mut self.hosts[host].image;
         if let Some(word) = image.word.as_mut().filter(|_| is_recorded) {

@@ -331,8 +331,11 @@ impl<B: Backend> Core<B> {
                 let head = chain.head_index();
                 let (body, nature) = self.backend.parse(index, chain, &hub.memory)?;
                 // Output does not overtake output: also not while a gate is being opened, device by device.
-                let hold =
-                    nature == Nature::Output && (hub.output_is_held() || self.requests.has_unreleased());
+                let hold = match nature {
+                    Nature::Output => hub.output_is_held() || self.requests.has_unreleased(),
+                    Nature::Barrier => self.requests.has_unreleased(),
+                    Nature::Input => false,
+                };
                 let stage = if hold { Stage::Held } else { Stage::Released };
                 let id = self.requests.push(index as u16, head, stage, body.clone())?;
                 if !hold {

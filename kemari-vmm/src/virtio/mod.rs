@@ -35,6 +35,9 @@ pub enum Nature {
     Output,
     /// It does not (a disk read): it is carried out at once, past held output.
     Input,
+    /// It does not, but it bears on the output before it (a disk's flush): it is carried out at once, unless output of its
+    /// device waits.
+    Barrier,
 }
 
 /// How a back end uses a queue.

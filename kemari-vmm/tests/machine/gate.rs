@@ -1,14 +1,19 @@
 //! The gate: held output reaches nobody; an ack lets out exactly what its capture had, with its bytes.
 
 use std::fs;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use kemari_vmm::devices::Device;
-use kemari_vmm::virtio::block::Block;
+use kemari_vmm::virtio::block::{Block, BlockSpec};
 use kemari_vmm::virtio::net::Net;
+use kemari_vmm::watch::{DiskWatch, Tell};
 use vm_memory::{Bytes, GuestAddress};
 
+use crate::support::asker::{self, Asker};
 use crate::support::bench::{self, Bench, SECTOR_BYTES};
 use crate::support::driver::{self, Ring};
 use crate::support::network::{self, Listener, TAP};
@@ -225,6 +230,98 @@ fn a_write_reaches_the_disk_after_its_ack_with_the_bytes_of_its_capture() {
         10,
         "the bytes are those of the capture that was acked"
     );
+}
+
+/// Lets a disk change as it likes; somebody else carries its flushes out, too.
+struct Shadowed;
+
+impl DiskWatch for Shadowed {
+    fn may_change(&self, _: &Range<u64>) -> bool {
+        true
+    }
+    fn grown(&self, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+    fn prepare(&self, _: &[Range<u64>]) -> io::Result<()> {
+        Ok(())
+    }
+    fn changed(&self, _: u64, _: &Range<u64>, _: bool) {}
+    fn flush_is_output(&self) -> bool {
+        true
+    }
+    fn flush_begins(&self, _: u64, _: Option<u64>) {}
+    fn flushed(&self, _: u64, tell: Tell) {
+        tell();
+    }
+}
+
+/// A disk whose output is held, and what it asks for.
+fn held_disk(image: &tempfile::NamedTempFile, watch: Option<Arc<dyn DiskWatch>>) -> Asker {
+    let spec = BlockSpec::new("disk", false);
+    let bench = Bench::new(Block::new(spec));
+    let asker = Asker::on(bench, 1, 0, |block| {
+        watch.into_iter().for_each(|watch| block.set_watch(watch));
+        block.attach(bench::disk(image.path()))
+    });
+    asker.bench.hub.hold_output(true);
+    asker
+}
+
+fn ask(asker: &mut Asker, slot: u16, kind: u32) {
+    let data: &[u8] = if kind == asker::WRITE {
+        &[7; SECTOR_BYTES]
+    } else {
+        &[]
+    };
+    asker.ask((0, slot), kind, 0, data);
+    asker.kick(0);
+}
+
+fn none_is_finished(asker: &mut Asker) -> bool {
+    thread::sleep(A_WHILE);
+    asker.finished(0).is_none()
+}
+
+#[test]
+fn a_flush_waits_for_no_ack_unless_output_before_it_does() {
+    let _watchdog = Watchdog::new("flushes at the gate", 60);
+    let image = bench::image();
+    let mut asker = held_disk(&image, None);
+    let device = asker.bench.device.clone();
+    ask(&mut asker, 0, asker::FLUSH);
+    assert_eq!(asker.wait(0), ((0, 0), asker::OK));
+    assert!(!device.output_held(), "it asks for no sync");
+
+    ask(&mut asker, 1, asker::WRITE);
+    ask(&mut asker, 2, asker::FLUSH);
+    assert!(
+        none_is_finished(&mut asker),
+        "the write waits, and the flush behind it"
+    );
+    device.capture(1);
+    ask(&mut asker, 3, asker::FLUSH);
+    assert!(none_is_finished(&mut asker) && device.output_held());
+    device.release(1);
+    let mut slots = [asker.wait(0), asker.wait(0)].map(|((_, slot), status)| (slot, status));
+    slots.sort_unstable();
+    assert_eq!(slots, [(1, asker::OK), (2, asker::OK)]);
+    assert!(none_is_finished(&mut asker), "it came after the capture");
+    device.capture(2);
+    device.release(2);
+    assert_eq!(asker.wait(0), ((0, 3), asker::OK));
+}
+
+#[test]
+fn a_flush_that_another_host_must_carry_out_too_is_output() {
+    let _watchdog = Watchdog::new("flushes for two at the gate", 60);
+    let image = bench::image();
+    let mut asker = held_disk(&image, Some(Arc::new(Shadowed)));
+    let device = asker.bench.device.clone();
+    ask(&mut asker, 0, asker::FLUSH);
+    assert!(none_is_finished(&mut asker) && device.output_held());
+    device.capture(1);
+    device.release(1);
+    assert_eq!(asker.wait(0), ((0, 0), asker::OK));
 }
 
 #[test]

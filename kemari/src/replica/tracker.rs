@@ -307,6 +307,10 @@ impl DiskWatch for Tracker {
         }
     }
 
+    fn flush_is_output(&self) -> bool {
+        self.both
+    }
+
     fn flush_begins(&self, id: u64, ended: Option<u64>) {
         self.lock().flushes.insert(id, ended);
     }

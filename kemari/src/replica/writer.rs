@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -21,6 +21,9 @@ use super::tracker::MARK_AGE_MIN;
 
 /// Frames of the copy after which what came is made durable.
 const STORED_FRAMES: u64 = 64;
+/// Longest time that what was carried out stays without a flush. The guest's own flushes come only where it waits for both
+/// disks (see `kemari_vmm::watch::DiskWatch::flush_is_output`), and no mark goes before a flush.
+const FLUSH_AGE_MAX: Duration = Duration::from_secs(5);
 /// How often it is looked whether a replica is finished.
 const FINISH_LOOK_INTERVAL: Duration = Duration::from_millis(2);
 
@@ -201,6 +204,7 @@ impl Replica {
             report: Box::new(report),
             outputs: None,
             carried: 0,
+            unflushed: None,
             last: BTreeMap::new(),
             delay,
             copied: 0,
@@ -349,6 +353,8 @@ struct Worker {
     outputs: Option<u64>,
     /// How many were.
     carried: u64,
+    /// When the first of them was that no flush has followed.
+    unflushed: Option<Instant>,
     /// The last output that touched each marked extent, and when.
     last: BTreeMap<u64, (u64, Instant)>,
     /// A fault for tests: so long it takes to carry out a job.
@@ -360,7 +366,7 @@ struct Worker {
 
 impl Worker {
     fn run(mut self, jobs: &Receiver<Job>) {
-        while let Ok(job) = jobs.recv() {
+        while let Some(job) = self.next(jobs) {
             let (cost, requests, carried) = (job.cost(), job.requests(), self.carried);
             thread::sleep(self.delay);
             if self.queue.failure().is_none()
@@ -374,6 +380,35 @@ impl Worker {
                 (self.report)(Report::Room);
             }
         }
+    }
+
+    /// The next job; none: there will be no more. While there is none what was carried out is flushed in time.
+    fn next(&mut self, jobs: &Receiver<Job>) -> Option<Job> {
+        while let Some(unflushed) = self.unflushed {
+            let left = FLUSH_AGE_MAX.saturating_sub(unflushed.elapsed());
+            if !left.is_zero() {
+                match jobs.recv_timeout(left) {
+                    Err(RecvTimeoutError::Timeout) => {}
+                    received => return received.ok(),
+                }
+            }
+            self.unflushed = None;
+            if self.queue.failure().is_none()
+                && let Err(error) = self.flush()
+            {
+                self.fail(&error);
+            }
+        }
+        jobs.recv().ok()
+    }
+
+    /// Makes durable what was carried out.
+    fn flush(&mut self) -> anyhow::Result<()> {
+        self.disk.flush()?;
+        if let Some(request) = self.outputs {
+            (self.report)(Report::Flushed(request));
+        }
+        Ok(())
     }
 
     fn fail(&self, error: &anyhow::Error) {
@@ -434,7 +469,10 @@ impl Worker {
                 bail!(reason);
             }
             if is_flush {
+                self.unflushed = None;
                 (self.report)(Report::Flushed(id));
+            } else {
+                self.unflushed.get_or_insert_with(Instant::now);
             }
         }
         Ok(())
@@ -516,3 +554,7 @@ pub(super) fn checksum(data: &[u8]) -> [u8; CHUNK_SUM_BYTES] {
     sum.copy_from_slice(&blake3::hash(data).as_bytes()[..CHUNK_SUM_BYTES]);
     sum
 }
+
+#[cfg(test)]
+#[path = "writer_test.rs"]
+mod tests;

@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::rows::{Found, RowKind, Target, shown};
 use super::service::{Clients, Mix, Slice};
 use super::stats::{Samples, ratio};
-use super::status::Span;
+use super::status::{Histogram, Span};
 use super::vm::{Vm, VmSpec};
 use super::{Bench, Measured};
 use crate::demo::pair::Side;
@@ -92,6 +92,28 @@ pub fn rate_ratio(protected: &Work, alone: &Work, how: &str) -> Found {
         .with(alone.latencies_us.series("reply, unprotected", "us"))
 }
 
+/// What a sync was for, and where its time went, while this work was done.
+pub fn per_sync(syncs: &Span, work: &Work) -> String {
+    let or_none = |value: Option<f64>| value.map_or("-".into(), shown);
+    let each = |count: f64| or_none(ratio(Some(count), Some(syncs.counters.syncs as f64)));
+    let timings = &syncs.timings;
+    let median = |histogram: &Histogram| or_none(histogram.series("").median());
+    format!(
+        "a sync has {} answers, {} dirty pages and {} bytes on the wire; it takes {} us: a pause of {} (states {}, \
+         dirty log {}, copy and encode {}), send {}, wait for the ack {}",
+        each(work.latencies_us.len() as f64),
+        each(syncs.counters.pages as f64),
+        each(syncs.counters.wire_bytes as f64),
+        median(&timings.sync_us),
+        median(&timings.pause_us),
+        median(&timings.state_us),
+        median(&timings.dirty_us),
+        median(&timings.encode_us),
+        median(&timings.send_us),
+        median(&timings.ack_us),
+    )
+}
+
 /// Measures the rows.
 pub fn measure(bench: &Bench) -> Result<Measured> {
     let start = |number, spec: VmSpec| Vm::start(&bench.place, number, &bench.program, &spec);
@@ -102,16 +124,22 @@ pub fn measure(bench: &Bench) -> Result<Measured> {
     let mut one = [ours.clients(1)?, alone.clients(1)?, interval.clients(1)?];
     let mut many = [ours.clients(MANY)?, alone.clients(MANY)?];
     let (mut work_one, mut work_many): ([Work; 3], [Work; 2]) = Default::default();
+    let (mut syncs_one, mut syncs_many) = (Span::default(), Span::default());
     for _ in 0..bench.pace.rounds {
+        let before = ours.status(Side::A)?;
         for (clients, work) in one.iter_mut().zip(&mut work_one) {
             work.run(clients, bench.pace.slice)?;
         }
+        let between = ours.status(Side::A)?;
+        syncs_one.add(&before, &between);
         for (clients, work) in many.iter_mut().zip(&mut work_many) {
             work.run(clients, bench.pace.slice)?;
         }
+        syncs_many.add(&between, &ours.status(Side::A)?);
     }
 
     let [ours, alone, interval] = &work_one;
+    let [ours_many, alone_many] = &work_many;
     let gain = ratio(interval.latencies_us.median(), ours.latencies_us.median());
     let gain = Found::from(gain)
         .note(format!("pipelined: {}", ours.shown()))
@@ -119,8 +147,8 @@ pub fn measure(bench: &Bench) -> Result<Measured> {
         .with(ours.latencies_us.series("reply, pipelined", "us"))
         .with(interval.latencies_us.series("reply, interval of 25 ms", "us"));
     Ok(vec![
-        rate_ratio(ours, alone, "pipelined, 1 connection"),
-        rate_ratio(&work_many[0], &work_many[1], "pipelined, 64 connections"),
+        rate_ratio(ours, alone, "pipelined, 1 connection").note(per_sync(&syncs_one, ours)),
+        rate_ratio(ours_many, alone_many, "pipelined, 64 connections").note(per_sync(&syncs_many, ours_many)),
         gain,
     ])
 }

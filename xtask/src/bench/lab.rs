@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lab::{Netns, Service};
 
-use super::kv::{Work, rate_ratio};
+use super::kv::{Work, per_sync, rate_ratio};
 use super::rows::{Found, RowKind, Target, shown};
 use super::service::{Caller, Clients, Mix};
 use super::stats::{Samples, ratio};
@@ -200,13 +200,8 @@ fn found(protected: &Arm, alone: &Arm, syncs: &Syncs) -> Result<Measured> {
     let breakdown = syncs.span.breakdown("")?;
     let pause_us = breakdown[1].median().context("no pause was measured")?;
     let pause = Found::from(Some(pause_us / 1000.0)).note(format!(
-        "while {MANY} clients work (99 %: {} ms); COLO: 83; a sync takes {} us and has {} pages",
+        "while {MANY} clients work (99 %: {} ms); COLO: 83",
         or_none(breakdown[1].at(99.0).map(|us| us / 1000.0)),
-        or_none(breakdown[0].median()),
-        or_none(ratio(
-            Some(syncs.span.counters.pages as f64),
-            Some(syncs.span.counters.syncs as f64)
-        )),
     ));
     let pause = breakdown.into_iter().fold(pause, Found::with);
     let rate = Found::from(syncs.rates.median())
@@ -233,7 +228,8 @@ fn found(protected: &Arm, alone: &Arm, syncs: &Syncs) -> Result<Measured> {
             &protected.many,
             &alone.many,
             "pipelined, 10 clients, half reads, appendfsync everysec",
-        ),
+        )
+        .note(per_sync(&syncs.span, &protected.many)),
         rate_ratio(
             &protected.many_always,
             &alone.many_always,

@@ -396,7 +396,10 @@ impl Backend for Block {
         memory: &Memory,
     ) -> Result<(BlockRequest, Nature), GuestFault> {
         let request = BlockRequest::parse(chain, memory, self.limits())?;
-        let nature = request.kind.nature();
+        let nature = match request.kind {
+            Kind::Flush if self.watch.as_ref().is_some_and(|watch| watch.flush_is_output()) => Nature::Output,
+            kind => kind.nature(),
+        };
         Ok((request, nature))
     }
 

@@ -71,10 +71,12 @@ const REFUSED: Kind = Kind::Refused(VIRTIO_BLK_S_IOERR as u8);
 const UNSUPPORTED: Kind = Kind::Refused(VIRTIO_BLK_S_UNSUPP as u8);
 
 impl Kind {
-    /// Whether it changes the disk or what is durable on it: it needs consent.
-    pub fn nature(&self) -> Nature {
+    /// Whether it changes the disk: it needs consent. A flush makes durable what has consent already, and nobody else sees
+    /// that.
+    pub(super) fn nature(&self) -> Nature {
         match self {
-            Self::Write { .. } | Self::Zero { .. } | Self::Flush => Nature::Output,
+            Self::Write { .. } | Self::Zero { .. } => Nature::Output,
+            Self::Flush => Nature::Barrier,
             Self::Read { .. } | Self::GetId | Self::Refused(_) => Nature::Input,
         }
     }

@@ -1,0 +1,32 @@
+use super::super::testing::Scratch;
+use super::*;
+use kemari_vmm::disk::DiskConfig;
+
+/// In the mode where only the primary's disk is waited for no flush of the guest comes here; yet marks must go.
+#[test]
+fn what_was_carried_out_is_flushed_in_time_without_a_flush_of_the_guest() {
+    let scratch = Scratch::new(8 << 20);
+    let (reports, received) = channel();
+    let config = DiskConfig::new(scratch.path());
+    let image = scratch.image();
+    image.start(1, false).unwrap();
+    let replica = Replica::start(image, &config, 1 << 20, Duration::ZERO, move |report| {
+        let _ = reports.send(report);
+    });
+    let replica = replica.unwrap();
+    let write = |id| {
+        let data = vec![1; 512];
+        replica.apply(vec![(id, Operation::Write { offset: 0, data })]);
+    };
+    let flushed = || match received.recv_timeout(2 * FLUSH_AGE_MAX) {
+        Ok(Report::Flushed(request)) => request,
+        other => panic!("no flush, but {other:?}"),
+    };
+    write(3);
+    write(5);
+    assert_eq!(flushed(), 5);
+    replica.apply(vec![(6, Operation::Flush)]);
+    assert_eq!(flushed(), 6, "one of the guest is carried out at once");
+    let quiet = received.recv_timeout(FLUSH_AGE_MAX + Duration::from_secs(1));
+    assert!(quiet.is_err(), "nothing is left to be flushed: {quiet:?}");
+}
