@@ -9,6 +9,7 @@
 mod consent;
 mod delta;
 mod faults;
+mod gather;
 #[cfg(feature = "sim")]
 pub mod model;
 mod primary;
@@ -30,6 +31,7 @@ pub use delta::{
 pub use faults::Fault;
 #[cfg(feature = "faults")]
 pub use faults::inject;
+pub use gather::GatherGovernor;
 pub use primary::{
     CAPTURE_FAILURES_MAX, CopyLimits, Mode, OnSecondaryLoss, Pace, Primary, PrimaryAction, PrimaryConfig,
     PrimaryEvent, Reign, SessionId,

@@ -20,8 +20,9 @@ pub trait Device: Send + Sync {
     fn channels(&self) -> Vec<Arc<EventChannel>>;
     /// Whether some output waits for a capture.
     fn output_held(&self) -> bool;
-    /// At a pause: all held output belongs to the capture of `epoch`; its bytes are copied aside.
-    fn capture(&self, epoch: u64);
+    /// At a pause: all held output belongs to the capture of `epoch`; its bytes are copied aside. Returns
+    /// how many outputs these are.
+    fn capture(&self, epoch: u64) -> u64;
     /// The capture of `epoch` will never be acked: its output waits for a capture again.
     fn uncapture(&self, epoch: u64);
     /// The capture of `epoch` is acked: its output leaves.

@@ -151,7 +151,8 @@ impl Device for Ports {
         core.power_off == Some(Stage::Held) || core.kicks == Some(Stage::Held)
     }
 
-    fn capture(&self, epoch: u64) {
+    fn capture(&self, epoch: u64) -> u64 {
+        let is_held = self.output_held();
         self.restage(|stage| {
             if stage == Stage::Held {
                 Stage::Captured(epoch)
@@ -159,6 +160,7 @@ impl Device for Ports {
                 stage
             }
         });
+        u64::from(is_held)
     }
 
     fn uncapture(&self, epoch: u64) {

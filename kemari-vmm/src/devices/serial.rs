@@ -229,8 +229,11 @@ impl Device for Console {
         self.lock().output.has_uncaptured()
     }
 
-    fn capture(&self, epoch: u64) {
-        self.lock().output.capture(epoch);
+    fn capture(&self, epoch: u64) -> u64 {
+        let output = &mut self.lock().output;
+        let is_held = output.has_uncaptured();
+        output.capture(epoch);
+        u64::from(is_held)
     }
 
     fn uncapture(&self, epoch: u64) {

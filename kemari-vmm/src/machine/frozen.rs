@@ -20,12 +20,11 @@ impl Frozen<'_> {
         self.machine.parts.hub.hold_output(true);
     }
 
-    /// All output held now belongs to the capture of `epoch`; its bytes are those of this moment.
-    pub fn capture_output(&self, epoch: u64) {
-        self.machine
-            .parts
-            .devices()
-            .for_each(|device| device.capture(epoch));
+    /// All output held now belongs to the capture of `epoch`; its bytes are those of this moment. Returns how many
+    /// outputs these are.
+    pub fn capture_output(&self, epoch: u64) -> u64 {
+        let devices = self.machine.parts.devices();
+        devices.map(|device| device.capture(epoch)).sum()
     }
 
     /// Appends the state of every component.

@@ -456,13 +456,17 @@ impl<B: Backend> Device for VirtioDevice<B> {
         self.lock().requests.has_held()
     }
 
-    fn capture(&self, epoch: u64) {
+    fn capture(&self, epoch: u64) -> u64 {
         let mut core = self.lock();
         let Core {
             requests, backend, ..
         } = &mut *core;
-        if let Err(fault) = requests.capture(epoch, |body| backend.copy_aside(body, &self.hub.memory)) {
-            self.break_down(&mut core, &fault);
+        match requests.capture(epoch, |body| backend.copy_aside(body, &self.hub.memory)) {
+            Ok(captured) => captured,
+            Err(fault) => {
+                self.break_down(&mut core, &fault);
+                0
+            }
         }
     }
 

@@ -131,12 +131,13 @@ impl<B: Clone> RequestList<B> {
     }
 
     /// Marks all held requests as part of the capture of `epoch`, with the bytes that `copy` takes from the guest's
-    /// memory at this moment.
+    /// memory at this moment. Returns how many they are.
     pub fn capture(
         &mut self,
         epoch: u64,
         mut copy: impl FnMut(&B) -> Result<Vec<u8>, GuestFault>,
-    ) -> Result<(), GuestFault> {
+    ) -> Result<u64, GuestFault> {
+        let mut captured = 0;
         for request in self
             .requests
             .iter_mut()
@@ -144,8 +145,9 @@ impl<B: Clone> RequestList<B> {
         {
             request.data = Some(copy(&request.body)?);
             request.stage = Stage::Captured(epoch);
+            captured += 1;
         }
-        Ok(())
+        Ok(captured)
     }
 
     /// The capture of `epoch` will never be acked: what it contained is held again, and a later capture takes its

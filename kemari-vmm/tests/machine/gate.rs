@@ -111,7 +111,7 @@ fn an_ack_lets_out_the_packets_of_its_capture_in_order_and_no_others() {
     card.send(1, 2);
     card.send(2, 3);
     assert!(device.output_held());
-    device.capture(1);
+    assert_eq!(device.capture(1), 2);
     assert!(!device.output_held(), "nothing waits for a capture any more");
     card.send(3, 4);
     device.capture(2);

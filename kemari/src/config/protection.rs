@@ -54,6 +54,17 @@ pub enum Delta {
     Off,
 }
 
+/// Whether output may gather before a sync takes it, in [`Mode::Pipelined`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Gather {
+    /// While that is measured to let more output go.
+    #[default]
+    Auto,
+    /// Never: a sync begins as soon as the one before is acknowledged.
+    Off,
+}
+
 /// How often syncs are made: what of the configuration may be changed while the VM runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Pace {
@@ -93,6 +104,8 @@ pub struct Protection {
     pub interval_ms: u32,
     /// Whether both sides poll while syncs follow each other.
     pub latency: Latency,
+    /// Whether output may gather.
+    pub gather: Gather,
     /// Whether pages are sent as differences.
     pub delta: Delta,
     /// Most memory in which the primary keeps what the secondary has, for differences, in MiB.
@@ -136,6 +149,7 @@ impl Default for Protection {
             mode: Mode::default(),
             interval_ms: 25,
             latency: Latency::default(),
+            gather: Gather::default(),
             delta: Delta::default(),
             delta_cache_mib_max: 64,
             suspicion_timeout_ms: 1000,

@@ -24,6 +24,8 @@ pub struct Capture {
     pub states: Vec<StateBlob>,
     /// Its pages, and those of its states that have changed, as frames. Empty once handed to the link.
     pub frames: Vec<u8>,
+    /// How many outputs it lets go.
+    pub outputs: u64,
     /// Counts the frames.
     tally: SyncTally,
     /// What the states, the search for dirty pages and their encoding took, in microseconds.
@@ -66,7 +68,7 @@ impl Capture {
         if hold {
             frozen.hold_output();
         }
-        frozen.capture_output(epoch);
+        let outputs = frozen.capture_output(epoch);
         let mut states = Vec::new();
         let saved = frozen.save_state(&mut states);
         let states_at = Instant::now();
@@ -91,6 +93,7 @@ impl Capture {
             pages,
             states,
             frames: buffer,
+            outputs,
             tally: ahead.as_ref().map(|sent| sent.tally.clone()).unwrap_or_default(),
             ahead,
             took_us: [0; 3],

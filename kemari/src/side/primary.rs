@@ -29,9 +29,10 @@ use super::capture::Capture;
 use super::clock::Clock;
 use super::copy::Copy;
 use super::deltas::Deltas;
+use super::gather::Gather;
 use super::health::{HealthWatch, OwnIo};
 use super::mailbox::Mailbox;
-use super::sync_tap::{Attached, SyncTap};
+use super::sync_tap::{Attached, SyncTap, Waits};
 use super::trace::{Step, Trace};
 use super::wait::{Waiter, prefer_latency};
 use crate::config::{Config, Latency, Mode, Pace};
@@ -49,8 +50,8 @@ const DIRTY_LOOK_INTERVAL_MS: u64 = 100;
 
 /// What other threads tell the loop.
 pub enum Input {
-    /// Console output is held: it should leave before long.
-    ConsoleHeld,
+    /// Output is held that need not leave at once.
+    Waits(Waits),
     /// Output may be held that no vCPU has stayed parked for.
     OutputHeld,
     /// There is something to do that another thread has found.
@@ -143,6 +144,7 @@ pub struct PrimarySide {
     deltas: Deltas,
     /// Whether the core wants the guest paused. The tap may pause it earlier.
     paused: bool,
+    gather: Gather,
     /// When held console output is to be synchronised, in milliseconds.
     console_due_ms: Option<u64>,
     reset: reset::Reset,
@@ -195,10 +197,11 @@ impl PrimarySide {
             security,
         } = setup;
         let sink = mailbox.clone();
-        let tap = SyncTap::new(clock, machine.pause_requester(), move || {
-            sink.post(Input::ConsoleHeld)
+        let tap = SyncTap::new(clock, machine.pause_requester(), move |waits| {
+            sink.post(Input::Waits(waits))
         });
         let pace = config.protection.pace();
+        let gather = config.protection.gather;
         let deltas = Deltas::new(&config.protection);
         let loop_polls = Self::may_loop_poll(config.protection.latency, config.machine.vcpus.into());
         tap.set_clocked(pace.mode == Mode::Interval);
@@ -241,6 +244,7 @@ impl PrimarySide {
             acked_states: Vec::new(),
             deltas,
             paused: false,
+            gather: Gather::new(gather),
             console_due_ms: None,
             reset: reset::Reset::default(),
             announcements: announce::Announcements::from(clock.now_ms()),
@@ -328,7 +332,8 @@ impl PrimarySide {
 
     fn on_input(&mut self, input: Input) {
         match input {
-            Input::ConsoleHeld => self.on_console_held(),
+            Input::Waits(Waits::Console) => self.on_console_held(),
+            Input::Waits(Waits::Until(due_us)) => self.gather.await_until(due_us),
             Input::OutputHeld => {
                 self.on_output_held();
                 self.settle();
@@ -472,6 +477,11 @@ impl PrimarySide {
             self.tap.looked();
             self.on_output_held();
         }
+        // If a sync is under way it is asked for at its end.
+        if self.gather.take_due(self.clock.now_us()) && self.capture.is_none() {
+            self.tap.looked();
+            self.on_output_held();
+        }
         if self.core.next_deadline().is_some_and(|due_ms| due_ms <= now_ms) {
             self.events.push_back(PrimaryEvent::Tick);
         }
@@ -525,6 +535,7 @@ impl PrimarySide {
         let due_ms = [
             self.core.next_deadline(),
             self.console_due_ms,
+            self.gather.due_ms(),
             self.connector.due_ms(),
             self.announcements.due_ms(),
             look_ms,

@@ -15,13 +15,22 @@ pub const ACK_WAIT_US_MAX: u64 = 60;
 /// Name of the console's event channel: its bytes are gathered for a while, others ask at once.
 const CONSOLE: &str = "console";
 
+/// Output that waits, and asks for no sync yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waits {
+    /// Of the console.
+    Console,
+    /// Other output, which gathers until then, in microseconds of the clock.
+    Until(u64),
+}
+
 /// Whom the tap tells. Urgent output parks the vCPU that notifies, and its own thread then does the sync (see
 /// `PrimarySide::drive_parked`): no other thread has to be woken. Console output is only told to the loop.
 pub struct SyncTap {
     /// Parks the vCPUs as soon as they come out of the guest, without waiting.
     pause: Box<dyn Fn() + Send + Sync>,
-    /// Tells the loop of console output.
-    tell_lazy: Box<dyn Fn() + Send + Sync>,
+    /// Tells the loop of console output, or of other output that gathers.
+    tell: Box<dyn Fn(Waits) + Send + Sync>,
     clock: Clock,
     /// When urgent output was first held, in microseconds of the clock and never 0; 0: none is.
     urgent_us: AtomicU64,
@@ -29,25 +38,28 @@ pub struct SyncTap {
     lazy: AtomicBool,
     /// Whether the clock alone starts syncs.
     clocked: AtomicBool,
+    /// Until then urgent output gathers, in microseconds of the clock.
+    gathers_until_us: AtomicU64,
     /// When the ack of the sync under way is expected, in microseconds of the clock and never 0; 0: none is under way.
     ack_due_us: AtomicU64,
 }
 
 impl SyncTap {
-    /// A tap that pauses for urgent output, and calls `tell_lazy` for console output, once for each time that
-    /// [`SyncTap::looked`] is called.
+    /// A tap that pauses for urgent output, and calls `tell` for console output, and for the first that gathers, once for
+    /// each time that [`SyncTap::looked`] is called.
     pub fn new(
         clock: Clock,
         pause: impl Fn() + Send + Sync + 'static,
-        tell_lazy: impl Fn() + Send + Sync + 'static,
+        tell: impl Fn(Waits) + Send + Sync + 'static,
     ) -> Arc<Self> {
         Arc::new(Self {
             pause: Box::new(pause),
-            tell_lazy: Box::new(tell_lazy),
+            tell: Box::new(tell),
             clock,
             urgent_us: AtomicU64::new(0),
             lazy: AtomicBool::new(false),
             clocked: AtomicBool::new(false),
+            gathers_until_us: AtomicU64::new(0),
             ack_due_us: AtomicU64::new(0),
         })
     }
@@ -63,6 +75,11 @@ impl SyncTap {
     /// Whether the clock alone starts syncs: output then asks for nothing.
     pub fn set_clocked(&self, clocked: bool) {
         self.clocked.store(clocked, Ordering::SeqCst);
+    }
+
+    /// Urgent output pauses nobody until then, in microseconds of the clock.
+    pub fn gather_until(&self, until_us: u64) {
+        self.gathers_until_us.store(until_us, Ordering::SeqCst);
     }
 
     /// A sync is under way, at whose end somebody looks at what is held; its ack is expected then, in microseconds of the
@@ -84,15 +101,21 @@ impl Tap for SyncTap {
         }
         if event.channel == CONSOLE {
             if !self.lazy.swap(true, Ordering::SeqCst) {
-                (self.tell_lazy)();
+                (self.tell)(Waits::Console);
             }
         } else {
             // Only the first counts, and only it need be told from none.
             let now_us = self.clock.now_us().max(1);
-            let _ = self
+            let is_first = self
                 .urgent_us
-                .compare_exchange(0, now_us, Ordering::SeqCst, Ordering::SeqCst);
-            if now_us + ACK_WAIT_US_MAX >= self.ack_due_us.load(Ordering::SeqCst) {
+                .compare_exchange(0, now_us, Ordering::SeqCst, Ordering::SeqCst)
+                .is_ok();
+            let gathers_until_us = self.gathers_until_us.load(Ordering::SeqCst);
+            if now_us < gathers_until_us {
+                if is_first {
+                    (self.tell)(Waits::Until(gathers_until_us));
+                }
+            } else if now_us + ACK_WAIT_US_MAX >= self.ack_due_us.load(Ordering::SeqCst) {
                 (self.pause)();
             }
         }
@@ -136,7 +159,11 @@ mod tests {
                 counter.fetch_add(1, Ordering::SeqCst);
             }
         };
-        let tap = SyncTap::new(Clock::start(), count(&pauses), count(&tells));
+        let tell = count(&tells);
+        let tap = SyncTap::new(Clock::start(), count(&pauses), move |waits| {
+            assert!(waits == Waits::Console || waits == Waits::Until(u64::MAX));
+            tell();
+        });
         let seen = || (pauses.load(Ordering::SeqCst), tells.load(Ordering::SeqCst));
         let (net, console) = (EventChannel::new("net0.tx"), EventChannel::new(CONSOLE));
         let attached = Attached::to(vec![net.clone(), console.clone()], &tap).unwrap();
@@ -163,16 +190,24 @@ mod tests {
         assert_eq!(seen(), (2, 2), "the ack is due");
         assert!(tap.looked().is_some());
         tap.set_idle();
+        tap.gather_until(u64::MAX);
+        net.notify(Direction::Out, true);
+        net.notify(Direction::Out, true);
+        assert_eq!(seen(), (2, 3), "output that gathers is told once");
+        tap.gather_until(1);
+        net.notify(Direction::Out, true);
+        assert_eq!(seen(), (3, 3), "it has gathered");
+        assert!(tap.looked().is_some());
         tap.set_clocked(true);
         net.notify(Direction::Out, true);
         console.notify(Direction::Out, true);
         assert!(
-            seen() == (2, 2) && tap.looked().is_none(),
+            seen() == (3, 3) && tap.looked().is_none(),
             "the clock starts syncs"
         );
         tap.set_clocked(false);
         drop(attached);
         net.notify(Direction::Out, true);
-        assert_eq!(seen(), (2, 2));
+        assert_eq!(seen(), (3, 3));
     }
 }

@@ -121,9 +121,11 @@ pub fn measure(bench: &Bench) -> Result<Measured> {
     let alone = start(1, VmSpec::unprotected())?;
     let interval = start(2, VmSpec::protected("interval").with("interval_ms", INTERVAL_MS))?;
 
+    let at_once = start(3, VmSpec::protected("pipelined").with("gather", "off"))?;
+
     let mut one = [ours.clients(1)?, alone.clients(1)?, interval.clients(1)?];
-    let mut many = [ours.clients(MANY)?, alone.clients(MANY)?];
-    let (mut work_one, mut work_many): ([Work; 3], [Work; 2]) = Default::default();
+    let mut many = [ours.clients(MANY)?, alone.clients(MANY)?, at_once.clients(MANY)?];
+    let (mut work_one, mut work_many): ([Work; 3], [Work; 3]) = Default::default();
     let (mut syncs_one, mut syncs_many) = (Span::default(), Span::default());
     for _ in 0..bench.pace.rounds {
         let before = ours.status(Side::A)?;
@@ -139,7 +141,7 @@ pub fn measure(bench: &Bench) -> Result<Measured> {
     }
 
     let [ours, alone, interval] = &work_one;
-    let [ours_many, alone_many] = &work_many;
+    let [ours_many, alone_many, at_once_many] = &work_many;
     let gain = ratio(interval.latencies_us.median(), ours.latencies_us.median());
     let gain = Found::from(gain)
         .note(format!("pipelined: {}", ours.shown()))
@@ -148,7 +150,9 @@ pub fn measure(bench: &Bench) -> Result<Measured> {
         .with(interval.latencies_us.series("reply, interval of 25 ms", "us"));
     Ok(vec![
         rate_ratio(ours, alone, "pipelined, 1 connection").note(per_sync(&syncs_one, ours)),
-        rate_ratio(ours_many, alone_many, "pipelined, 64 connections").note(per_sync(&syncs_many, ours_many)),
+        rate_ratio(ours_many, alone_many, "pipelined, 64 connections")
+            .note(per_sync(&syncs_many, ours_many))
+            .note(format!("with `gather = \"off\"`: {}", at_once_many.shown())),
         gain,
     ])
 }

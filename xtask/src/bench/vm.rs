@@ -63,9 +63,9 @@ impl VmSpec {
         }
     }
 
-    /// A small VM that is protected in this mode, its pages sent as they are.
+    /// A small VM that is protected in this mode, its pages sent as they are, and each sync as soon as may be.
     pub fn raw(mode: &'static str) -> Self {
-        Self::protected(mode).with("delta", "off")
+        Self::protected(mode).with("delta", "off").with("gather", "off")
     }
 
     /// A small VM that is not.

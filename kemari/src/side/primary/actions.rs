@@ -209,6 +209,7 @@ impl PrimarySide {
         self.paused_at_us = self.clock.now_us();
         self.sync_since_us = self.asked_us.take().unwrap_or(self.paused_at_us);
         self.console_due_ms = None;
+        self.gather.end();
         self.tap.set_in_flight(u64::MAX);
         if hold && self.attached.is_none() {
             match Attached::to(self.machine.channels(), &self.tap) {
@@ -294,7 +295,9 @@ impl PrimarySide {
             return;
         }
         self.tap.set_idle();
+        let mut outputs = 0;
         if let Some(capture) = self.capture.take_if(|capture| capture.epoch == epoch) {
+            outputs = capture.outputs;
             self.acked_states = capture.states;
             let encode_us = capture.took_us[2];
             let wire_us = self.clock.now_us().saturating_sub(self.sending_us);
@@ -310,7 +313,20 @@ impl PrimarySide {
         self.timings.ack_us.note(ack_us);
         self.note_ack(ack_us);
         self.trace.note(Step::Running, epoch);
-        self.ask_again_for_held();
+        self.gather
+            .note(now_us, now_us.saturating_sub(self.paused_at_us), outputs);
+        self.gather_from(now_us);
+    }
+
+    /// Output that came after the capture waits for the next sync, which may wait for more of it.
+    fn gather_from(&mut self, now_us: u64) {
+        let wait_us = self.gather.wait_us(self.pace.mode);
+        self.tap.gather_until(now_us + wait_us);
+        if wait_us == 0 {
+            self.ask_again_for_held();
+        } else if self.machine.output_held() {
+            self.gather.await_until(now_us + wait_us);
+        }
     }
 
     /// Output that came after the capture waits for the next sync.

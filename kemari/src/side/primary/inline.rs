@@ -71,7 +71,8 @@ impl PrimarySide {
     /// A sync is under way while the guest runs: the loop's thread looks for its ack.
     pub(super) fn expect_ack(&mut self) {
         let due_us = self.sent_us + self.ack_us_expected;
-        let parks = self.polls() && !self.paused;
+        // Where output gathers no vCPU waits for the ack.
+        let parks = self.polls() && !self.paused && self.gather.wait_us(self.pace.mode) == 0;
         self.tap.set_in_flight(if parks { due_us } else { u64::MAX });
         self.extend_train();
     }

@@ -99,6 +99,7 @@ impl PrimarySide {
             interval_ms: self.pace.interval_ms.into(),
             max_interval_ms: self.pace.max_interval_ms.into(),
         }));
+        self.tap.gather_until(0);
         // What the tap has let pass under the old pace.
         self.ask_again_for_held();
     }

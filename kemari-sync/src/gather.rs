@@ -1,0 +1,264 @@
+//! Whether output should gather for a while before a sync takes it: decided by measuring, not by guessing.
+//!
+//! A sync costs the guest its pause and a write fault for each page that it touches again. If many clients are answered, and
+//! each answer gets a sync of its own, that is what the guest spends its time on; a sync that waits a little takes more of
+//! them along. A single client would only wait. So longer and shorter waits are tried in turn, and the shortest that lets
+//! (nearly) most output go is used.
+
+/// How long a sync waits after the one before, in times of what a sync takes.
+const LEVELS: [u64; 4] = [0, 1, 2, 4];
+/// The longest wait, in microseconds.
+const WAIT_US_MAX: u64 = 20_000;
+/// Turns of one level that are measured, at least so long, in microseconds, and at least so many syncs.
+const TURN_US_MIN: u64 = 50_000;
+const TURN_SYNCS_MIN: u64 = 8;
+/// A turn without a sync for so long is not measured: it was not the wait that let nothing go.
+const GAP_US_MAX: u64 = 5 * WAIT_US_MAX;
+/// Turns of a probe: of the level in use and its rival alternately.
+const PROBE_TURNS: u32 = 4;
+/// Turns for which a level is used until a rival is tried, at first, and when rivals have lost again and again.
+const USE_TURNS_MIN: u32 = 4;
+const USE_TURNS_MAX: u32 = 64;
+/// How much more output a longer wait must let go, in percent; and how much less a shorter one may.
+const GAIN_PERCENT: u64 = 15;
+const LOSS_PERCENT: u64 = 3;
+
+/// Decides how long output gathers.
+#[derive(Clone, Debug)]
+pub struct GatherGovernor {
+    /// Place in [`LEVELS`] of the level in use, and of its rival.
+    level: usize,
+    rival: usize,
+    /// Whether this turn is the rival's.
+    rivals_turn: bool,
+    /// Turns left, of the probe or of use.
+    left: u32,
+    probing: bool,
+    /// Turns of use before the next probe.
+    use_turns: u32,
+    /// What a sync takes, smoothed, in microseconds.
+    sync_us: u64,
+    turn: Turn,
+    /// (outputs, microseconds) of the probe so far: of the level in use, of its rival.
+    measured: [(u64, u64); 2],
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Turn {
+    since_us: u64,
+    last_us: u64,
+    outputs: u64,
+    syncs: u64,
+}
+
+impl Turn {
+    fn from(now_us: u64) -> Self {
+        Self {
+            since_us: now_us,
+            last_us: now_us,
+            ..Self::default()
+        }
+    }
+}
+
+impl Default for GatherGovernor {
+    fn default() -> Self {
+        Self {
+            level: 0,
+            rival: 1,
+            rivals_turn: false,
+            left: USE_TURNS_MIN,
+            probing: false,
+            use_turns: USE_TURNS_MIN,
+            sync_us: 0,
+            turn: Turn::default(),
+            measured: [(0, 0); 2],
+        }
+    }
+}
+
+impl GatherGovernor {
+    /// How long after the last release the next sync waits for more output, in microseconds.
+    pub fn wait_us(&self) -> u64 {
+        let level = if self.rivals_turn { self.rival } else { self.level };
+        (LEVELS[level] * self.sync_us).min(WAIT_US_MAX)
+    }
+
+    /// A sync was released at this time: it took `sync_us` from its capture on, and had so many outputs.
+    pub fn note(&mut self, now_us: u64, sync_us: u64, outputs: u64) {
+        self.sync_us = match self.sync_us {
+            0 => sync_us,
+            before => (7 * before + sync_us) / 8,
+        };
+        let turn = &mut self.turn;
+        if now_us.saturating_sub(turn.last_us) > GAP_US_MAX {
+            *turn = Turn::from(now_us);
+            return;
+        }
+        turn.last_us = now_us;
+        turn.outputs += outputs;
+        turn.syncs += 1;
+        let elapsed_us = now_us.saturating_sub(turn.since_us);
+        if elapsed_us >= TURN_US_MIN && turn.syncs >= TURN_SYNCS_MIN {
+            let turn = std::mem::replace(turn, Turn::from(now_us));
+            self.end_turn(turn, elapsed_us);
+        }
+    }
+
+    fn end_turn(&mut self, turn: Turn, elapsed_us: u64) {
+        if self.probing {
+            let measured = &mut self.measured[usize::from(self.rivals_turn)];
+            measured.0 += turn.outputs;
+            measured.1 += elapsed_us;
+            self.rivals_turn = !self.rivals_turn;
+        }
+        self.left -= 1;
+        match (self.left, self.probing) {
+            (0, true) => self.judge(),
+            (0, false) => {
+                (self.probing, self.rivals_turn) = (true, true);
+                self.left = PROBE_TURNS;
+                self.measured = [(0, 0); 2];
+            }
+            _ => {}
+        }
+    }
+
+    fn judge(&mut self) {
+        let [(own, own_us), (rivals, rival_us)] = self.measured.map(|(outputs, us)| (outputs, us.max(1)));
+        // Rates, compared without dividing.
+        let (own, rivals) = (
+            u128::from(own) * u128::from(rival_us),
+            u128::from(rivals) * u128::from(own_us),
+        );
+        let is_longer = self.rival > self.level;
+        let needed_percent = match is_longer {
+            true => 100 + GAIN_PERCENT,
+            false => 100 - LOSS_PERCENT,
+        };
+        let wins = rivals * 100 >= own * u128::from(needed_percent) && rivals > 0;
+        (self.probing, self.rivals_turn) = (false, false);
+        if wins {
+            self.level = self.rival;
+            self.use_turns = USE_TURNS_MIN;
+        } else {
+            self.use_turns = (2 * self.use_turns).min(USE_TURNS_MAX);
+        }
+        // On in the direction that pays, else the other way.
+        let goes_up = is_longer == wins;
+        self.rival = match goes_up {
+            true if self.level + 1 < LEVELS.len() => self.level + 1,
+            true => self.level - 1,
+            false if self.level > 0 => self.level - 1,
+            false => 1,
+        };
+        self.left = if wins { 1 } else { self.use_turns };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Clients that ask anew as soon as they are answered. A sync costs the guest so much, an answer so much.
+    struct Load {
+        clients: u64,
+        sync_cost_us: u64,
+        answer_us: u64,
+        flight_us: u64,
+    }
+
+    impl Load {
+        /// What a sync that waits so long takes in all, and how many answers it has.
+        fn cycle(&self, wait_us: u64) -> (u64, u64) {
+            let (cycle_us, busy_us) = (self.flight_us + wait_us, self.sync_cost_us);
+            // The guest works while the last sync is under way and while this one waits, as far as its cost leaves time;
+            // without an answer there is no sync.
+            let runs_us = cycle_us.saturating_sub(busy_us).max(self.answer_us);
+            let answers = (runs_us / self.answer_us).min(self.clients);
+            (cycle_us.max(busy_us + self.answer_us), answers)
+        }
+
+        /// Plays so many seconds; returns answers a second.
+        fn play(&self, governor: &mut GatherGovernor, clock_us: &mut u64, seconds: u64) -> f64 {
+            let (end_us, mut answers) = (*clock_us + seconds * 1_000_000, 0);
+            while *clock_us < end_us {
+                let (elapsed_us, outputs) = self.cycle(governor.wait_us());
+                *clock_us += elapsed_us;
+                governor.note(*clock_us, self.flight_us, outputs);
+                answers += outputs;
+            }
+            answers as f64 / seconds as f64
+        }
+
+        /// The same if no sync ever waits.
+        fn at_once(&self) -> f64 {
+            let (elapsed_us, answers) = self.cycle(0);
+            answers as f64 * 1e6 / elapsed_us as f64
+        }
+    }
+
+    const MANY: Load = Load {
+        clients: 64,
+        sync_cost_us: 350,
+        answer_us: 20,
+        flight_us: 400,
+    };
+    const ONE: Load = Load { clients: 1, ..MANY };
+
+    #[test]
+    fn answers_to_many_clients_are_gathered() {
+        let (mut governor, mut clock_us) = (GatherGovernor::default(), 0);
+        let rate = MANY.play(&mut governor, &mut clock_us, 20);
+        assert!(
+            rate > 2.0 * MANY.at_once(),
+            "{rate} instead of {}",
+            MANY.at_once()
+        );
+    }
+
+    #[test]
+    fn a_single_client_loses_little() {
+        let (mut governor, mut clock_us) = (GatherGovernor::default(), 0);
+        ONE.play(&mut governor, &mut clock_us, 5);
+        let rate = ONE.play(&mut governor, &mut clock_us, 60);
+        assert!(rate > 0.97 * ONE.at_once(), "{rate} instead of {}", ONE.at_once());
+        assert_eq!(governor.level, 0);
+    }
+
+    #[test]
+    fn it_follows_a_change_of_the_load() {
+        let (mut governor, mut clock_us) = (GatherGovernor::default(), 0);
+        for _ in 0..3 {
+            MANY.play(&mut governor, &mut clock_us, 20);
+            assert!(governor.level > 0);
+            ONE.play(&mut governor, &mut clock_us, 20);
+            assert_eq!(governor.level, 0);
+        }
+    }
+
+    #[test]
+    fn a_pause_of_the_load_decides_nothing() {
+        let (mut governor, mut clock_us) = (GatherGovernor::default(), 0);
+        MANY.play(&mut governor, &mut clock_us, 20);
+        let level = governor.level;
+        for _ in 0..100 {
+            clock_us += 2 * GAP_US_MAX;
+            governor.note(clock_us, 300, 1);
+        }
+        assert_eq!(governor.level, level);
+    }
+
+    #[test]
+    fn it_does_not_wait_for_ever() {
+        let (mut governor, mut clock_us) = (GatherGovernor::default(), 0);
+        let slow = Load {
+            sync_cost_us: 90_000,
+            flight_us: 100_000,
+            answer_us: 1_000,
+            ..MANY
+        };
+        slow.play(&mut governor, &mut clock_us, 100);
+        assert!(governor.wait_us() <= WAIT_US_MAX);
+    }
+}

@@ -1,0 +1,57 @@
+//! When held output is taken by a sync: at once, or after more of it has gathered.
+
+use kemari_sync::GatherGovernor;
+
+use crate::config::{Gather as Wish, Mode};
+
+/// How long output gathers at present, and until when.
+pub struct Gather {
+    wish: Wish,
+    governor: GatherGovernor,
+    /// When the loop is to look at what has gathered, in microseconds.
+    due_us: Option<u64>,
+}
+
+impl Gather {
+    /// Nothing gathers yet.
+    pub fn new(wish: Wish) -> Self {
+        Self {
+            wish,
+            governor: GatherGovernor::default(),
+            due_us: None,
+        }
+    }
+
+    /// How long after a release the next sync waits, in microseconds.
+    pub fn wait_us(&self, mode: Mode) -> u64 {
+        match (self.wish, mode) {
+            (Wish::Auto, Mode::Pipelined) => self.governor.wait_us(),
+            _ => 0,
+        }
+    }
+
+    /// A sync is released that took so long, in microseconds, and had so many outputs.
+    pub fn note(&mut self, now_us: u64, sync_us: u64, outputs: u64) {
+        self.governor.note(now_us, sync_us, outputs);
+    }
+
+    /// Output is held that gathers until then, in microseconds.
+    pub fn await_until(&mut self, due_us: u64) {
+        self.due_us.get_or_insert(due_us);
+    }
+
+    /// When the loop is to look, in milliseconds.
+    pub fn due_ms(&self) -> Option<u64> {
+        self.due_us.map(|due_us| due_us.div_ceil(1000))
+    }
+
+    /// Whether it is time to look; then it is looked.
+    pub fn take_due(&mut self, now_us: u64) -> bool {
+        self.due_us.take_if(|due_us| *due_us <= now_us).is_some()
+    }
+
+    /// A sync takes what has gathered.
+    pub fn end(&mut self) {
+        self.due_us = None;
+    }
+}
