@@ -109,6 +109,11 @@ impl Contest {
         matches!(self.step, Step::Reading) && self.rival.is_none()
     }
 
+    /// Whether what was asked was won, or may have been.
+    pub(crate) fn may_have_won(&self) -> bool {
+        matches!(self.step, Step::Asking | Step::Won(_) | Step::Declaring(_))
+    }
+
     pub(crate) fn deadline(&self) -> Option<u64> {
         self.asker.deadline()
     }

@@ -29,18 +29,22 @@ impl Secondary {
     }
 
     /// What is committed cannot be applied: nothing can go on from here, and the right to ask for the VM goes with it.
-    pub(super) fn on_replica_failed(&mut self, reason: &str, actions: &mut Actions) {
-        if self
+    pub(super) fn on_replica_failed(&mut self, reason: String) {
+        self.replica_failure = Some(reason);
+    }
+
+    /// An ask that is not resolved may have won: then the takeover finds out that it cannot restore.
+    pub(super) fn check_replica(&mut self, actions: &mut Actions) {
+        let may_have_won = self
             .takeover
             .as_ref()
-            .is_some_and(|takeover| !takeover.contest.can_cancel())
-        {
-            // An ask that is not resolved may have won: the takeover finds out that it cannot restore.
+            .is_some_and(|takeover| takeover.contest.may_have_won());
+        let Some(reason) = self.replica_failure.take_if(|_| !may_have_won) else {
             return;
-        }
-        self.unfit(reason, actions);
+        };
+        self.unfit(&reason, actions);
         if self.held.is_some() {
-            self.forget(reason, actions);
+            self.forget(&reason, actions);
         }
     }
 

@@ -53,6 +53,8 @@ pub struct Secondary {
     takeover: Option<Takeover>,
     /// Of each replicated disk, the last output that is durable here.
     flushed: Vec<DiskMark>,
+    /// Why an image here cannot be written, until what is held is given up for it.
+    replica_failure: Option<String>,
     next_ask: AskId,
     /// What keeps this host from running the VM well.
     trouble: Option<Trouble>,
@@ -73,6 +75,7 @@ impl Secondary {
             lost_since_ms: None,
             takeover: None,
             flushed: Vec::new(),
+            replica_failure: None,
             next_ask: 1,
             trouble: None,
             over: None,
@@ -95,6 +98,7 @@ impl Secondary {
             return;
         }
         self.dispatch(event, actions);
+        self.check_replica(actions);
         self.check_session(actions);
         self.check_takeover(actions);
         self.poll_arbiter(actions);
@@ -110,7 +114,7 @@ impl Secondary {
             SecondaryEvent::TargetsMarked { session, result } => {
                 self.on_targets_marked(session, result, actions);
             }
-            SecondaryEvent::ReplicaFailed { reason } => self.on_replica_failed(&reason, actions),
+            SecondaryEvent::ReplicaFailed { reason } => self.on_replica_failed(reason),
             SecondaryEvent::DiskFlushed(mark) => self.on_disk_flushed(mark, actions),
             SecondaryEvent::StagingFailed { epoch, reason } => {
                 self.on_staging_failed(epoch, &reason, actions)
@@ -206,6 +210,7 @@ impl Secondary {
         self.discard_staging(actions);
         (self.held, self.lost_since_ms, self.takeover) = (None, None, None);
         self.flushed.clear();
+        self.replica_failure = None;
         actions.push(SecondaryAction::Forget {
             reason: reason.to_owned(),
         });

@@ -138,7 +138,7 @@ impl Secondary {
             .as_ref()
             .is_some_and(|takeover| !takeover.contest.can_cancel());
         let is_applying = self.held.as_ref().is_some_and(|held| held.applying.is_some());
-        if (is_asking && !fault(Fault::CommitWhileAsking)) || is_applying {
+        if (is_asking && !fault(Fault::CommitWhileAsking)) || is_applying || self.replica_failure.is_some() {
             return;
         }
         let Some(session) = &mut self.session else { return };

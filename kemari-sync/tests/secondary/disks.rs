@@ -1,10 +1,10 @@
 //! Replicated disks on the receiving side.
 
 use kemari_sync::SecondaryAction as Do;
-use kemari_sync::SecondaryEvent;
 use kemari_sync::wire::{DiskMark, Goodbye, Hello, Message};
+use kemari_sync::{ArbiterAnswer, SecondaryEvent};
 
-use crate::support::{Bench, begin, hello};
+use crate::support::{Bench, begin, hello, pair};
 
 fn mark(request: u64) -> DiskMark {
     DiskMark { disk: 0, request }
@@ -81,6 +81,25 @@ fn a_replica_that_fails_gives_up_what_is_held_and_the_right_to_ask_with_it() {
     assert!(
         bench.wait(60_000).is_empty(),
         "it asks for a VM whose disk it does not have"
+    );
+}
+
+/// The ask that was open may have won. When it has not, the failure counts.
+#[test]
+fn a_replica_that_fails_while_an_ask_is_open_gives_up_as_soon_as_it_is_known_not_to_have_won() {
+    let mut bench = Bench::holding(false);
+    bench.receive(2, Some(1), false);
+    let asked = bench.suspecting();
+    let asked = bench.read(&asked, pair());
+    let reason = "a full disk".to_owned();
+    assert!(bench.feed(SecondaryEvent::ReplicaFailed { reason }).is_empty());
+    let refused = ArbiterAnswer::Unavailable("no connection".to_owned());
+    let actions = bench.answer(&asked, refused);
+    assert!(is_unfit(&actions, "a full disk"), "{actions:?}");
+    assert_eq!(bench.secondary.holds(), None);
+    assert!(
+        !actions.iter().any(|action| matches!(action, Do::Apply { .. })),
+        "nothing more is committed: {actions:?}"
     );
 }
 
