@@ -81,6 +81,20 @@ pub enum Fault {
     FlushedEarly,
     /// A VM is started from whatever image is there.
     StartFromAnyImage,
+    /// A secondary whose image could not be written goes on as if it had been.
+    AckFailedWrite,
+    /// A secondary that learns that its image has failed keeps what it holds.
+    KeepFailedReplica,
+    /// The mark of a block whose write has failed goes like any other.
+    UnmarkFailed,
+    /// A guest is told that its request is done although the disk could not do it.
+    HideFailure,
+    /// The primary goes on with the size that its image had before it grew.
+    KeepOldSize,
+    /// The guest is told that its disk has grown while the other host's image follows.
+    GrowWhilePaired,
+    /// The record of an image that has grown does not say that what is new may differ.
+    GrowUnmarked,
     /// An image is copied over any other. Not among [`Self::ALL`]: whoever copies has read at the arbiter that the last
     /// reign is its own, so in no seed does this rule have anything to do; it is for stores that forget.
     CopyOverNewer,
@@ -90,7 +104,7 @@ pub enum Fault {
 
 impl Fault {
     /// All that must be noticed.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 42] = [
         Self::ReleaseBeforeAck,
         Self::AckBeforeCheck,
         Self::AckBeforeWhole,
@@ -126,6 +140,13 @@ impl Fault {
         Self::FlushWithoutPeer,
         Self::FlushedEarly,
         Self::StartFromAnyImage,
+        Self::AckFailedWrite,
+        Self::KeepFailedReplica,
+        Self::UnmarkFailed,
+        Self::HideFailure,
+        Self::KeepOldSize,
+        Self::GrowWhilePaired,
+        Self::GrowUnmarked,
     ];
 
     /// The fault with this name (as in the source).

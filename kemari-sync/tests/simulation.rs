@@ -12,7 +12,7 @@ const CLEAN_SEEDS: u64 = 20_000;
 const EXPLORED: [Fault; 2] = [Fault::HearOvertaken, Fault::ForgetAtWon];
 
 /// Within so many seeds each fault is found.
-const SEEDS_MAX: [(Fault, u64); 33] = [
+const SEEDS_MAX: [(Fault, u64); 40] = [
     (Fault::ReleaseBeforeAck, 10),
     (Fault::AckBeforeCheck, 10),
     (Fault::AckBeforeWhole, 10),
@@ -46,6 +46,13 @@ const SEEDS_MAX: [(Fault, u64); 33] = [
     (Fault::FlushWithoutPeer, 200),
     (Fault::FlushedEarly, 200),
     (Fault::StartFromAnyImage, 1_000),
+    (Fault::AckFailedWrite, 400),
+    (Fault::KeepFailedReplica, 400),
+    (Fault::UnmarkFailed, 10_000),
+    (Fault::HideFailure, 2_000),
+    (Fault::KeepOldSize, 2_000),
+    (Fault::GrowWhilePaired, 200),
+    (Fault::GrowUnmarked, 200),
 ];
 
 /// Within so many seeds each is found where syncs start by the clock alone: there nothing but time separates an epoch's

@@ -69,7 +69,9 @@ impl Primary {
     }
 
     pub(super) fn on_source_grown(&mut self, disk: usize, bytes: u64) {
-        if let Some(source) = self.sources.get_mut(disk) {
+        if let Some(source) = self.sources.get_mut(disk)
+            && !fault(Fault::KeepOldSize)
+        {
             source.bytes = bytes;
         }
     }

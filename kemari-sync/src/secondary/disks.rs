@@ -1,5 +1,6 @@
 //! The replicated disks on the receiving side: marked before they are written, flushed, and failing.
 
+use crate::faults::{Fault, fault};
 use crate::wire::{DiskMark, Message};
 
 use super::session::Stage;
@@ -30,7 +31,9 @@ impl Secondary {
 
     /// What is committed cannot be applied: nothing can go on from here, and the right to ask for the VM goes with it.
     pub(super) fn on_replica_failed(&mut self, reason: String) {
-        self.replica_failure = Some(reason);
+        if !fault(Fault::KeepFailedReplica) {
+            self.replica_failure = Some(reason);
+        }
     }
 
     /// An ask that is not resolved may have won: then the takeover finds out that it cannot restore.

@@ -8,6 +8,7 @@ use crate::secondary::SecondaryEvent;
 use crate::trouble::Trouble;
 
 use super::HOSTS;
+use super::failing::UNTIL_HEALED;
 use super::host::Process;
 use super::net::PRIMARY;
 use super::world::{Event, ToProcess, World};
@@ -53,6 +54,12 @@ pub(super) enum Blow {
     UplinkLost(Target),
     /// No write that is released from here on lands, and after a while the host sees it.
     DiskStuck(Target),
+    /// So many requests of the disk fail, from here on.
+    DiskFails(Target, u32),
+    /// The operator makes a host's image of the replicated disk larger.
+    Enlarge(usize),
+    /// The operator says to the primary that the image has grown.
+    Resize,
     HostFailing,
     OperatorStop,
     OperatorTakeover,
@@ -75,6 +82,7 @@ pub(super) struct Flags {
     pub(super) disk_stalls: bool,
     pub(super) uplink_lost: [bool; HOSTS],
     pub(super) disk_stuck: [bool; HOSTS],
+    pub(super) disk_failures: [u32; HOSTS],
     /// The link breaks when the first sync of a pair is committed, before its ack arrives.
     pub(super) breaks_pairing: bool,
 }
@@ -86,6 +94,8 @@ pub(super) struct Script {
     pub(super) is_single: bool,
     pub(super) third_host: bool,
     pub(super) breaks_pairing: bool,
+    /// The replicated disk is to grow.
+    pub(super) grows: bool,
     pub(super) heal_us: u64,
     pub(super) end_us: u64,
 }
@@ -113,6 +123,7 @@ impl Script {
             is_single: false,
             third_host: false,
             breaks_pairing: false,
+            grows: false,
             heal_us: SCENARIO_HEAL_US,
             end_us: SCENARIO_HEAL_US + CONVERGE_US,
         }
@@ -130,6 +141,7 @@ impl Script {
                 is_single,
                 third_host,
                 breaks_pairing,
+                grows: false,
                 heal_us,
                 end_us: heal_us + CONVERGE_US,
             };
@@ -155,6 +167,10 @@ impl Script {
             }
         }
         blows.extend(interruptions);
+        let grows = rng.random_bool(0.5);
+        if grows {
+            blows.extend(growth(rng));
+        }
         if rng.random_bool(0.15) {
             blows.push((0, Blow::DiskStalls));
         }
@@ -173,6 +189,7 @@ impl Script {
             is_single,
             third_host,
             breaks_pairing,
+            grows,
             heal_us,
             end_us: heal_us + CONVERGE_US,
         }
@@ -186,7 +203,7 @@ fn single(rng: &mut ChaCha8Rng) -> Blow {
         Target::Secondary
     };
     let for_us = rng.random_range(10_000..500_000);
-    match rng.random_range(0..15) {
+    match rng.random_range(0..17) {
         0 | 1 => Blow::Kill(target),
         2 | 3 => Blow::CutPower(target),
         4 => Blow::Freeze(target, for_us),
@@ -207,6 +224,7 @@ fn single(rng: &mut ChaCha8Rng) -> Blow {
         11 => Blow::CaptureFails,
         12 => Blow::UplinkLost(target),
         13 => Blow::DiskStuck(target),
+        14 | 15 => Blow::DiskFails(target, failures(rng)),
         _ => Blow::HostFailing,
     }
 }
@@ -218,7 +236,7 @@ fn any(rng: &mut ChaCha8Rng) -> Blow {
         _ => Target::Any(rng.random_range(0..HOSTS)),
     };
     let for_us = rng.random_range(5_000..400_000);
-    match rng.random_range(0..39) {
+    match rng.random_range(0..43) {
         0..=2 => Blow::Kill(target),
         3..=5 => Blow::CutPower(target),
         6 | 7 => Blow::Freeze(target, for_us),
@@ -253,8 +271,37 @@ fn any(rng: &mut ChaCha8Rng) -> Blow {
         34 => Blow::Protect,
         35 | 36 => Blow::UplinkLost(target),
         37 => Blow::DiskStuck(target),
+        38..=41 => Blow::DiskFails(target, failures(rng)),
         _ => Blow::PowerOff,
     }
+}
+
+/// How many requests of a disk fail: a few, or all until everything is healed.
+fn failures(rng: &mut ChaCha8Rng) -> u32 {
+    match rng.random_bool(0.6) {
+        true => rng.random_range(1..4),
+        false => UNTIL_HEALED,
+    }
+}
+
+/// The images are made larger, in any order, and the primary is told, once or twice: maybe too early.
+fn growth(rng: &mut ChaCha8Rng) -> Vec<(u64, Blow)> {
+    let begins_us = rng.random_range(60_000..400_000);
+    let mut growth = Vec::new();
+    for host in 0..HOSTS {
+        growth.push((begins_us + rng.random_range(0..60_000), Blow::Enlarge(host)));
+    }
+    for _ in 0..2 {
+        growth.push((begins_us + rng.random_range(0..120_000), Blow::Resize));
+    }
+    if rng.random_bool(0.4) {
+        let crash = match rng.random_bool(0.5) {
+            true => Blow::CutPower(Target::Any(rng.random_range(0..HOSTS))),
+            false => Blow::Kill(Target::Primary),
+        };
+        growth.push((begins_us + rng.random_range(0..140_000), crash));
+    }
+    growth
 }
 
 impl World {
@@ -342,6 +389,12 @@ impl World {
                 self.flags.disk_stuck[host] = true;
                 self.tell_after(self.setup.timing.progress_ms * 1_000, host, ToProcess::Look);
             }
+            Blow::DiskFails(target, failures) => {
+                let host = self.resolve(target);
+                self.flags.disk_failures[host] = failures;
+            }
+            Blow::Enlarge(host) => self.enlarge_image(host),
+            Blow::Resize => self.order_resize(),
             Blow::HostFailing => {
                 self.order_primary(PrimaryEvent::HostFailing {
                     reason: "a deliberate failure".to_owned(),
@@ -359,7 +412,7 @@ impl World {
             Blow::PowerOff => {
                 let host = self.resolve(Target::Primary);
                 if let Some(side) = self.hosts[host].primary()
-                    && !side.paused
+                    && !side.is_still()
                 {
                     side.vm.powered_off = true;
                     side.paused = true;

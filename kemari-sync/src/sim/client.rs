@@ -18,6 +18,8 @@ pub(super) struct Reply {
     pub(super) id: u64,
     pub(super) page: usize,
     pub(super) is_put: bool,
+    /// The disk could not do it: the client does not count it as done.
+    pub(super) failed: bool,
     pub(super) value: u64,
     /// Number of the request in the machine's own order.
     pub(super) seq: u64,

@@ -46,12 +46,40 @@ pub(super) struct PrimaryMarks {
     settled: Option<u64>,
     /// Flushes that are done here and wait for the other host, with what they cover.
     waiting: Vec<(u64, Blocks)>,
+    /// By block: the first write that failed, of which nobody knows what it has left. Only a copy ends that.
+    doubtful: [Option<u64>; PAGES],
 }
 
 impl PrimaryMarks {
     pub(super) fn begin_pair(&mut self) {
         // What the other host has flushed since the first sync may be what a flush here waits for.
         (self.is_paired, self.durable, self.settled) = (true, None, None);
+    }
+
+    /// A write has failed for good.
+    pub(super) fn doubt(&mut self, page: usize, number: u64) {
+        self.doubtful[page].get_or_insert(number);
+    }
+
+    fn doubtful_blocks(&self) -> u32 {
+        let doubtful = self.doubtful.iter().enumerate();
+        doubtful.fold(0, |blocks, (page, doubtful)| {
+            blocks | u32::from(doubtful.is_some()) << page
+        })
+    }
+
+    /// The first write that failed on a block which is not marked, since that failed too.
+    fn first_unmarked_doubt(&self, marks: u32) -> Option<u64> {
+        let doubtful = self.doubtful.iter().enumerate();
+        let unmarked = doubtful.filter(|(page, _)| marks & 1 << page == 0);
+        unmarked.filter_map(|(_, doubtful)| *doubtful).min()
+    }
+
+    /// Blocks that were not touched since they were copied are equal on both images.
+    pub(super) fn trust_copied(&mut self, touched: u32) {
+        for (page, doubtful) in self.doubtful.iter_mut().enumerate() {
+            doubtful.take_if(|_| touched & 1 << page == 0);
+        }
     }
 }
 
@@ -71,20 +99,21 @@ impl World {
                 (_, Phase::Released) => {}
                 (Output::Flush(_), Phase::Held) => {
                     entry.phase = Phase::Released;
-                    started.push(entry.number);
+                    started.push(entry.clone());
                 }
                 _ => break,
             }
         }
-        for number in started {
-            let delay_us = self.disk_us(host);
-            self.flush_image(host, number, delay_us);
+        side.writes_in_flight += started.len() as u32;
+        for entry in started {
+            self.issue(host, &entry);
         }
     }
 
-    /// A flush is given to the primary's disk: it covers what has ended.
+    /// A flush is given to the primary's disk: it covers what has ended, and was requested before it. (One that is tried
+    /// again may come after later writes.)
     pub(super) fn flush_image(&mut self, host: usize, number: u64, delay_us: u64) {
-        let blocks = self.hosts[host].image.blocks;
+        let (mut blocks, durable) = (self.hosts[host].image.blocks, self.hosts[host].image.durable);
         let Some(side) = self.hosts[host].primary() else {
             return;
         };
@@ -101,6 +130,12 @@ impl World {
             .map(|entry| entry.number)
             .min();
         let ended = first_open.map_or(number, |open| open - 1);
+        for (page, last) in side.copy.marks.last.iter().enumerate() {
+            let is_later = last.is_some_and(|(last, _)| last > number);
+            if is_later || side.failed.iter().any(|failed| side.writes(*failed, page)) {
+                blocks[page] = durable[page];
+            }
+        }
         let what = ToProcess::ImageFlushed {
             number,
             ended,
@@ -111,6 +146,9 @@ impl World {
 
     /// The primary's disk has carried a flush out.
     pub(super) fn image_flushed(&mut self, host: usize, number: u64, ended: u64, blocks: &Blocks) {
+        if self.disk_fails(host) {
+            return self.request_failed(host, number);
+        }
         harden(&mut self.hosts[host].image.durable, blocks);
         let waits_for_both = self.setup.flush == FlushMode::Both && !fault(Fault::FlushWithoutPeer);
         let Some(side) = self.hosts[host].primary() else {
@@ -170,13 +208,14 @@ impl World {
             }
         }
         // The driver's answer to its guest, as of any other request.
-        self.tell_after(0, host, ToProcess::WriteDone(number));
+        self.tell_after(0, host, ToProcess::WriteDone(number, true));
     }
 
     /// The primary takes the marks of what is durable on both images and was not written for a while.
     pub(super) fn settle_image(&mut self, host: usize) {
         let now_us = self.now_us;
         self.tell_after(SETTLE_US, host, ToProcess::Settle);
+        let own_marks = self.hosts[host].image.marks;
         let Some(side) = self.hosts[host].primary() else {
             return;
         };
@@ -188,7 +227,10 @@ impl World {
         let Some(settled) = both.filter(|_| marks.is_paired) else {
             return;
         };
-        let mut cleared = take_settled(&mut marks.last, settled, now_us);
+        // The secondary has carried out what could not be marked here: it keeps its marks from there on.
+        let first_unmarked = marks.first_unmarked_doubt(own_marks);
+        let settled = first_unmarked.map_or(settled, |doubtful| settled.min(doubtful - 1));
+        let mut cleared = take_settled(&mut marks.last, settled, now_us) & !marks.doubtful_blocks();
         for entry in &side.vm.list {
             if let (Output::Write(reply), Phase::Released) = (&entry.output, entry.phase) {
                 cleared &= !(1 << reply.page);
@@ -240,8 +282,10 @@ impl World {
     pub(super) fn replica_flushed(&mut self, host: usize, generation: u64, number: u64, blocks: &Blocks) {
         let is_current = self.hosts[host]
             .secondary()
-            .is_some_and(|side| side.image.generation == generation);
-        if is_current {
+            .is_some_and(|side| side.image.generation == generation && !side.image.has_failed);
+        if is_current && self.disk_fails(host) {
+            self.replica_fails(host);
+        } else if is_current {
             harden(&mut self.hosts[host].image.durable, blocks);
             self.tell_after(0, host, flushed(number));
         }
@@ -253,13 +297,14 @@ impl World {
         if !self.setup.replicated {
             return;
         }
-        let image = &mut self.hosts[host].image;
-        image.flush();
-        let blocks = image.blocks;
-        if let Some(word) = &mut image.word {
-            word.state = ImageState::Stopped;
+        self.checks.last_blocks = self.hosts[host].image.blocks;
+        if !self.disk_fails(host) {
+            let image = &mut self.hosts[host].image;
+            image.flush();
+            if let Some(word) = &mut image.word {
+                word.state = ImageState::Stopped;
+            }
         }
-        self.checks.last_blocks = blocks;
         if let Process::Primary(side) = &mut self.hosts[host].process {
             side.copy.ruled = 0;
         }
@@ -267,9 +312,13 @@ impl World {
 
     /// A secondary learns that the VM was stopped.
     pub(super) fn stop_replica(&mut self, host: usize) {
-        let is_stop = self.hosts[host].secondary().is_some_and(|side| side.is_stop);
+        let side = self.hosts[host].secondary();
+        let is_stop = side.is_some_and(|side| side.is_stop && !side.image.has_failed);
+        if !is_stop || self.disk_fails(host) {
+            return;
+        }
         let image = &mut self.hosts[host].image;
-        if let Some(word) = image.word.as_mut().filter(|_| is_stop) {
+        if let Some(word) = &mut image.word {
             word.state = ImageState::Stopped;
             image.flush();
         }

@@ -33,6 +33,12 @@ pub(super) struct PrimarySide {
     pub(super) vm: Vm,
     pub(super) gate_open: bool,
     pub(super) paused: bool,
+    /// The guest does not run, since its disk has failed.
+    pub(super) stands_still: bool,
+    /// As soon as the VM is alone, its disk is to grow.
+    pub(super) resizes: bool,
+    /// Requests that the disk could not do, and that are to be tried again.
+    pub(super) failed: Vec<u64>,
     /// Paused for good, waiting for I/O.
     pub(super) draining: bool,
     pub(super) captures: Vec<Capture>,
@@ -48,7 +54,8 @@ pub(super) struct PrimarySide {
 #[derive(Clone, Debug)]
 pub(super) enum Input {
     Request(Request),
-    WriteDone(u64),
+    /// A request of the disk has ended, well or not.
+    WriteDone(u64, bool),
 }
 
 /// What the secondary's driver has of a sync.

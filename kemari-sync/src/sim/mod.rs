@@ -8,7 +8,9 @@
 mod chaos;
 mod client;
 mod exhaustive;
+mod failing;
 mod flushes;
+mod growth;
 mod host;
 mod invariants;
 mod net;

@@ -72,6 +72,7 @@ impl World {
 
     pub(super) fn start_cold(&mut self, host: usize, assert_dead: Option<Term>) {
         self.new_process(host);
+        self.hosts[host].image.note_size();
         let config = StartConfig {
             me: self.hosts[host].me.clone(),
             vm: "vm".to_owned(),
@@ -105,8 +106,10 @@ impl World {
             let name = self.steps.name("start does", &action);
             match action {
                 StartAction::Ask { ask, request } => {
-                    if let ArbiterRequest::Swap { new, .. } = &request {
-                        self.announce_reign(host, new.term);
+                    if let ArbiterRequest::Swap { new, .. } = &request
+                        && !self.announce_reign(host, new.term)
+                    {
+                        return self.start_secondary(host);
                     }
                     self.send_ask(host, ask, request);
                 }
@@ -153,11 +156,15 @@ impl World {
         self.disk = Default::default();
         let was_stopped = replaced.is_some_and(|record| record.phase == Phase::Stopped);
         self.format_image(host, record.term, was_stopped);
+        let capacity = match self.setup.has_disk {
+            true => self.hosts[host].image.recorded,
+            false => 0,
+        };
         self.checks.history.new_life();
         for client in &mut self.clients {
             client.outstanding = None;
         }
-        let vm = Vm::boot(self.vm_life, self.setup.has_disk, self.setup.replicated);
+        let vm = Vm::boot(self.vm_life, capacity, self.setup.replicated);
         self.become_primary(
             host,
             Reign {
@@ -179,17 +186,22 @@ impl World {
         self.flags = Default::default();
         self.cuts = Default::default();
         (self.store.is_down, self.store.is_lossy) = (false, false);
+        self.enlarge_all();
         self.operate();
     }
 
     /// Dead processes return; if nobody runs the VM, nor is about to, it is booted.
     pub(super) fn operate(&mut self) {
         for host in 0..super::HOSTS {
+            if self.cannot_restore(host) {
+                self.kill(host);
+            }
             // A host that never took part stays out.
             if self.hosts[host].life > 0 {
                 self.bring_back(host);
             }
         }
+        self.order_resize();
         let is_busy = |process: &Process| matches!(process, Process::Primary(_) | Process::Starting(_));
         let nobody = !self.hosts.iter().any(|host| is_busy(&host.process));
         if nobody && let Some((host, assert_dead)) = self.next_start() {
@@ -197,6 +209,12 @@ impl World {
             self.start_cold(host, assert_dead);
         }
         self.after(LOOK_US, Event::Operator);
+    }
+
+    /// Whether a takeover has won, and can never restore its image, which has failed before.
+    fn cannot_restore(&mut self, host: usize) -> bool {
+        let side = self.hosts[host].secondary();
+        side.is_some_and(|side| side.image.has_failed && side.machine.won_term().is_some())
     }
 
     /// Where the operator tries to start the VM, and what is asserted. With a shared disk, or none: where it was last. Of
@@ -243,7 +261,26 @@ impl World {
         self.setup.flush == FlushMode::Memory && acting.filter(is_peer).count() > 0
     }
 
+    /// In the end the VM is protected again, if it is wanted so and another host is there.
+    pub(super) fn check_protection(&mut self) {
+        let now_ms = self.now_ms();
+        let followers = self
+            .hosts
+            .iter_mut()
+            .filter_map(super::host::Host::secondary)
+            .count();
+        let primary = self.hosts.iter_mut().find_map(super::host::Host::primary);
+        if let Some(side) = primary.filter(|side| side.machine.wants_protection() && followers > 0) {
+            let status = side.machine.status(now_ms);
+            let verdict = liveness::protects(&status);
+            self.judge(Invariant::Liveness, verdict);
+        }
+    }
+
     pub(super) fn check_progress(&mut self, when: &str) {
+        if self.stands_still_for_good() {
+            return;
+        }
         let verdict = liveness::progresses(&self.store, &self.clients, self.now_us, when);
         self.judge(Invariant::Liveness, verdict);
     }

@@ -69,6 +69,9 @@ impl World {
             vm,
             gate_open: true,
             paused: false,
+            stands_still: false,
+            resizes: false,
+            failed: Vec::new(),
             draining: false,
             captures: Vec::new(),
             ahead: None,
@@ -121,6 +124,7 @@ impl World {
         if is_captured && self.hosts[host].primary().is_some_and(|side| side.vm.has_held()) {
             self.tell_after(0, host, ToProcess::Primary(PrimaryEvent::OutputPending));
         }
+        self.end_resize(host);
         self.schedule_tick(host);
     }
 
@@ -136,8 +140,11 @@ impl World {
                 self.close_end(session, PRIMARY);
             }
             PrimaryAction::Ask { ask, request } => {
-                if let ArbiterRequest::Swap { new, .. } = &request {
-                    self.announce_reign(host, new.term);
+                if let ArbiterRequest::Swap { new, .. } = &request
+                    && !self.announce_reign(host, new.term)
+                {
+                    // Who won it could not write anything under it.
+                    return self.fail_host(host);
                 }
                 self.send_ask(host, ask, request);
             }
@@ -152,8 +159,8 @@ impl World {
             } => self.send_ahead(host, session, begin, pages_max),
             PrimaryAction::Capture { epoch, hold, .. } => self.capture(host, epoch, hold),
             PrimaryAction::Transmit { session, begin, stop } => {
-                if begin.base.is_none() {
-                    self.finish_image_copy(host, session, begin.term);
+                if begin.base.is_none() && !self.finish_image_copy(host, session, begin.term) {
+                    return;
                 }
                 let epoch = begin.epoch;
                 let side = self.hosts[host].primary();
@@ -168,7 +175,9 @@ impl World {
             }
             PrimaryAction::GiveBack { epoch } => self.give_back(host, epoch),
             PrimaryAction::Release { epoch } => {
-                self.rule_image(host, true);
+                if !self.rule_image(host, true) {
+                    return;
+                }
                 self.release(host, Basis::Sync(epoch));
                 if let Some(side) = self.hosts[host].primary() {
                     side.captures.retain(|capture| capture.epoch > epoch);
@@ -176,7 +185,9 @@ impl World {
             }
             PrimaryAction::OpenGate => {
                 self.end_image_pair(host);
-                self.rule_image(host, false);
+                if !self.rule_image(host, false) {
+                    return;
+                }
                 if let Some(side) = self.hosts[host].primary() {
                     side.gate_open = true;
                 }
@@ -192,6 +203,9 @@ impl World {
                 self.end_image_pair(host);
                 if let Some(side) = self.hosts[host].primary() {
                     (side.paused, side.draining) = (true, true);
+                    if !side.machine.is_switching() {
+                        self.retry_failed(host);
+                    }
                 }
                 self.check_drained(host);
             }
@@ -338,11 +352,19 @@ impl World {
         let Some(side) = self.hosts[host].primary() else {
             return;
         };
-        side.paused = false;
+        (side.paused, side.draining) = (false, false);
+        self.run_guest(host);
+    }
+
+    /// The guest runs, if nothing holds it any more.
+    pub(super) fn run_guest(&mut self, host: usize) {
+        let Some(side) = self.hosts[host].primary().filter(|side| !side.is_still()) else {
+            return;
+        };
         for input in std::mem::take(&mut side.inbox) {
             match input {
                 Input::Request(request) => side.vm.serve(request),
-                Input::WriteDone(number) => side.vm.complete(number),
+                Input::WriteDone(number, done) => side.vm.complete(number, done),
             }
         }
         self.after_vm(host);
@@ -374,7 +396,6 @@ impl World {
     }
 
     fn let_go(&mut self, host: usize, basis: Basis, entry: &Entry) {
-        let (boot, life) = (self.hosts[host].boot, self.hosts[host].life);
         let Some(side) = self.hosts[host].primary() else {
             return;
         };
@@ -400,12 +421,28 @@ impl World {
                 self.after(delay_us, Event::Reply(reply));
             }
             Output::Packet(_) => {}
+            Output::Write(_) | Output::Flush(_) => {
+                if let Some(side) = self.hosts[host].primary() {
+                    side.writes_in_flight += 1;
+                }
+                self.issue(host, entry);
+            }
+        }
+    }
+
+    /// Gives a request to the disk.
+    pub(super) fn issue(&mut self, host: usize, entry: &Entry) {
+        let (boot, life) = (self.hosts[host].boot, self.hosts[host].life);
+        match entry.output {
+            Output::Packet(_) => {}
             Output::Flush(_) => {
                 let delay_us = self.disk_us(host);
                 self.flush_image(host, entry.number, delay_us);
             }
             Output::Write(reply) => {
-                self.mark_write(host, reply.page);
+                if !self.mark_write(host, reply.page) {
+                    return self.tell_failed(host, entry.number);
+                }
                 let delay_us = self.disk_us(host);
                 self.after(
                     delay_us,
@@ -421,15 +458,12 @@ impl World {
         }
     }
 
-    /// A request is given to the disk. Returns how long it takes, in microseconds.
-    pub(super) fn disk_us(&mut self, host: usize) -> u64 {
+    /// How long the disk takes for a request, in microseconds.
+    fn disk_us(&mut self, host: usize) -> u64 {
         let slow = self.flags.disk_stalls && self.rng.random_bool(0.3);
         let mut delay_us = if slow { 400_000 } else { self.some_us(1_000) };
         if self.flags.disk_stuck[host] {
             delay_us += self.script.heal_us.saturating_sub(self.now_us);
-        }
-        if let Some(side) = self.hosts[host].primary() {
-            side.writes_in_flight += 1;
         }
         delay_us
     }
@@ -459,7 +493,7 @@ impl World {
         let Some(side) = self.hosts[host].primary() else {
             return;
         };
-        if !side.paused {
+        if !side.is_still() {
             side.vm.tick();
             self.after_vm(host);
         }
@@ -470,7 +504,7 @@ impl World {
         let Some(side) = self.hosts[host].primary() else {
             return;
         };
-        if side.paused {
+        if side.is_still() {
             if side.inbox.len() < INBOX_MAX {
                 side.inbox.push(Input::Request(request));
             }
@@ -480,15 +514,15 @@ impl World {
         self.after_vm(host);
     }
 
-    pub(super) fn vm_write_done(&mut self, host: usize, number: u64) {
+    pub(super) fn vm_write_done(&mut self, host: usize, number: u64, done: bool) {
         let Some(side) = self.hosts[host].primary() else {
             return;
         };
         side.writes_in_flight = side.writes_in_flight.saturating_sub(1);
-        if side.paused {
-            side.inbox.push(Input::WriteDone(number));
+        if side.is_still() {
+            side.inbox.push(Input::WriteDone(number, done));
         } else {
-            side.vm.complete(number);
+            side.vm.complete(number, done);
         }
         self.after_vm(host);
         self.check_drained(host);
@@ -506,6 +540,22 @@ impl World {
 }
 
 impl PrimarySide {
+    /// Whether the guest does not run.
+    pub(super) fn is_still(&self) -> bool {
+        self.paused || self.stands_still
+    }
+
+    /// Whether the request with this number is a write to this block.
+    pub(super) fn writes(&self, number: u64, page: usize) -> bool {
+        matches!(self.output(number), Some(Output::Write(reply)) if reply.page == page)
+    }
+
+    /// What the request with this number is.
+    pub(super) fn output(&self, number: u64) -> Option<&Output> {
+        let entry = self.vm.list.iter().find(|entry| entry.number == number);
+        entry.map(|entry| &entry.output)
+    }
+
     /// The session has ended: what went ahead in it never arrived.
     fn forget_ahead(&mut self, session: u64) {
         if let Some(ahead) = self.ahead.take_if(|ahead| ahead.session == session)

@@ -11,6 +11,7 @@ use crate::secondary::SecondaryEvent;
 
 use super::client::Reply;
 use super::flushes::{FlushMode, LastWrites, PrimaryMarks};
+use super::growth::below;
 use super::invariants::replica::{self, Blocks};
 use super::invariants::{Invariant, flush};
 use super::net::{Frame, PRIMARY, SECONDARY};
@@ -23,9 +24,6 @@ const LATE_MARK_US: u64 = 20_000;
 /// How likely a commit is followed by a flush of the secondary's own.
 const OWN_FLUSH: f64 = 0.2;
 
-/// All blocks of an image.
-const ALL: u32 = (1 << PAGES) - 1;
-
 /// An image, and its record, which is durable as soon as it is written.
 #[derive(Clone, Default)]
 pub(super) struct Image {
@@ -35,6 +33,9 @@ pub(super) struct Image {
     pub(super) durable: Blocks,
     /// Blocks that may differ from the other image.
     pub(super) marks: u32,
+    /// Its size in blocks, and its size as the record has it.
+    pub(super) size: usize,
+    pub(super) recorded: usize,
     pub(super) word: Option<ImageWord>,
     pub(super) paired_term: Term,
 }
@@ -43,7 +44,7 @@ impl Image {
     fn offer(&self) -> DiskOffer {
         DiskOffer {
             disk: "blk0".to_owned(),
-            bytes: PAGES as u64,
+            bytes: self.recorded as u64,
             word: self.word.clone(),
             overwrite: false,
         }
@@ -57,7 +58,7 @@ impl Image {
         let word = self.word.as_ref();
         Source {
             disk: "blk0".to_owned(),
-            bytes: PAGES as u64,
+            bytes: self.recorded as u64,
             lineage: word.map_or(0, |word| word.lineage),
             base: word.map_or(0, |word| word.base),
             paired_term: self.paired_term,
@@ -101,6 +102,9 @@ pub(super) struct ImageSide {
     pub(super) last: LastWrites,
     /// When the flush that began last is done, in microseconds.
     pub(super) flushed_us: u64,
+    /// The image could not be written, and nothing more is carried out on it; its machine knows.
+    pub(super) has_failed: bool,
+    pub(super) is_known_failed: bool,
 }
 
 impl World {
@@ -149,17 +153,21 @@ impl World {
             false => self.checks.promised,
         };
         let kept = flush::keeps(&promised, &image.blocks);
-        (image.blocks, image.durable, image.marks) = (Blocks::default(), Blocks::default(), ALL);
+        (image.blocks, image.durable) = (Blocks::default(), Blocks::default());
+        image.marks = below(image.recorded);
         image.rule(term);
         (self.checks.promised, self.checks.last_blocks) = (Blocks::default(), Blocks::default());
         self.judge(Invariant::Replica, verdict);
         self.judge(Invariant::Flush, kept);
     }
 
-    /// The next reign is noted before it is asked for.
-    pub(super) fn announce_reign(&mut self, host: usize, term: Term) {
+    /// The next reign is noted before it is asked for. False: the record cannot be written.
+    pub(super) fn announce_reign(&mut self, host: usize, term: Term) -> bool {
         if !self.setup.replicated {
-            return;
+            return true;
+        }
+        if self.disk_fails(host) {
+            return false;
         }
         let unique = self.hosts[host].me.nonce;
         let word = self.hosts[host]
@@ -167,75 +175,115 @@ impl World {
             .word
             .get_or_insert_with(|| fresh(0, unique));
         word.next_term = term;
+        true
     }
 
-    /// A takeover: all that was committed is durable, and the record says whose the image is.
-    pub(super) fn restore_image(&mut self, host: usize) {
+    /// A takeover: all that was committed is durable, and the record says whose the image is. False: that failed.
+    pub(super) fn restore_image(&mut self, host: usize) -> bool {
+        if !self.setup.replicated {
+            return true;
+        }
         let Some(side) = self.hosts[host].secondary() else {
-            return;
+            return false;
         };
         let term = side.machine.won_term();
+        if side.image.has_failed || self.disk_fails(host) {
+            self.replica_fails(host);
+            return false;
+        }
         let image = &mut self.hosts[host].image;
         image.flush();
         if let Some(term) = term {
             image.rule(term);
         }
+        true
     }
 
-    pub(super) fn takes_over_image(&mut self, host: usize, vm: &Vm, term: Term, epoch: u64) {
+    pub(super) fn takes_over_image(&mut self, host: usize, vm: &mut Vm, term: Term, epoch: u64) {
         if !self.setup.replicated {
             return;
         }
+        let has_failed = self.hosts[host]
+            .secondary()
+            .is_some_and(|side| side.image.has_failed);
         let image = &mut self.hosts[host].image;
-        let runs = replica::runs(image.word.as_ref(), &image.blocks, &image.durable);
-        let verdict = runs.and_then(|()| replica::follows(&image.blocks, &vm.blocks, epoch));
+        let runs = replica::is_usable(has_failed, "the VM runs").and_then(|()| {
+            let (blocks, durable) = (&image.blocks, &image.durable);
+            replica::runs(image.word.as_ref(), blocks, durable)
+        });
+        let verdict = runs.and_then(|()| replica::follows(image, vm, epoch));
         let kept = flush::keeps(&self.checks.promised, &image.blocks);
         image.rule(term);
+        // Who takes over may find that it has grown.
+        image.note_size();
+        vm.grow(image.recorded, &image.blocks);
         self.judge(Invariant::Flush, kept);
         self.judge(Invariant::Replica, verdict);
     }
 
     pub(super) fn mark_sources(&mut self, host: usize, session: SessionId, plans: &[CopyDisk]) {
         let Some(plan) = plans.first() else { return };
+        let delay_us = self.some_us(2_000);
+        if self.disk_fails(host) {
+            let result = Err("the record cannot be written".to_owned());
+            let event = PrimaryEvent::SourcesMarked { session, result };
+            return self.tell_after(delay_us, host, ToProcess::Primary(event));
+        }
         let target = self.connections[session as usize].ends[SECONDARY].host;
         let peer_marks = self.hosts[host].primary().map_or(0, |side| side.copy.peer_marks);
-        let other = self.hosts[target].image.blocks;
+        let other = self.hosts[target].image.clone();
         let image = &mut self.hosts[host].image;
-        image.marks |= if plan.only_marked { peer_marks } else { ALL };
-        let verdict = replica::leaves_out(&image.blocks, &other, image.marks);
+        image.marks |= if plan.only_marked {
+            peer_marks
+        } else {
+            below(image.recorded)
+        };
+        let verdict = replica::leaves_out(image, &other);
         if let Some(word) = image.word.as_mut().filter(|word| word.base != plan.base) {
             word.base = plan.base;
             image.paired_term = 0;
         }
         self.judge(Invariant::Replica, verdict);
-        let delay_us = self.some_us(2_000);
         let result = Ok(());
         let event = PrimaryEvent::SourcesMarked { session, result };
         self.tell_after(delay_us, host, ToProcess::Primary(event));
     }
 
     pub(super) fn copy_image(&mut self, host: usize, session: SessionId) {
+        let delay_us = self.some_us(6_000);
+        if self.disk_fails(host) {
+            return self.copy_fails(host, session, delay_us);
+        }
         let image = &self.hosts[host].image;
         let blocks = blocks_of(&image.blocks, image.marks);
         if let Some(side) = self.hosts[host].primary() {
             side.copy.changed = Some(0);
         }
         self.transmit(session, PRIMARY, Frame::Blocks(blocks));
-        let delay_us = self.some_us(6_000);
         let result = Ok(());
         let event = PrimaryEvent::DisksCopied { session, result };
         self.tell_after(delay_us, host, ToProcess::Primary(event));
     }
 
-    /// Before the first sync: what has changed since, and, in the record, the reign that may begin.
-    pub(super) fn finish_image_copy(&mut self, host: usize, session: SessionId, term: Term) {
+    /// An image here cannot be read for the copy.
+    fn copy_fails(&mut self, host: usize, session: SessionId, delay_us: u64) {
+        let result = Err("the image cannot be read".to_owned());
+        let event = PrimaryEvent::DisksCopied { session, result };
+        self.tell_after(delay_us, host, ToProcess::Primary(event));
+    }
+
+    /// Before the first sync: what has changed since, and, in the record, the reign that may begin. False: that failed.
+    pub(super) fn finish_image_copy(&mut self, host: usize, session: SessionId, term: Term) -> bool {
         if !self.setup.replicated {
-            return;
+            return true;
         }
-        self.announce_reign(host, term);
+        if !self.announce_reign(host, term) || self.disk_fails(host) {
+            self.copy_fails(host, session, 0);
+            return false;
+        }
         let image = self.hosts[host].image.blocks;
         let Some(side) = self.hosts[host].primary() else {
-            return;
+            return false;
         };
         let changed = side.copy.changed.take().unwrap_or(0);
         let under_way = side.vm.list.iter().filter(|entry| entry.phase == Phase::Released);
@@ -244,22 +292,28 @@ impl World {
             Output::Packet(_) | Output::Flush(_) => touched,
         });
         self.transmit(session, PRIMARY, Frame::Blocks(blocks_of(&image, changed)));
+        true
     }
 
-    /// Before anything is written in a new reign the record says so.
-    pub(super) fn rule_image(&mut self, host: usize, paired: bool) {
-        if !self.setup.replicated {
-            return;
-        }
+    /// Before anything is written in a new reign the record says so. False: it cannot, and this host fails.
+    pub(super) fn rule_image(&mut self, host: usize, paired: bool) -> bool {
         let Some(side) = self.hosts[host].primary() else {
-            return;
+            return false;
         };
         let (term, touched) = (side.machine.record().term, side.copy.touched);
-        if std::mem::replace(&mut side.copy.ruled, term) == term {
-            return;
+        if !self.setup.replicated || side.copy.ruled == term {
+            return true;
         }
-        if paired {
-            side.copy.marks.begin_pair();
+        if self.disk_fails(host) {
+            self.fail_host(host);
+            return false;
+        }
+        if let Some(side) = self.hosts[host].primary() {
+            side.copy.ruled = term;
+            if paired {
+                side.copy.marks.begin_pair();
+                side.copy.marks.trust_copied(touched);
+            }
         }
         let image = &mut self.hosts[host].image;
         image.rule(term);
@@ -269,12 +323,16 @@ impl World {
             image.marks &= touched;
             image.paired_term = term;
         }
+        true
     }
 
-    /// A write is about to be issued.
-    pub(super) fn mark_write(&mut self, host: usize, page: usize) {
+    /// A write is about to be issued. False: the record cannot be written, so it must not be.
+    pub(super) fn mark_write(&mut self, host: usize, page: usize) -> bool {
         if !self.setup.replicated {
-            return;
+            return true;
+        }
+        if self.hosts[host].image.marks & 1 << page == 0 && self.disk_fails(host) {
+            return false;
         }
         if let Some(side) = self.hosts[host].primary() {
             side.copy.touched |= 1 << page;
@@ -283,6 +341,7 @@ impl World {
             true => self.tell_after(LATE_MARK_US, host, ToProcess::Marked(page)),
             false => self.marked(host, page),
         }
+        true
     }
 
     pub(super) fn marked(&mut self, host: usize, page: usize) {
@@ -303,6 +362,12 @@ impl World {
 
     pub(super) fn mark_targets(&mut self, host: usize, session: SessionId, plans: &[CopyDisk]) {
         let Some(plan) = plans.first() else { return };
+        let delay_us = self.some_us(2_000);
+        if self.disk_fails(host) {
+            let result = Err("the record cannot be written".to_owned());
+            let event = SecondaryEvent::TargetsMarked { session, result };
+            return self.tell_after(delay_us, host, ToProcess::Secondary(event));
+        }
         let image = &mut self.hosts[host].image;
         let verdict = replica::overwrites(plan.term, image.word.as_ref());
         image.word = Some(ImageWord {
@@ -320,27 +385,38 @@ impl World {
             side.image.is_copying = true;
         }
         self.judge(Invariant::Replica, verdict);
-        let delay_us = self.some_us(2_000);
         let result = Ok(());
         let event = SecondaryEvent::TargetsMarked { session, result };
         self.tell_after(delay_us, host, ToProcess::Secondary(event));
     }
 
     pub(super) fn take_blocks(&mut self, host: usize, blocks: Vec<(usize, (u64, u64))>) {
-        if self.hosts[host]
+        let is_taken = self.hosts[host]
             .secondary()
-            .is_some_and(|side| side.image.is_copying)
-        {
+            .is_some_and(|side| side.image.is_copying && !side.image.has_failed);
+        if !is_taken {
+            return;
+        }
+        if !blocks.is_empty() && self.disk_fails(host) {
+            self.replica_fails(host);
+        } else {
             for (block, value) in blocks {
                 self.hosts[host].image.blocks[block] = value;
             }
         }
     }
 
-    /// The check of a sync: the first one ends the copy.
-    pub(super) fn check_image(&mut self, host: usize) {
+    /// The check of a sync: the first one ends the copy, unless the image cannot be made durable. False: it cannot.
+    pub(super) fn check_image(&mut self, host: usize) -> bool {
         let Some(side) = self.hosts[host].secondary().filter(|side| side.image.is_copying) else {
-            return;
+            return true;
+        };
+        if side.image.has_failed || self.disk_fails(host) {
+            self.replica_fails(host);
+            return false;
+        }
+        let Some(side) = self.hosts[host].secondary() else {
+            return false;
         };
         side.image.is_copying = false;
         let term = side.begun_term;
@@ -351,6 +427,7 @@ impl World {
         if let Some(word) = &mut image.word {
             word.next_term = term;
         }
+        true
     }
 
     /// What a commit releases is carried out, in the order of the list.
@@ -358,7 +435,7 @@ impl World {
         if !self.setup.replicated {
             return;
         }
-        let Some(side) = self.hosts[host].secondary() else {
+        let Some(side) = self.hosts[host].secondary().filter(|side| !side.image.has_failed) else {
             return;
         };
         let (is_first, applied) = (side.image.commits == 0, side.image.applied);
@@ -371,8 +448,9 @@ impl World {
                 Output::Flush(_) => self.flush_replica(host, entry.number),
                 Output::Write(_) | Output::Packet(_) => {}
             }
-            if let Some(side) = self.hosts[host].secondary() {
-                side.image.applied = entry.number;
+            match self.hosts[host].secondary() {
+                Some(side) if !side.image.has_failed => side.image.applied = entry.number,
+                _ => return,
             }
         }
         // The guest's own come only where it waits for both.
@@ -391,16 +469,28 @@ impl World {
         if let Some(side) = self.hosts[host].secondary() {
             side.image.last[reply.page] = Some((number, now_us));
         }
+        self.hosts[host].image.marks |= 1 << reply.page;
+        let is_beyond = reply.page >= self.hosts[host].image.recorded;
+        if is_beyond || self.disk_fails(host) {
+            return self.replica_fails(host);
+        }
         let image = &mut self.hosts[host].image;
-        image.marks |= 1 << reply.page;
         image.blocks[reply.page] = (reply.seq, reply.hash);
     }
 
     pub(super) fn image_follows(&mut self, host: usize, vm: &Vm, epoch: u64) {
-        if self.setup.replicated {
-            let verdict = replica::follows(&self.hosts[host].image.blocks, &vm.blocks, epoch);
-            self.judge(Invariant::Replica, verdict);
+        if !self.setup.replicated {
+            return;
         }
+        let Some(side) = self.hosts[host].secondary() else {
+            return;
+        };
+        let (has_failed, is_known) = (side.image.has_failed, side.image.is_known_failed);
+        let verdict = match has_failed {
+            true => replica::is_usable(is_known, "a sync is committed"),
+            false => replica::follows(&self.hosts[host].image, vm, epoch),
+        };
+        self.judge(Invariant::Replica, verdict);
     }
 }
 

@@ -100,6 +100,8 @@ impl World {
                 if let Some(side) = self.hosts[host].secondary() {
                     side.image.generation = generation;
                 }
+                let fails = fails || (self.setup.replicated && self.disk_fails(host));
+                self.hosts[host].image.note_size();
                 let offers = self.image_offers(host);
                 let marks = self.hosts[host].image.marks;
                 self.transmit(session, SECONDARY, Frame::Marks(marks));
@@ -133,10 +135,10 @@ impl World {
             SecondaryAction::Apply { epoch } => self.apply(host, epoch),
             SecondaryAction::Fence { old } => self.fence(host, &old.host),
             SecondaryAction::Restore { .. } => {
-                self.restore_image(host);
+                let is_restored = self.restore_image(host);
                 let (delay_us, fails) = (self.some_us(3_000), std::mem::take(&mut self.flags.restore_fails));
                 let event = SecondaryEvent::Restored {
-                    result: outcome(fails),
+                    result: outcome(fails || !is_restored),
                 };
                 self.tell_after(delay_us, host, ToProcess::Secondary(event));
             }
@@ -203,12 +205,10 @@ impl World {
         if let Some(vm) = early.filter(|_| is_whole && fault(Fault::ApplyBeforeCommit)) {
             self.apply_outputs(host, &vm);
         }
-        if is_whole && !fails {
-            self.check_image(host);
-        }
+        let is_fine = is_whole && !fails && self.check_image(host);
         let event = SecondaryEvent::Checked {
             epoch: commit.epoch,
-            result: outcome(fails || !is_whole),
+            result: outcome(!is_fine),
         };
         self.tell_after(delay_us, host, ToProcess::Secondary(event));
     }
@@ -284,7 +284,7 @@ impl World {
         self.takeovers += 1;
         let verdict = stop::runs(self.checks.stopped, vm.life, reign.last_epoch);
         self.judge(Invariant::Stop, verdict);
-        self.takes_over_image(host, &vm, reign.record.term, reign.last_epoch);
+        self.takes_over_image(host, &mut vm, reign.record.term, reign.last_epoch);
         self.become_primary(host, reign, vm);
     }
 }

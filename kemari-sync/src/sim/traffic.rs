@@ -251,6 +251,16 @@ impl World {
         if self.setup.replicated && self.hosts[host].life != life {
             return;
         }
+        let fails = self.disk_fails(host);
+        let what = match fails {
+            true => ToProcess::RequestFailed(number),
+            false => ToProcess::WriteDone(number, true),
+        };
+        self.after(100, Event::Process { host, life, what });
+        // What a write that fails leaves is anybody's guess.
+        if fails && self.rng.random_bool(0.5) {
+            return;
+        }
         let before = match self.setup.replicated {
             true => self.hosts[host].image.blocks[reply.page],
             false => self.disk[reply.page],
@@ -262,7 +272,5 @@ impl World {
             true => self.image_written(host, number, reply.page, (reply.seq, reply.hash)),
             false => self.disk[reply.page] = (reply.seq, reply.hash),
         }
-        let what = ToProcess::WriteDone(number);
-        self.after(100, Event::Process { host, life, what });
     }
 }

@@ -57,7 +57,12 @@ pub(super) struct Vm {
     pub(super) powered_off: bool,
     /// Per block: number and hash of the last write that was ever requested.
     pub(super) blocks: [(u64, u64); PAGES],
-    has_disk: bool,
+    /// Per block: the last write that the disk is known to have done.
+    pub(super) done: [(u64, u64); PAGES],
+    /// Blocks whose last write has failed: until the next one they have that, or what they had before.
+    pub(super) doubtful: u32,
+    /// Blocks of its disk, as far as the guest knows; 0: it has none.
+    pub(super) capacity: usize,
     /// Some writes are flushed before they are answered.
     flushes: bool,
     next_number: u64,
@@ -81,7 +86,7 @@ const FLUSHED_WRITES: u64 = 3;
 const RESET_TICKS: u64 = 32;
 
 impl Vm {
-    pub(super) fn boot(life: u64, has_disk: bool, flushes: bool) -> Self {
+    pub(super) fn boot(life: u64, capacity: usize, flushes: bool) -> Self {
         Self {
             life,
             seq: 0,
@@ -91,7 +96,9 @@ impl Vm {
             list: Vec::new(),
             powered_off: false,
             blocks: [(0, 0); PAGES],
-            has_disk,
+            done: [(0, 0); PAGES],
+            doubtful: 0,
+            capacity,
             flushes,
             next_number: 1,
             ticks: 0,
@@ -205,12 +212,13 @@ impl Vm {
             id,
             page,
             is_put: put.is_some(),
+            failed: false,
             value,
             seq: self.seq,
             hash: self.hash,
             life: self.life,
         };
-        if put.is_some() && self.has_disk {
+        if put.is_some() && page < self.capacity {
             self.push(Output::Write(reply));
         } else {
             // A read: it is finished at once, past the writes that are held.
@@ -224,10 +232,23 @@ impl Vm {
         self.push(Output::Packet(reply));
     }
 
+    /// The service answers that the disk could not do it: another execution, in which it could, is not this one.
+    fn refuse(&mut self, reply: Reply) {
+        self.seq += 1;
+        self.hash = mix(self.hash, self.seq);
+        self.reply(Reply {
+            failed: true,
+            seq: self.seq,
+            hash: self.hash,
+            ..reply
+        });
+    }
+
     fn push(&mut self, output: Output) {
         let at = self.parsed;
         if let Output::Write(reply) = &output {
             self.blocks[reply.page] = (reply.seq, reply.hash);
+            self.doubtful &= !(1 << reply.page);
         }
         self.parsed += u64::from(output.is_disk());
         let phase = self.stale_epoch.map_or(Phase::Held, Phase::Captured);
@@ -240,14 +261,21 @@ impl Vm {
         self.next_number += 1;
     }
 
-    /// A write or a flush is done: its reply may leave, and requests that waited for the block are served.
-    pub(super) fn complete(&mut self, number: u64) {
+    /// A write or a flush has ended: its reply may leave, and requests that waited for the block are served.
+    pub(super) fn complete(&mut self, number: u64, done: bool) {
         let Some(at) = self.list.iter().position(|entry| entry.number == number) else {
             return;
         };
         let output = self.list.remove(at).output;
         self.finished += u64::from(output.is_disk());
+        if let Output::Write(reply) = &output {
+            match done {
+                true => self.done[reply.page] = (reply.seq, reply.hash),
+                false => self.doubtful |= 1 << reply.page,
+            }
+        }
         match output {
+            Output::Write(reply) | Output::Flush(reply) if !done => self.refuse(reply),
             Output::Write(reply) if self.flushes && reply.id.is_multiple_of(FLUSHED_WRITES) => {
                 self.push(Output::Flush(reply));
             }
@@ -258,6 +286,11 @@ impl Vm {
         for request in std::mem::take(&mut self.backlog) {
             self.serve(request);
         }
+    }
+
+    /// Whether the guest waits until what it has requested is finished.
+    pub(super) fn is_resetting(&self) -> bool {
+        self.resetting
     }
 
     pub(super) fn has_held(&self) -> bool {

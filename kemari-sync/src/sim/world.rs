@@ -15,6 +15,7 @@ use crate::timing::Timing;
 use super::chaos::{Blow, Flags, Script};
 use super::client::{CLIENTS, Client, Reply, Request};
 use super::exhaustive::Steps;
+use super::failing::OnError;
 use super::flushes::FlushMode;
 use super::host::{Host, Process};
 use super::invariants::replica::Blocks;
@@ -34,6 +35,8 @@ pub(super) struct Setup {
     pub(super) replicated: bool,
     /// When a flush of the replicated disk is done.
     pub(super) flush: FlushMode,
+    /// What follows when a disk of the primary fails.
+    pub(super) on_error: OnError,
     /// A VM that was stopped is started again.
     pub(super) restarts: bool,
     /// The host on which the operator tries to start the VM first.
@@ -61,6 +64,7 @@ impl Setup {
             has_disk,
             replicated: false,
             flush: FlushMode::Memory,
+            on_error: OnError::Report,
             restarts: false,
             first_tried: 0,
             timing,
@@ -84,7 +88,11 @@ pub(super) enum ToProcess {
     CopyRoundSent(u64),
     VmTick,
     Request(Request),
-    WriteDone(u64),
+    WriteDone(u64, bool),
+    RequestFailed(u64),
+    RetryDisk,
+    Resize,
+    ReplicaFailed(u64),
     Marked(usize),
     ImageFlushed {
         number: u64,
@@ -219,6 +227,7 @@ impl World {
         setup.flush = [FlushMode::Memory, FlushMode::Both][apart.random_range(0..2)];
         setup.restarts = apart.random_bool(0.5);
         setup.first_tried = apart.random_range(0..HOSTS);
+        setup.on_error = [OnError::Report, OnError::Pause, OnError::Failover][apart.random_range(0..3)];
         let script = Script::draw(&mut rng);
         Self::begun(rng, setup, script, Steps::default(), traced)
     }
@@ -274,11 +283,18 @@ impl World {
     fn begin(&mut self) {
         let setup = &self.setup;
         let text = format!(
-            "{:?}, disk: {}, replicated: {}, flush: {:?}, delay: {} us",
-            setup.mode, setup.has_disk, setup.replicated, setup.flush, setup.delay_us
+            "{:?}, disk: {}, replicated: {}, flush: {:?}, on error: {:?}, grows: {}, delay: {} us",
+            setup.mode,
+            setup.has_disk,
+            setup.replicated,
+            setup.flush,
+            setup.on_error,
+            self.script.grows,
+            setup.delay_us
         );
         self.note(|| text);
         self.flags.breaks_pairing = self.script.breaks_pairing;
+        self.begin_images();
         self.start_secondary(1);
         self.start_cold(0, None);
         if self.script.third_host {
@@ -339,6 +355,7 @@ impl World {
             Event::CheckProgress => self.check_progress("after a single failure"),
             Event::End => {
                 self.check_progress("at the end, long after everything was healed");
+                self.check_protection();
                 self.over = true;
             }
         }
@@ -368,7 +385,11 @@ impl World {
             ToProcess::CopyRoundSent(session) => self.copy_round_sent(host, session),
             ToProcess::VmTick => self.vm_tick(host),
             ToProcess::Request(request) => self.vm_request(host, request),
-            ToProcess::WriteDone(number) => self.vm_write_done(host, number),
+            ToProcess::WriteDone(number, done) => self.vm_write_done(host, number, done),
+            ToProcess::RequestFailed(number) => self.request_failed(host, number),
+            ToProcess::RetryDisk => self.retry_disk(host),
+            ToProcess::Resize => self.begin_resize(host),
+            ToProcess::ReplicaFailed(generation) => self.replica_failed(host, generation),
             ToProcess::Marked(page) => self.marked(host, page),
             ToProcess::ImageFlushed {
                 number,

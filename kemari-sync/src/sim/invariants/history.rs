@@ -93,6 +93,9 @@ impl History {
                 reply.id, reply.seq
             ));
         }
+        if reply.failed {
+            return Ok(());
+        }
         let writes = self.writes.entry(reply.page).or_default();
         if reply.is_put {
             writes.push((reply.seq, reply.value));
