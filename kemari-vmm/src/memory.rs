@@ -1,5 +1,8 @@
 //! Guest memory, and which of its pages the VMM itself has written.
 
+mod populate;
+mod touched;
+
 use std::io;
 
 use vm_memory::mmap::FromRangesError;
@@ -7,6 +10,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, Guest
 
 use crate::arch::layout;
 use crate::pageset::PageSet;
+
+pub use populate::populate_and_lock;
+pub use touched::Touched;
 
 /// Bytes of a page frame, the unit of dirty tracking.
 pub const PAGE_BYTES: usize = 4096;
@@ -43,6 +49,8 @@ pub enum MemoryError {
 }
 
 /// Maps guest memory of the given size, laid out around the hole below 4 GiB, ready for huge pages.
+///
+/// It is private and anonymous: what nobody has written has no memory behind it, which [`Touched`] goes by.
 pub fn create(bytes: u64) -> Result<Memory, MemoryError> {
     if !(MEMORY_BYTES_MIN..=MEMORY_BYTES_MAX).contains(&bytes) || !bytes.is_multiple_of(1 << 20) {
         return Err(MemoryError::Size(bytes));
@@ -54,34 +62,6 @@ pub fn create(bytes: u64) -> Result<Memory, MemoryError> {
         unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_HUGEPAGE) };
     }
     Ok(memory)
-}
-
-/// Memory that is populated at a time. While the kernel is at it, no thread of the process can map memory or begin.
-const POPULATED_BYTES: usize = 4 << 20;
-
-/// Touches every page and pins it, so that a secondary cannot run out of memory in the middle of a takeover.
-pub fn populate_and_lock(memory: &Memory) -> Result<(), MemoryError> {
-    for region in memory.iter() {
-        for start in (0..region.size()).step_by(POPULATED_BYTES) {
-            let bytes = POPULATED_BYTES.min(region.size() - start);
-            // SAFETY: the range lies in a live mapping of ours; populating it changes no content.
-            unsafe {
-                libc::madvise(
-                    region.as_ptr().add(start).cast(),
-                    bytes,
-                    libc::MADV_POPULATE_WRITE,
-                )
-            };
-            // Where the kernel does not know that advice (before Linux 5.14), or has no memory, the lock populates or
-            // says why not.
-        }
-        // SAFETY: the range is a live mapping of ours; locking changes no content.
-        let result = unsafe { libc::mlock(region.as_ptr().cast(), region.size()) };
-        if result != 0 {
-            return Err(MemoryError::Lock(io::Error::last_os_error()));
-        }
-    }
-    Ok(())
 }
 
 /// Reads one page frame. The page is read once: what is sent is what is kept, whatever a device does meanwhile.
@@ -112,6 +92,11 @@ pub fn write_in_page(memory: &Memory, gfn: u64, offset: usize, bytes: &[u8]) -> 
 pub fn has_page(memory: &Memory, gfn: u64) -> bool {
     gfn.checked_mul(PAGE_BYTES as u64)
         .is_some_and(|address| memory.address_in_range(GuestAddress(address)))
+}
+
+/// How many page frames the guest has.
+pub fn page_count(memory: &Memory) -> u64 {
+    memory.iter().map(|region| region.len() / PAGE_BYTES as u64).sum()
 }
 
 /// All page frame numbers of the guest, in order.

@@ -1,13 +1,16 @@
 //! The first copy: all of the guest's memory, while the guest runs, round by round.
+//!
+//! The first round passes over what was never written, without reading it: the secondary's memory begins as zeros. The dirty
+//! log has been started before, so what is written behind that look is in the next round.
 
 use kemari_sync::wire::{PAGES_PER_FRAME_MAX, PageBatchWriter};
 use kemari_vmm::machine::Machine;
-use kemari_vmm::memory::{self, PAGE_BYTES};
+use kemari_vmm::memory::{self, PAGE_BYTES, Touched};
 
 /// Most bytes of a round that wait in the connection: the rest is read from memory when there is room.
 pub const QUEUED_BYTES_MAX: usize = 2 << 20;
 
-/// Most pages that are looked at for one frame: each that the guest has not touched is a page fault.
+/// Most pages that are read for one frame: many may be zero, and need not be sent.
 const LOOKED_PAGES_MAX: usize = 1024;
 
 /// What comes next in a round.
@@ -23,15 +26,17 @@ pub enum Next {
 /// The round under way, and what is known of the next.
 #[derive(Default)]
 pub struct Copy {
-    /// Pages of this round that are still to be sent, last first.
+    /// Pages of this round that are still to be sent, last first; of the first round, those of one piece of memory.
     rest: Vec<u64>,
+    /// What of the memory the first round has not looked at yet.
+    walk: Option<Touched>,
     /// Whether a round is under way.
     active: bool,
     /// Pages of the first round that are zero need not be sent: the secondary's memory begins as zeros.
     skip_zero: bool,
     /// Pages that became dirty since they were last put into a round.
     dirty: Vec<u64>,
-    /// For humans: pages to send in the first round, and pages done.
+    /// For humans: pages of the first round, and those that are sent or need not be.
     pub total_pages: u64,
     pub done_pages: u64,
 }
@@ -40,18 +45,28 @@ impl Copy {
     /// Begins a round: with all pages (and the dirty log starts), or with those dirtied since the round before.
     pub fn begin(&mut self, machine: &Machine, first: bool) -> anyhow::Result<()> {
         if first {
-            machine.dirty().start()?;
-            self.dirty.clear();
-            self.rest = memory::all_pages(machine.memory()).collect();
-            self.total_pages = self.rest.len() as u64;
-            self.done_pages = 0;
-        } else {
-            self.rest = std::mem::take(&mut self.dirty);
+            return self.begin_first(machine, Touched::new());
         }
-        self.rest.reverse();
-        self.skip_zero = first;
-        self.active = true;
+        let pages = std::mem::take(&mut self.dirty);
+        self.begin_with(pages, None);
         Ok(())
+    }
+
+    fn begin_first(&mut self, machine: &Machine, walk: Touched) -> anyhow::Result<()> {
+        machine.dirty().start()?;
+        self.dirty.clear();
+        self.total_pages = memory::page_count(machine.memory());
+        self.done_pages = 0;
+        self.begin_with(Vec::new(), Some(walk));
+        Ok(())
+    }
+
+    fn begin_with(&mut self, mut pages: Vec<u64>, walk: Option<Touched>) {
+        pages.reverse();
+        self.rest = pages;
+        self.skip_zero = walk.is_some();
+        self.walk = walk;
+        self.active = true;
     }
 
     /// Whether a round is under way.
@@ -59,8 +74,11 @@ impl Copy {
         self.active
     }
 
-    /// The next frame of the round. Of a guest's untouched memory there may be much to look at and nothing to send.
+    /// The next frame of the round. Of a guest's memory there may be much to look at and nothing to send.
     pub fn next_frame(&mut self, machine: &Machine) -> anyhow::Result<Next> {
+        if self.rest.is_empty() {
+            self.look_further(machine);
+        }
         let mut page_bytes = [0; PAGE_BYTES];
         let mut looked = 0;
         let mut out = Vec::with_capacity(PAGES_PER_FRAME_MAX * (PAGE_BYTES + 16));
@@ -77,13 +95,24 @@ impl Copy {
             }
         }
         if batch.pages() == 0 {
-            return Ok(match self.rest.is_empty() {
+            return Ok(match self.rest.is_empty() && self.walk.is_none() {
                 true => Next::Done,
                 false => Next::Nothing,
             });
         }
         batch.finish();
         Ok(Next::Frame(out))
+    }
+
+    /// In the first round: finds the pages of the next piece of memory that may not be zero.
+    fn look_further(&mut self, machine: &Machine) {
+        let Some(walk) = &mut self.walk else { return };
+        let pages = walk.next_piece(machine.memory(), &mut self.rest);
+        self.done_pages += pages - self.rest.len() as u64;
+        self.rest.reverse();
+        if pages == 0 {
+            self.walk = None;
+        }
     }
 
     /// Ends a round whose frames are all handed over; returns how many pages are dirty again.
@@ -96,45 +125,15 @@ impl Copy {
     /// Ends the copy: what is dirty belongs to the first sync.
     pub fn take_dirty(&mut self) -> Vec<u64> {
         self.active = false;
-        self.rest = Vec::new();
+        (self.rest, self.walk) = (Vec::new(), None);
         std::mem::take(&mut self.dirty)
     }
 }
 
 fn is_zero(page: &[u8; PAGE_BYTES]) -> bool {
-    page.chunks_exact(8).all(|word| word == [0; 8])
+    *page == [0; PAGE_BYTES]
 }
 
 #[cfg(test)]
-mod tests {
-    use kemari_vmm::dirty::DirtySource;
-
-    use super::super::capture_test::machine;
-    use super::*;
-
-    /// Looking at all memory that a guest has never touched may take a slow host seconds, in which nobody else of the
-    /// loop would have a turn.
-    #[test]
-    fn untouched_memory_is_looked_at_piece_by_piece() {
-        let machine = machine(64, DirtySource::Best);
-        let mut copy = Copy::default();
-        copy.begin(&machine, true).unwrap();
-        let (mut steps, mut empty, mut frames) = (0, 0, 0);
-        loop {
-            let before = copy.done_pages;
-            let next = copy.next_frame(&machine).unwrap();
-            steps += 1;
-            assert!(copy.done_pages - before <= LOOKED_PAGES_MAX as u64);
-            match next {
-                Next::Frame(_) => frames += 1,
-                Next::Nothing => empty += 1,
-                Next::Done => break,
-            }
-        }
-        assert_eq!(copy.done_pages, copy.total_pages, "all of it");
-        assert!(
-            frames > 0 && empty > 0 && steps >= 16,
-            "{frames} frames, {empty} without any"
-        );
-    }
-}
+#[path = "copy_test.rs"]
+mod tests;
