@@ -81,6 +81,11 @@ impl Machine {
         self.parts.disks.iter().for_each(|(_, disk)| disk.drain());
     }
 
+    /// Whether a disk that was drained could not be flushed.
+    pub fn disk_may_lack(&self, id: &str) -> Result<bool, MachineError> {
+        Ok(find(&self.parts.disks, id)?.with_backend(|block| block.may_lack()))
+    }
+
     /// The outputs that captured states list for the disks, in the order of each disk's list, with their bytes as they
     /// lie in this machine's memory. Of each disk those whose number is above what `applied` says.
     ///

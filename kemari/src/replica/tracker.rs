@@ -35,8 +35,8 @@ struct Tracked {
     in_flight: BTreeMap<u64, u32>,
     /// The last change of each extent since this side rules, and when it ended.
     last: BTreeMap<u64, (u64, Instant)>,
-    /// Extents of changes that failed: what they hold here, nobody knows. Only a copy ends that.
-    doubtful: BTreeSet<u64>,
+    /// Extents of changes that failed, and the first of those: what they hold here, nobody knows. Only a copy ends that.
+    doubtful: BTreeMap<u64, u64>,
     /// Flushes under way, and up to which request everything had ended when they began.
     flushes: BTreeMap<u64, Option<u64>>,
     /// Up to this request everything is durable here; on the other host.
@@ -67,9 +67,18 @@ impl Tracked {
             let last = self.last.entry(extent).or_insert((id, Instant::now()));
             *last = (id.max(last.0), Instant::now());
             if !ok {
-                self.doubtful.insert(extent);
+                self.doubtful.entry(extent).or_insert(id);
             }
         }
+    }
+
+    /// The first change that failed on an extent which is not durably marked, since that failed too.
+    fn first_unmarked_doubt(&self) -> Option<u64> {
+        let unmarked = self
+            .doubtful
+            .iter()
+            .filter(|(extent, _)| !self.marked.has(**extent));
+        unmarked.map(|(_, id)| *id).min()
     }
 
     /// Takes the flushes that need not wait any more.
@@ -98,7 +107,7 @@ impl Tracker {
                 touched: Map::new(image_bytes),
                 in_flight: BTreeMap::new(),
                 last: BTreeMap::new(),
-                doubtful: BTreeSet::new(),
+                doubtful: BTreeMap::new(),
                 flushes: BTreeMap::new(),
                 durable: None,
                 peer_durable: None,
@@ -218,6 +227,11 @@ impl Tracker {
             .durable
             .min(state.peer_durable)
             .filter(|_| state.is_paired)?;
+        // The secondary has carried out what could not be marked here: it keeps its marks from there on.
+        let settled = match state.first_unmarked_doubt() {
+            Some(doubtful) => settled.min(doubtful.checked_sub(1)?),
+            None => settled,
+        };
         let now = Instant::now();
         let extents = state
             .last
@@ -226,7 +240,7 @@ impl Tracker {
                 *id <= settled
                     && now.duration_since(*at) >= age
                     && !state.in_flight.contains_key(extent)
-                    && !state.doubtful.contains(extent)
+                    && !state.doubtful.contains_key(extent)
             })
             .map(|(extent, _)| *extent)
             .collect();

@@ -128,6 +128,26 @@ fn what_a_failed_write_has_left_stays_marked() {
     assert_eq!(marks(&tracker), [1]);
 }
 
+/// The secondary has carried it out all the same, and only its mark says that the images differ.
+#[test]
+fn what_could_not_even_be_marked_keeps_the_marks_of_the_secondary() {
+    let told = Arc::default();
+    // Without a record nothing can be marked.
+    let scratch = Scratch::new(8 * EXTENT_BYTES);
+    let tracker = Tracker::new(scratch.image(), false);
+    tracker.begin_pair();
+    assert!(tracker.prepare(&[extent(1)]).is_err());
+    tracker.changed(3, &extent(1), false);
+    flush(&tracker, 4, Some(4), &told);
+    tracker.note_peer_flushed(4);
+    assert_eq!(tracker.settle(Duration::ZERO), Some(2));
+    // The next secondary is copied to, whatever differs.
+    tracker.begin_pair();
+    flush(&tracker, 5, Some(5), &told);
+    tracker.note_peer_flushed(5);
+    assert_eq!(tracker.settle(Duration::ZERO), Some(5));
+}
+
 #[test]
 fn a_flush_waits_for_both_disks_only_where_it_is_said_and_only_in_a_pair() {
     let told = Arc::<AtomicU64>::default();

@@ -95,6 +95,8 @@ pub struct Block {
     config_changed: bool,
     /// Outputs up to this number are on the image already: they were applied before this machine took over.
     applied: Option<u64>,
+    /// The flush at the end has failed.
+    may_lack: bool,
 }
 
 /// What of a disk is neither transport nor queue nor request.
@@ -130,6 +132,7 @@ impl Block {
             write_through: false,
             config_changed: false,
             applied: None,
+            may_lack: false,
         }
     }
 
@@ -141,6 +144,12 @@ impl Block {
     /// The image has all outputs up to request `id` already, and durably: they are finished without I/O.
     pub fn note_applied(&mut self, id: u64) {
         self.applied = Some(id);
+    }
+
+    /// Whether the image may lack durably what the guest has written, although the disk was drained: it could not be
+    /// flushed.
+    pub fn may_lack(&self) -> bool {
+        self.may_lack
     }
 
     /// The image, once it is attached.
@@ -472,9 +481,12 @@ impl Backend for Block {
     }
 
     fn flush(&mut self) {
-        if let Some(server) = &self.server
-            && let Err(error) = server.disk().flush()
-        {
+        let flushed = self
+            .server
+            .as_ref()
+            .map_or(Ok(()), |server| server.disk().flush());
+        self.may_lack = flushed.is_err();
+        if let Err(error) = flushed {
             tracing::error!(
                 "the disk {:?} could not be flushed at the end: {error}",
                 self.spec.serial

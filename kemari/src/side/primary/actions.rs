@@ -67,8 +67,9 @@ impl PrimarySide {
             }
             PrimaryAction::Resume => self.resume(),
             PrimaryAction::Ask { ask, request } => {
-                self.announce_reign(&request);
-                self.arbiter.ask(ask, request);
+                if self.announce_reign(&request) {
+                    self.arbiter.ask(ask, request);
+                }
             }
             PrimaryAction::OpenGate => self.open_gate(),
             PrimaryAction::Drain => self.drain(),

@@ -319,15 +319,19 @@ impl PrimarySide {
     }
 
     /// Before a term is asked for, the records say that it may begin: who loses its power when it has won, and before it
-    /// knows, still has the last image.
-    pub(super) fn announce_reign(&mut self, request: &ArbiterRequest) {
+    /// knows, still has the last image. False: they cannot, and this host fails, without asking: it could write nothing
+    /// under the term, and then no image would be the last one.
+    pub(super) fn announce_reign(&mut self, request: &ArbiterRequest) -> bool {
         let ArbiterRequest::Swap { new, .. } = request else {
-            return;
+            return true;
         };
-        for tracker in &self.disks.trackers {
-            if let Err(error) = tracker.image().announce(new.term) {
-                // Nothing is written under the term before this has succeeded: see `rule_disks`.
-                tracing::error!("{error:#}");
+        let mut images = self.disks.images();
+        match images.try_for_each(|image| image.announce(new.term)) {
+            Ok(()) => true,
+            Err(error) => {
+                drop(images);
+                self.fail_host(format!("{error:#}"));
+                false
             }
         }
     }
@@ -388,10 +392,16 @@ impl PrimarySide {
         }
     }
 
-    /// The VM ends here, or goes on elsewhere, and everything it wrote is durable.
+    /// The VM ends here, or goes on elsewhere, and everything it wrote is durable: the records say so, but not of an image
+    /// that could not be flushed.
     pub(super) fn note_stopped_disks(&mut self) {
-        for tracker in &self.disks.trackers {
-            if let Err(error) = tracker.image().stop() {
+        for image in self.disks.images() {
+            let stopped = match self.machine.disk_may_lack(image.disk()) {
+                Ok(true) => continue,
+                Ok(false) => image.stop(),
+                Err(error) => Err(error.into()),
+            };
+            if let Err(error) = stopped {
                 tracing::error!("{error:#}");
             }
         }
