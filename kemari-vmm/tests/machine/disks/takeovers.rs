@@ -220,6 +220,12 @@ impl World {
         };
         self.disk.kick(place.0);
         let is_output = !matches!(asked, Asked::Read(_));
+        // A flush waits only behind output that does.
+        let is_free = match asked {
+            Asked::Read(_) => true,
+            Asked::Flush => self.model.pending.iter().all(|pending| pending.released),
+            _ => false,
+        };
         self.number += 1;
         self.model.pending.push(Pending {
             number: self.number,
@@ -227,7 +233,7 @@ impl World {
             first,
             sectors,
             asked,
-            released: !is_output,
+            released: is_free,
         });
         if is_output && !held {
             self.model.release(self.model.pending.len());
