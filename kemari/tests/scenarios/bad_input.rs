@@ -122,7 +122,7 @@ fn another_arbiter_does_not_make_a_second_primary_of_a_shared_disk() {
         scene.start(Host::B, &["run"], "wrong.toml", &[])?;
         // Its arbiter lets it: what stops it is the disk's lock, the last of the guards.
         scene.await_log(Host::B, "is in use by another process")?;
-        ensure!(!scene.is_running(Host::B), "B runs the VM as well");
+        scene.await_refusal(Host::B)?;
         clients.go_on()?;
         // Nor does A take such a host as its secondary.
         scene.start(Host::B, &["secondary"], "wrong.toml", &[])?;

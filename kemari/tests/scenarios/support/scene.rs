@@ -316,6 +316,18 @@ impl Scene {
             .is_some_and(Process::is_running)
     }
 
+    /// Waits until the process on a host has ended by itself, with an error.
+    pub fn await_refusal(&mut self, host: Host) -> Result<()> {
+        let status = self.process(host)?.wait(PATIENCE)?;
+        self.processes[host.number()] = None;
+        ensure!(
+            status.is_some_and(|status| !status.success()),
+            "the process on {} should have been refused: {status:?}",
+            host.name()
+        );
+        Ok(())
+    }
+
     /// Waits until the process on a host has ended by itself, with status 0.
     pub fn await_clean_end(&mut self, host: Host) -> Result<()> {
         let status = self.process(host)?.wait(PATIENCE)?;
