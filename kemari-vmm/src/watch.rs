@@ -38,7 +38,7 @@ pub trait DiskWatch: Send + Sync {
     /// A change that was issued, or that [`DiskWatch::prepare`] has refused, has ended, well or not. Until then it may be
     /// on the image, in part or not at all.
     fn changed(&self, id: u64, range: &Range<u64>, ok: bool);
-    /// Whether somebody else has to carry out the guest's flushes, too, who learns of them by a sync.
+    /// Whether a flush shows something to the outside after all, and needs consent as output does.
     fn flush_is_output(&self) -> bool;
     /// A flush is about to be issued: it covers all changes that have ended. `ended`: the last request up to which all
     /// have.

@@ -270,7 +270,8 @@ pub enum PrimaryAction {
         hold: bool,
     },
     /// Send the captured sync: [`Message::Begin`] as given (unless pages of this sync went ahead in this session), its pages
-    /// and states, [`Message::Commit`] with the tally and `stop`. Those two messages are part of the transmission: there is no other action to send them.
+    /// and states, [`Message::Commit`] with the tally and `stop`. Those two messages are part of the transmission: there is no
+    /// other action to send them.
     Transmit {
         /// In which session.
         session: SessionId,

@@ -3,21 +3,18 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestAddress;
 
 use super::request::{RequestList, SavedRequest, Stage};
+use super::saved::{STATE_VERSION, SavedDevice, SavedQueue};
 use super::transport::{self as regs, Transport};
 use super::{Backend, Completion, Completions, GuestFault, Nature, QueueRole, Submission};
 use crate::devices::Device;
 use crate::devices::hub::Hub;
 use crate::event::{Direction, EventChannel};
 use crate::state::{StateBlob, StateError, StateKind};
-
-/// Version of a virtio device's saved state.
-pub const STATE_VERSION: u16 = 2;
 
 /// One virtio-mmio device.
 pub struct VirtioDevice<B: Backend> {
@@ -35,27 +32,6 @@ struct Core<B: Backend> {
     queues: Vec<Queue>,
     requests: RequestList<B::Request>,
     backend: B,
-}
-
-#[derive(Serialize, Deserialize)]
-struct SavedQueue {
-    next_avail: u16,
-    next_used: u16,
-    event_idx_enabled: bool,
-    size: u16,
-    ready: bool,
-    desc_table: u64,
-    avail_ring: u64,
-    used_ring: u64,
-}
-
-#[derive(Serialize, Deserialize)]
-struct SavedDevice<R, S> {
-    transport: Transport,
-    queues: Vec<SavedQueue>,
-    requests: Vec<SavedRequest<R>>,
-    next_request: u64,
-    backend: S,
 }
 
 /// The requests that a saved state lists, and that of the back end.
@@ -581,37 +557,6 @@ impl<B: Backend> Device for VirtioDevice<B> {
         core.queues = queues;
         core.requests = requests;
         Ok(())
-    }
-}
-
-impl From<QueueState> for SavedQueue {
-    fn from(state: QueueState) -> Self {
-        Self {
-            next_avail: state.next_avail,
-            next_used: state.next_used,
-            event_idx_enabled: state.event_idx_enabled,
-            size: state.size,
-            ready: state.ready,
-            desc_table: state.desc_table,
-            avail_ring: state.avail_ring,
-            used_ring: state.used_ring,
-        }
-    }
-}
-
-impl SavedQueue {
-    fn with_max_size(&self, max_size: u16) -> QueueState {
-        QueueState {
-            max_size,
-            next_avail: self.next_avail,
-            next_used: self.next_used,
-            event_idx_enabled: self.event_idx_enabled,
-            size: self.size,
-            ready: self.ready,
-            desc_table: self.desc_table,
-            avail_ring: self.avail_ring,
-            used_ring: self.used_ring,
-        }
     }
 }
 

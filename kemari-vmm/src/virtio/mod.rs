@@ -9,6 +9,7 @@ pub mod device;
 pub mod net;
 pub mod request;
 pub mod rng;
+mod saved;
 pub mod segment;
 pub mod tap;
 mod transport;

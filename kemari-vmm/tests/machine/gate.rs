@@ -232,7 +232,7 @@ fn a_write_reaches_the_disk_after_its_ack_with_the_bytes_of_its_capture() {
     );
 }
 
-/// Lets a disk change as it likes; somebody else carries its flushes out, too.
+/// Lets a disk change as it likes; its flushes are output.
 struct Shadowed;
 
 impl DiskWatch for Shadowed {
@@ -312,8 +312,8 @@ fn a_flush_waits_for_no_ack_unless_output_before_it_does() {
 }
 
 #[test]
-fn a_flush_that_another_host_must_carry_out_too_is_output() {
-    let _watchdog = Watchdog::new("flushes for two at the gate", 60);
+fn a_flush_that_a_watch_takes_for_output_waits_for_an_ack() {
+    let _watchdog = Watchdog::new("watched flushes at the gate", 60);
     let image = bench::image();
     let mut asker = held_disk(&image, Some(Arc::new(Shadowed)));
     let device = asker.bench.device.clone();

@@ -392,22 +392,24 @@ impl Worker {
                     received => return received.ok(),
                 }
             }
+            // Also if it cannot be: then nothing more is carried out.
             self.unflushed = None;
-            if self.queue.failure().is_none()
-                && let Err(error) = self.flush()
-            {
-                self.fail(&error);
+            if self.queue.failure().is_some() {
+                continue;
+            }
+            match (self.flush(), self.outputs) {
+                (Err(error), _) => self.fail(&error.into()),
+                (Ok(()), Some(request)) => (self.report)(Report::Flushed(request)),
+                (Ok(()), None) => {}
             }
         }
         jobs.recv().ok()
     }
 
     /// Makes durable what was carried out.
-    fn flush(&mut self) -> anyhow::Result<()> {
+    fn flush(&mut self) -> io::Result<()> {
         self.disk.flush()?;
-        if let Some(request) = self.outputs {
-            (self.report)(Report::Flushed(request));
-        }
+        self.unflushed = None;
         Ok(())
     }
 
@@ -519,7 +521,7 @@ impl Worker {
     /// From time to time what was copied is made durable, so that it need not be copied again after a break.
     fn store_now_and_then(&mut self) -> anyhow::Result<()> {
         if self.copied - self.stored >= STORED_FRAMES {
-            self.disk.flush()?;
+            self.flush()?;
             self.stored = self.copied;
             (self.report)(Report::Stored(self.stored));
         }
@@ -527,7 +529,7 @@ impl Worker {
     }
 
     fn barrier(&mut self, barrier: Barrier) -> anyhow::Result<()> {
-        self.disk.flush()?;
+        self.flush()?;
         match barrier {
             Barrier::Flush => {}
             Barrier::Whole(term) => self.image.become_whole(term)?,

@@ -6,6 +6,7 @@
 //! | a name of `kemari_sync::Fault`, as `ReleaseBeforeAck` | that rule of the mechanism is taken out |
 //! | `AckDelayMs=N` | the secondary waits so long before each ack |
 //! | `CutFrameAtEpoch=N` | the primary sends half of that sync's frames and drops the link |
+//! | `GatherUs=N` | output gathers so long before each pipelined sync, whatever is measured |
 //! | `ReplicaDelayMs=N` | the secondary's disks take so much longer for each piece of work |
 
 #[cfg(feature = "faults")]
@@ -22,6 +23,7 @@ mod injected {
         rule: Option<Fault>,
         ack_delay: Duration,
         cut_frame_at: Option<u64>,
+        gather_us: Option<u64>,
         replica_delay: Duration,
     }
 
@@ -39,6 +41,9 @@ mod injected {
                 Some(("ReplicaDelayMs", number)) => {
                     let delay_ms = number.parse().with_context(|| format!("the fault {word}"))?;
                     faults.replica_delay = Duration::from_millis(delay_ms);
+                }
+                Some(("GatherUs", number)) => {
+                    faults.gather_us = Some(number.parse().with_context(|| format!("the fault {word}"))?);
                 }
                 Some(("CutFrameAtEpoch", number)) => {
                     faults.cut_frame_at = Some(number.parse().with_context(|| format!("the fault {word}"))?);
@@ -74,6 +79,10 @@ mod injected {
         FAULTS.get().map_or(Duration::ZERO, |faults| faults.replica_delay)
     }
 
+    pub fn gather_us() -> Option<u64> {
+        FAULTS.get().and_then(|faults| faults.gather_us)
+    }
+
     pub fn cuts_frame(epoch: u64) -> bool {
         FAULTS
             .get()
@@ -82,7 +91,7 @@ mod injected {
 }
 
 #[cfg(feature = "faults")]
-pub use injected::{before_sending, cuts_frame, on_this_thread, replica_delay, set_up};
+pub use injected::{before_sending, cuts_frame, gather_us, on_this_thread, replica_delay, set_up};
 
 #[cfg(not(feature = "faults"))]
 mod none {
@@ -105,6 +114,11 @@ mod none {
         std::time::Duration::ZERO
     }
 
+    /// How long output gathers.
+    pub fn gather_us() -> Option<u64> {
+        None
+    }
+
     /// Whether the link is to be dropped in the middle of this sync.
     pub fn cuts_frame(_: u64) -> bool {
         false
@@ -112,4 +126,4 @@ mod none {
 }
 
 #[cfg(not(feature = "faults"))]
-pub use none::{before_sending, cuts_frame, on_this_thread, replica_delay, set_up};
+pub use none::{before_sending, cuts_frame, gather_us, on_this_thread, replica_delay, set_up};

@@ -2,6 +2,7 @@
 
 use kemari_sync::GatherGovernor;
 
+use super::faults;
 use crate::config::{Gather as Wish, Mode};
 
 /// How long output gathers at present, and until when.
@@ -25,7 +26,7 @@ impl Gather {
     /// How long after a release the next sync waits, in microseconds.
     pub fn wait_us(&self, mode: Mode) -> u64 {
         match (self.wish, mode) {
-            (Wish::Auto, Mode::Pipelined) => self.governor.wait_us(),
+            (Wish::Auto, Mode::Pipelined) => faults::gather_us().unwrap_or_else(|| self.governor.wait_us()),
             _ => 0,
         }
     }

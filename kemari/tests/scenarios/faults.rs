@@ -1,6 +1,6 @@
 //! Deliberate faults: only in a build with the feature `faults`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use kemari::control::Role;
@@ -30,6 +30,42 @@ fn half_a_sync_is_rolled_back_and_nothing_is_lost() {
         );
         ensure!(protected.counters.syncs_failed > 0, "no sync failed: {protected}");
         clients.work(Duration::from_millis(200))?;
+        scene.kill(Host::A)?;
+        clients.go_on()?;
+        scene.await_primary(Host::B)?;
+        clients.finish()
+    });
+}
+
+/// How long output gathers: much longer than ever in earnest, to be seen.
+const GATHERS: Duration = Duration::from_millis(100);
+
+/// Nobody kicks again who could remind of the output that has gathered: the loop must look at it by itself.
+#[test]
+fn output_that_gathers_leaves_when_it_has_gathered() {
+    let plan = Plan {
+        mode: "pipelined",
+        protection: "max_interval_ms = 60000",
+        ..Plan::default()
+    };
+    play(&plan, |scene| {
+        scene.secondary(Host::B)?;
+        let fault = format!("GatherUs={}", GATHERS.as_micros());
+        scene.start(Host::A, &["run"], "scene.toml", &[("KEMARI_FAULTS", &fault)])?;
+        scene.await_service(Host::A)?;
+        scene.await_protected(Host::A)?;
+        const ORDERS: u32 = 5;
+        let begin = Instant::now();
+        for _ in 0..ORDERS {
+            scene.order(&["PING"])?;
+        }
+        let took = begin.elapsed();
+        ensure!(
+            took >= ORDERS * GATHERS && took < ORDERS * GATHERS * 10,
+            "{ORDERS} orders took {took:?}"
+        );
+        let clients = scene.clients()?;
+        clients.work(2 * GATHERS)?;
         scene.kill(Host::A)?;
         clients.go_on()?;
         scene.await_primary(Host::B)?;

@@ -124,6 +124,20 @@ fn what_failed_waits_for_the_operator_and_keeps_its_place() {
     }
 }
 
+/// Whoever keeps a record of the image must not take it for whole then.
+#[test]
+fn a_drained_disk_that_could_not_be_flushed_says_so() {
+    let _watchdog = Watchdog::new("the last flush of a disk", 60);
+    let mut failing = failing(OnError::Report);
+    let device = failing.disk.bench.device.clone();
+    assert_eq!(failing.disk.do_one(WRITE, 4, &[1; 512]), OK);
+    for fails in [true, false] {
+        failing.store.fail_flushes(fails);
+        device.drain();
+        assert_eq!(device.with_backend(|block| block.may_lack()), fails);
+    }
+}
+
 /// Nobody will try it again when the guest itself has given the device up.
 #[test]
 fn a_reset_does_not_wait_for_the_operator() {

@@ -107,6 +107,7 @@ struct Gate {
     may_pass: Vec<u64>,
     /// Operations on these sectors fail so.
     failing: BTreeMap<u64, i32>,
+    flushes_fail: bool,
 }
 
 impl Gated {
@@ -137,6 +138,11 @@ impl Gated {
             Some(error) => drop(failing.insert(sector, error)),
             None => drop(failing.remove(&sector)),
         }
+    }
+
+    /// Lets flushes fail, or not any more.
+    pub fn fail_flushes(&self, fail: bool) {
+        self.gate.lock().unwrap().flushes_fail = fail;
     }
 
     /// What has begun so far.
@@ -184,8 +190,12 @@ impl Store for Gated {
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.gate.lock().unwrap().begun.push("flush".into());
-        Ok(())
+        let mut gate = self.gate.lock().unwrap();
+        gate.begun.push("flush".into());
+        match gate.flushes_fail {
+            true => Err(io::Error::from_raw_os_error(libc::EIO)),
+            false => Ok(()),
+        }
     }
 
     fn bytes(&self) -> io::Result<u64> {
