@@ -10,6 +10,7 @@ mod governor;
 
 use std::collections::HashMap;
 
+use crate::checksum::checksum;
 use crate::faults::{Fault, fault};
 use crate::record::Epoch;
 use crate::wire::PAGE_BYTES;
@@ -29,7 +30,7 @@ const WORD: usize = 8;
 
 /// Checksum by which both sides know that they mean the same base.
 pub fn base_checksum(page: &Bytes) -> u32 {
-    crc32fast::hash(page)
+    checksum(page)
 }
 
 /// Appends the runs by which `new` differs from `old`. Returns false, with nothing appended, if they are longer than

@@ -6,6 +6,7 @@
 //!
 //! The rules, and why there is no split brain: docs/concepts.md, "Consent".
 
+mod checksum;
 mod consent;
 mod delta;
 mod faults;

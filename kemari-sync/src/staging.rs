@@ -3,6 +3,7 @@
 //! Bodies are kept in one block of memory, allocated before the secondary says that it is ready. What does not fit is
 //! refused; the block does not grow.
 
+use crate::checksum::checksum_both;
 use crate::record::Epoch;
 use crate::wire::{Commit, FrameError, FrameHeader, FrameKind, Page, PageBatch, PageContent, StateFrame};
 
@@ -11,7 +12,7 @@ use crate::wire::{Commit, FrameError, FrameHeader, FrameKind, Page, PageBatch, P
 pub struct SyncTally {
     pages: u64,
     states: u32,
-    digest: crc32fast::Hasher,
+    digest: u32,
 }
 
 impl SyncTally {
@@ -33,14 +34,14 @@ impl SyncTally {
             epoch,
             pages: self.pages,
             states: self.states,
-            digest: self.digest.clone().finalize(),
+            digest: self.digest,
             stop,
         }
     }
 
     fn add(&mut self, header: &FrameHeader) {
         // Each frame's checksum covers its kind, length and body: their sequence covers the sync.
-        self.digest.update(&header.crc.to_le_bytes());
+        self.digest = checksum_both(self.digest.to_le_bytes(), &header.checksum.to_le_bytes());
     }
 }
 

@@ -6,9 +6,11 @@
 //! | 4 | 2 | [`FrameKind`] |
 //! | 6 | 2 | [`FRAME_VERSION`] |
 //! | 8 | 4 | length of the body in bytes |
-//! | 12 | 4 | CRC-32 (IEEE) of the 12 bytes above and of the body |
+//! | 12 | 4 | checksum of the 12 bytes above and of the body |
 
 use serde::{Serialize, de::DeserializeOwned};
+
+use crate::checksum::checksum_both;
 
 use super::blocks::BLOCK_FRAME_BYTES_MAX;
 use super::message::{Message, REASON_BYTES_MAX};
@@ -20,7 +22,7 @@ pub const HEADER_BYTES: usize = 16;
 /// First word of every frame: "KMRI".
 pub const MAGIC: u32 = u32::from_le_bytes(*b"KMRI");
 /// Version of every frame's layout.
-pub const FRAME_VERSION: u16 = 1;
+pub const FRAME_VERSION: u16 = 2;
 
 /// Longest body of a control message.
 const CONTROL_BYTES_MAX: usize = 4_096;
@@ -175,8 +177,8 @@ pub struct FrameHeader {
     pub kind: FrameKind,
     /// Bytes of the body that follows: within the limit of its kind.
     pub length: usize,
-    /// CRC-32 of header and body.
-    pub crc: u32,
+    /// Checksum of header and body.
+    pub checksum: u32,
 }
 
 impl FrameHeader {
@@ -198,13 +200,14 @@ impl FrameHeader {
         Ok(Self {
             kind,
             length,
-            crc: u32_at(12),
+            checksum: u32_at(12),
         })
     }
 
     /// Whether this body is the one that was sent.
     pub fn check(&self, body: &[u8]) -> Result<(), FrameError> {
-        match body.len() == self.length && checksum(&prefix(self.kind, body.len()), body) == self.crc {
+        match body.len() == self.length && checksum_both(prefix(self.kind, body.len()), body) == self.checksum
+        {
             true => Ok(()),
             false => Err(FrameError::Checksum(self.kind)),
         }
@@ -218,13 +221,6 @@ fn prefix(kind: FrameKind, length: usize) -> [u8; 12] {
     bytes[6..8].copy_from_slice(&FRAME_VERSION.to_le_bytes());
     bytes[8..12].copy_from_slice(&(length as u32).to_le_bytes());
     bytes
-}
-
-fn checksum(prefix: &[u8; 12], body: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(prefix);
-    hasher.update(body);
-    hasher.finalize()
 }
 
 /// Reserves a header at the end of `out`; returns where it is, for [`close_frame`].
@@ -242,10 +238,14 @@ pub(super) fn close_frame(out: &mut [u8], start: usize, kind: FrameKind) -> Fram
         "a {kind:?} frame of {length} bytes was built"
     );
     let prefix = prefix(kind, length);
-    let crc = checksum(&prefix, &out[start + HEADER_BYTES..]);
+    let checksum = checksum_both(prefix, &out[start + HEADER_BYTES..]);
     out[start..start + 12].copy_from_slice(&prefix);
-    out[start + 12..start + HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
-    FrameHeader { kind, length, crc }
+    out[start + 12..start + HEADER_BYTES].copy_from_slice(&checksum.to_le_bytes());
+    FrameHeader {
+        kind,
+        length,
+        checksum,
+    }
 }
 
 /// Appends a message as one frame. Returns its header.
