@@ -88,8 +88,9 @@ pub enum StagingError {
 
 /// The frames of one sync, in one block of memory.
 pub struct Staging {
+    /// Never shorter or longer; its first `used` bytes are the bodies.
     block: Vec<u8>,
-    limit: usize,
+    used: usize,
     frames: Vec<(FrameKind, usize)>,
     tally: SyncTally,
     epoch: Option<Epoch>,
@@ -103,11 +104,9 @@ const FRAMES_EXPECTED: usize = 1_024;
 impl Staging {
     /// Sets `limit` bytes aside, touched now so that memory is missing now and not in a sync.
     pub fn new(limit: usize) -> Self {
-        let mut block = vec![1; limit];
-        block.clear();
         Self {
-            block,
-            limit,
+            block: vec![1; limit],
+            used: 0,
             frames: Vec::with_capacity(FRAMES_EXPECTED),
             tally: SyncTally::default(),
             epoch: None,
@@ -118,7 +117,7 @@ impl Staging {
     /// Most pages of a sync that certainly fit, if they come in well-filled frames.
     pub fn pages_max(&self) -> u64 {
         // Entry overhead and state are covered by taking an eighth off.
-        (self.limit as u64 / crate::wire::PAGE_BYTES as u64) * 7 / 8
+        (self.block.len() as u64 / crate::wire::PAGE_BYTES as u64) * 7 / 8
     }
 
     /// Throws away what is there and opens a sync.
@@ -129,7 +128,7 @@ impl Staging {
 
     /// Throws away what is there: rollback, or after it was applied.
     pub fn clear(&mut self) {
-        self.block.clear();
+        self.used = 0;
         self.frames.clear();
         self.tally = SyncTally::default();
         (self.epoch, self.last_page) = (None, None);
@@ -137,14 +136,20 @@ impl Staging {
 
     /// Bytes in it.
     pub fn bytes(&self) -> usize {
-        self.block.len()
+        self.used
     }
 
-    /// Checks the body of a frame, and keeps a copy of it. `is_ram` says which page frames exist, `checksum` what
-    /// [`crate::base_checksum`] says of one as last committed.
-    ///
-    /// A delta is a change of the last commit. It must therefore be the first and only word of its sync on that page so
-    /// far: its number must be higher than all before it.
+    /// Where the body of this frame can be received, so that it need not be copied: behind what was accepted. Until
+    /// [`Self::accept_received`] the place may be handed out again.
+    pub fn room(&mut self, header: &FrameHeader) -> Result<&mut [u8], StagingError> {
+        let epoch = self.epoch.ok_or(StagingError::Unexpected(header.kind))?;
+        let limit = self.block.len();
+        self.block
+            .get_mut(self.used..self.used + header.length)
+            .ok_or(StagingError::Full { epoch, limit })
+    }
+
+    /// Takes a copy of the body of a frame, if all is right with it; see [`Self::accept_received`].
     pub fn accept(
         &mut self,
         header: &FrameHeader,
@@ -152,30 +157,44 @@ impl Staging {
         is_ram: impl Fn(u64) -> bool,
         checksum: impl Fn(u64) -> u32,
     ) -> Result<(), StagingError> {
-        let Some(epoch) = self.epoch else {
-            return Err(StagingError::Unexpected(header.kind));
-        };
-        let at = self.block.len();
-        if self.limit - at < body.len() {
-            return Err(StagingError::Full {
-                epoch,
-                limit: self.limit,
-            });
+        if body.len() != header.length {
+            return Err(FrameError::Checksum(header.kind).into());
         }
+        self.room(header)?.copy_from_slice(body);
+        self.accept_received(header, is_ram, checksum)
+    }
+
+    /// Checks the body of a frame that lies in its [`Self::room`], and keeps it. `is_ram` says which page frames exist,
+    /// `checksum` what [`crate::base_checksum`] says of one as last committed.
+    ///
+    /// A delta is a change of the last commit. It must therefore be the first and only word of its sync on that page so
+    /// far: its number must be higher than all before it.
+    pub fn accept_received(
+        &mut self,
+        header: &FrameHeader,
+        is_ram: impl Fn(u64) -> bool,
+        checksum: impl Fn(u64) -> u32,
+    ) -> Result<(), StagingError> {
+        let epoch = self.epoch.ok_or(StagingError::Unexpected(header.kind))?;
+        self.room(header)?;
+        let body = &self.block[self.used..self.used + header.length];
         header.check(body)?;
         match header.kind {
             FrameKind::Pages => {
                 let batch = PageBatch::parse(header.kind, body, is_ram)?;
+                let mut last_page = self.last_page;
                 for Page { gfn, content } in batch {
-                    let is_next = self.last_page.is_none_or(|last| gfn > last);
+                    let is_next = last_page.is_none_or(|last| gfn > last);
                     if let PageContent::Delta { base, .. } = content
                         && !(is_next && checksum(gfn) == base)
                     {
                         return Err(StagingError::Base { epoch, gfn });
                     }
-                    self.last_page = self.last_page.max(Some(gfn));
+                    last_page = last_page.max(Some(gfn));
                 }
-                self.tally.add_pages(header, batch.len());
+                let pages = batch.len();
+                self.last_page = last_page;
+                self.tally.add_pages(header, pages);
             }
             FrameKind::State => {
                 StateFrame::parse(body)?;
@@ -183,8 +202,8 @@ impl Staging {
             }
             kind => return Err(StagingError::Unexpected(kind)),
         }
-        self.block.extend_from_slice(body);
-        self.frames.push((header.kind, at));
+        self.frames.push((header.kind, self.used));
+        self.used += header.length;
         Ok(())
     }
 
@@ -215,12 +234,7 @@ impl Staging {
     }
 
     fn bodies(&self, wanted: FrameKind) -> impl Iterator<Item = &[u8]> {
-        let ends = self
-            .frames
-            .iter()
-            .skip(1)
-            .map(|&(_, at)| at)
-            .chain([self.block.len()]);
+        let ends = self.frames.iter().skip(1).map(|&(_, at)| at).chain([self.used]);
         let frames = self.frames.iter().zip(ends);
         frames
             .filter(move |((kind, _), _)| *kind == wanted)

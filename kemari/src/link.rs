@@ -22,7 +22,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::config::Config;
 
-pub use connection::Connection;
+pub use connection::{Connection, Receiver};
 pub use credentials::Credentials;
 pub use identity::{CA_FILE, CERTIFICATE_FILE, Identity, IdentityError, KEY_FILE, name_of};
 pub use listener::{Arrival, Listener};
@@ -199,8 +199,9 @@ fn unanswered(error: LinkError) -> LinkError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kemari_sync::wire::{FrameKind, Goodbye, Message, encode};
+    use kemari_sync::wire::{FrameHeader, FrameKind, Goodbye, Message, PAGE_BYTES, PageBatchWriter, encode};
     use std::net::TcpListener;
+    use std::time::Instant;
 
     fn pair() -> (Connection, Connection) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -271,5 +272,66 @@ mod tests {
             receiver.receive(|_, _| Ok(Some(()))),
             Err(LinkError::Frame(_))
         ));
+    }
+
+    /// Wants pages of a sync in a place of its own, until `most` bytes of them are there.
+    struct Elsewhere {
+        place: Vec<u8>,
+        most: usize,
+        whole: Vec<FrameKind>,
+    }
+
+    impl Receiver<()> for Elsewhere {
+        fn room(&mut self, header: &FrameHeader, received: usize) -> Option<&mut [u8]> {
+            (header.kind == FrameKind::Pages && received < self.most)
+                .then(|| &mut self.place[..header.length])
+        }
+
+        fn frame(&mut self, header: &FrameHeader, body: Option<&[u8]>) -> Result<Option<()>, LinkError> {
+            header.check(body.unwrap_or(&self.place[..header.length]))?;
+            self.whole.push(header.kind);
+            Ok(None)
+        }
+    }
+
+    fn pages_and_goodbyes() -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for fill in 1..=3 {
+            let mut batch = PageBatchWriter::new(false, &mut bytes);
+            for gfn in 0..20 {
+                batch.push(gfn, &[fill; PAGE_BYTES]);
+            }
+            batch.finish();
+            encode(&Message::Goodbye(Goodbye::Unfit("x".into())), &mut bytes);
+        }
+        bytes
+    }
+
+    #[test]
+    fn a_long_body_is_received_where_it_is_wanted() {
+        for (most, chunk) in [(usize::MAX, 999), (usize::MAX, 100_000), (30_000, 999)] {
+            let (mut sender, mut receiver) = pair();
+            let mut there = Elsewhere {
+                place: vec![0; 100_000],
+                most,
+                whole: Vec::new(),
+            };
+            for chunk in pages_and_goodbyes().chunks(chunk) {
+                sender.send(chunk.to_vec()).unwrap();
+                assert!(receiver.receive_to(&mut there).unwrap().is_none());
+            }
+            let kinds = [FrameKind::Pages, FrameKind::Goodbye];
+            let expected: Vec<FrameKind> = match most {
+                usize::MAX => [kinds; 3].concat(),
+                // Nobody wants the rest: it goes, and what comes behind it is not touched.
+                _ => [kinds[1]; 3].to_vec(),
+            };
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while there.whole.len() < expected.len() && Instant::now() < deadline {
+                sender.flush().unwrap();
+                assert!(receiver.receive_to(&mut there).unwrap().is_none());
+            }
+            assert_eq!(there.whole, expected, "{most} {chunk}");
+        }
     }
 }

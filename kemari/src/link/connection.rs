@@ -10,11 +10,40 @@ use kemari_sync::wire::{FrameHeader, HEADER_BYTES, Message};
 use super::transport::Transport;
 use super::{LinkError, PREFACE_BYTES, Preface, Security};
 
-/// Bytes read at a time.
+/// Bytes read at a time into the connection's own buffer.
 const READ_BYTES: usize = 256 << 10;
+
+/// Bytes read at a time while it is not known what comes: a small part of a long frame that is to be received elsewhere,
+/// but all of most others.
+const FIRST_READ_BYTES: usize = 8 << 10;
 
 /// Most buffers written with one call.
 const SLICES_MAX: usize = 8;
+
+/// Where received frames go.
+pub trait Receiver<T> {
+    /// Where the body of a frame that is still arriving is to be received, of which `received` bytes are there already; as
+    /// long as the header. `None` before any of it is there: in the connection's buffer. `None` later: nobody wants it any
+    /// more, and nothing is said of it.
+    fn room(&mut self, header: &FrameHeader, received: usize) -> Option<&mut [u8]>;
+
+    /// A frame is whole, its checksum not checked yet. `body` is `None` if it lies where [`Self::room`] wanted it. Some
+    /// answer ends the receiving.
+    fn frame(&mut self, header: &FrameHeader, body: Option<&[u8]>) -> Result<Option<T>, LinkError>;
+}
+
+/// A receiver that takes every frame out of the connection's buffer.
+struct Buffered<F>(F);
+
+impl<T, F: FnMut(&FrameHeader, &[u8]) -> Result<Option<T>, LinkError>> Receiver<T> for Buffered<F> {
+    fn room(&mut self, _: &FrameHeader, _: usize) -> Option<&mut [u8]> {
+        None
+    }
+
+    fn frame(&mut self, header: &FrameHeader, body: Option<&[u8]>) -> Result<Option<T>, LinkError> {
+        (self.0)(header, body.unwrap_or_default())
+    }
+}
 
 /// One connection, framed, that never blocks.
 pub struct Connection {
@@ -28,6 +57,26 @@ pub struct Connection {
     incoming: Vec<u8>,
     start: usize,
     end: usize,
+    /// A frame whose body is being received elsewhere, and how many bytes of it were.
+    arriving: Option<(FrameHeader, usize)>,
+}
+
+/// The first frame in a connection's buffer.
+enum Frame {
+    /// Its header, and where its body begins.
+    Whole(FrameHeader, usize),
+    /// Not all of its body is there.
+    Begun(FrameHeader),
+}
+
+/// What became of a body that is received elsewhere.
+enum Arrival {
+    /// More of it has to come.
+    Open,
+    /// It is there.
+    Whole,
+    /// It was thrown away.
+    Unwanted,
 }
 
 impl Connection {
@@ -53,6 +102,7 @@ impl Connection {
             incoming,
             start: 0,
             end: 0,
+            arriving: None,
         })
     }
 
@@ -174,36 +224,106 @@ impl Connection {
     /// checked yet.
     pub fn receive<T>(
         &mut self,
-        mut on_frame: impl FnMut(&FrameHeader, &[u8]) -> Result<Option<T>, LinkError>,
+        on_frame: impl FnMut(&FrameHeader, &[u8]) -> Result<Option<T>, LinkError>,
     ) -> Result<Option<T>, LinkError> {
+        self.receive_to(&mut Buffered(on_frame))
+    }
+
+    /// As [`Self::receive`], and lets the receiver say where the body of a long frame goes.
+    pub fn receive_to<T>(&mut self, receiver: &mut impl Receiver<T>) -> Result<Option<T>, LinkError> {
         loop {
-            while let Some((header, body_start)) = self.next_frame()? {
-                let body = &self.incoming[body_start..body_start + header.length];
-                self.start = body_start + header.length;
-                if let Some(answer) = on_frame(&header, body)? {
-                    return Ok(Some(answer));
+            if let Some((header, received)) = self.arriving {
+                match self.receive_body(&header, received, receiver)? {
+                    Arrival::Open => return Ok(None),
+                    Arrival::Unwanted => {}
+                    Arrival::Whole => {
+                        if let Some(answer) = receiver.frame(&header, None)? {
+                            return Ok(Some(answer));
+                        }
+                    }
                 }
             }
-            if !self.fill()? {
+            while let Some(frame) = self.next_frame()? {
+                match frame {
+                    Frame::Whole(header, body_start) => {
+                        let body = &self.incoming[body_start..body_start + header.length];
+                        self.start = body_start + header.length;
+                        if let Some(answer) = receiver.frame(&header, Some(body))? {
+                            return Ok(Some(answer));
+                        }
+                    }
+                    Frame::Begun(header) if receiver.room(&header, 0).is_some() => {
+                        self.start += HEADER_BYTES;
+                        self.arriving = Some((header, 0));
+                        break;
+                    }
+                    Frame::Begun(header) => {
+                        // Bounded: the header has been checked against the limit of its kind.
+                        self.make_room(HEADER_BYTES + header.length);
+                        break;
+                    }
+                }
+            }
+            if self.arriving.is_none() && !self.fill()? {
                 return Ok(None);
             }
         }
     }
 
-    /// The first whole frame in the buffer and where its body begins.
-    fn next_frame(&mut self) -> Result<Option<(FrameHeader, usize)>, LinkError> {
+    /// Receives the rest of a body where the receiver wants it.
+    fn receive_body<T>(
+        &mut self,
+        header: &FrameHeader,
+        mut received: usize,
+        receiver: &mut impl Receiver<T>,
+    ) -> Result<Arrival, LinkError> {
+        let mut room = receiver.room(header, received);
+        let outcome = loop {
+            let rest = header.length - received;
+            if rest == 0 {
+                break if room.is_some() {
+                    Arrival::Whole
+                } else {
+                    Arrival::Unwanted
+                };
+            }
+            let buffered = rest.min(self.end - self.start);
+            if buffered > 0 {
+                if let Some(room) = &mut room {
+                    room[received..received + buffered]
+                        .copy_from_slice(&self.incoming[self.start..self.start + buffered]);
+                }
+                self.start += buffered;
+                received += buffered;
+                continue;
+            }
+            let into = match &mut room {
+                Some(room) => &mut room[received..header.length],
+                None => {
+                    let most = rest.min(self.incoming.len());
+                    &mut self.incoming[..most]
+                }
+            };
+            match self.transport.read(into)? {
+                Some(count) => received += count,
+                None => break Arrival::Open,
+            }
+        };
+        self.arriving = matches!(outcome, Arrival::Open).then_some((*header, received));
+        Ok(outcome)
+    }
+
+    /// The first frame in the buffer, if its header is there.
+    fn next_frame(&self) -> Result<Option<Frame>, LinkError> {
         let buffered = &self.incoming[self.start..self.end];
         let Some(header) = buffered.first_chunk::<HEADER_BYTES>() else {
             return Ok(None);
         };
         let header = FrameHeader::parse(header)?;
-        let whole = HEADER_BYTES + header.length;
-        if buffered.len() < whole {
-            // Bounded: the header has been checked against the limit of its kind.
-            self.make_room(whole);
-            return Ok(None);
-        }
-        Ok(Some((header, self.start + HEADER_BYTES)))
+        Ok(Some(match buffered.len() < HEADER_BYTES + header.length {
+            true => Frame::Begun(header),
+            false => Frame::Whole(header, self.start + HEADER_BYTES),
+        }))
     }
 
     /// Moves what is buffered to the front, with room for `bytes` in all.
@@ -220,12 +340,17 @@ impl Connection {
 
     /// Reads once. Returns whether anything came.
     fn fill(&mut self) -> Result<bool, LinkError> {
+        let mut most = READ_BYTES;
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
+            most = FIRST_READ_BYTES;
         } else if self.end == self.incoming.len() {
             self.make_room(self.end - self.start + READ_BYTES);
         }
-        let count = self.transport.read(&mut self.incoming[self.end..])?;
+        let most = most.min(self.incoming.len() - self.end);
+        let count = self
+            .transport
+            .read(&mut self.incoming[self.end..self.end + most])?;
         self.end += count.unwrap_or(0);
         Ok(count.is_some())
     }

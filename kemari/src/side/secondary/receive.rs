@@ -3,12 +3,12 @@
 use kemari_sync::wire::{
     Channel, FrameHeader, FrameKind, Goodbye, Hello, Message, PageBatch, decode, encode, reason_text,
 };
-use kemari_sync::{Incarnation, SecondaryEvent, SessionId};
+use kemari_sync::{Epoch, Incarnation, SecondaryEvent, SessionId, Staging};
 
 use super::super::wait::Poll;
-use super::{POLL_US_MAX, SecondarySide};
+use super::{POLL_US_MAX, SecondarySide, Standby};
 use crate::config::Latency;
-use crate::link::LinkError;
+use crate::link::{LinkError, Receiver};
 
 /// Most bytes of a copy that are taken in one go. Then heartbeats get their turn: a stream that is as fast as it is
 /// taken would hide them for as long as it lasts, and the primary would seem silent.
@@ -131,36 +131,20 @@ impl SecondarySide {
         }
         // Taken out, so that the frames can be put where they belong while they lie in the connection's buffer.
         let mut session = self.sessions.remove(place);
-        let id = session.id;
+        let mut intake = Intake {
+            session: session.id,
+            heartbeat,
+            copied_bytes: 0,
+            side: self,
+        };
         let connection = if heartbeat {
             &mut session.heartbeat
         } else {
             &mut session.main
         };
-        let mut copied_bytes = 0;
-        let result = connection.flush().and_then(|()| {
-            connection.receive(|header, body| match header.kind {
-                FrameKind::CopyPages | FrameKind::DiskSums | FrameKind::DiskBlocks => {
-                    match header.kind {
-                        FrameKind::CopyPages => self.take_copy(id, header, body)?,
-                        _ => self.take_blocks(id, header, body)?,
-                    }
-                    copied_bytes += body.len();
-                    self.more_is_there |= copied_bytes >= COPY_BYTES_MAX;
-                    // What follows waits in the connection for the next turn, or as long as a queue is full.
-                    let enough = copied_bytes >= COPY_BYTES_MAX || self.disks_are_full();
-                    Ok(enough.then_some(None))
-                }
-                FrameKind::Pages | FrameKind::State => {
-                    self.stage(id, header, body);
-                    Ok(None)
-                }
-                _ => {
-                    header.check(body)?;
-                    Ok(Some(Some(decode(header.kind, body)?)))
-                }
-            })
-        });
+        let result = connection
+            .flush()
+            .and_then(|()| connection.receive_to(&mut intake));
         self.sessions.insert(place, session);
         result.map(Option::flatten)
     }
@@ -190,17 +174,25 @@ impl SecondarySide {
         Ok(())
     }
 
-    /// A frame of a sync. What is wrong with it makes the sync fail, not the link.
-    fn stage(&mut self, session: u64, header: &FrameHeader, body: &[u8]) {
-        let Some((_, epoch)) = self.staged.filter(|(staged, _)| *staged == session) else {
+    /// The sync whose frames this session sends, if they are wanted, and the standby that they are for.
+    fn staging_for(&mut self, session: SessionId) -> Option<(Epoch, &mut Staging, &Standby)> {
+        let (_, epoch) = self.staged.filter(|(staged, _)| *staged == session)?;
+        Some((epoch, &mut self.staging, self.standby.as_deref()?))
+    }
+
+    /// A frame of a sync: `body`, or what lies in its room in staging. What is wrong with it makes the sync fail, not the
+    /// link.
+    fn stage(&mut self, session: SessionId, header: &FrameHeader, body: Option<&[u8]>) {
+        let Some((epoch, staging, standby)) = self.staging_for(session) else {
             return;
         };
-        let Some(standby) = &self.standby else { return };
-        self.counters.wire_bytes += body.len() as u64;
         let has_page = |gfn| standby.has_page(gfn);
-        let result = self
-            .staging
-            .accept(header, body, has_page, |gfn| standby.page_checksum(gfn));
+        let checksum = |gfn| standby.page_checksum(gfn);
+        let result = match body {
+            Some(body) => staging.accept(header, body, has_page, checksum),
+            None => staging.accept_received(header, has_page, checksum),
+        };
+        self.counters.wire_bytes += header.length as u64;
         if let Err(error) = result {
             self.staged = None;
             self.events.push_back(SecondaryEvent::StagingFailed {
@@ -208,5 +200,56 @@ impl SecondarySide {
                 reason: error.to_string(),
             });
         }
+    }
+}
+
+/// Takes the frames of one connection.
+struct Intake<'a> {
+    session: SessionId,
+    heartbeat: bool,
+    /// Bytes of a copy that were taken in one go.
+    copied_bytes: usize,
+    side: &'a mut SecondarySide,
+}
+
+impl Receiver<Option<Message>> for Intake<'_> {
+    /// Pages of a sync are received straight into staging. What else has arrived meanwhile came over this connection, so
+    /// it lies before them: their place stays the same, or nobody wants them any more.
+    fn room(&mut self, header: &FrameHeader, _: usize) -> Option<&mut [u8]> {
+        if header.kind != FrameKind::Pages || self.heartbeat {
+            return None;
+        }
+        let (_, staging, _) = self.side.staging_for(self.session)?;
+        // What does not fit is refused once it is there, as all else that is wrong with it.
+        staging.room(header).ok()
+    }
+
+    fn frame(
+        &mut self,
+        header: &FrameHeader,
+        body: Option<&[u8]>,
+    ) -> Result<Option<Option<Message>>, LinkError> {
+        let (side, session) = (&mut *self.side, self.session);
+        match header.kind {
+            FrameKind::Pages | FrameKind::State if !self.heartbeat => {
+                side.stage(session, header, body);
+                return Ok(None);
+            }
+            _ => {}
+        }
+        let body = body.unwrap_or_default();
+        match header.kind {
+            FrameKind::CopyPages => side.take_copy(session, header, body)?,
+            FrameKind::DiskSums | FrameKind::DiskBlocks => side.take_blocks(session, header, body)?,
+            _ => {
+                header.check(body)?;
+                return Ok(Some(Some(decode(header.kind, body)?)));
+            }
+        }
+        self.copied_bytes += body.len();
+        side.more_is_there |= self.copied_bytes >= COPY_BYTES_MAX;
+        // What follows waits in the connection for the next turn, or as long as a queue is full.
+        let enough = self.copied_bytes >= COPY_BYTES_MAX || side.disks_are_full();
+        Ok(enough.then_some(None))
     }
 }
