@@ -34,8 +34,8 @@ pub use faults::Fault;
 pub use faults::inject;
 pub use gather::GatherGovernor;
 pub use primary::{
-    CAPTURE_FAILURES_MAX, CopyLimits, Mode, OnSecondaryLoss, Pace, Primary, PrimaryAction, PrimaryConfig,
-    PrimaryEvent, Reign, SessionId,
+    CAPTURE_FAILURES_MAX, CopyLimits, Mode, OnSecondaryLoss, Opening, Pace, Primary, PrimaryAction,
+    PrimaryConfig, PrimaryEvent, Reign, SessionId,
 };
 pub use record::{
     Arbiter, ArbiterAnswer, ArbiterRequest, Epoch, Incarnation, NAME_BYTES_MAX, Phase, Record, Term,

@@ -171,7 +171,7 @@ impl Pair {
             Do::MarkSources { .. } | Do::CopyDisks { .. } | Do::PeerFlushed(_) => {
                 unreachable!("there is no disk")
             }
-            Do::SendAhead { .. } => unreachable!("nothing is dirty"),
+            Do::SendAhead(_) => unreachable!("nothing is dirty"),
             Do::Send { message, .. } => {
                 if let Message::Goodbye(goodbye) = &message {
                     self.log.push(format!("a says {goodbye:?}"));

@@ -22,7 +22,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::config::Config;
 
-pub use connection::{Connection, Receiver};
+pub use connection::{Connection, Outgoing, Receiver};
 pub use credentials::Credentials;
 pub use identity::{CA_FILE, CERTIFICATE_FILE, Identity, IdentityError, KEY_FILE, name_of};
 pub use listener::{Arrival, Listener};

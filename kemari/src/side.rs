@@ -17,6 +17,7 @@ mod copy;
 mod deltas;
 mod faults;
 mod fence;
+mod frames;
 mod gather;
 mod health;
 mod life;

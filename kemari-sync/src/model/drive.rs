@@ -155,7 +155,7 @@ impl State {
             }
             PrimaryAction::Halt { .. } | PrimaryAction::Exit { .. } => self.end_process(host),
             // Nothing is dirty here without a sync.
-            PrimaryAction::SendAhead { .. } => {}
+            PrimaryAction::SendAhead(_) => {}
             PrimaryAction::Progress { .. } | PrimaryAction::Report(_) => {}
         }
     }

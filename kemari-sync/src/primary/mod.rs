@@ -14,7 +14,7 @@ mod sync;
 mod types;
 
 pub use types::{
-    CAPTURE_FAILURES_MAX, CopyLimits, Mode, OnSecondaryLoss, Pace, PrimaryAction, PrimaryConfig,
+    CAPTURE_FAILURES_MAX, CopyLimits, Mode, OnSecondaryLoss, Opening, Pace, PrimaryAction, PrimaryConfig,
     PrimaryEvent, Reign, SessionId,
 };
 
@@ -65,7 +65,7 @@ pub struct Primary {
     parting: Option<Parting>,
     /// The one sync that is under way.
     sync: Option<Sync>,
-    /// The sync to come, if pages of it went ahead in this session.
+    /// The sync to come or under way, if pages of it were sent in this session before it was captured.
     ahead: Option<Epoch>,
     /// The last sync that the peer of this pair has committed.
     acked: Option<Epoch>,

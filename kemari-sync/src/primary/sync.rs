@@ -7,7 +7,7 @@ use crate::wire::{Begin, CommitId};
 
 use super::parting::Cause;
 use super::types::{AHEAD_SHARE, CAPTURE_FAILURES_MAX};
-use super::{Actions, Mode, Pace, Primary, PrimaryAction, SessionId, Standing};
+use super::{Actions, Mode, Opening, Pace, Primary, PrimaryAction, SessionId, Standing};
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Stage {
@@ -96,7 +96,28 @@ impl Primary {
         });
         let term = self.pair_term();
         let hold = matches!(self.standing, Standing::Paired) || !fault(Fault::KeepRightToActAlone);
-        actions.push(PrimaryAction::Capture { epoch, term, hold });
+        let at_once = self.at_once(epoch);
+        actions.push(PrimaryAction::Capture {
+            epoch,
+            term,
+            hold,
+            at_once,
+        });
+    }
+
+    /// In lockstep the guest stands still until the ack in any case: the sooner the secondary has something to do, the better.
+    /// The first sync of a pair has other things to send before.
+    fn at_once(&mut self, epoch: Epoch) -> Option<Opening> {
+        if self.config.mode != Mode::Lockstep || !matches!(self.standing, Standing::Paired) {
+            return None;
+        }
+        let (session, begin) = self.opening(epoch)?;
+        self.ahead = Some(epoch);
+        Some(Opening {
+            session,
+            begin,
+            pages_max: self.staging_pages_max,
+        })
     }
 
     fn pair_term(&self) -> u64 {
@@ -126,11 +147,11 @@ impl Primary {
         let epoch = self.next_epoch;
         if let Some((session, begin)) = self.opening(epoch) {
             self.ahead = Some(epoch);
-            actions.push(PrimaryAction::SendAhead {
+            actions.push(PrimaryAction::SendAhead(Opening {
                 session,
                 begin,
                 pages_max: self.staging_pages_max / AHEAD_SHARE,
-            });
+            }));
         }
     }
 

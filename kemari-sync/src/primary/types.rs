@@ -249,16 +249,8 @@ pub enum PrimaryAction {
     },
     /// Send dirty pages of the sync to come while the guest runs: the message that opens it, unless that was sent before,
     /// and its pages, as many as there are. A page that gets dirty again belongs to the sync again; all that went ahead
-    /// are owed as long as the sync is not acked, and if the session ends before its [`Self::Transmit`] they are as if
-    /// they had never been sent.
-    SendAhead {
-        /// In which session.
-        session: SessionId,
-        /// The message that opens the sync.
-        begin: Begin,
-        /// No more pages than these may go ahead of one sync, counted as often as they are sent.
-        pages_max: u64,
-    },
+    /// are owed as long as the sync is not acked.
+    SendAhead(Opening),
     /// Pause the guest (it may be paused already), stop the devices at a known point, take state and dirty pages.
     /// Answer with [`PrimaryEvent::Captured`] or [`PrimaryEvent::CaptureFailed`].
     Capture {
@@ -268,8 +260,10 @@ pub enum PrimaryAction {
         term: Term,
         /// From here on output is held until [`Self::Release`] or [`Self::OpenGate`]. False only in tests.
         hold: bool,
+        /// The guest waits for the ack anyway: its pages may be sent while the rest is captured.
+        at_once: Option<Opening>,
     },
-    /// Send the captured sync: [`Message::Begin`] as given (unless pages of this sync went ahead in this session), its pages
+    /// Send the captured sync: [`Message::Begin`] as given (unless pages of this sync were sent in this session before), its pages
     /// and states, [`Message::Commit`] with the tally and `stop`. Those two messages are part of the transmission: there is no
     /// other action to send them.
     Transmit {
@@ -334,6 +328,18 @@ pub enum PrimaryAction {
     },
     /// For humans: something they should know.
     Report(String),
+}
+
+/// What pages are sent with before their [`PrimaryAction::Transmit`]: they are a part of that sync, and if the session
+/// ends before it they are as if they had never been sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opening {
+    /// In which session.
+    pub session: SessionId,
+    /// The message that opens the sync, if nothing of it was sent in this session.
+    pub begin: Begin,
+    /// No more pages than these may be sent so of one sync, counted as often as they are sent.
+    pub pages_max: u64,
 }
 
 /// The record under which a primary begins, and how far syncs have been numbered.

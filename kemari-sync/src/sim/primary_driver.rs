@@ -4,10 +4,10 @@ use rand::Rng;
 
 use crate::faults::{Fault, fault};
 use crate::primary::{
-    CopyLimits, OnSecondaryLoss, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Reign,
+    CopyLimits, OnSecondaryLoss, Opening, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Reign,
 };
 use crate::record::ArbiterRequest;
-use crate::wire::{Begin, Commit, Message};
+use crate::wire::{Commit, Message};
 
 use super::client::Request;
 use super::flushes::SETTLE_US;
@@ -152,12 +152,18 @@ impl World {
             PrimaryAction::CopyDisks { session, .. } => self.copy_image(host, session),
             PrimaryAction::PeerFlushed(mark) => self.peer_flushed(host, mark.request),
             PrimaryAction::CopyRound { session, first } => self.copy_round(host, session, first),
-            PrimaryAction::SendAhead {
-                session,
-                begin,
-                pages_max,
-            } => self.send_ahead(host, session, begin, pages_max),
-            PrimaryAction::Capture { epoch, hold, .. } => self.capture(host, epoch, hold),
+            PrimaryAction::SendAhead(opening) => self.send_ahead(host, opening),
+            PrimaryAction::Capture {
+                epoch, hold, at_once, ..
+            } => {
+                // A driver makes use of it or does not.
+                if let Some(opening) = at_once
+                    && self.rng.random_bool(0.5)
+                {
+                    self.send_ahead(host, opening);
+                }
+                self.capture(host, epoch, hold);
+            }
             PrimaryAction::Transmit { session, begin, stop } => {
                 if begin.base.is_none() && !self.finish_image_copy(host, session, begin.term) {
                     return;
@@ -231,7 +237,15 @@ impl World {
         self.feed_primary(host, PrimaryEvent::CopyRoundSent { session, dirty_pages });
     }
 
-    fn send_ahead(&mut self, host: usize, session: u64, begin: Begin, pages_max: u64) {
+    fn send_ahead(
+        &mut self,
+        host: usize,
+        Opening {
+            session,
+            begin,
+            pages_max,
+        }: Opening,
+    ) {
         let Some(side) = self.hosts[host].primary() else {
             return;
         };

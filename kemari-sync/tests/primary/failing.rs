@@ -28,7 +28,7 @@ fn a_failing_host_hands_over() {
 
 #[test]
 fn captures_that_fail_again_and_again_are_the_hosts_failure() {
-    let mut bench = Bench::protected(Mode::Lockstep);
+    let mut bench = Bench::protected(Mode::Pipelined);
     bench.feed(PrimaryEvent::OutputPending);
     let failed = |epoch| PrimaryEvent::CaptureFailed {
         epoch,

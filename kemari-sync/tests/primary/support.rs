@@ -2,7 +2,7 @@
 
 use kemari_sync::wire::{CommitId, Message, Welcome};
 use kemari_sync::{
-    ArbiterAnswer, ArbiterRequest, CopyLimits, Incarnation, Mode, OnSecondaryLoss, Phase, Primary,
+    ArbiterAnswer, ArbiterRequest, CopyLimits, Incarnation, Mode, OnSecondaryLoss, Opening, Phase, Primary,
     PrimaryAction, PrimaryConfig, PrimaryEvent, Protection, Record, Reign, Source, Timing,
 };
 
@@ -48,6 +48,8 @@ pub struct Bench {
     pub primary: Primary,
     pub now_ms: u64,
     pub store: Record,
+    /// What the last capture was allowed to send at once.
+    pub at_once: Option<Opening>,
 }
 
 impl Bench {
@@ -90,6 +92,7 @@ impl Bench {
             primary,
             now_ms: 0,
             store: alone(1),
+            at_once: None,
         }
     }
 
@@ -98,6 +101,11 @@ impl Bench {
         let mut actions = Vec::new();
         self.primary.handle(self.now_ms, event, &mut actions);
         actions.retain(|action| !matches!(action, Do::Report(_) | Do::Progress { .. }));
+        for action in &mut actions {
+            if let Do::Capture { at_once, .. } = action {
+                self.at_once = at_once.take();
+            }
+        }
         actions
     }
 
@@ -245,6 +253,7 @@ pub fn capture(epoch: u64) -> PrimaryAction {
         epoch,
         term: 2,
         hold: true,
+        at_once: None,
     }
 }
 

@@ -21,6 +21,35 @@ fn lockstep_resumes_at_the_ack_and_pipelined_at_the_capture() {
 }
 
 #[test]
+fn what_the_guest_waits_for_may_be_sent_while_it_is_captured() {
+    let mut bench = Bench::protected(Mode::Pipelined);
+    bench.feed(PrimaryEvent::OutputPending);
+    assert_eq!(bench.at_once, None, "the guest waits for the capture");
+
+    let mut bench = Bench::protected(Mode::Lockstep);
+    assert_eq!(bench.at_once, None, "the first of a pair comes after its disks");
+    bench.feed(PrimaryEvent::OutputPending);
+    let opening = bench.at_once.expect("it may");
+    assert_eq!((opening.begin.epoch, opening.begin.base), (2, Some(1)));
+    let Do::Transmit { session, begin, .. } = bench.captured(2)[0] else {
+        panic!("it is sent");
+    };
+    assert_eq!((opening.session, opening.begin), (session, begin));
+    bench.ack(2);
+
+    // What was sent is a part of a sync that does not come: only a new session is without it.
+    bench.feed(PrimaryEvent::OutputPending);
+    let failed = bench.feed(PrimaryEvent::CaptureFailed {
+        epoch: 3,
+        reason: "no memory".to_owned(),
+    });
+    assert!(
+        matches!(failed[..], [Do::CloseSession { .. }, Do::GiveBack { epoch: 3 }]),
+        "{failed:?}"
+    );
+}
+
+#[test]
 fn one_sync_is_under_way_and_the_rest_joins_the_next() {
     let mut bench = Bench::protected(Mode::Pipelined);
     bench.feed(PrimaryEvent::OutputPending);

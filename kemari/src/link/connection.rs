@@ -45,12 +45,41 @@ impl<T, F: FnMut(&FrameHeader, &[u8]) -> Result<Option<T>, LinkError>> Receiver<
     }
 }
 
+/// Whole frames that are to be sent.
+pub struct Outgoing {
+    bytes: Vec<u8>,
+    /// How many bytes at its front were sent already.
+    sent: usize,
+}
+
+impl Outgoing {
+    /// What follows the first `sent` bytes.
+    pub fn after(bytes: Vec<u8>, sent: usize) -> Self {
+        Self { bytes, sent }
+    }
+
+    /// What is to be sent yet.
+    pub fn rest(&self) -> &[u8] {
+        &self.bytes[self.sent..]
+    }
+
+    /// Keeps only so many bytes of the rest.
+    pub fn truncate(&mut self, length: usize) {
+        self.bytes.truncate(self.sent + length);
+    }
+}
+
+impl From<Vec<u8>> for Outgoing {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::after(bytes, 0)
+    }
+}
+
 /// One connection, framed, that never blocks.
 pub struct Connection {
     transport: Transport,
-    /// What waits to be sent, and how much of its front is sent already.
-    outgoing: VecDeque<Vec<u8>>,
-    front_sent: usize,
+    /// What waits to be sent.
+    outgoing: VecDeque<Outgoing>,
     /// See [`Connection::take_spare`].
     spare: Vec<u8>,
     /// Received bytes that are not yet whole frames: `incoming[start..end]`.
@@ -97,7 +126,6 @@ impl Connection {
         Ok(Self {
             transport,
             outgoing: VecDeque::new(),
-            front_sent: 0,
             spare: Vec::new(),
             incoming,
             start: 0,
@@ -139,17 +167,37 @@ impl Connection {
 
     /// Queues whole frames and sends what the socket takes at once.
     pub fn send(&mut self, bytes: Vec<u8>) -> Result<(), LinkError> {
-        if !bytes.is_empty() {
-            self.outgoing.push_back(bytes);
-        }
-        self.flush()
+        self.send_all([bytes])
     }
 
     /// Queues several buffers of whole frames, and sends what the socket takes at once, with as few calls as may be.
-    pub fn send_all(&mut self, buffers: impl IntoIterator<Item = Vec<u8>>) -> Result<(), LinkError> {
+    pub fn send_all(
+        &mut self,
+        buffers: impl IntoIterator<Item = impl Into<Outgoing>>,
+    ) -> Result<(), LinkError> {
+        let buffers = buffers.into_iter().map(Into::into);
         self.outgoing
-            .extend(buffers.into_iter().filter(|buffer| !buffer.is_empty()));
+            .extend(buffers.filter(|buffer: &Outgoing| !buffer.rest().is_empty()));
         self.flush()
+    }
+
+    /// Sends whole frames out of the caller's memory, if nothing waits before them. Returns whether they were taken; what
+    /// the socket does not take of them at once is copied.
+    pub fn send_now(&mut self, bytes: &[u8]) -> Result<bool, LinkError> {
+        self.flush()?;
+        if self.wants_to_write() {
+            return Ok(false);
+        }
+        let count = match self.transport.write(&[IoSlice::new(bytes)]) {
+            Ok(count) => count,
+            Err(error) if is_passing(&error) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        if count < bytes.len() {
+            self.outgoing.push_back(bytes[count..].to_vec().into());
+            self.flush()?;
+        }
+        Ok(true)
     }
 
     /// The largest buffer that was sent and is not needed any more, to be filled again: fresh memory would cost a page
@@ -160,7 +208,7 @@ impl Connection {
 
     /// Bytes that wait until the socket takes them.
     pub fn queued_bytes(&self) -> usize {
-        self.outgoing.iter().map(Vec::len).sum::<usize>() - self.front_sent
+        self.outgoing.iter().map(|buffer| buffer.rest().len()).sum()
     }
 
     /// Sends what the socket takes.
@@ -168,8 +216,8 @@ impl Connection {
         while self.wants_to_write() {
             match self.write_once() {
                 Ok(count) => self.consume(count),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if is_passing(&error) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -178,27 +226,25 @@ impl Connection {
 
     fn write_once(&mut self) -> io::Result<usize> {
         let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-        for (index, (slice, buffer)) in slices.iter_mut().zip(&self.outgoing).enumerate() {
-            let skipped = if index == 0 { self.front_sent } else { 0 };
-            *slice = IoSlice::new(&buffer[skipped..]);
+        for (slice, buffer) in slices.iter_mut().zip(&self.outgoing) {
+            *slice = IoSlice::new(buffer.rest());
         }
         self.transport
             .write(&slices[..self.outgoing.len().min(SLICES_MAX)])
     }
 
     fn consume(&mut self, mut count: usize) {
-        while let Some(front) = self.outgoing.front() {
-            let rest = front.len() - self.front_sent;
+        while let Some(front) = self.outgoing.front_mut() {
+            let rest = front.rest().len();
             if count < rest {
-                self.front_sent += count;
+                front.sent += count;
                 return;
             }
             count -= rest;
-            self.front_sent = 0;
-            if let Some(sent) = self.outgoing.pop_front()
-                && sent.capacity() > self.spare.capacity()
+            if let Some(Outgoing { bytes, .. }) = self.outgoing.pop_front()
+                && bytes.capacity() > self.spare.capacity()
             {
-                self.spare = sent;
+                self.spare = bytes;
             }
         }
     }
@@ -368,4 +414,12 @@ impl Connection {
     pub fn has_left(&mut self) -> bool {
         self.transport.skip(&mut self.incoming)
     }
+}
+
+/// Whether trying again may be all that is needed.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+    )
 }

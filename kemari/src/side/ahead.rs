@@ -7,10 +7,10 @@
 
 use std::collections::HashSet;
 
-use kemari_sync::wire::{PAGES_PER_FRAME_MAX, PageBatchWriter};
 use kemari_sync::{Epoch, SessionId, SyncTally};
 use kemari_vmm::machine::Machine;
-use kemari_vmm::memory;
+
+use super::frames::{Encoding, PAGES_PER_FRAME, push_frame};
 
 /// Fewer are left to the sync: it takes them along in less time than it needs in any case.
 const PAGES_MIN: usize = 128;
@@ -110,7 +110,15 @@ impl Ahead {
         let pages = self.waiting.split_off(self.waiting.len() - count);
         // Owed from here on, whatever becomes of them.
         sent.pages.extend(&pages);
-        push_pages(machine, &pages, &mut sent.frames, &mut sent.tally)?;
+        for chunk in pages.chunks(PAGES_PER_FRAME) {
+            push_frame(
+                machine,
+                chunk,
+                &mut Encoding::Whole,
+                &mut sent.frames,
+                &mut sent.tally,
+            )?;
+        }
         out.extend_from_slice(&sent.frames[from..]);
         Ok(out)
     }
@@ -127,27 +135,4 @@ impl Ahead {
             owed.extend(sent.pages);
         }
     }
-}
-
-/// Appends frames with these pages, as they are now.
-pub fn push_pages(
-    machine: &Machine,
-    pages: &[u64],
-    out: &mut Vec<u8>,
-    tally: &mut SyncTally,
-) -> anyhow::Result<()> {
-    for chunk in pages.chunks(PAGES_PER_FRAME_MAX) {
-        let mut batch = PageBatchWriter::new(false, out);
-        let mut read = Ok(());
-        for &page in chunk {
-            batch.push_with(page, |bytes| {
-                if let Err(error) = memory::read_page(machine.memory(), page, bytes) {
-                    read = Err(error);
-                }
-            });
-        }
-        tally.add_pages(&batch.finish(), chunk.len());
-        read?;
-    }
-    Ok(())
 }

@@ -1,16 +1,16 @@
 //! A capture: the frames of one sync, taken at a pause and kept until the ack.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use kemari_sync::wire::{
-    Begin, Message, PAGES_PER_FRAME_MAX, PageBatchWriter, StateFrame, encode, encode_state,
-};
-use kemari_sync::{DeltaCache, SessionId, SyncTally};
-use kemari_vmm::machine::{Machine, MachineError};
+use kemari_sync::wire::{Begin, Message, StateFrame, encode, encode_state};
+use kemari_sync::{DeltaCache, Opening, SessionId, SyncTally};
+use kemari_vmm::machine::{Frozen, Machine, MachineError};
 use kemari_vmm::memory;
 use kemari_vmm::state::StateBlob;
 
-use super::ahead::{Sent, push_pages};
+use super::ahead::Sent;
+use super::frames::{Encoding, PAGES_PER_FRAME, push_frame};
+use crate::link::Outgoing;
 
 /// One sync, captured.
 pub struct Capture {
@@ -24,14 +24,38 @@ pub struct Capture {
     pub states: Vec<StateBlob>,
     /// Its pages, and those of its states that have changed, as frames. Empty once handed to the link.
     pub frames: Vec<u8>,
+    /// What of the frames was sent while the rest was captured.
+    at_once: Option<SentAtOnce>,
     /// How many outputs it lets go.
     pub outputs: u64,
     /// Counts the frames.
     tally: SyncTally,
-    /// What the states, the search for dirty pages and their encoding took, in microseconds.
-    pub took_us: [u64; 3],
+    /// What took how long.
+    pub took: Took,
     /// Whether the guest has powered itself off in it.
     pub stop: bool,
+}
+
+/// How the time of a capture was spent.
+#[derive(Default)]
+pub struct Took {
+    /// On the states of the machine.
+    pub states: Duration,
+    /// On looking for dirty pages.
+    pub dirty: Duration,
+    /// On copying and encoding pages.
+    pub encode: Duration,
+    /// On sending what was sent at once.
+    pub send: Duration,
+}
+
+/// Frames that were sent before all of their sync was captured.
+struct SentAtOnce {
+    session: SessionId,
+    /// Bytes of the frames before the first page: what opens the sync.
+    opening_bytes: usize,
+    /// Bytes of the frames that were sent.
+    sent_bytes: usize,
 }
 
 /// What a sync owes the secondary before its capture.
@@ -43,6 +67,22 @@ pub struct Debt {
     pub ahead: Option<Sent>,
 }
 
+/// What the secondary has for certain.
+pub struct Known<'a> {
+    /// The states.
+    pub states: &'a [StateBlob],
+    /// Of its pages, those that are kept, if they are to be used.
+    pub deltas: Option<&'a mut DeltaCache>,
+}
+
+/// Where a sync's pages go while the rest of it is captured.
+pub struct AtOnce<'a> {
+    /// In which session, and how it begins.
+    pub opening: Opening,
+    /// Takes whole frames, or says that it cannot now.
+    pub send: &'a mut dyn FnMut(&[u8]) -> bool,
+}
+
 /// A capture that failed. Its dirty pages are owed all the same.
 pub struct Failed {
     pub pages: Vec<u64>,
@@ -51,60 +91,39 @@ pub struct Failed {
 
 impl Capture {
     /// Pauses the machine, holds its output from here on if `hold`, and takes state, output and dirty pages; `debt` is
-    /// what it owes already, `acked` the states that the secondary has for certain, `deltas` what of its pages is
-    /// known, if they are to be used. The frames are built in `buffer`. The machine stays paused.
+    /// what it owes already. The frames are built in `buffer`, and sent while they are built if `at_once` says where. The
+    /// machine stays paused.
     pub fn take(
         machine: &Machine,
-        epoch: u64,
-        hold: bool,
-        debt: Debt,
-        acked: &[StateBlob],
-        deltas: Option<&mut DeltaCache>,
-        buffer: Vec<u8>,
+        (epoch, hold): (u64, bool),
+        Debt { pages, ahead }: Debt,
+        known: Known<'_>,
+        at_once: Option<AtOnce<'_>>,
+        mut buffer: Vec<u8>,
     ) -> Result<Self, Failed> {
-        let begun = Instant::now();
+        buffer.clear();
+        let mut lap = Lap::begin();
         machine.pause();
         let frozen = machine.freeze();
         if hold {
             frozen.hold_output();
         }
-        let outputs = frozen.capture_output(epoch);
-        let mut states = Vec::new();
-        let saved = frozen.save_state(&mut states);
-        let states_at = Instant::now();
-        // Last: saving state may have written memory.
-        let Debt { mut pages, ahead } = debt;
-        let already = pages.len();
-        let collected = frozen.collect_dirty(&mut pages);
-        if already > 0 {
-            // In order, as the dirty log tells them: a delta must be the only word on its page.
-            pages.sort_unstable();
-            pages.dedup();
-        }
-        if let Err(error) = saved.and(collected) {
-            pages.extend(ahead.iter().flat_map(Sent::pages));
-            return Err(Failed {
-                pages,
-                error: error.into(),
-            });
-        }
         let mut capture = Self {
             epoch,
             pages,
-            states,
+            states: Vec::new(),
             frames: buffer,
-            outputs,
+            at_once: None,
+            outputs: frozen.capture_output(epoch),
             tally: ahead.as_ref().map(|sent| sent.tally.clone()).unwrap_or_default(),
             ahead,
-            took_us: [0; 3],
-            stop: machine.power_off_wanted(),
+            took: Took::default(),
+            stop: false,
         };
-        let dirty_at = Instant::now();
-        match capture.encode(machine, acked, deltas) {
+        lap.end(&mut capture.took.states);
+        match capture.build(machine, &frozen, known, at_once, &mut lap) {
             Ok(()) => {
-                let steps = [begun, states_at, dirty_at, Instant::now()];
-                capture.took_us =
-                    std::array::from_fn(|step| (steps[step + 1] - steps[step]).as_micros() as u64);
+                capture.stop = machine.power_off_wanted();
                 Ok(capture)
             }
             Err(error) => Err(Failed {
@@ -112,6 +131,109 @@ impl Capture {
                 error,
             }),
         }
+    }
+
+    fn build(
+        &mut self,
+        machine: &Machine,
+        frozen: &Frozen<'_>,
+        Known { states, mut deltas }: Known<'_>,
+        at_once: Option<AtOnce<'_>>,
+        lap: &mut Lap,
+    ) -> anyhow::Result<()> {
+        if let Some(deltas) = &mut deltas {
+            deltas.begin(self.epoch);
+        }
+        let changes = deltas.as_deref_mut().map_or(Encoding::Whole, Encoding::Changes);
+        match at_once {
+            Some(at_once) => {
+                self.collect(frozen, lap)?;
+                self.open(&at_once.opening);
+                // More than the secondary can take: the sync fails anyway.
+                let at_once = Some(at_once).filter(|it| self.pages_sent() <= it.opening.pages_max);
+                self.push_pages(0, machine, changes, at_once, lap)?;
+                frozen.save_state(&mut self.states)?;
+                lap.end(&mut self.took.states);
+                // Saving state may have written memory.
+                let more = self.pages.len();
+                frozen.collect_dirty(&mut self.pages)?;
+                lap.end(&mut self.took.dirty);
+                let again = deltas.map_or(Encoding::Whole, Encoding::Again);
+                self.push_pages(more, machine, again, None, lap)?;
+            }
+            None => {
+                frozen.save_state(&mut self.states)?;
+                lap.end(&mut self.took.states);
+                // Last: saving state may have written memory.
+                self.collect(frozen, lap)?;
+                self.push_pages(0, machine, changes, None, lap)?;
+            }
+        }
+        self.push_states(states)?;
+        lap.end(&mut self.took.encode);
+        Ok(())
+    }
+
+    fn collect(&mut self, frozen: &Frozen<'_>, lap: &mut Lap) -> anyhow::Result<()> {
+        let already = self.pages.len();
+        let collected = frozen.collect_dirty(&mut self.pages);
+        if already > 0 {
+            // In order, as the dirty log tells them: a delta must be the only word on its page.
+            self.pages.sort_unstable();
+            self.pages.dedup();
+        }
+        lap.end(&mut self.took.dirty);
+        Ok(collected?)
+    }
+
+    /// What is sent at once begins with what opens the sync, unless pages went ahead of it.
+    fn open(&mut self, opening: &Opening) {
+        if self.ahead.is_none() {
+            encode(&Message::Begin(opening.begin), &mut self.frames);
+        }
+        self.at_once = Some(SentAtOnce {
+            session: opening.session,
+            opening_bytes: self.frames.len(),
+            sent_bytes: 0,
+        });
+    }
+
+    /// Pages from this index on. What cannot be sent at once is left to the transmission.
+    fn push_pages(
+        &mut self,
+        from: usize,
+        machine: &Machine,
+        mut encoding: Encoding<'_>,
+        mut at_once: Option<AtOnce<'_>>,
+        lap: &mut Lap,
+    ) -> anyhow::Result<()> {
+        let pages = &self.pages[from..];
+        self.frames
+            .reserve(pages.len() * (memory::PAGE_BYTES + 16) + (64 << 10));
+        for chunk in pages.chunks(PAGES_PER_FRAME) {
+            push_frame(machine, chunk, &mut encoding, &mut self.frames, &mut self.tally)?;
+            lap.end(&mut self.took.encode);
+            if let (Some(sent), Some(at_once)) = (&mut self.at_once, &mut at_once)
+                && (at_once.send)(&self.frames[sent.sent_bytes..])
+            {
+                sent.sent_bytes = self.frames.len();
+                lap.end(&mut self.took.send);
+            }
+        }
+        Ok(())
+    }
+
+    fn push_states(&mut self, acked: &[StateBlob]) -> anyhow::Result<()> {
+        for blob in self.states.iter().filter(|blob| !acked.contains(blob)) {
+            let frame = StateFrame {
+                kind: blob.kind as u16,
+                instance: blob.instance,
+                version: blob.version,
+                bytes: &blob.bytes,
+            };
+            self.tally.add_state(&encode_state(&frame, &mut self.frames)?);
+        }
+        Ok(())
     }
 
     /// All pages that the secondary is owed until the ack.
@@ -126,71 +248,53 @@ impl Capture {
         (self.pages.len() + ahead) as u64
     }
 
-    fn encode(
-        &mut self,
-        machine: &Machine,
-        acked: &[StateBlob],
-        deltas: Option<&mut DeltaCache>,
-    ) -> anyhow::Result<()> {
-        self.frames.clear();
-        self.frames
-            .reserve(self.pages.len() * (memory::PAGE_BYTES + 16) + (64 << 10));
-        match deltas {
-            Some(deltas) => self.encode_with(deltas, machine)?,
-            None => push_pages(machine, &self.pages, &mut self.frames, &mut self.tally)?,
-        }
-        for blob in self.states.iter().filter(|blob| !acked.contains(blob)) {
-            let frame = StateFrame {
-                kind: blob.kind as u16,
-                instance: blob.instance,
-                version: blob.version,
-                bytes: &blob.bytes,
-            };
-            self.tally.add_state(&encode_state(&frame, &mut self.frames)?);
-        }
-        Ok(())
+    /// Bytes that were sent at once.
+    pub fn sent_bytes(&self) -> usize {
+        self.at_once.as_ref().map_or(0, |sent| sent.sent_bytes)
     }
 
-    /// Pages as their difference from what the secondary has, where that is known.
-    fn encode_with(&mut self, deltas: &mut DeltaCache, machine: &Machine) -> anyhow::Result<()> {
-        deltas.begin(self.epoch);
-        for chunk in self.pages.chunks(PAGES_PER_FRAME_MAX) {
-            let mut batch = PageBatchWriter::new(false, &mut self.frames);
-            let mut read = Ok(());
-            for &page in chunk {
-                let mut fill = |bytes: &mut [u8; memory::PAGE_BYTES]| {
-                    if let Err(error) = memory::read_page(machine.memory(), page, bytes) {
-                        read = Err(error);
-                    }
-                };
-                match deltas.send(page, &mut fill) {
-                    Some((bytes, Some(base))) => batch.push_delta(page, base, bytes),
-                    Some((bytes, None)) => batch.push(page, bytes),
-                    None => batch.push_with(page, fill),
-                }
-            }
-            self.tally.add_pages(&batch.finish(), chunk.len());
-            read?;
-        }
-        Ok(())
-    }
-
-    /// The sync as it goes over the wire: what opens it, pages and states, what closes it. What went ahead of it in this
-    /// session is there already. The frames are gone afterwards.
-    pub fn transmission(&mut self, session: SessionId, begin: Begin, stop: bool) -> [Vec<u8>; 3] {
+    /// The sync as it goes over the wire: what opens it, pages and states, what closes it. What of it was sent in this
+    /// session before is there already. The frames are gone afterwards.
+    pub fn transmission(&mut self, session: SessionId, begin: Begin, stop: bool) -> [Outgoing; 3] {
         let (mut opening, mut closing) = (Vec::new(), Vec::new());
-        match &self.ahead {
-            Some(sent) if sent.is_there(session, self.epoch) => {}
-            ahead => {
-                encode(&Message::Begin(begin), &mut opening);
-                opening.extend(ahead.iter().flat_map(|sent| &sent.frames));
+        let sent_bytes = match &self.at_once {
+            Some(sent) if sent.session == session && sent.sent_bytes > 0 => sent.sent_bytes,
+            sent => {
+                match &self.ahead {
+                    Some(sent) if sent.is_there(session, self.epoch) => {}
+                    ahead => {
+                        encode(&Message::Begin(begin), &mut opening);
+                        opening.extend(ahead.iter().flat_map(|sent| &sent.frames));
+                    }
+                }
+                sent.as_ref().map_or(0, |sent| sent.opening_bytes)
             }
-        }
+        };
         encode(
             &Message::Commit(self.tally.commit(self.epoch, stop)),
             &mut closing,
         );
-        [opening, std::mem::take(&mut self.frames), closing]
+        let frames = std::mem::take(&mut self.frames);
+        [
+            opening.into(),
+            Outgoing::after(frames, sent_bytes),
+            closing.into(),
+        ]
+    }
+}
+
+/// Tells what took how long.
+struct Lap(Instant);
+
+impl Lap {
+    fn begin() -> Self {
+        Self(Instant::now())
+    }
+
+    /// What was done since the last lap counts for this.
+    fn end(&mut self, took: &mut Duration) {
+        let now = Instant::now();
+        *took += now - std::mem::replace(&mut self.0, now);
     }
 }
 

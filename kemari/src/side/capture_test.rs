@@ -9,7 +9,7 @@ use std::time::Duration;
 use kemari_sync::wire::{
     Begin, FrameHeader, FrameKind, HEADER_BYTES, Message, Page, PageContent, decode, encode,
 };
-use kemari_sync::{DeltaCache, Mode, SessionId, Staging, apply_delta, base_checksum};
+use kemari_sync::{DeltaCache, Mode, Opening, SessionId, Staging, apply_delta, base_checksum};
 use kemari_vmm::boot::{BootConfig, Kernel};
 use kemari_vmm::dirty::DirtySource;
 use kemari_vmm::machine::{Machine, MachineSpec};
@@ -19,7 +19,9 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::ahead::Ahead;
-use super::capture::{Capture, Debt};
+use crate::link::Outgoing;
+
+use super::capture::{AtOnce, Capture, Debt, Known};
 
 /// The session in which pages go ahead, and the one that follows it.
 const SESSIONS: [SessionId; 2] = [1, 2];
@@ -82,8 +84,8 @@ impl Shadow {
     }
 
     /// Takes what went ahead, if it did so in the session of the rest, and the rest.
-    fn stage(&mut self, epoch: u64, ahead: &[u8], buffers: &[Vec<u8>; 3]) {
-        let [opening, frames, closing] = buffers;
+    fn stage(&mut self, epoch: u64, ahead: &[u8], buffers: &[Outgoing; 3]) {
+        let [opening, frames, closing] = buffers.each_ref().map(Outgoing::rest);
         let all = [ahead, opening, frames].concat();
         let mut rest = &all[..];
         let mut begins = 0;
@@ -155,6 +157,7 @@ struct Seen {
     pages: usize,
     deltas: usize,
     ahead: usize,
+    at_once: usize,
 }
 
 /// Sends pages ahead of the sync. Returns what the secondary gets.
@@ -250,7 +253,36 @@ fn run(memory_mib: u64, source: DirtySource, syncs: u64, compare_every: u64) -> 
         }
         let known = (with_deltas && debt.ahead.is_none()).then_some(&mut deltas);
         let states = shadow.states.clone();
-        let taken = Capture::take(&machine, epoch, true, debt, &states, known, Vec::new());
+        let known = Known {
+            states: &states,
+            deltas: known,
+        };
+        let opening = Opening {
+            session: SESSIONS[0],
+            begin,
+            pages_max: u64::MAX,
+        };
+        // The link takes some frames at once, and some not. As saving states may do it, memory is written meanwhile: pages
+        // that were sent already, and others.
+        let mut send = |bytes: &[u8]| {
+            let taken = rng.random_bool(0.7);
+            if taken {
+                early.extend_from_slice(bytes);
+            }
+            if rng.random_bool(0.3) {
+                let gfn = last - rng.random_range(0..60);
+                memory::write_in_page(machine.memory(), gfn, 32, &epoch.to_le_bytes())
+                    .expect("a page of the guest");
+            }
+            seen.at_once += usize::from(taken);
+            taken
+        };
+        let at_once = AtOnce {
+            opening,
+            send: &mut send,
+        };
+        let at_once = Some(at_once).filter(|_| mode == Mode::Lockstep);
+        let taken = Capture::take(&machine, (epoch, true), debt, known, at_once, Vec::new());
         let mut capture = taken.map_err(|failed| failed.error).expect("it is captured");
         if mode != Mode::Lockstep {
             machine.resume();
@@ -300,6 +332,7 @@ fn what_a_secondary_has_is_what_was_captured() {
                 && seen.compared > 20
                 && seen.pages > 5_000
                 && seen.ahead > 40
+                && seen.at_once > 200
                 && seen.deltas > 1_000,
             "{seen:?}"
         );

@@ -2,17 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use kemari_sync::wire::{Begin, Channel, Message, encode};
-use kemari_sync::{Epoch, PrimaryAction, PrimaryEvent, SessionId};
+use kemari_sync::wire::{Channel, Message, encode};
+use kemari_sync::{Epoch, Opening, PrimaryAction, PrimaryEvent, SessionId};
 
-use super::super::ahead::Ahead;
-use super::super::capture::{Capture, Debt, Failed};
+use super::super::ahead::{Ahead, Sent};
+use super::super::capture::{AtOnce, Capture, Debt, Failed, Known};
 use super::super::copy::{Next, QUEUED_BYTES_MAX};
 use super::super::faults;
 use super::super::sync_tap::Attached;
 use super::super::trace::Step;
 use super::{DIRTY_LOOK_INTERVAL_MS, End, Input, PrimarySide};
-use crate::link::LinkError;
+use crate::link::{LinkError, Outgoing};
 
 /// How long a copy is handed to a link that takes it as fast as it comes before the loop has its turn: heartbeats must go
 /// on, or the secondary takes this side for silent.
@@ -26,16 +26,14 @@ impl PrimarySide {
             PrimaryAction::CopyDisks { session, .. } => self.copy_disks(session),
             PrimaryAction::PeerFlushed(mark) => self.disks.note_peer_flushed(mark),
             PrimaryAction::CopyRound { session, first } => self.begin_round(session, first),
-            PrimaryAction::Capture { epoch, hold, .. } => {
+            PrimaryAction::Capture {
+                epoch, hold, at_once, ..
+            } => {
                 if !(hold && self.await_still_disks(epoch)) {
-                    self.capture(epoch, hold);
+                    self.capture(epoch, hold, at_once);
                 }
             }
-            PrimaryAction::SendAhead {
-                session,
-                begin,
-                pages_max,
-            } => self.send_ahead(session, begin, pages_max),
+            PrimaryAction::SendAhead(opening) => self.send_ahead(opening),
             PrimaryAction::Transmit { session, begin, stop } => {
                 let epoch = begin.epoch;
                 if begin.base.is_none() && !self.finish_disk_copy(session, begin.term) {
@@ -46,14 +44,20 @@ impl PrimarySide {
                 };
                 self.trace.note(Step::Sending, epoch);
                 let buffers = capture.transmission(session, begin, stop);
+                let at_once = capture.took.send;
                 if faults::cuts_frame(epoch) {
                     return self.cut_in_frame(session, buffers);
                 }
-                self.counters.wire_bytes += buffers.iter().map(|buffer| buffer.len() as u64).sum::<u64>();
+                self.counters.wire_bytes += buffers
+                    .iter()
+                    .map(|buffer| buffer.rest().len() as u64)
+                    .sum::<u64>();
                 self.sending_us = self.clock.now_us();
                 self.transmit(session, buffers);
                 self.sent_us = self.clock.now_us();
-                self.timings.send_us.note(self.sent_us - self.sending_us);
+                self.timings
+                    .send_us
+                    .note(self.sent_us - self.sending_us + micros(at_once));
                 self.expect_ack();
                 self.trace.note(Step::AwaitingAck, epoch);
                 self.events.push_back(PrimaryEvent::Transmitted { epoch });
@@ -92,14 +96,14 @@ impl PrimarySide {
         });
     }
 
-    fn transmit(&mut self, id: SessionId, buffers: [Vec<u8>; 3]) {
+    fn transmit(&mut self, id: SessionId, buffers: [Outgoing; 3]) {
         self.on_link(id, |session| session.main.send_all(buffers));
     }
 
     /// A fault for tests: half of a sync, then nothing.
-    fn cut_in_frame(&mut self, id: SessionId, buffers: [Vec<u8>; 3]) {
+    fn cut_in_frame(&mut self, id: SessionId, buffers: [Outgoing; 3]) {
         let [opening, mut frames, _] = buffers;
-        frames.truncate(frames.len() / 2);
+        frames.truncate(frames.rest().len() / 2);
         self.on_link(id, |session| session.main.send_all([opening, frames]));
         self.lose_session(LinkError::Closed);
     }
@@ -174,7 +178,14 @@ impl PrimarySide {
     }
 
     /// Dirty pages of the next sync, while the guest runs.
-    fn send_ahead(&mut self, id: SessionId, begin: Begin, pages_max: u64) {
+    fn send_ahead(
+        &mut self,
+        Opening {
+            session: id,
+            begin,
+            pages_max,
+        }: Opening,
+    ) {
         // What is known of the secondary's pages gets old.
         self.deltas.forget();
         let of = (id, begin.epoch);
@@ -201,7 +212,7 @@ impl PrimarySide {
         self.events.push_back(PrimaryEvent::HostFailing { reason });
     }
 
-    pub(super) fn capture(&mut self, epoch: Epoch, hold: bool) {
+    pub(super) fn capture(&mut self, epoch: Epoch, hold: bool, at_once: Option<Opening>) {
         self.paused = true;
         if self.reset.defers(epoch, hold) {
             return;
@@ -223,40 +234,64 @@ impl PrimarySide {
                 }
             }
         }
+        let session_id = self.session.as_ref().map(|session| session.id);
         let mut pages = self.copy.take_dirty();
         pages.append(&mut self.owed);
         let ahead = self.ahead.take(&mut pages);
         self.dirty_look_ms = self.clock.now_ms() + DIRTY_LOOK_INTERVAL_MS;
-        let buffer = self
-            .session
-            .as_mut()
-            .map(|session| session.main.take_spare())
-            .unwrap_or_default();
         // A delta must be the first word of its sync on a page.
         let deltas = match ahead {
             Some(_) => None,
             None => self.deltas.for_sync(),
         };
+        let mut session = self.session.as_mut();
+        let buffer = session
+            .as_mut()
+            .map(|session| session.main.take_spare())
+            .unwrap_or_default();
+        let mut lost = None;
+        let mut send = |bytes: &[u8]| match session.as_mut().map(|session| session.main.send_now(bytes)) {
+            Some(Ok(taken)) => taken,
+            Some(Err(error)) => {
+                lost.get_or_insert(error);
+                false
+            }
+            None => false,
+        };
+        let at_once = at_once
+            .filter(|opening| {
+                let went_there = |sent: &Sent| sent.is_there(opening.session, epoch);
+                session_id == Some(opening.session) && ahead.as_ref().is_none_or(went_there)
+            })
+            .map(|opening| AtOnce {
+                opening,
+                send: &mut send,
+            });
         let taken = Capture::take(
             &self.machine,
-            epoch,
-            hold,
+            (epoch, hold),
             Debt { pages, ahead },
-            &self.acked_states,
-            deltas,
+            Known {
+                states: &self.acked_states,
+                deltas,
+            },
+            at_once,
             buffer,
         );
+        if let Some(error) = lost {
+            self.lose_session(error);
+        }
         // Everything that was held is in it now, also what came while it paused the guest.
         self.tap.looked();
         match taken {
             Ok(capture) => {
-                let [state, dirty, encode] = capture.took_us;
-                self.timings.state_us.note(state);
-                self.timings.dirty_us.note(dirty);
-                self.timings.encode_us.note(encode);
+                self.timings.state_us.note(micros(capture.took.states));
+                self.timings.dirty_us.note(micros(capture.took.dirty));
+                self.timings.encode_us.note(micros(capture.took.encode));
                 self.timings
                     .capture_us
                     .note(self.clock.now_us() - self.paused_at_us);
+                self.counters.wire_bytes += capture.sent_bytes() as u64;
                 self.counters.pages += capture.pages_sent();
                 self.counters.pages_ahead += capture.pages_sent() - capture.pages.len() as u64;
                 self.events.push_back(PrimaryEvent::Captured {
@@ -300,10 +335,10 @@ impl PrimarySide {
         if let Some(capture) = self.capture.take_if(|capture| capture.epoch == epoch) {
             outputs = capture.outputs;
             self.acked_states = capture.states;
-            let encode_us = capture.took_us[2];
+            let capture_us = micros(capture.took.encode + capture.took.send);
             let wire_us = self.clock.now_us().saturating_sub(self.sending_us);
             self.deltas
-                .acked(epoch, encode_us + wire_us, capture.pages.len() as u64);
+                .acked(epoch, capture_us + wire_us, capture.pages.len() as u64);
         }
         self.machine.release(epoch);
         self.counters.syncs += 1;
@@ -399,4 +434,8 @@ impl PrimarySide {
             self.note_session_end();
         }
     }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

@@ -260,7 +260,7 @@ impl PrimarySide {
             .take_if(|waiting| *waiting == epoch)
             .is_some()
         {
-            self.capture(epoch, true);
+            self.capture(epoch, true, None);
         } else {
             // It was given up meanwhile, and the pause with it.
             self.run_unless_paused();

@@ -64,7 +64,7 @@ impl PrimarySide {
             return self.events.push_back(PrimaryEvent::HostFailing { reason });
         }
         match self.reset.capture.take() {
-            Some((epoch, hold)) => self.capture(epoch, hold),
+            Some((epoch, hold)) => self.capture(epoch, hold, None),
             None => self.run_unless_paused(),
         }
     }

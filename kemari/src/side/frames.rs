@@ -1,0 +1,54 @@
+//! Frames of pages, out of a machine's memory.
+
+use kemari_sync::wire::PageBatchWriter;
+use kemari_sync::{DeltaCache, SyncTally};
+use kemari_vmm::machine::Machine;
+use kemari_vmm::memory;
+
+/// Pages of one frame of a sync. The secondary can check what it has while more is on its way, and finds it in its
+/// processor's cache still.
+pub const PAGES_PER_FRAME: usize = 64;
+
+/// How pages are sent.
+pub enum Encoding<'a> {
+    /// As they are.
+    Whole,
+    /// As their difference from what the secondary has, where that is known.
+    Changes(&'a mut DeltaCache),
+    /// As they are, for they may have been sent in this sync before. What is known of them is renewed.
+    Again(&'a mut DeltaCache),
+}
+
+/// Appends one frame with these pages, as they are now; at most [`PAGES_PER_FRAME`].
+///
+/// # Errors
+/// A page of the guest that cannot be read.
+pub fn push_frame(
+    machine: &Machine,
+    pages: &[u64],
+    encoding: &mut Encoding<'_>,
+    out: &mut Vec<u8>,
+    tally: &mut SyncTally,
+) -> anyhow::Result<()> {
+    let mut batch = PageBatchWriter::new(false, out);
+    let mut read = Ok(());
+    for &page in pages {
+        let mut fill = |bytes: &mut [u8; memory::PAGE_BYTES]| {
+            if let Err(error) = memory::read_page(machine.memory(), page, bytes) {
+                read = Err(error);
+            }
+        };
+        let is_again = matches!(encoding, Encoding::Again(_));
+        let kept = match encoding {
+            Encoding::Whole => None,
+            Encoding::Changes(deltas) | Encoding::Again(deltas) => deltas.send(page, &mut fill),
+        };
+        match kept {
+            Some((bytes, Some(base))) if !is_again => batch.push_delta(page, base, bytes),
+            Some((bytes, _)) => batch.push(page, bytes),
+            None => batch.push_with(page, fill),
+        }
+    }
+    tally.add_pages(&batch.finish(), pages.len());
+    Ok(read?)
+}
