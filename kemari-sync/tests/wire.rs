@@ -104,7 +104,9 @@ fn each_field_of_a_header_is_checked() {
     };
     assert!(matches!(spoiled(0, b'X'), Err(FrameError::Magic(_))));
     assert_eq!(spoiled(4, 99), Err(FrameError::Kind(99)));
-    assert_eq!(spoiled(6, 2), Err(FrameError::Version(2)));
+    for version in [1, 3] {
+        assert_eq!(spoiled(6, version), Err(FrameError::Version(version.into())));
+    }
     assert!(matches!(
         spoiled(10, 1),
         Err(FrameError::TooLong {
