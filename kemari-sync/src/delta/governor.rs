@@ -6,6 +6,12 @@ const PROBE_SYNCS: u32 = 64;
 const WARM_UP_SYNCS: u32 = 16;
 /// Syncs that the better kind is used for until the other is tried again.
 const USE_SYNCS: u32 = 4096;
+/// Syncs that it is used for in any case, also if the load is another than the one that was measured.
+const USE_SYNCS_MIN: u32 = 128;
+/// A load is another if syncs have so many times more pages, or fewer.
+const LOAD_CHANGE: f64 = 2.0;
+/// Weight of the last sync in the load.
+const LOAD_WEIGHT: f64 = 1.0 / 16.0;
 
 /// Decides for each sync whether pages are sent as deltas where that is shorter.
 #[derive(Clone, Debug)]
@@ -20,6 +26,10 @@ pub struct DeltaGovernor {
     measured: (u64, u64),
     /// Microseconds a page without and with deltas, as last measured.
     cost_us: [Option<f64>; 2],
+    /// Pages of a sync, a moving mean.
+    load: f64,
+    /// The load when it was decided which kind is better.
+    decided_at: f64,
 }
 
 impl Default for DeltaGovernor {
@@ -30,6 +40,8 @@ impl Default for DeltaGovernor {
             probing: true,
             measured: (0, 0),
             cost_us: [None; 2],
+            load: 0.0,
+            decided_at: 0.0,
         }
     }
 }
@@ -43,14 +55,26 @@ impl DeltaGovernor {
     /// A sync was acked: what its pages took, from their encoding to the ack, in microseconds.
     pub fn note(&mut self, us: u64, pages: u64) {
         let begun = if self.probing { PROBE_SYNCS } else { USE_SYNCS };
-        if begun - self.left >= WARM_UP_SYNCS {
+        let done = begun - self.left;
+        if done >= WARM_UP_SYNCS {
             self.measured.0 += us;
             self.measured.1 += pages;
         }
+        self.load += LOAD_WEIGHT * (pages as f64 - self.load);
         self.left -= 1;
-        if self.left == 0 {
+        if !self.probing && done >= USE_SYNCS_MIN && self.is_another_load() {
+            // What was measured, perhaps of an idle guest, says nothing any more.
+            *self = Self {
+                load: self.load,
+                ..Self::default()
+            };
+        } else if self.left == 0 {
             self.next_turn();
         }
+    }
+
+    fn is_another_load(&self) -> bool {
+        self.load > self.decided_at * LOAD_CHANGE || self.load * LOAD_CHANGE < self.decided_at
     }
 
     fn next_turn(&mut self) {
@@ -65,6 +89,7 @@ impl DeltaGovernor {
             (false, _) => (!self.on, true),
         };
         self.left = if self.probing { PROBE_SYNCS } else { USE_SYNCS };
+        self.decided_at = self.load;
     }
 }
 
@@ -105,6 +130,25 @@ mod tests {
         assert!(syncs_on(10, 5) > 3 * USE_SYNCS);
         // Up to one turn passes before the other kind is tried.
         assert!(syncs_on(5, 10) < 2 * USE_SYNCS);
+    }
+
+    #[test]
+    fn what_was_measured_of_an_idle_guest_does_not_count_for_a_busy_one() {
+        let mut governor = DeltaGovernor::default();
+        let mut syncs_on = |syncs: u32, pages, with_us| {
+            let on = (0..syncs).filter(|_| {
+                let on = governor.is_on();
+                governor.note(pages * if on { with_us } else { 10 }, pages);
+                on
+            });
+            on.count() as u32
+        };
+        assert!(syncs_on(400, 10, 20) < 300, "they do not pay for the idle one");
+        assert!(syncs_on(1000, 100, 5) > 500, "they do for the busy one");
+        assert!(
+            syncs_on(1000, 10, 20) < 500,
+            "and not later, when it is idle again"
+        );
     }
 
     #[test]
