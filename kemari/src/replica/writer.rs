@@ -301,8 +301,8 @@ impl Replica {
         self.image
     }
 
-    /// The same, unless the image finishes nothing for longer than `limit`: then that, in words.
-    pub fn finish_within(self, limit: Duration) -> Result<Arc<Image>, String> {
+    /// The same, unless the image finishes nothing for longer than `limit`: then that, in words, and it is let go.
+    pub fn finish_within(self, limit: Duration) -> Result<Arc<Image>, (String, Remains)> {
         let Self {
             image,
             jobs,
@@ -314,7 +314,7 @@ impl Replica {
             if queue.is_stuck(limit) {
                 let reason = stuck(&image, limit);
                 queue.fail(&reason);
-                return Err(reason);
+                return Err((reason, Remains(Arc::downgrade(&queue))));
             }
             thread::sleep(FINISH_LOOK_INTERVAL);
         }

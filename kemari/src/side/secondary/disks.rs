@@ -11,7 +11,7 @@ use kemari_vmm::machine::Machine;
 
 use super::super::assembly;
 use super::super::capture::explain;
-use super::{SecondarySide, Standby};
+use super::{BuildId, SecondarySide, Standby};
 use crate::config::Config;
 use crate::control::{DiskState, DiskStatus};
 use crate::link::LinkError;
@@ -154,6 +154,16 @@ impl StandbyDisks {
         Ok(())
     }
 
+    /// Waits until the replicas have carried out what they were given, and closes their images; which of them finish nothing
+    /// for longer than `limit` are let go.
+    pub fn finish(&mut self, limit: Duration) -> Vec<Remains> {
+        let replicas = self.replicas.drain(..);
+        replicas
+            .filter_map(|replica| replica.finish_within(limit).err())
+            .map(|(_, remains)| remains)
+            .collect()
+    }
+
     /// Gives the images to the machine, which goes on from here in `term`.
     pub fn hand_over(
         &mut self,
@@ -184,7 +194,7 @@ impl StandbyDisks {
                 .for_each(|replica| replica.barrier(Barrier::Stop));
         }
         for replica in self.replicas.drain(..) {
-            if let Err(reason) = replica.finish_within(limit) {
+            if let Err((reason, _)) = replica.finish_within(limit) {
                 tracing::error!("{reason}; it is left as it is");
             }
         }
@@ -424,15 +434,12 @@ impl SecondarySide {
         }
     }
 
-    /// A replica of the standby that was built for `session` says something.
-    pub(super) fn on_replica(&mut self, session: SessionId, index: usize, report: Report) {
-        let is_current = self
-            .standby
-            .as_ref()
-            .is_some_and(|standby| standby.session == session);
-        if !is_current {
+    /// A replica of the standby of this build says something.
+    pub(super) fn on_replica(&mut self, build: BuildId, index: usize, report: Report) {
+        let current = self.standby.as_ref().filter(|standby| standby.build == build);
+        let Some(session) = current.map(|standby| standby.session) else {
             return;
-        }
+        };
         match report {
             Report::Room => {
                 if !self.disks_are_full()
