@@ -364,6 +364,9 @@ impl SecondarySide {
             self.events.push_back(SecondaryEvent::OperatorTakeover);
             return self.takeovers.push(order);
         }
+        if let Command::Enlarge { disk, bytes } = &order.command {
+            return self.enlarge(disk, *bytes, order.answer.clone());
+        }
         let reason = match order.command {
             Command::Takeover => {
                 "this secondary holds no whole state of the VM, so it has nothing to go on from"

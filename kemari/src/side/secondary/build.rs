@@ -61,12 +61,8 @@ impl SecondarySide {
     /// A standby VM is wanted for this session. What one that is being built for an earlier session becomes is found out
     /// when it is there.
     pub(super) fn prepare(&mut self, session: SessionId) {
-        let mut old: Vec<Box<Standby>> = self
-            .standby
-            .take()
-            .into_iter()
-            .chain(self.leaving.take())
-            .collect();
+        let both = [self.standby.take(), self.leaving.take()];
+        let mut old: Vec<Standby> = both.into_iter().flatten().map(|standby| *standby).collect();
         old.iter_mut().for_each(|standby| self.let_go(standby));
         (self.waits_for_disks, self.applying) = (None, None);
         if let Some(reason) = self.image_in_use() {
@@ -82,7 +78,7 @@ impl SecondarySide {
         }
     }
 
-    fn begin_build(&mut self, session: SessionId, old: Vec<Box<Standby>>) {
+    fn begin_build(&mut self, session: SessionId, old: Vec<Standby>) {
         let id = self.next_build;
         self.next_build += 1;
         let steps = Steps(Arc::new(AtomicU8::new(Step::Ending as u8)));

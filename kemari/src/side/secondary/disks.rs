@@ -1,6 +1,7 @@
 //! The replicated disks of a standby VM: the copy, what commits release, and the takeover.
 
 use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -362,6 +363,33 @@ impl SecondarySide {
     pub(super) fn image_in_use(&mut self) -> Option<String> {
         self.remains.retain(|remains| remains.reason().is_some());
         self.remains.first().and_then(Remains::reason)
+    }
+
+    /// Makes the image of a replicated disk larger, on the thread that writes it. That is all: it counts when the next
+    /// standby VM opens it, or a takeover.
+    pub(super) fn enlarge(&self, disk: &str, bytes: u64, answer: SyncSender<Result<String, String>>) {
+        let standby = self.standby.as_ref().or(self.leaving.as_ref());
+        let replica = standby.and_then(|standby| {
+            let mut replicas = standby.disks.replicas.iter();
+            replicas.find(|replica| replica.image().disk() == disk)
+        });
+        if let Some(replica) = replica {
+            let disk = disk.to_owned();
+            return replica.enlarge(bytes, move |result| {
+                let said = |()| format!("the image of disk {disk} has {bytes} bytes here, which counts when the primary's has them, too");
+                // Whoever asked may have gone.
+                let _ = answer.send(result.map(said));
+            });
+        }
+        let reason = match (&self.build, standby) {
+            (Some(_), _) => "a standby VM is being made ready: say it again when that is done".to_owned(),
+            (None, None) => format!(
+                "no image of disk {disk} is in use here: make it larger as any file, with `truncate -s` or `qemu-img resize`"
+            ),
+            (None, Some(_)) => format!("there is no replicated disk {disk}"),
+        };
+        // As above.
+        let _ = answer.send(Err(reason));
     }
 
     /// For humans.
