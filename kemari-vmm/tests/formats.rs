@@ -117,6 +117,44 @@ fn raw_of(directory: &Path, image: &str) -> Vec<u8> {
 }
 
 #[test]
+fn images_that_grow_in_use_satisfy_qemus_check() {
+    const GROWN: usize = 64 << 20;
+    let mut random = Random::new(53);
+    for options in [
+        "cluster_size=64k",
+        "cluster_size=4k",
+        "compat=0.10",
+        "refcount_bits=1",
+    ] {
+        for cache in [Cache::Writeback, Cache::Direct] {
+            let (directory, path) = made(&["create", "-q", "-f", "qcow2", "-o", options, "disk.qcow2", "8M"]);
+            let disk = Image::open(&path, cache);
+            let mut expected = scribble(&disk, vec![0; 8 << 20], &mut random, 100);
+            for bytes in [9 << 20, GROWN] {
+                disk.0.enlarge(bytes as u64).expect("it grows");
+                assert_eq!(disk.0.bytes_now().expect("a size"), bytes as u64);
+                expected.resize(bytes, 0);
+                expected = scribble(&disk, expected, &mut random, 50);
+                let last = bytes - SECTOR_BYTES;
+                disk.write((last / SECTOR_BYTES) as u64, &[0xa5; SECTOR_BYTES]);
+                expected[last..].fill(0xa5);
+            }
+            let refused = disk.0.enlarge(8 << 20).expect_err("it never shrinks");
+            assert!(matches!(refused, DiskError::NewSize { .. }), "{refused}");
+            drop(disk);
+            // Clusters of the tables before are lost, no more.
+            if let Err(text) = qemu_img(directory.path(), &["check", "disk.qcow2"]) {
+                assert!(
+                    text.contains("leaked clusters were found") && !text.contains("ERROR"),
+                    "{options}: {text}"
+                );
+            }
+            assert!(raw_of(directory.path(), "disk.qcow2") == expected, "{options}");
+        }
+    }
+}
+
+#[test]
 fn images_of_qemu_open_and_results_satisfy_its_check() {
     let mut random = Random::new(51);
     for (number, options) in [

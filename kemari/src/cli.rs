@@ -187,10 +187,18 @@ pub enum Action {
         #[command(flatten)]
         target: Target,
     },
-    /// Tell the guest that images of its disks have grown.
+    /// Tell the guest that images of its disks have grown, or make one larger.
     ///
-    /// Make the raw image or the block device larger first. A disk never shrinks. Said to the primary.
+    /// Make the raw image or the block device larger first. With --disk and --size Kemari does that itself: nobody else
+    /// may, while the VM runs, if it is a qcow2 image. Of a replicated disk say it to the secondary, too: there it makes
+    /// that host's image larger, no more. A disk never shrinks. Said to the primary.
     Resize {
+        /// The disk whose image on this host is made larger.
+        #[arg(long, value_name = "ID", requires = "size")]
+        disk: Option<String>,
+        /// The size it is to have: bytes, or with K, M, G or T behind.
+        #[arg(long, value_name = "SIZE", requires = "disk", value_parser = size_bytes)]
+        size: Option<u64>,
         /// Whom to ask.
         #[command(flatten)]
         target: Target,
@@ -230,6 +238,26 @@ pub struct Here {
     /// This host's name in the configuration [default: the machine's name]
     #[arg(long, value_name = "NAME")]
     pub host: Option<String>,
+}
+
+/// A size in bytes, or in units of 1024, 1024² and so on.
+fn size_bytes(text: &str) -> Result<u64, String> {
+    let (number, unit) = match text.find(|letter: char| !letter.is_ascii_digit()) {
+        Some(end) => text.split_at(end),
+        None => (text, ""),
+    };
+    let shift = match unit {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err(format!("`{unit}` is no unit: K, M, G or T")),
+    };
+    let number: u64 = number.parse().map_err(|_| "it is no number".to_owned())?;
+    number
+        .checked_mul(1 << shift)
+        .ok_or_else(|| "it is too large".to_owned())
 }
 
 #[cfg(test)]
@@ -282,5 +310,21 @@ mod tests {
         ));
         assert!(Cli::try_parse_from(["kemari", "mode"]).is_err());
         assert!(Cli::try_parse_from(["kemari", "status", "vm.toml", "--socket", "/x"]).is_err());
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [
+            ("512", 512),
+            ("3K", 3 << 10),
+            ("64M", 64 << 20),
+            ("32G", 32 << 30),
+            ("1T", 1 << 40),
+        ] {
+            assert_eq!(size_bytes(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "G", "-1", "1.5G", "32GiB", "32g", "99999999999T"] {
+            assert!(size_bytes(text).is_err(), "{text}");
+        }
     }
 }

@@ -41,7 +41,7 @@ pub enum Request {
 }
 
 /// What an operator may order. What is done is answered with a sentence, what cannot be done with the reason.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Command {
     /// End the VM on both sides, cleanly.
@@ -58,6 +58,13 @@ pub enum Command {
     Resume,
     /// Look which disks' images have grown, and tell the guest.
     Resize,
+    /// Make this host's image of a disk larger; on the primary, then as [`Command::Resize`].
+    Enlarge {
+        /// The disk's id.
+        disk: String,
+        /// The size that it is to have.
+        bytes: u64,
+    },
     /// Change the pace of the syncs while the VM runs.
     Pace(PaceChange),
     /// End this side: what SIGTERM asks for. A protected primary switches over, an unprotected one stops the VM, a

@@ -87,7 +87,7 @@ impl Control for Fake {
     }
 
     fn command(&self, command: Command) -> Result<String, String> {
-        self.commands.lock().unwrap().push(command);
+        self.commands.lock().unwrap().push(command.clone());
         match command {
             Command::Stop => Ok("the VM has stopped".into()),
             _ => Err("not now".into()),

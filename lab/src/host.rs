@@ -426,9 +426,11 @@ impl Host {
             false => volatile_disks.iter().map(served).collect(),
         };
         for (number, source) in shared_disks.iter().map(file).chain(own).enumerate() {
-            // An error is told to the host, which is what is tested, and does not stop it.
-            let options =
-                format!("if=none,id=disk{number},format=raw,cache=none,werror=report,rerror=report,{source}");
+            // An error is told to the host, which is what is tested, and does not stop it. What it discards is a hole in
+            // the file.
+            let options = format!(
+                "if=none,id=disk{number},format=raw,cache=none,discard=unmap,werror=report,rerror=report,{source}"
+            );
             command.args(["-drive", &options]);
             command.args([
                 "-device",

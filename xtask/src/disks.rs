@@ -1,9 +1,12 @@
 //! `cargo xtask disks`: one VM with a replicated disk, whose hosts' disks become slow, fail or are full, and whose
 //! copies are cut off, while clients of its database watch: the VM lives, and `kemari status` says what is the matter.
+//! And a VM by itself that uses all that its disk offers.
 
+mod discard;
 mod trial;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -61,6 +64,8 @@ struct Outcome {
     lost: u64,
     contradicted: u64,
     connections_lost: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    discard: Option<discard::Seen>,
 }
 
 /// Runs the trials; whether all went as they should.
@@ -68,13 +73,6 @@ pub fn disks(options: &Options) -> Result<bool> {
     let _lock = demo::lock()?;
     let ui = Ui::default();
     let seed = options.seed.unwrap_or_else(rand::random);
-    let demo_options = DemoOptions {
-        service: Service::Postgres,
-        flush: options.flush,
-        cut: Cut::None,
-        seed: Some(seed),
-        ..DemoOptions::LAB
-    };
     ui.step("packages", |_| {
         packages::ensure_installed(&[packages::IP, packages::ETCD])?;
         Ok(lab::ensure_packages()?)
@@ -82,11 +80,54 @@ pub fn disks(options: &Options) -> Result<bool> {
     let program = ui.step("building kemari for emulated hosts", |_| {
         Ok(lab::build::static_binary("kemari", "kemari", &[], false)?)
     })?;
+    ui.say(&format!("  · seed {seed}"));
+    let wanted = match options.trials.is_empty() {
+        true => Trial::ALL.to_vec(),
+        false => options.trials.clone(),
+    };
+    let (alone, trials): (Vec<Trial>, Vec<Trial>) =
+        wanted.into_iter().partition(|trial| *trial == Trial::Discard);
+    let mut outcome = Outcome::default();
+    let mut ended = Ok(());
+    if !trials.is_empty() {
+        ended = with_a_database(&program, &trials, seed, options.flush, &mut outcome, &ui);
+    }
+    if ended.is_ok() && !alone.is_empty() {
+        outcome.trials += 1;
+        let seen = discard::undergo(program, seed, options.flush, &ui);
+        ended = seen
+            .map(|seen| outcome.discard = Some(seen))
+            .context(Trial::Discard);
+    }
+    if let Err(error) = &ended {
+        outcome.failed += 1;
+        println!("  ! {error:#}");
+    }
+    println!("{}", serde_json::to_string(&outcome)?);
+    Ok(ended.is_ok())
+}
+
+/// The trials that one VM undergoes, one after the other.
+fn with_a_database(
+    program: &Path,
+    trials: &[Trial],
+    seed: u64,
+    flush: Flush,
+    outcome: &mut Outcome,
+    ui: &Ui,
+) -> Result<()> {
+    let demo_options = DemoOptions {
+        service: Service::Postgres,
+        flush,
+        cut: Cut::None,
+        seed: Some(seed),
+        ..DemoOptions::LAB
+    };
     let image = ui.step("the guest: Debian's kernel and PostgreSQL", |_| {
         Ok(Image::linux(&lab::guest_image(lab::Service::Postgres)?, ""))
     })?;
     let place = ui.step("two emulated hosts boot", |_| {
-        EmulatedPlace::new(program, image, &demo_options, true)
+        EmulatedPlace::new(program.to_owned(), image, &demo_options, true)
     })?;
     let pair = ui.step("two hosts", |_| place.pair(seed, None))?;
     let load = Load {
@@ -101,21 +142,12 @@ pub fn disks(options: &Options) -> Result<bool> {
         random: ChaCha8Rng::seed_from_u64(seed),
         reasons: BTreeSet::new(),
     };
-    let trials = match options.trials.is_empty() {
-        true => Trial::ALL.to_vec(),
-        false => options.trials.clone(),
-    };
-    ui.say(&format!("  · seed {seed}"));
-    let mut outcome = Outcome::default();
-    let ended = ordeal.undergo(&trials, &load, &demo_options, &mut outcome, &ui);
-    if let Err(error) = &ended {
-        outcome.failed += 1;
-        println!("  ! {error:#}");
+    let ended = ordeal.undergo(trials, &load, &demo_options, outcome, ui);
+    if ended.is_err() {
         ordeal.pair.save_logs();
         demo::keep_logs(seed);
     }
-    println!("{}", serde_json::to_string(&outcome)?);
-    Ok(ended.is_ok())
+    ended
 }
 
 /// A VM, its hosts, and what they have said.

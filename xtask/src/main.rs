@@ -17,7 +17,8 @@ struct Cli {
 enum Command {
     /// A guest loses its host to a power cut and goes on elsewhere: no acknowledged write is lost, no connection ends
     Demo(demo::options::Options),
-    /// A VM whose hosts' disks are slow, fail or are full: it lives, and the status says what is the matter
+    /// A VM whose hosts' disks are slow, fail or are full: it lives, and the status says what is the matter. And one whose
+    /// guest uses two queues, discards and zeroes
     Disks(disks::Options),
     /// Runs everything that must hold: form, warnings, unit, property, simulation, KVM and lab tests
     Test(test::Options),

@@ -6,6 +6,7 @@ use std::ops::{Deref, DerefMut};
 pub const DIRECT_ALIGNMENT: usize = 4096;
 
 /// Bytes at such an address.
+#[derive(Debug)]
 pub struct AlignedBuffer {
     storage: Vec<u8>,
     start: usize,

@@ -70,6 +70,27 @@ pub enum DiskError {
         /// What is wrong.
         reason: String,
     },
+    /// It could not be made larger.
+    #[error("the disk image {path} cannot be made larger")]
+    Enlarge {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It cannot have that size.
+    #[error(
+        "the disk image {path} cannot have {wanted_bytes} bytes: it has {found_bytes}, never shrinks, and is a whole number of sectors"
+    )]
+    NewSize {
+        /// The image.
+        path: PathBuf,
+        /// Its size.
+        found_bytes: u64,
+        /// The size it was to have.
+        wanted_bytes: u64,
+    },
     /// It grew, and whoever must know of it first cannot take it.
     #[error("the disk image {path} has grown, but the guest cannot be told yet")]
     Grow {

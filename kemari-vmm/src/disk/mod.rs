@@ -204,6 +204,30 @@ impl Disk {
         self.store.bytes()
     }
 
+    /// Makes the image larger, by this process itself: nobody else may change the tables of a qcow2 image that is in use.
+    /// The guest does not know of it yet.
+    ///
+    /// # Errors
+    /// Also if it is larger already: it never shrinks.
+    pub fn enlarge(&self, bytes: u64) -> Result<(), DiskError> {
+        let failed = |source| DiskError::Enlarge {
+            path: self.path.clone(),
+            source,
+        };
+        let found_bytes = self.bytes_now().map_err(failed)?;
+        if bytes < found_bytes || !bytes.is_multiple_of(SECTOR_BYTES) {
+            return Err(DiskError::NewSize {
+                path: self.path.clone(),
+                found_bytes,
+                wanted_bytes: bytes,
+            });
+        }
+        match bytes == found_bytes {
+            true => Ok(()),
+            false => self.store.enlarge(bytes).map_err(failed),
+        }
+    }
+
     /// Where the image is.
     pub fn path(&self) -> &Path {
         &self.path

@@ -152,6 +152,17 @@ impl Store for RawFile {
         (&self.file).seek(SeekFrom::End(0))
     }
 
+    fn enlarge(&self, bytes: u64) -> io::Result<()> {
+        if !self.file.metadata()?.is_file() {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "a block device is made larger by whoever made it, as with `lvextend`",
+            ));
+        }
+        self.file.set_len(bytes)?;
+        self.file.sync_all()
+    }
+
     fn block_bytes(&self) -> u32 {
         self.direct.map_or(512, |direct| direct.offset.max(512) as u32)
     }

@@ -21,6 +21,10 @@ pub trait Store: Send + Sync {
     fn flush(&self) -> io::Result<()>;
     /// How many bytes there are, now.
     fn bytes(&self) -> io::Result<u64>;
+    /// Makes it so many bytes long, more than it has; what is new reads as zeros. Durable when it returns.
+    fn enlarge(&self, _bytes: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
     /// Least unit of I/O in bytes.
     fn block_bytes(&self) -> u32 {
         512

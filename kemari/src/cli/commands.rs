@@ -107,7 +107,13 @@ pub fn perform(action: Action, machine: impl Fn(&Config) -> Vec<Finding>) -> any
         }
         Action::Protect { target } => order(&target, Command::Protect)?,
         Action::Resume { target } => order(&target, Command::Resume)?,
-        Action::Resize { target } => order(&target, Command::Resize)?,
+        Action::Resize { disk, size, target } => {
+            let command = match disk.zip(size) {
+                Some((disk, bytes)) => Command::Enlarge { disk, bytes },
+                None => Command::Resize,
+            };
+            order(&target, command)?
+        }
         Action::Unprotect { target } => order(&target, Command::Unprotect)?,
         Action::Takeover { target } => order(&target, Command::Takeover)?,
         Action::Switchover { target } => order(&target, Command::Switchover)?,

@@ -69,7 +69,11 @@ enum Job {
     Barrier(Barrier),
     Recorded,
     Settled(u64),
+    Enlarge(u64, Answer),
 }
+
+/// Who wants to know whether the image was made larger.
+type Answer = Box<dyn FnOnce(Result<(), String>) + Send>;
 
 impl Job {
     /// How many requests of the guest it consists of.
@@ -86,7 +90,7 @@ impl Job {
             Self::Outputs(outputs) => outputs.iter().map(|(_, operation)| data_bytes(operation)).sum(),
             Self::Sums { sums, .. } => sums.len(),
             Self::Blocks { data, .. } => data.len(),
-            Self::Barrier(_) | Self::Recorded | Self::Settled(_) => 0,
+            Self::Barrier(_) | Self::Recorded | Self::Settled(_) | Self::Enlarge(..) => 0,
         };
         data as u64 + 64
     }
@@ -287,6 +291,11 @@ impl Replica {
         self.give(Job::Settled(request));
     }
 
+    /// Makes the image larger. If that fails the replica goes on all the same.
+    pub fn enlarge(&self, bytes: u64, answer: impl FnOnce(Result<(), String>) + Send + 'static) {
+        self.give(Job::Enlarge(bytes, Box::new(answer)));
+    }
+
     /// Requests of the guest that are not carried out, and what waits in all, in bytes.
     pub fn queued(&self) -> (u64, u64) {
         let bytes = self.queue.bytes.load(Ordering::SeqCst);
@@ -301,8 +310,8 @@ impl Replica {
         self.image
     }
 
-    /// The same, unless the image finishes nothing for longer than `limit`: then that, in words.
-    pub fn finish_within(self, limit: Duration) -> Result<Arc<Image>, String> {
+    /// The same, unless the image finishes nothing for longer than `limit`: then that, in words, and it is let go.
+    pub fn finish_within(self, limit: Duration) -> Result<Arc<Image>, (String, Remains)> {
         let Self {
             image,
             jobs,
@@ -314,7 +323,7 @@ impl Replica {
             if queue.is_stuck(limit) {
                 let reason = stuck(&image, limit);
                 queue.fail(&reason);
-                return Err(reason);
+                return Err((reason, Remains(Arc::downgrade(&queue))));
             }
             thread::sleep(FINISH_LOOK_INTERVAL);
         }
@@ -369,10 +378,14 @@ impl Worker {
         while let Some(job) = self.next(jobs) {
             let (cost, requests, carried) = (job.cost(), job.requests(), self.carried);
             thread::sleep(self.delay);
-            if self.queue.failure().is_none()
-                && let Err(error) = self.carry_out(job)
-            {
-                self.fail(&error);
+            match (self.queue.failure(), job) {
+                (Some(reason), Job::Enlarge(_, answer)) => answer(Err(reason)),
+                (Some(_), _) => {}
+                (None, job) => {
+                    if let Err(error) = self.carry_out(job) {
+                        self.fail(&error);
+                    }
+                }
             }
             let was_full = self.queue.is_full();
             self.queue.remove(cost, requests - (self.carried - carried));
@@ -444,6 +457,11 @@ impl Worker {
             Job::Barrier(barrier) => self.barrier(barrier),
             Job::Recorded => self.image.note_recorded(),
             Job::Settled(request) => self.settle(request),
+            Job::Enlarge(bytes, answer) => {
+                let result = self.disk.enlarge(bytes);
+                answer(result.map_err(|error| format!("{:#}", anyhow::Error::from(error))));
+                Ok(())
+            }
         }
     }
 

@@ -7,6 +7,7 @@
 //! | `AckDelayMs=N` | the secondary waits so long before each ack |
 //! | `CutFrameAtEpoch=N` | the primary sends half of that sync's frames and drops the link |
 //! | `GatherUs=N` | output gathers so long before each pipelined sync, whatever is measured |
+//! | `PrepareDelayMs=N` | a standby VM takes so much longer to build, its images open |
 //! | `ReplicaDelayMs=N` | the secondary's disks take so much longer for each piece of work |
 
 #[cfg(feature = "faults")]
@@ -25,6 +26,7 @@ mod injected {
         cut_frame_at: Option<u64>,
         gather_us: Option<u64>,
         replica_delay: Duration,
+        prepare_delay: Duration,
     }
 
     static FAULTS: OnceLock<Faults> = OnceLock::new();
@@ -41,6 +43,10 @@ mod injected {
                 Some(("ReplicaDelayMs", number)) => {
                     let delay_ms = number.parse().with_context(|| format!("the fault {word}"))?;
                     faults.replica_delay = Duration::from_millis(delay_ms);
+                }
+                Some(("PrepareDelayMs", number)) => {
+                    let delay_ms = number.parse().with_context(|| format!("the fault {word}"))?;
+                    faults.prepare_delay = Duration::from_millis(delay_ms);
                 }
                 Some(("GatherUs", number)) => {
                     faults.gather_us = Some(number.parse().with_context(|| format!("the fault {word}"))?);
@@ -79,6 +85,10 @@ mod injected {
         FAULTS.get().map_or(Duration::ZERO, |faults| faults.replica_delay)
     }
 
+    pub fn prepare_delay() -> Duration {
+        FAULTS.get().map_or(Duration::ZERO, |faults| faults.prepare_delay)
+    }
+
     pub fn gather_us() -> Option<u64> {
         FAULTS.get().and_then(|faults| faults.gather_us)
     }
@@ -91,7 +101,9 @@ mod injected {
 }
 
 #[cfg(feature = "faults")]
-pub use injected::{before_sending, cuts_frame, gather_us, on_this_thread, replica_delay, set_up};
+pub use injected::{
+    before_sending, cuts_frame, gather_us, on_this_thread, prepare_delay, replica_delay, set_up,
+};
 
 #[cfg(not(feature = "faults"))]
 mod none {
@@ -114,6 +126,11 @@ mod none {
         std::time::Duration::ZERO
     }
 
+    /// How much longer a standby VM takes to build.
+    pub fn prepare_delay() -> std::time::Duration {
+        std::time::Duration::ZERO
+    }
+
     /// How long output gathers.
     pub fn gather_us() -> Option<u64> {
         None
@@ -126,4 +143,4 @@ mod none {
 }
 
 #[cfg(not(feature = "faults"))]
-pub use none::{before_sending, cuts_frame, gather_us, on_this_thread, replica_delay, set_up};
+pub use none::{before_sending, cuts_frame, gather_us, on_this_thread, prepare_delay, replica_delay, set_up};

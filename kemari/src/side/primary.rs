@@ -72,6 +72,8 @@ pub enum Input {
     DisksAreStill(Epoch),
     /// From the control socket.
     Order(Order),
+    /// An image was made larger for this order, or could not be.
+    Enlarged(Order, Result<(), String>),
 }
 
 /// How a primary ends.
@@ -368,6 +370,7 @@ impl PrimarySide {
                 self.run_unless_paused();
             }
             Input::Order(order) => self.on_order(order),
+            Input::Enlarged(order, result) => self.on_enlarged(order, result),
         }
     }
 

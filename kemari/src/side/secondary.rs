@@ -1,6 +1,7 @@
 //! The loop of a secondary: it receives the VM's state, and carries out what `kemari_sync::Secondary` decides.
 
 mod actions;
+mod build;
 mod disks;
 mod receive;
 mod standby;
@@ -32,6 +33,7 @@ use crate::config::{Config, Latency};
 use crate::control::{Command, Counters};
 use crate::link::{Arrival, Connection, Listener, Security};
 use crate::replica::{self, ImageView, Remains, Report};
+use build::{Build, BuildError, BuildId};
 
 pub use standby::Standby;
 
@@ -48,11 +50,11 @@ const SESSIONS_MAX: usize = 3;
 /// What other threads tell the loop.
 pub enum Input {
     /// A standby machine was built, or could not be.
-    Prepared(SessionId, Result<Box<Standby>, String>),
+    Prepared(Result<Box<Standby>, BuildError>),
     /// The arbiter's answer.
     Arbiter(AskId, ArbiterAnswer),
-    /// What the replica of this number says, of the standby that was built for this session.
-    Replica(SessionId, usize, Report),
+    /// What the replica of this number says, of the standby of that build.
+    Replica(BuildId, usize, Report),
     /// The fence command has ended.
     Fenced(Result<(), String>),
     /// What keeps this host from running the VM well has changed.
@@ -142,7 +144,10 @@ pub struct SecondarySide {
     waits_for_disks: Option<disks::Wait>,
     /// The commit whose outputs have filled a replica's queue.
     applying: Option<u64>,
-    /// The session that a standby is being built for.
+    /// The build of a standby that is under way.
+    build: Option<Build>,
+    next_build: BuildId,
+    /// The session that waits for a standby.
     preparing: Option<SessionId>,
     /// The session whose copy the standby takes.
     copying: Option<SessionId>,
@@ -228,6 +233,8 @@ impl SecondarySide {
             begun_term: 0,
             waits_for_disks: None,
             applying: None,
+            build: None,
+            next_build: 1,
             preparing: None,
             copying: None,
             counters: Counters::default(),
@@ -287,7 +294,8 @@ impl SecondarySide {
     }
 
     fn note_idle(&mut self, now_ms: u64) {
-        if !self.sessions.is_empty() || self.core.holds().is_some() {
+        // A build has the images until it ends.
+        if !self.sessions.is_empty() || self.core.holds().is_some() || self.build.is_some() {
             self.idle_since_ms = None;
             return;
         }
@@ -336,12 +344,12 @@ impl SecondarySide {
 
     fn on_input(&mut self, input: Input) {
         match input {
-            Input::Prepared(session, result) => self.on_prepared(session, result),
+            Input::Prepared(result) => self.on_prepared(result),
             Input::Arbiter(ask, answer) => {
                 self.board.show(|status| status.arbiter = describe(&answer));
                 self.events.push_back(SecondaryEvent::Arbiter { ask, answer });
             }
-            Input::Replica(session, index, report) => self.on_replica(session, index, report),
+            Input::Replica(build, index, report) => self.on_replica(build, index, report),
             Input::Fenced(result) => self.events.push_back(SecondaryEvent::Fenced { result }),
             Input::Health(trouble) => self.events.push_back(SecondaryEvent::Health { trouble }),
             Input::Order(order) => self.on_order(order),
@@ -355,6 +363,9 @@ impl SecondarySide {
         if order.command == Command::Takeover && self.core.holds().is_some() {
             self.events.push_back(SecondaryEvent::OperatorTakeover);
             return self.takeovers.push(order);
+        }
+        if let Command::Enlarge { disk, bytes } = &order.command {
+            return self.enlarge(disk, *bytes, order.answer.clone());
         }
         let reason = match order.command {
             Command::Takeover => {

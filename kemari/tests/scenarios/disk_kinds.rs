@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use xtask::tools::output_of;
 
-use crate::support::{Host, Plan, Scene, play};
+use crate::support::{Host, PATIENCE, Plan, Scene, play, wait_for};
 
 /// Size of an image in MiB, as the scenes have them.
 const IMAGE_MIB: u64 = 16;
@@ -37,24 +37,32 @@ fn to_and_fro(scene: &mut Scene) -> Result<()> {
     scene.await_clean_end(primary.other())
 }
 
-#[test]
-fn qcow2_images_are_replicas_on_either_side() {
-    let plan = Plan {
+fn qcow2() -> Plan {
+    Plan {
         disk_keys: "format = \"qcow2\"",
         ..Plan::replicated("both")
-    };
-    play(&plan, |scene| {
-        for host in Host::BOTH {
-            let image = scene.image(host);
-            fs::remove_file(&image)?;
-            let size = format!("{IMAGE_MIB}M");
-            output_of(
-                Command::new("qemu-img")
-                    .args(["create", "-q", "-f", "qcow2"])
-                    .arg(image)
-                    .arg(size),
-            )?;
-        }
+    }
+}
+
+fn make_qcow2_images(scene: &Scene) -> Result<()> {
+    for host in Host::BOTH {
+        let image = scene.image(host);
+        fs::remove_file(&image)?;
+        let size = format!("{IMAGE_MIB}M");
+        output_of(
+            Command::new("qemu-img")
+                .args(["create", "-q", "-f", "qcow2"])
+                .arg(image)
+                .arg(size),
+        )?;
+    }
+    Ok(())
+}
+
+#[test]
+fn qcow2_images_are_replicas_on_either_side() {
+    play(&qcow2(), |scene| {
+        make_qcow2_images(scene)?;
         to_and_fro(scene)?;
         let images = Host::BOTH.map(|host| scene.image(host));
         for image in &images {
@@ -75,6 +83,82 @@ fn qcow2_images_are_replicas_on_either_side() {
                 .arg(&images[0]),
         )?;
         ensure!(map.contains("\"data\": true"), "the guest wrote nothing: {map}");
+        Ok(())
+    });
+}
+
+/// Nobody but the program that has it open may make a qcow2 image larger.
+#[test]
+fn qcow2_images_are_made_larger_while_the_vm_runs() {
+    play(&qcow2(), |scene| {
+        make_qcow2_images(scene)?;
+        scene.protect()?;
+        let clients = scene.clients()?;
+        let size = ["resize", "--disk", "blk0", "--size", "640M"];
+        let shrinks = scene.ask(Host::A, &["resize", "--disk", "blk0", "--size", "8M"])?;
+        ensure!(
+            !shrinks.success && shrinks.text.contains("never shrinks"),
+            "{}",
+            shrinks.text
+        );
+        let wrong = scene.ask(Host::B, &["resize", "--disk", "blk7", "--size", "640M"])?;
+        ensure!(
+            !wrong.success && wrong.text.contains("there is no replicated disk blk7"),
+            "{}",
+            wrong.text
+        );
+        // In use by the guest, and by its replica.
+        for (host, said) in [
+            (Host::B, "671088640 bytes here, which counts when"),
+            (Host::A, "disk blk0 has 671088640 bytes now"),
+        ] {
+            let grown = scene.ask(host, &size)?;
+            ensure!(grown.success && grown.text.contains(said), "{}", grown.text);
+            clients.go_on()?;
+        }
+        scene.await_protected(Host::A)?;
+        scene.order(&["BLKTEST", "200", "32"])?;
+        // Who takes over has it as large; then it grows there, and here only afterwards.
+        scene.kill(Host::A)?;
+        scene.await_primary(Host::B)?;
+        clients.go_on()?;
+        scene.order(&["BLKTEST", "100", "8"])?;
+        scene.secondary(Host::A)?;
+        scene.await_protected(Host::B)?;
+        let larger = ["resize", "--disk", "blk0", "--size", "704M"];
+        let grown = scene.ask(Host::B, &larger)?;
+        ensure!(grown.success, "{}", grown.text);
+        scene.await_status("a reason", Host::B, |status| {
+            let reason = status.waiting_because.as_deref().unwrap_or_default();
+            reason.contains("671088640 bytes on the secondary and 738197504 here")
+        })?;
+        wait_for("growth on the other host", PATIENCE, || {
+            // Between two attempts to protect the VM there.
+            Ok(scene.ask(Host::A, &larger)?.success.then_some(()))
+        })?;
+        scene.await_protected(Host::B)?;
+        clients.finish()?;
+        let stopped = scene.ask(Host::B, &["stop"])?;
+        ensure!(stopped.success, "{}", stopped.text);
+        scene.await_clean_end(Host::B)?;
+        scene.await_clean_end(Host::A)?;
+        for host in Host::BOTH {
+            let check = Command::new("qemu-img")
+                .args(["check", "-f", "qcow2", "--output=json"])
+                .arg(scene.image(host))
+                .output()?;
+            // Clusters of the tables before are lost, no more.
+            let text = String::from_utf8_lossy(&check.stdout);
+            ensure!(
+                matches!(check.status.code(), Some(0 | 3)) && !text.contains("\"corruptions\""),
+                "{text}"
+            );
+        }
+        output_of(
+            Command::new("qemu-img")
+                .args(["compare", "-f", "qcow2", "-F", "qcow2"])
+                .args(Host::BOTH.map(|host| scene.image(host))),
+        )?;
         Ok(())
     });
 }

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
-use kemari::control::Role;
+use anyhow::{Result, ensure};
+use kemari::control::{DiskState, Role, Status};
 use lab::Network;
 
-use crate::support::{Fence, Host, PATIENCE, Plan, play, wait_for};
+use crate::support::{Fence, Host, PATIENCE, Plan, Scene, play, stop_threads, wait_for};
 
 /// The sync of which only half is sent. The first is that which makes the pair.
 const CUT_AT: u64 = 60;
@@ -122,5 +122,85 @@ fn a_slow_disk_of_the_secondary_slows_the_guest_and_parts_nobody() {
         scene.await_clean_end(Host::A)?;
         scene.await_clean_end(Host::B)?;
         scene.compare_images()
+    });
+}
+
+/// Cuts the link while a secondary makes something ready, until both have noticed.
+fn part_before_protection(scene: &Scene) -> Result<()> {
+    scene.net.cut(Host::A.number(), Network::Replication)?;
+    for host in Host::BOTH {
+        wait_for("the end of the session", PATIENCE, || {
+            let peer = scene.status(host).map(|status| status.peer.is_some());
+            Ok((peer == Some(false)).then_some(()))
+        })?;
+    }
+    Ok(scene.net.join(Host::A.number(), Network::Replication)?)
+}
+
+fn ensure_never_in_use(scene: &Scene) -> Result<()> {
+    for host in Host::BOTH {
+        ensure!(
+            !scene.log(host).contains("in use"),
+            "an attempt failed for the images of the one before"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_standby_that_was_begun_for_a_session_that_broke_is_the_next_ones() {
+    play(&Plan::replicated("memory"), |scene| {
+        scene.run(Host::A)?;
+        scene.await_service(Host::A)?;
+        let slow = [("KEMARI_FAULTS", "PrepareDelayMs=8000")];
+        scene.start(Host::B, &["secondary"], "scene.toml", &slow)?;
+        let says = |status: &Status, text| {
+            let waits = status.waiting_because.as_deref().unwrap_or_default();
+            waits.contains("making the standby VM ready for ") && waits.contains(text)
+        };
+        scene.await_status("a standby that is made", Host::B, |status| {
+            says(status, " s: 64 MiB of memory")
+        })?;
+        part_before_protection(scene)?;
+        scene.await_status("the same for the next session", Host::B, |status| {
+            says(status, "begun for an earlier session")
+        })?;
+        scene.await_protected(Host::A)?;
+        ensure_never_in_use(scene)?;
+        scene.await_log(
+            Host::B,
+            "the standby VM that was begun for an earlier session is this one's",
+        )
+    });
+}
+
+#[test]
+fn what_a_standby_was_given_is_finished_before_the_next_one_has_its_images() {
+    let plan = Plan {
+        protection: "resync_mib_per_s_max = 2",
+        ..Plan::replicated("memory")
+    };
+    play(&plan, |scene| {
+        scene.run(Host::A)?;
+        scene.await_service(Host::A)?;
+        scene.secondary(Host::B)?;
+        scene.await_status("a copy", Host::B, |status| {
+            status
+                .disks
+                .first()
+                .is_some_and(|disk| disk.state == DiskState::Copying)
+        })?;
+        let stopped = stop_threads(scene.pid(Host::B)?, "replica")?;
+        scene.await_status("work that waits for the image", Host::B, |status| {
+            status.disks.first().is_some_and(|disk| disk.queued_bytes > 0)
+        })?;
+        part_before_protection(scene)?;
+        scene.await_status("the end of that work", Host::B, |status| {
+            let waits = status.waiting_because.as_deref().unwrap_or_default();
+            waits.contains("the disk images of the one before are finished")
+        })?;
+        drop(stopped);
+        scene.await_protected(Host::A)?;
+        ensure_never_in_use(scene)
     });
 }

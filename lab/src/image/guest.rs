@@ -2,6 +2,7 @@
 
 mod postgres;
 mod redis;
+mod shell;
 
 use std::fmt;
 use std::fs;
@@ -37,6 +38,8 @@ pub enum Service {
     /// PostgreSQL on port 5432, with data checksums and `synchronous_commit`; whoever connects may do everything.
     /// Setting: `kemari.fsync`.
     Postgres,
+    /// A shell on port 4000, as root, for each connection; no settings.
+    Shell,
 }
 
 impl Service {
@@ -45,6 +48,7 @@ impl Service {
         match self {
             Service::Redis => 6379,
             Service::Postgres => 5432,
+            Service::Shell => 4000,
         }
     }
 
@@ -52,6 +56,7 @@ impl Service {
         match self {
             Service::Redis => Ok(redis::recipe()),
             Service::Postgres => postgres::recipe(),
+            Service::Shell => Ok(shell::recipe()),
         }
     }
 }
@@ -61,6 +66,7 @@ impl fmt::Display for Service {
         f.write_str(match self {
             Service::Redis => "Redis",
             Service::Postgres => "PostgreSQL",
+            Service::Shell => "a shell",
         })
     }
 }

@@ -271,6 +271,7 @@ impl<'a> Vm<'a> {
             cmdline: format!("{} {}", bare_cmdline(self.number), spec.cmdline),
             memory_mib: spec.memory_mib,
             vcpus: 1,
+            disk_queues: 1,
             replicated: spec.replicated,
             mac: format!("52:54:00:4b:10:{:02x}", self.number),
             direct: false,

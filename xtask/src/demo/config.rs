@@ -26,6 +26,8 @@ pub struct Plan {
     pub replicated: Option<Flush>,
     /// Number of vCPUs.
     pub vcpus: u8,
+    /// Number of queues of the disk.
+    pub disk_queues: u8,
     /// MAC address of the guest's network card.
     pub mac: String,
     /// Whether the file system of the disk image takes O_DIRECT. If not, both hosts must have one page cache.
@@ -105,6 +107,9 @@ impl Plan {
             ("id", value("blk0")?),
             ("cache", value(if self.direct { "direct" } else { "writeback" })?),
         ]);
+        if self.disk_queues > 1 {
+            disk.insert("queues".into(), value(&self.disk_queues)?);
+        }
         match self.replicated {
             Some(flush) => {
                 disk.insert("replicate".into(), value(&true)?);

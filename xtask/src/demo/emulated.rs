@@ -239,6 +239,7 @@ impl EmulatedPlace {
                 GuestDisk::Replicated(flush) => Some(flush),
             },
             vcpus: self.image.vcpus,
+            disk_queues: self.image.disk_queues,
             mac: GUEST_MAC.into(),
             direct: true,
             arbiter,

@@ -405,6 +405,7 @@ impl LocalPlace {
             replicated,
             direct: takes_o_direct(&disk(Side::A)),
             vcpus: self.image.vcpus,
+            disk_queues: self.image.disk_queues,
             mac: GUEST_MAC.into(),
             arbiter: Arbiter::Etcd(self.etcd.endpoint()),
             protected: true,

@@ -46,6 +46,8 @@ pub struct Image {
     pub port: u16,
     /// Number of vCPUs.
     pub vcpus: u8,
+    /// Number of queues of its disk.
+    pub disk_queues: u8,
 }
 
 /// The disk at the start of a run.
@@ -111,9 +113,11 @@ impl Image {
             memory_mib: match image.service {
                 lab::Service::Redis => 192,
                 lab::Service::Postgres => 256,
+                lab::Service::Shell => 128,
             },
             port: image.service.port(),
             vcpus: 1,
+            disk_queues: 1,
         }
     }
 
@@ -127,6 +131,7 @@ impl Image {
             memory_mib: 64,
             port: BARE_PORT,
             vcpus: 1,
+            disk_queues: 1,
         }
     }
 }

@@ -36,17 +36,20 @@ pub enum Trial {
     FullSecondary,
     /// Every write to the primary's disk fails.
     FailingPrimary,
+    /// A VM by itself, with two vCPUs and two queues, discards and zeroes parts of its disk.
+    Discard,
 }
 
 impl Trial {
     /// All kinds.
-    pub const ALL: [Trial; 6] = [
+    pub const ALL: [Trial; 7] = [
         Trial::SlowSecondary,
         Trial::SlowPrimary,
         Trial::FailingSecondary,
         Trial::CutCopy,
         Trial::FullSecondary,
         Trial::FailingPrimary,
+        Trial::Discard,
     ];
 
     /// Undergoes it: the VM is protected before, and afterwards, and its clients are answered all the time.
@@ -58,6 +61,7 @@ impl Trial {
             Trial::CutCopy => cut_copy(ordeal, swarm),
             Trial::FullSecondary => full_secondary(ordeal, swarm),
             Trial::FailingPrimary => failing_primary(ordeal, swarm),
+            Trial::Discard => anyhow::bail!("it has a VM of its own"),
         }?;
         answered(swarm, &swarm.acknowledged())
     }
@@ -72,6 +76,7 @@ impl fmt::Display for Trial {
             Trial::CutCopy => "the copy to the secondary is cut off",
             Trial::FullSecondary => "the secondary's disk is full",
             Trial::FailingPrimary => "the primary's disk fails",
+            Trial::Discard => "a guest uses two queues, discards and zeroes",
         })
     }
 }

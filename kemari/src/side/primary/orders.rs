@@ -35,7 +35,7 @@ impl PrimarySide {
                 Some(_) => Command::Stop,
             };
         }
-        let event = match order.command {
+        let event = match order.command.clone() {
             Command::Takeover => {
                 Err("this side is the primary already; say that to the secondary".to_owned())
             }
@@ -44,6 +44,7 @@ impl PrimarySide {
                 Some(outcome) => return answer(&order, outcome),
                 None => Ok(PrimaryEvent::OperatorUnprotect),
             },
+            Command::Enlarge { disk, bytes } => return self.enlarge(order, &disk, bytes),
             Command::Switchover if self.standstill.is_some() => Err(
                 "a disk of this host fails, so its I/O cannot be finished first: say `kemari resume`, or \
                  `kemari takeover` to the secondary"
@@ -119,7 +120,7 @@ impl PrimarySide {
     }
 
     fn outcome(&self, pending: &Pending) -> Option<Outcome> {
-        match (pending.order.command, &self.end) {
+        match (&pending.order.command, &self.end) {
             (Command::Stop, Some(End::Stopped(reason))) => {
                 return Some(Ok(format!("the VM has ended: {reason}")));
             }
@@ -137,7 +138,7 @@ impl PrimarySide {
         let status = self.core.status(self.clock.now_ms());
         match pending.order.command {
             Command::Stop | Command::Takeover | Command::Leave | Command::Pace(_) => None,
-            Command::Resume | Command::Resize => None,
+            Command::Resume | Command::Resize | Command::Enlarge { .. } => None,
             Command::Switchover => (!self.core.is_switching()).then(|| {
                 Err("the other host did not go on, so the VM goes on here, and nothing is lost; the logs say why".into())
             }),
@@ -172,7 +173,7 @@ impl PrimarySide {
     }
 }
 
-fn answer(order: &Order, outcome: Outcome) {
+pub(super) fn answer(order: &Order, outcome: Outcome) {
     // Whoever asked may have gone.
     let _ = order.answer.send(outcome);
 }

@@ -1,9 +1,13 @@
 //! Disks of this host that fail or grow.
 
+use std::thread;
+
 use kemari_sync::{PrimaryEvent, Protection};
 
-use super::orders::Outcome;
+use super::super::board::Order;
+use super::orders::{Outcome, answer};
 use super::{Input, PrimarySide};
+use crate::control::Command;
 
 /// The guest stands still, since a disk has failed.
 pub struct Standstill {
@@ -63,6 +67,31 @@ impl PrimarySide {
         }
     }
 
+    /// Makes an image larger, on a thread of its own: its disk may be slow. Then it is looked at.
+    pub(super) fn enlarge(&self, order: Order, disk: &str, bytes: u64) {
+        let image = match self.machine.disk_image(disk) {
+            Ok(Some(image)) => image,
+            Ok(None) => return answer(&order, Err(format!("the disk {disk} has no image here"))),
+            Err(error) => return answer(&order, Err(super::super::capture::explain(&error))),
+        };
+        let mailbox = self.mailbox.clone();
+        thread::spawn(move || {
+            let result = image.enlarge(bytes);
+            let result = result.map_err(|error| format!("{:#}", anyhow::Error::from(error)));
+            mailbox.post(Input::Enlarged(order, result));
+        });
+    }
+
+    pub(super) fn on_enlarged(&mut self, mut order: Order, result: Result<(), String>) {
+        match result {
+            Ok(()) => {
+                order.command = Command::Resize;
+                self.on_order(order);
+            }
+            Err(reason) => answer(&order, Err(reason)),
+        }
+    }
+
     /// As soon as the VM is alone: the disks grow, and it is protected again.
     pub(super) fn end_resize(&mut self) -> Option<Outcome> {
         if self.core.status(self.clock.now_ms()).protection != Protection::Unprotected {
@@ -103,7 +132,7 @@ impl PrimarySide {
             .map(|(disk, bytes)| format!("disk {disk} has {bytes} bytes now"))
             .collect();
         match sentences.is_empty() {
-            true => Err("no disk's image has grown: make it larger first, as with `truncate -s`".into()),
+            true => Err("no disk's image has grown: make it larger first, as with `truncate -s`, or say which with --disk and --size, as for a qcow2 image".into()),
             false => Ok(sentences.join("; ")),
         }
     }

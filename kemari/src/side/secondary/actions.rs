@@ -7,7 +7,7 @@ use kemari_sync::{Incarnation, SecondaryAction, SecondaryEvent, SessionId, Stagi
 use kemari_vmm::state::{StateBlob, StateKind};
 
 use super::super::{assembly, capture, faults, fence};
-use super::{End, Input, LastSign, SecondarySide, Standby};
+use super::{End, Input, LastSign, SecondarySide};
 
 impl SecondarySide {
     pub(super) fn perform(&mut self, action: SecondaryAction) {
@@ -86,53 +86,6 @@ impl SecondarySide {
             self.events
                 .push_back(SecondaryEvent::PeerClosed { session: id, reason });
         }
-    }
-
-    /// Builds a standby VM on a thread of its own: populating its memory takes long, and heartbeats must go on.
-    fn prepare(&mut self, session: SessionId) {
-        for mut standby in self.standby.take().into_iter().chain(self.leaving.take()) {
-            self.let_go(&mut standby);
-        }
-        (self.waits_for_disks, self.applying) = (None, None);
-        if let Some(reason) = self.image_in_use() {
-            let result = Err(reason);
-            (self.preparing, self.copying) = (None, None);
-            return self
-                .events
-                .push_back(SecondaryEvent::Prepared { session, result });
-        }
-        (self.preparing, self.copying) = (Some(session), None);
-        let overwrite_disks = self.overwrite_disks.clone();
-        let reports = self.mailbox.clone();
-        let report = move |index, report| reports.post(Input::Replica(session, index, report));
-        let (config, host, spec) = (self.config.clone(), self.host.clone(), self.spec.clone());
-        let mailbox = self.mailbox.clone();
-        thread::spawn(move || {
-            let result = Standby::build(&config, &host, spec, session, overwrite_disks.as_deref(), report)
-                .map(Box::new)
-                .map_err(|error| format!("{error:#}"));
-            mailbox.post(Input::Prepared(session, result));
-        });
-    }
-
-    pub(super) fn on_prepared(&mut self, session: SessionId, result: Result<Box<Standby>, String>) {
-        // Built for a session that is over: a later one may have its own by now, with a copy in it.
-        if self
-            .preparing
-            .take_if(|preparing| *preparing == session)
-            .is_none()
-        {
-            return;
-        }
-        let result = result.map(|standby| {
-            let offers = standby.disks.offers();
-            self.standby = Some(standby);
-            self.copying = Some(session);
-            self.send_maps(session);
-            offers
-        });
-        self.events
-            .push_back(SecondaryEvent::Prepared { session, result });
     }
 
     /// Everything that could fail later is checked here: the sync is whole, and its states would load.

@@ -1,6 +1,7 @@
 //! The replicated disks of a standby VM: the copy, what commits release, and the takeover.
 
 use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -11,7 +12,7 @@ use kemari_vmm::machine::Machine;
 
 use super::super::assembly;
 use super::super::capture::explain;
-use super::{SecondarySide, Standby};
+use super::{BuildId, SecondarySide, Standby};
 use crate::config::Config;
 use crate::control::{DiskState, DiskStatus};
 use crate::link::LinkError;
@@ -154,6 +155,16 @@ impl StandbyDisks {
         Ok(())
     }
 
+    /// Waits until the replicas have carried out what they were given, and closes their images; which of them finish nothing
+    /// for longer than `limit` are let go.
+    pub fn finish(&mut self, limit: Duration) -> Vec<Remains> {
+        let replicas = self.replicas.drain(..);
+        replicas
+            .filter_map(|replica| replica.finish_within(limit).err())
+            .map(|(_, remains)| remains)
+            .collect()
+    }
+
     /// Gives the images to the machine, which goes on from here in `term`.
     pub fn hand_over(
         &mut self,
@@ -184,7 +195,7 @@ impl StandbyDisks {
                 .for_each(|replica| replica.barrier(Barrier::Stop));
         }
         for replica in self.replicas.drain(..) {
-            if let Err(reason) = replica.finish_within(limit) {
+            if let Err((reason, _)) = replica.finish_within(limit) {
                 tracing::error!("{reason}; it is left as it is");
             }
         }
@@ -354,6 +365,33 @@ impl SecondarySide {
         self.remains.first().and_then(Remains::reason)
     }
 
+    /// Makes the image of a replicated disk larger, on the thread that writes it. That is all: it counts when the next
+    /// standby VM opens it, or a takeover.
+    pub(super) fn enlarge(&self, disk: &str, bytes: u64, answer: SyncSender<Result<String, String>>) {
+        let standby = self.standby.as_ref().or(self.leaving.as_ref());
+        let replica = standby.and_then(|standby| {
+            let mut replicas = standby.disks.replicas.iter();
+            replicas.find(|replica| replica.image().disk() == disk)
+        });
+        if let Some(replica) = replica {
+            let disk = disk.to_owned();
+            return replica.enlarge(bytes, move |result| {
+                let said = |()| format!("the image of disk {disk} has {bytes} bytes here, which counts when the primary's has them, too");
+                // Whoever asked may have gone.
+                let _ = answer.send(result.map(said));
+            });
+        }
+        let reason = match (&self.build, standby) {
+            (Some(_), _) => "a standby VM is being made ready: say it again when that is done".to_owned(),
+            (None, None) => format!(
+                "no image of disk {disk} is in use here: make it larger as any file, with `truncate -s` or `qemu-img resize`"
+            ),
+            (None, Some(_)) => format!("there is no replicated disk {disk}"),
+        };
+        // As above.
+        let _ = answer.send(Err(reason));
+    }
+
     /// For humans.
     pub(super) fn disks_shown(&mut self, stage: Stage) -> Vec<DiskStatus> {
         if let Some(standby) = self.standby.as_ref().or(self.leaving.as_ref()) {
@@ -424,15 +462,12 @@ impl SecondarySide {
         }
     }
 
-    /// A replica of the standby that was built for `session` says something.
-    pub(super) fn on_replica(&mut self, session: SessionId, index: usize, report: Report) {
-        let is_current = self
-            .standby
-            .as_ref()
-            .is_some_and(|standby| standby.session == session);
-        if !is_current {
+    /// A replica of the standby of this build says something.
+    pub(super) fn on_replica(&mut self, build: BuildId, index: usize, report: Report) {
+        let current = self.standby.as_ref().filter(|standby| standby.build == build);
+        let Some(session) = current.map(|standby| standby.session) else {
             return;
-        }
+        };
         match report {
             Report::Room => {
                 if !self.disks_are_full()

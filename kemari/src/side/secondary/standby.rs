@@ -1,6 +1,8 @@
 //! The standby VM: built and waiting, its memory the committed copy.
 
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::Context;
 use kemari_sync::wire::{Page, PageContent};
@@ -9,12 +11,13 @@ use kemari_vmm::machine::{Machine, MachineSpec};
 use kemari_vmm::memory::{self, PAGE_BYTES};
 use kemari_vmm::state::StateBlob;
 
-use super::super::assembly;
 use super::super::mailbox::Mailbox;
 use super::super::primary;
+use super::super::{assembly, faults};
+use super::build::{BuildError, BuildId, Step, Steps};
 use super::disks::StandbyDisks;
 use crate::config::Config;
-use crate::replica::{Image, Report, Tracker};
+use crate::replica::{Image, Remains, Report, Tracker};
 
 /// A machine that has not run, and the last committed state.
 pub struct Standby {
@@ -25,7 +28,9 @@ pub struct Standby {
     pub states: Vec<StateBlob>,
     /// Whether the machine has loaded them: not again, once packets may have come in.
     pub loaded: bool,
-    /// The session that it was built for.
+    /// Which build it is of.
+    pub build: BuildId,
+    /// The session that it serves.
     pub session: SessionId,
     /// Its replicated disks.
     pub disks: StandbyDisks,
@@ -34,17 +39,21 @@ pub struct Standby {
 }
 
 impl Standby {
-    /// Builds the machine, populates and locks its memory, and opens the images of its replicated disks.
+    /// Opens the images of its replicated disks, builds the machine, populates and locks its memory.
     pub fn build(
         config: &Config,
         host: &str,
         spec: MachineSpec,
-        session: SessionId,
+        (build, session): (BuildId, SessionId),
         overwrite_disks: Option<&str>,
+        steps: &Steps,
         report: impl Fn(usize, Report) + Clone + Send + 'static,
     ) -> anyhow::Result<Self> {
+        steps.enter(Step::Images);
         let images = Image::open_all(config, host, overwrite_disks)?;
         let replicas = assembly::replicas(config, host, images, report)?;
+        steps.enter(Step::Memory);
+        thread::sleep(faults::prepare_delay());
         let mailbox = Mailbox::new()?;
         let sink = mailbox.clone();
         let events = Arc::new(move |event| sink.post(primary::Input::Machine(event)));
@@ -55,10 +64,21 @@ impl Standby {
             mailbox,
             states: Vec::new(),
             loaded: false,
+            build,
             session,
             disks: StandbyDisks::new(config, replicas),
             trackers: Vec::new(),
         })
+    }
+
+    /// Carries out what its replicas were given, closes their images and gives its memory back. An image that finishes
+    /// nothing for longer than `limit` is not waited for.
+    pub fn end(mut self, limit: Duration) -> Result<(), BuildError> {
+        let remains = self.disks.finish(limit);
+        match remains.first().and_then(Remains::reason) {
+            Some(reason) => Err(BuildError { reason, remains }),
+            None => Ok(()),
+        }
     }
 
     /// Whether the guest has this page frame.

@@ -38,6 +38,7 @@ impl SecondarySide {
                 .map(|heard_us| now_ms.saturating_sub(heard_us / 1000)),
         });
         let counters = self.counters;
+        let waiting = self.build_shown().or(core.waiting);
         let disks = self.disks_shown(core.protection);
         self.board.show(|status| {
             status.role = Role::Secondary;
@@ -45,7 +46,7 @@ impl SecondarySide {
             status.epoch = core.epoch;
             status.protection = protection;
             status.since_s = core.for_ms / 1000;
-            status.waiting_because = core.waiting;
+            status.waiting_because = waiting;
             status.peer = peer;
             status.counters = counters;
             status.disks = disks;

@@ -3,11 +3,17 @@
 //! What the library has only in its caches dies with this process, and so would a write that the guest was told is
 //! done: after each change its metadata are written into the file.
 
+#[cfg(test)]
+mod growth_test;
+mod held;
+
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
 
+use imago::format::PreallocateMode;
 use imago::format::gate::ImplicitOpenGate;
 use imago::qcow2::Qcow2;
 use imago::{FormatAccess, FormatDriverBuilder, Mapping, Storage, StorageOpenOptions};
@@ -15,8 +21,9 @@ use imago::{FormatAccess, FormatDriverBuilder, Mapping, Storage, StorageOpenOpti
 use super::buffer::{AlignedBuffer, DIRECT_ALIGNMENT};
 use super::error::DiskError;
 use super::store::{Store, write_zeros};
+use held::{Header, HeldFile};
 
-type Access = FormatAccess<imago::file::File>;
+type Access = FormatAccess<HeldFile>;
 
 /// Bytes of a header of version 2, the shorter one.
 const HEADER_BYTES: usize = 72;
@@ -25,7 +32,13 @@ const CHAIN_MAX: usize = 16;
 
 /// An open qcow2 image.
 pub struct Qcow2Image {
-    image: Access,
+    path: PathBuf,
+    file: File,
+    direct: bool,
+    read_only: bool,
+    header: Header,
+    /// Nobody else uses it while it grows. None: it failed to, and could not be opened again.
+    image: RwLock<Option<Access>>,
 }
 
 impl Qcow2Image {
@@ -37,26 +50,45 @@ impl Qcow2Image {
             format: "qcow2",
             reason,
         };
-        let open = |write: bool| {
-            let options = StorageOpenOptions::new()
-                .filename(path)
-                .direct(direct)
-                .write(write);
-            let storage = imago::file::File::from_open_file(file.try_clone()?, options.clone())?;
-            let image = Qcow2::<imago::file::File>::builder(storage)
-                .storage_open_options(options)
-                .write(write)
-                .open(Gate::around(path)?)?;
-            io::Result::Ok(Access::new(image))
-        };
         check_file(&file).map_err(|error| wrong(error.to_string()))?;
-        let image = open(false).map_err(|error| wrong(error.to_string()))?;
+        let opened = Self {
+            path: path.to_owned(),
+            file,
+            direct,
+            read_only,
+            header: Header::default(),
+            image: RwLock::new(None),
+        };
+        let image = opened.access(false).map_err(|error| wrong(error.to_string()))?;
         check(&image).map_err(|error| wrong(format!("its tables are damaged: {error}")))?;
         let image = match read_only {
             true => image,
-            false => open(true).map_err(|error| wrong(error.to_string()))?,
+            false => opened.access(true).map_err(|error| wrong(error.to_string()))?,
         };
-        Ok(Self { image })
+        *opened.image.write().unwrap_or_else(PoisonError::into_inner) = Some(image);
+        Ok(opened)
+    }
+
+    fn access(&self, write: bool) -> io::Result<Access> {
+        let options = StorageOpenOptions::new()
+            .filename(&self.path)
+            .direct(self.direct)
+            .write(write);
+        let file = imago::file::File::from_open_file(self.file.try_clone()?, options.clone())?;
+        let image = Qcow2::<HeldFile>::builder(HeldFile::new(file, self.header.clone()))
+            .storage_open_options(options)
+            .write(write)
+            .open(Gate::around(&self.path)?)?;
+        Ok(Access::new(image))
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&Access) -> io::Result<T>) -> io::Result<T> {
+        match &*self.image.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(image) => act(image),
+            None => Err(io::Error::other(
+                "the image could not be opened again after it failed to grow",
+            )),
+        }
     }
 }
 
@@ -109,29 +141,55 @@ fn check(image: &Access) -> io::Result<()> {
 
 impl Store for Qcow2Image {
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.image.read(buffer, offset)
+        self.with(|image| image.read(buffer, offset))
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.image.write(data, offset)?;
-        self.image.flush()
+        self.with(|image| {
+            image.write(data, offset)?;
+            image.flush()
+        })
     }
 
     fn zero(&self, offset: u64, bytes: u64, _unmap: bool) -> io::Result<()> {
-        match self.image.write_zeroes(offset, bytes) {
+        match self.with(|image| image.write_zeroes(offset, bytes)) {
             // Version 2 of the format knows no zeros.
             Err(error) if error.kind() == io::ErrorKind::Unsupported => write_zeros(self, offset, bytes),
-            result => result.and_then(|()| self.image.flush()),
+            result => result.and_then(|()| self.with(Access::flush)),
         }
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.image.flush()?;
-        self.image.sync()
+        self.with(|image| {
+            image.flush()?;
+            image.sync()
+        })
     }
 
     fn bytes(&self) -> io::Result<u64> {
-        Ok(self.image.size())
+        self.with(|image| Ok(image.size()))
+    }
+
+    /// The header comes last, see [`held`]: whatever dies meanwhile, the image is the old one or the new one.
+    fn enlarge(&self, bytes: u64) -> io::Result<()> {
+        let mut guard = self.image.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(image) = guard.as_ref().filter(|_| !self.read_only) else {
+            return Err(io::Error::other("it is read-only, or failed to grow before"));
+        };
+        image.flush()?;
+        self.header.hold();
+        let result = image
+            .resize_grow(bytes, PreallocateMode::None)
+            .and_then(|()| image.flush())
+            .and_then(|()| image.sync())
+            .and_then(|()| self.header.release(&self.file));
+        if result.is_err() {
+            // What the library believes is not what the file says any more.
+            *guard = None;
+            self.header.discard();
+            *guard = Some(self.access(true)?);
+        }
+        result
     }
 }
 
@@ -151,19 +209,16 @@ impl Gate {
     }
 }
 
-impl ImplicitOpenGate<imago::file::File> for Gate {
-    fn open_format<F: FormatDriverBuilder<imago::file::File>>(
-        &mut self,
-        builder: F,
-    ) -> io::Result<FormatAccess<imago::file::File>> {
+impl ImplicitOpenGate<HeldFile> for Gate {
+    fn open_format<F: FormatDriverBuilder<HeldFile>>(&mut self, builder: F) -> io::Result<Access> {
         let next = Self {
             directory: self.directory.clone(),
             opened: self.opened,
         };
-        Ok(FormatAccess::new(builder.open(next)?))
+        Ok(Access::new(builder.open(next)?))
     }
 
-    fn open_storage(&mut self, options: StorageOpenOptions) -> io::Result<imago::file::File> {
+    fn open_storage(&mut self, options: StorageOpenOptions) -> io::Result<HeldFile> {
         let named = options
             .get_filename()
             .ok_or_else(|| io::Error::other("it needs a file without a name"))?;
@@ -190,6 +245,6 @@ impl ImplicitOpenGate<imago::file::File> for Gate {
                 ),
             ));
         }
-        imago::file::File::open(options.write(false))
+        HeldFile::open(options.write(false))
     }
 }

@@ -1,0 +1,170 @@
+//! Standby VMs are built on a thread of their own, and those that nobody needs any more end there: both take long, and
+//! heartbeats must go on. There is one such thread at a time, since an image has one user.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::thread;
+
+use kemari_sync::{SecondaryEvent, SessionId};
+
+use super::{Input, SecondarySide, Standby};
+use crate::replica::Remains;
+
+/// Number of a standby VM in this process.
+pub type BuildId = u64;
+
+/// What the thread is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Step {
+    /// Waiting for the images of the standby VM before.
+    Ending,
+    /// Opening images.
+    Images,
+    /// Populating and locking memory.
+    Memory,
+}
+
+/// Where the thread says what it is at.
+#[derive(Clone)]
+pub struct Steps(Arc<AtomicU8>);
+
+impl Steps {
+    pub fn enter(&self, step: Step) {
+        self.0.store(step as u8, Ordering::Relaxed);
+    }
+
+    fn now(&self) -> Step {
+        [Step::Ending, Step::Images, Step::Memory]
+            .into_iter()
+            .find(|step| *step as u8 == self.0.load(Ordering::Relaxed))
+            .unwrap_or(Step::Memory)
+    }
+}
+
+/// A build that is under way.
+pub struct Build {
+    /// The session that it was begun for: that may be over.
+    session: SessionId,
+    steps: Steps,
+    since_ms: u64,
+}
+
+/// Why there is no standby VM.
+pub struct BuildError {
+    pub reason: String,
+    /// Replicas of the one before, whose images do not answer.
+    pub remains: Vec<Remains>,
+}
+
+impl SecondarySide {
+    /// A standby VM is wanted for this session. What one that is being built for an earlier session becomes is found out
+    /// when it is there.
+    pub(super) fn prepare(&mut self, session: SessionId) {
+        let both = [self.standby.take(), self.leaving.take()];
+        let mut old: Vec<Standby> = both.into_iter().flatten().map(|standby| *standby).collect();
+        old.iter_mut().for_each(|standby| self.let_go(standby));
+        (self.waits_for_disks, self.applying) = (None, None);
+        if let Some(reason) = self.image_in_use() {
+            let result = Err(reason);
+            (self.preparing, self.copying) = (None, None);
+            return self
+                .events
+                .push_back(SecondaryEvent::Prepared { session, result });
+        }
+        (self.preparing, self.copying) = (Some(session), None);
+        if self.build.is_none() {
+            self.begin_build(session, old);
+        }
+    }
+
+    fn begin_build(&mut self, session: SessionId, old: Vec<Standby>) {
+        let id = self.next_build;
+        self.next_build += 1;
+        let steps = Steps(Arc::new(AtomicU8::new(Step::Ending as u8)));
+        self.build = Some(Build {
+            session,
+            steps: steps.clone(),
+            since_ms: self.clock.now_ms(),
+        });
+        let overwrite_disks = self.overwrite_disks.clone();
+        let reports = self.mailbox.clone();
+        let report = move |index, report| reports.post(Input::Replica(id, index, report));
+        let (config, host, spec) = (self.config.clone(), self.host.clone(), self.spec.clone());
+        let mailbox = self.mailbox.clone();
+        thread::spawn(move || {
+            let limit = config.protection.replica_timeout();
+            let ended: Result<Vec<()>, _> = old.into_iter().map(|standby| standby.end(limit)).collect();
+            let result = ended.and_then(|_| {
+                let overwrite = overwrite_disks.as_deref();
+                let built = Standby::build(&config, &host, spec, (id, session), overwrite, &steps, report);
+                built.map(Box::new).map_err(|error| BuildError {
+                    reason: format!("{error:#}"),
+                    remains: Vec::new(),
+                })
+            });
+            mailbox.post(Input::Prepared(result));
+        });
+    }
+
+    /// The build that was under way has ended.
+    pub(super) fn on_prepared(&mut self, result: Result<Box<Standby>, BuildError>) {
+        let Some(build) = self.build.take() else { return };
+        let result = result.map_err(|error| {
+            self.remains.extend(error.remains);
+            error.reason
+        });
+        let Some(session) = self.preparing.take() else {
+            tracing::info!("a standby VM was being built for a session that is over");
+            // It holds its images until one is wanted again.
+            self.leaving = result.ok();
+            return;
+        };
+        let is_for_another = build.session != session;
+        let result = match result {
+            Err(reason) if is_for_another => {
+                tracing::info!(
+                    "no standby VM for the session before: {reason}; it is tried again for this one"
+                );
+                self.preparing = Some(session);
+                return self.begin_build(session, Vec::new());
+            }
+            result => result,
+        };
+        if is_for_another {
+            tracing::info!("the standby VM that was begun for an earlier session is this one's");
+        }
+        let result = result.map(|mut standby| {
+            let offers = standby.disks.offers();
+            standby.session = session;
+            self.standby = Some(standby);
+            self.copying = Some(session);
+            self.send_maps(session);
+            offers
+        });
+        self.events
+            .push_back(SecondaryEvent::Prepared { session, result });
+    }
+
+    /// What a session waits for while it waits for a standby VM, as a sentence.
+    pub(super) fn build_shown(&self) -> Option<String> {
+        let build = self.build.as_ref()?;
+        let session = self.preparing?;
+        let what = match build.steps.now() {
+            Step::Ending => "the disk images of the one before are finished".to_owned(),
+            Step::Images => "its disk images are opened".to_owned(),
+            Step::Memory => format!(
+                "{} MiB of memory are touched and locked",
+                self.spec.memory_bytes >> 20
+            ),
+        };
+        let since_s = self.clock.now_ms().saturating_sub(build.since_ms) / 1000;
+        let whose = match build.session == session {
+            true => "",
+            false => ", as was begun for an earlier session",
+        };
+        Some(format!(
+            "making the standby VM ready for {since_s} s{whose}: {what}"
+        ))
+    }
+}
