@@ -155,6 +155,33 @@ fn images_that_grow_in_use_satisfy_qemus_check() {
 }
 
 #[test]
+fn what_grows_over_a_longer_backing_file_is_zeros() {
+    for compat in ["compat=1.1", "compat=0.10"] {
+        let (directory, path) = made(&["create", "-q", "-f", "raw", "base.raw", "8M"]);
+        fs::write(directory.path().join("base.raw"), vec![0x77; 8 << 20]).expect("it is written");
+        let image = [
+            "-f",
+            "qcow2",
+            "-o",
+            compat,
+            "-b",
+            "base.raw",
+            "-F",
+            "raw",
+            "disk.qcow2",
+        ];
+        let create = [&["create", "-q"][..], &image[..], &["3000K"]].concat();
+        qemu_img(directory.path(), &create).expect("it is made");
+        let disk = Image::open(&path, Cache::Writeback);
+        disk.0.enlarge(16 << 20).expect("it grows");
+        drop(disk);
+        let mut expected = vec![0x77; 3000 << 10];
+        expected.resize(16 << 20, 0);
+        assert!(raw_of(directory.path(), "disk.qcow2") == expected, "{compat}");
+    }
+}
+
+#[test]
 fn images_of_qemu_open_and_results_satisfy_its_check() {
     let mut random = Random::new(51);
     for (number, options) in [

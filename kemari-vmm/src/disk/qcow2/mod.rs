@@ -27,6 +27,8 @@ type Access = FormatAccess<HeldFile>;
 
 /// Bytes of a header of version 2, the shorter one.
 const HEADER_BYTES: usize = 72;
+/// Zeros that are written at a time.
+const ZEROS_BYTES: usize = 64 << 10;
 /// Longest chain of backing files.
 const CHAIN_MAX: usize = 16;
 
@@ -177,9 +179,11 @@ impl Store for Qcow2Image {
             return Err(io::Error::other("it is read-only, or failed to grow before"));
         };
         image.flush()?;
+        let old_bytes = image.size();
         self.header.hold();
         let result = image
             .resize_grow(bytes, PreallocateMode::None)
+            .and_then(|()| clear_tail(image, old_bytes))
             .and_then(|()| image.flush())
             .and_then(|()| image.sync())
             .and_then(|()| self.header.release(&self.file));
@@ -191,6 +195,33 @@ impl Store for Qcow2Image {
         }
         result
     }
+}
+
+/// Makes zeros of all that is behind so many bytes: a backing file that is longer than the image was must not show there.
+fn clear_tail(image: &Access, from: u64) -> io::Result<()> {
+    let zeros = [0; ZEROS_BYTES];
+    let (mut offset, size) = (from, image.size());
+    while offset < size {
+        let (mapping, length) = image.get_mapping(offset, size - offset)?;
+        let end = offset + length;
+        if matches!(mapping, Mapping::Zero { .. }) {
+            offset = end;
+            continue;
+        }
+        match image.write_zeroes(offset, length) {
+            // Version 2 of the format knows no zeros.
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                while offset < end {
+                    let count = (end - offset).min(ZEROS_BYTES as u64);
+                    image.write(&zeros[..count as usize], offset)?;
+                    offset += count;
+                }
+            }
+            result => result?,
+        }
+        offset = end;
+    }
+    Ok(())
 }
 
 /// Says which further files an image may bring along.
