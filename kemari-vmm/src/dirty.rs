@@ -1,18 +1,22 @@
 //! Which pages have changed: what KVM saw the guest write OR what the VMM wrote itself.
 //!
 //! KVM tells by a ring a vCPU where it can, else by its log, a bit for each page of RAM. Either way the pages go into
-//! the [`crate::pageset::PageSet`] of their region, which the VMM's own writes mark too: each counts once.
+//! the [`crate::pageset::PageSet`] of their region, which the VMM's own writes mark too: each counts once. With rings, pages
+//! that are written in every epoch are not asked about each time, see [`hot`].
 
+mod hot;
 mod ring;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::{VcpuFd, VmFd};
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use rapidhash::v3::rapidhash_v3;
+use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 use crate::memory::{Memory, PAGE_BYTES};
+use hot::{Fate, Hot, Page};
 use ring::Ring;
 
 /// How KVM tells which pages the guest has written.
@@ -34,6 +38,8 @@ pub struct DirtyLog {
     /// Entries of each vCPU's ring; `None`: KVM's log is read.
     ring_entries: Option<usize>,
     rings: Mutex<Vec<Ring>>,
+    /// Pages that are left writable; with rings only. Locked before the rings.
+    hot: Mutex<Hot>,
 }
 
 impl DirtyLog {
@@ -49,6 +55,7 @@ impl DirtyLog {
             tracking: AtomicBool::new(false),
             ring_entries,
             rings: Mutex::default(),
+            hot: Mutex::default(),
         };
         log.set_slots(0)?;
         Ok(log)
@@ -75,6 +82,13 @@ impl DirtyLog {
     pub fn start(&self) -> Result<(), kvm_ioctls::Error> {
         if !self.tracking.swap(true, Ordering::SeqCst) {
             self.set_slots(KVM_MEM_LOG_DIRTY_PAGES)?;
+            if self.has_rings() {
+                let pages = self
+                    .memory
+                    .iter()
+                    .map(|region| region.len() as usize / PAGE_BYTES);
+                *self.hot() = Hot::new(pages);
+            }
         }
         self.collect(&mut Vec::new())
     }
@@ -87,8 +101,46 @@ impl DirtyLog {
         Ok(())
     }
 
+    /// As [`Self::collect`], for a capture: the guest is paused. Pages that it writes all the time are among them whether it
+    /// has or not.
+    pub fn collect_at_capture(&self, pages: &mut Vec<u64>) -> Result<(), kvm_ioctls::Error> {
+        if self.has_rings() && self.tracking.load(Ordering::SeqCst) {
+            self.read_rings_at_capture()?;
+        }
+        self.collect(pages)
+    }
+
+    fn read_rings_at_capture(&self) -> Result<(), kvm_ioctls::Error> {
+        let mut hot = self.hot();
+        hot.begin(|page| self.hash(page));
+        self.read_rings_by(|page| match hot.on_entry(page) {
+            Fate::Protect => Some(page),
+            Fate::Leave => None,
+            Fate::Instead(other) => {
+                self.add(other);
+                Some(other)
+            }
+        })?;
+        hot.pages().for_each(|page| self.add(page));
+        if hot.is_stale() {
+            self.set_slots(0)?;
+            self.set_slots(KVM_MEM_LOG_DIRTY_PAGES)?;
+            hot.clear();
+        }
+        Ok(())
+    }
+
+    /// Pages that are left writable, and count as dirty at each capture.
+    pub fn hot_pages(&self) -> usize {
+        self.hot().len()
+    }
+
+    fn hot(&self) -> MutexGuard<'_, Hot> {
+        self.hot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Appends the page frame numbers that became dirty since the last call, in order within each region, and
-    /// forgets them.
+    /// forgets them. Those that are left writable are not among them: they are dirty at the next capture.
     pub fn collect(&self, pages: &mut Vec<u64>) -> Result<(), kvm_ioctls::Error> {
         match self.ring_entries {
             Some(_) => self.read_rings()?,
@@ -104,20 +156,40 @@ impl DirtyLog {
 
     /// Empties the vCPUs' rings into the sets of dirty pages; a vCPU whose ring is full may then run on.
     pub fn read_rings(&self) -> Result<(), kvm_ioctls::Error> {
+        self.read_rings_by(Some)
+    }
+
+    /// `protect` says which page KVM is to protect for one that was written.
+    fn read_rings_by(&self, mut protect: impl FnMut(Page) -> Option<Page>) -> Result<(), kvm_ioctls::Error> {
         let mut read = 0;
         let mut rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
         for ring in rings.iter_mut() {
-            read += ring.read(|slot, page| {
-                // The upper half of a slot's number is its address space: SMM's, which no guest of ours has memory in.
-                if let Some(region) = self.memory.iter().nth(slot as usize) {
-                    (**region).bitmap().add_page(page as usize);
-                }
+            read += ring.read(|page| {
+                self.add(page);
+                protect(page)
             });
         }
         match read {
             0 => Ok(()),
             _ => ring::reset(&self.vm),
         }
+    }
+
+    /// The upper half of a slot's number is its address space: SMM's, which no guest of ours has memory in.
+    fn add(&self, (slot, page): Page) {
+        if let Some(region) = self.memory.iter().nth(slot as usize) {
+            (**region).bitmap().add_page(page as usize);
+        }
+    }
+
+    /// Hash of what is in a page now.
+    fn hash(&self, (slot, page): Page) -> u64 {
+        let mut bytes = [0; PAGE_BYTES];
+        if let Some(region) = self.memory.iter().nth(slot as usize) {
+            // A page that cannot be read has no content.
+            let _ = region.read_slice(&mut bytes, MemoryRegionAddress(page * PAGE_BYTES as u64));
+        }
+        rapidhash_v3(&bytes)
     }
 
     fn read_log(&self) -> Result<(), kvm_ioctls::Error> {

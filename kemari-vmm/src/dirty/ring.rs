@@ -26,6 +26,9 @@ const DIRTY: u32 = 1;
 const RESET: u32 = 2;
 const _: () = assert!(DIRTY | RESET == KVM_DIRTY_GFN_F_MASK);
 
+/// A slot that no VM has, in an address space that no x86 VM has.
+const NO_SLOT: u32 = u32::MAX;
+
 /// `KVM_RESET_DIRTY_RINGS`, `_IO(KVMIO, 0xc7)`.
 const KVM_RESET_DIRTY_RINGS: libc::c_ulong = 0xaec7;
 
@@ -93,8 +96,9 @@ impl Ring {
         })
     }
 
-    /// Reads what is new: (slot, page within it). KVM has the entries back at the next [`reset`]. The vCPU may run.
-    pub fn read(&mut self, mut page: impl FnMut(u32, u64)) -> usize {
+    /// Reads what is new: (slot, page within it). KVM has the entries back at the next [`reset`], and then protects the
+    /// pages that they name: `protect` says which one an entry is to name, if any. The vCPU may run.
+    pub fn read(&mut self, mut protect: impl FnMut((u32, u64)) -> Option<(u32, u64)>) -> usize {
         let mut read = 0;
         // KVM fills no entry again before the reset: one round is the most there can be.
         while read < self.count {
@@ -109,8 +113,14 @@ impl Ring {
             }
             // SAFETY: as above.
             let (slot, offset) = unsafe { ((*entry).slot, (*entry).offset) };
+            let named = protect((slot, offset)).unwrap_or((NO_SLOT, 0));
+            if named != (slot, offset) {
+                // SAFETY: as above: the entry is ours until the flag below is set. KVM takes what it then says as it takes
+                // all from user space, and passes over a slot that does not exist (virt/kvm/dirty_ring.c,
+                // kvm_reset_dirty_gfn).
+                unsafe { ((*entry).slot, (*entry).offset) = named };
+            }
             flags.store(RESET, Ordering::Release);
-            page(slot, offset);
             read += 1;
             self.next = (self.next + 1) % self.count;
         }

@@ -61,8 +61,17 @@ impl Frozen<'_> {
         Ok(())
     }
 
-    /// Appends the page frame numbers dirtied since the last collection. Comes last: saving state may write memory.
+    /// Appends the page frame numbers dirtied since the last capture. Once in a capture; saving state may write memory, so
+    /// after it, or see [`Self::collect_more_dirty`].
     pub fn collect_dirty(&self, pages: &mut Vec<u64>) -> Result<(), MachineError> {
+        self.machine
+            .dirty
+            .collect_at_capture(pages)
+            .map_err(kvm("read the dirty log"))
+    }
+
+    /// Appends the page frame numbers dirtied since the last collection in this capture.
+    pub fn collect_more_dirty(&self, pages: &mut Vec<u64>) -> Result<(), MachineError> {
         self.machine
             .dirty
             .collect(pages)

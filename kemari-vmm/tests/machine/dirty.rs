@@ -23,6 +23,8 @@ struct Seen {
     pages: usize,
     /// Pages that were dirty and had not changed.
     unchanged: usize,
+    /// Most pages that were left writable.
+    hot: usize,
 }
 
 fn shadow_follows(source: DirtySource, memory_mib: u64, seed: u64, time: Duration) -> Seen {
@@ -52,6 +54,7 @@ fn shadow_follows(source: DirtySource, memory_mib: u64, seed: u64, time: Duratio
         comparisons: 0,
         pages: 0,
         unchanged: 0,
+        hot: 0,
     };
     let begin = Instant::now();
     while begin.elapsed() < time {
@@ -71,6 +74,7 @@ fn shadow_follows(source: DirtySource, memory_mib: u64, seed: u64, time: Duratio
             frozen.capture_output(epoch);
             frozen.save_state(&mut states).expect("the state is saved");
             frozen.collect_dirty(&mut pages).expect("the dirty log is read");
+            seen.hot = seen.hot.max(machine.dirty().hot_pages());
             if !fails {
                 seen.pages += pages.len();
                 seen.unchanged += follow(machine.memory(), &shadow, &pages);
@@ -128,9 +132,10 @@ fn dirty_pages_are_all_that_changed() {
     for source in [DirtySource::Best, DirtySource::Log] {
         let seen = shadow_follows(source, 64, 21, Duration::from_secs(5));
         eprintln!(
-            "{source:?}: {} captures, {} comparisons, {} dirty pages, {} of them unchanged",
-            seen.captures, seen.comparisons, seen.pages, seen.unchanged
+            "{source:?}: {} captures, {} comparisons, {} dirty pages, {} of them unchanged, up to {} left writable",
+            seen.captures, seen.comparisons, seen.pages, seen.unchanged, seen.hot
         );
+        assert_eq!(seen.hot > 10, source == DirtySource::Best);
         assert!(seen.captures > 300 && seen.comparisons > 2 && seen.pages > 3_000);
         assert!(
             seen.unchanged * 2 < seen.pages,

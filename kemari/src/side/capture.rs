@@ -156,7 +156,7 @@ impl Capture {
                 lap.end(&mut self.took.states);
                 // Saving state may have written memory.
                 let more = self.pages.len();
-                frozen.collect_dirty(&mut self.pages)?;
+                frozen.collect_more_dirty(&mut self.pages)?;
                 lap.end(&mut self.took.dirty);
                 let again = deltas.map_or(Encoding::Whole, Encoding::Again);
                 self.push_pages(more, machine, again, None, lap)?;
