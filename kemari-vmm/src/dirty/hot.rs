@@ -9,9 +9,9 @@
 
 use std::time::{Duration, Instant};
 
-/// A page that was written in so many epochs in a row is left writable. What is written once, piece by piece, is often
-/// written in two.
-const EPOCHS: u32 = 3;
+/// A page that was written in so many epochs in a row is left writable. With 3 fewer are sent in vain, but the faults of the
+/// others cost the guest more than that.
+const EPOCHS: u32 = 2;
 /// Pages whose content is remembered at each capture, and looked at again at the next.
 const LOOKS: usize = 12;
 /// Most pages that are left writable.
@@ -236,7 +236,6 @@ mod tests {
             play.epoch(&[1, 2]);
         }
         assert_eq!(play.epoch(&[1, 2]), [1, 2, 3].into());
-        play.epoch(&[1, 2, 4]);
         play.epoch(&[1, 2, 4]);
         assert_eq!(play.epoch(&[1, 2, 4]), [1, 2, 3, 4].into(), "protected just now");
         assert_eq!(play.epoch(&[1, 2, 4]), [1, 2, 4].into());
