@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// others cost the guest more than that.
 const EPOCHS: u32 = 2;
 /// Pages whose content is remembered at each capture, and looked at again at the next.
-const LOOKS: usize = 12;
+const LOOKS: usize = 4;
 /// Most pages that are left writable.
 const PAGES_MAX: usize = 4096;
 /// So many pages that are not written any more are put up with.
