@@ -28,6 +28,16 @@ const RUN_BYTES: usize = 4;
 /// Unit of the comparison, in bytes. A gap of one unit between two runs costs no more than another run would.
 const WORD: usize = 8;
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Word by word and without a branch: faster than a comparison of slices, on emulated processors by far.
+fn is_same(one: &[u8; LINE], other: &[u8; LINE]) -> bool {
+    let pairs = one.as_chunks::<WORD>().0.iter().zip(other.as_chunks::<WORD>().0);
+    let differing = pairs.map(|(one, other)| u64::from_ne_bytes(*one) ^ u64::from_ne_bytes(*other));
+    differing.fold(0, |any, bits| any | bits) == 0
+}
+
 /// Checksum by which both sides know that they mean the same base.
 pub fn base_checksum(page: &Bytes) -> u32 {
     checksum(page)
@@ -38,12 +48,15 @@ pub fn base_checksum(page: &Bytes) -> u32 {
 pub fn encode_delta(old: &Bytes, new: &Bytes, out: &mut Vec<u8>) -> bool {
     let start = out.len();
     let differs = |word: usize| old[word * WORD..][..WORD] != new[word * WORD..][..WORD];
+    let (old_lines, new_lines) = (old.as_chunks::<LINE>().0, new.as_chunks::<LINE>().0);
     let words = PAGE_BYTES / WORD;
     let mut word = 0;
     while word < words {
         // Most of a page is the same: look at whole cache lines.
-        if word.is_multiple_of(8) && old[word * WORD..][..8 * WORD] == new[word * WORD..][..8 * WORD] {
-            word += 8;
+        if word.is_multiple_of(LINE / WORD)
+            && is_same(&old_lines[word * WORD / LINE], &new_lines[word * WORD / LINE])
+        {
+            word += LINE / WORD;
             continue;
         }
         if !differs(word) {

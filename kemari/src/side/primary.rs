@@ -511,17 +511,17 @@ impl PrimarySide {
         self.machine.holds_output() && self.capture.is_none() && !self.paused
     }
 
-    /// Pages owed, each counted once, but for those that went ahead and are dirty again.
-    fn distinct_owed(&mut self) -> usize {
+    /// Pages that a sync would have now, each counted once, but for those that went ahead and are dirty again.
+    fn pages_of_a_sync(&mut self) -> usize {
         self.owed.sort_unstable();
         self.owed.dedup();
-        self.owed.len() + self.ahead.pages()
+        self.owed.len() + self.ahead.pages() + self.machine.dirty().hot_pages()
     }
 
     fn look_at_dirty_pages(&mut self) {
         self.dirty_look_ms = self.clock.now_ms() + DIRTY_LOOK_INTERVAL_MS;
         match self.machine.dirty().collect(&mut self.owed) {
-            Ok(()) if self.distinct_owed() >= self.pace.max_dirty_pages as usize => {
+            Ok(()) if self.pages_of_a_sync() >= self.pace.max_dirty_pages as usize => {
                 self.events.push_back(PrimaryEvent::DirtyLimit);
             }
             Ok(()) => self.ahead.offer(&mut self.owed),
