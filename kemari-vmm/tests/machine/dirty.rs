@@ -23,7 +23,7 @@ struct Seen {
     pages: usize,
     /// Pages that were dirty and had not changed.
     unchanged: usize,
-    /// Most pages that were left writable.
+    /// Pages that were left writable, and so counted as dirty, over all captures.
     hot: usize,
 }
 
@@ -74,8 +74,8 @@ fn shadow_follows(source: DirtySource, memory_mib: u64, seed: u64, time: Duratio
             frozen.capture_output(epoch);
             frozen.save_state(&mut states).expect("the state is saved");
             frozen.collect_dirty(&mut pages).expect("the dirty log is read");
-            seen.hot = seen.hot.max(machine.dirty().hot_pages());
             if !fails {
+                seen.hot += machine.dirty().hot_pages();
                 seen.pages += pages.len();
                 seen.unchanged += follow(machine.memory(), &shadow, &pages);
                 if compares {
@@ -132,13 +132,14 @@ fn dirty_pages_are_all_that_changed() {
     for source in [DirtySource::Best, DirtySource::Log] {
         let seen = shadow_follows(source, 64, 21, Duration::from_secs(5));
         eprintln!(
-            "{source:?}: {} captures, {} comparisons, {} dirty pages, {} of them unchanged, up to {} left writable",
+            "{source:?}: {} captures, {} comparisons, {} dirty pages, {} of them unchanged, {} left writable",
             seen.captures, seen.comparisons, seen.pages, seen.unchanged, seen.hot
         );
-        assert_eq!(seen.hot > 10, source == DirtySource::Best);
+        assert_eq!(seen.hot > 3_000, source == DirtySource::Best);
         assert!(seen.captures > 300 && seen.comparisons > 2 && seen.pages > 3_000);
+        // Of what is left writable, and protected again, some has not changed. The log is exact.
         assert!(
-            seen.unchanged * 2 < seen.pages,
+            source == DirtySource::Best || seen.unchanged * 2 < seen.pages,
             "most pages in the log had not changed"
         );
     }
