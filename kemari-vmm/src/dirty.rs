@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::{VcpuFd, VmFd};
 use rapidhash::v3::rapidhash_v3;
+use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 use crate::memory::{Memory, PAGE_BYTES};
@@ -123,8 +124,10 @@ impl DirtyLog {
         })?;
         hot.pages().for_each(|page| self.add(page));
         if hot.is_stale() {
-            self.set_slots(0)?;
-            self.set_slots(KVM_MEM_LOG_DIRTY_PAGES)?;
+            // If it ends halfway nobody sees what is written until the next capture, which then tries it again.
+            self.set_slots(0)
+                .and_then(|()| self.set_slots(KVM_MEM_LOG_DIRTY_PAGES))
+                .inspect_err(|_| self.add_all())?;
             hot.clear();
         }
         Ok(())
@@ -179,6 +182,12 @@ impl DirtyLog {
     fn add(&self, (slot, page): Page) {
         if let Some(region) = self.memory.iter().nth(slot as usize) {
             (**region).bitmap().add_page(page as usize);
+        }
+    }
+
+    fn add_all(&self) {
+        for region in self.memory.iter() {
+            (**region).bitmap().mark_dirty(0, region.len() as usize);
         }
     }
 
