@@ -4,6 +4,7 @@
 //! secondary again, the clients stop, everything is read back and judged. The VM lives on from period to period. After
 //! a period that failed a fresh pair of hosts is made.
 
+mod blocks;
 mod cut;
 mod tally;
 
@@ -27,6 +28,7 @@ use crate::proof::history::{Clock, History};
 use crate::proof::load::Load;
 use crate::tools::wait_for;
 use crate::ui::{Step, Ui};
+use blocks::BlockTests;
 use cut::{Cut, GUEST_BUSY_MAX, orders_to};
 use tally::{Period, Tally};
 
@@ -217,6 +219,8 @@ impl Soak {
         let (load, pace) = (self.load(pair), self.pace);
         let clock = Clock::start();
         let swarm = Swarm::start(&load, clock)?;
+        let tests = (self.of_hosts.guest == Guest::Bare && !period.cut.ends_disk_tests())
+            .then(|| BlockTests::start(orders_to(pair), self.random.random()));
         let moment = self.random.random_range(self.before_cut.clone());
         std::thread::sleep(moment);
         // What ends connections by itself finds the clients stopped.
@@ -227,6 +231,7 @@ impl Soak {
         let moment = self.random.random_range(Duration::ZERO..=GUEST_BUSY_MAX);
         let fences = self.of_hosts.disk == Disk::Shared;
         let gone_on = cut_and_recover(pair, pace, fences, primary, period, moment, swarm.as_ref());
+        let tested = tests.map_or(Ok(0), BlockTests::finish);
         let mut history = seen;
         if let Some(swarm) = swarm {
             // Where nothing answers any more, clients must not wait for their time-out.
@@ -238,7 +243,9 @@ impl Soak {
         let read = read_all_keys(&load, clock, &history).map(|read| history.merge(read));
         let verdict = check(&history)?;
         period.judge(&verdict);
-        gone_on.and(read)
+        gone_on.and(read)?;
+        period.disk_tests = tested?;
+        Ok(())
     }
 
     /// A load whose keys no other has.

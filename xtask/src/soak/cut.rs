@@ -58,7 +58,7 @@ pub enum Cut {
 /// Within this time of the order the primary dies under what the guest does to its machine.
 pub(super) const GUEST_BUSY_MAX: Duration = Duration::from_millis(60);
 /// How long the guest may take to answer an order whose host dies.
-const ORDER_MAX: Duration = Duration::from_secs(20);
+pub(super) const ORDER_MAX: Duration = Duration::from_secs(20);
 
 impl Cut {
     /// Its name in what is printed.
@@ -208,6 +208,11 @@ impl Cut {
     /// Whether the guest itself ends its connections.
     pub fn ends_connections(self) -> bool {
         self == Cut::Reboot
+    }
+
+    /// Whether the guest's test of its disk would end by it: its memory begins anew, or its queues do.
+    pub fn ends_disk_tests(self) -> bool {
+        matches!(self, Cut::Reboot | Cut::Queues)
     }
 
     /// Whether the VM leaves by a switchover: that is no takeover, and the pair stays one.

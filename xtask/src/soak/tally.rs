@@ -26,6 +26,8 @@ pub struct Period {
     pub lost_connections: u64,
     /// Longest time that a connection waited between two answers.
     pub longest_gap_ms: f64,
+    /// Tests of the disk by the guest, which have found what they wrote.
+    pub disk_tests: u64,
     acknowledged: u64,
     lost: u64,
     contradicted: u64,
@@ -40,6 +42,7 @@ impl Period {
             took_over: false,
             lost_connections: 0,
             longest_gap_ms: 0.0,
+            disk_tests: 0,
             acknowledged: 0,
             lost: 0,
             contradicted: 0,
@@ -87,6 +90,9 @@ pub struct Tally {
     connections_lost: u64,
     acknowledged: u64,
     longest_gap_ms: f64,
+    disk_tests: u64,
+    /// Takeovers in the middle of such a test.
+    takeovers_in_disk_tests: u64,
     by_cut: BTreeMap<&'static str, u64>,
     by_step: BTreeMap<String, u64>,
 }
@@ -110,6 +116,8 @@ impl Tally {
         self.contradicted += period.contradicted;
         self.connections_lost += period.lost_connections;
         self.acknowledged += period.acknowledged;
+        self.disk_tests += period.disk_tests;
+        self.takeovers_in_disk_tests += u64::from(period.took_over && period.disk_tests > 0);
         self.longest_gap_ms = self.longest_gap_ms.max(period.longest_gap_ms);
         if let Some(step) = period.step {
             *self.by_step.entry(step).or_default() += 1;
