@@ -29,7 +29,9 @@ pub fn stop_threads(pid: u32, name: &str) -> Result<Vec<StoppedThread>> {
     let mut stopped = Vec::new();
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
         let path = thread?.path();
-        if fs::read_to_string(path.join("comm"))?.starts_with(name) {
+        // Others may end while they are looked at.
+        let its_name = fs::read_to_string(path.join("comm")).unwrap_or_default();
+        if its_name.starts_with(name) {
             stopped.push(stop_in_kernel(&path)?);
         }
     }
