@@ -125,9 +125,7 @@ impl DirtyLog {
         hot.pages().for_each(|page| self.add(page));
         if hot.is_stale() {
             // If it ends halfway nobody sees what is written until the next capture, which then tries it again.
-            self.set_slots(0)
-                .and_then(|()| self.set_slots(KVM_MEM_LOG_DIRTY_PAGES))
-                .inspect_err(|_| self.add_all())?;
+            self.protect_all().inspect_err(|_| self.add_all())?;
             hot.clear();
         }
         Ok(())
@@ -172,10 +170,25 @@ impl DirtyLog {
                 protect(page)
             });
         }
-        match read {
-            0 => Ok(()),
-            _ => ring::reset(&self.vm),
+        if read == 0 || ring::reset(&self.vm, read)? {
+            return Ok(());
         }
+        self.begin_anew()
+    }
+
+    /// KVM may not see what is written to some pages: it is to see all again, and what it has missed may be anything.
+    fn begin_anew(&self) -> Result<(), kvm_ioctls::Error> {
+        if !self.tracking.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let result = self.protect_all();
+        self.add_all();
+        result
+    }
+
+    fn protect_all(&self) -> Result<(), kvm_ioctls::Error> {
+        self.set_slots(0)?;
+        self.set_slots(KVM_MEM_LOG_DIRTY_PAGES)
     }
 
     /// The upper half of a slot's number is its address space: SMM's, which no guest of ours has memory in.

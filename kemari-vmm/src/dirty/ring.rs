@@ -49,12 +49,42 @@ pub fn enable(vm: &VmFd) -> Option<usize> {
         })
 }
 
-/// Gives KVM back all entries that were read, of all rings: the guest's next write to one of these pages is seen again.
-pub fn reset(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
+/// Gives KVM back all `read` entries that were read, of all rings: the guest's next write to one of these pages is seen
+/// again. Returns whether it took them all.
+///
+/// From Linux 6.16 on KVM stops when a signal comes, does not protect the pages of up to 64 entries that it has taken by
+/// then, and says only how many it took (virt/kvm/dirty_ring.c, kvm_dirty_ring_reset). A vCPU's thread is signalled often,
+/// so signals wait meanwhile.
+pub fn reset(vm: &VmFd, read: usize) -> Result<bool, kvm_ioctls::Error> {
+    let _blocked = SignalsBlocked::new();
     // SAFETY: the request takes no argument and touches no memory of ours but the rings, as it is documented to.
-    match unsafe { libc::ioctl(vm.as_raw_fd(), KVM_RESET_DIRTY_RINGS) } {
-        0.. => Ok(()),
-        _ => Err(kvm_ioctls::Error::last()),
+    let taken = unsafe { libc::ioctl(vm.as_raw_fd(), KVM_RESET_DIRTY_RINGS) };
+    match usize::try_from(taken) {
+        Ok(taken) => Ok(taken >= read),
+        Err(_) => Err(kvm_ioctls::Error::last()),
+    }
+}
+
+/// No signal comes to this thread until it is dropped; then those that waited come.
+struct SignalsBlocked(libc::sigset_t);
+
+impl SignalsBlocked {
+    fn new() -> Self {
+        // SAFETY: both sets are written before they are read, and the call changes nothing but this thread's mask.
+        unsafe {
+            let mut all = std::mem::zeroed();
+            let mut before = std::mem::zeroed();
+            libc::sigfillset(&raw mut all);
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, &raw mut before);
+            Self(before)
+        }
+    }
+}
+
+impl Drop for SignalsBlocked {
+    fn drop(&mut self) {
+        // SAFETY: the mask is the one that this thread had.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut()) };
     }
 }
 
