@@ -1,5 +1,6 @@
 //! The dirty log is exact enough: a memory built from the captured dirty pages alone equals the machine's.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -143,6 +144,32 @@ fn dirty_pages_are_all_that_changed() {
             "most pages in the log had not changed"
         );
     }
+}
+
+/// Signals to the thread that captures, as the machine's own threads send them to a vCPU's, lose no page.
+#[test]
+fn signals_lose_no_dirty_page() {
+    let _watchdog = Watchdog::new("signals", 120);
+    extern "C" fn nothing(_: libc::c_int) {}
+    // SAFETY: the handler does nothing, and no other test uses this signal.
+    unsafe { libc::signal(libc::SIGUSR1, nothing as *const () as libc::sighandler_t) };
+    // SAFETY: it names the calling thread, which outlives the other.
+    let captures = unsafe { libc::pthread_self() };
+    let enough = AtomicBool::new(false);
+    let seen = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !enough.load(Ordering::Relaxed) {
+                // SAFETY: the thread waits for this one to end.
+                unsafe { libc::pthread_kill(captures, libc::SIGUSR1) };
+                thread::sleep(Duration::from_micros(20));
+            }
+        });
+        let seen = shadow_follows(DirtySource::Best, 64, 23, Duration::from_secs(4));
+        enough.store(true, Ordering::Relaxed);
+        seen
+    });
+    eprintln!("{} captures, {} comparisons", seen.captures, seen.comparisons);
+    assert!(seen.captures > 100 && seen.comparisons > 0);
 }
 
 /// A guest that dirties more pages than its ring has entries goes on, and none of them is missed.
