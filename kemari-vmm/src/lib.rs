@@ -13,6 +13,7 @@ pub mod event;
 pub mod machine;
 pub mod memory;
 pub mod pageset;
+mod signals;
 pub mod state;
 pub mod vcpu;
 pub mod virtio;

@@ -79,7 +79,7 @@ impl Machine {
             )));
         }
         let kvm_fd = arch::preflight::open()?;
-        let vm = Arc::new(kvm_fd.create_vm().map_err(kvm("create a virtual machine"))?);
+        let vm = Arc::new(arch::create_vm(&kvm_fd)?);
         arch::create_irqchip(&vm)?;
         let memory = memory::create(spec.memory_bytes)?;
         let dirty = DirtyLog::new(vm.clone(), memory.clone(), spec.dirty_source)

@@ -23,7 +23,7 @@ mod xsave;
 #[cfg(test)]
 mod on_kvm_test;
 
-pub use reset::{create_irqchip, reset_vm, setup_vcpu};
+pub use reset::{create_irqchip, create_vm, reset_vm, setup_vcpu};
 
 /// KVM did not do what was asked.
 #[derive(Debug, thiserror::Error)]

@@ -180,7 +180,7 @@ impl Probe {
         memory
             .write_slice(&LOOP, GuestAddress(CODE))
             .expect("inside the memory");
-        let vm = kvm.create_vm().map_err(named("KVM_CREATE_VM"))?;
+        let vm = reset::create_vm(kvm)?;
         reset::create_irqchip(&vm)?;
         for region in memory.iter() {
             let slot = kvm_userspace_memory_region {

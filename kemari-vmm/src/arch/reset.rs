@@ -6,11 +6,21 @@ use kvm_bindings::{
     KVM_VCPUEVENT_VALID_SHADOW, KVM_VCPUEVENT_VALID_SIPI_VECTOR, kvm_debugregs, kvm_fpu, kvm_mp_state,
     kvm_pit_config, kvm_pit_state2, kvm_vcpu_events, kvm_xcrs,
 };
-use kvm_ioctls::{VcpuFd, VmFd};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::layout::{self, abi};
 use super::{ArchError, cpuid, msr, named, registers, vm};
 use crate::boot::Entry;
+use crate::signals::SignalsBlocked;
+
+/// Creates a VM. KVM starts a thread for it, and gives up with EINTR if a signal comes meanwhile: signals wait.
+///
+/// # Errors
+/// Names the ioctl that failed.
+pub fn create_vm(kvm: &Kvm) -> Result<VmFd, ArchError> {
+    let _blocked = SignalsBlocked::new();
+    kvm.create_vm().map_err(named("KVM_CREATE_VM"))
+}
 
 /// Creates interrupt controllers and interval timer in a new VM, before its vCPUs, in their power-on state.
 ///

@@ -15,6 +15,7 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuFd, VmFd};
 
 use crate::memory::PAGE_BYTES;
+use crate::signals::SignalsBlocked;
 
 /// Most entries of a ring: as many as KVM takes. When about that many pages are dirty, the vCPU comes out of the guest
 /// to have them taken out.
@@ -62,29 +63,6 @@ pub fn reset(vm: &VmFd, read: usize) -> Result<bool, kvm_ioctls::Error> {
     match usize::try_from(taken) {
         Ok(taken) => Ok(taken >= read),
         Err(_) => Err(kvm_ioctls::Error::last()),
-    }
-}
-
-/// No signal comes to this thread until it is dropped; then those that waited come.
-struct SignalsBlocked(libc::sigset_t);
-
-impl SignalsBlocked {
-    fn new() -> Self {
-        // SAFETY: both sets are written before they are read, and the call changes nothing but this thread's mask.
-        unsafe {
-            let mut all = std::mem::zeroed();
-            let mut before = std::mem::zeroed();
-            libc::sigfillset(&raw mut all);
-            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, &raw mut before);
-            Self(before)
-        }
-    }
-}
-
-impl Drop for SignalsBlocked {
-    fn drop(&mut self) {
-        // SAFETY: the mask is the one that this thread had.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut()) };
     }
 }
 

@@ -1,7 +1,8 @@
 //! The dirty log is exact enough: a memory built from the captured dirty pages alone equals the machine's.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use kemari_vmm::dirty::DirtySource;
@@ -146,30 +147,53 @@ fn dirty_pages_are_all_that_changed() {
     }
 }
 
-/// Signals to the thread that captures, as the machine's own threads send them to a vCPU's, lose no page.
+/// Signals to the thread that captures, as the machine's own threads send them to a vCPU's, lose no page. Nor do they
+/// hinder it from building a machine.
 #[test]
 fn signals_lose_no_dirty_page() {
     let _watchdog = Watchdog::new("signals", 120);
-    extern "C" fn nothing(_: libc::c_int) {}
-    // SAFETY: the handler does nothing, and no other test uses this signal.
-    unsafe { libc::signal(libc::SIGUSR1, nothing as *const () as libc::sighandler_t) };
-    // SAFETY: it names the calling thread, which outlives the other.
-    let captures = unsafe { libc::pthread_self() };
-    let enough = AtomicBool::new(false);
-    let seen = thread::scope(|scope| {
-        scope.spawn(|| {
-            while !enough.load(Ordering::Relaxed) {
-                // SAFETY: the thread waits for this one to end.
-                unsafe { libc::pthread_kill(captures, libc::SIGUSR1) };
+    let _signals = Signals::to_this_thread();
+    let seen = shadow_follows(DirtySource::Best, 64, 23, Duration::from_secs(4));
+    eprintln!("{} captures, {} comparisons", seen.captures, seen.comparisons);
+    assert!(seen.captures > 100 && seen.comparisons > 0);
+}
+
+/// Signals that do nothing, all the time, until it is dropped.
+struct Signals {
+    enough: Arc<AtomicBool>,
+    sender: Option<JoinHandle<()>>,
+}
+
+impl Signals {
+    fn to_this_thread() -> Self {
+        extern "C" fn nothing(_: libc::c_int) {}
+        // SAFETY: the handler does nothing, and no other test uses this signal.
+        unsafe { libc::signal(libc::SIGUSR1, nothing as *const () as libc::sighandler_t) };
+        // SAFETY: it names the calling thread, which outlives the sender: dropping `Self` waits for that.
+        let to = unsafe { libc::pthread_self() };
+        let enough = Arc::new(AtomicBool::new(false));
+        let stop = enough.clone();
+        let sender = thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                // SAFETY: as above.
+                unsafe { libc::pthread_kill(to, libc::SIGUSR1) };
                 thread::sleep(Duration::from_micros(20));
             }
         });
-        let seen = shadow_follows(DirtySource::Best, 64, 23, Duration::from_secs(4));
-        enough.store(true, Ordering::Relaxed);
-        seen
-    });
-    eprintln!("{} captures, {} comparisons", seen.captures, seen.comparisons);
-    assert!(seen.captures > 100 && seen.comparisons > 0);
+        Self {
+            enough,
+            sender: Some(sender),
+        }
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        self.enough.store(true, Ordering::Relaxed);
+        if let Some(sender) = self.sender.take() {
+            sender.join().expect("the sender of signals");
+        }
+    }
 }
 
 /// A guest that dirties more pages than its ring has entries goes on, and none of them is missed.
