@@ -1,5 +1,6 @@
 //! A test that hangs is a failed test, and says which one it was.
 
+use std::io::Write;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
@@ -14,7 +15,11 @@ impl Watchdog {
         let (alive, end) = channel::<()>();
         thread::spawn(move || {
             if end.recv_timeout(Duration::from_secs(seconds)) == Err(RecvTimeoutError::Timeout) {
-                eprintln!("{test} hangs: it did not end within {seconds} s");
+                // Not eprintln!, which the harness holds back until the test has ended.
+                let _ = writeln!(
+                    std::io::stderr(),
+                    "{test} hangs: it did not end within {seconds} s"
+                );
                 std::process::abort();
             }
         });
