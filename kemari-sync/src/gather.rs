@@ -1,12 +1,35 @@
-//! Whether output should gather for a while before a sync takes it: decided by measuring, not by guessing.
+//! What the guest does while a sync is under way, and whether output gathers before the next: decided by measuring, not by
+//! guessing.
 //!
-//! A sync costs the guest its pause and a write fault for each page that it touches again. If many clients are answered, and
-//! each answer gets a sync of its own, that is what the guest spends its time on; a sync that waits a little takes more of
-//! them along. A single client would only wait. So longer and shorter waits are tried in turn, and the shortest that lets
-//! (nearly) most output go is used.
+//! A guest that runs on after a capture gets further, and makes output that the next sync takes along. But its threads, those
+//! that send and those that look for the ack then share the processors; and a guest that waits for its client anyway gains
+//! nothing. Where the ack comes soon, more output may leave if the guest stands still until then.
+//!
+//! On the other hand a sync costs the guest its pause and a write fault for each page that it touches again. If many clients
+//! are answered, and each answer gets a sync of its own, that is what the guest spends its time on; a sync that waits a
+//! little takes more of them along. A single client would only wait.
+//!
+//! So all of this is tried in turn, and what lets (nearly) most output go is used; in doubt the guest runs, and nothing waits.
 
-/// How long a sync waits after the one before, in times of what a sync takes.
-const LEVELS: [u64; 4] = [0, 1, 2, 4];
+/// How much a guest and its output wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Level {
+    /// The guest stands still until the ack.
+    Still,
+    /// The guest runs on; the next sync begins so long after the one before, in times of what a sync takes.
+    After(u64),
+}
+
+/// All of them; each is a rival of its neighbours.
+const LEVELS: [Level; 5] = [
+    Level::Still,
+    Level::After(0),
+    Level::After(1),
+    Level::After(2),
+    Level::After(4),
+];
+/// The one to begin with, and to prefer in doubt.
+const BEGIN: usize = 1;
 /// The longest wait, in microseconds.
 const WAIT_US_MAX: u64 = 20_000;
 /// Turns of one level that are measured, at least so long, in microseconds, and at least so many syncs.
@@ -19,11 +42,13 @@ const PROBE_TURNS: u32 = 4;
 /// Turns for which a level is used until a rival is tried, at first, and when rivals have lost again and again.
 const USE_TURNS_MIN: u32 = 4;
 const USE_TURNS_MAX: u32 = 64;
-/// How much more output a longer wait must let go, in percent; and how much less a shorter one may.
-const GAIN_PERCENT: u64 = 15;
+/// How much more output must leave for it if output waits longer, or if the guest stands still, in percent; and how much less
+/// may leave on the way back.
+const GAIN_WAITING_PERCENT: u64 = 15;
+const GAIN_STILL_PERCENT: u64 = 5;
 const LOSS_PERCENT: u64 = 3;
 
-/// Decides how long output gathers.
+/// Decides whether the guest stands still, and how long output gathers.
 #[derive(Clone, Debug)]
 pub struct GatherGovernor {
     /// Place in [`LEVELS`] of the level in use, and of its rival.
@@ -64,8 +89,8 @@ impl Turn {
 impl Default for GatherGovernor {
     fn default() -> Self {
         Self {
-            level: 0,
-            rival: 1,
+            level: BEGIN,
+            rival: BEGIN - 1,
             rivals_turn: false,
             left: USE_TURNS_MIN,
             probing: false,
@@ -78,10 +103,21 @@ impl Default for GatherGovernor {
 }
 
 impl GatherGovernor {
+    fn in_use(&self) -> Level {
+        LEVELS[if self.rivals_turn { self.rival } else { self.level }]
+    }
+
+    /// Whether the guest is to stand still from the next capture to its ack.
+    pub fn stands_still(&self) -> bool {
+        self.in_use() == Level::Still
+    }
+
     /// How long after the last release the next sync waits for more output, in microseconds.
     pub fn wait_us(&self) -> u64 {
-        let level = if self.rivals_turn { self.rival } else { self.level };
-        (LEVELS[level] * self.sync_us).min(WAIT_US_MAX)
+        match self.in_use() {
+            Level::Still => 0,
+            Level::After(times) => (times * self.sync_us).min(WAIT_US_MAX),
+        }
     }
 
     /// A sync was released at this time: it took `sync_us` from its capture on, and had so many outputs.
@@ -131,10 +167,12 @@ impl GatherGovernor {
             u128::from(own) * u128::from(rival_us),
             u128::from(rivals) * u128::from(own_us),
         );
-        let is_longer = self.rival > self.level;
-        let needed_percent = match is_longer {
-            true => 100 + GAIN_PERCENT,
-            false => 100 - LOSS_PERCENT,
+        let goes_up = self.rival > self.level;
+        let goes_back = self.rival.abs_diff(BEGIN) < self.level.abs_diff(BEGIN);
+        let needed_percent = match LEVELS[self.rival] {
+            _ if goes_back => 100 - LOSS_PERCENT,
+            Level::Still => 100 + GAIN_STILL_PERCENT,
+            Level::After(_) => 100 + GAIN_WAITING_PERCENT,
         };
         let wins = rivals * 100 >= own * u128::from(needed_percent) && rivals > 0;
         (self.probing, self.rivals_turn) = (false, false);
@@ -145,12 +183,11 @@ impl GatherGovernor {
             self.use_turns = (2 * self.use_turns).min(USE_TURNS_MAX);
         }
         // On in the direction that pays, else the other way.
-        let goes_up = is_longer == wins;
-        self.rival = match goes_up {
-            true if self.level + 1 < LEVELS.len() => self.level + 1,
-            true => self.level - 1,
-            false if self.level > 0 => self.level - 1,
-            false => 1,
+        let is_last = |level: usize, up| level == if up { LEVELS.len() - 1 } else { 0 };
+        let goes_on_up = (goes_up == wins) != is_last(self.level, goes_up == wins);
+        self.rival = match goes_on_up {
+            true => self.level + 1,
+            false => self.level - 1,
         };
         self.left = if wins { 1 } else { self.use_turns };
     }
@@ -166,6 +203,8 @@ mod tests {
         sync_cost_us: u64,
         answer_us: u64,
         flight_us: u64,
+        /// What a sync takes while the guest stands still.
+        still_us: u64,
     }
 
     impl Load {
@@ -179,11 +218,19 @@ mod tests {
             (cycle_us.max(busy_us + self.answer_us), answers)
         }
 
+        /// The same if the guest stands still: it makes one answer, and waits.
+        fn cycle_still(&self) -> (u64, u64) {
+            (self.still_us + self.answer_us, 1)
+        }
+
         /// Plays so many seconds; returns answers a second.
         fn play(&self, governor: &mut GatherGovernor, clock_us: &mut u64, seconds: u64) -> f64 {
             let (end_us, mut answers) = (*clock_us + seconds * 1_000_000, 0);
             while *clock_us < end_us {
-                let (elapsed_us, outputs) = self.cycle(governor.wait_us());
+                let (elapsed_us, outputs) = match governor.stands_still() {
+                    true => self.cycle_still(),
+                    false => self.cycle(governor.wait_us()),
+                };
                 *clock_us += elapsed_us;
                 governor.note(*clock_us, self.flight_us, outputs);
                 answers += outputs;
@@ -203,6 +250,7 @@ mod tests {
         sync_cost_us: 350,
         answer_us: 20,
         flight_us: 400,
+        still_us: 450,
     };
     const ONE: Load = Load { clients: 1, ..MANY };
 
@@ -223,7 +271,20 @@ mod tests {
         ONE.play(&mut governor, &mut clock_us, 5);
         let rate = ONE.play(&mut governor, &mut clock_us, 60);
         assert!(rate > 0.97 * ONE.at_once(), "{rate} instead of {}", ONE.at_once());
-        assert_eq!(governor.level, 0);
+        assert_eq!(governor.level, BEGIN);
+    }
+
+    #[test]
+    fn the_guest_stands_still_where_more_leaves_then() {
+        let near = Load { still_us: 150, ..ONE };
+        let (mut governor, mut clock_us) = (GatherGovernor::default(), 0);
+        near.play(&mut governor, &mut clock_us, 5);
+        let rate = near.play(&mut governor, &mut clock_us, 60);
+        assert!(rate > 0.97 * 1e6 / 170.0, "{rate}");
+        assert!(governor.stands_still());
+        // The ack comes later: the guest runs on.
+        ONE.play(&mut governor, &mut clock_us, 20);
+        assert_eq!(governor.level, BEGIN);
     }
 
     #[test]
@@ -231,9 +292,9 @@ mod tests {
         let (mut governor, mut clock_us) = (GatherGovernor::default(), 0);
         for _ in 0..3 {
             MANY.play(&mut governor, &mut clock_us, 20);
-            assert!(governor.level > 0);
+            assert!(governor.level > BEGIN);
             ONE.play(&mut governor, &mut clock_us, 20);
-            assert_eq!(governor.level, 0);
+            assert_eq!(governor.level, BEGIN);
         }
     }
 

@@ -75,6 +75,8 @@ pub struct Primary {
     output_pending: bool,
     /// More pages are dirty than a sync should carry.
     dirty_limit: bool,
+    /// See [`PrimaryEvent::GuestWaits`].
+    guest_waits: bool,
     last_capture_ms: u64,
     capture_failures: u32,
     paused: bool,
@@ -109,6 +111,7 @@ impl Primary {
             staging_pages_max: 0,
             output_pending: false,
             dirty_limit: false,
+            guest_waits: false,
             last_capture_ms: now_ms,
             capture_failures: 0,
             paused: false,
@@ -184,6 +187,7 @@ impl Primary {
             PrimaryEvent::OperatorProtect => self.protection_wanted = true,
             PrimaryEvent::OperatorSwitchover => self.on_switchover(actions),
             PrimaryEvent::OperatorPace(pace) => self.set_pace(pace),
+            PrimaryEvent::GuestWaits(waits) => self.on_guest_waits(waits, actions),
             PrimaryEvent::Drained => self.on_drained(),
             PrimaryEvent::Health { trouble } => self.on_health(trouble, actions),
             PrimaryEvent::HostFailing { reason } => self.hand_over(&reason, actions),

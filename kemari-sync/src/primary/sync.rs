@@ -82,6 +82,27 @@ impl Primary {
         self.config.timing.max_interval_ms = pace.max_interval_ms;
     }
 
+    /// Whether the guest stands still from the capture to the ack. For the first sync of a pair that is long.
+    fn guest_waits_for_ack(&self) -> bool {
+        match self.config.mode {
+            Mode::Lockstep => true,
+            Mode::Pipelined => self.guest_waits && matches!(self.standing, Standing::Paired),
+            Mode::Interval => false,
+        }
+    }
+
+    pub(super) fn on_guest_waits(&mut self, waits: bool, actions: &mut Actions) {
+        self.guest_waits = waits;
+        let is_captured = self
+            .sync
+            .as_ref()
+            .is_some_and(|sync| sync.stage != Stage::Capturing && !sync.stop);
+        // Whoever is paused for something else waits for that.
+        if is_captured && !self.guest_waits_for_ack() && self.parting.is_none() && !self.dirty_limit {
+            self.resume(actions);
+        }
+    }
+
     pub(super) fn capture(&mut self, actions: &mut Actions) {
         let epoch = self.next_epoch;
         self.next_epoch += 1;
@@ -105,10 +126,10 @@ impl Primary {
         });
     }
 
-    /// In lockstep the guest stands still until the ack in any case: the sooner the secondary has something to do, the better.
+    /// If the guest stands still until the ack in any case: the sooner the secondary has something to do, the better.
     /// The first sync of a pair has other things to send before.
     fn at_once(&mut self, epoch: Epoch) -> Option<Opening> {
-        if self.config.mode != Mode::Lockstep || !matches!(self.standing, Standing::Paired) {
+        if !self.guest_waits_for_ack() || !matches!(self.standing, Standing::Paired) {
             return None;
         }
         let (session, begin) = self.opening(epoch)?;
@@ -182,7 +203,7 @@ impl Primary {
             let text = format!("a sync of {pages} pages exceeds the secondary's staging of {room}");
             return self.sync_failed(&text, actions);
         }
-        if self.config.mode != Mode::Lockstep && !stop_sync {
+        if !self.guest_waits_for_ack() && !stop_sync {
             self.resume(actions);
         }
         if self.is_live() {

@@ -195,6 +195,9 @@ pub enum PrimaryEvent {
     OperatorSwitchover,
     /// The operator changes the pace of the syncs.
     OperatorPace(Pace),
+    /// In [`Mode::Pipelined`]: whether the guest waits for the ack all the same, from the next sync on. If not, one that
+    /// waits is let go.
+    GuestWaits(bool),
     /// [`PrimaryAction::Drain`] is done.
     Drained,
     /// What keeps this host from running the VM well, although it lives, has changed.

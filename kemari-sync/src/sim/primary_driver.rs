@@ -4,7 +4,7 @@ use rand::Rng;
 
 use crate::faults::{Fault, fault};
 use crate::primary::{
-    CopyLimits, OnSecondaryLoss, Opening, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Reign,
+    CopyLimits, Mode, OnSecondaryLoss, Opening, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Reign,
 };
 use crate::record::ArbiterRequest;
 use crate::wire::{Commit, Message};
@@ -188,6 +188,7 @@ impl World {
                 if let Some(side) = self.hosts[host].primary() {
                     side.captures.retain(|capture| capture.epoch > epoch);
                 }
+                self.change_waiting(host);
             }
             PrimaryAction::OpenGate => {
                 self.end_image_pair(host);
@@ -217,6 +218,18 @@ impl World {
             }
             PrimaryAction::Halt { .. } | PrimaryAction::Exit { .. } => self.end_process(host),
             PrimaryAction::Progress { .. } | PrimaryAction::Report(_) => {}
+        }
+    }
+
+    /// A driver may find at any time that the guest had better wait for acks, or not.
+    fn change_waiting(&mut self, host: usize) {
+        if self.setup.mode == Mode::Pipelined && self.rng.random_bool(0.2) {
+            let (delay_us, waits) = (self.some_us(5_000), self.rng.random_bool(0.6));
+            self.tell_after(
+                delay_us,
+                host,
+                ToProcess::Primary(PrimaryEvent::GuestWaits(waits)),
+            );
         }
     }
 

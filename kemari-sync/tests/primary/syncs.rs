@@ -21,6 +21,40 @@ fn lockstep_resumes_at_the_ack_and_pipelined_at_the_capture() {
 }
 
 #[test]
+fn a_pipelined_guest_may_wait_for_the_ack_and_is_let_go_while_it_waits() {
+    let mut bench = Bench::protected(Mode::Pipelined);
+    assert_eq!(bench.feed(PrimaryEvent::GuestWaits(true)), []);
+    bench.feed(PrimaryEvent::OutputPending);
+    assert!(
+        bench.at_once.is_some(),
+        "sent while it is captured, as in lockstep"
+    );
+    assert!(matches!(bench.captured(2)[..], [Do::Transmit { .. }]));
+    assert_eq!(bench.ack(2), [Do::Release { epoch: 2 }, Do::Resume]);
+
+    bench.feed(PrimaryEvent::OutputPending);
+    bench.captured(3);
+    assert_eq!(bench.feed(PrimaryEvent::GuestWaits(false)), [Do::Resume]);
+    assert_eq!(bench.feed(PrimaryEvent::DirtyLimit), [Do::Pause]);
+    assert_eq!(
+        bench.feed(PrimaryEvent::GuestWaits(false)),
+        [],
+        "it would only make the next sync larger"
+    );
+    assert_eq!(bench.ack(3), [Do::Release { epoch: 3 }, Do::Resume, capture(4)]);
+    assert!(matches!(bench.captured(4)[..], [Do::Resume, Do::Transmit { .. }]));
+
+    let mut bench = Bench::protected(Mode::Lockstep);
+    bench.feed(PrimaryEvent::OutputPending);
+    bench.captured(2);
+    assert_eq!(
+        bench.feed(PrimaryEvent::GuestWaits(false)),
+        [],
+        "it waits for every ack"
+    );
+}
+
+#[test]
 fn what_the_guest_waits_for_may_be_sent_while_it_is_captured() {
     let mut bench = Bench::protected(Mode::Pipelined);
     bench.feed(PrimaryEvent::OutputPending);

@@ -54,14 +54,14 @@ pub enum Delta {
     Off,
 }
 
-/// Whether output may gather before a sync takes it, in [`Mode::Pipelined`].
+/// Whether output may gather before a sync takes it, or the guest wait for an ack, in [`Mode::Pipelined`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Gather {
     /// While that is measured to let more output go.
     #[default]
     Auto,
-    /// Never: a sync begins as soon as the one before is acknowledged.
+    /// Never: the guest runs on after a capture, and a sync begins as soon as the one before is acknowledged.
     Off,
 }
 
@@ -104,7 +104,7 @@ pub struct Protection {
     pub interval_ms: u32,
     /// Whether both sides poll while syncs follow each other.
     pub latency: Latency,
-    /// Whether output may gather.
+    /// Whether output may gather, or the guest wait.
     pub gather: Gather,
     /// Whether pages are sent as differences.
     pub delta: Delta,

@@ -1,13 +1,15 @@
-//! When held output is taken by a sync: at once, or after more of it has gathered.
+//! What the guest does during a sync, and when held output is taken by the next: at once, or after more of it has gathered.
 
 use kemari_sync::GatherGovernor;
 
 use super::faults;
-use crate::config::{Gather as Wish, Mode};
+use crate::config::{Gather as Wish, Latency, Mode, Protection};
 
-/// How long output gathers at present, and until when.
+/// Whether the guest stands still at present, and how long output gathers, and until when.
 pub struct Gather {
     wish: Wish,
+    /// Whether anyone looks for the ack of a guest that stands still: being woken for it takes too long.
+    may_stand_still: bool,
     governor: GatherGovernor,
     /// When the loop is to look at what has gathered, in microseconds.
     due_us: Option<u64>,
@@ -15,12 +17,21 @@ pub struct Gather {
 
 impl Gather {
     /// Nothing gathers yet.
-    pub fn new(wish: Wish) -> Self {
+    pub fn new(protection: &Protection) -> Self {
         Self {
-            wish,
+            wish: protection.gather,
+            may_stand_still: protection.latency == Latency::Low,
             governor: GatherGovernor::default(),
             due_us: None,
         }
+    }
+
+    /// Whether the guest is to stand still from the next capture to its ack, although the mode does not ask for it.
+    pub fn stands_still(&self, mode: Mode) -> bool {
+        (self.wish, mode) == (Wish::Auto, Mode::Pipelined)
+            && self.may_stand_still
+            && faults::gather_us().is_none()
+            && self.governor.stands_still()
     }
 
     /// How long after a release the next sync waits, in microseconds.

@@ -147,6 +147,8 @@ pub struct PrimarySide {
     /// Whether the core wants the guest paused. The tap may pause it earlier.
     paused: bool,
     gather: Gather,
+    /// Whether the core was told that the guest waits for acks, although the mode does not ask for it.
+    guest_waits: bool,
     /// When held console output is to be synchronised, in milliseconds.
     console_due_ms: Option<u64>,
     reset: reset::Reset,
@@ -203,7 +205,7 @@ impl PrimarySide {
             sink.post(Input::Waits(waits))
         });
         let pace = config.protection.pace();
-        let gather = config.protection.gather;
+        let gather = Gather::new(&config.protection);
         let deltas = Deltas::new(&config.protection);
         let loop_polls = Self::may_loop_poll(config.protection.latency, config.machine.vcpus.into());
         tap.set_clocked(pace.mode == Mode::Interval);
@@ -246,7 +248,8 @@ impl PrimarySide {
             acked_states: Vec::new(),
             deltas,
             paused: false,
-            gather: Gather::new(gather),
+            gather,
+            guest_waits: false,
             console_due_ms: None,
             reset: reset::Reset::default(),
             announcements: announce::Announcements::from(clock.now_ms()),
@@ -485,6 +488,7 @@ impl PrimarySide {
             self.tap.looked();
             self.on_output_held();
         }
+        self.let_go_if_due();
         if self.core.next_deadline().is_some_and(|due_ms| due_ms <= now_ms) {
             self.events.push_back(PrimaryEvent::Tick);
         }
@@ -539,6 +543,7 @@ impl PrimarySide {
             self.core.next_deadline(),
             self.console_due_ms,
             self.gather.due_ms(),
+            self.let_go_due_us().map(|due_us| due_us.div_ceil(1000)),
             self.connector.due_ms(),
             self.announcements.due_ms(),
             look_ms,

@@ -351,7 +351,15 @@ impl PrimarySide {
         self.trace.note(Step::Running, epoch);
         self.gather
             .note(now_us, now_us.saturating_sub(self.paused_at_us), outputs);
+        self.let_guest_wait(self.gather.stands_still(self.pace.mode));
         self.gather_from(now_us);
+    }
+
+    /// From the next sync on the guest waits for the ack, or does not.
+    pub(super) fn let_guest_wait(&mut self, waits: bool) {
+        if std::mem::replace(&mut self.guest_waits, waits) != waits {
+            self.events.push_back(PrimaryEvent::GuestWaits(waits));
+        }
     }
 
     /// Output that came after the capture waits for the next sync, which may wait for more of it.

@@ -8,8 +8,11 @@ use super::super::wait::Poll;
 use super::{Input, PrimarySide};
 use crate::config::Latency;
 
-/// Longest time that a vCPU's thread polls for the ack in lockstep; then it sleeps, and the loop's thread goes on.
+/// Longest time that a vCPU's thread polls for the ack while its guest waits; then it sleeps, and the loop's thread goes on.
 const POLL_US_MAX: u64 = 2000;
+
+/// Longest time that a guest stands still for a sync if the mode does not ask for it, in microseconds.
+const STILL_US_MAX: u64 = 10_000;
 
 /// For so long after a sync the loop's thread polls for the ack of the next instead of sleeping: while syncs follow each
 /// other, being woken would cost more than the work.
@@ -100,7 +103,7 @@ impl PrimarySide {
         self.config.protection.latency == Latency::Low
     }
 
-    /// In lockstep the guest waits for the ack, and so does its thread, here. The loop's thread is not to wake for it.
+    /// A guest may wait for the ack, and then so does its thread, here. The loop's thread is not to wake for it.
     fn poll_for_ack(&mut self) {
         if !self.paused || self.capture.is_none() || !self.polls() {
             return;
@@ -114,6 +117,26 @@ impl PrimarySide {
             poll.pause();
         }
         self.watch_session(true);
+        if self.let_go_due_us().is_some() {
+            // The loop is to know when.
+            self.mailbox.post(Input::Wake);
+        }
+    }
+
+    /// When a guest that waits for the ack, although the mode does not ask for it, has waited for too long.
+    pub(super) fn let_go_due_us(&self) -> Option<u64> {
+        let waits = self.guest_waits && self.paused && self.capture.is_some();
+        waits.then_some(self.paused_at_us + STILL_US_MAX)
+    }
+
+    /// Then it runs on. The next sync is another matter.
+    pub(super) fn let_go_if_due(&mut self) {
+        if self
+            .let_go_due_us()
+            .is_some_and(|due_us| due_us <= self.clock.now_us())
+        {
+            self.let_guest_wait(false);
+        }
     }
 
     /// Whether the loop's thread wakes when something comes from the secondary.
