@@ -42,11 +42,13 @@ const PROBE_TURNS: u32 = 4;
 /// Turns for which a level is used until a rival is tried, at first, and when rivals have lost again and again.
 const USE_TURNS_MIN: u32 = 4;
 const USE_TURNS_MAX: u32 = 64;
-/// How much more output must leave for it if output waits longer, or if the guest stands still, in percent; and how much less
-/// may leave on the way back.
-const GAIN_WAITING_PERCENT: u64 = 15;
-const GAIN_STILL_PERCENT: u64 = 5;
-const LOSS_PERCENT: u64 = 3;
+/// How much more output must leave if the guest is to stand still for it, in percent. It runs again if as much leaves then.
+const GAIN_STILL_PERCENT: f64 = 5.0;
+/// How much more output must leave if it is to wait longer for it, and how much less may leave on the way back, in percent.
+const GAIN_WAITING_PERCENT: f64 = 15.0;
+const LOSS_PERCENT: f64 = 3.0;
+/// In turns of one level that are alike so many times as much leaves in one as in another, at most.
+const LOAD_CHANGE: f64 = 1.5;
 
 /// Decides whether the guest stands still, and how long output gathers.
 #[derive(Clone, Debug)]
@@ -64,8 +66,36 @@ pub struct GatherGovernor {
     /// What a sync takes, smoothed, in microseconds.
     sync_us: u64,
     turn: Turn,
-    /// (outputs, microseconds) of the probe so far: of the level in use, of its rival.
-    measured: [(u64, u64); 2],
+    /// The probe so far: of the level in use, of its rival.
+    measured: [Measured; 2],
+}
+
+/// What left in the turns of one level.
+#[derive(Clone, Copy, Debug, Default)]
+struct Measured {
+    outputs: u64,
+    us: u64,
+    /// Outputs a microsecond of the turn in which least left, and of the one in which most did.
+    rates: Option<(f64, f64)>,
+}
+
+impl Measured {
+    fn add(&mut self, outputs: u64, us: u64) {
+        self.outputs += outputs;
+        self.us += us;
+        let rate = outputs as f64 / us.max(1) as f64;
+        let (least, most) = self.rates.unwrap_or((rate, rate));
+        self.rates = Some((least.min(rate), most.max(rate)));
+    }
+
+    fn rate(&self) -> f64 {
+        self.outputs as f64 / self.us.max(1) as f64
+    }
+
+    /// Whether its turns are alike. If not, the load has changed, and what differs between the levels may be only that.
+    fn is_steady(&self) -> bool {
+        self.rates.is_none_or(|(least, most)| most <= least * LOAD_CHANGE)
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -97,7 +127,7 @@ impl Default for GatherGovernor {
             use_turns: USE_TURNS_MIN,
             sync_us: 0,
             turn: Turn::default(),
-            measured: [(0, 0); 2],
+            measured: Default::default(),
         }
     }
 }
@@ -143,9 +173,7 @@ impl GatherGovernor {
 
     fn end_turn(&mut self, turn: Turn, elapsed_us: u64) {
         if self.probing {
-            let measured = &mut self.measured[usize::from(self.rivals_turn)];
-            measured.0 += turn.outputs;
-            measured.1 += elapsed_us;
+            self.measured[usize::from(self.rivals_turn)].add(turn.outputs, elapsed_us);
             self.rivals_turn = !self.rivals_turn;
         }
         self.left -= 1;
@@ -154,28 +182,27 @@ impl GatherGovernor {
             (0, false) => {
                 (self.probing, self.rivals_turn) = (true, true);
                 self.left = PROBE_TURNS;
-                self.measured = [(0, 0); 2];
+                self.measured = Default::default();
             }
             _ => {}
         }
     }
 
     fn judge(&mut self) {
-        let [(own, own_us), (rivals, rival_us)] = self.measured.map(|(outputs, us)| (outputs, us.max(1)));
-        // Rates, compared without dividing.
-        let (own, rivals) = (
-            u128::from(own) * u128::from(rival_us),
-            u128::from(rivals) * u128::from(own_us),
-        );
+        (self.probing, self.rivals_turn) = (false, false);
+        if !self.measured.iter().all(Measured::is_steady) {
+            return self.left = self.use_turns;
+        }
+        let [own, rivals] = self.measured.map(|measured| measured.rate());
         let goes_up = self.rival > self.level;
         let goes_back = self.rival.abs_diff(BEGIN) < self.level.abs_diff(BEGIN);
-        let needed_percent = match LEVELS[self.rival] {
-            _ if goes_back => 100 - LOSS_PERCENT,
-            Level::Still => 100 + GAIN_STILL_PERCENT,
-            Level::After(_) => 100 + GAIN_WAITING_PERCENT,
+        let needed_percent = match (LEVELS[self.level], LEVELS[self.rival]) {
+            (_, Level::Still) => 100.0 + GAIN_STILL_PERCENT,
+            (Level::Still, _) => 100.0,
+            _ if goes_back => 100.0 - LOSS_PERCENT,
+            _ => 100.0 + GAIN_WAITING_PERCENT,
         };
-        let wins = rivals * 100 >= own * u128::from(needed_percent) && rivals > 0;
-        (self.probing, self.rivals_turn) = (false, false);
+        let wins = rivals * 100.0 >= own * needed_percent && rivals > 0.0;
         if wins {
             self.level = self.rival;
             self.use_turns = USE_TURNS_MIN;
@@ -295,6 +322,26 @@ mod tests {
             assert!(governor.level > BEGIN);
             ONE.play(&mut governor, &mut clock_us, 20);
             assert_eq!(governor.level, BEGIN);
+        }
+    }
+
+    #[test]
+    fn a_load_that_changes_in_a_probe_decides_nothing() {
+        let (mut governor, mut clock_us) = (GatherGovernor::default(), 0);
+        ONE.play(&mut governor, &mut clock_us, 5);
+        let level = governor.level;
+        for _ in 0..1000 {
+            // Much is asked for in the rival's second turn, and only then.
+            let outputs = if governor.probing && governor.left == 2 {
+                40
+            } else {
+                10
+            };
+            for _ in 0..TURN_SYNCS_MIN {
+                clock_us += TURN_US_MIN / TURN_SYNCS_MIN + 1;
+                governor.note(clock_us, 300, outputs);
+            }
+            assert_eq!(governor.level, level);
         }
     }
 
