@@ -34,7 +34,7 @@ const BEGIN: usize = 1;
 const WAIT_US_MAX: u64 = 20_000;
 /// Turns of one level that are measured, at least so long, in microseconds, and at least so many syncs.
 const TURN_US_MIN: u64 = 50_000;
-const TURN_SYNCS_MIN: u64 = 8;
+const TURN_SYNCS_MIN: u64 = 16;
 /// A turn without a sync for so long is not measured: it was not the wait that let nothing go.
 const GAP_US_MAX: u64 = 5 * WAIT_US_MAX;
 /// Turns of a probe: of the level in use and its rival alternately.
@@ -48,7 +48,7 @@ const GAIN_STILL_PERCENT: f64 = 5.0;
 const GAIN_WAITING_PERCENT: f64 = 15.0;
 const LOSS_PERCENT: f64 = 3.0;
 /// In turns of one level that are alike so many times as much leaves in one as in another, at most.
-const LOAD_CHANGE: f64 = 1.5;
+const LOAD_CHANGE: f64 = 2.0;
 
 /// Decides whether the guest stands still, and how long output gathers.
 #[derive(Clone, Debug)]

@@ -7,6 +7,7 @@
 //! | `AckDelayMs=N` | the secondary waits so long before each ack |
 //! | `CutFrameAtEpoch=N` | the primary sends half of that sync's frames and drops the link |
 //! | `GatherUs=N` | output gathers so long before each pipelined sync, whatever is measured |
+//! | `GuestWaits` | the guest stands still for each pipelined sync, whatever is measured |
 //! | `PrepareDelayMs=N` | a standby VM takes so much longer to build, its images open |
 //! | `ReplicaDelayMs=N` | the secondary's disks take so much longer for each piece of work |
 
@@ -25,6 +26,7 @@ mod injected {
         ack_delay: Duration,
         cut_frame_at: Option<u64>,
         gather_us: Option<u64>,
+        guest_waits: bool,
         replica_delay: Duration,
         prepare_delay: Duration,
     }
@@ -55,6 +57,7 @@ mod injected {
                     faults.cut_frame_at = Some(number.parse().with_context(|| format!("the fault {word}"))?);
                 }
                 Some(_) => bail!("there is no fault {word}"),
+                None if word == "GuestWaits" => faults.guest_waits = true,
                 None => {
                     faults.rule =
                         Some(Fault::from_name(word).with_context(|| format!("there is no fault {word}"))?)
@@ -93,6 +96,10 @@ mod injected {
         FAULTS.get().and_then(|faults| faults.gather_us)
     }
 
+    pub fn guest_waits() -> bool {
+        FAULTS.get().is_some_and(|faults| faults.guest_waits)
+    }
+
     pub fn cuts_frame(epoch: u64) -> bool {
         FAULTS
             .get()
@@ -102,7 +109,7 @@ mod injected {
 
 #[cfg(feature = "faults")]
 pub use injected::{
-    before_sending, cuts_frame, gather_us, on_this_thread, prepare_delay, replica_delay, set_up,
+    before_sending, cuts_frame, gather_us, guest_waits, on_this_thread, prepare_delay, replica_delay, set_up,
 };
 
 #[cfg(not(feature = "faults"))]
@@ -136,6 +143,11 @@ mod none {
         None
     }
 
+    /// Whether the guest stands still for syncs.
+    pub fn guest_waits() -> bool {
+        false
+    }
+
     /// Whether the link is to be dropped in the middle of this sync.
     pub fn cuts_frame(_: u64) -> bool {
         false
@@ -143,4 +155,6 @@ mod none {
 }
 
 #[cfg(not(feature = "faults"))]
-pub use none::{before_sending, cuts_frame, gather_us, on_this_thread, prepare_delay, replica_delay, set_up};
+pub use none::{
+    before_sending, cuts_frame, gather_us, guest_waits, on_this_thread, prepare_delay, replica_delay, set_up,
+};

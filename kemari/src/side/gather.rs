@@ -28,10 +28,10 @@ impl Gather {
 
     /// Whether the guest is to stand still from the next capture to its ack, although the mode does not ask for it.
     pub fn stands_still(&self, mode: Mode) -> bool {
+        let is_measured = faults::gather_us().is_none() && self.governor.stands_still();
         (self.wish, mode) == (Wish::Auto, Mode::Pipelined)
             && self.may_stand_still
-            && faults::gather_us().is_none()
-            && self.governor.stands_still()
+            && (is_measured || faults::guest_waits())
     }
 
     /// How long after a release the next sync waits, in microseconds.

@@ -73,6 +73,58 @@ fn output_that_gathers_leaves_when_it_has_gathered() {
     });
 }
 
+/// The ack of each sync takes so long: longer than a guest may stand still for it.
+const ACK_DELAY: Duration = Duration::from_millis(100);
+
+/// A pipelined guest that waits for acks is let go when they do not come.
+#[test]
+fn a_guest_that_stands_still_for_acks_does_so_for_ten_milliseconds_at_most() {
+    let plan = Plan {
+        mode: "pipelined",
+        ..Plan::default()
+    };
+    play(&plan, |scene| {
+        let fault = format!("AckDelayMs={}", ACK_DELAY.as_millis());
+        scene.start(
+            Host::B,
+            &["secondary"],
+            "scene.toml",
+            &[("KEMARI_FAULTS", &fault)],
+        )?;
+        scene.start(
+            Host::A,
+            &["run"],
+            "scene.toml",
+            &[("KEMARI_FAULTS", "GuestWaits")],
+        )?;
+        scene.await_service(Host::A)?;
+        scene.await_protected(Host::A)?;
+        for _ in 0..10 {
+            scene.order(&["PING"])?;
+        }
+        let waited = |status: &Status| status.timings.sync_us.count >= 10;
+        let timings = scene.await_status("its syncs", Host::A, waited)?.timings;
+        let (sync_us, pause_us) = (
+            timings.sync_us.quantile_us(0.5),
+            timings.pause_us.quantile_us(0.5),
+        );
+        ensure!(
+            sync_us >= ACK_DELAY.as_micros() as u64,
+            "a sync took {sync_us} us: the acks were not late"
+        );
+        ensure!(
+            (9_000..50_000).contains(&pause_us),
+            "the guest stood still for {pause_us} us of {sync_us}"
+        );
+        let clients = scene.clients()?;
+        clients.work(Duration::from_secs(1))?;
+        scene.kill(Host::A)?;
+        clients.go_on()?;
+        scene.await_primary(Host::B)?;
+        clients.finish()
+    });
+}
+
 /// The scenarios can see a split brain: here is one, made by taking a rule out.
 #[test]
 fn a_primary_that_acts_alone_without_a_term_is_seen_beside_its_successor() {
