@@ -47,7 +47,7 @@ const GAIN_STILL_PERCENT: f64 = 5.0;
 /// How much more output must leave if it is to wait longer for it, and how much less may leave on the way back, in percent.
 const GAIN_WAITING_PERCENT: f64 = 15.0;
 const LOSS_PERCENT: f64 = 3.0;
-/// In turns of one level that are alike so many times as much leaves in one as in another, at most.
+/// As long as the load is the same, so many times as much leaves in one turn as in another of the same level, at most.
 const LOAD_CHANGE: f64 = 2.0;
 
 /// Decides whether the guest stands still, and how long output gathers.
@@ -68,6 +68,8 @@ pub struct GatherGovernor {
     turn: Turn,
     /// The probe so far: of the level in use, of its rival.
     measured: [Measured; 2],
+    /// Outputs a microsecond of the level in use, when it was last judged.
+    judged: Option<f64>,
 }
 
 /// What left in the turns of one level.
@@ -94,8 +96,13 @@ impl Measured {
 
     /// Whether its turns are alike. If not, the load has changed, and what differs between the levels may be only that.
     fn is_steady(&self) -> bool {
-        self.rates.is_none_or(|(least, most)| most <= least * LOAD_CHANGE)
+        self.rates.is_none_or(|(least, most)| are_alike(least, most))
     }
+}
+
+/// Whether these are rates of the same load.
+fn are_alike(one: f64, other: f64) -> bool {
+    one.max(other) <= one.min(other) * LOAD_CHANGE
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -128,6 +135,7 @@ impl Default for GatherGovernor {
             sync_us: 0,
             turn: Turn::default(),
             measured: Default::default(),
+            judged: None,
         }
     }
 }
@@ -175,6 +183,16 @@ impl GatherGovernor {
         if self.probing {
             self.measured[usize::from(self.rivals_turn)].add(turn.outputs, elapsed_us);
             self.rivals_turn = !self.rivals_turn;
+        } else if self
+            .judged
+            .is_some_and(|judged| !are_alike(judged, turn.outputs as f64 / elapsed_us.max(1) as f64))
+        {
+            // What was found out before says nothing of this load.
+            *self = Self {
+                sync_us: self.sync_us,
+                turn: self.turn,
+                ..Self::default()
+            };
         }
         self.left -= 1;
         match (self.left, self.probing) {
@@ -203,6 +221,7 @@ impl GatherGovernor {
             _ => 100.0 + GAIN_WAITING_PERCENT,
         };
         let wins = rivals * 100.0 >= own * needed_percent && rivals > 0.0;
+        self.judged = Some(if wins { rivals } else { own });
         if wins {
             self.level = self.rival;
             self.use_turns = USE_TURNS_MIN;
@@ -323,6 +342,15 @@ mod tests {
             ONE.play(&mut governor, &mut clock_us, 20);
             assert_eq!(governor.level, BEGIN);
         }
+    }
+
+    #[test]
+    fn a_change_of_the_load_is_seen_at_once() {
+        let (mut governor, mut clock_us) = (GatherGovernor::default(), 0);
+        MANY.play(&mut governor, &mut clock_us, 60);
+        assert!(governor.level > BEGIN && governor.use_turns == USE_TURNS_MAX);
+        ONE.play(&mut governor, &mut clock_us, 1);
+        assert_eq!(governor.level, BEGIN);
     }
 
     #[test]
