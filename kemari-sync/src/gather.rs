@@ -158,6 +158,12 @@ impl GatherGovernor {
         }
     }
 
+    /// Names the way in which syncs are made at present, for whoever measures something else of them. `None` while one way
+    /// is compared with another: nothing else is to change then.
+    pub fn way(&self) -> Option<usize> {
+        (!self.probing).then_some(self.level)
+    }
+
     /// A sync was released at this time: it took `sync_us` from its capture on, and had so many outputs.
     pub fn note(&mut self, now_us: u64, sync_us: u64, outputs: u64) {
         self.sync_us = match self.sync_us {
@@ -187,8 +193,14 @@ impl GatherGovernor {
             .judged
             .is_some_and(|judged| !are_alike(judged, turn.outputs as f64 / elapsed_us.max(1) as f64))
         {
-            // What was found out before says nothing of this load.
+            // What was found out before says nothing of this load. That the other host is near may still be so.
+            let (level, rival) = match LEVELS[self.level] {
+                Level::Still => (self.level, BEGIN),
+                Level::After(_) => (BEGIN, BEGIN - 1),
+            };
             *self = Self {
+                level,
+                rival,
                 sync_us: self.sync_us,
                 turn: self.turn,
                 ..Self::default()

@@ -67,13 +67,18 @@ impl DeltaGovernor {
         self.left -= 1;
         if !self.probing && done >= USE_SYNCS_MIN && self.is_another_load() {
             // What was measured, perhaps of an idle guest, says nothing any more.
-            *self = Self {
-                load: self.load,
-                ..Self::default()
-            };
+            self.judge_anew();
         } else if self.left == 0 {
             self.next_turn();
         }
+    }
+
+    /// Both kinds are to be measured again: syncs are made in another way now.
+    pub fn judge_anew(&mut self) {
+        *self = Self {
+            load: self.load,
+            ..Self::default()
+        };
     }
 
     fn is_another_load(&self) -> bool {

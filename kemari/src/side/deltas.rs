@@ -9,6 +9,8 @@ pub struct Deltas {
     mode: Delta,
     cache: DeltaCache,
     governor: DeltaGovernor,
+    /// In which way the syncs are made that it judges.
+    way: Option<usize>,
 }
 
 impl Deltas {
@@ -18,6 +20,7 @@ impl Deltas {
             mode: protection.delta,
             cache: DeltaCache::new((protection.delta_cache_mib_max as usize) << 20),
             governor: DeltaGovernor::default(),
+            way: None,
         }
     }
 
@@ -35,12 +38,22 @@ impl Deltas {
         Some(&mut self.cache)
     }
 
-    /// A sync is acked whose pages took so long, from their encoding to the ack.
-    pub fn acked(&mut self, epoch: Epoch, us: u64, pages: u64) {
+    /// A sync is acked.
+    pub fn acked(&mut self, epoch: Epoch) {
         self.cache.acked(epoch);
-        if self.mode == Delta::Auto {
-            self.governor.note(us, pages);
+    }
+
+    /// The pages of a sync took so long, from their encoding to the ack. The sync was made in this way; costs of syncs that
+    /// were made in different ways cannot be compared.
+    pub fn note(&mut self, us: u64, pages: u64, way: Option<usize>) {
+        if self.mode != Delta::Auto || way.is_none() {
+            return;
         }
+        match self.way == way {
+            true => self.governor.note(us, pages),
+            false => self.governor.judge_anew(),
+        }
+        self.way = way;
     }
 
     /// A sync failed, or could not be captured.

@@ -47,6 +47,11 @@ impl Gather {
         self.governor.note(now_us, sync_us, outputs);
     }
 
+    /// See [`GatherGovernor::way`].
+    pub fn way(&self) -> Option<usize> {
+        self.governor.way()
+    }
+
     /// Output is held that gathers until then, in microseconds.
     pub fn await_until(&mut self, due_us: u64) {
         self.due_us.get_or_insert(due_us);

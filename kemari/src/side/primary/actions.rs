@@ -337,8 +337,12 @@ impl PrimarySide {
             self.acked_states = capture.states;
             let capture_us = micros(capture.took.encode + capture.took.send);
             let wire_us = self.clock.now_us().saturating_sub(self.sending_us);
-            self.deltas
-                .acked(epoch, capture_us + wire_us, capture.pages.len() as u64);
+            self.deltas.acked(epoch);
+            self.deltas.note(
+                capture_us + wire_us,
+                capture.pages.len() as u64,
+                self.gather.way(),
+            );
         }
         self.machine.release(epoch);
         self.counters.syncs += 1;
