@@ -31,7 +31,7 @@ use super::probe::Probe;
 use super::wait::{prefer_latency, wait};
 use crate::config::{Config, Latency};
 use crate::control::{Command, Counters};
-use crate::link::{Arrival, Connection, Listener, Security};
+use crate::link::{Arrival, Connection, LinkError, Listener, Security};
 use crate::replica::{self, ImageView, Remains, Report};
 use build::{Build, BuildError, BuildId};
 
@@ -89,6 +89,8 @@ struct Session {
     id: SessionId,
     main: Connection,
     heartbeat: Connection,
+    /// Nothing can be sent any more. What the primary has said before is still to be read.
+    broken: Option<LinkError>,
 }
 
 /// What a secondary is made with.
@@ -422,7 +424,12 @@ impl SecondarySide {
                     let id = self.next_session;
                     self.next_session += 1;
                     tracing::info!("{} has connected", main.peer_address());
-                    self.sessions.push(Session { id, main, heartbeat });
+                    self.sessions.push(Session {
+                        id,
+                        main,
+                        heartbeat,
+                        broken: None,
+                    });
                 }
                 Arrival::Session { main, .. } => {
                     tracing::warn!("{} was sent away: too many sessions", main.peer_address());

@@ -69,22 +69,18 @@ impl SecondarySide {
     }
 
     fn send(&mut self, id: SessionId, message: &Message) {
-        let Some(place) = self.sessions.iter().position(|session| session.id == id) else {
+        let Some(session) = self.sessions.iter_mut().find(|session| session.id == id) else {
             return;
         };
         faults::before_sending(message);
         let mut bytes = Vec::new();
         encode(message, &mut bytes);
-        let session = &mut self.sessions[place];
         let connection = match message.channel() {
             Channel::Main => &mut session.main,
             Channel::Heartbeat => &mut session.heartbeat,
         };
         if let Err(error) = connection.send(bytes) {
-            self.sessions.remove(place);
-            let reason = error.to_string();
-            self.events
-                .push_back(SecondaryEvent::PeerClosed { session: id, reason });
+            session.broken.get_or_insert(error);
         }
     }
 

@@ -32,8 +32,12 @@ impl SecondarySide {
                     }
                 }
             }
-            if self.sessions.get(index).is_some_and(|session| session.id == id) {
-                index += 1;
+            let Some(session) = self.sessions.get_mut(index).filter(|session| session.id == id) else {
+                continue;
+            };
+            match session.broken.take() {
+                Some(error) => self.lose_session(index, error),
+                None => index += 1,
             }
         }
     }
