@@ -20,11 +20,10 @@ fn of_two_secondaries_one_holds_the_vm_and_the_other_takes_its_place() {
         clients.work(Duration::from_millis(500))?;
         // B is the recorded peer; C waits and holds nothing.
         scene.await_protected(Host::A)?;
-        let waits = |status: &Status| status.role == Role::Secondary && status.protection == Protection::Off;
-        ensure!(
-            scene.third_status().is_some_and(|status| waits(&status)),
-            "C holds something"
-        );
+        let holds_nothing = |status: &Status| status.protection == Protection::Off;
+        await_third(scene, "a secondary that holds nothing", |status| {
+            status.role == Role::Secondary && holds_nothing(status)
+        })?;
         // With B gone C is copied to, without a hand on it.
         scene.kill(Host::B)?;
         clients.go_on()?;
@@ -34,9 +33,14 @@ fn of_two_secondaries_one_holds_the_vm_and_the_other_takes_its_place() {
         scene.await_protected(Host::A)?;
         // B returns, and finds its place taken.
         scene.secondary(Host::B)?;
+        let is_secondary = |status: &Status| status.role == Role::Secondary;
+        scene.await_status("a secondary", Host::B, is_secondary)?;
         clients.work(Duration::from_millis(500))?;
         let status = scene.status(Host::B);
-        ensure!(status.is_some_and(|status| waits(&status)), "B holds something");
+        ensure!(
+            status.is_some_and(|status| holds_nothing(&status)),
+            "B holds something"
+        );
         // C takes over, and takes B as its secondary.
         scene.kill(Host::A)?;
         clients.go_on()?;
