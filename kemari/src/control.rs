@@ -17,7 +17,9 @@ use crate::config::Mode;
 
 pub use client::{Client, ClientError};
 pub use server::{Server, ServerError, TapSink};
-pub use status::{Counters, DiskKind, DiskState, DiskStatus, Peer, Protection, Role, Status, Takeover};
+pub use status::{
+    Counters, DiskKind, DiskState, DiskStatus, Peer, Protection, Role, Status, Takeover, Waits,
+};
 pub use tap::{Bucket, Direction, TAP_SECONDS_MAX, TapLine, TapRequest, TapStatistics};
 pub use timings::{Histogram, Timings};
 

@@ -187,6 +187,9 @@ pub struct Status {
     /// How often the primary makes syncs at present.
     #[serde(default)]
     pub pace: Option<Pace>,
+    /// What waits at present in mode `pipelined`, by the primary's own choice.
+    #[serde(default)]
+    pub waits: Waits,
     /// How long the primary's syncs took.
     #[serde(default)]
     pub timings: Timings,
@@ -282,7 +285,7 @@ impl fmt::Display for Status {
             c.last_pause_us
         )?;
         if let Some(pace) = &self.pace {
-            write!(f, "\n  pace        {pace}")?;
+            write!(f, "\n  pace        {pace}{}", self.waits)?;
         }
         let Timings {
             sync_us, pause_us, ..
@@ -313,6 +316,26 @@ impl fmt::Display for Pace {
             "; a sync at the latest after {} ms or {} dirty pages",
             self.max_interval_ms, self.max_dirty_pages
         )
+    }
+}
+
+/// What a primary in mode `pipelined` has found to let most output go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Waits {
+    /// The guest stands still until the ack of a sync.
+    pub guest: bool,
+    /// How long after a sync the next one waits for more output, in us.
+    pub output_us: u64,
+}
+
+impl fmt::Display for Waits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self { guest: true, .. } => f.write_str("; at present the guest waits for acks"),
+            Self { output_us: 0, .. } => Ok(()),
+            Self { output_us, .. } => write!(f, "; at present output gathers for {output_us} us"),
+        }
     }
 }
 

@@ -27,7 +27,7 @@ use super::terminal::Terminal;
 use super::trace::Trace;
 use crate::arbiter::ConfiguredArbiter;
 use crate::config::{self, Config};
-use crate::control::{self, Counters, Protection, Role, Status, Takeover, Timings};
+use crate::control::{self, Counters, Protection, Role, Status, Takeover, Timings, Waits};
 use crate::link::Security;
 use crate::replica::{Image, Tracker};
 
@@ -483,6 +483,7 @@ fn first_status(config: &Config, host: &str) -> Status {
         arbiter: String::new(),
         counters: Counters::default(),
         pace: None,
+        waits: Waits::default(),
         timings: Timings::default(),
         disks: Vec::new(),
         takeover: None,

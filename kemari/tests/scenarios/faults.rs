@@ -103,7 +103,12 @@ fn a_guest_that_stands_still_for_acks_does_so_for_ten_milliseconds_at_most() {
             scene.order(&["PING"])?;
         }
         let waited = |status: &Status| status.timings.sync_us.count >= 10;
-        let timings = scene.await_status("its syncs", Host::A, waited)?.timings;
+        let status = scene.await_status("its syncs", Host::A, waited)?;
+        ensure!(
+            status.to_string().contains("the guest waits for acks"),
+            "{status}"
+        );
+        let timings = status.timings;
         let (sync_us, pause_us) = (
             timings.sync_us.quantile_us(0.5),
             timings.pause_us.quantile_us(0.5),

@@ -4,7 +4,8 @@ use kemari_sync::Protection as Stage;
 use kemari_vmm::memory::PAGE_BYTES;
 
 use super::{End, PrimarySide, trouble};
-use crate::control::{Peer, Protection, Role};
+use crate::config::Mode;
+use crate::control::{Peer, Protection, Role, Waits};
 
 /// How often the status is renewed, in milliseconds.
 const SHOW_INTERVAL_MS: u64 = 20;
@@ -37,6 +38,13 @@ impl PrimarySide {
                 .map(|heard_ms| self.shown_ms.saturating_sub(heard_ms)),
         });
         let (counters, pace, timings) = (self.counters, self.pace, &self.timings);
+        let waits = match self.machine.holds_output() {
+            true => Waits {
+                guest: self.guest_waits && pace.mode == Mode::Pipelined,
+                output_us: self.gather.wait_us(pace.mode),
+            },
+            false => Waits::default(),
+        };
         let waiting = match (core.waiting.clone(), self.disk_trouble()) {
             // A secondary that fails is tried again and again: how far an attempt has come would tell nothing.
             (Some(waiting), Some(trouble)) => Some(format!("{waiting}; {trouble}")),
@@ -61,6 +69,7 @@ impl PrimarySide {
             status.counters = counters;
             status.disks = disks;
             status.pace = Some(pace);
+            status.waits = waits;
             status.timings.clone_from(timings);
         });
     }
