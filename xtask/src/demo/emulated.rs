@@ -264,6 +264,12 @@ pub(crate) struct EmulatedPair<'a> {
     link_cut: bool,
 }
 
+/// A process that was killed gives its memory back before it is gone, and the next one would find the VM in use.
+fn await_end_of_the_killed(host: &Host) -> Result<()> {
+    host.sh("while pidof kemari >/dev/null; do sleep 0.05; done")?;
+    Ok(())
+}
+
 impl EmulatedPair<'_> {
     fn launch(&mut self, side: Side, role: Role, more: &[&str]) -> Result<()> {
         let env: Vec<_> = self
@@ -274,7 +280,9 @@ impl EmulatedPair<'_> {
             .collect();
         let words = [PROGRAM, role.subcommand(), CONFIG, "--host", side.name()];
         let words = [&words[..], more].concat();
-        self.programs[side.number()] = Some(self.place.host(side).spawn(&words, &env, LOG)?);
+        let host = self.place.host(side);
+        await_end_of_the_killed(host)?;
+        self.programs[side.number()] = Some(host.spawn(&words, &env, LOG)?);
         Ok(())
     }
 
@@ -298,9 +306,8 @@ impl EmulatedPair<'_> {
         {
             host.signal(pid, Signal::KILL.as_raw())?;
         }
-        host.sh(&format!(
-            "while pidof kemari >/dev/null; do sleep 0.1; done; rm -f {STATE}/too-large.img*"
-        ))?;
+        await_end_of_the_killed(host)?;
+        host.sh(&format!("rm -f {STATE}/too-large.img*"))?;
         Ok(())
     }
 
