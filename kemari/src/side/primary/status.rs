@@ -4,7 +4,6 @@ use kemari_sync::Protection as Stage;
 use kemari_vmm::memory::PAGE_BYTES;
 
 use super::{End, PrimarySide, trouble};
-use crate::config::Mode;
 use crate::control::{Peer, Protection, Role, Waits};
 
 /// How often the status is renewed, in milliseconds.
@@ -40,7 +39,7 @@ impl PrimarySide {
         let (counters, pace, timings) = (self.counters, self.pace, &self.timings);
         let waits = match self.machine.holds_output() {
             true => Waits {
-                guest: self.guest_waits && pace.mode == Mode::Pipelined,
+                guest: self.gather.stands_still(pace.mode),
                 output_us: self.gather.wait_us(pace.mode),
             },
             false => Waits::default(),
