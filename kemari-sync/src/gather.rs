@@ -70,6 +70,8 @@ pub struct GatherGovernor {
     measured: [Measured; 2],
     /// Outputs a microsecond of the level in use, when it was last judged.
     judged: Option<f64>,
+    /// Whether the level in use is new, and one of its neighbours is still to be tried: that waits for nothing.
+    is_new: bool,
 }
 
 /// What left in the turns of one level.
@@ -136,6 +138,7 @@ impl Default for GatherGovernor {
             turn: Turn::default(),
             measured: Default::default(),
             judged: None,
+            is_new: true,
         }
     }
 }
@@ -189,22 +192,11 @@ impl GatherGovernor {
         if self.probing {
             self.measured[usize::from(self.rivals_turn)].add(turn.outputs, elapsed_us);
             self.rivals_turn = !self.rivals_turn;
-        } else if self
-            .judged
-            .is_some_and(|judged| !are_alike(judged, turn.outputs as f64 / elapsed_us.max(1) as f64))
-        {
-            // What was found out before says nothing of this load. That the other host is near may still be so.
-            let (level, rival) = match LEVELS[self.level] {
-                Level::Still => (self.level, BEGIN),
-                Level::After(_) => (BEGIN, BEGIN - 1),
-            };
-            *self = Self {
-                level,
-                rival,
-                sync_us: self.sync_us,
-                turn: self.turn,
-                ..Self::default()
-            };
+        } else if let Some(judged) = self.judged {
+            let rate = turn.outputs as f64 / elapsed_us.max(1) as f64;
+            if !are_alike(judged, rate) {
+                self.begin_anew(rate > judged);
+            }
         }
         self.left -= 1;
         match (self.left, self.probing) {
@@ -216,6 +208,24 @@ impl GatherGovernor {
             }
             _ => {}
         }
+    }
+
+    /// What was found out before says nothing of this load. That the other host is near may still be so; and if more leaves
+    /// than before there are more clients, perhaps.
+    fn begin_anew(&mut self, is_more: bool) {
+        let (level, rival) = match LEVELS[self.level] {
+            Level::Still => (self.level, BEGIN),
+            Level::After(_) if is_more => (BEGIN, BEGIN + 1),
+            Level::After(_) => (BEGIN, BEGIN - 1),
+        };
+        *self = Self {
+            level,
+            rival,
+            left: 1,
+            sync_us: self.sync_us,
+            turn: self.turn,
+            ..Self::default()
+        };
     }
 
     fn judge(&mut self) {
@@ -247,7 +257,8 @@ impl GatherGovernor {
             true => self.level + 1,
             false => self.level - 1,
         };
-        self.left = if wins { 1 } else { self.use_turns };
+        self.left = if wins || self.is_new { 1 } else { self.use_turns };
+        self.is_new = wins;
     }
 }
 
@@ -339,7 +350,7 @@ mod tests {
         near.play(&mut governor, &mut clock_us, 5);
         let rate = near.play(&mut governor, &mut clock_us, 60);
         assert!(rate > 0.97 * 1e6 / 170.0, "{rate}");
-        assert!(governor.stands_still());
+        assert_eq!(LEVELS[governor.level], Level::Still);
         // The ack comes later: the guest runs on.
         ONE.play(&mut governor, &mut clock_us, 20);
         assert_eq!(governor.level, BEGIN);
