@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use kemari::control::Protection;
 use xtask::tools::output_of;
 
 use crate::support::{Host, PATIENCE, Plan, Scene, play, wait_for};
@@ -108,6 +109,7 @@ fn qcow2_images_are_made_larger_while_the_vm_runs() {
             wrong.text
         );
         // In use by the guest, and by its replica.
+        let before = scene.await_protected(Host::A)?.term;
         for (host, said) in [
             (Host::B, "671088640 bytes here, which counts when"),
             (Host::A, "disk blk0 has 671088640 bytes now"),
@@ -116,7 +118,10 @@ fn qcow2_images_are_made_larger_while_the_vm_runs() {
             ensure!(grown.success && grown.text.contains(said), "{}", grown.text);
             clients.go_on()?;
         }
-        scene.await_protected(Host::A)?;
+        // A status is a moment old: that of the protection before does not count.
+        scene.await_status("protection with the larger disk", Host::A, |status| {
+            status.protection == Protection::On && status.term > before
+        })?;
         scene.order(&["BLKTEST", "200", "32"])?;
         // Who takes over has it as large; then it grows there, and here only afterwards.
         scene.kill(Host::A)?;
