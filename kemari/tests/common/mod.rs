@@ -114,6 +114,8 @@ impl TestEtcd {
     pub fn freeze(&self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+        // Its threads stop one after the other: until the last one has, one of them may answer.
+        rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::UNTRACED).unwrap();
     }
 
     /// Puts `value` at `key`, past the arbiter.
