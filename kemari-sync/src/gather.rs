@@ -192,11 +192,8 @@ impl GatherGovernor {
         if self.probing {
             self.measured[usize::from(self.rivals_turn)].add(turn.outputs, elapsed_us);
             self.rivals_turn = !self.rivals_turn;
-        } else if let Some(judged) = self.judged {
-            let rate = turn.outputs as f64 / elapsed_us.max(1) as f64;
-            if !are_alike(judged, rate) {
-                self.begin_anew(rate > judged);
-            }
+        } else {
+            self.follow_load(turn.outputs as f64 / elapsed_us.max(1) as f64);
         }
         self.left -= 1;
         match (self.left, self.probing) {
@@ -210,12 +207,15 @@ impl GatherGovernor {
         }
     }
 
-    /// What was found out before says nothing of this load. That the other host is near may still be so; and if more leaves
-    /// than before there are more clients, perhaps.
-    fn begin_anew(&mut self, is_more: bool) {
+    /// Begins anew if another load lets so much output go at the level in use: what was found out says nothing of that one.
+    /// But that the other host is near may still be so; and if more leaves than before there are more clients, perhaps.
+    fn follow_load(&mut self, rate: f64) -> bool {
+        let Some(judged) = self.judged.filter(|judged| !are_alike(*judged, rate)) else {
+            return false;
+        };
         let (level, rival) = match LEVELS[self.level] {
             Level::Still => (self.level, BEGIN),
-            Level::After(_) if is_more => (BEGIN, BEGIN + 1),
+            Level::After(_) if rate > judged => (BEGIN, BEGIN + 1),
             Level::After(_) => (BEGIN, BEGIN - 1),
         };
         *self = Self {
@@ -226,6 +226,7 @@ impl GatherGovernor {
             turn: self.turn,
             ..Self::default()
         };
+        true
     }
 
     fn judge(&mut self) {
@@ -234,6 +235,9 @@ impl GatherGovernor {
             return self.left = self.use_turns;
         }
         let [own, rivals] = self.measured.map(|measured| measured.rate());
+        if self.follow_load(own) {
+            return;
+        }
         let goes_up = self.rival > self.level;
         let goes_back = self.rival.abs_diff(BEGIN) < self.level.abs_diff(BEGIN);
         let needed_percent = match (LEVELS[self.level], LEVELS[self.rival]) {
@@ -292,17 +296,22 @@ mod tests {
             (self.still_us + self.answer_us, 1)
         }
 
+        /// Plays one sync; returns its answers.
+        fn play_once(&self, governor: &mut GatherGovernor, clock_us: &mut u64) -> u64 {
+            let (elapsed_us, outputs) = match governor.stands_still() {
+                true => self.cycle_still(),
+                false => self.cycle(governor.wait_us()),
+            };
+            *clock_us += elapsed_us;
+            governor.note(*clock_us, self.flight_us, outputs);
+            outputs
+        }
+
         /// Plays so many seconds; returns answers a second.
         fn play(&self, governor: &mut GatherGovernor, clock_us: &mut u64, seconds: u64) -> f64 {
             let (end_us, mut answers) = (*clock_us + seconds * 1_000_000, 0);
             while *clock_us < end_us {
-                let (elapsed_us, outputs) = match governor.stands_still() {
-                    true => self.cycle_still(),
-                    false => self.cycle(governor.wait_us()),
-                };
-                *clock_us += elapsed_us;
-                governor.note(*clock_us, self.flight_us, outputs);
-                answers += outputs;
+                answers += self.play_once(governor, clock_us);
             }
             answers as f64 / seconds as f64
         }
@@ -374,6 +383,32 @@ mod tests {
         assert!(governor.level > BEGIN && governor.use_turns == USE_TURNS_MAX);
         ONE.play(&mut governor, &mut clock_us, 1);
         assert_eq!(governor.level, BEGIN);
+        // Neither of its neighbours is better for one client. What is, for many, is found at once,
+        // if need be after the probe in which they came.
+        ONE.play(&mut governor, &mut clock_us, 60);
+        assert_eq!((governor.level, governor.use_turns), (BEGIN, USE_TURNS_MAX));
+        let quick = Load { answer_us: 5, ..MANY };
+        let turns = u64::from(PROBE_TURNS + 1 + PROBE_TURNS + 1);
+        let until_us = clock_us + turns * 2 * TURN_US_MIN;
+        while governor.level == BEGIN && clock_us < until_us {
+            quick.play_once(&mut governor, &mut clock_us);
+        }
+        assert_eq!(governor.level, BEGIN + 1);
+    }
+
+    #[test]
+    fn both_neighbours_of_a_level_are_tried_before_it_is_kept() {
+        let (mut governor, mut clock_us) = (GatherGovernor::default(), 0);
+        let mut tried = Vec::new();
+        while !governor.probing || tried.len() < 2 {
+            let (was_probing, rival) = (governor.probing, governor.rival);
+            ONE.play_once(&mut governor, &mut clock_us);
+            if governor.probing && !was_probing {
+                tried.push(rival);
+            }
+            assert!(clock_us < u64::from(USE_TURNS_MIN + PROBE_TURNS + 3) * TURN_US_MIN);
+        }
+        assert_eq!(tried, [BEGIN - 1, BEGIN + 1]);
     }
 
     #[test]

@@ -155,7 +155,7 @@ pub fn connect(
     let stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT).map_err(LinkError::Unreachable)?;
     let mut connection = Connection::dial(stream, security, host)?;
     let deadline = Instant::now() + ANSWER_TIMEOUT;
-    connection.send(preface.encode().to_vec()).map_err(unanswered)?;
+    connection.send(preface.encode().to_vec());
     loop {
         match connection.receive_preface().map_err(unanswered)? {
             Some(answer) if answer == *preface => return Ok(connection),
@@ -164,7 +164,7 @@ pub fn connect(
                     "it answered as if to another connection".into(),
                 ));
             }
-            None => connection.flush().map_err(unanswered)?,
+            None => connection.flush(),
         }
         let rest = deadline.saturating_duration_since(Instant::now());
         if rest.is_zero() {
@@ -243,7 +243,7 @@ mod tests {
         let mut chunks = bytes.chunks(37);
         while lengths.len() < 50 {
             if let Some(chunk) = chunks.next() {
-                sender.send(chunk.to_vec()).unwrap();
+                sender.send(chunk.to_vec());
             }
             let length = receiver.receive(|header, body| {
                 header.check(body)?;
@@ -264,9 +264,7 @@ mod tests {
     #[test]
     fn rubbish_is_refused_at_its_first_header() {
         let (mut sender, mut receiver) = pair();
-        sender
-            .send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec())
-            .unwrap();
+        sender.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec());
         std::thread::sleep(Duration::from_millis(20));
         assert!(matches!(
             receiver.receive(|_, _| Ok(Some(()))),
@@ -317,7 +315,7 @@ mod tests {
                 whole: Vec::new(),
             };
             for chunk in pages_and_goodbyes().chunks(chunk) {
-                sender.send(chunk.to_vec()).unwrap();
+                sender.send(chunk.to_vec());
                 assert!(receiver.receive_to(&mut there).unwrap().is_none());
             }
             let kinds = [FrameKind::Pages, FrameKind::Goodbye];
@@ -328,7 +326,7 @@ mod tests {
             };
             let deadline = Instant::now() + Duration::from_secs(10);
             while there.whole.len() < expected.len() && Instant::now() < deadline {
-                sender.flush().unwrap();
+                sender.flush();
                 assert!(receiver.receive_to(&mut there).unwrap().is_none());
             }
             assert_eq!(there.whole, expected, "{most} {chunk}");

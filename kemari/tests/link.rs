@@ -139,7 +139,7 @@ fn hello(host: &str) -> Message {
 fn next(connection: &mut Connection) -> Message {
     let start = Instant::now();
     while start.elapsed() < PATIENCE {
-        connection.flush().unwrap();
+        connection.flush();
         let message = connection.receive(|header, body| {
             header.check(body)?;
             Ok(Some(decode(header.kind, body)?))
@@ -170,7 +170,7 @@ fn two_hosts_of_a_set_talk_and_only_in_their_own_names() {
         let (mut main, mut heartbeat) = outcome.unwrap();
         assert_eq!(seen.refusals, [""; 0]);
         let (other_main, other_heartbeat) = &mut seen.sessions[0];
-        main.send(encoded(&hello("a"))).unwrap();
+        main.send(encoded(&hello("a")));
         let greeting = next(other_main);
         assert_eq!(greeting, hello("a"));
         for connection in [&*other_main, &*other_heartbeat] {
@@ -183,8 +183,36 @@ fn two_hosts_of_a_set_talk_and_only_in_their_own_names() {
             }
         }
         let goodbye = Message::Goodbye(Goodbye::Stopped);
-        other_heartbeat.send(encoded(&goodbye)).unwrap();
+        other_heartbeat.send(encoded(&goodbye));
         assert_eq!(next(&mut heartbeat), goodbye);
+    }
+}
+
+/// Whoever goes while the other end is sending to it leaves a reset behind, and that must not drown what it said.
+#[test]
+fn what_was_said_before_a_connection_broke_is_heard() {
+    let set = Set::new(&["a", "b"]);
+    for (a, b) in [
+        (set.of("a"), set.of("b")),
+        (Security::Plaintext, Security::Plaintext),
+    ] {
+        let (outcome, mut seen) = meet(b, move |address| open_session(&a, address));
+        let (mut main, _heartbeat) = outcome.unwrap();
+        let goodbye = Message::Goodbye(Goodbye::Stopped);
+        {
+            let (mut other, _) = seen.sessions.remove(0);
+            other.send(encoded(&goodbye));
+            // Unread, it makes the kernel reset the connection when it is closed.
+            main.send(encoded(&hello("a")));
+            thread::sleep(Duration::from_millis(50));
+        }
+        for _ in 0..3 {
+            main.send(encoded(&hello("a")));
+            thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(next(&mut main), goodbye);
+        let end = main.receive(|_, _| Ok(Some(())));
+        assert!(end.is_err(), "{end:?}");
     }
 }
 
@@ -204,13 +232,13 @@ fn bulk_data_passes_whole_both_ways_without_blocking() {
             range.map(move |index| encoded(&Message::Goodbye(Goodbye::Unfit(reason(index)))))
         };
         // More than sockets and TLS take: the rest waits in the connection.
-        main.send_all(batch(0..MESSAGES)).unwrap();
-        other.send_all(batch(0..MESSAGES)).unwrap();
+        main.send_all(batch(0..MESSAGES));
+        other.send_all(batch(0..MESSAGES));
         let (mut here, mut there) = (0, 0);
         let start = Instant::now();
         while (here, there) != (MESSAGES, MESSAGES) && start.elapsed() < PATIENCE {
             for (connection, count) in [(&mut main, &mut here), (&mut *other, &mut there)] {
-                connection.flush().unwrap();
+                connection.flush();
                 let end = connection.receive(|header, body| {
                     header.check(body)?;
                     let expected = Message::Goodbye(Goodbye::Unfit(reason(*count)));

@@ -122,6 +122,8 @@ mod tests {
         let (pays, does_not) = (share_on(10, 5), share_on(5, 10));
         assert!((0.95..1.0).contains(&pays), "{pays}");
         assert!((0.001..0.05).contains(&does_not), "{does_not}");
+        let hardly_pays = share_on(100, 95);
+        assert!((0.001..0.05).contains(&hardly_pays), "{hardly_pays}");
     }
 
     #[test]

@@ -76,6 +76,9 @@ impl From<Vec<u8>> for Outgoing {
 }
 
 /// One connection, framed, that never blocks.
+///
+/// If it breaks while something is sent, that is told by receiving, after all that the other end has said before: it may
+/// have said why it goes, or acked what it was sent.
 pub struct Connection {
     transport: Transport,
     /// What waits to be sent.
@@ -88,6 +91,8 @@ pub struct Connection {
     end: usize,
     /// A frame whose body is being received elsewhere, and how many bytes of it were.
     arriving: Option<(FrameHeader, usize)>,
+    /// Why nothing can be sent any more.
+    broken: Option<LinkError>,
 }
 
 /// The first frame in a connection's buffer.
@@ -131,6 +136,7 @@ impl Connection {
             start: 0,
             end: 0,
             arriving: None,
+            broken: None,
         })
     }
 
@@ -162,42 +168,42 @@ impl Connection {
 
     /// Whether something waits until the socket takes it.
     pub fn wants_to_write(&self) -> bool {
-        !self.outgoing.is_empty() || self.transport.wants_to_write()
+        self.broken.is_none() && (!self.outgoing.is_empty() || self.transport.wants_to_write())
     }
 
     /// Queues whole frames and sends what the socket takes at once.
-    pub fn send(&mut self, bytes: Vec<u8>) -> Result<(), LinkError> {
-        self.send_all([bytes])
+    pub fn send(&mut self, bytes: Vec<u8>) {
+        self.send_all([bytes]);
     }
 
     /// Queues several buffers of whole frames, and sends what the socket takes at once, with as few calls as may be.
-    pub fn send_all(
-        &mut self,
-        buffers: impl IntoIterator<Item = impl Into<Outgoing>>,
-    ) -> Result<(), LinkError> {
+    pub fn send_all(&mut self, buffers: impl IntoIterator<Item = impl Into<Outgoing>>) {
         let buffers = buffers.into_iter().map(Into::into);
         self.outgoing
             .extend(buffers.filter(|buffer: &Outgoing| !buffer.rest().is_empty()));
-        self.flush()
+        self.flush();
     }
 
     /// Sends whole frames out of the caller's memory, if nothing waits before them. Returns whether they were taken; what
     /// the socket does not take of them at once is copied.
-    pub fn send_now(&mut self, bytes: &[u8]) -> Result<bool, LinkError> {
-        self.flush()?;
-        if self.wants_to_write() {
-            return Ok(false);
+    pub fn send_now(&mut self, bytes: &[u8]) -> bool {
+        self.flush();
+        if self.wants_to_write() || self.broken.is_some() {
+            return false;
         }
         let count = match self.transport.write(&[IoSlice::new(bytes)]) {
             Ok(count) => count,
             Err(error) if is_passing(&error) => 0,
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                self.give_up(error);
+                return false;
+            }
         };
         if count < bytes.len() {
             self.outgoing.push_back(bytes[count..].to_vec().into());
-            self.flush()?;
+            self.flush();
         }
-        Ok(true)
+        true
     }
 
     /// The largest buffer that was sent and is not needed any more, to be filled again: fresh memory would cost a page
@@ -212,16 +218,25 @@ impl Connection {
     }
 
     /// Sends what the socket takes.
-    pub fn flush(&mut self) -> Result<(), LinkError> {
+    pub fn flush(&mut self) {
         while self.wants_to_write() {
             match self.write_once() {
                 Ok(count) => self.consume(count),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if is_passing(&error) => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => self.give_up(error),
             }
         }
-        Ok(())
+    }
+
+    fn give_up(&mut self, error: io::Error) {
+        self.outgoing.clear();
+        self.broken.get_or_insert(error.into());
+    }
+
+    /// All that is there was read.
+    fn nothing_more<T>(&mut self) -> Result<Option<T>, LinkError> {
+        self.broken.take().map_or(Ok(None), Err)
     }
 
     fn write_once(&mut self) -> io::Result<usize> {
@@ -260,7 +275,7 @@ impl Connection {
                 return Ok(Some(preface));
             }
             if !self.fill()? {
-                return Ok(None);
+                return self.nothing_more();
             }
         }
     }
@@ -280,7 +295,7 @@ impl Connection {
         loop {
             if let Some((header, received)) = self.arriving {
                 match self.receive_body(&header, received, receiver)? {
-                    Arrival::Open => return Ok(None),
+                    Arrival::Open => return self.nothing_more(),
                     Arrival::Unwanted => {}
                     Arrival::Whole => {
                         if let Some(answer) = receiver.frame(&header, None)? {
@@ -311,7 +326,7 @@ impl Connection {
                 }
             }
             if self.arriving.is_none() && !self.fill()? {
-                return Ok(None);
+                return self.nothing_more();
             }
         }
     }
@@ -405,7 +420,7 @@ impl Connection {
     /// keep the connection until [`Self::has_left`].
     pub fn refuse(&mut self) {
         // Whoever is refused may be gone.
-        let _ = self.flush();
+        self.flush();
         let _ = self.transport.socket().shutdown(std::net::Shutdown::Write);
     }
 

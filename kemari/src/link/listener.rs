@@ -211,9 +211,10 @@ impl Pending {
         }
         if let Some(preface) = self.connection.receive_preface()? {
             self.stage = Stage::Accepted(preface);
-            self.connection.send(preface.encode().to_vec())?;
+            self.connection.send(preface.encode().to_vec());
         }
-        self.connection.flush()
+        self.connection.flush();
+        Ok(())
     }
 
     /// The session whose main connection this is.

@@ -2,6 +2,7 @@
 
 use kemari_sync::{DeltaCache, DeltaGovernor, Epoch};
 
+use super::gather::Way;
 use crate::config::{Delta, Protection};
 
 /// What the primary knows of the secondary's pages, and whether it makes use of it.
@@ -10,7 +11,7 @@ pub struct Deltas {
     cache: DeltaCache,
     governor: DeltaGovernor,
     /// In which way the syncs are made that it judges.
-    way: Option<usize>,
+    way: Option<Way>,
 }
 
 impl Deltas {
@@ -43,9 +44,8 @@ impl Deltas {
         self.cache.acked(epoch);
     }
 
-    /// The pages of a sync took so long, from their encoding to the ack. The sync was made in this way; costs of syncs that
-    /// were made in different ways cannot be compared.
-    pub fn note(&mut self, us: u64, pages: u64, way: Option<usize>) {
+    /// The pages of a sync took so long, from their encoding to the ack. The sync was made in this way, if in one at all.
+    pub fn note(&mut self, us: u64, pages: u64, way: Option<Way>) {
         if self.mode != Delta::Auto || way.is_none() {
             return;
         }

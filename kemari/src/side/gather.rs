@@ -5,6 +5,14 @@ use kemari_sync::GatherGovernor;
 use super::faults;
 use crate::config::{Gather as Wish, Latency, Mode, Protection};
 
+/// A way of making syncs. What one costs says nothing of one that was made in another way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Way {
+    mode: Mode,
+    /// See [`GatherGovernor::way`].
+    level: usize,
+}
+
 /// Whether the guest stands still at present, and how long output gathers, and until when.
 pub struct Gather {
     wish: Wish,
@@ -26,30 +34,39 @@ impl Gather {
         }
     }
 
+    /// Whether it is for the governor to say what waits.
+    fn is_governed(&self, mode: Mode) -> bool {
+        (self.wish, mode) == (Wish::Auto, Mode::Pipelined)
+    }
+
     /// Whether the guest is to stand still from the next capture to its ack, although the mode does not ask for it.
     pub fn stands_still(&self, mode: Mode) -> bool {
         let is_measured = faults::gather_us().is_none() && self.governor.stands_still();
-        (self.wish, mode) == (Wish::Auto, Mode::Pipelined)
-            && self.may_stand_still
-            && (is_measured || faults::guest_waits())
+        self.is_governed(mode) && self.may_stand_still && (is_measured || faults::guest_waits())
     }
 
     /// How long after a release the next sync waits, in microseconds.
     pub fn wait_us(&self, mode: Mode) -> u64 {
-        match (self.wish, mode) {
-            (Wish::Auto, Mode::Pipelined) => faults::gather_us().unwrap_or_else(|| self.governor.wait_us()),
-            _ => 0,
+        match self.is_governed(mode) {
+            true => faults::gather_us().unwrap_or_else(|| self.governor.wait_us()),
+            false => 0,
         }
     }
 
     /// A sync is released that took so long, in microseconds, and had so many outputs.
-    pub fn note(&mut self, now_us: u64, sync_us: u64, outputs: u64) {
-        self.governor.note(now_us, sync_us, outputs);
+    pub fn note(&mut self, mode: Mode, now_us: u64, sync_us: u64, outputs: u64) {
+        if self.is_governed(mode) {
+            self.governor.note(now_us, sync_us, outputs);
+        }
     }
 
-    /// See [`GatherGovernor::way`].
-    pub fn way(&self) -> Option<usize> {
-        self.governor.way()
+    /// In which way syncs are made. `None` while the governor compares one with another.
+    pub fn way(&self, mode: Mode) -> Option<Way> {
+        let level = match self.is_governed(mode) {
+            true => self.governor.way()?,
+            false => 0,
+        };
+        Some(Way { mode, level })
     }
 
     /// Output is held that gathers until then, in microseconds.

@@ -428,37 +428,21 @@ impl PrimarySide {
 
     /// Reads what the secondary has sent.
     fn receive(&mut self) {
-        self.receive_from(main_of);
-        self.receive_from(heartbeat_of);
+        self.receive_from(|session| (&mut session.main, &session.host));
+        self.receive_from(|session| (&mut session.heartbeat, &session.host));
     }
 
     fn receive_main(&mut self) {
-        self.receive_from(main_of);
+        self.receive_from(|session| (&mut session.main, &session.host));
     }
 
     fn receive_from(&mut self, connection: impl Fn(&mut Session) -> (&mut Connection, &str)) {
         let Some(session) = &mut self.session else { return };
-        if let Err(error) = connection(session)
-            .0
-            .flush()
-            .and_then(|()| self.read(&connection))
-        {
-            self.lose_session(error);
-        }
-    }
-
-    /// Takes what has come over a connection of the session.
-    fn read(
-        &mut self,
-        connection: impl Fn(&mut Session) -> (&mut Connection, &str),
-    ) -> Result<(), LinkError> {
-        let Some(session) = &mut self.session else {
-            return Ok(());
-        };
         let id = session.id;
         let (connection, host) = connection(session);
+        connection.flush();
         // Nothing ends this early: all that is there is read.
-        let read = connection.receive(|header, body| {
+        let result = connection.receive(|header, body| {
             header.check(body)?;
             if self.disks.take_frame(header, body)? {
                 return Ok(None);
@@ -470,26 +454,25 @@ impl PrimarySide {
                 .push_back(PrimaryEvent::Message { session: id, message });
             Ok(None::<()>)
         });
-        read.map(drop)
+        if let Err(error) = result {
+            self.lose_session(error);
+        }
     }
 
     fn lose_session(&mut self, error: LinkError) {
-        // What nothing can be sent to any more may have said why before it went.
-        let _ = self.read(main_of);
-        let Some(session) = self.session.take() else {
-            return;
-        };
         self.disks.end_session();
-        let reason = format!("{:#}", anyhow::Error::from(error));
-        match self.core.is_switching() {
-            true => tracing::info!("the secondary on {} ends the session and goes on", session.host),
-            false => tracing::warn!("the link to {} is gone: {reason}", session.host),
+        if let Some(session) = self.session.take() {
+            let reason = format!("{:#}", anyhow::Error::from(error));
+            match self.core.is_switching() {
+                true => tracing::info!("the secondary on {} ends the session and goes on", session.host),
+                false => tracing::warn!("the link to {} is gone: {reason}", session.host),
+            }
+            self.events.push_back(PrimaryEvent::PeerClosed {
+                session: session.id,
+                reason,
+            });
+            self.note_session_end();
         }
-        self.events.push_back(PrimaryEvent::PeerClosed {
-            session: session.id,
-            reason,
-        });
-        self.note_session_end();
     }
 
     fn check_time(&mut self) {
@@ -573,14 +556,6 @@ impl PrimarySide {
 
 fn lock(side: &Mutex<PrimarySide>) -> MutexGuard<'_, PrimarySide> {
     side.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn main_of(session: &mut Session) -> (&mut Connection, &str) {
-    (&mut session.main, &session.host)
-}
-
-fn heartbeat_of(session: &mut Session) -> (&mut Connection, &str) {
-    (&mut session.heartbeat, &session.host)
 }
 
 /// A secondary says the name of the host that it was looked for at.

@@ -31,7 +31,7 @@ use super::probe::Probe;
 use super::wait::{prefer_latency, wait};
 use crate::config::{Config, Latency};
 use crate::control::{Command, Counters};
-use crate::link::{Arrival, Connection, LinkError, Listener, Security};
+use crate::link::{Arrival, Connection, Listener, Security};
 use crate::replica::{self, ImageView, Remains, Report};
 use build::{Build, BuildError, BuildId};
 
@@ -89,8 +89,6 @@ struct Session {
     id: SessionId,
     main: Connection,
     heartbeat: Connection,
-    /// Nothing can be sent any more. What the primary has said before is still to be read.
-    broken: Option<LinkError>,
 }
 
 /// What a secondary is made with.
@@ -424,12 +422,7 @@ impl SecondarySide {
                     let id = self.next_session;
                     self.next_session += 1;
                     tracing::info!("{} has connected", main.peer_address());
-                    self.sessions.push(Session {
-                        id,
-                        main,
-                        heartbeat,
-                        broken: None,
-                    });
+                    self.sessions.push(Session { id, main, heartbeat });
                 }
                 Arrival::Session { main, .. } => {
                     tracing::warn!("{} was sent away: too many sessions", main.peer_address());
@@ -446,8 +439,7 @@ impl SecondarySide {
                         last: self.core.holds(),
                     };
                     encode(&Message::Welcome(welcome), &mut bytes);
-                    // Whoever asked may have gone.
-                    let _ = connection.send(bytes);
+                    connection.send(bytes);
                 }
             }
         }

@@ -20,10 +20,13 @@ fn of_two_secondaries_one_holds_the_vm_and_the_other_takes_its_place() {
         clients.work(Duration::from_millis(500))?;
         // B is the recorded peer; C waits and holds nothing.
         scene.await_protected(Host::A)?;
-        let holds_nothing = |status: &Status| status.protection == Protection::Off;
-        await_third(scene, "a secondary that holds nothing", |status| {
-            status.role == Role::Secondary && holds_nothing(status)
-        })?;
+        let is_secondary = |status: &Status| status.role == Role::Secondary;
+        let holds_nothing = |status: &Status| is_secondary(status) && status.protection == Protection::Off;
+        await_third(scene, "a secondary", is_secondary)?;
+        ensure!(
+            scene.third_status().is_some_and(|status| holds_nothing(&status)),
+            "C holds something"
+        );
         // With B gone C is copied to, without a hand on it.
         scene.kill(Host::B)?;
         clients.go_on()?;
@@ -33,7 +36,6 @@ fn of_two_secondaries_one_holds_the_vm_and_the_other_takes_its_place() {
         scene.await_protected(Host::A)?;
         // B returns, and finds its place taken.
         scene.secondary(Host::B)?;
-        let is_secondary = |status: &Status| status.role == Role::Secondary;
         scene.await_status("a secondary", Host::B, is_secondary)?;
         clients.work(Duration::from_millis(500))?;
         let status = scene.status(Host::B);

@@ -108,17 +108,10 @@ impl PrimarySide {
         self.lose_session(LinkError::Closed);
     }
 
-    /// Does something with the link, and tells the core if that fails.
-    pub(super) fn on_link(
-        &mut self,
-        id: SessionId,
-        send: impl FnOnce(&mut super::Session) -> Result<(), LinkError>,
-    ) {
-        let Some(session) = self.session.as_mut().filter(|session| session.id == id) else {
-            return;
-        };
-        if let Err(error) = send(session) {
-            self.lose_session(error);
+    /// Does something with the link, if it is still that of this session.
+    pub(super) fn on_link(&mut self, id: SessionId, send: impl FnOnce(&mut super::Session)) {
+        if let Some(session) = self.session.as_mut().filter(|session| session.id == id) {
+            send(session);
         }
     }
 
@@ -249,14 +242,10 @@ impl PrimarySide {
             .as_mut()
             .map(|session| session.main.take_spare())
             .unwrap_or_default();
-        let mut lost = None;
-        let mut send = |bytes: &[u8]| match session.as_mut().map(|session| session.main.send_now(bytes)) {
-            Some(Ok(taken)) => taken,
-            Some(Err(error)) => {
-                lost.get_or_insert(error);
-                false
-            }
-            None => false,
+        let mut send = |bytes: &[u8]| {
+            session
+                .as_mut()
+                .is_some_and(|session| session.main.send_now(bytes))
         };
         let at_once = at_once
             .filter(|opening| {
@@ -278,9 +267,6 @@ impl PrimarySide {
             at_once,
             buffer,
         );
-        if let Some(error) = lost {
-            self.lose_session(error);
-        }
         // Everything that was held is in it now, also what came while it paused the guest.
         self.tap.looked();
         match taken {
@@ -341,7 +327,7 @@ impl PrimarySide {
             self.deltas.note(
                 capture_us + wire_us,
                 capture.pages.len() as u64,
-                self.gather.way(),
+                self.gather.way(self.pace.mode),
             );
         }
         self.machine.release(epoch);
@@ -353,8 +339,8 @@ impl PrimarySide {
         self.timings.ack_us.note(ack_us);
         self.note_ack(ack_us);
         self.trace.note(Step::Running, epoch);
-        self.gather
-            .note(now_us, now_us.saturating_sub(self.paused_at_us), outputs);
+        let sync_us = now_us.saturating_sub(self.paused_at_us);
+        self.gather.note(self.pace.mode, now_us, sync_us, outputs);
         self.let_guest_wait(self.gather.stands_still(self.pace.mode));
         self.gather_from(now_us);
     }

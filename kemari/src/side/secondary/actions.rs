@@ -79,9 +79,7 @@ impl SecondarySide {
             Channel::Main => &mut session.main,
             Channel::Heartbeat => &mut session.heartbeat,
         };
-        if let Err(error) = connection.send(bytes) {
-            session.broken.get_or_insert(error);
-        }
+        connection.send(bytes);
     }
 
     /// Everything that could fail later is checked here: the sync is whole, and its states would load.

@@ -228,14 +228,8 @@ impl SecondarySide {
     }
 
     fn send_frames(&mut self, session: SessionId, frames: Vec<u8>) {
-        let Some(place) = self.sessions.iter().position(|other| other.id == session) else {
-            return;
-        };
-        if let Err(error) = self.sessions[place].main.send(frames) {
-            self.sessions.remove(place);
-            let reason = error.to_string();
-            self.events
-                .push_back(SecondaryEvent::PeerClosed { session, reason });
+        if let Some(session) = self.sessions.iter_mut().find(|other| other.id == session) {
+            session.main.send(frames);
         }
     }
 

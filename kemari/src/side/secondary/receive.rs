@@ -32,12 +32,8 @@ impl SecondarySide {
                     }
                 }
             }
-            let Some(session) = self.sessions.get_mut(index).filter(|session| session.id == id) else {
-                continue;
-            };
-            match session.broken.take() {
-                Some(error) => self.lose_session(index, error),
-                None => index += 1,
+            if self.sessions.get(index).is_some_and(|session| session.id == id) {
+                index += 1;
             }
         }
     }
@@ -120,8 +116,7 @@ impl SecondarySide {
         let mut session = self.sessions.remove(place);
         let mut bytes = Vec::new();
         encode(&Message::Refuse(reason_text(reason)), &mut bytes);
-        // Whoever it is may have gone.
-        let _ = session.main.send(bytes);
+        session.main.send(bytes);
         self.events.push_back(SecondaryEvent::PeerClosed {
             session: id,
             reason: reason.to_owned(),
@@ -131,7 +126,8 @@ impl SecondarySide {
     /// Takes frames up to the next control message of one connection.
     fn receive_from(&mut self, place: usize, heartbeat: bool) -> Result<Option<Message>, LinkError> {
         if !heartbeat && self.disks_are_full() {
-            return self.sessions[place].main.flush().map(|()| None);
+            self.sessions[place].main.flush();
+            return Ok(None);
         }
         // Taken out, so that the frames can be put where they belong while they lie in the connection's buffer.
         let mut session = self.sessions.remove(place);
@@ -146,9 +142,8 @@ impl SecondarySide {
         } else {
             &mut session.main
         };
-        let result = connection
-            .flush()
-            .and_then(|()| connection.receive_to(&mut intake));
+        connection.flush();
+        let result = connection.receive_to(&mut intake);
         self.sessions.insert(place, session);
         result.map(Option::flatten)
     }
