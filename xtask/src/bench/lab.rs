@@ -1,14 +1,14 @@
 //! A Linux guest with Redis in emulated hosts: one VM, protected and unprotected in turn.
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use lab::{Netns, Service};
 
 use super::kv::{Work, per_sync, rate_ratio};
 use super::rows::{Found, RowKind, Target, shown};
-use super::service::{Caller, Clients, Mix};
+use super::service::{Caller, Clients, Mix, Slice};
 use super::stats::{Samples, ratio};
 use super::status::{Span, Status};
 use super::{Bench, Measured};
@@ -66,18 +66,43 @@ pub fn kinds() -> Vec<RowKind> {
 /// What was measured with or without protection.
 #[derive(Default)]
 struct Arm {
-    many: Work,
-    many_always: Work,
-    one: Work,
-    pings_ms: Samples,
-    pings_lost: u32,
+    many: Phase,
+    many_always: Phase,
+    one: Phase,
+    pings: Phase,
+    pings_sent: u32,
 }
 
-/// What the primary tells of its syncs under load.
+impl Arm {
+    fn pings_lost(&self) -> u32 {
+        self.pings_sent
+            .saturating_sub(self.pings.work.latencies_us.len() as u32)
+    }
+}
+
+/// Work of one kind, and the syncs meanwhile, as the primary tells of them.
 #[derive(Default)]
-struct Syncs {
-    span: Span,
-    rates: Samples,
+struct Phase {
+    work: Work,
+    syncs: Span,
+    syncs_per_s: Samples,
+}
+
+impl Phase {
+    fn add(&mut self, pair: &EmulatedPair<'_>, work: impl FnOnce() -> Result<Slice>) -> Result<()> {
+        let (before, was) = (status(pair)?, self.syncs.counters.syncs);
+        let work = work()?;
+        self.syncs.add(&before, &status(pair)?);
+        let count = self.syncs.counters.syncs - was;
+        self.syncs_per_s.push(count as f64 / work.elapsed_s);
+        self.work.add(work);
+        Ok(())
+    }
+
+    /// What a sync was for, and where its time went.
+    fn per_sync(&self) -> String {
+        per_sync(&self.syncs, &self.work)
+    }
 }
 
 /// Measures the rows.
@@ -117,24 +142,17 @@ fn with_vm(pair: &mut EmulatedPair<'_>) -> Result<Measured> {
         Clients::new(&netns, service, MANY)?,
         Clients::new(&netns, service, 1)?,
     );
-    let (mut protected, mut alone, mut syncs) = (Arm::default(), Arm::default(), Syncs::default());
+    let (mut protected, mut alone) = (Arm::default(), Arm::default());
     for round in 0..ROUNDS {
         if round > 0 {
             pair.order(Side::A, &["protect"])?;
             await_protected(pair)?;
         }
-        slice(
-            pair,
-            &mut caller,
-            &mut clients,
-            &netns,
-            &mut protected,
-            Some(&mut syncs),
-        )?;
+        slice(pair, &mut caller, &mut clients, &netns, &mut protected)?;
         pair.order(Side::A, &["unprotect"])?;
-        slice(pair, &mut caller, &mut clients, &netns, &mut alone, None)?;
+        slice(pair, &mut caller, &mut clients, &netns, &mut alone)?;
     }
-    found(&protected, &alone, &syncs)
+    found(&protected, &alone)
 }
 
 fn await_protected(pair: &mut EmulatedPair<'_>) -> Result<()> {
@@ -156,95 +174,99 @@ fn slice(
     (many, one): &mut (Clients, Clients),
     netns: &Netns,
     arm: &mut Arm,
-    syncs: Option<&mut Syncs>,
 ) -> Result<()> {
     caller.ask(&["CONFIG", "SET", "appendfsync", "everysec"])?;
-    let before = status(pair)?;
-    let work = many.work(SLICE, Mix::Half)?;
-    if let Some(syncs) = syncs {
-        let (after, was) = (status(pair)?, syncs.span.counters.syncs);
-        syncs.span.add(&before, &after);
-        let count = syncs.span.counters.syncs - was;
-        syncs.rates.push(count as f64 / work.elapsed_s);
-    }
-    arm.many.add(work);
-    arm.one.add(one.work(SLICE, Mix::Writes)?);
+    arm.many.add(pair, || many.work(SLICE, Mix::Half))?;
+    arm.one.add(pair, || one.work(SLICE, Mix::Writes))?;
     caller.ask(&["CONFIG", "SET", "appendfsync", "always"])?;
-    arm.many_always.add(many.work(SLICE, Mix::Half)?);
+    arm.many_always.add(pair, || many.work(SLICE, Mix::Half))?;
     let address = pair.service().ip().to_string();
     let mut ping = netns.command(PING_PROGRAM.0);
     ping.args(["-n", "-c", &PINGS.to_string(), "-i", "0.05", "-W", "5", &address]);
-    let (mut times_ms, lost) = pinged(&mut ping)?;
-    arm.pings_ms.append(&mut times_ms);
-    arm.pings_lost += lost;
+    arm.pings.add(pair, || pinged(&mut ping))?;
+    arm.pings_sent += PINGS;
     Ok(())
 }
 
-/// How long each answer took, in ms, and how many there were not.
-fn pinged(ping: &mut Command) -> Result<(Samples, u32)> {
+/// Each ping that was answered.
+fn pinged(ping: &mut Command) -> Result<Slice> {
+    let begin = Instant::now();
     let text = output_of(ping)?;
-    let times_ms = ping_times_ms(&text);
-    ensure!(!times_ms.is_empty(), "no ping was answered:\n{text}");
-    let lost = PINGS.saturating_sub(times_ms.len() as u32);
-    Ok((times_ms, lost))
+    let latencies_us: Samples = ping_times_ms(&text).map(|ms| ms * 1000.0).collect();
+    ensure!(!latencies_us.is_empty(), "no ping was answered:\n{text}");
+    Ok(Slice {
+        answers: latencies_us.len() as u64,
+        latencies_us,
+        elapsed_s: begin.elapsed().as_secs_f64(),
+    })
 }
 
-fn ping_times_ms(text: &str) -> Samples {
+fn ping_times_ms(text: &str) -> impl Iterator<Item = f64> {
     let answers = text.lines().filter(|line| !line.contains("DUP!"));
-    let times = answers.filter_map(|line| line.split_once("time=")?.1.split(' ').next()?.parse::<f64>().ok());
-    times.collect()
+    answers.filter_map(|line| line.split_once("time=")?.1.split(' ').next()?.parse().ok())
 }
 
-fn found(protected: &Arm, alone: &Arm, syncs: &Syncs) -> Result<Measured> {
-    let or_none = |value: Option<f64>| value.map_or("-".into(), shown);
-    let breakdown = syncs.span.breakdown("")?;
-    let pause_us = breakdown[1].median().context("no pause was measured")?;
-    let pause = Found::from(Some(pause_us / 1000.0)).note(format!(
-        "while {MANY} clients work (99 %: {} ms); COLO: 83",
-        or_none(breakdown[1].at(99.0).map(|us| us / 1000.0)),
-    ));
-    let pause = breakdown.into_iter().fold(pause, Found::with);
-    let rate = Found::from(syncs.rates.median())
-        .note(format!("while {MANY} clients work; COLO: 7 at most"))
-        .with(syncs.rates.series("syncs a second", "1/s"));
-    let mut ping = Found::from(ratio(protected.pings_ms.median(), alone.pings_ms.median()))
-        .note(format!(
-            "protected {} ms, unprotected {} ms (COLO: 104 to 228 ms, about 20 times); lost: {} of {}, and {} of {}",
-            or_none(protected.pings_ms.median()),
-            or_none(alone.pings_ms.median()),
-            protected.pings_lost,
-            PINGS * ROUNDS as u32,
-            alone.pings_lost,
-            PINGS * ROUNDS as u32,
-        ))
-        .with(protected.pings_ms.series("ping, protected", "ms"))
-        .with(alone.pings_ms.series("ping, unprotected", "ms"));
-    if protected.pings_lost > 0 {
-        // None may be lost: without that a ratio says nothing.
-        ping.value = None;
-    }
+fn found(protected: &Arm, alone: &Arm) -> Result<Measured> {
+    let rate = |protected: &Phase, alone: &Phase, how| {
+        rate_ratio(&protected.work, &alone.work, how).note(protected.per_sync())
+    };
     Ok(vec![
-        rate_ratio(
+        rate(
             &protected.many,
             &alone.many,
             "pipelined, 10 clients, half reads, appendfsync everysec",
-        )
-        .note(per_sync(&syncs.span, &protected.many)),
-        rate_ratio(
+        ),
+        rate(
             &protected.many_always,
             &alone.many_always,
             "pipelined, 10 clients, half reads, appendfsync always",
         ),
-        rate_ratio(
+        rate(
             &protected.one,
             &alone.one,
             "pipelined, 1 client, SET, appendfsync everysec",
         )
         .note("COLO: 0.21"),
-        pause,
-        rate,
-        ping,
+        pause(&protected.many)?,
+        Found::from(protected.many.syncs_per_s.median())
+            .note(format!("while {MANY} clients work; COLO: 7 at most"))
+            .with(protected.many.syncs_per_s.series("syncs a second", "1/s")),
+        pings(protected, alone),
     ])
+}
+
+fn pause(many: &Phase) -> Result<Found> {
+    let breakdown = many.syncs.breakdown("")?;
+    let ms = |percent| breakdown[1].at(percent).map(|us| us / 1000.0);
+    let pause = Found::from(ms(50.0)).note(format!(
+        "while {MANY} clients work (99 %: {} ms); COLO: 83",
+        ms(99.0).map_or("-".into(), shown),
+    ));
+    Ok(breakdown.into_iter().fold(pause, Found::with))
+}
+
+fn pings(protected: &Arm, alone: &Arm) -> Found {
+    let times = |arm: &Arm| arm.pings.work.latencies_us.median();
+    let ms = |arm| times(arm).map_or("-".into(), |us| shown(us / 1000.0));
+    let mut found = Found::from(ratio(times(protected), times(alone)))
+        .note(format!(
+            "protected {} ms, unprotected {} ms (COLO: 104 to 228 ms, about 20 times); lost: {} of {}, and {} of {}",
+            ms(protected),
+            ms(alone),
+            protected.pings_lost(),
+            protected.pings_sent,
+            alone.pings_lost(),
+            alone.pings_sent,
+        ))
+        .note(protected.pings.per_sync());
+    for (arm, label) in [(protected, "ping, protected"), (alone, "ping, unprotected")] {
+        found = found.with(arm.pings.work.latencies_us.series(label, "us"));
+    }
+    if protected.pings_lost() > 0 {
+        // None may be lost: without that a ratio says nothing.
+        found.value = None;
+    }
+    found
 }
 
 #[cfg(test)]
@@ -258,7 +280,7 @@ mod tests {
                     64 bytes from 10.77.0.2: icmp_seq=1 ttl=64 time=9.00 ms (DUP!)\n\
                     64 bytes from 10.77.0.2: icmp_seq=3 ttl=64 time=7 ms\n\
                     3 packets transmitted, 2 received, +1 duplicates, 33% packet loss, time 2003ms\n";
-        let times = ping_times_ms(text);
+        let times: Samples = ping_times_ms(text).collect();
         assert_eq!(
             (times.len(), times.percentiles(&[0.0, 100.0])),
             (2, vec![5.12, 7.0])
