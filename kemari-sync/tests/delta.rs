@@ -57,16 +57,20 @@ impl Sender {
             let mut batch = PageBatchWriter::new(false, &mut frames);
             for &gfn in chunk {
                 let content = self.memory[&gfn];
-                let sent = match deltas {
-                    true => self.cache.send(gfn, |bytes| *bytes = content),
+                let kept = match deltas {
+                    true => self.cache.send(gfn),
                     false => None,
                 };
-                match sent {
-                    Some((bytes, Some(base))) => {
+                match kept {
+                    Some((base, true)) => {
                         self.delta_pages += 1;
-                        batch.push_delta(gfn, base, bytes);
+                        batch.push_delta(gfn, base, &content);
+                        assert_eq!(*base, content, "what is kept is what was sent");
                     }
-                    Some((bytes, None)) => batch.push(gfn, bytes),
+                    Some((kept, false)) => {
+                        *kept = content;
+                        batch.push(gfn, &content);
+                    }
                     None => {
                         self.raw_pages += 1;
                         batch.push_with(gfn, |bytes| *bytes = content);
@@ -118,7 +122,7 @@ fn run(seed: u64, syncs: u64) -> Result<Sender, StagingError> {
             memory: blank(),
             dirty: BTreeSet::new(),
             // Smaller than the memory: pages are replaced.
-            cache: DeltaCache::new(150 * (2 * PAGE_BYTES + 128)),
+            cache: DeltaCache::new(150 * (PAGE_BYTES + 128)),
             raw_pages: 0,
             delta_pages: 0,
         },
@@ -196,7 +200,7 @@ fn a_delta_is_the_only_word_on_its_page() {
         let mut frames = Vec::new();
         let mut batch = PageBatchWriter::new(false, &mut frames);
         batch.push(order[0], &changed);
-        batch.push_delta(order[1], &base, &changed);
+        batch.push_delta(order[1], &mut { base }, &changed);
         batch.finish();
         let memory: Memory = [(3, base), (4, base)].into();
         let mut staging = Staging::new(1 << 20);

@@ -3,7 +3,7 @@
 //! `count: u32`, then per page `gfn: u64`, `encoding: u8` (0 zero, 1 raw, 2 delta) and, if raw, the page's bytes; if a
 //! delta, `base: u32` (checksum of the page that it changes), `length: u16` and the runs (see [`crate::is_delta`]).
 
-use crate::delta::{DELTA_BYTES_MAX, base_checksum, encode_delta, is_delta};
+use crate::delta::{DELTA_BYTES_MAX, apply_delta, base_checksum, encode_delta, is_delta};
 
 use super::frame::{FrameError, FrameHeader, FrameKind, HEADER_BYTES, close_frame, open_frame};
 
@@ -70,22 +70,28 @@ impl<'a> PageBatchWriter<'a> {
         }
     }
 
-    /// Adds a page in its shortest encoding, given what the receiver has for certain.
-    pub fn push_delta(&mut self, gfn: u64, base: &[u8; PAGE_BYTES], bytes: &[u8; PAGE_BYTES]) {
+    /// Adds a page in its shortest encoding, given what the receiver has for certain; that becomes what the page is now.
+    pub fn push_delta(&mut self, gfn: u64, base: &mut [u8; PAGE_BYTES], bytes: &[u8; PAGE_BYTES]) {
         if is_zero(bytes) {
+            base.fill(0);
             return self.push_zero(gfn);
         }
         self.entry(gfn, ENCODING_DELTA);
         let head = self.out.len();
         self.out.extend_from_slice(&[0; DELTA_HEAD_BYTES]);
         if encode_delta(base, bytes, self.out) {
-            let length = (self.out.len() - head - DELTA_HEAD_BYTES) as u16;
+            let runs = head + DELTA_HEAD_BYTES;
+            let length = (self.out.len() - runs) as u16;
             self.out[head..head + 4].copy_from_slice(&base_checksum(base).to_le_bytes());
-            self.out[head + 4..head + DELTA_HEAD_BYTES].copy_from_slice(&length.to_le_bytes());
+            self.out[head + 4..runs].copy_from_slice(&length.to_le_bytes());
+            apply_delta(&self.out[runs..], |at, run| {
+                base[at..at + run.len()].copy_from_slice(run);
+            });
         } else {
             self.out.truncate(head);
             self.out[head - 1] = ENCODING_RAW;
             self.out.extend_from_slice(bytes);
+            *base = *bytes;
         }
     }
 

@@ -31,21 +31,27 @@ pub fn push_frame(
     tally: &mut SyncTally,
 ) -> anyhow::Result<()> {
     let mut batch = PageBatchWriter::new(false, out);
-    let mut read = Ok(());
+    let (mut read, mut now) = (Ok(()), [0; memory::PAGE_BYTES]);
     for &page in pages {
         let mut fill = |bytes: &mut [u8; memory::PAGE_BYTES]| {
             if let Err(error) = memory::read_page(machine.memory(), page, bytes) {
                 read = Err(error);
             }
         };
-        let is_again = matches!(encoding, Encoding::Again(_));
         let kept = match encoding {
             Encoding::Whole => None,
-            Encoding::Changes(deltas) | Encoding::Again(deltas) => deltas.send(page, &mut fill),
+            Encoding::Changes(deltas) => deltas.send(page),
+            Encoding::Again(deltas) => deltas.send(page).map(|(kept, _)| (kept, false)),
         };
         match kept {
-            Some((bytes, Some(base))) if !is_again => batch.push_delta(page, base, bytes),
-            Some((bytes, _)) => batch.push(page, bytes),
+            Some((base, true)) => {
+                fill(&mut now);
+                batch.push_delta(page, base, &now);
+            }
+            Some((kept, false)) => {
+                fill(kept);
+                batch.push(page, kept);
+            }
             None => batch.push_with(page, fill),
         }
     }
