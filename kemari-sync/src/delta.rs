@@ -8,7 +8,7 @@
 
 mod governor;
 
-use std::collections::HashMap;
+use rapidhash::RapidHashMap;
 
 use crate::checksum::checksum;
 use crate::faults::{Fault, fault};
@@ -137,7 +137,7 @@ const LOOKS_MAX: usize = 16;
 /// What the primary keeps of the pages that the secondary has: those that were sent lately.
 pub struct DeltaCache {
     slots: Vec<Slot>,
-    by_gfn: HashMap<u64, usize>,
+    by_gfn: RapidHashMap<u64, usize>,
     slots_max: usize,
     /// Where a slot to be replaced is looked for next.
     hand: usize,
@@ -151,7 +151,7 @@ impl DeltaCache {
     pub fn new(bytes_max: usize) -> Self {
         Self {
             slots: Vec::new(),
-            by_gfn: HashMap::new(),
+            by_gfn: RapidHashMap::default(),
             slots_max: bytes_max / SLOT_BYTES,
             hand: 0,
             sync: None,

@@ -164,7 +164,8 @@ fn batch(gfns: &[u64]) -> (FrameHeader, Vec<u8>) {
             _ => writer.push_with(gfn, |bytes| *bytes = page(gfn as u8)),
         }
     }
-    let header = writer.finish();
+    let (header, pages) = writer.finish().expect("it has pages");
+    assert_eq!(pages, gfns.len());
     (header, out.split_off(HEADER_BYTES))
 }
 
@@ -188,6 +189,32 @@ fn pages_survive_the_wire_and_zero_ones_cost_nothing() {
     assert_eq!(zeros.len(), 4 + 3 * 9);
     // A page that `push_with` finds to be zero costs as little.
     assert_eq!(batch(&[512]).1.len(), 4 + 9);
+}
+
+#[test]
+fn a_page_that_is_what_the_receiver_has_is_not_sent() {
+    let mut out = vec![7];
+    let mut writer = PageBatchWriter::new(false, &mut out);
+    for content in [0, 9] {
+        let mut base = page(content);
+        assert!(!writer.push_delta(5, &mut base, &page(content)), "{content}");
+    }
+    assert!(writer.finish().is_none(), "a frame has pages");
+    assert_eq!(out, [7]);
+    let mut writer = PageBatchWriter::new(false, &mut out);
+    for (gfn, (before, now)) in [(0, 9), (9, 0), (9, 9), (8, 9)].into_iter().enumerate() {
+        let mut base = page(before);
+        assert_eq!(
+            writer.push_delta(gfn as u64, &mut base, &page(now)),
+            before != now
+        );
+        assert_eq!(base, page(now));
+    }
+    let (header, pages) = writer.finish().expect("it has pages");
+    let batch = PageBatch::parse(header.kind, &out[1 + HEADER_BYTES..], |_| true).expect("a good batch");
+    let found: Vec<u64> = batch.iter().map(|page| page.gfn).collect();
+    assert_eq!((pages, found), (3, vec![0, 1, 3]));
+    assert_eq!(batch.iter().nth(1).expect("three").content, PageContent::Zero);
 }
 
 #[test]

@@ -131,6 +131,18 @@ impl DirtyLog {
         Ok(())
     }
 
+    /// What became of the pages of the last capture: the content of these, in order, had not changed. If they are left
+    /// writable, they need not be for much longer.
+    pub fn note_unchanged(&self, pages: &[u64]) {
+        if self.has_rings() {
+            let first = |slot: u32| self.memory.iter().nth(slot as usize).map(|it| it.start_addr().0);
+            self.hot().note(|(slot, page)| {
+                first(slot)
+                    .is_some_and(|first| pages.binary_search(&(first / PAGE_BYTES as u64 + page)).is_ok())
+            });
+        }
+    }
+
     /// Pages that are left writable, and count as dirty at each capture.
     pub fn hot_pages(&self) -> usize {
         self.hot().len()

@@ -71,16 +71,27 @@ impl<'a> PageBatchWriter<'a> {
     }
 
     /// Adds a page in its shortest encoding, given what the receiver has for certain; that becomes what the page is now.
-    pub fn push_delta(&mut self, gfn: u64, base: &mut [u8; PAGE_BYTES], bytes: &[u8; PAGE_BYTES]) {
+    /// Returns false if it is the same: then there is nothing to add.
+    pub fn push_delta(&mut self, gfn: u64, base: &mut [u8; PAGE_BYTES], bytes: &[u8; PAGE_BYTES]) -> bool {
         if is_zero(bytes) {
-            base.fill(0);
-            return self.push_zero(gfn);
+            let is_changed = !is_zero(base);
+            if is_changed {
+                base.fill(0);
+                self.push_zero(gfn);
+            }
+            return is_changed;
         }
+        let before = self.out.len();
         self.entry(gfn, ENCODING_DELTA);
         let head = self.out.len();
         self.out.extend_from_slice(&[0; DELTA_HEAD_BYTES]);
+        let runs = self.out.len();
         if encode_delta(base, bytes, self.out) {
-            let runs = head + DELTA_HEAD_BYTES;
+            if self.out.len() == runs {
+                self.out.truncate(before);
+                self.pages -= 1;
+                return false;
+            }
             let length = (self.out.len() - runs) as u16;
             self.out[head..head + 4].copy_from_slice(&base_checksum(base).to_le_bytes());
             self.out[head + 4..runs].copy_from_slice(&length.to_le_bytes());
@@ -93,6 +104,7 @@ impl<'a> PageBatchWriter<'a> {
             self.out.extend_from_slice(bytes);
             *base = *bytes;
         }
+        true
     }
 
     /// Adds a page by letting `fill` write its bytes straight into the frame: from guest memory, without a copy
@@ -121,11 +133,17 @@ impl<'a> PageBatchWriter<'a> {
         self.out.push(encoding);
     }
 
-    /// Completes the frame: the buffer now ends with it.
-    pub fn finish(self) -> FrameHeader {
+    /// Completes the frame: the buffer now ends with it. Returns its header and how many pages it has; `None`, and the buffer
+    /// is as it was, if there are none.
+    pub fn finish(self) -> Option<(FrameHeader, usize)> {
+        if self.pages == 0 {
+            self.out.truncate(self.start);
+            return None;
+        }
         let count = self.start + HEADER_BYTES;
         self.out[count..count + COUNT_BYTES].copy_from_slice(&(self.pages as u32).to_le_bytes());
-        close_frame(self.out, self.start, self.kind)
+        let header = close_frame(self.out, self.start, self.kind);
+        Some((header, self.pages))
     }
 }
 

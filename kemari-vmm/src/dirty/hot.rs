@@ -2,7 +2,8 @@
 //! guest would pay a fault for each: the largest cost of a sync that it notices. They are left writable instead, and
 //! count as dirty without being asked.
 //!
-//! Whether such a page is still written is found out by looking at its content now and then, at two captures in a row. KVM protects the pages that
+//! Whether such a page is still written is found out by looking at its content now and then, at two captures in a row; and by
+//! those who look at all content anyway, to send only what has changed of it. KVM protects the pages that
 //! are named in entries of its rings which are given back. An entry of a page that stays writable names none, or in its
 //! place one that is not written any more. That never makes fewer of them: if most are not written any more, all are
 //! protected at once, which takes KVM longer.
@@ -16,6 +17,9 @@ const EPOCHS: u32 = 2;
 const LOOKS: usize = 4;
 /// Most pages that are left writable.
 const PAGES_MAX: usize = 4096;
+/// If those who look at all content find a page unchanged so often in a row, it is not written any more. Being looked at so
+/// often in vain costs about as much as the fault by which the guest would tell of its next write.
+const UNCHANGED_MAX: u8 = 6;
 /// So many pages that are not written any more are put up with.
 const IDLE_PAGES: usize = 8;
 /// All pages are protected no more often.
@@ -43,13 +47,33 @@ pub struct Hot {
     known: Vec<Vec<u32>>,
     /// Number of the capture.
     capture: u32,
-    /// Pages left writable, and a hash of what was in them at the capture of that number.
-    kept: Vec<(Page, Option<(u32, u64)>)>,
+    /// Pages left writable that are written, as far as is known.
+    kept: Vec<Kept>,
     /// Behind the last one that is remembered.
     next: usize,
     /// Pages left writable that an epoch has not changed.
     idle: Vec<Page>,
     cleared: Option<Instant>,
+}
+
+/// A page that is left writable.
+#[derive(Debug)]
+struct Kept {
+    page: Page,
+    /// A hash of what was in it at the capture of that number.
+    seen: Option<(u32, u64)>,
+    /// So often in a row it was told to be unchanged.
+    unchanged: u8,
+}
+
+impl Kept {
+    fn new(page: Page) -> Self {
+        Self {
+            page,
+            seen: None,
+            unchanged: 0,
+        }
+    }
 }
 
 /// The lower bits of a capture's number.
@@ -80,7 +104,7 @@ impl Hot {
         let end = self.next.min(self.kept.len());
         for index in (end.saturating_sub(LOOKS)..end).rev() {
             // Another may be here by now, which was not looked at.
-            let (page, seen) = self.kept[index];
+            let Kept { page, seen, .. } = self.kept[index];
             if seen.is_some_and(|(capture, then)| capture == before && then == hash(page)) {
                 self.kept.swap_remove(index);
                 self.idle.push(page);
@@ -88,9 +112,25 @@ impl Hot {
         }
         let from = if end < self.kept.len() { end } else { 0 };
         self.next = (from + LOOKS).min(self.kept.len());
-        for (page, seen) in &mut self.kept[from..self.next] {
+        for Kept { page, seen, .. } in &mut self.kept[from..self.next] {
             *seen = Some((self.capture, hash(*page)));
         }
+    }
+
+    /// Since the capture before, the content of each page has stayed the same or not.
+    pub fn note(&mut self, is_unchanged: impl Fn(Page) -> bool) {
+        let written = self.idle.extract_if(.., |page| !is_unchanged(*page));
+        let written: Vec<Page> = written.collect();
+        for kept in &mut self.kept {
+            kept.unchanged = if is_unchanged(kept.page) {
+                kept.unchanged + 1
+            } else {
+                0
+            };
+        }
+        let idle = self.kept.extract_if(.., |kept| kept.unchanged >= UNCHANGED_MAX);
+        self.idle.extend(idle.map(|kept| kept.page));
+        self.kept.extend(written.into_iter().map(Kept::new));
     }
 
     /// What becomes of an entry that names this page, at a capture.
@@ -109,7 +149,7 @@ impl Hot {
                 return Fate::Protect;
             }
             *known = KEPT;
-            self.kept.push((page, None));
+            self.kept.push(Kept::new(page));
         }
         match self.idle.pop() {
             Some(other) if other != page => {
@@ -125,7 +165,7 @@ impl Hot {
 
     /// All pages that are left writable: they count as dirty.
     pub fn pages(&self) -> impl Iterator<Item = Page> + '_ {
-        let kept = self.kept.iter().map(|(page, _)| *page);
+        let kept = self.kept.iter().map(|kept| kept.page);
         self.idle.iter().copied().chain(kept)
     }
 
@@ -260,6 +300,34 @@ mod tests {
             play.epoch(&[]);
         }
         assert!(play.hot.len() <= 10, "not again so soon");
+    }
+
+    #[test]
+    fn what_was_told_to_be_unchanged_for_long_enough_is_not_written_any_more() {
+        let mut play = Play::new();
+        let pages: Vec<u64> = (0..100).collect();
+        for _ in 0..3 {
+            play.epoch(&pages);
+        }
+        for _ in 1..UNCHANGED_MAX {
+            play.hot.note(|(_, page)| page >= 40);
+        }
+        assert_eq!((play.hot.len(), play.hot.idle.len()), (100, 0));
+        // Some are written after all, one of them too late.
+        play.hot.note(|(_, page)| page >= 50);
+        assert_eq!(play.hot.idle.len(), 50);
+        play.hot.note(|(_, page)| page >= 51);
+        assert_eq!(play.hot.idle.len(), 49);
+        assert_eq!(
+            play.epoch(&pages[..51]),
+            pages.iter().copied().collect(),
+            "dirty all the same"
+        );
+        assert!(
+            play.hot.len() <= 4,
+            "most are protected with that, so all: {}",
+            play.hot.len()
+        );
     }
 
     #[test]

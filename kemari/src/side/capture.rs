@@ -18,6 +18,8 @@ pub struct Capture {
     pub epoch: u64,
     /// Its dirty pages, but for those that went ahead and have not changed since.
     pub pages: Vec<u64>,
+    /// Those of them that were found to be what the secondary has, and are not sent.
+    unchanged: Vec<u64>,
     /// What went ahead of it.
     ahead: Option<Sent>,
     /// The states of all components.
@@ -111,6 +113,7 @@ impl Capture {
         let mut capture = Self {
             epoch,
             pages,
+            unchanged: Vec::new(),
             states: Vec::new(),
             frames: buffer,
             at_once: None,
@@ -144,14 +147,13 @@ impl Capture {
         if let Some(deltas) = &mut deltas {
             deltas.begin(self.epoch);
         }
-        let changes = deltas.as_deref_mut().map_or(Encoding::Whole, Encoding::Changes);
         match at_once {
             Some(at_once) => {
                 self.collect(frozen, lap)?;
                 self.open(&at_once.opening);
                 // More than the secondary can take: the sync fails anyway.
                 let at_once = Some(at_once).filter(|it| self.pages_sent() <= it.opening.pages_max);
-                self.push_pages(0, machine, changes, at_once, lap)?;
+                self.push_changes(machine, deltas.as_deref_mut(), at_once, lap)?;
                 frozen.save_state(&mut self.states)?;
                 lap.end(&mut self.took.states);
                 // Saving state may have written memory.
@@ -166,7 +168,7 @@ impl Capture {
                 lap.end(&mut self.took.states);
                 // Last: saving state may have written memory.
                 self.collect(frozen, lap)?;
-                self.push_pages(0, machine, changes, None, lap)?;
+                self.push_changes(machine, deltas, None, lap)?;
             }
         }
         self.push_states(states)?;
@@ -196,6 +198,30 @@ impl Capture {
             opening_bytes: self.frames.len(),
             sent_bytes: 0,
         });
+    }
+
+    /// All pages. Those that turn out not to have changed may be left writable no longer.
+    fn push_changes(
+        &mut self,
+        machine: &Machine,
+        deltas: Option<&mut DeltaCache>,
+        at_once: Option<AtOnce<'_>>,
+        lap: &mut Lap,
+    ) -> anyhow::Result<()> {
+        let Some(deltas) = deltas else {
+            return self.push_pages(0, machine, Encoding::Whole, at_once, lap);
+        };
+        let mut unchanged = std::mem::take(&mut self.unchanged);
+        let result = self.push_pages(
+            0,
+            machine,
+            Encoding::Changes(deltas, &mut unchanged),
+            at_once,
+            lap,
+        );
+        self.unchanged = unchanged;
+        machine.dirty().note_unchanged(&self.unchanged);
+        result
     }
 
     /// Pages from this index on. What cannot be sent at once is left to the transmission.
@@ -245,7 +271,7 @@ impl Capture {
     /// Pages that it sends, with those that went ahead, as often as they are sent.
     pub fn pages_sent(&self) -> u64 {
         let ahead = self.ahead.as_ref().map_or(0, |sent| sent.pages().len());
-        (self.pages.len() + ahead) as u64
+        (self.pages.len() - self.unchanged.len() + ahead) as u64
     }
 
     /// Bytes that were sent at once.

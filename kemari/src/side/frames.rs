@@ -13,13 +13,14 @@ pub const PAGES_PER_FRAME: usize = 64;
 pub enum Encoding<'a> {
     /// As they are.
     Whole,
-    /// As their difference from what the secondary has, where that is known.
-    Changes(&'a mut DeltaCache),
+    /// As their difference from what the secondary has, where that is known. Those that do not differ are not sent, but
+    /// listed.
+    Changes(&'a mut DeltaCache, &'a mut Vec<u64>),
     /// As they are, for they may have been sent in this sync before. What is known of them is renewed.
     Again(&'a mut DeltaCache),
 }
 
-/// Appends one frame with these pages, as they are now; at most [`PAGES_PER_FRAME`].
+/// Appends one frame with these pages, as they are now; at most [`PAGES_PER_FRAME`]. None, if none of them is to be sent.
 ///
 /// # Errors
 /// A page of the guest that cannot be read.
@@ -40,13 +41,17 @@ pub fn push_frame(
         };
         let kept = match encoding {
             Encoding::Whole => None,
-            Encoding::Changes(deltas) => deltas.send(page),
+            Encoding::Changes(deltas, _) => deltas.send(page),
             Encoding::Again(deltas) => deltas.send(page).map(|(kept, _)| (kept, false)),
         };
         match kept {
             Some((base, true)) => {
                 fill(&mut now);
-                batch.push_delta(page, base, &now);
+                if !batch.push_delta(page, base, &now)
+                    && let Encoding::Changes(_, unchanged) = encoding
+                {
+                    unchanged.push(page);
+                }
             }
             Some((kept, false)) => {
                 fill(kept);
@@ -55,6 +60,8 @@ pub fn push_frame(
             None => batch.push_with(page, fill),
         }
     }
-    tally.add_pages(&batch.finish(), pages.len());
+    if let Some((header, pages)) = batch.finish() {
+        tally.add_pages(&header, pages);
+    }
     Ok(read?)
 }
