@@ -1,9 +1,9 @@
 //! Whether deltas pay: decided by measuring, not by guessing how fast wire and processor are.
 
 /// Syncs of one kind that are measured in turn.
-const PROBE_SYNCS: u32 = 64;
+const PROBE_SYNCS: u32 = 32;
 /// Of them, the first ones do not count: with deltas they fill the cache, without them they empty the queues.
-const WARM_UP_SYNCS: u32 = 16;
+const WARM_UP_SYNCS: u32 = 8;
 /// Syncs that the better kind is used for until the other is tried again.
 const USE_SYNCS: u32 = 4096;
 /// Syncs that it is used for in any case, also if the load is another than the one that was measured.

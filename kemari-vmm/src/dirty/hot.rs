@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 /// A page that was written in so many epochs in a row is left writable. With 3 fewer are sent in vain, but the faults of the
 /// others cost the guest more than that.
 const EPOCHS: u32 = 2;
-/// Pages whose content is remembered at each capture, and looked at again at the next.
-const LOOKS: usize = 4;
+/// Pages whose content is remembered at each capture, and looked at again at the next: at least so many,
+const LOOKS_MIN: usize = 4;
+/// and this share of those that are left writable. A page costs less to look at than to be sent in vain.
+const LOOKS_SHARE: usize = 16;
 /// Most pages that are left writable.
 const PAGES_MAX: usize = 4096;
 /// If those who look at all content find a page unchanged so often in a row, it is not written any more. Being looked at so
@@ -51,6 +53,8 @@ pub struct Hot {
     kept: Vec<Kept>,
     /// Behind the last one that is remembered.
     next: usize,
+    /// How many are.
+    looks: usize,
     /// Pages left writable that an epoch has not changed.
     idle: Vec<Page>,
     cleared: Option<Instant>,
@@ -102,7 +106,7 @@ impl Hot {
         let before = self.capture;
         self.capture = before.wrapping_add(1) & CAPTURE;
         let end = self.next.min(self.kept.len());
-        for index in (end.saturating_sub(LOOKS)..end).rev() {
+        for index in (end.saturating_sub(self.looks)..end).rev() {
             // Another may be here by now, which was not looked at.
             let Kept { page, seen, .. } = self.kept[index];
             if seen.is_some_and(|(capture, then)| capture == before && then == hash(page)) {
@@ -111,7 +115,8 @@ impl Hot {
             }
         }
         let from = if end < self.kept.len() { end } else { 0 };
-        self.next = (from + LOOKS).min(self.kept.len());
+        self.looks = LOOKS_MIN.max(self.kept.len() / LOOKS_SHARE);
+        self.next = (from + self.looks).min(self.kept.len());
         for Kept { page, seen, .. } in &mut self.kept[from..self.next] {
             *seen = Some((self.capture, hash(*page)));
         }
@@ -290,7 +295,7 @@ mod tests {
             play.epoch(&pages);
         }
         assert_eq!(play.hot.len(), 100);
-        let looks = 100 / LOOKS + 3;
+        let looks = 100 / LOOKS_MIN + 3;
         for _ in 0..looks {
             play.epoch(&pages[..10]);
         }
