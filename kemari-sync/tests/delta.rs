@@ -72,7 +72,7 @@ impl Sender {
                     }
                     None => {
                         self.raw_pages += 1;
-                        batch.push_with(gfn, |bytes| *bytes = content);
+                        batch.push_with(gfn, |out| out.extend_from_slice(&content));
                     }
                 }
             }

@@ -161,7 +161,7 @@ fn batch(gfns: &[u64]) -> (FrameHeader, Vec<u8>) {
         match gfn % 3 {
             0 => writer.push_zero(gfn),
             1 => writer.push(gfn, &page(gfn as u8)),
-            _ => writer.push_with(gfn, |bytes| *bytes = page(gfn as u8)),
+            _ => writer.push_with(gfn, |out| out.extend_from_slice(&page(gfn as u8))),
         }
     }
     let (header, pages) = writer.finish().expect("it has pages");

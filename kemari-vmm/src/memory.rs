@@ -72,6 +72,18 @@ pub fn read_page(memory: &Memory, gfn: u64, page: &mut [u8]) -> Result<(), Guest
     memory.read_slice(page, GuestAddress(gfn * PAGE_BYTES as u64))
 }
 
+/// As [`read_page`], and puts the page behind what is there. If that fails, a page of zeros is put there.
+///
+/// # Errors
+/// As [`read_page`].
+pub fn append_page(memory: &Memory, gfn: u64, out: &mut Vec<u8>) -> Result<(), GuestMemoryError> {
+    let end = out.len() + PAGE_BYTES;
+    let result = memory.write_all_volatile_to(GuestAddress(gfn * PAGE_BYTES as u64), out, PAGE_BYTES);
+    // Part of it may have been read.
+    out.resize(end, 0);
+    result
+}
+
 /// Writes one page frame, as a secondary does with a committed sync.
 ///
 /// # Errors

@@ -107,14 +107,16 @@ impl<'a> PageBatchWriter<'a> {
         true
     }
 
-    /// Adds a page by letting `fill` write its bytes straight into the frame: from guest memory, without a copy
-    /// between. A page that turns out to be all zero is sent as such.
-    pub fn push_with(&mut self, gfn: u64, fill: impl FnOnce(&mut [u8; PAGE_BYTES])) {
+    /// Adds a page by letting `append` put its bytes behind the frame: from guest memory, without a copy between and
+    /// without clearing their place before. A page that turns out to be all zero is sent as such.
+    ///
+    /// # Panics
+    /// If anything but one page was appended.
+    pub fn push_with(&mut self, gfn: u64, append: impl FnOnce(&mut Vec<u8>)) {
         self.entry(gfn, ENCODING_RAW);
         let at = self.out.len();
-        self.out.resize(at + PAGE_BYTES, 0);
-        let page: &mut [u8; PAGE_BYTES] = (&mut self.out[at..]).try_into().expect("just made of this size");
-        fill(page);
+        append(self.out);
+        let page: &[u8; PAGE_BYTES] = self.out[at..].try_into().expect("one page is appended");
         if is_zero(page) {
             self.out.truncate(at);
             self.out[at - 1] = ENCODING_ZERO;

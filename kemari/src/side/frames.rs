@@ -32,13 +32,10 @@ pub fn push_frame(
     tally: &mut SyncTally,
 ) -> anyhow::Result<()> {
     let mut batch = PageBatchWriter::new(false, out);
-    let (mut read, mut now) = (Ok(()), [0; memory::PAGE_BYTES]);
+    let memory = machine.memory();
+    let (mut failed, mut now) = (None, [0; memory::PAGE_BYTES]);
+    let mut note = |read: Result<(), _>| failed = failed.take().or(read.err());
     for &page in pages {
-        let mut fill = |bytes: &mut [u8; memory::PAGE_BYTES]| {
-            if let Err(error) = memory::read_page(machine.memory(), page, bytes) {
-                read = Err(error);
-            }
-        };
         let kept = match encoding {
             Encoding::Whole => None,
             Encoding::Changes(deltas, _) => deltas.send(page),
@@ -46,7 +43,7 @@ pub fn push_frame(
         };
         match kept {
             Some((base, true)) => {
-                fill(&mut now);
+                note(memory::read_page(memory, page, &mut now));
                 if !batch.push_delta(page, base, &now)
                     && let Encoding::Changes(_, unchanged) = encoding
                 {
@@ -54,14 +51,14 @@ pub fn push_frame(
                 }
             }
             Some((kept, false)) => {
-                fill(kept);
+                note(memory::read_page(memory, page, kept));
                 batch.push(page, kept);
             }
-            None => batch.push_with(page, fill),
+            None => batch.push_with(page, |out| note(memory::append_page(memory, page, out))),
         }
     }
     if let Some((header, pages)) = batch.finish() {
         tally.add_pages(&header, pages);
     }
-    Ok(read?)
+    failed.map_or(Ok(()), |error| Err(error.into()))
 }

@@ -164,6 +164,10 @@ pub struct PrimarySide {
     timings: Timings,
     heard_ms: Option<u64>,
     paused_at_us: u64,
+    /// Whether a vCPU's thread does this.
+    is_on_vcpu: bool,
+    /// Whether it has let the guest run, but for its own vCPU.
+    pause_to_note: bool,
     /// When the guest asked for the sync that is to begin now.
     asked_us: Option<u64>,
     /// When the guest asked for the sync under way, or was paused for it.
@@ -261,6 +265,8 @@ impl PrimarySide {
             timings: Timings::default(),
             heard_ms: None,
             paused_at_us: 0,
+            is_on_vcpu: false,
+            pause_to_note: false,
             asked_us: None,
             sync_since_us: 0,
             sending_us: 0,

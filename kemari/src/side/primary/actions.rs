@@ -211,6 +211,7 @@ impl PrimarySide {
             return;
         }
         self.trace.note(Step::Capturing, epoch);
+        self.note_inline_pause();
         self.paused_at_us = self.clock.now_us();
         self.sync_since_us = self.asked_us.take().unwrap_or(self.paused_at_us);
         self.console_due_ms = None;
@@ -372,11 +373,27 @@ impl PrimarySide {
 
     fn resume(&mut self) {
         self.paused = false;
-        self.counters.last_pause_us = self.clock.now_us().saturating_sub(self.paused_at_us);
-        self.timings.pause_us.note(self.counters.last_pause_us);
+        if self.is_on_vcpu {
+            // Its guest runs on when this thread has done what else there is to do.
+            self.pause_to_note = true;
+        } else {
+            self.note_pause();
+        }
         if !self.reset.is_under_way() {
             self.resume_machine();
         }
+    }
+
+    /// The pause ends now that a vCPU's thread has left to be noted.
+    pub(super) fn note_inline_pause(&mut self) {
+        if std::mem::take(&mut self.pause_to_note) {
+            self.note_pause();
+        }
+    }
+
+    fn note_pause(&mut self) {
+        self.counters.last_pause_us = self.clock.now_us().saturating_sub(self.paused_at_us);
+        self.timings.pause_us.note(self.counters.last_pause_us);
     }
 
     /// The right to act alone: output leaves at once, nobody is owed pages.

@@ -36,6 +36,7 @@ impl PrimarySide {
         let Some(since_us) = self.tap.looked() else {
             return self.run_unless_paused();
         };
+        self.is_on_vcpu = true;
         self.asked_us = Some(since_us);
         self.wait_for_due_ack();
         self.on_output_held();
@@ -43,6 +44,8 @@ impl PrimarySide {
         self.asked_us = None;
         self.poll_for_ack();
         self.run_unless_paused();
+        self.is_on_vcpu = false;
+        self.note_inline_pause();
         if self.end.is_some() || !self.events.is_empty() {
             self.mailbox.post(Input::Wake);
         }
