@@ -270,8 +270,12 @@ impl Capture {
 
     /// Pages that it sends, with those that went ahead, as often as they are sent.
     pub fn pages_sent(&self) -> u64 {
-        let ahead = self.ahead.as_ref().map_or(0, |sent| sent.pages().len());
-        (self.pages.len() - self.unchanged.len() + ahead) as u64
+        (self.pages.len() - self.unchanged.len()) as u64 + self.pages_ahead()
+    }
+
+    /// Pages that went ahead of it.
+    pub fn pages_ahead(&self) -> u64 {
+        self.ahead.as_ref().map_or(0, |sent| sent.pages().len()) as u64
     }
 
     /// Bytes that were sent at once.

@@ -280,7 +280,7 @@ impl PrimarySide {
                     .note(self.clock.now_us() - self.paused_at_us);
                 self.counters.wire_bytes += capture.sent_bytes() as u64;
                 self.counters.pages += capture.pages_sent();
-                self.counters.pages_ahead += capture.pages_sent() - capture.pages.len() as u64;
+                self.counters.pages_ahead += capture.pages_ahead();
                 self.events.push_back(PrimaryEvent::Captured {
                     epoch,
                     pages: capture.pages_sent(),
