@@ -50,7 +50,10 @@ const PING: RowKind = RowKind {
 /// Times that the VM is measured protected and unprotected.
 const ROUNDS: usize = 3;
 /// Length of a slice of clients' work: emulated hosts are slow.
-const SLICE: Duration = Duration::from_secs(4);
+const SLICE: Duration = Duration::from_secs(8);
+/// For so long before it the clients work as well: what the program finds out about its load by trying takes it many syncs,
+/// and there are few a second.
+const WARM_UP: Duration = Duration::from_secs(8);
 /// Pings of a slice.
 const PINGS: u32 = 70;
 /// Clients of the rows with many.
@@ -89,6 +92,12 @@ struct Phase {
 }
 
 impl Phase {
+    /// Clients work.
+    fn work(&mut self, pair: &EmulatedPair<'_>, clients: &mut Clients, mix: Mix) -> Result<()> {
+        clients.work(WARM_UP, mix)?;
+        self.add(pair, || clients.work(SLICE, mix))
+    }
+
     fn add(&mut self, pair: &EmulatedPair<'_>, work: impl FnOnce() -> Result<Slice>) -> Result<()> {
         let (before, was) = (status(pair)?, self.syncs.counters.syncs);
         let work = work()?;
@@ -176,10 +185,10 @@ fn slice(
     arm: &mut Arm,
 ) -> Result<()> {
     caller.ask(&["CONFIG", "SET", "appendfsync", "everysec"])?;
-    arm.many.add(pair, || many.work(SLICE, Mix::Half))?;
-    arm.one.add(pair, || one.work(SLICE, Mix::Writes))?;
+    arm.many.work(pair, many, Mix::Half)?;
+    arm.one.work(pair, one, Mix::Writes)?;
     caller.ask(&["CONFIG", "SET", "appendfsync", "always"])?;
-    arm.many_always.add(pair, || many.work(SLICE, Mix::Half))?;
+    arm.many_always.work(pair, many, Mix::Half)?;
     let address = pair.service().ip().to_string();
     let mut ping = netns.command(PING_PROGRAM.0);
     ping.args(["-n", "-c", &PINGS.to_string(), "-i", "0.05", "-W", "5", &address]);
