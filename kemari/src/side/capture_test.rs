@@ -155,6 +155,7 @@ struct Seen {
     failed: usize,
     compared: usize,
     pages: usize,
+    unchanged: usize,
     deltas: usize,
     ahead: usize,
     at_once: usize,
@@ -309,6 +310,7 @@ fn run(memory_mib: u64, source: DirtySource, syncs: u64, compare_every: u64) -> 
         shadow.commit();
         deltas.acked(epoch);
         seen.pages += capture.pages.len();
+        seen.unchanged += capture.pages.len() - (capture.pages_sent() - capture.pages_ahead()) as usize;
         assert_eq!(shadow.states, capture.states, "the states after sync {epoch}");
         if mode == Mode::Lockstep && epoch > compare_every * seen.compared as u64 {
             seen.compared += 1;
@@ -331,6 +333,7 @@ fn what_a_secondary_has_is_what_was_captured() {
             seen.failed > 50
                 && seen.compared > 20
                 && seen.pages > 5_000
+                && seen.unchanged > 100
                 && seen.ahead > 40
                 && seen.at_once > 200
                 && seen.deltas > 1_000,
