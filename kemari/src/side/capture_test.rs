@@ -333,7 +333,7 @@ fn what_a_secondary_has_is_what_was_captured() {
             seen.failed > 50
                 && seen.compared > 20
                 && seen.pages > 5_000
-                && seen.unchanged > 100
+                && seen.unchanged > 30
                 && seen.ahead > 40
                 && seen.at_once > 200
                 && seen.deltas > 1_000,
