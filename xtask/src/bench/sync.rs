@@ -165,7 +165,7 @@ fn over(pages: u32, loops: &Loops, limits: &Samples) -> Result<Found> {
 }
 
 /// Where the time of a sync goes.
-fn parts(span: &Span) -> Result<String> {
+pub(super) fn parts(span: &Span) -> Result<String> {
     let series = span.breakdown("")?;
     let parts: Vec<String> = series
         .iter()
