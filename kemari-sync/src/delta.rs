@@ -1,8 +1,9 @@
 //! Deltas: a page as its difference from what the secondary has for certain.
 //!
 //! The base is the content of the last *acked* sync, of which the primary keeps a bounded part. What was sent and not
-//! acked is never a base; it takes the place of the base, so a sync that fails takes what it touched out. A delta carries a checksum of its base, so that a
-//! receiver whose page is another refuses it at the check and not at a takeover.
+//! acked is never a base; it takes the place of the base, so a sync that fails takes what it touched out. A delta carries
+//! a checksum of its base, so that a receiver whose page is another refuses it at the check and not at a takeover. A page that
+//! is still its base needs no delta: it is not sent.
 //!
 //! Body of a delta: runs of new bytes, each `offset: u16`, `length: u16` and the bytes, in ascending order.
 

@@ -158,22 +158,43 @@ fn encoded(message: &Message) -> Vec<u8> {
     bytes
 }
 
+/// The connections of a session, main and heartbeat: the ends that `a` has made, and those that `b` has accepted.
+struct Ends {
+    is_encrypted: bool,
+    ours: (Connection, Connection),
+    theirs: (Connection, Connection),
+}
+
+/// A session between `a` and `b`, encrypted, and one in plaintext.
+fn sessions() -> [Ends; 2] {
+    let set = Set::new(&["a", "b"]);
+    [
+        (true, set.of("a"), set.of("b")),
+        (false, Security::Plaintext, Security::Plaintext),
+    ]
+    .map(|(is_encrypted, a, b)| {
+        let (outcome, mut seen) = meet(b, move |address| open_session(&a, address));
+        assert_eq!(seen.refusals, [""; 0]);
+        Ends {
+            is_encrypted,
+            ours: outcome.unwrap(),
+            theirs: seen.sessions.remove(0),
+        }
+    })
+}
+
 #[test]
 fn two_hosts_of_a_set_talk_and_only_in_their_own_names() {
-    let set = Set::new(&["a", "b"]);
-    for (a, b) in [
-        (set.of("a"), set.of("b")),
-        (Security::Plaintext, Security::Plaintext),
-    ] {
-        let is_encrypted = !matches!(a, Security::Plaintext);
-        let (outcome, mut seen) = meet(b, move |address| open_session(&a, address));
-        let (mut main, mut heartbeat) = outcome.unwrap();
-        assert_eq!(seen.refusals, [""; 0]);
-        let (other_main, other_heartbeat) = &mut seen.sessions[0];
+    for ends in sessions() {
+        let Ends {
+            is_encrypted,
+            ours: (mut main, mut heartbeat),
+            theirs: (mut other_main, mut other_heartbeat),
+        } = ends;
         main.send(encoded(&hello("a")));
-        let greeting = next(other_main);
+        let greeting = next(&mut other_main);
         assert_eq!(greeting, hello("a"));
-        for connection in [&*other_main, &*other_heartbeat] {
+        for connection in [&other_main, &other_heartbeat] {
             assert!(connection.check_claim(&greeting).is_ok());
             // Plaintext proves nothing, and the documentation says so.
             let lie = connection.check_claim(&hello("c"));
@@ -191,21 +212,14 @@ fn two_hosts_of_a_set_talk_and_only_in_their_own_names() {
 /// Whoever goes while the other end is sending to it leaves a reset behind, and that must not drown what it said.
 #[test]
 fn what_was_said_before_a_connection_broke_is_heard() {
-    let set = Set::new(&["a", "b"]);
-    for (a, b) in [
-        (set.of("a"), set.of("b")),
-        (Security::Plaintext, Security::Plaintext),
-    ] {
-        let (outcome, mut seen) = meet(b, move |address| open_session(&a, address));
-        let (mut main, _heartbeat) = outcome.unwrap();
+    for ends in sessions() {
+        let ((mut main, _heartbeat), (mut other, other_heartbeat)) = (ends.ours, ends.theirs);
         let goodbye = Message::Goodbye(Goodbye::Stopped);
-        {
-            let (mut other, _) = seen.sessions.remove(0);
-            other.send(encoded(&goodbye));
-            // Unread, it makes the kernel reset the connection when it is closed.
-            main.send(encoded(&hello("a")));
-            thread::sleep(Duration::from_millis(50));
-        }
+        other.send(encoded(&goodbye));
+        // Unread, it makes the kernel reset the connection when it is closed.
+        main.send(encoded(&hello("a")));
+        thread::sleep(Duration::from_millis(50));
+        drop((other, other_heartbeat));
         for _ in 0..3 {
             main.send(encoded(&hello("a")));
             thread::sleep(Duration::from_millis(10));
@@ -218,14 +232,8 @@ fn what_was_said_before_a_connection_broke_is_heard() {
 
 #[test]
 fn bulk_data_passes_whole_both_ways_without_blocking() {
-    let set = Set::new(&["a", "b"]);
-    for (a, b) in [
-        (set.of("a"), set.of("b")),
-        (Security::Plaintext, Security::Plaintext),
-    ] {
-        let (outcome, mut seen) = meet(b, move |address| open_session(&a, address));
-        let (mut main, _heartbeat) = outcome.unwrap();
-        let (other, _) = &mut seen.sessions[0];
+    for ends in sessions() {
+        let ((mut main, _heartbeat), (mut other, _other_heartbeat)) = (ends.ours, ends.theirs);
         let reason = |index: usize| "x".repeat(index % 500);
         const MESSAGES: usize = 20_000;
         let batch = |range: std::ops::Range<usize>| {
@@ -237,7 +245,7 @@ fn bulk_data_passes_whole_both_ways_without_blocking() {
         let (mut here, mut there) = (0, 0);
         let start = Instant::now();
         while (here, there) != (MESSAGES, MESSAGES) && start.elapsed() < PATIENCE {
-            for (connection, count) in [(&mut main, &mut here), (&mut *other, &mut there)] {
+            for (connection, count) in [(&mut main, &mut here), (&mut other, &mut there)] {
                 connection.flush();
                 let end = connection.receive(|header, body| {
                     header.check(body)?;

@@ -3,9 +3,9 @@
 //! count as dirty without being asked.
 //!
 //! Whether such a page is still written is found out by looking at its content now and then, at two captures in a row; and by
-//! those who look at all content anyway, to send only what has changed of it. KVM protects the pages that
-//! are named in entries of its rings which are given back. An entry of a page that stays writable names none, or in its
-//! place one that is not written any more. That never makes fewer of them: if most are not written any more, all are
+//! those who look at all content anyway, to send only what has changed of it. KVM protects the pages
+//! that are named in entries of its rings which are given back. An entry of a page that stays writable names none, or in its
+//! place one that is not written any more. That never makes fewer of them: if many are not written any more, all are
 //! protected at once, which takes KVM longer.
 
 use std::time::{Duration, Instant};

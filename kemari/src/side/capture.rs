@@ -151,7 +151,7 @@ impl Capture {
             Some(at_once) => {
                 self.collect(frozen, lap)?;
                 self.open(&at_once.opening);
-                // More than the secondary can take: the sync fails anyway.
+                // More than the secondary may take: how many of them have changed is known only when all were looked at.
                 let at_once = Some(at_once).filter(|it| self.pages_sent() <= it.opening.pages_max);
                 self.push_changes(machine, deltas.as_deref_mut(), at_once, lap)?;
                 frozen.save_state(&mut self.states)?;
