@@ -35,6 +35,32 @@ fn pipelined_output_does_not_wait_for_the_clock() {
     });
 }
 
+/// The thread of the guest's only vCPU hands a sync to the socket, too: the guest cannot run meanwhile.
+#[test]
+fn a_pause_lasts_until_the_vcpu_can_run() {
+    let plan = Plan {
+        mode: "pipelined",
+        protection: "gather = \"off\"\ndelta = \"off\"",
+        ..Plan::default()
+    };
+    play(&plan, |scene| {
+        scene.protect()?;
+        let before = scene.await_protected(Host::A)?.timings;
+        scene.order(&["KICKLOOP", "300", "2"])?;
+        let has_seen = |status: &Status| status.timings.pause_us.count >= before.pause_us.count + 100;
+        let after = scene.await_status("its syncs", Host::A, has_seen)?.timings;
+        let pause_us = after.pause_us.sum_us - before.pause_us.sum_us;
+        let capture_us = after.capture_us.sum_us - before.capture_us.sum_us;
+        let send_us = after.send_us.sum_us - before.send_us.sum_us;
+        // Some syncs may be another thread's.
+        ensure!(
+            pause_us >= capture_us + send_us / 2,
+            "paused for {pause_us} us in all, with {capture_us} us of captures and {send_us} us of sending"
+        );
+        Ok(())
+    });
+}
+
 /// Pages that the guest writes before it answers. They are more than it changes in any other way until then.
 const WRITTEN_PAGES: u64 = 3000;
 
