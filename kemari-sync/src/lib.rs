@@ -14,6 +14,7 @@ mod gather;
 #[cfg(feature = "sim")]
 pub mod model;
 mod primary;
+mod readiness;
 mod record;
 mod replica;
 mod secondary;
@@ -37,6 +38,7 @@ pub use primary::{
     CAPTURE_FAILURES_MAX, CopyLimits, Mode, OnSecondaryLoss, Opening, Pace, Primary, PrimaryAction,
     PrimaryConfig, PrimaryEvent, Reign, SessionId,
 };
+pub use readiness::{READINESS_MS_MAX, READINESS_REASON_BYTES_MAX, READINESS_REASONS_MAX, Readiness};
 pub use record::{
     Arbiter, ArbiterAnswer, ArbiterRequest, Epoch, Incarnation, NAME_BYTES_MAX, Phase, Record, Term,
 };

@@ -68,6 +68,8 @@ fn messages() -> Vec<Message> {
             sequence: 1,
             epoch: 2,
             trouble: None,
+            readiness: None,
+            wall_clock_ms: 0,
         }),
         Message::Goodbye(Goodbye::HandOver(long)),
         Message::Goodbye(Goodbye::Stopped),

@@ -92,6 +92,10 @@ pub enum Action {
         /// Whom to ask.
         #[command(flatten)]
         target: Target,
+        /// Answer by the exit status, too: 0 protected and ready, 1 not protected or not ready, 2 in doubt, 3 no side
+        /// runs here.
+        #[arg(long)]
+        check: bool,
         /// Print JSON.
         #[arg(long)]
         json: bool,

@@ -5,6 +5,7 @@
 //! before the `done`.
 
 mod client;
+mod readiness;
 mod server;
 mod status;
 mod tap;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::Mode;
 
 pub use client::{Client, ClientError};
+pub use readiness::{Readiness, Verdict};
 pub use server::{Server, ServerError, TapSink};
 pub use status::{
     Counters, DiskKind, DiskState, DiskStatus, Peer, Protection, Role, Status, Takeover, Waits,

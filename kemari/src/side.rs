@@ -25,6 +25,7 @@ mod mailbox;
 mod primary;
 mod probe;
 mod query;
+mod readiness;
 mod secondary;
 mod signals;
 mod sync_tap;

@@ -32,6 +32,7 @@ fn status() -> Status {
             done_bytes: 1 << 28,
             total_bytes: 1 << 29,
         },
+        readiness: None,
         since_s: 5,
         waiting_because: Some("the arbiter does not answer".into()),
         peer: Some(Peer {

@@ -327,6 +327,7 @@ impl Primary {
             epoch: self.acked.unwrap_or(0),
             protection: self.protection(),
             for_ms: now_ms.saturating_sub(self.shown.1),
+            readiness: self.peer_readiness(now_ms),
             waiting: self.waiting(now_ms),
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::consent::ask::Asker;
 use crate::faults::{Fault, fault};
+use crate::readiness::Readiness;
 use crate::record::{Epoch, Incarnation};
 use crate::trouble::Trouble;
 use crate::wire::{CommitId, Goodbye, Heartbeat, Hello, Message, PROTOCOL_VERSION, Welcome, reason_text};
@@ -41,9 +42,33 @@ pub(super) struct Session {
     beats: u64,
     /// What the peer's last heartbeat said of its host; `None`: none came yet.
     pub(super) peer_health: Option<Option<Trouble>>,
+    /// What the peer said last of its readiness, and when that came.
+    peer_readiness: Option<(Readiness, u64)>,
+}
+
+impl Session {
+    fn note_heartbeat(&mut self, heartbeat: Heartbeat, now_ms: u64) {
+        self.peer_health = Some(heartbeat.trouble);
+        if let Some(Readiness { reasons, age_ms }) = heartbeat.readiness {
+            // What comes from outside is bounded here, too.
+            self.peer_readiness = Some((Readiness::found(reasons).aged(age_ms), now_ms));
+        }
+    }
 }
 
 impl Primary {
+    /// Whether the secondary of a recorded pair could take over at `now_ms`, as far as it has said; `None`: there is no
+    /// such pair.
+    pub(super) fn peer_readiness(&self, now_ms: u64) -> Option<Readiness> {
+        let session = self.session.as_ref().filter(|_| self.is_joined())?;
+        let trouble = session.peer_health.as_ref().and_then(Option::as_ref);
+        Some(Readiness::judged(
+            session.peer_readiness.as_ref(),
+            trouble,
+            now_ms,
+        ))
+    }
+
     pub(super) fn is_live(&self) -> bool {
         self.session
             .as_ref()
@@ -83,6 +108,7 @@ impl Primary {
             beat_ms: self.now_ms + self.config.timing.heartbeat_ms,
             beats: 0,
             peer_health: None,
+            peer_readiness: None,
         });
         let hello = Hello {
             protocol: PROTOCOL_VERSION,
@@ -111,7 +137,7 @@ impl Primary {
         };
         session.heard_ms = now_ms;
         match (&session.stage, message) {
-            (_, Message::Heartbeat(heartbeat)) => session.peer_health = Some(heartbeat.trouble),
+            (_, Message::Heartbeat(heartbeat)) => session.note_heartbeat(heartbeat, now_ms),
             (Stage::Greeting, Message::Welcome(welcome)) => self.on_welcome(welcome, actions),
             (Stage::Greeting, Message::Refuse(reason)) => {
                 self.close(&format!("the secondary refused: {reason}"), actions);
@@ -265,6 +291,8 @@ impl Primary {
                     sequence: session.beats,
                     epoch,
                     trouble,
+                    readiness: None,
+                    wall_clock_ms: 0,
                 });
                 actions.push(PrimaryAction::Send {
                     session: session.id,

@@ -12,6 +12,7 @@ mod types;
 pub use types::{SecondaryAction, SecondaryConfig, SecondaryEvent};
 
 use crate::consent::AskId;
+use crate::readiness::Readiness;
 use crate::record::{Epoch, Incarnation};
 use crate::status::{Protection, Role, Status};
 #[cfg(feature = "sim")]
@@ -58,6 +59,8 @@ pub struct Secondary {
     next_ask: AskId,
     /// What keeps this host from running the VM well.
     trouble: Option<Trouble>,
+    /// What it has found out about its readiness, and when.
+    readiness: Option<(Readiness, u64)>,
     over: Option<String>,
     shown: (Protection, u64),
 }
@@ -78,6 +81,7 @@ impl Secondary {
             replica_failure: None,
             next_ask: 1,
             trouble: None,
+            readiness: None,
             over: None,
             shown: (Protection::Unprotected, now_ms),
         }
@@ -125,6 +129,7 @@ impl Secondary {
             SecondaryEvent::Fenced { result } => self.on_fenced(result, actions),
             SecondaryEvent::Restored { result } => self.on_restored(result, actions),
             SecondaryEvent::Health { trouble } => self.on_health(trouble),
+            SecondaryEvent::Readiness { reasons } => self.on_readiness(reasons),
             SecondaryEvent::OperatorTakeover => self.on_operator_takeover(actions),
             SecondaryEvent::OperatorLeave => self.on_operator_leave(actions),
         }
@@ -249,6 +254,8 @@ impl Secondary {
             epoch: self.holds().map_or(0, |last| last.epoch),
             protection: self.protection(),
             for_ms: now_ms.saturating_sub(self.shown.1),
+            readiness: matches!(self.protection(), Protection::Protected)
+                .then(|| Readiness::judged(self.readiness.as_ref(), self.trouble.as_ref(), now_ms)),
             waiting: self.waiting(),
         }
     }

@@ -1,6 +1,7 @@
 //! Sessions with a primary: who is accepted, heartbeats, loss.
 
 use crate::faults::{Fault, fault};
+use crate::readiness::Readiness;
 use crate::record::Incarnation;
 use crate::replica::DiskOffer;
 use crate::trouble::Trouble;
@@ -233,6 +234,8 @@ impl Secondary {
         let (now_ms, timing) = (self.now_ms, &self.config.timing);
         let epoch = self.held.as_ref().map_or(0, |held| held.last.epoch);
         let trouble = self.trouble.as_ref().map(Trouble::shortened);
+        let noted = self.readiness.as_ref();
+        let readiness = noted.map(|(found, at_ms)| found.aged(now_ms.saturating_sub(*at_ms)));
         let Some(session) = &mut self.session else { return };
         if now_ms >= session.beat_ms {
             session.beat_ms = now_ms + timing.heartbeat_ms;
@@ -241,6 +244,8 @@ impl Secondary {
                 sequence: session.beats,
                 epoch,
                 trouble,
+                readiness,
+                wall_clock_ms: 0,
             });
             actions.push(SecondaryAction::Send {
                 session: session.id,
@@ -258,6 +263,18 @@ impl Secondary {
         if let Some(session) = &mut self.session {
             session.beat_ms = self.now_ms;
         }
+    }
+
+    /// A change is told at once, as one of [`Self::on_health`].
+    pub(super) fn on_readiness(&mut self, reasons: Vec<String>) {
+        let found = Readiness::found(reasons);
+        let before = self.readiness.as_ref().map(|(before, _)| &before.reasons);
+        if before != Some(&found.reasons)
+            && let Some(session) = &mut self.session
+        {
+            session.beat_ms = self.now_ms;
+        }
+        self.readiness = Some((found, self.now_ms));
     }
 
     pub(super) fn on_closed(&mut self, id: SessionId, reason: &str, actions: &mut Actions) {

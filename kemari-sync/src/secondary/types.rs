@@ -107,6 +107,12 @@ pub enum SecondaryEvent {
         /// `None`: nothing.
         trouble: Option<Trouble>,
     },
+    /// What would keep this host from taking over now, as was just found out. Told again about once a second, changed or
+    /// not: [`crate::READINESS_MS_MAX`].
+    Readiness {
+        /// Sentences; none: nothing would.
+        reasons: Vec<String>,
+    },
     /// The operator says that the primary is to be taken over now. The arbiter still decides.
     OperatorTakeover,
     /// The operator ends this process. Nothing comes of it while this side takes the VM over.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::readiness::Readiness;
 use crate::record::{Epoch, Incarnation, Term};
 use crate::replica::{CopyDisk, DiskOffer};
 use crate::trouble::Trouble;
@@ -9,7 +10,7 @@ use crate::trouble::Trouble;
 use super::frame::FrameKind;
 
 /// Version of the conversation. Both sides must speak the same.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// Longest reason in a message, in bytes; longer ones are cut by [`reason_text`].
 pub const REASON_BYTES_MAX: usize = 512;
@@ -112,6 +113,11 @@ pub struct Heartbeat {
     pub epoch: Epoch,
     /// What keeps the sender's host from running the VM well, if anything.
     pub trouble: Option<Trouble>,
+    /// Of a secondary: whether it could take over now.
+    pub readiness: Option<Readiness>,
+    /// The sender's wall clock, in milliseconds since 1970. The driver sets it when it sends: the mechanism knows no such
+    /// clock.
+    pub wall_clock_ms: u64,
 }
 
 /// Why a side ends a session.
@@ -207,8 +213,12 @@ impl Message {
 
 /// Cuts a reason to what a message may carry.
 pub fn reason_text(reason: impl Into<String>) -> String {
-    let mut text = reason.into();
-    let mut end = text.len().min(REASON_BYTES_MAX);
+    shortened(reason.into(), REASON_BYTES_MAX)
+}
+
+/// Cuts a text to so many bytes, at a character's boundary.
+pub fn shortened(mut text: String, bytes_max: usize) -> String {
+    let mut end = text.len().min(bytes_max);
     while !text.is_char_boundary(end) {
         end -= 1;
     }

@@ -21,6 +21,8 @@ fn heartbeat(trouble: Option<Trouble>) -> Message {
         sequence: 1,
         epoch: 1,
         trouble,
+        readiness: None,
+        wall_clock_ms: 0,
     })
 }
 

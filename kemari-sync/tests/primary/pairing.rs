@@ -115,6 +115,8 @@ fn a_first_sync_without_ack_does_not_hold_output_for_ever() {
                 sequence: 1,
                 epoch: 0,
                 trouble: None,
+                readiness: None,
+                wall_clock_ms: 0,
             }),
         );
         if bench.wait(100).contains(&Do::OpenGate) {

@@ -149,6 +149,8 @@ fn a_heard_secondary_that_does_not_ack_is_parted_from_at_the_progress_limit() {
                 sequence: 1,
                 epoch: 1,
                 trouble: None,
+                readiness: None,
+                wall_clock_ms: 0,
             }),
         );
         assert_eq!(bench.wait(100), []);
@@ -159,6 +161,8 @@ fn a_heard_secondary_that_does_not_ack_is_parted_from_at_the_progress_limit() {
             sequence: 1,
             epoch: 1,
             trouble: None,
+            readiness: None,
+            wall_clock_ms: 0,
         }),
     );
     assert!(matches!(bench.wait(100)[..], [Do::Ask { .. }]));

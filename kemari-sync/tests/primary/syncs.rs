@@ -108,6 +108,8 @@ fn without_output_a_sync_starts_at_the_interval_and_at_the_dirty_limit() {
             sequence: 1,
             epoch: 1,
             trouble: None,
+            readiness: None,
+            wall_clock_ms: 0,
         }),
     );
     assert_eq!(bench.wait(Timing::default().max_interval_ms)[..1], [capture(2)]);

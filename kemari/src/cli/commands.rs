@@ -10,7 +10,7 @@ use super::{Action, Here, Target};
 use crate::certs;
 use crate::check::{self, Finding, Level};
 use crate::config::Config;
-use crate::control::{Command, TapLine, TapRequest};
+use crate::control::{ClientError, Command, TapLine, TapRequest, Verdict};
 
 /// A side of a VM to be started.
 #[derive(Clone, Debug)]
@@ -70,13 +70,7 @@ pub fn perform(action: Action, machine: impl Fn(&Config) -> Vec<Finding>) -> any
             });
         }
         Action::Up { here } => return Ok(Next::Up(load(&here)?)),
-        Action::Status { target, json } => {
-            let status = target.client()?.status()?;
-            match json {
-                true => say(&serde_json::to_string_pretty(&status)?)?,
-                false => say(&status)?,
-            }
-        }
+        Action::Status { target, check, json } => return status(&target, check, json).map(Next::Exit),
         Action::Tap {
             channel,
             target,
@@ -137,6 +131,37 @@ fn say(line: &dyn Display) -> anyhow::Result<()> {
     match writeln!(io::stdout(), "{line}") {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => exit(0),
         result => result.context("cannot write to the standard output"),
+    }
+}
+
+/// Says how a side stands, and if it is to `check`, gives the verdict as the exit status.
+fn status(target: &Target, check: bool, json: bool) -> anyhow::Result<ExitCode> {
+    let status = match target.find()? {
+        Some(client) => client.status().map_err(anyhow::Error::from),
+        None => Err(target.nothing_here()),
+    };
+    let status = match status {
+        Err(error) if check => {
+            eprintln!("kemari: {error:#}");
+            return Ok(verdict_without_status(&error).into());
+        }
+        status => status?,
+    };
+    match json {
+        true => say(&serde_json::to_string_pretty(&status)?)?,
+        false => say(&status)?,
+    }
+    Ok(match check {
+        true => status.verdict().into(),
+        false => ExitCode::SUCCESS,
+    })
+}
+
+/// A side that is there and does not say how it stands may be anything.
+fn verdict_without_status(error: &anyhow::Error) -> Verdict {
+    match error.downcast_ref::<ClientError>() {
+        Some(ClientError::NotRunning { .. }) | None => Verdict::NothingHere,
+        Some(_) => Verdict::Doubtful,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::Args;
 
 use crate::config::Config;
@@ -27,20 +27,28 @@ pub struct Target {
 impl Target {
     /// A client of the control socket that is meant.
     pub fn client(&self) -> anyhow::Result<Client> {
+        self.find()?.ok_or_else(|| self.nothing_here())
+    }
+
+    /// The sentence for [`Target::find`]'s `None`.
+    pub fn nothing_here(&self) -> anyhow::Error {
+        anyhow!("no VM runs here: {DIRECTORY} holds no control socket. Name a configuration, or a --socket")
+    }
+
+    /// A client of the control socket that is meant; `None`: none is named, and there is none.
+    pub fn find(&self) -> anyhow::Result<Option<Client>> {
         if let Some(socket) = &self.socket {
-            return Ok(Client::new(socket));
+            return Ok(Some(Client::new(socket)));
         }
         if let Some(path) = &self.config {
             let config = Config::load(path)?;
             let host = config.select_host(self.host.as_deref())?;
-            return Ok(Client::new(config.host(&host).control()));
+            return Ok(Some(Client::new(config.host(&host).control())));
         }
         let sockets = sockets_in(Path::new(DIRECTORY))?;
         match sockets.as_slice() {
-            [only] => Ok(Client::new(only)),
-            [] => bail!(
-                "no VM runs here: {DIRECTORY} holds no control socket. Name a configuration, or a --socket"
-            ),
+            [only] => Ok(Some(Client::new(only))),
+            [] => Ok(None),
             several => {
                 let names = several
                     .iter()

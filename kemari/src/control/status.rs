@@ -5,7 +5,7 @@ use std::fmt;
 use kemari_sync::{Epoch, Term};
 use serde::{Deserialize, Serialize};
 
-use super::Timings;
+use super::{Readiness, Timings};
 use crate::config::{Config, Disk, Flush, Mode, Pace};
 
 /// What a side is.
@@ -174,6 +174,9 @@ pub struct Status {
     pub epoch: Epoch,
     /// How well the VM is protected.
     pub protection: Protection,
+    /// Whether the secondary could take over now; `None`: there is none that holds the VM's state.
+    #[serde(default)]
+    pub readiness: Option<Readiness>,
     /// Time since `role` or `protection` last changed, in s.
     pub since_s: u64,
     /// Why something waits, as a sentence, if something does.
@@ -214,25 +217,9 @@ impl fmt::Display for Status {
             "{} on {}: {role}, term {}, epoch {}",
             self.vm, self.host, self.term, self.epoch
         )?;
-        let protection = match self.protection {
-            Protection::Off => "not protected".to_owned(),
-            Protection::Copying {
-                done_bytes,
-                total_bytes,
-            } => {
-                let percent = (u128::from(done_bytes) * 100)
-                    .checked_div(total_bytes.into())
-                    .unwrap_or(0)
-                    .min(100);
-                format!(
-                    "not yet protected: {percent} % of {} MiB copied",
-                    total_bytes >> 20
-                )
-            }
-            Protection::On => "protected".to_owned(),
-            Protection::Doubtful => "protection in doubt".to_owned(),
-        };
-        writeln!(f, "  protection  {protection}, for {}", duration(self.since_s))?;
+        f.write_str("  protection  ")?;
+        self.fmt_protection(f)?;
+        writeln!(f, ", for {}", duration(self.since_s))?;
         if let Some(reason) = &self.waiting_because {
             writeln!(f, "  waits       {reason}")?;
         }

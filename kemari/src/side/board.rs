@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use kemari_vmm::event::{Direction as EventDirection, Event, Interest, MeasuringTap, Tap};
 use kemari_vmm::machine::Machine;
 
+use super::readiness::Findings;
 use crate::control::{
     Bucket, Command, Control, Direction, Status, TapLine, TapRequest, TapSink, TapStatistics,
 };
@@ -31,19 +32,30 @@ struct Shown {
 }
 
 /// Between a side's loop and the control socket.
-pub struct Board(Mutex<Shown>);
+pub struct Board {
+    shown: Mutex<Shown>,
+    findings: Arc<Findings>,
+}
 
 impl Board {
     pub fn new(status: Status) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Shown {
-            status,
-            machine: None,
-            orders: None,
-        })))
+        Arc::new(Self {
+            shown: Mutex::new(Shown {
+                status,
+                machine: None,
+                orders: None,
+            }),
+            findings: Findings::new(),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Shown> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where everybody notes what would keep this host from taking over.
+    pub fn findings(&self) -> &Arc<Findings> {
+        &self.findings
     }
 
     /// Shows how things stand.

@@ -1,6 +1,26 @@
-//! The monotonic clock of a side.
+//! The clocks of a side.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use kemari_sync::wire::Message;
+
+/// This host's wall clock, in milliseconds since 1970; a clock before that reads as 0.
+pub fn wall_clock_ms() -> u64 {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the hosts' wall clocks are compared: a guest's follows them at a takeover"
+    )]
+    let now = SystemTime::now();
+    now.duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
+}
+
+/// A heartbeat says what time it is as it is sent.
+pub fn stamp(message: &mut Message) {
+    if let Message::Heartbeat(heartbeat) = message {
+        heartbeat.wall_clock_ms = wall_clock_ms();
+    }
+}
 
 /// Milliseconds and microseconds since the side began; never steps back.
 #[derive(Clone, Copy)]

@@ -477,6 +477,7 @@ fn first_status(config: &Config, host: &str) -> Status {
         term: 0,
         epoch: 0,
         protection: Protection::Off,
+        readiness: None,
         since_s: 0,
         waiting_because: None,
         peer: None,

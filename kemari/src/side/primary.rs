@@ -32,6 +32,7 @@ use super::deltas::Deltas;
 use super::gather::Gather;
 use super::health::{HealthWatch, OwnIo};
 use super::mailbox::Mailbox;
+use super::readiness::Announced;
 use super::sync_tap::{Attached, SyncTap, Waits};
 use super::trace::{Step, Trace};
 use super::wait::{Waiter, prefer_latency};
@@ -183,6 +184,7 @@ pub struct PrimarySide {
     /// Until when the loop's thread polls for acks, in microseconds.
     train_until_us: u64,
     shown_ms: u64,
+    announced: Announced,
     orders: Vec<orders::Pending>,
     end: Option<End>,
 }
@@ -275,6 +277,7 @@ impl PrimarySide {
             loop_polls,
             train_until_us: 0,
             shown_ms: 0,
+            announced: Announced::default(),
             orders: Vec::new(),
             end: None,
         })

@@ -28,6 +28,7 @@ use super::clock::Clock;
 use super::health::{HealthWatch, OwnIo};
 use super::mailbox::Mailbox;
 use super::probe::Probe;
+use super::readiness::{Announced, Clocks, ReadinessWatch, Source};
 use super::wait::{prefer_latency, wait};
 use crate::config::{Config, Latency};
 use crate::control::{Command, Counters};
@@ -59,6 +60,8 @@ pub enum Input {
     Fenced(Result<(), String>),
     /// What keeps this host from running the VM well has changed.
     Health(Option<Trouble>),
+    /// What would keep this host from taking over now, told about once a second.
+    Readiness(Vec<String>),
     /// From the control socket.
     Order(Order),
 }
@@ -162,6 +165,9 @@ pub struct SecondarySide {
     /// Orders to take over, whose outcome is open. There are no more of them than clients of the control socket.
     takeovers: Vec<Order>,
     shown_ms: u64,
+    announced: Announced,
+    clocks: Clocks,
+    _readiness: ReadinessWatch,
     _health: HealthWatch,
     /// See [`Setup::idle_ms_max`].
     idle_ms_max: Option<u64>,
@@ -206,6 +212,10 @@ impl SecondarySide {
             sink.post(Input::Health(trouble))
         })?;
         let sink = mailbox.clone();
+        let readiness = ReadinessWatch::start(board.findings().clone(), move |reasons| {
+            sink.post(Input::Readiness(reasons));
+        })?;
+        let sink = mailbox.clone();
         board.take_orders(move |order| sink.post(Input::Order(order)));
         Ok(Self {
             me: mechanism.me.clone(),
@@ -244,6 +254,9 @@ impl SecondarySide {
             paused_ms: None,
             takeovers: Vec::new(),
             shown_ms: 0,
+            announced: Announced::default(),
+            clocks: Clocks::default(),
+            _readiness: readiness,
             _health: health,
             idle_ms_max,
             idle_since_ms: None,
@@ -352,6 +365,7 @@ impl SecondarySide {
             Input::Replica(build, index, report) => self.on_replica(build, index, report),
             Input::Fenced(result) => self.events.push_back(SecondaryEvent::Fenced { result }),
             Input::Health(trouble) => self.events.push_back(SecondaryEvent::Health { trouble }),
+            Input::Readiness(reasons) => self.events.push_back(SecondaryEvent::Readiness { reasons }),
             Input::Order(order) => self.on_order(order),
         }
     }
@@ -412,6 +426,14 @@ impl SecondarySide {
                 self.perform(action);
             }
             self.actions = actions;
+        }
+    }
+
+    /// What was found out about what is void now.
+    fn forget_findings(&mut self) {
+        self.clocks = Clocks::default();
+        for source in [Source::State, Source::Clock] {
+            self.board.findings().forget(source);
         }
     }
 

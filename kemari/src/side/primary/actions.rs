@@ -8,9 +8,9 @@ use kemari_sync::{Epoch, Opening, PrimaryAction, PrimaryEvent, SessionId};
 use super::super::ahead::{Ahead, Sent};
 use super::super::capture::{AtOnce, Capture, Debt, Failed, Known};
 use super::super::copy::{Next, QUEUED_BYTES_MAX};
-use super::super::faults;
 use super::super::sync_tap::Attached;
 use super::super::trace::Step;
+use super::super::{clock, faults};
 use super::{DIRTY_LOOK_INTERVAL_MS, End, Input, PrimarySide};
 use crate::link::{LinkError, Outgoing};
 
@@ -21,7 +21,7 @@ const PUMP_TIME_MAX: Duration = Duration::from_millis(20);
 impl PrimarySide {
     pub(super) fn perform(&mut self, action: PrimaryAction) {
         match action {
-            PrimaryAction::Send { session, message } => self.send(session, &message),
+            PrimaryAction::Send { session, message } => self.send(session, message),
             PrimaryAction::MarkSources { session, plans } => self.mark_sources(session, &plans),
             PrimaryAction::CopyDisks { session, .. } => self.copy_disks(session),
             PrimaryAction::PeerFlushed(mark) => self.disks.note_peer_flushed(mark),
@@ -87,9 +87,10 @@ impl PrimarySide {
         }
     }
 
-    pub(super) fn send(&mut self, id: SessionId, message: &Message) {
+    pub(super) fn send(&mut self, id: SessionId, mut message: Message) {
+        clock::stamp(&mut message);
         let mut bytes = Vec::new();
-        encode(message, &mut bytes);
+        encode(&message, &mut bytes);
         self.on_link(id, |session| match message.channel() {
             Channel::Main => session.main.send(bytes),
             Channel::Heartbeat => session.heartbeat.send(bytes),

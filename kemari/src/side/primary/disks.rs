@@ -387,7 +387,7 @@ impl PrimarySide {
             if let Some(request) = settled.filter(|_| settled != self.disks.settled[index]) {
                 self.disks.settled[index] = settled;
                 let disk = index as u16;
-                self.send(session, &Message::Settled(DiskMark { disk, request }));
+                self.send(session, Message::Settled(DiskMark { disk, request }));
             }
         }
     }

@@ -37,6 +37,8 @@ impl PrimarySide {
                 .map(|heard_ms| self.shown_ms.saturating_sub(heard_ms)),
         });
         let (counters, pace, timings) = (self.counters, self.pace, &self.timings);
+        let readiness = core.readiness.clone();
+        self.announced.note(readiness.as_ref());
         let waits = match self.machine.holds_output() {
             true => Waits {
                 guest: self.gather.stands_still(pace.mode),
@@ -62,6 +64,7 @@ impl PrimarySide {
             status.term = core.term;
             status.epoch = core.epoch;
             status.protection = protection;
+            status.readiness = readiness.map(Into::into);
             status.since_s = core.for_ms / 1000;
             status.waiting_because = standstill.or(waiting);
             status.peer = peer;

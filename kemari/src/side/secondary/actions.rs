@@ -6,13 +6,14 @@ use kemari_sync::wire::{Channel, Commit, Message, encode};
 use kemari_sync::{Incarnation, SecondaryAction, SecondaryEvent, SessionId, Staging};
 use kemari_vmm::state::{StateBlob, StateKind};
 
-use super::super::{assembly, capture, faults, fence};
+use super::super::readiness::Source;
+use super::super::{assembly, capture, clock, faults, fence};
 use super::{End, Input, LastSign, SecondarySide};
 
 impl SecondarySide {
     pub(super) fn perform(&mut self, action: SecondaryAction) {
         match action {
-            SecondaryAction::Send { session, message } => self.send(session, &message),
+            SecondaryAction::Send { session, message } => self.send(session, message),
             SecondaryAction::Prepare { session } => self.prepare(session),
             SecondaryAction::Stage { session, epoch } => {
                 self.staging.begin(epoch);
@@ -49,6 +50,7 @@ impl SecondarySide {
                 let mut leaving = self.standby.take();
                 leaving.iter_mut().for_each(|standby| self.let_go(standby));
                 self.leaving = leaving;
+                self.forget_findings();
                 (self.waits_for_disks, self.applying) = (None, None);
                 (self.preparing, self.copying) = (None, None);
             }
@@ -68,13 +70,14 @@ impl SecondarySide {
         }
     }
 
-    fn send(&mut self, id: SessionId, message: &Message) {
+    fn send(&mut self, id: SessionId, mut message: Message) {
+        clock::stamp(&mut message);
         let Some(session) = self.sessions.iter_mut().find(|session| session.id == id) else {
             return;
         };
-        faults::before_sending(message);
+        faults::before_sending(&message);
         let mut bytes = Vec::new();
-        encode(message, &mut bytes);
+        encode(&message, &mut bytes);
         let connection = match message.channel() {
             Channel::Main => &mut session.main,
             Channel::Heartbeat => &mut session.heartbeat,
@@ -100,7 +103,11 @@ impl SecondarySide {
                     true => machine.try_on(&states),
                     false => machine.check_parts(&states, &standby.states),
                 };
-                checked.map_err(|error| capture::explain(&error))?;
+                let checked = checked.map_err(|error| capture::explain(&error));
+                self.board
+                    .findings()
+                    .note(Source::State, None, checked.clone().err());
+                checked?;
                 self.checked_states = states;
                 Ok(())
             });

@@ -5,6 +5,8 @@ use kemari_sync::wire::{
 };
 use kemari_sync::{Epoch, Incarnation, SecondaryEvent, SessionId, Staging};
 
+use super::super::clock::wall_clock_ms;
+use super::super::readiness::Source;
 use super::super::wait::Poll;
 use super::{POLL_US_MAX, SecondarySide, Standby};
 use crate::config::Latency;
@@ -79,6 +81,7 @@ impl SecondarySide {
             self.poll_until_us = self.clock.now_us() + POLL_US_MAX;
         }
         self.note_step(&message);
+        self.note_clock(&message);
         self.events
             .push_back(SecondaryEvent::Message { session, message });
         self.settle();
@@ -157,6 +160,15 @@ impl SecondarySide {
             Message::Goodbye(Goodbye::SwitchOver { paused_ms }) => self.paused_ms = Some(*paused_ms),
             // Heartbeats say nothing about it.
             _ => {}
+        }
+    }
+
+    /// What the primary's wall clock shows.
+    fn note_clock(&mut self, message: &Message) {
+        if let Message::Heartbeat(heartbeat) = message
+            && let Some(trouble) = self.clocks.note(wall_clock_ms(), heartbeat.wall_clock_ms)
+        {
+            self.board.findings().note(Source::Clock, None, trouble);
         }
     }
 

@@ -37,6 +37,8 @@ impl SecondarySide {
                 .heard_us
                 .map(|heard_us| now_ms.saturating_sub(heard_us / 1000)),
         });
+        let readiness = core.readiness;
+        self.announced.note(readiness.as_ref());
         let counters = self.counters;
         let waiting = self.build_shown().or(core.waiting);
         let disks = self.disks_shown(core.protection);
@@ -45,6 +47,7 @@ impl SecondarySide {
             status.term = core.term;
             status.epoch = core.epoch;
             status.protection = protection;
+            status.readiness = readiness.map(Into::into);
             status.since_s = core.for_ms / 1000;
             status.waiting_because = waiting;
             status.peer = peer;

@@ -1,0 +1,136 @@
+//! Whether "protected" is true: whether a takeover would succeed now.
+
+use std::fmt;
+use std::process::ExitCode;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Protection, Role, Status};
+
+/// Whether the secondary could take over now, as it has found out itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Readiness {
+    /// Whether it could.
+    pub ready: bool,
+    /// What keeps it from that, as sentences.
+    pub reasons: Vec<String>,
+    /// How long ago that was found out, in ms.
+    pub checked_ms: u64,
+}
+
+impl From<kemari_sync::Readiness> for Readiness {
+    fn from(found: kemari_sync::Readiness) -> Self {
+        Self {
+            ready: found.is_ready(),
+            checked_ms: found.age_ms,
+            reasons: found.reasons,
+        }
+    }
+}
+
+/// What `kemari status --check` says, by its exit status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Verdict {
+    /// If the primary died now, the secondary would go on.
+    Ready = 0,
+    /// It would not: there is none, or it is not ready.
+    NotReady = 1,
+    /// The pair is broken and its outcome open, or the side does not answer.
+    Doubtful = 2,
+    /// No side of the VM runs here.
+    NothingHere = 3,
+}
+
+impl From<Verdict> for ExitCode {
+    fn from(verdict: Verdict) -> Self {
+        Self::from(verdict as u8)
+    }
+}
+
+impl Status {
+    /// Whether a takeover would succeed now. What is not known is no "yes".
+    pub fn verdict(&self) -> Verdict {
+        match (self.role, self.protection, &self.readiness) {
+            (Role::Starting | Role::Stopped, ..) => Verdict::NotReady,
+            (_, Protection::Doubtful, _) => Verdict::Doubtful,
+            (_, Protection::On, Some(readiness)) if readiness.ready => Verdict::Ready,
+            _ => Verdict::NotReady,
+        }
+    }
+
+    /// Writes how well the VM is protected: "protected" only if a takeover would succeed now.
+    pub(super) fn fmt_protection(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.protection, &self.readiness) {
+            (Protection::Off, _) => f.write_str("not protected"),
+            (
+                Protection::Copying {
+                    done_bytes,
+                    total_bytes,
+                },
+                _,
+            ) => {
+                let percent = (u128::from(done_bytes) * 100)
+                    .checked_div(total_bytes.into())
+                    .unwrap_or(0)
+                    .min(100);
+                write!(
+                    f,
+                    "not yet protected: {percent} % of {} MiB copied",
+                    total_bytes >> 20
+                )
+            }
+            (Protection::On, Some(readiness)) if readiness.ready => f.write_str("protected"),
+            (Protection::On, Some(readiness)) => write!(f, "not ready: {}", readiness.reasons.join("; ")),
+            (Protection::On, None) => {
+                f.write_str("not ready: this side does not say whether a takeover would succeed")
+            }
+            (Protection::Doubtful, _) => f.write_str("protection in doubt"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(role: &str, protection: &str, readiness: Option<(bool, &str)>) -> Status {
+        let readiness = readiness.map(
+            |(ready, reason)| serde_json::json!({ "ready": ready, "reasons": [reason], "checked_ms": 10 }),
+        );
+        let json = serde_json::json!({
+            "vm": "shop", "host": "a", "version": "0", "role": role, "term": 1, "epoch": 1,
+            "protection": protection, "since_s": 5, "waiting_because": null, "peer": null, "arbiter": "",
+            "counters": {}, "readiness": readiness,
+        });
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn only_what_is_known_to_be_ready_is_ready() {
+        for role in ["primary", "secondary"] {
+            let verdict = |protection, readiness| status(role, protection, readiness).verdict();
+            assert_eq!(verdict("on", Some((true, ""))), Verdict::Ready);
+            assert_eq!(verdict("on", Some((false, "no TAP"))), Verdict::NotReady);
+            assert_eq!(verdict("on", None), Verdict::NotReady);
+            assert_eq!(verdict("off", None), Verdict::NotReady);
+            assert_eq!(verdict("off", Some((true, ""))), Verdict::NotReady);
+            assert_eq!(verdict("doubtful", Some((true, ""))), Verdict::Doubtful);
+        }
+        assert_eq!(status("starting", "off", None).verdict(), Verdict::NotReady);
+        assert_eq!(
+            status("stopped", "on", Some((true, ""))).verdict(),
+            Verdict::NotReady
+        );
+    }
+
+    #[test]
+    fn protected_is_said_only_of_what_is_ready() {
+        let text = |readiness| status("primary", "on", readiness).to_string();
+        assert!(text(Some((true, ""))).contains("protection  protected, for 5 s"));
+        assert!(text(Some((false, "no TAP tap0"))).contains("protection  not ready: no TAP tap0"));
+        for readiness in [Some((false, "x")), None] {
+            assert!(!text(readiness).contains("protection  protected"));
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Whether this host could take over now: the one list of what would keep it from that.
+//!
+//! Each part of a takeover has somebody who tries it all the time, by the very functions that the takeover uses, and notes
+//! in [`Findings`] what came of it: the secondary's own watch ([`ReadinessWatch`]), the watch of the arbiter, the last
+//! drill. Who is silent for longer than he said stands on the list himself: a check that hangs is no good news.
+//!
+//! What is on the list goes to the loop about once a second, by heartbeats to the other side, and is judged there as it is
+//! here: `kemari_sync::Readiness`.
+
+mod clocks;
+mod watch;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use kemari_sync::wire::shortened;
+use kemari_sync::{READINESS_REASON_BYTES_MAX, READINESS_REASONS_MAX, Readiness};
+
+pub use clocks::Clocks;
+pub use watch::ReadinessWatch;
+
+/// Who finds something out. What is found stands on the list in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The committed state, tried on this host's KVM.
+    State,
+    /// The guest's network cards: their TAPs, and the bridges that those are ports of.
+    Cards,
+    /// The images of the disks.
+    Images,
+    /// The fence command.
+    Fence,
+    /// The guest's memory: whole, and locked.
+    Memory,
+    /// The wall clocks of both hosts.
+    Clock,
+    /// The arbiter: readable, writable, its record in place.
+    Arbiter,
+    /// The last drill.
+    Drill,
+}
+
+impl Source {
+    const COUNT: usize = Self::Drill as usize + 1;
+    const ALL: [Self; Self::COUNT] = [
+        Self::State,
+        Self::Cards,
+        Self::Images,
+        Self::Fence,
+        Self::Memory,
+        Self::Clock,
+        Self::Arbiter,
+        Self::Drill,
+    ];
+
+    /// What it looks at, in words.
+    fn what(self) -> &'static str {
+        match self {
+            Self::State => "the committed state",
+            Self::Cards => "the network cards",
+            Self::Images => "the disk images",
+            Self::Fence => "the fence command",
+            Self::Memory => "the guest's memory",
+            Self::Clock => "the wall clocks",
+            Self::Arbiter => "the arbiter",
+            Self::Drill => "the last drill",
+        }
+    }
+}
+
+/// What one source has said.
+struct Noted {
+    reasons: Vec<String>,
+    since: Instant,
+    /// `None`: it stands until something else is said.
+    valid: Option<Duration>,
+}
+
+/// What everybody has found. Lives as long as the process, over its roles.
+#[derive(Default)]
+pub struct Findings(Mutex<[Option<Noted>; Source::COUNT]>);
+
+impl Findings {
+    /// An empty list.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, [Option<Noted>; Source::COUNT]> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what `source` has found, as sentences: none, if it found nothing wrong. It says something again within
+    /// `valid`, or else its silence is a finding; `None`: what it says stands until it says something else.
+    pub fn note(&self, source: Source, valid: Option<Duration>, reasons: impl IntoIterator<Item = String>) {
+        let kept = reasons.into_iter().take(READINESS_REASONS_MAX);
+        let reasons = kept
+            .map(|reason| shortened(reason, READINESS_REASON_BYTES_MAX))
+            .collect();
+        self.lock()[source as usize] = Some(Noted {
+            reasons,
+            since: Instant::now(),
+            valid,
+        });
+    }
+
+    /// Takes a source off the list: what it looks at does not matter now.
+    pub fn forget(&self, source: Source) {
+        self.lock()[source as usize] = None;
+    }
+
+    /// What stands on the list now.
+    pub fn reasons(&self) -> Vec<String> {
+        let noted = self.lock();
+        let mut reasons = Vec::new();
+        for (source, noted) in Source::ALL.into_iter().zip(&*noted) {
+            let Some(noted) = noted else { continue };
+            if noted.valid.is_some_and(|valid| noted.since.elapsed() > valid) {
+                reasons.push(format!("the check of {} does not come to an end", source.what()));
+            }
+            reasons.extend_from_slice(&noted.reasons);
+        }
+        reasons.truncate(READINESS_REASONS_MAX);
+        reasons
+    }
+}
+
+/// Says in the log, once for each change, whether a takeover would succeed.
+#[derive(Default)]
+pub struct Announced(Option<Vec<String>>);
+
+impl Announced {
+    /// How it stands; `None`: there is no pair.
+    pub fn note(&mut self, readiness: Option<&Readiness>) {
+        let now = readiness.map(|readiness| match readiness.is_ready() {
+            true => Vec::new(),
+            false => readiness.reasons.clone(),
+        });
+        if self.0 == now {
+            return;
+        }
+        match &now {
+            Some(reasons) if !reasons.is_empty() => {
+                tracing::warn!(
+                    "not ready, a takeover would not succeed now: {}",
+                    reasons.join("; ")
+                );
+            }
+            Some(_) => tracing::info!("protected and ready: the secondary could take over now"),
+            None => {}
+        }
+        self.0 = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_found_stands_in_one_order_until_it_is_taken_back() {
+        let findings = Findings::default();
+        findings.note(Source::Clock, None, ["late".to_owned()]);
+        findings.note(Source::State, None, ["torn".to_owned()]);
+        assert_eq!(findings.reasons(), ["torn", "late"]);
+        findings.note(Source::State, None, []);
+        assert_eq!(findings.reasons(), ["late"]);
+        findings.forget(Source::Clock);
+        assert!(findings.reasons().is_empty());
+    }
+
+    #[test]
+    fn a_source_that_falls_silent_is_a_finding() {
+        let findings = Findings::default();
+        findings.note(Source::Images, Some(Duration::ZERO), []);
+        std::thread::sleep(Duration::from_millis(2));
+        let reasons = findings.reasons();
+        assert!(
+            reasons[0].contains("disk images") && reasons.len() == 1,
+            "{reasons:?}"
+        );
+        findings.note(Source::Images, Some(Duration::from_secs(60)), []);
+        assert!(findings.reasons().is_empty());
+    }
+
+    #[test]
+    fn the_list_is_bounded() {
+        let findings = Findings::default();
+        for source in Source::ALL {
+            findings.note(source, None, (0..100).map(|_| "x".repeat(10_000)));
+        }
+        let reasons = findings.reasons();
+        assert_eq!(reasons.len(), READINESS_REASONS_MAX);
+        assert!(
+            reasons
+                .iter()
+                .all(|reason| reason.len() == READINESS_REASON_BYTES_MAX)
+        );
+    }
+}
