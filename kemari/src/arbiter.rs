@@ -9,6 +9,7 @@ mod etcd;
 mod file;
 mod http;
 mod none;
+mod prober;
 mod stored;
 
 use std::path::PathBuf;
@@ -23,12 +24,17 @@ pub use etcd::Etcd;
 pub use file::{FileArbiter, MARKER};
 pub use http::Endpoint;
 pub use none::NoArbiter;
+pub use prober::Prober;
 pub use stored::{FORMAT, StoredError};
+
+/// What an operator does about a store that went back in time.
+const WENT_BACK_ADVICE: &str = "If the VM runs, and nobody else has it, `kemari adopt-record` gives it its record back; \
+                                else stop both sides and find out which state of the VM is the last";
 
 /// Why an arbiter cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// An endpoint's name cannot be resolved, or has a wrong form.
+    /// An endpoint has a wrong form.
     #[error("cannot use the etcd endpoint `{endpoint}`: {reason}")]
     Endpoint {
         /// The endpoint as configured.
@@ -47,6 +53,9 @@ pub enum OpenError {
     /// The configuration names no place for the record.
     #[error("a file arbiter needs `path` in [arbiter]: a directory on storage that both hosts see")]
     NoPath,
+    /// This process may have no further thread.
+    #[error("no thread can be started for the arbiter: raise this process's limit of tasks")]
+    Thread(#[source] std::io::Error),
 }
 
 /// The configured arbiter. Blocks for at most the configured time a request.
@@ -54,7 +63,12 @@ pub enum ConfiguredArbiter {
     /// In etcd.
     Etcd(Etcd),
     /// In a directory on shared storage.
-    File(Deadline),
+    File {
+        /// Asks, and waits no longer than it may.
+        asked: Deadline,
+        /// Asks the same at the same time, to see whether it could.
+        prober: Prober,
+    },
     /// Asserted by the operator.
     None(NoArbiter),
 }
@@ -73,13 +87,25 @@ impl ConfiguredArbiter {
             )?),
             ArbiterKind::File => {
                 let path = arbiter.path.as_deref().ok_or(OpenError::NoPath)?;
-                Self::File(Deadline::new(
-                    Box::new(FileArbiter::new(path, &config.vm)),
-                    arbiter.timeout(),
-                ))
+                let file = FileArbiter::new(path, &config.vm);
+                let prober = Prober::of_file(&file, path, arbiter.timeout()).map_err(OpenError::Thread)?;
+                Self::File {
+                    asked: Deadline::new(Box::new(file), arbiter.timeout()).map_err(OpenError::Thread)?,
+                    prober,
+                }
             }
             ArbiterKind::None => Self::None(NoArbiter::new()),
         })
+    }
+
+    /// What finds out whether this arbiter would answer, without being in the way of what is asked. `None` for the kind
+    /// `none`: there is nobody to ask.
+    pub fn prober(&self) -> Option<Prober> {
+        match self {
+            Self::Etcd(etcd) => Some(Prober::Etcd(etcd.clone())),
+            Self::File { prober, .. } => Some(prober.clone()),
+            Self::None(_) => None,
+        }
     }
 
     /// Tells an arbiter that has no memory of its own (`none`) what its peer says the record is; others look
@@ -95,7 +121,7 @@ impl Arbiter for ConfiguredArbiter {
     fn execute(&mut self, request: &ArbiterRequest) -> ArbiterAnswer {
         match self {
             Self::Etcd(etcd) => etcd.execute(request),
-            Self::File(file) => file.execute(request),
+            Self::File { asked, .. } => asked.execute(request),
             Self::None(none) => none.execute(request),
         }
     }

@@ -9,8 +9,8 @@ use std::net::{IpAddr, Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{slice, thread};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -292,69 +292,99 @@ fn files_that_cannot_be_used_are_named() {
 
 /// POSTs to etcd's gateway, past the arbiter.
 fn post(etcd: &TestEtcd, path: &str, body: &str) {
-    let mut stream = TcpStream::connect(etcd.address()).unwrap();
-    let length = body.len();
-    write!(
-        stream,
-        "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    etcd.post("", path, body);
+}
+
+/// The same as a user.
+fn post_as(etcd: &TestEtcd, token: &str, path: &str, body: &str) {
+    etcd.post(&format!("Authorization: {token}\r\n"), path, body);
+}
+
+fn token_of(etcd: &TestEtcd, user: &str, password: &str) -> String {
+    let body = format!(r#"{{"name":"{user}","password":"{password}"}}"#);
+    let answer = etcd.post("", "/v3/auth/authenticate", &body);
+    answer["token"].as_str().unwrap().to_owned()
+}
+
+/// Turns authentication on: a user `kemari` with a role of its own, that may use the keys under `/kemari/`.
+fn enable_users(etcd: &TestEtcd) {
+    let prefix = BASE64_STANDARD.encode("/kemari/");
+    let end = BASE64_STANDARD.encode("/kemari0");
+    let perm = format!(
+        r#"{{"name":"kemari","perm":{{"permType":"READWRITE","key":"{prefix}","range_end":"{end}"}}}}"#
+    );
+    for (path, body) in [
+        ("user/add", r#"{"name":"root","password":"r"}"#),
+        ("role/add", r#"{"name":"root"}"#),
+        ("user/grant", r#"{"user":"root","role":"root"}"#),
+        ("user/add", r#"{"name":"kemari","password":"secret"}"#),
+        ("role/add", r#"{"name":"kemari"}"#),
+        ("role/grant", &perm),
+        ("user/grant", r#"{"user":"kemari","role":"kemari"}"#),
+        ("enable", "{}"),
+    ] {
+        post(etcd, &format!("/v3/auth/{path}"), body);
+    }
+}
+
+/// A section for a user whose password stands in `directory`.
+fn user_section(etcd: &TestEtcd, directory: &Path, user: &str, password: &str) -> Section {
+    let path = directory.join("password");
+    write_secret(&path, password);
+    Section {
+        kind: ArbiterKind::Etcd,
+        endpoints: vec![etcd.endpoint.clone()],
+        ca: None,
+        certificate: None,
+        key: None,
+        user: Some(user.into()),
+        password_file: Some(path),
+        prefix: "/kemari/".into(),
+        path: None,
+        timeout_ms: TIMEOUT.as_millis() as u32,
+    }
+}
+
+/// As an administrator does it: a new file takes the name of the old one.
+fn write_secret(path: &Path, content: &str) {
+    let aside = path.with_extension("new");
+    fs::write(&aside, format!("{content}\n")).unwrap();
+    fs::set_permissions(&aside, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::rename(aside, path).unwrap();
+}
+
+fn open(section: &Section) -> Etcd {
+    Etcd::new(
+        &section.endpoints,
+        Access::of(section).unwrap(),
+        &section.prefix,
+        "demo",
+        TIMEOUT,
     )
-    .unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
+    .unwrap()
+}
+
+/// Waits until the arbiter can be asked, and written.
+fn await_probe(arbiter: &Etcd, expected: Option<&Record>) {
+    let until = Instant::now() + LEADER_LIMIT;
+    loop {
+        match arbiter.probe() {
+            Ok(found) => return assert_eq!(found.as_ref(), expected),
+            Err(why) => assert!(Instant::now() < until, "{why}"),
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
 }
 
 #[test]
 fn a_user_is_authenticated_also_after_the_member_has_forgotten_it() {
     let mut etcd = TestEtcd::start();
-    let prefix = BASE64_STANDARD.encode("/kemari/");
-    let end = BASE64_STANDARD.encode("/kemari0");
-    post(&etcd, "/v3/auth/user/add", r#"{"name":"root","password":"r"}"#);
-    post(&etcd, "/v3/auth/role/add", r#"{"name":"root"}"#);
-    post(&etcd, "/v3/auth/user/grant", r#"{"user":"root","role":"root"}"#);
-    post(
-        &etcd,
-        "/v3/auth/user/add",
-        r#"{"name":"kemari","password":"secret"}"#,
-    );
-    post(&etcd, "/v3/auth/role/add", r#"{"name":"kemari"}"#);
-    let perm = format!(
-        r#"{{"name":"kemari","perm":{{"permType":"READWRITE","key":"{prefix}","range_end":"{end}"}}}}"#
-    );
-    post(&etcd, "/v3/auth/role/grant", &perm);
-    post(
-        &etcd,
-        "/v3/auth/user/grant",
-        r#"{"user":"kemari","role":"kemari"}"#,
-    );
-    post(&etcd, "/v3/auth/enable", "{}");
+    enable_users(&etcd);
     let directory = tempfile::tempdir().unwrap();
-    let arbiter = |etcd: &TestEtcd, prefix: &str, user: &str, password: &str| {
-        let path = directory.path().join("password");
-        fs::write(&path, format!("{password}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        let section = Section {
-            kind: ArbiterKind::Etcd,
-            endpoints: vec![etcd.endpoint.clone()],
-            ca: None,
-            certificate: None,
-            key: None,
-            user: Some(user.into()),
-            password_file: Some(path),
-            prefix: prefix.into(),
-            path: None,
-            timeout_ms: TIMEOUT.as_millis() as u32,
-        };
-        Etcd::new(
-            &section.endpoints,
-            Access::of(&section).unwrap(),
-            prefix,
-            "demo",
-            TIMEOUT,
-        )
-        .unwrap()
+    let arbiter = |etcd: &TestEtcd, user: &str, password: &str| {
+        open(&user_section(etcd, directory.path(), user, password))
     };
-    let mut known = arbiter(&etcd, "/kemari/", "kemari", "secret");
+    let mut known = arbiter(&etcd, "kemari", "secret");
     assert_eq!(swap(&mut known, None, &record(1, "a")), ArbiterAnswer::Swapped);
     // Its token lives in the member's memory only.
     etcd.kill();
@@ -367,8 +397,232 @@ fn a_user_is_authenticated_also_after_the_member_has_forgotten_it() {
         ArbiterAnswer::Unavailable(why) => why,
         other => panic!("{other:?}"),
     };
-    assert!(refused(arbiter(&etcd, "/kemari/", "kemari", "wrong")).contains("cannot be authenticated"));
-    assert!(refused(arbiter(&etcd, "/other/", "kemari", "secret")).contains("permission denied"));
+    assert!(refused(arbiter(&etcd, "kemari", "wrong")).contains("cannot be authenticated"));
+    let elsewhere = Section {
+        prefix: "/other/".into(),
+        ..user_section(&etcd, directory.path(), "kemari", "secret")
+    };
+    assert!(refused(open(&elsewhere)).contains("permission denied"));
+}
+
+#[test]
+fn tokens_that_an_administrators_change_makes_old_are_renewed() {
+    let keys = tempfile::tempdir().unwrap();
+    let (private, public) = (keys.path().join("private.pem"), keys.path().join("public.pem"));
+    let openssl = |arguments: &[&str]| {
+        let status = Command::new("openssl")
+            .args(arguments)
+            .stderr(Stdio::null())
+            .status();
+        assert!(status.expect("install Debian's package openssl").success());
+    };
+    let (private, public) = (private.to_str().unwrap(), public.to_str().unwrap());
+    openssl(&["genrsa", "-out", private, "2048"]);
+    openssl(&["rsa", "-in", private, "-pubout", "-out", public]);
+    let jwt = format!("jwt,pub-key={public},priv-key={private},sign-method=RS256,ttl=10m");
+    let etcd = TestEtcd::start_with(&["--auth-token", &jwt]);
+    enable_users(&etcd);
+    let directory = tempfile::tempdir().unwrap();
+    let mut arbiter = open(&user_section(&etcd, directory.path(), "kemari", "secret"));
+    assert_eq!(swap(&mut arbiter, None, &record(1, "a")), ArbiterAnswer::Swapped);
+    for (term, role) in [(2, "one"), (3, "two")] {
+        let token = token_of(&etcd, "root", "r");
+        post_as(
+            &etcd,
+            &token,
+            "/v3/auth/role/add",
+            &format!(r#"{{"name":"{role}"}}"#),
+        );
+        assert_eq!(arbiter.probe(), Ok(Some(record(term - 1, "a"))));
+        let token = token_of(&etcd, "root", "r");
+        post_as(
+            &etcd,
+            &token,
+            "/v3/auth/user/add",
+            &format!(r#"{{"name":"{role}","password":"x"}}"#),
+        );
+        assert_eq!(
+            swap(&mut arbiter, Some(&record(term - 1, "a")), &record(term, "a")),
+            ArbiterAnswer::Swapped
+        );
+    }
+    // A role that is taken away is found out by the probe, and while the record can still be read.
+    let token = token_of(&etcd, "root", "r");
+    let (key, end) = (
+        BASE64_STANDARD.encode("/kemari/"),
+        BASE64_STANDARD.encode("/kemari0"),
+    );
+    let reads =
+        format!(r#"{{"name":"kemari","perm":{{"permType":"READ","key":"{key}","range_end":"{end}"}}}}"#);
+    post_as(&etcd, &token, "/v3/auth/role/grant", &reads);
+    assert_eq!(
+        arbiter.execute(&ArbiterRequest::Read),
+        ArbiterAnswer::Record(Some(record(3, "a")))
+    );
+    let why = arbiter.probe().unwrap_err();
+    assert!(why.contains("permission denied"), "{why}");
+}
+
+#[test]
+fn a_changed_password_is_read_again_and_users_may_be_turned_off() {
+    let etcd = TestEtcd::start();
+    enable_users(&etcd);
+    let directory = tempfile::tempdir().unwrap();
+    let section = user_section(&etcd, directory.path(), "kemari", "secret");
+    let arbiter = open(&section);
+    await_probe(&arbiter, None);
+    let change = r#"{"name":"kemari","password":"other"}"#;
+    post_as(
+        &etcd,
+        &token_of(&etcd, "root", "r"),
+        "/v3/auth/user/changepw",
+        change,
+    );
+    // Unusable for a while: what was read before stays in use, and it is said.
+    let path = section.password_file.as_deref().unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
+    let until = Instant::now() + LEADER_LIMIT;
+    while arbiter.trouble().is_none() {
+        assert!(
+            Instant::now() < until,
+            "a file that others can read is not noticed"
+        );
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert!(
+        arbiter.trouble().unwrap().contains("chmod 600"),
+        "{:?}",
+        arbiter.trouble()
+    );
+    write_secret(path, "other");
+    await_probe(&arbiter, None);
+    assert_eq!(arbiter.trouble(), None);
+    post_as(&etcd, &token_of(&etcd, "root", "r"), "/v3/auth/disable", "{}");
+    await_probe(&arbiter, None);
+    // A client that never had a token of this cluster.
+    await_probe(&open(&section), None);
+}
+
+#[test]
+fn a_renewed_certificate_is_shown_without_a_restart() {
+    let cluster = Cluster::start();
+    let other = certificates(&cluster.directory.path().join("other"));
+    let mine = cluster.directory.path().join("mine");
+    fs::create_dir(&mine).unwrap();
+    let put = |name: &str, from: &Path| {
+        write_secret(&mine.join(name), &fs::read_to_string(from).unwrap());
+        mine.join(name)
+    };
+    let section = Section {
+        certificate: Some(put("cert.pem", &other.certificate)),
+        key: Some(put("key.pem", &other.key)),
+        ..cluster.section()
+    };
+    let arbiter = cluster.arbiter(Access::of(&section).unwrap());
+    assert!(arbiter.probe().is_err(), "a stranger's certificate was taken");
+    // For a moment the two do not belong together: then neither counts.
+    put("cert.pem", &cluster.certificates.certificate);
+    let until = Instant::now() + LEADER_LIMIT;
+    while arbiter.trouble().is_none() {
+        assert!(
+            Instant::now() < until,
+            "a key without its certificate is not noticed"
+        );
+        thread::sleep(Duration::from_millis(50));
+    }
+    put("key.pem", &cluster.certificates.key);
+    await_probe(&arbiter, None);
+    assert_eq!(arbiter.trouble(), None);
+}
+
+#[test]
+fn an_etcd_without_room_is_found_out_by_the_probe_and_reads_go_on() {
+    let etcd = TestEtcd::start();
+    let mut arbiter = Etcd::new(
+        slice::from_ref(&etcd.endpoint),
+        Access::default(),
+        "/kemari/",
+        "demo",
+        TIMEOUT,
+    )
+    .unwrap();
+    assert_eq!(arbiter.probe(), Ok(None));
+    assert_eq!(swap(&mut arbiter, None, &record(1, "a")), ArbiterAnswer::Swapped);
+    let before = etcd.get("/kemari/demo");
+    assert_eq!(arbiter.probe(), Ok(Some(record(1, "a"))));
+    assert_eq!(etcd.get("/kemari/demo"), before, "a probe changes nothing");
+    let alarm = |action: &str| {
+        let body = format!(
+            r#"{{"action":"{action}","memberID":"{}","alarm":"NOSPACE"}}"#,
+            etcd.member_id()
+        );
+        post(&etcd, "/v3/maintenance/alarm", &body);
+    };
+    alarm("ACTIVATE");
+    assert_eq!(
+        arbiter.execute(&ArbiterRequest::Read),
+        ArbiterAnswer::Record(Some(record(1, "a")))
+    );
+    let why = arbiter.probe().unwrap_err();
+    assert!(why.contains("NOSPACE") && why.contains("alarm disarm"), "{why}");
+    let refused = swap(&mut arbiter, Some(&record(1, "a")), &record(2, "a"));
+    assert!(
+        matches!(refused, ArbiterAnswer::Unavailable(_)),
+        "nothing was done: {refused:?}"
+    );
+    alarm("DEACTIVATE");
+    assert_eq!(arbiter.probe(), Ok(Some(record(1, "a"))));
+}
+
+#[test]
+fn names_are_no_reason_to_refuse_and_a_gateway_that_is_off_is_named() {
+    let etcd = TestEtcd::start();
+    let open = |endpoints: &[&str]| {
+        let endpoints: Vec<String> = endpoints.iter().map(|text| (*text).to_owned()).collect();
+        Etcd::new(&endpoints, Access::default(), "/kemari/", "demo", TIMEOUT).unwrap()
+    };
+    let by_name = etcd.endpoint.replace("127.0.0.1", "localhost");
+    await_probe(&open(&["http://nobody.invalid:2379", &by_name]), None);
+    let why = open(&["http://nobody.invalid:2379"]).probe().unwrap_err();
+    assert!(why.contains("etcd cannot be asked"), "{why}");
+    let off = TestEtcd::start_with(&["--enable-grpc-gateway=false"]);
+    let why = open(&[&off.endpoint]).probe().unwrap_err();
+    assert!(why.contains("--enable-grpc-gateway"), "{why}");
+}
+
+#[test]
+fn a_wiped_etcd_is_an_alarm_until_it_is_said_to_be_the_right_one() {
+    let mut etcd = TestEtcd::start();
+    let mut arbiter = Etcd::new(
+        slice::from_ref(&etcd.endpoint),
+        Access::default(),
+        "/kemari/",
+        "demo",
+        TIMEOUT,
+    )
+    .unwrap();
+    assert_eq!(swap(&mut arbiter, None, &record(1, "a")), ArbiterAnswer::Swapped);
+    assert_eq!(
+        swap(&mut arbiter, Some(&record(1, "a")), &record(2, "a")),
+        ArbiterAnswer::Swapped
+    );
+    etcd.kill();
+    etcd.wipe();
+    etcd.restart();
+    let why = arbiter.probe().unwrap_err();
+    assert!(
+        why.contains("went back in time") && why.contains("kemari adopt-record"),
+        "{why}"
+    );
+    assert!(matches!(
+        arbiter.execute(&ArbiterRequest::Read),
+        ArbiterAnswer::Unavailable(_)
+    ));
+    arbiter.forget();
+    assert_eq!(
+        arbiter.execute(&ArbiterRequest::Read),
+        ArbiterAnswer::Record(None)
+    );
 }
 
 /// Passes requests on, and loses the answer to the `lost`th of them, from 0.

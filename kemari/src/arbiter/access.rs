@@ -1,8 +1,9 @@
-//! How a cluster is spoken to: whose certificates count, which one is shown, and as which user.
+//! How a cluster is spoken to: whose certificates count, which one is shown, and as which user. Files are replaced
+//! while a side lives (certificates are renewed, passwords changed), so an access knows what it was read from.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::Resumption;
@@ -20,6 +21,48 @@ pub struct Access {
     /// For `https` endpoints.
     pub(super) tls: Option<Arc<ClientConfig>>,
     pub(super) user: Option<User>,
+    source: Option<Arc<Source>>,
+}
+
+/// The files behind an access, and how they were when it was read.
+struct Source {
+    section: Arbiter,
+    stamps: Vec<Option<Stamp>>,
+}
+
+/// What changes when a file is written or another one takes its name: device, inode, length in bytes, and the times of
+/// its last change in seconds and nanoseconds (a mode that was mended counts as well).
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Stamp([i64; 7]);
+
+impl Stamp {
+    /// `None`: the file cannot be looked at.
+    fn of(path: &Path) -> Option<Self> {
+        let seen = fs::metadata(path).ok()?;
+        Some(Self([
+            seen.dev() as i64,
+            seen.ino() as i64,
+            seen.size() as i64,
+            seen.mtime(),
+            seen.mtime_nsec(),
+            seen.ctime(),
+            seen.ctime_nsec(),
+        ]))
+    }
+}
+
+fn files(section: &Arbiter) -> Vec<PathBuf> {
+    let named = [
+        &section.ca,
+        &section.certificate,
+        &section.key,
+        &section.password_file,
+    ];
+    named.into_iter().flatten().cloned().collect()
+}
+
+fn stamps(section: &Arbiter) -> Vec<Option<Stamp>> {
+    files(section).iter().map(|path| Stamp::of(path)).collect()
 }
 
 /// A user of etcd.
@@ -32,6 +75,8 @@ pub(super) struct User {
 impl Access {
     /// Reads the files that `arbiter` names.
     pub fn of(arbiter: &Arbiter) -> Result<Self, OpenError> {
+        // Looked at before they are read: what changes meanwhile is read again.
+        let stamps = stamps(arbiter);
         let tls = match &arbiter.ca {
             None => None,
             Some(ca) => Some(Arc::new(tls(
@@ -51,7 +96,27 @@ impl Access {
             }
             _ => None,
         };
-        Ok(Self { tls, user })
+        Ok(Self {
+            tls,
+            user,
+            source: Some(Arc::new(Source {
+                section: arbiter.clone(),
+                stamps,
+            })),
+        })
+    }
+
+    /// Whether there are files that may change.
+    pub(super) fn has_files(&self) -> bool {
+        self.source
+            .as_ref()
+            .is_some_and(|source| !source.stamps.is_empty())
+    }
+
+    /// The access that the files give now, if they have changed since this one was read.
+    pub(super) fn renewed(&self) -> Option<Result<Self, OpenError>> {
+        let source = self.source.as_ref()?;
+        (stamps(&source.section) != source.stamps).then(|| Self::of(&source.section))
     }
 }
 

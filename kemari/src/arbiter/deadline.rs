@@ -1,5 +1,6 @@
 //! A time limit for an arbiter whose system calls may hang, as those of a network file system do.
 
+use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,23 +18,24 @@ pub struct Deadline {
 }
 
 impl Deadline {
-    /// Wraps `arbiter`; `limit` holds for each request.
-    pub fn new(mut arbiter: Box<dyn Arbiter>, limit: Duration) -> Self {
+    /// Wraps `arbiter`; `limit` holds for each request. Fails if there is no thread to be had.
+    pub fn new(mut arbiter: Box<dyn Arbiter>, limit: Duration) -> io::Result<Self> {
         let (requests, incoming) = channel::<ArbiterRequest>();
         let (outgoing, answers) = channel();
-        thread::spawn(move || {
+        let serve = move || {
             for request in incoming {
                 if outgoing.send(arbiter.execute(&request)).is_err() {
                     return;
                 }
             }
-        });
-        Self {
+        };
+        thread::Builder::new().name("arbiter files".into()).spawn(serve)?;
+        Ok(Self {
             requests,
             answers,
             limit,
             hanging_since: None,
-        }
+        })
     }
 
     fn ended(&self) -> ArbiterAnswer {
@@ -94,7 +96,7 @@ mod tests {
     #[test]
     fn a_hanging_store_is_not_waited_for_and_its_late_answer_is_dropped() {
         let (let_go, gate) = channel();
-        let mut arbiter = Deadline::new(Box::new(Slow(gate, 0)), Duration::from_millis(50));
+        let mut arbiter = Deadline::new(Box::new(Slow(gate, 0)), Duration::from_millis(50)).unwrap();
         let begun = Instant::now();
         assert!(matches!(
             arbiter.execute(&ArbiterRequest::Read),

@@ -11,9 +11,12 @@ mod store;
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use kemari_sync::{Arbiter, ArbiterAnswer, ArbiterRequest, Record};
 
+use super::WENT_BACK_ADVICE;
 use super::stored::{self, STORED_BYTES_MAX};
 use store::{Directory, Store};
 
@@ -30,8 +33,11 @@ pub struct FileArbiter<S = Directory> {
     store: S,
     vm: String,
     /// Highest number seen by this process: a store that falls behind it went back in time.
-    seen: u64,
+    seen: Seen,
 }
+
+/// See [`FileArbiter`]: what those that work on one directory together have seen there.
+pub(super) type Seen = Arc<AtomicU64>;
 
 /// Number and content of the record that counts.
 type Current = Option<(u64, Record)>;
@@ -41,6 +47,18 @@ impl FileArbiter {
     pub fn new(directory: &Path, vm: &str) -> Self {
         Self::on(Directory::at(directory), vm)
     }
+
+    /// Another one for the same directory, that knows what this one has seen.
+    pub(super) fn beside(&self, directory: &Path) -> Self {
+        Self {
+            seen: self.seen.clone(),
+            ..Self::new(directory, &self.vm)
+        }
+    }
+
+    pub(super) fn seen(&self) -> Seen {
+        self.seen.clone()
+    }
 }
 
 impl<S: Store> FileArbiter<S> {
@@ -48,7 +66,7 @@ impl<S: Store> FileArbiter<S> {
         Self {
             store,
             vm: vm.to_owned(),
-            seen: 0,
+            seen: Seen::default(),
         }
     }
 
@@ -97,6 +115,7 @@ impl<S: Store> FileArbiter<S> {
     /// The record that counts now. An error is a sentence, and never means that there is none.
     fn current(&mut self) -> Result<Current, String> {
         self.check_marker()?;
+        let seen = self.seen.load(Ordering::Acquire);
         // A change of the directory makes an NFS client forget what it has cached of it.
         let aside = self.name_aside();
         let refreshed = self.store.create(&aside).and_then(|()| self.store.remove(&aside));
@@ -109,15 +128,14 @@ impl<S: Store> FileArbiter<S> {
             .sync()
             .map_err(|error| self.says("cannot be made durable", &error))?;
         let number = numbers.last().copied().unwrap_or(0);
-        if number < self.seen {
+        if number < seen {
             return Err(format!(
-                "the arbiter's directory {} went back in time (record {number}, after {} was seen): it was restored \
-                 or replaced. Stop both sides and find out which VM state is the last",
-                self.store.place(),
-                self.seen
+                "the arbiter's directory {} went back in time (record {number}, after {seen} was seen): it was \
+                 restored or replaced. {WENT_BACK_ADVICE}",
+                self.store.place()
             ));
         }
-        self.seen = number;
+        self.seen.fetch_max(number, Ordering::AcqRel);
         if number == 0 {
             return Ok(None);
         }
@@ -158,10 +176,33 @@ impl<S: Store> FileArbiter<S> {
         answer
     }
 
+    /// Reads the record, and proves that another could be written: by the steps of a swap, with names that do not count.
+    pub(super) fn probe(&mut self) -> Result<Option<Record>, String> {
+        let current = self.current()?.map(|(_, record)| record);
+        let second = self.name_aside();
+        let aside = self.create_aside(&[b'x'; STORED_BYTES_MAX / 8]);
+        let proved = aside.and_then(|aside| {
+            let linked = self
+                .store
+                .link(&aside, &second)
+                .and_then(|()| self.store.sync())
+                .and_then(|()| self.store.remove(&second));
+            // The error that counts is the first one.
+            let removed = self.store.remove(&aside);
+            linked.and(removed)
+        });
+        proved.map_err(|error| self.says("cannot take a new record", &error))?;
+        Ok(current)
+    }
+
     fn write_aside(&mut self, record: &Record) -> io::Result<String> {
+        self.create_aside(&stored::encode(record))
+    }
+
+    fn create_aside(&mut self, bytes: &[u8]) -> io::Result<String> {
         let aside = self.name_aside();
         self.store.create(&aside)?;
-        match self.store.write(&aside, &stored::encode(record)) {
+        match self.store.write(&aside, bytes) {
             Ok(()) => Ok(aside),
             Err(error) => {
                 // The error that counts is the first one.
@@ -206,7 +247,7 @@ impl<S: Store> FileArbiter<S> {
                 "record {number} came while the arbiter is at {highest}: it is read again"
             ));
         }
-        self.seen = self.seen.max(highest);
+        self.seen.fetch_max(highest, Ordering::AcqRel);
         for old in numbers.iter().filter(|old| **old + RETAINED <= highest) {
             if let Err(error) = self.store.remove(&self.name(*old)) {
                 tracing::debug!("cannot remove the old record {old}: {error}");

@@ -66,6 +66,7 @@ pub struct TestEtcd {
     directory: tempfile::TempDir,
     client_port: u16,
     peer_port: u16,
+    options: Vec<String>,
     /// Its client URL.
     pub endpoint: String,
 }
@@ -73,17 +74,24 @@ pub struct TestEtcd {
 impl TestEtcd {
     /// Starts it and waits until it answers. Panics with the reason if Debian's `etcd-server` is missing.
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// The same with further options.
+    pub fn start_with(options: &[&str]) -> Self {
+        let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
         // A free port may be taken by somebody else before etcd binds it: then others are tried.
         for _ in 0..5 {
             let directory = tempfile::tempdir().unwrap();
             let (client_port, peer_port) = (free_port(), free_port());
-            let child = spawn(&directory, client_port, peer_port);
+            let child = spawn(&directory, client_port, peer_port, &options);
             let endpoint = format!("http://127.0.0.1:{client_port}");
             let mut etcd = Self {
                 child,
                 directory,
                 client_port,
                 peer_port,
+                options: options.clone(),
                 endpoint,
             };
             if etcd.wait() {
@@ -106,7 +114,7 @@ impl TestEtcd {
 
     /// Starts it again with the same data and ports.
     pub fn restart(&mut self) {
-        self.child = spawn(&self.directory, self.client_port, self.peer_port);
+        self.child = spawn(&self.directory, self.client_port, self.peer_port, &self.options);
         assert!(self.wait(), "etcd does not come back");
     }
 
@@ -118,18 +126,42 @@ impl TestEtcd {
         rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::UNTRACED).unwrap();
     }
 
+    /// Takes all that a killed one had stored.
+    pub fn wipe(&self) {
+        std::fs::remove_dir_all(self.directory.path().join("data")).unwrap();
+    }
+
     /// Puts `value` at `key`, past the arbiter.
     pub fn put(&self, key: &str, value: &str) {
-        use base64::Engine;
-        let encode = |text: &str| base64::prelude::BASE64_STANDARD.encode(text);
         let body = format!(r#"{{"key":"{}","value":"{}"}}"#, encode(key), encode(value));
+        self.post("", "/v3/kv/put", &body);
+    }
+
+    /// What stands at `key`, with its revisions.
+    pub fn get(&self, key: &str) -> serde_json::Value {
+        self.post("", "/v3/kv/range", &format!(r#"{{"key":"{}"}}"#, encode(key)))["kvs"].clone()
+    }
+
+    /// Its number in its cluster.
+    pub fn member_id(&self) -> String {
+        let answer = self.post("", "/v3/maintenance/status", "{}");
+        answer["header"]["member_id"].as_str().unwrap().to_owned()
+    }
+
+    /// POSTs to the gateway with further `headers`, and expects that it is taken.
+    pub fn post(&self, headers: &str, path: &str, body: &str) -> serde_json::Value {
         let mut stream = TcpStream::connect(self.address()).unwrap();
         let length = body.len();
-        write!(stream, "POST /v3/kv/put HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}")
-            .unwrap();
+        write!(
+            stream,
+            "POST {path} HTTP/1.0\r\nHost: x\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(" 200 "), "{path}: {answer}");
+        serde_json::from_str(body).unwrap()
     }
 
     fn wait(&mut self) -> bool {
@@ -160,7 +192,12 @@ impl TestEtcd {
     }
 }
 
-fn spawn(directory: &tempfile::TempDir, client_port: u16, peer_port: u16) -> Child {
+fn encode(text: &str) -> String {
+    use base64::Engine;
+    base64::prelude::BASE64_STANDARD.encode(text)
+}
+
+fn spawn(directory: &tempfile::TempDir, client_port: u16, peer_port: u16, options: &[String]) -> Child {
     let client = format!("http://127.0.0.1:{client_port}");
     let peer = format!("http://127.0.0.1:{peer_port}");
     let log = File::create(directory.path().join("log")).unwrap();
@@ -180,6 +217,7 @@ fn spawn(directory: &tempfile::TempDir, client_port: u16, peer_port: u16) -> Chi
             &peer,
         ])
         .args(["--initial-cluster", &format!("default={peer}")])
+        .args(options)
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log)

@@ -1,0 +1,88 @@
+//! Whether an arbiter would answer, and could be written, found out while nothing needs it: on ways of its own, so that
+//! a real question never waits for a probe, and by what the real one will use (addresses, certificates, tokens, rights).
+
+use std::io;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use kemari_sync::{Arbiter, ArbiterAnswer, ArbiterRequest, Record};
+
+use super::file::Seen;
+use super::{Deadline, Etcd, FileArbiter};
+
+/// See the module.
+#[derive(Clone)]
+pub enum Prober {
+    /// Shares everything with the client that asks.
+    Etcd(Etcd),
+    /// Shares the directory.
+    File {
+        /// Probes on a thread of its own, since storage may hang.
+        way: Arc<Mutex<Deadline>>,
+        /// What the one that asks has seen there.
+        seen: Seen,
+    },
+}
+
+impl Prober {
+    pub(super) fn of_file(file: &FileArbiter, directory: &Path, limit: Duration) -> io::Result<Self> {
+        let way = Deadline::new(Box::new(Probing(file.beside(directory))), limit)?;
+        Ok(Self::File {
+            way: Arc::new(Mutex::new(way)),
+            seen: file.seen(),
+        })
+    }
+
+    /// Reads the record and proves that it could be written, in at most the configured time. Changes nothing. The error
+    /// is a sentence.
+    pub fn probe(&self) -> Result<Option<Record>, String> {
+        match self {
+            Self::Etcd(etcd) => etcd.probe(),
+            Self::File { way, .. } => {
+                let mut way = way.lock().unwrap_or_else(PoisonError::into_inner);
+                match way.execute(&ArbiterRequest::Read) {
+                    ArbiterAnswer::Record(record) => Ok(record),
+                    ArbiterAnswer::Unknown(why) | ArbiterAnswer::Unavailable(why) => Err(why),
+                    ArbiterAnswer::Swapped | ArbiterAnswer::Conflict(_) => Err(
+                        "the arbiter answers a read as if it were a swap: report this as a fault of Kemari"
+                            .into(),
+                    ),
+                }
+            }
+        }
+    }
+
+    /// What is wrong although the arbiter may answer: a renewed certificate that cannot be used, an unknown name.
+    pub fn trouble(&self) -> Option<String> {
+        match self {
+            Self::Etcd(etcd) => etcd.trouble(),
+            Self::File { .. } => None,
+        }
+    }
+
+    /// Forgets how far the store had come, for those that ask as well: the operator says that it is the right one although
+    /// it went back in time.
+    pub fn forget(&self) {
+        match self {
+            Self::Etcd(etcd) => etcd.forget(),
+            Self::File { seen, .. } => seen.store(0, Ordering::Release),
+        }
+    }
+}
+
+/// A file arbiter whose reads prove that it could be written.
+struct Probing(FileArbiter);
+
+impl Arbiter for Probing {
+    fn execute(&mut self, request: &ArbiterRequest) -> ArbiterAnswer {
+        match request {
+            ArbiterRequest::Read => match self.0.probe() {
+                Ok(record) => ArbiterAnswer::Record(record),
+                Err(sentence) => ArbiterAnswer::Unavailable(sentence),
+            },
+            ArbiterRequest::Swap { .. } => ArbiterAnswer::Unavailable("a probe changes nothing".into()),
+        }
+    }
+}
