@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+/// Longest encoded state of one component, in bytes.
+pub const STATE_BYTES_MAX: usize = 4 << 20;
+
 /// What a [`StateBlob`] holds. The numbers go over the wire: never reuse one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[repr(u16)]

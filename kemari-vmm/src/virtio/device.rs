@@ -1,16 +1,20 @@
 //! The mechanism under all virtio devices: transport, queues, request list, event channels.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+mod core;
+mod registers;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
-use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 
-use super::request::{RequestList, SavedRequest, Stage};
+use self::core::{Core, Left};
+use super::request::{Releasable, RequestList, SavedRequest};
 use super::saved::{STATE_VERSION, SavedDevice, SavedQueue};
-use super::transport::{self as regs, Transport};
-use super::{Backend, Completion, Completions, GuestFault, Nature, QueueRole, Submission};
+use super::transport as regs;
+use super::{Backend, Completion, Completions, GuestFault, QueueRole};
 use crate::devices::Device;
 use crate::devices::hub::Hub;
 use crate::event::{Direction, EventChannel};
@@ -23,15 +27,10 @@ pub struct VirtioDevice<B: Backend> {
     gsi: u32,
     channels: Vec<Arc<EventChannel>>,
     core: Mutex<Core<B>>,
+    /// How many threads wait for the lock.
+    wanted: AtomicUsize,
     /// Told whenever a request finishes or is given back; a reset waits for it.
     finished: Condvar,
-}
-
-struct Core<B: Backend> {
-    transport: Transport,
-    queues: Vec<Queue>,
-    requests: RequestList<B::Request>,
-    backend: B,
 }
 
 /// The requests that a saved state lists, and that of the back end.
@@ -45,19 +44,13 @@ impl<B: Backend> VirtioDevice<B> {
             .iter()
             .map(|spec| EventChannel::new(format!("{id}{}", spec.suffix)))
             .collect();
-        let queues = fresh_queues(&backend);
-        let core = Core {
-            transport: Transport::default(),
-            queues,
-            requests: RequestList::default(),
-            backend,
-        };
         let device = Arc::new(Self {
             hub,
             instance,
             gsi,
             channels,
-            core: Mutex::new(core),
+            core: Mutex::new(Core::new(backend)),
+            wanted: AtomicUsize::new(0),
             finished: Condvar::new(),
         });
         let weak = Arc::downgrade(&device);
@@ -90,73 +83,14 @@ impl<B: Backend> VirtioDevice<B> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Core<B>> {
-        self.core.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn read_register(&self, offset: u64) -> u32 {
-        let core = self.lock();
-        let transport = &core.transport;
-        let queue = core.queues.get(transport.queue_sel as usize);
-        match offset {
-            regs::MAGIC => regs::MAGIC_VALUE,
-            regs::VERSION => regs::VERSION_VALUE,
-            regs::DEVICE_ID => core.backend.device_id(),
-            regs::VENDOR_ID => regs::VENDOR_VALUE,
-            regs::DEVICE_FEATURES => {
-                Transport::select_half(core.offered_features(), transport.device_features_sel)
-            }
-            regs::QUEUE_NUM_MAX => queue.map_or(0, |queue| u32::from(queue.max_size())),
-            regs::QUEUE_READY => queue.map_or(0, |queue| u32::from(queue.ready())),
-            regs::INTERRUPT_STATUS => transport.interrupt_status,
-            regs::STATUS => transport.status,
-            regs::CONFIG_GENERATION => transport.config_generation,
-            // No shared memory regions: their length and base read as all ones.
-            regs::SHM_LEN_LOW..=regs::SHM_BASE_HIGH => u32::MAX,
-            _ => 0,
-        }
-    }
-
-    fn write_register(&self, offset: u64, value: u32) {
-        match offset {
-            regs::QUEUE_NOTIFY => return self.notified(value as usize),
-            regs::STATUS if value == 0 => return self.reset(),
-            regs::QUEUE_READY if value == 0 => return self.retire_queue(),
-            _ => {}
-        }
-        let mut core = self.lock();
-        let offered = core.offered_features();
-        let Core {
-            transport,
-            queues,
-            backend,
-            ..
-        } = &mut *core;
-        match offset {
-            regs::DEVICE_FEATURES_SEL => transport.device_features_sel = value,
-            regs::DRIVER_FEATURES_SEL => transport.driver_features_sel = value,
-            regs::DRIVER_FEATURES => transport.write_driver_features(value, offered),
-            regs::QUEUE_SEL => transport.queue_sel = value,
-            regs::INTERRUPT_ACK => transport.interrupt_status &= !value,
-            regs::STATUS => {
-                let was_ok = transport.driver_ok();
-                transport.write_status(value);
-                if !was_ok && transport.driver_ok() {
-                    backend.activate(transport.driver_features);
-                }
-            }
-            _ => {
-                let event_idx = transport.has(VIRTIO_RING_F_EVENT_IDX);
-                let Some(queue) = queues.get_mut(transport.queue_sel as usize) else {
-                    return;
-                };
-                set_up_queue(queue, offset, value, event_idx);
-                // A ready queue does not move any more: this is the one place to look.
-                if queue.ready() && !queue.is_valid(&self.hub.memory) {
-                    self.break_down(
-                        &mut core,
-                        &GuestFault("a virtqueue lies outside the guest's memory".into()),
-                    );
-                }
+        match self.core.try_lock() {
+            Ok(core) => core,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                self.wanted.fetch_add(1, Ordering::SeqCst);
+                let core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
+                self.wanted.fetch_sub(1, Ordering::SeqCst);
+                core
             }
         }
     }
@@ -166,28 +100,58 @@ impl<B: Backend> VirtioDevice<B> {
         let Some(channel) = self.channels.get(index) else {
             return;
         };
-        let mut core = self.lock();
-        self.work(&mut core, index);
+        let core = self.work(self.lock(), index);
         let held = core.requests.has_held();
         drop(core);
         channel.notify(Direction::Out, held);
     }
 
-    /// Takes what the guest made available in one queue, and interrupts if something was finished at once.
-    fn work(&self, core: &mut Core<B>, index: usize) {
-        if !core.transport.driver_ok() || !core.queues[index].ready() {
-            return;
+    /// Takes what the guest made available in one queue. A queue has to wait for its turn if others wait for room.
+    fn work<'a>(&'a self, mut core: MutexGuard<'a, Core<B>>, index: usize) -> MutexGuard<'a, Core<B>> {
+        if !core.waiting.is_empty() {
+            core.wait_for_room(index);
+            return core;
         }
-        let result = match core.backend.queues()[index].role {
-            QueueRole::Requests => {
-                core.backend.batch_begins();
-                let result = core.take_requests(index, &self.hub);
-                core.backend.batch_ends();
-                result
+        while self.turn(&mut core, index) == Left::More {
+            core = self.give_way(core);
+        }
+        core
+    }
+
+    /// Something left the list: what waits for room in the budget has its turns, one queue after the other.
+    fn refill<'a>(&'a self, mut core: MutexGuard<'a, Core<B>>) -> MutexGuard<'a, Core<B>> {
+        while let Some(index) = core.waiting.pop_front() {
+            match self.turn(&mut core, index) {
+                Left::Nothing => {}
+                Left::More => {
+                    core.wait_for_room(index);
+                    core = self.give_way(core);
+                }
+                // It took what room there was, and the next one begins when there is some again.
+                Left::Waits => break,
             }
-            QueueRole::Supply => core.backend.input(&mut core.queues[index], &self.hub.memory),
-        };
+        }
+        core
+    }
+
+    /// Takes what the guest made available in one queue, for so long as a turn may take, and interrupts if something was
+    /// finished at once.
+    fn turn(&self, core: &mut Core<B>, index: usize) -> Left {
+        if !core.takes_from(index) {
+            return Left::Nothing;
+        }
+        let (result, left) = core.take(index, &self.hub);
         self.settle(core, index, result);
+        left
+    }
+
+    /// Lets everybody else have the lock who waits for it.
+    fn give_way<'a>(&'a self, core: MutexGuard<'a, Core<B>>) -> MutexGuard<'a, Core<B>> {
+        drop(core);
+        while self.wanted.load(Ordering::SeqCst) > 0 {
+            std::thread::yield_now();
+        }
+        self.lock()
     }
 
     /// Interrupts after used buffers; breaks the device down after a fault of the guest.
@@ -227,17 +191,19 @@ impl<B: Backend> VirtioDevice<B> {
             "the guest's driver broke the rules, the device stops until it is reset: {fault}"
         );
         core.transport.break_down();
-        core.requests.drop_held();
+        core.requests.drop_held(None);
         core.transport.interrupt_status |= regs::INTERRUPT_CONFIG;
         self.hub.pulse(self.gsi);
     }
 
-    /// Carries out all requests that `next` releases, then interrupts once a queue.
-    fn start_released(&self, mut next: impl FnMut(&mut RequestList<B::Request>) -> Option<Started<B>>) {
+    /// Carries out all requests that are let go, then interrupts once a queue.
+    fn start_released(&self, which: Releasable) {
         let mut core = self.lock();
         let mut used = vec![false; core.queues.len()];
+        let mut from = 0;
         core.backend.batch_begins();
-        while let Some(started) = next(&mut core.requests) {
+        while let Some(started) = core.release_next(which, from) {
+            from = started.id + 1;
             let queue = usize::from(started.queue);
             match core.submit(started, &self.hub) {
                 Ok(done) => used[queue] |= done,
@@ -249,17 +215,21 @@ impl<B: Backend> VirtioDevice<B> {
             self.settle(&mut core, index, Ok(used));
         }
         self.finished.notify_all();
+        drop(self.refill(core));
     }
 
-    /// Waits until nothing that was captured or released is unfinished, and drops what no capture has: also what a
-    /// capture that fails meanwhile gives back.
-    fn finish_started(&self) -> MutexGuard<'_, Core<B>> {
+    /// Waits until nothing of this queue, or of any, that was captured or released is unfinished, and drops what no
+    /// capture has: also what a capture that fails meanwhile gives back. Nothing more is taken in meanwhile, so that
+    /// another vCPU's kicks cannot make it wait for ever.
+    fn finish_started(&self, queue: Option<u16>) -> MutexGuard<'_, Core<B>> {
         let mut core = self.lock();
+        core.close(queue, true);
         core.backend.winding_up(true);
         loop {
-            core.requests.drop_held();
-            if !core.requests.has_started() {
+            core.requests.drop_held(queue);
+            if !core.requests.has_started(queue) {
                 core.backend.winding_up(false);
+                core.close(queue, false);
                 return core;
             }
             core = self.finished.wait(core).unwrap_or_else(PoisonError::into_inner);
@@ -267,99 +237,18 @@ impl<B: Backend> VirtioDevice<B> {
     }
 
     fn retire_queue(&self) {
-        let mut core = self.finish_started();
-        let selected = core.transport.queue_sel as usize;
-        if let Some(queue) = core.queues.get_mut(selected) {
+        let Ok(selected) = u16::try_from(self.lock().transport.queue_sel) else {
+            return;
+        };
+        let mut core = self.finish_started(Some(selected));
+        if let Some(queue) = core.queues.get_mut(usize::from(selected)) {
             queue.reset();
         }
-    }
-}
-
-/// A request on its way to the back end.
-struct Started<B: Backend> {
-    id: u64,
-    queue: u16,
-    body: B::Request,
-    data: Option<Vec<u8>>,
-}
-
-impl<B: Backend> Started<B> {
-    fn from(request: &mut super::request::Request<B::Request>) -> Self {
-        Self {
-            id: request.id,
-            queue: request.queue,
-            body: request.body.clone(),
-            data: request.data.take(),
-        }
-    }
-}
-
-impl<B: Backend> Core<B> {
-    fn offered_features(&self) -> u64 {
-        regs::TRANSPORT_FEATURES | self.backend.features()
+        drop(self.refill(core));
     }
 
-    /// Parses everything that is available, once, in ring order. Returns whether something was finished at once.
-    fn take_requests(&mut self, index: usize, hub: &Hub) -> Result<bool, GuestFault> {
-        let mut used = false;
-        loop {
-            while let Some(chain) = self.queues[index].iter(&hub.memory).map_err(ring_fault)?.next() {
-                let head = chain.head_index();
-                let (body, nature) = self.backend.parse(index, chain, &hub.memory)?;
-                // Output does not overtake output: also not while a gate is being opened, device by device.
-                let hold = match nature {
-                    Nature::Output => hub.output_is_held() || self.requests.has_unreleased(),
-                    Nature::Barrier => self.requests.has_unreleased(),
-                    Nature::Input => false,
-                };
-                let stage = if hold { Stage::Held } else { Stage::Released };
-                let id = self.requests.push(index as u16, head, stage, body.clone())?;
-                if !hold {
-                    used |= self.submit(
-                        Started {
-                            id,
-                            queue: index as u16,
-                            body,
-                            data: None,
-                        },
-                        hub,
-                    )?;
-                }
-            }
-            // Publishes the wish to be notified, with a full barrier, and looks again: nothing is overlooked.
-            if !self.queues[index]
-                .enable_notification(&hub.memory)
-                .map_err(ring_fault)?
-            {
-                return Ok(used);
-            }
-        }
-    }
-
-    /// Hands a released request to the back end. Returns whether it is finished already.
-    fn submit(&mut self, started: Started<B>, hub: &Hub) -> Result<bool, GuestFault> {
-        match self
-            .backend
-            .submit(started.id, &started.body, started.data, &hub.memory)
-        {
-            Ok(Submission::Done(written)) => self.finish(started.id, written, hub).map(|()| true),
-            Ok(Submission::Pending) => Ok(false),
-            Err(fault) => {
-                self.requests.finish(started.id);
-                Err(fault)
-            }
-        }
-    }
-
-    /// Puts a finished request into the used ring and takes it off the list: both or neither are in a capture.
-    fn finish(&mut self, id: u64, written: u32, hub: &Hub) -> Result<(), GuestFault> {
-        let Some(request) = self.requests.finish(id) else {
-            return Ok(());
-        };
-        let queue = &mut self.queues[usize::from(request.queue)];
-        queue
-            .add_used(&hub.memory, request.head, written)
-            .map_err(ring_fault)
+    fn reset_device(&self) {
+        self.finish_started(None).reset();
     }
 }
 
@@ -373,7 +262,7 @@ impl<B: Backend> Completions for VirtioDevice<B> {
         let mut core = self.lock();
         let mut used = vec![false; core.queues.len()];
         for (id, completion) in completions {
-            let Some(request) = core.requests.iter().find(|request| request.id == id) else {
+            let Some(request) = core.requests.get(id) else {
                 continue;
             };
             let (index, body) = (usize::from(request.queue), request.body.clone());
@@ -391,6 +280,13 @@ impl<B: Backend> Completions for VirtioDevice<B> {
             self.settle(&mut core, index, Ok(used));
         }
         self.finished.notify_all();
+        let had_held = core.requests.has_held();
+        let core = self.refill(core);
+        let found = core.requests.has_held() && !had_held;
+        drop(core);
+        if found {
+            self.channels[0].found_output();
+        }
     }
 
     fn input_ready(&self) {
@@ -398,7 +294,7 @@ impl<B: Backend> Completions for VirtioDevice<B> {
         let mut core = self.lock();
         for index in 0..core.queues.len() {
             if core.backend.queues()[index].role == QueueRole::Supply {
-                self.work(&mut core, index);
+                core = self.work(core, index);
             }
         }
     }
@@ -455,36 +351,36 @@ impl<B: Backend> Device for VirtioDevice<B> {
     fn drain(&self) {
         let mut core = self.lock();
         // What is held stays: the machine may yet go on here.
-        while core.requests.has_started() {
+        while core.requests.has_started(None) {
             core = self.finished.wait(core).unwrap_or_else(PoisonError::into_inner);
         }
         core.backend.flush();
     }
 
     fn abandon(&self) {
-        self.lock().requests.clear();
+        let mut core = self.lock();
+        core.requests.clear();
+        core.waiting.clear();
+        drop(core);
         self.finished.notify_all();
     }
 
     fn release(&self, epoch: u64) {
-        self.start_released(|requests| requests.release_next(epoch).map(Started::from));
+        self.start_released(Releasable::UpTo(epoch));
     }
 
     fn release_all(&self) {
-        self.start_released(|requests| requests.release_any().map(Started::from));
+        self.start_released(Releasable::Any);
     }
 
     fn reset(&self) {
-        let mut core = self.finish_started();
-        core.transport = Transport::default();
-        core.queues = fresh_queues(&core.backend);
-        core.backend.reset();
+        self.reset_device();
     }
 
     fn wake(&self) {
         let mut core = self.lock();
         for index in 0..core.queues.len() {
-            self.work(&mut core, index);
+            core = self.work(core, index);
             if core.transport.driver_ok() && core.queues[index].ready() {
                 self.interrupt(&mut core, index);
             }
@@ -542,8 +438,8 @@ impl<B: Backend> Device for VirtioDevice<B> {
         {
             return Err(unfit("a request of a queue that does not exist".into()));
         }
-        let requests =
-            RequestList::load(saved.requests, saved.next_request).map_err(|fault| unfit(fault.0))?;
+        let requests = RequestList::load(saved.requests, saved.next_request, |body| core.backend.cost(body))
+            .map_err(|fault| unfit(fault.0))?;
         core.backend.load(saved.backend).map_err(unfit)?;
         for request in requests.iter() {
             core.backend
@@ -557,35 +453,6 @@ impl<B: Backend> Device for VirtioDevice<B> {
         core.queues = queues;
         core.requests = requests;
         Ok(())
-    }
-}
-
-fn fresh_queues<B: Backend>(backend: &B) -> Vec<Queue> {
-    backend
-        .queues()
-        .iter()
-        .map(|spec| Queue::new(spec.entries_max).expect("queue sizes are powers of two"))
-        .collect()
-}
-
-/// The driver describes a queue: its size, its three parts, and that it is ready.
-fn set_up_queue(queue: &mut Queue, offset: u64, value: u32, event_idx: bool) {
-    if queue.ready() {
-        return;
-    }
-    match offset {
-        regs::QUEUE_NUM => queue.set_size(value as u16),
-        regs::QUEUE_READY if value == 1 => {
-            queue.set_event_idx(event_idx);
-            queue.set_ready(true);
-        }
-        regs::QUEUE_DESC_LOW => queue.set_desc_table_address(Some(value), None),
-        regs::QUEUE_DESC_HIGH => queue.set_desc_table_address(None, Some(value)),
-        regs::QUEUE_DRIVER_LOW => queue.set_avail_ring_address(Some(value), None),
-        regs::QUEUE_DRIVER_HIGH => queue.set_avail_ring_address(None, Some(value)),
-        regs::QUEUE_DEVICE_LOW => queue.set_used_ring_address(Some(value), None),
-        regs::QUEUE_DEVICE_HIGH => queue.set_used_ring_address(None, Some(value)),
-        _ => {}
     }
 }
 

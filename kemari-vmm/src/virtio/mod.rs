@@ -5,8 +5,10 @@
 //! and re-issued without a back end knowing of it.
 
 pub mod block;
+pub mod budget;
 pub mod device;
 pub mod net;
+mod offload;
 pub mod request;
 pub mod rng;
 mod saved;
@@ -17,12 +19,14 @@ mod transport;
 use std::sync::Weak;
 
 use serde::{Serialize, de::DeserializeOwned};
-use virtio_queue::{DescriptorChain, Queue};
+use virtio_queue::Queue;
+
+pub use budget::QUEUE_ENTRIES_MAX;
+pub use segment::Chain;
+
+use budget::Cost;
 
 use crate::memory::Memory;
-
-/// Most entries of a virtqueue that any device offers.
-pub const QUEUE_ENTRIES_MAX: u16 = 256;
 
 /// What a guest did that no driver may do. Its device stops with NEEDS_RESET; the VM and its protection live.
 #[derive(Debug, thiserror::Error)]
@@ -86,8 +90,14 @@ pub trait Completions: Send + Sync {
     fn input_ready(&self);
 }
 
-/// The chain of descriptors of one request.
-pub type Chain<'a> = DescriptorChain<&'a Memory>;
+/// What became of the input that waited outside.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Input {
+    /// Whether buffers of the guest were used.
+    pub used: bool,
+    /// Whether more waits, for which there was no time in one turn.
+    pub more: bool,
+}
 
 /// What makes one kind of virtio device: what its requests are, and how they are carried out.
 pub trait Backend: Send + 'static {
@@ -127,6 +137,8 @@ pub trait Backend: Send + 'static {
     /// Checks a request of a saved state: it must be one that [`Backend::parse`] could have returned. Called after
     /// [`Backend::load`].
     fn check(&self, request: &Self::Request, memory: &Memory) -> Result<(), GuestFault>;
+    /// What a request takes of the device's budget.
+    fn cost(&self, request: &Self::Request) -> Cost;
     /// The bytes that an output shows, taken from the guest's memory now.
     fn copy_aside(&self, request: &Self::Request, memory: &Memory) -> Result<Vec<u8>, GuestFault>;
     /// Several requests are about to be submitted: they may be gathered until [`Backend::batch_ends`].
@@ -150,9 +162,9 @@ pub trait Backend: Send + 'static {
     ) -> Result<u32, GuestFault> {
         Ok(0)
     }
-    /// Moves input that waits outside into the buffers of a [`QueueRole::Supply`] queue. Returns whether any was used.
-    fn input(&mut self, _queue: &mut Queue, _memory: &Memory) -> Result<bool, GuestFault> {
-        Ok(false)
+    /// Moves input that waits outside into the buffers of a [`QueueRole::Supply`] queue.
+    fn input(&mut self, _queue: &mut Queue, _memory: &Memory) -> Result<Input, GuestFault> {
+        Ok(Input::default())
     }
     /// Whether the configuration space changed by what was just done, so that the driver must be told.
     fn take_config_change(&mut self) -> bool {

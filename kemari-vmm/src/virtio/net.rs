@@ -12,13 +12,18 @@ use virtio_bindings::virtio_net::{
 };
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
+use super::budget::Cost;
 use super::device::check_range;
-use super::segment::Segments;
+use super::offload;
+use super::segment::{Chain, Segments};
 use super::tap::{PACKET_BYTES_MAX, Tap, TapError, VNET_HEADER_BYTES};
-use super::{Backend, Chain, Completions, GuestFault, Nature, QueueRole, QueueSpec, Submission};
+use super::{Backend, Completions, GuestFault, Input, Nature, QueueRole, QueueSpec, Submission};
 use crate::memory::Memory;
 
 const TRANSMIT: usize = 1;
+
+/// Most packets that are received in one turn: however many come, nobody else is kept from the card.
+const PACKETS_AT_ONCE: usize = 512;
 
 /// Where the header says over how many buffers a received packet is spread.
 const NUM_BUFFERS: std::ops::Range<usize> = 10..12;
@@ -149,6 +154,7 @@ impl Net {
                 queue.set_next_avail(start);
                 return Ok(false);
             };
+            let chain = Chain::new(chain, queue.size());
             let head = chain.head_index();
             let (_, writable) = Segments::of_chain(chain, memory)?;
             room += writable.len();
@@ -279,6 +285,16 @@ impl Backend for Net {
         }
     }
 
+    fn cost(&self, request: &NetRequest) -> Cost {
+        match request {
+            NetRequest::Transmit(segments) => Cost {
+                segments: segments.count(),
+                bytes: segments.len(),
+            },
+            NetRequest::Control { .. } => Cost::default(),
+        }
+    }
+
     fn copy_aside(&self, request: &NetRequest, memory: &Memory) -> Result<Vec<u8>, GuestFault> {
         match request {
             NetRequest::Transmit(segments) => segments.read(memory),
@@ -295,9 +311,11 @@ impl Backend for Net {
     ) -> Result<Submission, GuestFault> {
         match request {
             NetRequest::Transmit(segments) => {
-                let packet = data.map_or_else(|| segments.read(memory), Ok)?;
-                if let Some(tap) = &self.tap {
-                    tap.send(&packet);
+                let mut packet = data.map_or_else(|| segments.read(memory), Ok)?;
+                match (offload::check(&mut packet, self.features), &self.tap) {
+                    (Ok(()), Some(tap)) => tap.send(&packet),
+                    (Ok(()), None) => {}
+                    (Err(unfit), _) => tracing::debug!("a packet of the guest is not sent: {unfit:?}"),
                 }
                 Ok(Submission::Done(0))
             }
@@ -309,13 +327,15 @@ impl Backend for Net {
         }
     }
 
-    fn input(&mut self, queue: &mut Queue, memory: &Memory) -> Result<bool, GuestFault> {
+    fn input(&mut self, queue: &mut Queue, memory: &Memory) -> Result<Input, GuestFault> {
         let mut used = false;
-        loop {
+        for _ in 0..PACKETS_AT_ONCE {
             if self.waiting.1 == 0 {
-                let Some(tap) = &self.tap else { break };
+                let Some(tap) = &self.tap else {
+                    return Ok(Input { used, more: false });
+                };
                 let Some(length) = tap.receive(&mut self.waiting.0) else {
-                    break;
+                    return Ok(Input { used, more: false });
                 };
                 if length < VNET_HEADER_BYTES {
                     continue;
@@ -325,10 +345,10 @@ impl Backend for Net {
             if self.deliver(queue, memory)? {
                 used = true;
             } else if !wants_more_buffers(queue, memory)? {
-                break;
+                return Ok(Input { used, more: false });
             }
         }
-        Ok(used)
+        Ok(Input { used, more: true })
     }
 
     fn take_config_change(&mut self) -> bool {

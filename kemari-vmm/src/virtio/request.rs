@@ -10,6 +10,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::GuestFault;
+use super::budget::{Budget, Cost, QUEUE_ENTRIES_MAX};
 
 /// How far a request has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +38,8 @@ pub struct Request<B> {
     pub body: B,
     /// The output's bytes as they were at the capture. None where it is carried out as soon as it is parsed.
     pub data: Option<Vec<u8>>,
+    /// What it takes of the device's budget.
+    cost: Cost,
     /// Since when it may be carried out.
     released_at: Option<Instant>,
 }
@@ -67,11 +70,50 @@ impl<B> SavedRequest<B> {
     }
 }
 
-/// The ordered list of unfinished requests of one device.
+/// Which requests a release lets go.
+#[derive(Clone, Copy, Debug)]
+pub enum Releasable {
+    /// Those that the acked capture of this epoch, or an older one, contains.
+    UpTo(u64),
+    /// All: with the right to act alone, nothing waits.
+    Any,
+}
+
+/// Which chains of a queue are on the list, by their heads.
+#[derive(Clone, Copy, Debug, Default)]
+struct Heads([u64; QUEUE_ENTRIES_MAX as usize / 64]);
+
+impl Heads {
+    /// Whether the head exists and was not there.
+    fn insert(&mut self, head: u16) -> bool {
+        let Some(word) = self.0.get_mut(usize::from(head) / 64) else {
+            return false;
+        };
+        let bit = 1 << (head % 64);
+        let is_new = *word & bit == 0;
+        *word |= bit;
+        is_new
+    }
+
+    fn remove(&mut self, head: u16) {
+        self.0[usize::from(head) / 64] &= !(1 << (head % 64));
+    }
+}
+
+/// The ordered list of unfinished requests of one device. Nothing that is asked of it for each request takes longer the
+/// more requests there are.
 #[derive(Debug)]
 pub struct RequestList<B> {
+    /// In the order of their numbers.
     requests: VecDeque<Request<B>>,
     next_id: u64,
+    /// By queue.
+    heads: Vec<Heads>,
+    budget: Budget,
+    /// How many are held.
+    held: usize,
+    /// How many are not released.
+    unreleased: usize,
 }
 
 impl<B> Default for RequestList<B> {
@@ -79,28 +121,47 @@ impl<B> Default for RequestList<B> {
         Self {
             requests: VecDeque::new(),
             next_id: 0,
+            heads: Vec::new(),
+            budget: Budget::default(),
+            held: 0,
+            unreleased: 0,
         }
     }
 }
 
 impl<B: Clone> RequestList<B> {
+    /// Whether the budget has room for one more request.
+    pub fn has_room_for(&self, cost: Cost) -> bool {
+        self.budget.has_room_for(cost)
+    }
+
     /// Appends a parsed request.
     ///
     /// # Errors
-    /// A guest cannot make the same descriptor chain available twice, nor more of them than the queue has entries:
-    /// with that check the list is never longer than all queues together.
-    pub fn push(&mut self, queue: u16, head: u16, stage: Stage, body: B) -> Result<u64, GuestFault> {
-        if self
-            .requests
-            .iter()
-            .any(|request| request.queue == queue && request.head == head)
-        {
+    /// There is no room for it, or a guest made the same descriptor chain available twice: with that check the list is
+    /// never longer than all queues together.
+    pub fn push(
+        &mut self,
+        (queue, head): (u16, u16),
+        stage: Stage,
+        body: B,
+        cost: Cost,
+    ) -> Result<u64, GuestFault> {
+        self.budget.take(cost)?;
+        let place = usize::from(queue);
+        if self.heads.len() <= place {
+            self.heads.resize(place + 1, Heads::default());
+        }
+        if !self.heads[place].insert(head) {
+            self.budget.give_back(cost);
             return Err(GuestFault(format!(
                 "descriptor chain {head} of queue {queue} was made available again before it was used"
             )));
         }
         let id = self.next_id;
         self.next_id += 1;
+        self.held += usize::from(stage == Stage::Held);
+        self.unreleased += usize::from(stage != Stage::Released);
         self.requests.push_back(Request {
             id,
             queue,
@@ -108,6 +169,7 @@ impl<B: Clone> RequestList<B> {
             stage,
             body,
             data: None,
+            cost,
             released_at: (stage == Stage::Released).then(Instant::now),
         });
         Ok(id)
@@ -115,19 +177,23 @@ impl<B: Clone> RequestList<B> {
 
     /// Whether some output waits for a capture.
     pub fn has_held(&self) -> bool {
-        self.requests.iter().any(|request| request.stage == Stage::Held)
+        self.held > 0
     }
 
     /// Whether something waits for its release, captured or not.
     pub fn has_unreleased(&self) -> bool {
-        self.requests
-            .iter()
-            .any(|request| request.stage != Stage::Released)
+        self.unreleased > 0
     }
 
-    /// Whether something was captured or released and is not finished: a reset waits for it.
-    pub fn has_started(&self) -> bool {
-        self.requests.iter().any(|request| request.stage != Stage::Held)
+    /// Whether something of this queue, or of any, was captured or released and is not finished: a reset waits for it.
+    pub fn has_started(&self, queue: Option<u16>) -> bool {
+        match queue {
+            None => self.requests.len() > self.held,
+            Some(queue) => self
+                .requests
+                .iter()
+                .any(|request| request.queue == queue && request.stage != Stage::Held),
+        }
     }
 
     /// Marks all held requests as part of the capture of `epoch`, with the bytes that `copy` takes from the guest's
@@ -138,14 +204,13 @@ impl<B: Clone> RequestList<B> {
         mut copy: impl FnMut(&B) -> Result<Vec<u8>, GuestFault>,
     ) -> Result<u64, GuestFault> {
         let mut captured = 0;
-        for request in self
-            .requests
-            .iter_mut()
-            .filter(|request| request.stage == Stage::Held)
-        {
-            request.data = Some(copy(&request.body)?);
-            request.stage = Stage::Captured(epoch);
-            captured += 1;
+        for request in self.requests.iter_mut() {
+            if request.stage == Stage::Held {
+                request.data = Some(copy(&request.body)?);
+                request.stage = Stage::Captured(epoch);
+                self.held -= 1;
+                captured += 1;
+            }
         }
         Ok(captured)
     }
@@ -153,33 +218,33 @@ impl<B: Clone> RequestList<B> {
     /// The capture of `epoch` will never be acked: what it contained is held again, and a later capture takes its
     /// bytes anew.
     pub fn uncapture(&mut self, epoch: u64) {
-        for request in self
-            .requests
-            .iter_mut()
-            .filter(|request| request.stage == Stage::Captured(epoch))
-        {
-            request.stage = Stage::Held;
-            request.data = None;
+        for request in self.requests.iter_mut() {
+            if request.stage == Stage::Captured(epoch) {
+                request.stage = Stage::Held;
+                request.data = None;
+                self.held += 1;
+            }
         }
     }
 
-    /// The next request that the acked capture of `epoch` (or an older one) contains, now released.
-    pub fn release_next(&mut self, epoch: u64) -> Option<&mut Request<B>> {
+    /// The next request, now released, whose number is `from` or higher: so a walk over all that a release lets go
+    /// looks at each request once.
+    pub fn release_next(&mut self, which: Releasable, from: u64) -> Option<&mut Request<B>> {
+        if self.unreleased == 0 {
+            return None;
+        }
+        let start = self.place_of(from);
+        let is_let_go = |stage: Stage| match (which, stage) {
+            (_, Stage::Released) | (Releasable::UpTo(_), Stage::Held) => false,
+            (Releasable::UpTo(epoch), Stage::Captured(captured)) => captured <= epoch,
+            (Releasable::Any, _) => true,
+        };
         let request = self
             .requests
-            .iter_mut()
-            .find(|request| matches!(request.stage, Stage::Captured(captured) if captured <= epoch))?;
-        request.stage = Stage::Released;
-        request.released_at = Some(Instant::now());
-        Some(request)
-    }
-
-    /// The next request that waits for anything, now released: with the right to act alone, nothing waits.
-    pub fn release_any(&mut self) -> Option<&mut Request<B>> {
-        let request = self
-            .requests
-            .iter_mut()
-            .find(|request| request.stage != Stage::Released)?;
+            .range_mut(start..)
+            .find(|request| is_let_go(request.stage))?;
+        self.held -= usize::from(request.stage == Stage::Held);
+        self.unreleased -= 1;
         request.stage = Stage::Released;
         request.released_at = Some(Instant::now());
         Some(request)
@@ -193,20 +258,54 @@ impl<B: Clone> RequestList<B> {
             .min()
     }
 
-    /// Takes a finished request off the list.
-    pub fn finish(&mut self, id: u64) -> Option<Request<B>> {
-        let index = self.requests.iter().position(|request| request.id == id)?;
-        self.requests.remove(index)
+    /// Where the first request lies whose number is `id` or higher.
+    fn place_of(&self, id: u64) -> usize {
+        self.requests.partition_point(|request| request.id < id)
     }
 
-    /// Forgets what was never captured, as a reset does.
-    pub fn drop_held(&mut self) {
-        self.requests.retain(|request| request.stage != Stage::Held);
+    /// The request of this number.
+    pub fn get(&self, id: u64) -> Option<&Request<B>> {
+        self.requests
+            .get(self.place_of(id))
+            .filter(|request| request.id == id)
+    }
+
+    /// Takes a finished request off the list.
+    pub fn finish(&mut self, id: u64) -> Option<Request<B>> {
+        self.get(id)?;
+        let request = self.requests.remove(self.place_of(id))?;
+        self.forget(&request);
+        Some(request)
+    }
+
+    /// A request is not on the list any more.
+    fn forget(&mut self, request: &Request<B>) {
+        self.heads[usize::from(request.queue)].remove(request.head);
+        self.budget.give_back(request.cost);
+        self.held -= usize::from(request.stage == Stage::Held);
+        self.unreleased -= usize::from(request.stage != Stage::Released);
+    }
+
+    /// Forgets what of this queue, or of any, was never captured, as a reset does.
+    pub fn drop_held(&mut self, queue: Option<u16>) {
+        if !self.has_held() {
+            return;
+        }
+        for request in std::mem::take(&mut self.requests) {
+            let is_meant = queue.is_none_or(|queue| request.queue == queue);
+            match is_meant && request.stage == Stage::Held {
+                true => self.forget(&request),
+                false => self.requests.push_back(request),
+            }
+        }
     }
 
     /// Forgets everything.
     pub fn clear(&mut self) {
-        self.requests.clear();
+        *self = Self {
+            next_id: self.next_id,
+            ..Self::default()
+        };
     }
 
     /// The unfinished requests, in order.
@@ -233,8 +332,15 @@ impl<B: Clone> RequestList<B> {
     }
 
     /// The list of a captured state, whose next request gets the number `next_id`. Whoever continues from that state
-    /// has consent for all of it, so each request waits only for [`RequestList::release_any`].
-    pub fn load(saved: Vec<SavedRequest<B>>, next_id: u64) -> Result<Self, GuestFault> {
+    /// has consent for all of it, so each request waits only for its release. `cost`: what each takes of the budget.
+    ///
+    /// # Errors
+    /// It is no list that a device can have had.
+    pub fn load(
+        saved: Vec<SavedRequest<B>>,
+        next_id: u64,
+        cost: impl Fn(&B) -> Cost,
+    ) -> Result<Self, GuestFault> {
         let mut list = Self::default();
         for SavedRequest {
             id,
@@ -249,7 +355,8 @@ impl<B: Clone> RequestList<B> {
                 )));
             }
             list.next_id = id;
-            list.push(queue, head, Stage::Captured(0), body)?;
+            let cost = cost(&body);
+            list.push((queue, head), Stage::Captured(0), body, cost)?;
         }
         list.next_id = next_id;
         Ok(list)
@@ -258,12 +365,18 @@ impl<B: Clone> RequestList<B> {
 
 #[cfg(test)]
 mod tests {
+    use super::Releasable::{Any, UpTo};
     use super::*;
+
+    const COST: Cost = Cost {
+        segments: 1,
+        bytes: 512,
+    };
 
     fn list_of(stages: &[Stage]) -> RequestList<u32> {
         let mut list = RequestList::default();
         for (index, stage) in stages.iter().enumerate() {
-            list.push(0, index as u16, *stage, index as u32).unwrap();
+            list.push((0, index as u16), *stage, index as u32, COST).unwrap();
         }
         list
     }
@@ -272,10 +385,10 @@ mod tests {
     fn an_ack_releases_only_what_its_capture_contained() {
         let mut list = list_of(&[Stage::Held, Stage::Held]);
         list.capture(7, |body| Ok(vec![*body as u8])).unwrap();
-        list.push(0, 2, Stage::Held, 2).unwrap();
-        assert!(list.release_next(6).is_none());
+        list.push((0, 2), Stage::Held, 2, COST).unwrap();
+        assert!(list.release_next(UpTo(6), 0).is_none());
         let released: Vec<u16> =
-            std::iter::from_fn(|| list.release_next(7).map(|request| request.head)).collect();
+            std::iter::from_fn(|| list.release_next(UpTo(7), 0).map(|request| request.head)).collect();
         assert_eq!(released, [0, 1]);
         assert!(
             list.has_held(),
@@ -290,7 +403,10 @@ mod tests {
         list.capture(1, |_| Ok(memory.clone())).unwrap();
         memory[0] = 2;
         list.capture(2, |_| Ok(memory.clone())).unwrap();
-        assert_eq!(list.release_next(2).unwrap().data.as_deref(), Some(&[1u8][..]));
+        assert_eq!(
+            list.release_next(UpTo(2), 0).unwrap().data.as_deref(),
+            Some(&[1u8][..])
+        );
     }
 
     #[test]
@@ -299,32 +415,39 @@ mod tests {
         let mut memory = vec![1u8];
         list.capture(1, |_| Ok(memory.clone())).unwrap();
         list.uncapture(1);
-        assert!(list.has_held() && list.release_next(1).is_none());
+        assert!(list.has_held() && list.release_next(UpTo(1), 0).is_none());
         memory[0] = 2;
         list.capture(2, |_| Ok(memory.clone())).unwrap();
-        assert_eq!(list.release_next(2).unwrap().data.as_deref(), Some(&[2u8][..]));
+        assert_eq!(
+            list.release_next(UpTo(2), 0).unwrap().data.as_deref(),
+            Some(&[2u8][..])
+        );
     }
 
     #[test]
     fn a_chain_cannot_be_available_twice() {
         let mut list = list_of(&[Stage::Released]);
-        assert!(list.push(0, 0, Stage::Held, 9).is_err());
+        assert!(list.push((0, 0), Stage::Held, 9, COST).is_err());
         assert!(
-            list.push(1, 0, Stage::Held, 9).is_ok(),
+            list.push((1, 0), Stage::Held, 9, COST).is_ok(),
             "another queue has its own heads"
         );
         list.finish(0).unwrap();
-        assert!(list.push(0, 0, Stage::Held, 9).is_ok());
+        assert!(list.push((0, 0), Stage::Held, 9, COST).is_ok());
     }
 
     #[test]
     fn a_takeover_reissues_the_whole_list_in_order() {
         let mut list = list_of(&[Stage::Released, Stage::Held, Stage::Captured(3)]);
         list.finish(0);
-        list.push(0, 0, Stage::Held, 30).unwrap();
-        let mut loaded = RequestList::load(list.save(), list.next_id()).unwrap();
-        let requests: Vec<(u64, u32)> =
-            std::iter::from_fn(|| loaded.release_any().map(|request| (request.id, request.body))).collect();
+        list.push((0, 0), Stage::Held, 30, COST).unwrap();
+        let mut loaded = RequestList::load(list.save(), list.next_id(), |_| COST).unwrap();
+        let requests: Vec<(u64, u32)> = std::iter::from_fn(|| {
+            loaded
+                .release_next(Any, 0)
+                .map(|request| (request.id, request.body))
+        })
+        .collect();
         assert_eq!(requests, [(1, 1), (2, 2), (3, 30)]);
     }
 
@@ -332,11 +455,11 @@ mod tests {
     fn numbers_rise_over_a_takeover_also_when_the_list_is_empty() {
         let mut list = list_of(&[Stage::Released, Stage::Released]);
         list.finish(0);
-        let mut loaded = RequestList::load(list.save(), list.next_id()).unwrap();
-        assert_eq!(loaded.push(0, 7, Stage::Held, 7).unwrap(), 2);
+        let mut loaded = RequestList::load(list.save(), list.next_id(), |_| COST).unwrap();
+        assert_eq!(loaded.push((0, 7), Stage::Held, 7, COST).unwrap(), 2);
         list.finish(1);
-        let mut empty = RequestList::load(list.save(), list.next_id()).unwrap();
-        assert_eq!(empty.push(0, 0, Stage::Held, 7).unwrap(), 2);
+        let mut empty = RequestList::load(list.save(), list.next_id(), |_| COST).unwrap();
+        assert_eq!(empty.push((0, 0), Stage::Held, 7, COST).unwrap(), 2);
     }
 
     #[test]
@@ -344,16 +467,16 @@ mod tests {
         let saved = || list_of(&[Stage::Held, Stage::Held]).save();
         let mut swapped = saved();
         swapped.swap(0, 1);
-        assert!(RequestList::load(swapped, 2).is_err());
-        assert!(RequestList::load(saved(), 1).is_err());
-        assert!(RequestList::load(saved(), 2).is_ok());
+        assert!(RequestList::load(swapped, 2, |_| COST).is_err());
+        assert!(RequestList::load(saved(), 1, |_| COST).is_err());
+        assert!(RequestList::load(saved(), 2, |_| COST).is_ok());
     }
 
     #[test]
     fn a_reset_drops_only_what_was_never_captured() {
         let mut list = list_of(&[Stage::Held, Stage::Captured(1), Stage::Released]);
-        list.drop_held();
-        assert!(list.has_started() && !list.has_held());
+        list.drop_held(None);
+        assert!(list.has_started(None) && !list.has_held());
         assert_eq!(list.iter().count(), 2);
     }
 }

@@ -1,5 +1,6 @@
 //! virtio-rng: an entropy device (virtio 1.2, section 5.4).
 
+use super::budget::Cost;
 use super::segment::Segments;
 use super::{Backend, Chain, GuestFault, Nature, QueueRole, QueueSpec, Submission};
 use crate::memory::Memory;
@@ -41,11 +42,24 @@ impl Backend for Rng {
         memory: &Memory,
     ) -> Result<(Segments, Nature), GuestFault> {
         let (_, writable) = Segments::of_chain(chain, memory)?;
-        Ok((writable, Nature::Input))
+        Ok((writable.up_to(BYTES_PER_REQUEST_MAX as u64), Nature::Input))
     }
 
     fn check(&self, request: &Segments, memory: &Memory) -> Result<(), GuestFault> {
-        request.check(memory)
+        match request.len() > BYTES_PER_REQUEST_MAX as u64 {
+            true => Err(GuestFault(format!(
+                "{} bytes of entropy at a time",
+                request.len()
+            ))),
+            false => request.check(memory),
+        }
+    }
+
+    fn cost(&self, request: &Segments) -> Cost {
+        Cost {
+            segments: request.count(),
+            bytes: request.len(),
+        }
     }
 
     fn copy_aside(&self, _: &Segments, _: &Memory) -> Result<Vec<u8>, GuestFault> {
@@ -59,7 +73,7 @@ impl Backend for Rng {
         _: Option<Vec<u8>>,
         memory: &Memory,
     ) -> Result<Submission, GuestFault> {
-        let mut bytes = vec![0; (request.len() as usize).min(BYTES_PER_REQUEST_MAX)];
+        let mut bytes = vec![0; request.len() as usize];
         // SAFETY: the pointer and the length are those of a live buffer.
         let filled = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
         bytes.truncate(usize::try_from(filled).unwrap_or(0));

@@ -1,11 +1,12 @@
 //! The buffers that a descriptor chain names, as guest physical ranges.
 
 use serde::{Deserialize, Serialize};
+use virtio_queue::DescriptorChain;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
+use super::GuestFault;
 use super::device::check_range;
-use super::{Chain, GuestFault};
 use crate::memory::Memory;
 
 /// A range of guest memory.
@@ -21,31 +22,65 @@ pub struct Segment {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segments(Vec<Segment>);
 
+/// The chain of descriptors of one request, with the length that it may have.
+pub struct Chain<'a> {
+    descriptors: DescriptorChain<&'a Memory>,
+    descriptors_max: u16,
+}
+
+impl<'a> Chain<'a> {
+    /// A chain of a queue of so many entries: no chain is longer than its queue, also where it lies in an indirect table
+    /// (virtio 1.2, section 2.7.5.3.1).
+    pub fn new(descriptors: DescriptorChain<&'a Memory>, queue_entries: u16) -> Self {
+        Self {
+            descriptors,
+            descriptors_max: queue_entries,
+        }
+    }
+
+    /// The head, which names the chain in the used ring.
+    pub fn head_index(&self) -> u16 {
+        self.descriptors.head_index()
+    }
+}
+
 impl Segments {
-    /// The buffers that the device reads and those that it writes, all inside the guest's memory.
+    /// The buffers that the device reads and those that it writes, all inside the guest's memory. Empty ones are dropped.
     ///
     /// # Errors
-    /// Also for a chain that does not end: the iterator stops at a loop, and at a descriptor that cannot be read, as it
-    /// does at a proper end.
+    /// Also for a chain that is longer than its queue, or does not end: the iterator stops at a loop, and at a descriptor
+    /// that cannot be read, as it does at a proper end.
     pub fn of_chain(chain: Chain<'_>, memory: &Memory) -> Result<(Self, Self), GuestFault> {
         let (mut readable, mut writable) = (Self::default(), Self::default());
-        let mut ended = false;
-        for descriptor in chain {
+        let (mut ended, mut has_writable) = (false, false);
+        let mut left = chain.descriptors_max;
+        for descriptor in chain.descriptors {
+            left = left.checked_sub(1).ok_or_else(|| {
+                let max = chain.descriptors_max;
+                GuestFault(format!(
+                    "a descriptor chain longer than the {max} entries of its queue"
+                ))
+            })?;
             ended = !descriptor.has_next();
             check_range(memory, descriptor.addr().0, u64::from(descriptor.len()))?;
-            let segment = Segment {
-                address: descriptor.addr().0,
-                length: descriptor.len(),
-            };
-            if descriptor.is_write_only() {
-                writable.0.push(segment);
-            } else if writable.0.is_empty() {
-                readable.0.push(segment);
-            } else {
+            if has_writable && !descriptor.is_write_only() {
                 return Err(GuestFault(
                     "a readable buffer follows a writable one in a chain".into(),
                 ));
             }
+            has_writable = descriptor.is_write_only();
+            if descriptor.len() == 0 {
+                continue;
+            }
+            let part = if has_writable {
+                &mut writable
+            } else {
+                &mut readable
+            };
+            part.0.push(Segment {
+                address: descriptor.addr().0,
+                length: descriptor.len(),
+            });
         }
         if !ended {
             return Err(GuestFault(
@@ -72,7 +107,7 @@ impl Segments {
         self.0.iter().map(|segment| u64::from(segment.length)).sum()
     }
 
-    /// Number of ranges, empty ones included.
+    /// Number of ranges.
     pub fn count(&self) -> usize {
         self.0.len()
     }
@@ -84,26 +119,33 @@ impl Segments {
 
     /// Takes `length` bytes off the front. None if there are not so many.
     pub fn split_front(&mut self, length: u64) -> Option<Self> {
-        let mut rest = u32::try_from(length).ok()?;
         if self.len() < length {
             return None;
         }
-        let mut front = Vec::new();
-        while rest > 0 {
-            let segment = self.0.first_mut()?;
-            let take = rest.min(segment.length);
+        // So many ranges belong to the front as a whole, and so many bytes of the next one.
+        let (mut whole, mut rest) = (0, length);
+        while let Some(segment) = self.0.get(whole)
+            && u64::from(segment.length) <= rest
+        {
+            rest -= u64::from(segment.length);
+            whole += 1;
+        }
+        let mut front: Vec<Segment> = self.0.drain(..whole).collect();
+        if let Some(first) = self.0.first_mut().filter(|_| rest > 0) {
             front.push(Segment {
-                address: segment.address,
-                length: take,
+                address: first.address,
+                length: rest as u32,
             });
-            segment.address += u64::from(take);
-            segment.length -= take;
-            rest -= take;
-            if segment.length == 0 {
-                self.0.remove(0);
-            }
+            first.address += rest;
+            first.length -= rest as u32;
         }
         Some(Self(front))
+    }
+
+    /// The front of it, if it is longer than so many bytes.
+    pub fn up_to(mut self, length: u64) -> Self {
+        let length = length.min(self.len());
+        self.split_front(length).unwrap_or_default()
     }
 
     /// Takes the last byte off and returns its address.

@@ -10,6 +10,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK,
 };
 
+use super::budget::{BYTES_HELD_MAX, Cost};
 use super::segment::Segments;
 use super::{Backend, Chain, Completion, Completions, GuestFault, Nature, QueueRole, QueueSpec, Submission};
 use crate::disk::{Disk, DiskError, DiskJob, GuestBuffers, Operation, Server, TroubleSink};
@@ -25,14 +26,13 @@ pub const SECTOR_BYTES: u64 = 512;
 /// Most data buffers of one request: a full queue of descriptors less header and status.
 const SEGMENTS_MAX: u32 = 254;
 
-/// Most data of one request, in bytes.
-const REQUEST_BYTES_MAX: u64 = 64 << 20;
+/// Most data of one request, in bytes: what a disk may hold at a time.
+const REQUEST_BYTES_MAX: u64 = BYTES_HELD_MAX;
 
 /// Most sectors of one discard or write-zeroes, which has one range.
-const ZERO_SECTORS_MAX: u32 = (REQUEST_BYTES_MAX / SECTOR_BYTES) as u32;
+const ZERO_SECTORS_MAX: u32 = ((64 << 20) / SECTOR_BYTES) as u32;
 
-/// Most queues of a disk: one for each vCPU that a machine may have.
-pub const QUEUES_MAX: u16 = 8;
+pub use super::budget::QUEUES_MAX;
 
 /// The queues by number, with their names behind the disk's.
 static QUEUES: [QueueSpec; QUEUES_MAX as usize] = [
@@ -414,6 +414,13 @@ impl Backend for Block {
 
     fn check(&self, request: &BlockRequest, memory: &Memory) -> Result<(), GuestFault> {
         request.check(memory, self.limits())
+    }
+
+    fn cost(&self, request: &BlockRequest) -> Cost {
+        Cost {
+            segments: request.data.count(),
+            bytes: request.data.len(),
+        }
     }
 
     fn copy_aside(&self, request: &BlockRequest, memory: &Memory) -> Result<Vec<u8>, GuestFault> {

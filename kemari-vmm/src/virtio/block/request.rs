@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
-    VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+    VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+    VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 
 use super::{REQUEST_BYTES_MAX, SECTOR_BYTES, SEGMENTS_MAX, ZERO_SECTORS_MAX};
@@ -99,12 +100,17 @@ impl BlockRequest {
             VIRTIO_BLK_T_IN => (limits.read(sector, &writable), writable),
             VIRTIO_BLK_T_OUT => (limits.write(sector, &readable), readable),
             VIRTIO_BLK_T_FLUSH => (Kind::Flush, Segments::default()),
-            VIRTIO_BLK_T_GET_ID => (Kind::GetId, writable),
+            VIRTIO_BLK_T_GET_ID => (Kind::GetId, writable.up_to(VIRTIO_BLK_ID_BYTES.into())),
             VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => {
                 let kind = limits.parse_zero(request_type, &readable, memory)?;
                 (kind, Segments::default())
             }
             _ => (UNSUPPORTED, Segments::default()),
+        };
+        // What is refused needs no data, and no room for them.
+        let data = match kind {
+            Kind::Refused(_) => Segments::default(),
+            _ => data,
         };
         Ok(Self { kind, data, status })
     }
@@ -113,17 +119,18 @@ impl BlockRequest {
     pub(super) fn check(&self, memory: &Memory, limits: Limits) -> Result<(), GuestFault> {
         self.data.check(memory)?;
         check_range(memory, self.status, 1)?;
-        let expected = match self.kind {
-            Kind::Read { sector } => limits.read(sector, &self.data),
-            Kind::Write { sector } => limits.write(sector, &self.data),
+        let is_possible = match self.kind {
+            Kind::Read { sector } => limits.read(sector, &self.data) == self.kind,
+            Kind::Write { sector } => limits.write(sector, &self.data) == self.kind,
             Kind::Zero {
                 sector,
                 sectors,
                 unmap,
-            } => limits.zero(sector, sectors, unmap),
-            Kind::Flush | Kind::GetId | Kind::Refused(_) => return Ok(()),
+            } => self.data.is_empty() && limits.zero(sector, sectors, unmap) == self.kind,
+            Kind::GetId => self.data.len() <= VIRTIO_BLK_ID_BYTES.into(),
+            Kind::Flush | Kind::Refused(_) => self.data.is_empty(),
         };
-        (expected == self.kind).then_some(()).ok_or_else(|| {
+        is_possible.then_some(()).ok_or_else(|| {
             GuestFault(format!(
                 "a {:?} that this disk cannot have been asked for",
                 self.kind
