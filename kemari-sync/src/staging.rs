@@ -90,6 +90,8 @@ pub enum StagingError {
 pub struct Staging {
     /// Never shorter or longer; its first `used` bytes are the bodies.
     block: Vec<u8>,
+    /// How much of it is for pages.
+    pages_bytes_max: usize,
     used: usize,
     frames: Vec<(FrameKind, usize)>,
     tally: SyncTally,
@@ -102,10 +104,16 @@ pub struct Staging {
 const FRAMES_EXPECTED: usize = 1_024;
 
 impl Staging {
-    /// Sets `limit` bytes aside, touched now so that memory is missing now and not in a sync.
+    /// Sets `limit` bytes aside for pages, touched now so that memory is missing now and not in a sync.
     pub fn new(limit: usize) -> Self {
+        Self::with_states(limit, 0)
+    }
+
+    /// The same, and room for states of so many bytes beside the pages.
+    pub fn with_states(limit: usize, states_bytes_max: usize) -> Self {
         Self {
-            block: vec![1; limit],
+            block: vec![1; limit + states_bytes_max],
+            pages_bytes_max: limit,
             used: 0,
             frames: Vec::with_capacity(FRAMES_EXPECTED),
             tally: SyncTally::default(),
@@ -116,8 +124,8 @@ impl Staging {
 
     /// Most pages of a sync that certainly fit, if they come in well-filled frames.
     pub fn pages_max(&self) -> u64 {
-        // Entry overhead and state are covered by taking an eighth off.
-        (self.block.len() as u64 / crate::wire::PAGE_BYTES as u64) * 7 / 8
+        // What is around each page is covered by taking an eighth off.
+        (self.pages_bytes_max as u64 / crate::wire::PAGE_BYTES as u64) * 7 / 8
     }
 
     /// Throws away what is there and opens a sync.

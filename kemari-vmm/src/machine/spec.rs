@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use crate::boot::Kernel;
+use crate::devices::serial::CONSOLE_BYTES_MAX;
 use crate::dirty::DirtySource;
 use crate::virtio::block::BlockSpec;
+use crate::virtio::budget::DEVICE_STATE_BYTES_MAX;
 
 /// Most vCPUs of a machine.
 pub const VCPUS_MAX: u8 = 8;
@@ -46,6 +48,22 @@ pub struct MachineSpec {
     pub rng: bool,
     /// How KVM tells which pages the guest has written. The guest sees nothing of it.
     pub dirty_source: DirtySource,
+}
+
+/// Longest states of what is not a virtio device, in bytes: with room to spare for their encoding.
+const CONSOLE_STATE_BYTES_MAX: usize = CONSOLE_BYTES_MAX + (4 << 10);
+const VM_STATE_BYTES_MAX: usize = 16 << 10;
+const VCPU_STATE_BYTES_MAX: usize = 64 << 10;
+
+impl MachineSpec {
+    /// Most bytes that the states of all components take together, whatever the guest does.
+    pub fn state_bytes_max(&self) -> usize {
+        let devices = self.disks.len() + self.nets.len() + usize::from(self.rng);
+        devices * DEVICE_STATE_BYTES_MAX
+            + usize::from(self.vcpus) * VCPU_STATE_BYTES_MAX
+            + CONSOLE_STATE_BYTES_MAX
+            + VM_STATE_BYTES_MAX
+    }
 }
 
 /// Something that whoever runs the machine must act on.

@@ -2,6 +2,7 @@
 //!
 //! Each test with a guest lives in a network namespace of its own; nothing of them outlives the process.
 
+mod budgets;
 mod dirty;
 mod disks;
 mod faults;

@@ -105,16 +105,6 @@ impl Model {
     }
 }
 
-fn copy(from: &Memory) -> Memory {
-    let to = bench::memory();
-    let mut bytes = vec![0; MEMORY_BYTES as usize];
-    from.read_slice(&mut bytes, GuestAddress(0))
-        .expect("all of the memory");
-    to.write_slice(&bytes, GuestAddress(0))
-        .expect("all of the memory");
-    to
-}
-
 fn rings_survive(refused: u64, seed: u64) {
     let mut random = Random::new(seed);
     let image = bench::image();
@@ -189,7 +179,7 @@ fn rings_survive(refused: u64, seed: u64) {
 fn move_on(old: Bench<Block>, image: &tempfile::NamedTempFile, model: &mut Model) -> Bench<Block> {
     let (state, memory) = {
         let _freeze = old.hub.freeze();
-        (old.device.save(), copy(old.memory()))
+        (old.device.save(), bench::copy(old.memory()))
     };
     old.device.abandon();
     let old_device: Arc<VirtioDevice<Block>> = old.device;
@@ -255,7 +245,7 @@ fn a_device_that_goes_on_looks_into_its_rings_without_a_kick() {
         driver::go(&*old.device);
         let head = ring.request(0, &[(BUFFERS, 100, true)]);
         ring.offer(head);
-        let new = Bench::with_memory(Rng, copy(old.memory()));
+        let new = Bench::with_memory(Rng, bench::copy(old.memory()));
         new.device
             .load(&old.device.save())
             .expect("the state of an equal device");
@@ -308,7 +298,7 @@ fn all_that_a_device_writes_is_dirty() {
     let features = driver::agree(&*bench.device, 0);
     let mut ring = Ring::new(&*bench.device, bench.memory(), 0, RING, 64, features);
     driver::go(&*bench.device);
-    let shadow = copy(bench.memory());
+    let shadow = bench::copy(bench.memory());
     let region = bench.memory().iter().next().expect("one region");
     for round in 0..2_000 {
         // The driver's own writes are the guest's, which KVM would log: they are left out here.

@@ -12,6 +12,9 @@ use super::ahead::Sent;
 use super::frames::{Encoding, PAGES_PER_FRAME, push_frame};
 use crate::link::Outgoing;
 
+// Whatever a guest does, the states of its machine can be sent.
+const _: () = assert!(kemari_vmm::state::STATE_BYTES_MAX <= kemari_sync::wire::STATE_BYTES_MAX);
+
 /// One sync, captured.
 pub struct Capture {
     /// Number of the sync.

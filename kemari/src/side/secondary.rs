@@ -200,7 +200,10 @@ impl SecondarySide {
                 "cannot listen on {listen}; is another secondary running, or is `listen` not an address of this host?"
             )
         })?;
-        let staging = Staging::new(config.protection.staging_bytes_max() as usize);
+        let staging = Staging::with_states(
+            config.protection.staging_bytes_max() as usize,
+            spec.state_bytes_max(),
+        );
         mechanism.staging_pages_max = staging.pages_max();
         let views = replica::views(&config, &host)
             .into_iter()

@@ -111,7 +111,10 @@ impl Tap for SyncTap {
                 .compare_exchange(0, now_us, Ordering::SeqCst, Ordering::SeqCst)
                 .is_ok();
             let gathers_until_us = self.gathers_until_us.load(Ordering::SeqCst);
-            if now_us < gathers_until_us {
+            if !event.notified {
+                // No vCPU is on its way here that could park: the loop is told.
+                (self.tell)(Waits::Until(gathers_until_us.max(now_us)));
+            } else if now_us < gathers_until_us {
                 if is_first {
                     (self.tell)(Waits::Until(gathers_until_us));
                 }
@@ -198,16 +201,21 @@ mod tests {
         net.notify(Direction::Out, true);
         assert_eq!(seen(), (3, 3), "it has gathered");
         assert!(tap.looked().is_some());
+        tap.gather_until(u64::MAX);
+        net.found_output();
+        assert_eq!(seen(), (3, 4), "no vCPU comes by that could park");
+        assert!(tap.looked().is_some());
+        tap.gather_until(1);
         tap.set_clocked(true);
         net.notify(Direction::Out, true);
         console.notify(Direction::Out, true);
         assert!(
-            seen() == (3, 3) && tap.looked().is_none(),
+            seen() == (3, 4) && tap.looked().is_none(),
             "the clock starts syncs"
         );
         tap.set_clocked(false);
         drop(attached);
         net.notify(Direction::Out, true);
-        assert_eq!(seen(), (3, 3));
+        assert_eq!(seen(), (3, 4));
     }
 }

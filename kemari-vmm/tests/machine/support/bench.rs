@@ -11,7 +11,7 @@ use kemari_vmm::virtio::Backend;
 use kemari_vmm::virtio::block::{Block, BlockSpec};
 use kemari_vmm::virtio::device::VirtioDevice;
 use tempfile::NamedTempFile;
-use vm_memory::GuestAddress;
+use vm_memory::{Bytes, GuestAddress};
 
 /// Bytes of the memory on a bench.
 pub const MEMORY_BYTES: u64 = 2 << 20;
@@ -51,6 +51,17 @@ pub fn memory() -> Memory {
     Memory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES as usize)]).expect("a little memory")
 }
 
+/// A copy of a bench's memory.
+pub fn copy(from: &Memory) -> Memory {
+    let to = memory();
+    let mut bytes = vec![0; MEMORY_BYTES as usize];
+    from.read_slice(&mut bytes, GuestAddress(0))
+        .expect("all of the memory");
+    to.write_slice(&bytes, GuestAddress(0))
+        .expect("all of the memory");
+    to
+}
+
 /// An image of [`SECTORS`] zeros.
 pub fn image() -> NamedTempFile {
     let image = NamedTempFile::new().expect("a temporary file");
@@ -72,7 +83,12 @@ pub fn disk(path: &Path) -> Disk {
 
 /// A disk on a bench.
 pub fn block_bench(image: &NamedTempFile) -> Bench<Block> {
-    let bench = Bench::new(Block::new(BlockSpec::new("bench", false)));
+    block_bench_with(image, memory())
+}
+
+/// A disk on a bench with this memory.
+pub fn block_bench_with(image: &NamedTempFile, memory: Memory) -> Bench<Block> {
+    let bench = Bench::with_memory(Block::new(BlockSpec::new("bench", false)), memory);
     bench
         .device
         .with_backend(|block| block.attach(disk(image.path())))
