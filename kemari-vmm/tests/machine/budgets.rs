@@ -174,10 +174,8 @@ fn output_that_waited_for_room_is_told_to_the_taps() {
     struct Found(AtomicU32);
     impl Tap for Found {
         fn event(&self, event: &Event<'_>) {
-            self.0.fetch_add(
-                u32::from(event.output_held && !event.notified),
-                Ordering::SeqCst,
-            );
+            self.0
+                .fetch_add(u32::from(event.output_held && !event.notified), Ordering::SeqCst);
         }
     }
     let _watchdog = Watchdog::new("output that waited", 60);

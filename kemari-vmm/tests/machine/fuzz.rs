@@ -90,7 +90,9 @@ impl Torment {
         assert!(device.save() == state, "what was loaded is what was saved");
         self.loaded += 1;
         if goes_on {
-            self.rings.iter_mut().for_each(|ring| ring.memory = hub.memory.clone());
+            self.rings
+                .iter_mut()
+                .for_each(|ring| ring.memory = hub.memory.clone());
             (self.device, self.hub) = (device, hub);
             self.device.release_all();
             self.device.wake();

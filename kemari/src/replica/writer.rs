@@ -14,6 +14,7 @@ use anyhow::{Context, bail};
 use kemari_sync::Term;
 use kemari_sync::wire::{CHUNK_BYTES, CHUNK_SUM_BYTES};
 use kemari_vmm::disk::{Disk, DiskConfig, Operation};
+use kemari_vmm::virtio::budget::BYTES_HELD_MAX;
 
 use super::image::Image;
 use super::record::Map;
@@ -139,8 +140,11 @@ impl Queue {
         }
     }
 
+    /// Whether there is no room for what one more commit can bring: what comes is counted before it is taken. A small queue
+    /// keeps half of itself free for that, and may be over its limit by the rest.
     fn is_full(&self) -> bool {
-        self.bytes.load(Ordering::SeqCst) > self.bytes_max
+        let reserved = BYTES_HELD_MAX.min(self.bytes_max / 2);
+        self.bytes.load(Ordering::SeqCst) > self.bytes_max - reserved
     }
 
     fn progress(&self) -> MutexGuard<'_, Progress> {
@@ -231,7 +235,8 @@ impl Replica {
         &self.image
     }
 
-    /// Whether so much waits that nothing more should be given to it. What is given all the same is taken.
+    /// Whether so much waits that nothing more should be given to it: with what one more commit can bring it would be over
+    /// its limit. What is given all the same is taken.
     pub fn is_full(&self) -> bool {
         self.queue.is_full()
     }

@@ -30,3 +30,21 @@ fn what_was_carried_out_is_flushed_in_time_without_a_flush_of_the_guest() {
     let quiet = received.recv_timeout(FLUSH_AGE_MAX + Duration::from_secs(1));
     assert!(quiet.is_err(), "nothing is left to be flushed: {quiet:?}");
 }
+
+/// What a commit can bring is known before it comes: with it the queue is not over its limit.
+#[test]
+fn a_queue_is_full_before_the_commit_that_would_overfill_it() {
+    let bytes_max = 4 * BYTES_HELD_MAX;
+    let queue = Queue::new(bytes_max);
+    let data = vec![0; BYTES_HELD_MAX as usize];
+    let commit = Job::Outputs(vec![(1, Operation::Write { offset: 0, data })]);
+    let mut commits = 0;
+    while !queue.is_full() {
+        queue.add(&commit);
+        commits += 1;
+    }
+    assert_eq!(commits, 3);
+    assert!(queue.bytes.load(Ordering::SeqCst) <= bytes_max);
+    queue.remove(commit.cost(), 1);
+    assert!(!queue.is_full());
+}
