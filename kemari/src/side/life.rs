@@ -21,11 +21,12 @@ use super::clock::Clock;
 use super::mailbox::Mailbox;
 use super::primary::{self, PrimarySide};
 use super::query::ask_peer;
+use super::readiness::Source;
 use super::secondary::{self, LastSign, SecondarySide, Standby};
 use super::signals::{self, Leaving};
 use super::terminal::Terminal;
 use super::trace::Trace;
-use crate::arbiter::ConfiguredArbiter;
+use crate::arbiter::{ArbiterWatch, ConfiguredArbiter};
 use crate::config::{self, Config};
 use crate::control::{self, Counters, Protection, Role, Status, Takeover, Timings, Waits};
 use crate::link::Security;
@@ -151,6 +152,7 @@ impl Life {
         let lock = lock_host(state_dir, &config.vm)?;
         let security = Security::of(&config, &host)?;
         let board = Board::new(first_status(&config, &host));
+        watch_arbiter(&config, &board)?;
         let server = control::Server::start(config.host(&host).control(), board.clone())?;
         let leaving = signals::take(board.clone())?;
         let terminal = match config.host(&host).console {
@@ -451,6 +453,25 @@ fn terminal(board: &Arc<Board>) -> anyhow::Result<Terminal> {
     })
 }
 
+/// Begins to watch the arbiter for the life of the process. What is wrong with it would keep this host from taking over.
+fn watch_arbiter(config: &Config, board: &Arc<Board>) -> anyhow::Result<()> {
+    let Some(prober) = ConfiguredArbiter::open(config)?.prober() else {
+        return Ok(());
+    };
+    let findings = board.findings().clone();
+    findings.note(
+        Source::Arbiter,
+        None,
+        ["the arbiter: it has not been asked yet".to_owned()],
+    );
+    let watch = ArbiterWatch::start(prober, config.arbiter.timeout(), move |trouble, valid| {
+        let trouble = trouble.map(|trouble| format!("the arbiter: {trouble}"));
+        findings.note(Source::Arbiter, Some(valid), trouble);
+    });
+    board.watch_arbiter(watch.context("cannot start the arbiter's watch")?);
+    Ok(())
+}
+
 /// One process a host runs a VM. Its lock ends with it, whatever way it dies.
 fn lock_host(state_dir: &std::path::Path, vm: &str) -> anyhow::Result<File> {
     let path = state_dir.join("lock");
@@ -482,6 +503,7 @@ fn first_status(config: &Config, host: &str) -> Status {
         waiting_because: None,
         peer: None,
         arbiter: String::new(),
+        arbiter_answered_ms: None,
         counters: Counters::default(),
         pace: None,
         waits: Waits::default(),
