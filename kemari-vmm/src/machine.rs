@@ -154,6 +154,11 @@ impl Machine {
         Ok(find(&self.parts.nets, id)?.with_backend(|net| net.attach(tap))?)
     }
 
+    /// Whether a network card is plugged in.
+    pub fn has_cable(&self, id: &str) -> Result<bool, MachineError> {
+        Ok(find(&self.parts.nets, id)?.with_backend(|net| net.is_attached()))
+    }
+
     /// Pulls out all network cables: nothing leaves from here on.
     pub fn detach_nets(&self) {
         for (_, net) in &self.parts.nets {

@@ -11,7 +11,6 @@ mod http;
 mod none;
 mod prober;
 mod stored;
-mod watch;
 
 use std::path::PathBuf;
 
@@ -27,7 +26,6 @@ pub use http::Endpoint;
 pub use none::NoArbiter;
 pub use prober::Prober;
 pub use stored::{FORMAT, StoredError};
-pub use watch::{ArbiterWatch, Known, Report};
 
 /// What an operator does about a store that went back in time.
 const WENT_BACK_ADVICE: &str = "If the VM runs, and nobody else has it, `kemari adopt-record` gives it its record back; \

@@ -28,6 +28,7 @@ mod query;
 mod readiness;
 mod secondary;
 mod signals;
+mod step;
 mod sync_tap;
 mod terminal;
 mod trace;

@@ -166,9 +166,10 @@ impl Secondary {
             Ruling::Settled(record) => self.conclude(record, actions),
             Ruling::Lost(record) => self.on_lost(&record, actions),
             Ruling::Rival => {
-                // It may yet be won again: by then the old host must be fenced anew.
+                // It may yet be won again: by then the old host must be fenced anew, and the disks must know of the term.
                 takeover.step = Step::Contesting;
                 takeover.fenced = !self.config.fence;
+                takeover.restored = false;
             }
             Ruling::Alarm(reason) => {
                 let text = format!("nothing more is asked of the arbiter, and the VM waits: {reason}");

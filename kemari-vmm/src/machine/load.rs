@@ -20,7 +20,7 @@ impl Machine {
     /// whether the guest's clocks go on from the host's time, or from where they stopped.
     ///
     /// # Errors
-    /// The machine is then of no use; nothing has run.
+    /// Nothing has run, and the machine may be loaded again.
     pub fn load(&self, states: &[StateBlob], wall_clock_jump: bool) -> Result<(), MachineError> {
         let _freeze = self.parts.hub.freeze();
         let loading = self.decode(states)?;

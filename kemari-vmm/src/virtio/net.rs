@@ -106,6 +106,11 @@ impl Net {
         }
     }
 
+    /// Whether it is plugged in.
+    pub fn is_attached(&self) -> bool {
+        self.tap.is_some()
+    }
+
     /// Pulls the cable out: nothing leaves from here on.
     pub fn detach(&mut self) {
         self.tap = None;

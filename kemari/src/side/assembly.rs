@@ -7,11 +7,11 @@ use std::sync::Arc;
 use anyhow::Context;
 use kemari_vmm::boot::{BootConfig, Kernel};
 use kemari_vmm::dirty::DirtySource;
-use kemari_vmm::machine::{DiskSpec, EventSink, Machine, MachineSpec, NetSpec};
+use kemari_vmm::machine::{DiskSpec, Machine, MachineSpec, NetSpec};
 use kemari_vmm::virtio::block::BlockSpec;
 
 use super::faults;
-use crate::config::{Config, Console, Flush};
+use crate::config::{Config, Console, Flush, HostDisk, HostNet};
 use crate::image::image_of;
 use crate::replica::{Image, Replica, Report, Tracker};
 
@@ -61,12 +61,6 @@ pub fn common_digest(config: &Config, spec: &MachineSpec) -> u64 {
     config.digest().rotate_left(32) ^ spec.kernel.digest() ^ u64::from(hasher.finalize())
 }
 
-/// Builds a machine, its disks and cables unplugged.
-pub fn build(config: &Config, host: &str, spec: MachineSpec, events: EventSink) -> anyhow::Result<Machine> {
-    let console = console(&config.host(host).console)?;
-    Machine::new(spec, console, events).context("cannot build the machine")
-}
-
 /// Lets the disks of these images be watched, from when they are opened on.
 pub fn watch_disks(
     machine: &Machine,
@@ -110,27 +104,31 @@ pub fn replicas(
         .collect()
 }
 
-/// Opens the images of a host. `fenced`: their former user was fenced, so its locks say nothing.
-pub fn attach_disks(machine: &Machine, config: &Config, host: &str, fenced: bool) -> anyhow::Result<()> {
-    for disk in config.disks_of(host) {
-        machine
-            .attach_disk(&disk.disk.id, &image_of(&disk, fenced))
-            .with_context(|| format!("disk {}", disk.disk.id))?;
+/// Opens the image of a host's disk, unless the machine has it already. `fenced`: its former user was fenced, so its
+/// lock says nothing.
+pub fn attach_disk(machine: &Machine, disk: &HostDisk<'_>, fenced: bool) -> anyhow::Result<()> {
+    let id = &disk.disk.id;
+    if machine.disk_image(id)?.is_some() {
+        return Ok(());
     }
-    Ok(())
+    machine
+        .attach_disk(id, &image_of(disk, fenced))
+        .with_context(|| format!("disk {id}"))
 }
 
-/// Plugs the network cards of a host in.
-pub fn attach_nets(machine: &Machine, config: &Config, host: &str) -> anyhow::Result<()> {
-    for net in config.nets_of(host) {
-        machine
-            .attach_net(&net.net.id, &net.tap)
-            .with_context(|| format!("network card {}", net.net.id))?;
+/// Plugs a host's network card in, unless it is.
+pub fn attach_net(machine: &Machine, net: &HostNet<'_>) -> anyhow::Result<()> {
+    let id = &net.net.id;
+    if machine.has_cable(id)? {
+        return Ok(());
     }
-    Ok(())
+    machine
+        .attach_net(id, &net.tap)
+        .with_context(|| format!("network card {id}"))
 }
 
-fn console(console: &Console) -> anyhow::Result<Box<dyn Write + Send>> {
+/// Where what the guest says at its console goes.
+pub fn console(console: &Console) -> anyhow::Result<Box<dyn Write + Send>> {
     let passed_on =
         |sink: Box<dyn Write + Send>| super::console::Console::to(sink).context("cannot write the console");
     Ok(match console {

@@ -9,11 +9,18 @@
 //! | `GatherUs=N` | output gathers so long before each pipelined sync, whatever is measured |
 //! | `GuestWaits` | the guest stands still for each pipelined sync, whatever is measured |
 //! | `PrepareDelayMs=N` | a standby VM takes so much longer to build, its images open |
+//! | `StepsIn=DIRECTORY` | each [step](super::step) is written into the file `passed` there once the process has a role; one that the file `fail` names fails, and its line goes. `NAME` fails before it is done, `NAME!` after it |
 //! | `ReplicaDelayMs=N` | the secondary's disks take so much longer for each piece of work |
 
 #[cfg(feature = "faults")]
+mod steps;
+
+#[cfg(feature = "faults")]
 mod injected {
+    use std::fmt::Display;
+    use std::path::PathBuf;
     use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Duration;
 
     use anyhow::{Context, bail};
@@ -29,9 +36,11 @@ mod injected {
         guest_waits: bool,
         replica_delay: Duration,
         prepare_delay: Duration,
+        steps_in: Option<PathBuf>,
     }
 
     static FAULTS: OnceLock<Faults> = OnceLock::new();
+    static HAS_ROLE: AtomicBool = AtomicBool::new(false);
 
     pub fn set_up() -> anyhow::Result<()> {
         let text = std::env::var("KEMARI_FAULTS").unwrap_or_default();
@@ -56,6 +65,7 @@ mod injected {
                 Some(("CutFrameAtEpoch", number)) => {
                     faults.cut_frame_at = Some(number.parse().with_context(|| format!("the fault {word}"))?);
                 }
+                Some(("StepsIn", directory)) => faults.steps_in = Some(directory.into()),
                 Some(_) => bail!("there is no fault {word}"),
                 None if word == "GuestWaits" => faults.guest_waits = true,
                 None => {
@@ -74,6 +84,22 @@ mod injected {
 
     pub fn on_this_thread() {
         inject(FAULTS.get().and_then(|faults| faults.rule));
+    }
+
+    pub fn note_role() {
+        HAS_ROLE.store(true, Ordering::SeqCst);
+    }
+
+    pub fn before_step(name: &dyn Display) -> anyhow::Result<()> {
+        let directory = FAULTS.get().and_then(|faults| faults.steps_in.as_deref());
+        match directory.filter(|_| HAS_ROLE.load(Ordering::SeqCst)) {
+            Some(directory) => super::steps::pass(directory, &name.to_string()),
+            None => Ok(()),
+        }
+    }
+
+    pub fn after_step(name: &dyn Display) -> anyhow::Result<()> {
+        before_step(&format_args!("{name}!"))
     }
 
     pub fn before_sending(message: &Message) {
@@ -109,7 +135,8 @@ mod injected {
 
 #[cfg(feature = "faults")]
 pub use injected::{
-    before_sending, cuts_frame, gather_us, guest_waits, on_this_thread, prepare_delay, replica_delay, set_up,
+    after_step, before_sending, before_step, cuts_frame, gather_us, guest_waits, note_role, on_this_thread,
+    prepare_delay, replica_delay, set_up,
 };
 
 #[cfg(not(feature = "faults"))]
@@ -124,6 +151,19 @@ mod none {
 
     /// Takes the rule out for the mechanism on this thread, too.
     pub fn on_this_thread() {}
+
+    /// The process has a role: what fails from here on is tried again.
+    pub fn note_role() {}
+
+    /// A step begins.
+    pub fn before_step(_: &dyn std::fmt::Display) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    /// A step is done.
+    pub fn after_step(_: &dyn std::fmt::Display) -> anyhow::Result<()> {
+        Ok(())
+    }
 
     /// Delays an ack.
     pub fn before_sending(_: &kemari_sync::wire::Message) {}
@@ -156,5 +196,6 @@ mod none {
 
 #[cfg(not(feature = "faults"))]
 pub use none::{
-    before_sending, cuts_frame, gather_us, guest_waits, on_this_thread, prepare_delay, replica_delay, set_up,
+    after_step, before_sending, before_step, cuts_frame, gather_us, guest_waits, note_role, on_this_thread,
+    prepare_delay, replica_delay, set_up,
 };

@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use kemari_sync::Trouble;
 use kemari_vmm::machine::Machine;
 
@@ -51,35 +52,72 @@ pub fn stuck(id: &str, limit: Duration) -> String {
     )
 }
 
-/// A watch; it ends when this is dropped.
+/// What is watched at present, and who is told.
+struct Subject {
+    io: OwnIo,
+    tell: Box<dyn Fn(Option<Trouble>) + Send>,
+    told: Option<Trouble>,
+}
+
+/// The watch of this process: it lasts longer than a role, so that no role waits for its thread.
 pub struct HealthWatch {
-    _alive: Sender<()>,
+    /// The thread ends when this is dropped.
+    subjects: Sender<Option<Subject>>,
 }
 
 impl HealthWatch {
-    /// Watches the host `host`, which is this one, and tells each change; at first all is well.
-    pub fn start(
-        config: Arc<Config>,
-        host: String,
-        io: OwnIo,
-        tell: impl Fn(Option<Trouble>) + Send + 'static,
-    ) -> anyhow::Result<Self> {
-        let (alive, ended) = channel();
+    /// Watches the host `host`, which is this one, as soon as a role wants it.
+    pub fn start(config: Arc<Config>, host: String) -> anyhow::Result<Self> {
+        let (subjects, wanted) = channel();
         let mut uplink = Uplink::new(config.clone(), host);
         let io_limit = config.protection.progress_timeout();
-        thread::Builder::new().name("health".into()).spawn(move || {
-            let mut told = None;
+        let watch = move || {
+            let mut subject: Option<Subject> = None;
             let interval = Duration::from_millis(LOOK_INTERVAL_MS);
-            while ended.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
-                let disk = io.trouble(io_limit).map(Trouble::Disk);
-                let trouble = disk.or_else(|| uplink.trouble().map(Trouble::Uplink));
-                if trouble != told {
-                    tell(trouble.clone());
-                    told = trouble;
+            loop {
+                match (wanted.recv_timeout(interval), &mut subject) {
+                    (Ok(next), subject) => *subject = next,
+                    (Err(RecvTimeoutError::Timeout), Some(subject)) => subject.look(&mut uplink, io_limit),
+                    (Err(RecvTimeoutError::Timeout), None) => {}
+                    (Err(RecvTimeoutError::Disconnected), _) => return,
                 }
             }
-        })?;
-        Ok(Self { _alive: alive })
+        };
+        let thread = thread::Builder::new().name("health".into());
+        thread
+            .spawn(watch)
+            .context("cannot start the thread that watches this host")?;
+        Ok(Self { subjects })
+    }
+
+    /// From here on this is what is watched, in place of what was; each change is told, and at first all is well.
+    pub fn watch(&self, io: OwnIo, tell: impl Fn(Option<Trouble>) + Send + 'static) {
+        self.turn_to(Some(Subject {
+            io,
+            tell: Box::new(tell),
+            told: None,
+        }));
+    }
+
+    /// The role has ended: nobody is told.
+    pub fn rest(&self) {
+        self.turn_to(None);
+    }
+
+    fn turn_to(&self, subject: Option<Subject>) {
+        // The thread lives as long as this sender.
+        let _ = self.subjects.send(subject);
+    }
+}
+
+impl Subject {
+    fn look(&mut self, uplink: &mut Uplink, io_limit: Duration) {
+        let disk = self.io.trouble(io_limit).map(Trouble::Disk);
+        let trouble = disk.or_else(|| uplink.trouble().map(Trouble::Uplink));
+        if trouble != self.told {
+            (self.tell)(trouble.clone());
+            self.told = trouble;
+        }
     }
 }
 

@@ -11,6 +11,7 @@ mod disks;
 mod inline;
 mod orders;
 mod reset;
+mod seat;
 mod status;
 mod trouble;
 
@@ -23,14 +24,13 @@ use kemari_vmm::machine::{Machine, MachineEvent};
 use kemari_vmm::state::StateBlob;
 
 use super::ahead::Ahead;
-use super::arbiter_thread::{ArbiterThread, AskId, describe};
+use super::arbiter_thread::{AskId, Asker, describe};
 use super::board::{Board, Order};
 use super::capture::Capture;
 use super::clock::Clock;
 use super::copy::Copy;
 use super::deltas::Deltas;
 use super::gather::Gather;
-use super::health::{HealthWatch, OwnIo};
 use super::mailbox::Mailbox;
 use super::readiness::Announced;
 use super::sync_tap::{Attached, SyncTap, Waits};
@@ -42,6 +42,8 @@ use crate::link::{Connection, LinkError, Security};
 use crate::replica::Tracker;
 
 use connect::{Connected, Connector};
+
+pub use seat::Seat;
 
 /// Longest wait of the loop, in milliseconds, whatever the deadlines.
 const WAIT_MS_MAX: u64 = 1000;
@@ -99,12 +101,11 @@ pub struct Setup {
     pub host: String,
     pub mechanism: PrimaryConfig,
     pub reign: Reign,
-    pub machine: Arc<Machine>,
-    pub mailbox: Arc<Mailbox<Input>>,
-    pub arbiter: ArbiterThread,
+    pub seat: Seat,
+    pub arbiter: Asker,
     pub board: Arc<Board>,
     pub clock: Clock,
-    pub trace: Trace,
+    pub trace: Arc<Trace>,
     /// Who watches the replicated disks.
     pub trackers: Vec<Arc<Tracker>>,
     /// `None`: there can be no link.
@@ -117,10 +118,10 @@ pub struct PrimarySide {
     core: Primary,
     machine: Arc<Machine>,
     mailbox: Arc<Mailbox<Input>>,
-    arbiter: ArbiterThread,
+    arbiter: Asker,
     board: Arc<Board>,
     clock: Clock,
-    trace: Trace,
+    trace: Arc<Trace>,
     waiter: Waiter,
     tap: Arc<SyncTap>,
     /// The synchronising tap is attached while output is held.
@@ -154,7 +155,6 @@ pub struct PrimarySide {
     console_due_ms: Option<u64>,
     reset: reset::Reset,
     announcements: announce::Announcements,
-    _health: HealthWatch,
     /// Why the guest stands still, if a disk has failed.
     standstill: Option<trouble::Standstill>,
     /// Drains begun. One that was overtaken by a failed switchover may still end, and says nothing of the next.
@@ -190,15 +190,14 @@ pub struct PrimarySide {
 }
 
 impl PrimarySide {
-    /// A primary whose machine is paused and ready to run.
-    pub fn new(setup: Setup) -> anyhow::Result<Self> {
+    /// A primary whose machine is paused and ready to run. This cannot fail: the VM depends on it by now.
+    pub fn new(setup: Setup) -> Self {
         let Setup {
             config,
             host,
             mechanism,
             reign,
-            machine,
-            mailbox,
+            seat,
             arbiter,
             board,
             clock,
@@ -206,6 +205,11 @@ impl PrimarySide {
             trackers,
             security,
         } = setup;
+        let Seat {
+            machine,
+            mailbox,
+            waiter,
+        } = seat;
         let sink = mailbox.clone();
         let tap = SyncTap::new(clock, machine.pause_requester(), move |waits| {
             sink.post(Input::Waits(waits))
@@ -215,19 +219,10 @@ impl PrimarySide {
         let deltas = Deltas::new(&config.protection);
         let loop_polls = Self::may_loop_poll(config.protection.latency, config.machine.vcpus.into());
         tap.set_clocked(pace.mode == Mode::Interval);
-        let waiter = Waiter::new()?;
-        waiter.add(mailbox.fd())?;
         let sink = mailbox.clone();
         board.take_orders(move |order| sink.post(Input::Order(order)));
         board.show_machine(Some(machine.clone()));
-        let sink = mailbox.clone();
-        let health = HealthWatch::start(
-            config.clone(),
-            host.clone(),
-            OwnIo::Of(Arc::downgrade(&machine), trackers.clone()),
-            move |trouble| sink.post(Input::Health(trouble)),
-        )?;
-        Ok(Self {
+        Self {
             core: Primary::new(mechanism, reign, clock.now_ms()),
             connector: Connector::new(&config, &host, security),
             config,
@@ -259,7 +254,6 @@ impl PrimarySide {
             console_due_ms: None,
             reset: reset::Reset::default(),
             announcements: announce::Announcements::from(clock.now_ms()),
-            _health: health,
             standstill: None,
             drains: 0,
             pace,
@@ -280,7 +274,7 @@ impl PrimarySide {
             announced: Announced::default(),
             orders: Vec::new(),
             end: None,
-        })
+        }
     }
 
     /// Counts a takeover by which this primary began.

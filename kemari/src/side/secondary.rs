@@ -4,6 +4,7 @@ mod actions;
 mod build;
 mod disks;
 mod receive;
+mod restore;
 mod standby;
 mod status;
 
@@ -22,13 +23,12 @@ use kemari_sync::{
 use kemari_vmm::machine::MachineSpec;
 use kemari_vmm::state::StateBlob;
 
-use super::arbiter_thread::{ArbiterThread, AskId, describe};
+use super::arbiter_thread::{AskId, Asker, describe};
 use super::board::{Board, Order};
 use super::clock::Clock;
-use super::health::{HealthWatch, OwnIo};
 use super::mailbox::Mailbox;
-use super::probe::Probe;
 use super::readiness::{Announced, Clocks, ReadinessWatch, Source};
+use super::step::step;
 use super::wait::{prefer_latency, wait};
 use crate::config::{Config, Latency};
 use crate::control::{Command, Counters};
@@ -101,12 +101,14 @@ pub struct Setup {
     pub spec: MachineSpec,
     pub mechanism: SecondaryConfig,
     pub mailbox: Arc<Mailbox<Input>>,
-    pub arbiter: ArbiterThread,
+    pub arbiter: Asker,
     pub board: Arc<Board>,
     pub clock: Clock,
     pub security: Security,
     /// The operator's word that images of this history may be overwritten.
     pub overwrite_disks: Option<String>,
+    /// Why this side has not booted the VM itself, if it may.
+    pub not_booted: Option<String>,
     /// After so long without a primary, holding nothing, it ends as [`End::Idle`], in milliseconds.
     pub idle_ms_max: Option<u64>,
 }
@@ -119,7 +121,7 @@ pub struct SecondarySide {
     me: Incarnation,
     core: Secondary,
     mailbox: Arc<Mailbox<Input>>,
-    arbiter: ArbiterThread,
+    arbiter: Asker,
     board: Arc<Board>,
     clock: Clock,
     listener: Listener,
@@ -168,7 +170,8 @@ pub struct SecondarySide {
     announced: Announced,
     clocks: Clocks,
     _readiness: ReadinessWatch,
-    _health: HealthWatch,
+    /// See [`Setup::not_booted`].
+    not_booted: Option<String>,
     /// See [`Setup::idle_ms_max`].
     idle_ms_max: Option<u64>,
     /// Since when nobody is connected and nothing is held.
@@ -193,12 +196,15 @@ impl SecondarySide {
             security,
             overwrite_disks,
             idle_ms_max,
+            not_booted,
         } = setup;
         let listen = config.host(&host).listen;
-        let listener = Listener::bind(listen, security).with_context(|| {
-            format!(
-                "cannot listen on {listen}; is another secondary running, or is `listen` not an address of this host?"
-            )
+        let listener = step("listen", || {
+            Listener::bind(listen, security).with_context(|| {
+                format!(
+                    "cannot listen on {listen}; is another secondary running, or is `listen` not an address of this host?"
+                )
+            })
         })?;
         let staging = Staging::with_states(
             config.protection.staging_bytes_max() as usize,
@@ -210,15 +216,12 @@ impl SecondarySide {
             .map(|view| view.map_err(|error| format!("{error:#}")))
             .collect();
         let sink = mailbox.clone();
-        let io = OwnIo::Probed(Probe::start(&config, &host)?);
-        let health = HealthWatch::start(config.clone(), host.clone(), io, move |trouble| {
-            sink.post(Input::Health(trouble))
+        let readiness = step("watch the readiness", || {
+            let sink = mailbox.clone();
+            ReadinessWatch::start(board.findings().clone(), move |reasons| {
+                sink.post(Input::Readiness(reasons));
+            })
         })?;
-        let sink = mailbox.clone();
-        let readiness = ReadinessWatch::start(board.findings().clone(), move |reasons| {
-            sink.post(Input::Readiness(reasons));
-        })?;
-        let sink = mailbox.clone();
         board.take_orders(move |order| sink.post(Input::Order(order)));
         Ok(Self {
             me: mechanism.me.clone(),
@@ -260,7 +263,7 @@ impl SecondarySide {
             announced: Announced::default(),
             clocks: Clocks::default(),
             _readiness: readiness,
-            _health: health,
+            not_booted,
             idle_ms_max,
             idle_since_ms: None,
             more_is_there: false,

@@ -67,6 +67,8 @@ pub struct Trace(NonNull<AtomicU64>);
 
 // SAFETY: the mapping is reached through atomics alone.
 unsafe impl Send for Trace {}
+// SAFETY: as above.
+unsafe impl Sync for Trace {}
 
 impl Trace {
     /// Makes the file in `state_dir`.

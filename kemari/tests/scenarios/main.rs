@@ -3,6 +3,7 @@
 //!
 //! Needs root (for namespaces) and /dev/kvm. Each scenario makes its own hosts and ends them.
 
+mod after_win;
 mod arbiter;
 mod bad_input;
 mod clocks;

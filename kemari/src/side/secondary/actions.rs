@@ -7,7 +7,8 @@ use kemari_sync::{Incarnation, SecondaryAction, SecondaryEvent, SessionId, Stagi
 use kemari_vmm::state::{StateBlob, StateKind};
 
 use super::super::readiness::Source;
-use super::super::{assembly, capture, clock, faults, fence};
+use super::super::step::step;
+use super::super::{capture, clock, faults, fence};
 use super::{End, Input, LastSign, SecondarySide};
 
 impl SecondarySide {
@@ -48,7 +49,11 @@ impl SecondarySide {
             SecondaryAction::Forget { reason } => {
                 tracing::warn!("the VM's state here is void: {reason}");
                 let mut leaving = self.standby.take();
-                leaving.iter_mut().for_each(|standby| self.let_go(standby));
+                if let Some(standby) = &mut leaving {
+                    // It may have been restored for a takeover that another has won.
+                    standby.seat.machine.detach_nets();
+                    self.let_go(standby);
+                }
                 self.leaving = leaving;
                 self.forget_findings();
                 (self.waits_for_disks, self.applying) = (None, None);
@@ -98,7 +103,7 @@ impl SecondarySide {
                 let states = staged_states(&self.staging)?;
                 // The first time it is found out whether this host could go on at all; later only what has changed is
                 // looked at.
-                let machine = &standby.machine;
+                let machine = &standby.seat.machine;
                 let checked = match standby.states.is_empty() {
                     true => machine.try_on(&states),
                     false => machine.check_parts(&states, &standby.states),
@@ -150,32 +155,11 @@ impl SecondarySide {
         let host = self.config.host(&self.host);
         let (command, timeout) = (host.fence_against(&old.host), host.fence_timeout());
         let mailbox = self.mailbox.clone();
-        thread::spawn(move || mailbox.post(Input::Fenced(fence::fence(&command, timeout))));
-    }
-
-    /// Brings the standby VM to the committed state, its disks and cables attached; it does not run yet, and nothing
-    /// leaves it. All of it can fail, and be tried again: afterwards the VM belongs to this host.
-    pub(super) fn restore(&mut self) -> Result<(), String> {
-        let term = self.core.won_term();
-        let standby = self.standby.as_mut().ok_or("there is no standby VM")?;
-        let machine = &standby.machine;
-        if !standby.loaded {
-            machine
-                .load(&standby.states, true)
-                .map_err(|error| capture::explain(&error))?;
-            standby.loaded = true;
-        }
-        standby.trackers = standby
-            .disks
-            .hand_over(machine, &self.config, term)
-            .map_err(|error| format!("{error:#}"))?;
-        assembly::attach_disks(machine, &self.config, &self.host, true)
-            .map_err(|error| format!("{error:#}"))?;
-        assembly::attach_nets(machine, &self.config, &self.host).map_err(|error| {
-            // Their TAPs must be free for the next attempt.
-            machine.detach_nets();
-            format!("{error:#}")
-        })
+        thread::spawn(move || {
+            let fence = || fence::fence(&command, timeout).map_err(anyhow::Error::msg);
+            let result = step("fence", fence).map_err(|error| format!("{error:#}"));
+            mailbox.post(Input::Fenced(result));
+        });
     }
 }
 

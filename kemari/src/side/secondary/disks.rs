@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use kemari_sync::wire::{BlockFrame, DiskMark, FrameHeader, FrameKind, encode_blocks};
-use kemari_sync::{CopyDisk, DiskOffer, Protection as Stage, SecondaryEvent, SessionId, Term};
+use kemari_sync::{CopyDisk, DiskOffer, Protection as Stage, SecondaryEvent, SessionId};
 use kemari_vmm::disk::Operation;
 use kemari_vmm::machine::Machine;
 
@@ -165,19 +165,18 @@ impl StandbyDisks {
             .collect()
     }
 
-    /// Gives the images to the machine, which goes on from here in `term`.
-    pub fn hand_over(
-        &mut self,
-        machine: &Machine,
-        config: &Config,
-        term: Option<Term>,
-    ) -> anyhow::Result<Vec<Arc<Tracker>>> {
+    /// Everything was carried out: closes the images, for the machine.
+    pub fn close(&mut self) {
         self.replicas.drain(..).for_each(|replica| drop(replica.finish()));
-        if let Some(term) = term {
-            for image in &self.images {
-                image.rule(term, false)?;
-            }
-        }
+    }
+
+    /// The images, in the order of the configuration.
+    pub fn images(&self) -> &[Arc<Image>] {
+        &self.images
+    }
+
+    /// Lets the machine know what the images have already, and who watches them.
+    pub fn watched(&self, machine: &Machine, config: &Config) -> anyhow::Result<Vec<Arc<Tracker>>> {
         for (image, applied) in self.images.iter().zip(&self.applied) {
             if let Some(applied) = applied {
                 machine.note_applied(image.disk(), *applied)?;
@@ -301,7 +300,7 @@ impl SecondarySide {
     /// The pages of a commit are in memory: now the disks.
     pub(super) fn apply_outputs(&mut self, epoch: u64) {
         if let Some(standby) = &mut self.standby {
-            let machine = standby.machine.clone();
+            let machine = standby.seat.machine.clone();
             if let Err(reason) = standby.disks.apply(&machine, &standby.states) {
                 self.events.push_back(SecondaryEvent::ReplicaFailed { reason });
             }

@@ -7,12 +7,12 @@ use std::time::Duration;
 use anyhow::Context;
 use kemari_sync::wire::{Page, PageContent};
 use kemari_sync::{SessionId, apply_delta, base_checksum};
-use kemari_vmm::machine::{Machine, MachineSpec};
+use kemari_vmm::machine::MachineSpec;
 use kemari_vmm::memory::{self, PAGE_BYTES};
 use kemari_vmm::state::StateBlob;
 
-use super::super::mailbox::Mailbox;
-use super::super::primary;
+use super::super::primary::Seat;
+use super::super::step::step;
 use super::super::{assembly, faults};
 use super::build::{BuildError, BuildId, Step, Steps};
 use super::disks::StandbyDisks;
@@ -21,9 +21,8 @@ use crate::replica::{Image, Remains, Report, Tracker};
 
 /// A machine that has not run, and the last committed state.
 pub struct Standby {
-    pub machine: Arc<Machine>,
-    /// Where the machine tells what happens to it: the loop of the primary that it may become.
-    pub mailbox: Arc<Mailbox<primary::Input>>,
+    /// Its machine, and the place of the primary that this side may become.
+    pub seat: Seat,
     /// The states of the last commit; its pages are in the machine's memory.
     pub states: Vec<StateBlob>,
     /// Whether the machine has loaded them: not again, once packets may have come in.
@@ -50,18 +49,20 @@ impl Standby {
         report: impl Fn(usize, Report) + Clone + Send + 'static,
     ) -> anyhow::Result<Self> {
         steps.enter(Step::Images);
-        let images = Image::open_all(config, host, overwrite_disks)?;
-        let replicas = assembly::replicas(config, host, images, report)?;
+        let images = step("open the images", || {
+            Image::open_all(config, host, overwrite_disks)
+        })?;
+        let replicas = step("start the replicas", || {
+            assembly::replicas(config, host, images, report)
+        })?;
         steps.enter(Step::Memory);
         thread::sleep(faults::prepare_delay());
-        let mailbox = Mailbox::new()?;
-        let sink = mailbox.clone();
-        let events = Arc::new(move |event| sink.post(primary::Input::Machine(event)));
-        let machine = assembly::build(config, host, spec, events)?;
-        memory::populate_and_lock(machine.memory()).context("the standby VM cannot be made ready")?;
+        let seat = step("build the machine", || Seat::make(config, host, spec))?;
+        step("lock the memory", || {
+            memory::populate_and_lock(seat.machine.memory()).context("the standby VM cannot be made ready")
+        })?;
         Ok(Self {
-            machine: Arc::new(machine),
-            mailbox,
+            seat,
             states: Vec::new(),
             loaded: false,
             build,
@@ -83,7 +84,7 @@ impl Standby {
 
     /// Whether the guest has this page frame.
     pub fn has_page(&self, gfn: u64) -> bool {
-        memory::has_page(self.machine.memory(), gfn)
+        memory::has_page(self.seat.machine.memory(), gfn)
     }
 
     /// Checksum of a page as last committed, for a delta of it.
@@ -92,7 +93,7 @@ impl Standby {
     /// If the page was not checked with [`Standby::has_page`].
     pub fn page_checksum(&self, gfn: u64) -> u32 {
         let mut page = [0; PAGE_BYTES];
-        memory::read_page(self.machine.memory(), gfn, &mut page).expect("the page was checked");
+        memory::read_page(self.seat.machine.memory(), gfn, &mut page).expect("the page was checked");
         base_checksum(&page)
     }
 
@@ -101,7 +102,7 @@ impl Standby {
     /// # Panics
     /// If the page was not checked with [`Standby::has_page`].
     pub fn write_page(&self, page: Page<'_>) {
-        let memory = self.machine.memory();
+        let memory = self.seat.machine.memory();
         let write = |offset, bytes: &[u8]| {
             memory::write_in_page(memory, page.gfn, offset, bytes).expect("the page was checked");
         };

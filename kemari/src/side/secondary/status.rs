@@ -17,7 +17,6 @@ impl SecondarySide {
         }
         self.shown_ms = now_ms;
         let core = self.core.status(now_ms);
-        self.board.lives_under(self.core.lives_under());
         let protection = match core.protection {
             Stage::Unprotected | Stage::Over => Protection::Off,
             Stage::Copying | Stage::Pairing => Protection::Copying {
@@ -41,7 +40,11 @@ impl SecondarySide {
         let readiness = core.readiness;
         self.announced.note(readiness.as_ref());
         let counters = self.counters;
-        let waiting = self.build_shown().or(core.waiting);
+        let not_booted = self.not_booted.as_ref().filter(|_| self.sessions.is_empty());
+        let waiting = match (self.build_shown().or(core.waiting), not_booted) {
+            (Some(waiting), Some(reason)) => Some(format!("{waiting}; the VM is not booted here: {reason}")),
+            (waiting, reason) => waiting.or(reason.cloned()),
+        };
         let disks = self.disks_shown(core.protection);
         self.board.show(|status| {
             status.role = Role::Secondary;

@@ -1,0 +1,119 @@
+//! A start of the VM: the term, the images, the kernel.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use kemari_sync::{
+    ArbiterRequest, Incarnation, PeerWord, Record, Reign, Start, StartAction, StartConfig, StartEvent, Timing,
+};
+
+use super::super::assembly;
+use super::super::primary::{PrimarySide, Seat};
+use super::super::query::ask_peer;
+use super::Life;
+use crate::replica::Image;
+
+impl Life {
+    /// Wins a term, builds the machine and boots it. The inner error is why the VM may not be started here.
+    pub(super) fn cold_boot(
+        &self,
+        assert_dead: Option<u64>,
+        adopt_disks: bool,
+    ) -> anyhow::Result<Result<Box<PrimarySide>, String>> {
+        let images = Image::open_all(&self.config, &self.host, None)?;
+        let seat = Seat::make(&self.config, &self.host, self.spec.clone())?;
+        let me = self.incarnation();
+        let record = match self.win(&me, assert_dead, &images, adopt_disks)? {
+            Ok(record) => record,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        for image in &images {
+            image.start(record.term, adopt_disks)?;
+        }
+        let machine = &seat.machine;
+        let trackers = assembly::watch_disks(machine, &self.config, &images)?;
+        for disk in self.config.disks_of(&self.host) {
+            assembly::attach_disk(machine, &disk, false)?;
+        }
+        for net in self.config.nets_of(&self.host) {
+            assembly::attach_net(machine, &net)?;
+        }
+        machine.boot()?;
+        let last_epoch = 0;
+        let reign = Reign { record, last_epoch };
+        Ok(Ok(self.primary(me, reign, seat, trackers)))
+    }
+
+    /// Asks a host what it holds of the VM.
+    fn ask(&self, host: &str, address: SocketAddr) -> PeerWord {
+        match &self.security {
+            Some(security) => ask_peer(security, host, address),
+            None => PeerWord::Silent(
+                "the configuration names neither `certificates` nor `plaintext = true`".into(),
+            ),
+        }
+    }
+
+    /// Asks the arbiter for a term. The inner error is why it is refused.
+    fn win(
+        &self,
+        me: &Incarnation,
+        assert_dead: Option<u64>,
+        images: &[Arc<Image>],
+        adopt_images: bool,
+    ) -> anyhow::Result<Result<Record, String>> {
+        let (sender, inputs) = channel();
+        let answers = sender.clone();
+        let arbiter = self.arbiter.asker(move |ask, answer| {
+            // The start may have ended already.
+            let _ = answers.send(StartEvent::Arbiter { ask, answer });
+        });
+        let mut start = Start::new(StartConfig {
+            me: me.clone(),
+            vm: self.config.vm.clone(),
+            store: rand::random(),
+            assert_dead,
+            // The lock on the state directory is held: every older process of this host is dead.
+            alone_on_host: true,
+            ask_retry_ms: Timing::default().ask_retry_ms,
+            images: images.iter().map(|image| image.offer()).collect(),
+            adopt_images,
+        });
+        let mut event = StartEvent::Tick;
+        loop {
+            let mut actions = Vec::new();
+            start.handle(self.clock.now_ms(), event, &mut actions);
+            for action in actions {
+                match action {
+                    StartAction::Ask { ask, request } => {
+                        if let ArbiterRequest::Swap { new, .. } = &request {
+                            for image in images {
+                                image.announce(new.term)?;
+                            }
+                        }
+                        arbiter.ask(ask, request);
+                    }
+                    StartAction::AskPeer(peer) => {
+                        let word = match self.config.hosts.get(&peer.host) {
+                            Some(host) => self.ask(&peer.host, host.listen),
+                            None => PeerWord::Silent("it is not in the configuration".into()),
+                        };
+                        // This function holds the receiver.
+                        let _ = sender.send(StartEvent::Peer(word));
+                    }
+                    StartAction::Run(record) => return Ok(Ok(record)),
+                    StartAction::Refuse(reason) => return Ok(Err(reason)),
+                }
+            }
+            let now_ms = self.clock.now_ms();
+            let wait_ms = start
+                .next_deadline()
+                .map_or(1000, |due_ms| due_ms.saturating_sub(now_ms));
+            event = inputs
+                .recv_timeout(Duration::from_millis(wait_ms))
+                .unwrap_or(StartEvent::Tick);
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! What a winner does before it acts: the state into the machine, the disks and cables to it.
+//!
+//! Any step can fail, for the weather or for an operator's slip, and then all of it is tried again: so each leaves what the
+//! ones before have done, and finds it when it is repeated. The arbiter is told that this side acts when nothing is left
+//! that could fail.
+
+use kemari_sync::Term;
+
+use super::super::assembly;
+use super::super::step::step;
+use super::{SecondarySide, Standby};
+use crate::config::Config;
+
+impl SecondarySide {
+    /// Brings the standby VM to the committed state, its disks and cables attached; it does not run yet, and nothing
+    /// leaves it.
+    pub(super) fn restore(&mut self) -> Result<(), String> {
+        let term = self.core.won_term().ok_or("no term is won")?;
+        let standby = self.standby.as_mut().ok_or("there is no standby VM")?;
+        standby.restore(&self.config, &self.host, term).map_err(|error| {
+            // Its TAPs must be free for the next attempt, and the network must not send here meanwhile.
+            standby.seat.machine.detach_nets();
+            format!("{error:#}")
+        })
+    }
+}
+
+impl Standby {
+    fn restore(&mut self, config: &Config, host: &str, term: Term) -> anyhow::Result<()> {
+        let machine = &self.seat.machine;
+        if !self.loaded {
+            step("load the state", || Ok(machine.load(&self.states, true)?))?;
+            self.loaded = true;
+        }
+        self.disks.close();
+        for image in self.disks.images() {
+            step(format_args!("rule the image of {}", image.disk()), || {
+                image.rule(term, false)
+            })?;
+        }
+        if self.trackers.is_empty() {
+            self.trackers = step("watch the disks", || self.disks.watched(machine, config))?;
+        }
+        for disk in config.disks_of(host) {
+            step(format_args!("attach disk {}", disk.disk.id), || {
+                assembly::attach_disk(machine, &disk, true)
+            })?;
+        }
+        for net in config.nets_of(host) {
+            step(format_args!("attach card {}", net.net.id), || {
+                assembly::attach_net(machine, &net)
+            })?;
+        }
+        Ok(())
+    }
+}
