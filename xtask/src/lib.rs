@@ -1,5 +1,5 @@
 //! What a newcomer types: `cargo xtask demo`, `cargo xtask test`, `cargo xtask sim`, `cargo xtask soak`,
-//! `cargo xtask bench`, `cargo xtask disks`.
+//! `cargo xtask bench`, `cargo xtask disks`, `cargo xtask weather`.
 
 pub mod bench;
 pub mod demo;
@@ -11,3 +11,4 @@ pub mod soak;
 pub mod test;
 pub mod tools;
 pub mod ui;
+pub mod weather;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, demo, disks, sim, soak, test};
+use xtask::{bench, demo, disks, sim, soak, test, weather};
 
 /// Shows, tests and simulates Kemari
 #[derive(Parser)]
@@ -28,6 +28,9 @@ enum Command {
     Bench(bench::Options),
     /// Cuts one VM's hosts again and again, for as long as asked for: no client may notice
     Soak(soak::Options),
+    /// What happens around a pair that is well: logs that are full, names that nobody knows, TAPs that are gone. It lives,
+    /// and `status` says what is so
+    Weather(weather::Options),
 }
 
 fn main() -> ExitCode {
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         Command::Sim(options) => sim::sim(&options),
         Command::Soak(options) => soak::soak(&options),
         Command::Test(options) => Ok(test::test(&options)),
+        Command::Weather(options) => weather::weather(&options),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

@@ -14,8 +14,12 @@ pub type Need = (&'static str, &'static str);
 pub const IP: Need = ("ip", "iproute2");
 /// The arbiter.
 pub const ETCD: Need = ("etcd", "etcd-server");
+/// Requests over HTTP.
+pub const CURL: Need = ("curl", "curl");
 /// Shifts the clock of a program.
 pub const FAKETIME: Need = ("faketime", "faketime");
+/// Makes certificates.
+pub const OPENSSL: Need = ("openssl", "openssl");
 /// Makes and judges qcow2 images.
 pub const QEMU_IMG: Need = ("qemu-img", "qemu-utils");
 /// The service of the Linux guest, and of the tests of the proof.

@@ -421,7 +421,7 @@ impl LocalPlace {
 
 /// A command that ends the other host's program and waits until it holds no file any more: here, where both have one
 /// kernel, that is all of the other host that could still write.
-fn fence(pid_file: &Path) -> Vec<String> {
+pub(crate) fn fence(pid_file: &Path) -> Vec<String> {
     let script = format!(
         "p=$(cat '{}') || exit 0; kill -KILL $p 2>/dev/null; \
          while grep -q '^State:[[:space:]]*[^[:space:]ZX]' /proc/$p/task/*/status 2>/dev/null; do sleep 0.01; done",

@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use xtask::proof::checker::check;
-use xtask::proof::client::{Swarm, read_all_keys};
-use xtask::proof::history::{Clock, History};
-use xtask::proof::load::Load;
+use super::checker::check;
+use super::client::{Swarm, read_all_keys};
+use super::history::{Clock, History};
+use super::load::Load;
+use crate::tools::wait_for;
 
-use super::{PATIENCE, wait_for};
+/// Longest wait for anything that should take a second or two: generous, as the machine may be busy.
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Acknowledged writes that every connection must get to show that it goes on. More than one: the first may be an
 /// answer that was on its way before.
@@ -102,6 +104,11 @@ impl Clients {
 }
 
 impl Seen {
+    /// Longest time that a connection waited between two answers.
+    pub fn longest_gap(&self) -> Duration {
+        Duration::from_nanos(self.history.longest_gap())
+    }
+
     /// Reads all keys once more, and judges everything seen so far: nothing that was acknowledged is lost, and one
     /// order of all operations explains every answer.
     pub fn judge(&mut self) -> Result<()> {

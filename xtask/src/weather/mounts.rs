@@ -1,0 +1,75 @@
+//! File systems of a case. They are seen by this program and its children only, and end with the value.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::tools::run_quietly;
+
+/// Says to a process that it has mounts of its own already.
+const MARK: &str = "KEMARI_WEATHER_MOUNTS";
+
+/// Becomes a process whose mounts nobody else sees: this program again, with the same words.
+pub fn become_private() -> Result<()> {
+    if std::env::var_os(MARK).is_some() {
+        return Ok(());
+    }
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        bail!("network namespaces and mounts need root: run it as root (for example with sudo)");
+    }
+    let program = std::env::current_exe().context("this program cannot be found")?;
+    let error = Command::new("unshare")
+        .args(["--mount", "--propagation", "private"])
+        .arg(program)
+        .args(std::env::args_os().skip(1))
+        .env(MARK, "1")
+        .exec();
+    Err(error).context("`unshare` (Debian package util-linux) cannot be started")
+}
+
+/// What is mounted.
+#[derive(Debug, Default)]
+pub struct Mounts(Vec<PathBuf>);
+
+impl Mounts {
+    /// Makes a directory with a file system of its own of `kib` KiB.
+    pub fn small(&mut self, path: &Path, kib: u32) -> Result<()> {
+        fs::create_dir_all(path)?;
+        let size = format!("size={kib}k");
+        run_quietly(
+            Command::new("mount")
+                .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+                .arg(path),
+        )?;
+        self.0.push(path.to_owned());
+        Ok(())
+    }
+
+    /// Names are looked up in `dir/hosts` from here on, and nowhere else answers.
+    pub fn names(&mut self, dir: &Path) -> Result<()> {
+        fs::write(dir.join("hosts"), "127.0.0.1 localhost\n")?;
+        // An address in the hosts' network at which nobody is: as a name server that is gone.
+        fs::write(dir.join("resolv.conf"), "nameserver 10.78.0.99\noptions timeout:2 attempts:2\n")?;
+        self.over(&dir.join("hosts"), Path::new("/etc/hosts"))?;
+        self.over(&dir.join("resolv.conf"), Path::new("/etc/resolv.conf"))
+    }
+
+    /// Lays a file over another.
+    fn over(&mut self, from: &Path, over: &Path) -> Result<()> {
+        run_quietly(Command::new("mount").arg("--bind").arg(from).arg(over))?;
+        self.0.push(over.to_owned());
+        Ok(())
+    }
+}
+
+impl Drop for Mounts {
+    fn drop(&mut self) {
+        for path in self.0.iter().rev() {
+            let _ = run_quietly(Command::new("umount").arg("--lazy").arg(path));
+        }
+    }
+}
