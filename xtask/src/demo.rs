@@ -103,12 +103,17 @@ pub(crate) fn prepare(options: &Options, ui: &Ui) -> Result<Box<dyn Place>> {
     let of_program = options.fault.and_then(options::Fault::environment);
     let features: &[&str] = if of_program.is_some() { &["faults"] } else { &[] };
     if local {
-        let program = ui.step("building kemari", |_| keep(tools::build_kemari(features)?))?;
+        let program = ui.step("building kemari", |_| {
+            keep(tools::build_kemari(features)?, "demo")
+        })?;
         return Ok(Box::new(local::LocalPlace::new(program, image(options, ui)?)?));
     }
     ui.step("packages for emulated hosts", |_| Ok(lab::ensure_packages()?))?;
     let program = ui.step("building kemari for emulated hosts", |_| {
-        keep(lab::build::static_binary("kemari", "kemari", features, false)?)
+        keep(
+            lab::build::static_binary("kemari", "kemari", features, false)?,
+            "demo",
+        )
     })?;
     let image = image(options, ui)?;
     let boot =
@@ -117,8 +122,8 @@ pub(crate) fn prepare(options: &Options, ui: &Ui) -> Result<Box<dyn Place>> {
 }
 
 /// Takes a copy of a program: whoever builds in the meantime must not change what is running here.
-fn keep(program: PathBuf) -> Result<PathBuf> {
-    let directory = tools::target_dir().join("demo");
+pub(crate) fn keep(program: PathBuf, directory: &str) -> Result<PathBuf> {
+    let directory = tools::target_dir().join(directory);
     fs::create_dir_all(&directory)?;
     let copy = directory.join("kemari");
     let _ = fs::remove_file(&copy);

@@ -301,7 +301,7 @@ fn cut_and_recover(
         period.step = noted.or(status.takeover.and_then(|takeover| takeover.cut_in_step));
     }
     period.cut.repair(pair, victim)?;
-    if period.cut == Cut::Term || (period.took_over && fences) {
+    if period.cut.ends_process() || (period.took_over && fences) {
         // Whoever wins fences first, and a process that dies may take a while.
         wait_for(
             "the end of the process that was told to end, or fenced",

@@ -19,6 +19,7 @@ use clap::Args;
 
 use crate::packages;
 use crate::tools::{self, cargo, run_quietly};
+use crate::weather;
 use counts::{Count, Place, Tally};
 use programs::Program;
 
@@ -73,6 +74,13 @@ pub fn test(options: &Options) -> bool {
         tally.programs(Place::Here, "documentation tests", programs::doc_tests);
     }
     if options.wants_all_packages() {
+        if options.wants(Place::Here) && emulated::kvm_place() == Place::Here {
+            tally.stage(
+                Place::Here,
+                "weather: the quick cases",
+                weather::in_a_process_of_its_own,
+            );
+        }
         demos::run(&mut tally, emulated::kvm_place(), |place| options.wants(place));
         tally.check_declared(options);
     }

@@ -26,14 +26,16 @@ mod taps;
 mod terminal;
 mod world;
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde::Serialize;
 
+use crate::demo::keep;
 use crate::packages::{self, CURL, ETCD, FAKETIME, IP, OPENSSL};
-use crate::tools::{build_bare_guest, build_kemari, target_dir};
+use crate::tools::{build_bare_guest, build_kemari, run_quietly, target_dir};
 use case::Case;
 use world::{Programs, World};
 
@@ -100,7 +102,10 @@ fn all_cases() -> Vec<Case> {
 
 /// Runs the cases; whether all went as they should.
 pub fn weather(options: &Options) -> Result<bool> {
-    let cases: Vec<Case> = all_cases().into_iter().filter(|case| options.wants(case)).collect();
+    let cases: Vec<Case> = all_cases()
+        .into_iter()
+        .filter(|case| options.wants(case))
+        .collect();
     if options.list {
         cases.iter().for_each(Case::print);
         return Ok(true);
@@ -108,7 +113,7 @@ pub fn weather(options: &Options) -> Result<bool> {
     mounts::become_private()?;
     packages::ensure_installed(&[IP, ETCD, FAKETIME, OPENSSL, CURL])?;
     let programs = Programs {
-        kemari: build_kemari(&[])?,
+        kemari: keep(build_kemari(&[])?, "weather")?,
         guest: build_bare_guest()?,
     };
     let seed = options.seed.unwrap_or_else(rand::random);
@@ -130,6 +135,12 @@ pub fn weather(options: &Options) -> Result<bool> {
     }
     println!("{}", serde_json::to_string(&outcome)?);
     Ok(outcome.failed == 0)
+}
+
+/// The quick cases as a test: in a process of its own, for mounts that nobody else sees.
+pub fn in_a_process_of_its_own() -> Result<()> {
+    let program = std::env::current_exe().context("this program cannot be found")?;
+    run_quietly(Command::new(program).args(["weather", "--quick"]))
 }
 
 impl Outcome {
@@ -185,7 +196,11 @@ mod tests {
         let names: BTreeSet<&str> = cases.iter().map(|case| case.name).collect();
         assert_eq!(names.len(), cases.len(), "two cases have one name");
         assert!(cases.len() >= CASES_MIN, "{} cases", cases.len());
-        assert!(cases.iter().all(|case| !case.what.is_empty() && !case.source.is_empty()));
+        assert!(
+            cases
+                .iter()
+                .all(|case| !case.what.is_empty() && !case.source.is_empty())
+        );
     }
 
     #[test]

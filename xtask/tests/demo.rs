@@ -151,6 +151,14 @@ impl Pair for StandIn {
         unreachable!("only the soak pulls cables")
     }
 
+    fn set_bridged(&self, _side: Side, _bridged: bool) -> Result<()> {
+        unreachable!("only the soak pulls TAPs off")
+    }
+
+    fn set_bridge_up(&self, _side: Side, _up: bool) -> Result<()> {
+        unreachable!("only the soak takes bridges down")
+    }
+
     fn set_host_running(&self, _side: Side, _running: bool) -> Result<()> {
         unreachable!("only the soak stops hosts")
     }

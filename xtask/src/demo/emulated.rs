@@ -465,6 +465,25 @@ impl Pair for EmulatedPair<'_> {
         }
     }
 
+    fn set_bridged(&self, side: Side, bridged: bool) -> Result<()> {
+        let host = self.place.host(side);
+        let word = if bridged { "addif" } else { "delif" };
+        // One that is off comes back with its TAP where it belongs.
+        if host.is_on() {
+            host.sh(&format!("brctl {word} br0 {}", host.tap(0)))?;
+        }
+        Ok(())
+    }
+
+    fn set_bridge_up(&self, side: Side, up: bool) -> Result<()> {
+        let host = self.place.host(side);
+        let end = if up { "up" } else { "down" };
+        if host.is_on() {
+            host.sh(&format!("ip link set br0 {end}"))?;
+        }
+        Ok(())
+    }
+
     fn set_host_running(&self, side: Side, running: bool) -> Result<()> {
         let host = self.place.host(side);
         match host.is_on() {

@@ -310,6 +310,18 @@ impl Pair for LocalPair<'_> {
         Ok(())
     }
 
+    fn set_bridged(&self, side: Side, bridged: bool) -> Result<()> {
+        let host = self.place.net.host(side.number());
+        let end = if bridged { "master br0" } else { "nomaster" };
+        Ok(host.netns().ip(&format!("link set {} {end}", host.tap(0)))?)
+    }
+
+    fn set_bridge_up(&self, side: Side, up: bool) -> Result<()> {
+        let host = self.place.net.host(side.number());
+        let end = if up { "up" } else { "down" };
+        Ok(host.netns().ip(&format!("link set br0 {end}"))?)
+    }
+
     fn set_host_running(&self, _: Side, _: bool) -> Result<()> {
         bail!("a namespace is no host that could stand still: this takes emulated hosts")
     }

@@ -234,6 +234,12 @@ pub trait Pair {
     /// Pulls or plugs the cable of a host in the guests' network, which it sees.
     fn set_plugged(&self, side: Side, plugged: bool) -> Result<()>;
 
+    /// Takes the guest's TAP of a host off its bridge, or puts it back.
+    fn set_bridged(&self, side: Side, bridged: bool) -> Result<()>;
+
+    /// Takes the guests' bridge of a host down, or up.
+    fn set_bridge_up(&self, side: Side, up: bool) -> Result<()>;
+
     /// Lets all of a host stand still, or go on, if its power was not cut meanwhile.
     fn set_host_running(&self, side: Side, running: bool) -> Result<()>;
 

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
 use super::checker::check;
 use super::client::{Swarm, read_all_keys};
 use super::history::{Clock, History};
 use super::load::Load;
 use crate::tools::wait_for;
+use anyhow::{Result, ensure};
 
 /// Longest wait for anything that should take a second or two: generous, as the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(20);

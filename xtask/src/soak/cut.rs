@@ -49,6 +49,14 @@ pub enum Cut {
     Arbiter,
     /// The primary's process is told to end, as by a service manager
     Term,
+    /// The primary's terminal is gone, which ends it as well
+    Hangup,
+    /// The primary's TAP is pulled off its bridge: it gives the VM away
+    Tap,
+    /// The primary's bridge goes down: it gives the VM away
+    Bridge,
+    /// The arbiter does not answer for a while, and all else is well: nothing happens
+    Nap,
     /// The guest resets its queues under load, and the primary's process is killed meanwhile
     Queues,
     /// The guest reboots, which its clients see, and the primary's process is killed meanwhile
@@ -80,6 +88,10 @@ impl Cut {
             Cut::Copy => "copy",
             Cut::Arbiter => "arbiter",
             Cut::Term => "term",
+            Cut::Hangup => "hangup",
+            Cut::Tap => "tap",
+            Cut::Bridge => "bridge",
+            Cut::Nap => "nap",
             Cut::Queues => "queues",
             Cut::Reboot => "reboot",
         }
@@ -146,6 +158,14 @@ impl Cut {
                 pair.set_arbiter_answering(true).and(waits)
             }
             Cut::Term => pair.signal(primary, Signal::TERM),
+            Cut::Hangup => pair.signal(primary, Signal::HUP),
+            Cut::Tap => pair.set_bridged(primary, false),
+            Cut::Bridge => pair.set_bridge_up(primary, false),
+            Cut::Nap => {
+                pair.set_arbiter_answering(false)?;
+                std::thread::sleep(suspicion * 3);
+                pair.set_arbiter_answering(true)
+            }
             Cut::Queues => {
                 let load = orders_to(pair);
                 let order = std::thread::spawn(move || ask(&load, &["RESETQ"], ORDER_MAX));
@@ -169,6 +189,8 @@ impl Cut {
             Cut::Freeze => pair.signal(victim, Signal::CONT),
             Cut::Stall => pair.set_host_running(victim, true),
             Cut::Uplink => pair.set_plugged(victim, true),
+            Cut::Tap => pair.set_bridged(victim, true),
+            Cut::Bridge => pair.set_bridge_up(victim, true),
             _ => Ok(()),
         }
     }
@@ -177,7 +199,7 @@ impl Cut {
     pub fn survivor(self, primary: Side) -> Option<Side> {
         match self {
             Cut::Link | Cut::Blind | Cut::Doze => None,
-            Cut::Secondary | Cut::SecondaryPower | Cut::Copy | Cut::Clients => Some(primary),
+            Cut::Secondary | Cut::SecondaryPower | Cut::Copy | Cut::Clients | Cut::Nap => Some(primary),
             _ => Some(primary.other()),
         }
     }
@@ -215,14 +237,19 @@ impl Cut {
         matches!(self, Cut::Reboot | Cut::Queues)
     }
 
+    /// Whether the primary's process ends by itself, once it has given the VM away.
+    pub fn ends_process(self) -> bool {
+        matches!(self, Cut::Term | Cut::Hangup)
+    }
+
     /// Whether the VM leaves by a switchover: that is no takeover, and the pair stays one.
     pub fn is_planned(self) -> bool {
-        matches!(self, Cut::Switchover | Cut::Uplink | Cut::Term)
+        matches!(self, Cut::Switchover | Cut::Uplink | Cut::Tap | Cut::Bridge) || self.ends_process()
     }
 
     /// Whether the pair may outlive it with its roles as they were.
     pub fn may_pass(self) -> bool {
-        matches!(self, Cut::Doze | Cut::Clients)
+        matches!(self, Cut::Doze | Cut::Clients | Cut::Nap)
     }
 }
 

@@ -37,8 +37,15 @@ impl Authority {
     /// Signs a new certificate `name.pem` with `name.key`, for a name or an address. Both files are replaced at once, as
     /// who renews certificates does.
     pub fn issue(&self, name: &str, of: &str) -> Result<()> {
-        let kind = if of.parse::<std::net::IpAddr>().is_ok() { "IP" } else { "DNS" };
-        fs::write(self.dir.join("extensions"), format!("subjectAltName={kind}:{of}\n"))?;
+        let kind = if of.parse::<std::net::IpAddr>().is_ok() {
+            "IP"
+        } else {
+            "DNS"
+        };
+        fs::write(
+            self.dir.join("extensions"),
+            format!("subjectAltName={kind}:{of}\n"),
+        )?;
         let subject = format!("/CN={of}");
         let mut words = vec!["req", "-new", "-nodes", "-subj", &subject];
         words.extend(CURVE);
@@ -48,13 +55,29 @@ impl Authority {
         openssl(
             &self.dir,
             &[
-                "x509", "-req", "-in", "new.csr", "-CA", &ca, "-CAkey", &key, "-CAcreateserial", "-days", DAYS,
-                "-extfile", "extensions", "-out", "new.pem",
+                "x509",
+                "-req",
+                "-in",
+                "new.csr",
+                "-CA",
+                &ca,
+                "-CAkey",
+                &key,
+                "-CAcreateserial",
+                "-days",
+                DAYS,
+                "-extfile",
+                "extensions",
+                "-out",
+                "new.pem",
             ],
         )?;
         super::world::make_private(&self.dir.join("new.key"))?;
         for end in ["key", "pem"] {
-            fs::rename(self.dir.join(format!("new.{end}")), self.dir.join(format!("{name}.{end}")))?;
+            fs::rename(
+                self.dir.join(format!("new.{end}")),
+                self.dir.join(format!("{name}.{end}")),
+            )?;
         }
         Ok(())
     }

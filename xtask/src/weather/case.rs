@@ -42,7 +42,10 @@ impl Case {
 
     /// The same as a quick one.
     pub const fn quick(self) -> Case {
-        Case { is_quick: true, ..self }
+        Case {
+            is_quick: true,
+            ..self
+        }
     }
 
     /// The same with another pair.

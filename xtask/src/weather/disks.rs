@@ -178,7 +178,10 @@ fn drill_sound(world: &mut World) -> Result<()> {
     clients.go_on()?;
     world.await_ready(A)?;
     let drill = world.status(B).context("B does not answer")?.drill;
-    ensure!(!drill.is_null(), "the status knows of no drill, which said:\n{said}");
+    ensure!(
+        !drill.is_null(),
+        "the status knows of no drill, which said:\n{said}"
+    );
     world.kill(A)?;
     world.await_vm(B, &clients)?;
     clients.finish()

@@ -139,7 +139,9 @@ impl Etcd {
         })
         .or_else(|error| match self.flavour {
             // With users nobody may read without a token: that it refuses is an answer.
-            Flavour::Users => self.post("auth/authenticate", &credentials(ADMIN), None).map(drop),
+            Flavour::Users => self
+                .post("auth/authenticate", &credentials(ADMIN), None)
+                .map(drop),
             _ => Err(error),
         })
     }
@@ -152,7 +154,11 @@ impl Etcd {
             words.extend(["--key-file".into(), file("server.key")]);
         }
         if self.flavour == Flavour::ClientCertificate {
-            words.extend(["--client-cert-auth".into(), "--trusted-ca-file".into(), file("trusted.pem")]);
+            words.extend([
+                "--client-cert-auth".into(),
+                "--trusted-ca-file".into(),
+                file("trusted.pem"),
+            ]);
         }
         if self.flavour == Flavour::Users {
             let (public, private) = (file("token.pub"), file("token.key"));

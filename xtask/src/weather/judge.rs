@@ -87,21 +87,9 @@ impl World {
         match output.status.code() {
             Some(0) => Ok(Said::Ready),
             Some(1) => Ok(Said::NotReady),
-            Some(2) if String::from_utf8_lossy(&output.stderr).contains("unexpected argument") => {
-                Ok(self.check_of_old(side))
-            }
             Some(2) => Ok(Said::Doubt),
             Some(3) => Ok(Said::Nobody),
             _ => bail!("`kemari status --check` ended with {}", output.status),
-        }
-    }
-
-    fn check_of_old(&self, side: Side) -> Said {
-        let Some(status) = self.status(side) else { return Said::Nobody };
-        match status.protection.as_str() {
-            Some("on") => Said::Ready,
-            Some("doubtful") => Said::Doubt,
-            _ => Said::NotReady,
         }
     }
 
@@ -121,7 +109,9 @@ impl World {
     /// Waits until the guest's service answers.
     pub fn await_service(&mut self) -> Result<()> {
         let load = self.load();
-        wait_for("an answer of the guest's service", PATIENCE, || Ok(ping(&load).ok()))
+        wait_for("an answer of the guest's service", PATIENCE, || {
+            Ok(ping(&load).ok())
+        })
     }
 
     /// Waits until the primary on `side` is protected, and both sides say that it is ready.
@@ -263,6 +253,9 @@ impl World {
         let said = self.path(&format!("{}.check", side.name()));
         let mut process = self.launch(side, "check", &script.replace(">>", ">"), &said)?;
         let status = process.wait(PATIENCE)?.context("`kemari check` does not end")?;
-        Ok((status.success(), std::fs::read_to_string(said).unwrap_or_default()))
+        Ok((
+            status.success(),
+            std::fs::read_to_string(said).unwrap_or_default(),
+        ))
     }
 }

@@ -66,7 +66,11 @@ pub fn kills(count: u32, programs: &Programs, seed: u64) -> Result<bool> {
         let mut world = World::new(&Setup::etcd(Flavour::Named), programs, random.random())?;
         if let Err(error) = one_vm(&mut world, enough, &mut random, &mut tally) {
             let kept = target_dir().join(format!("weather/kills-{seed}-{}", tally.kills));
-            println!("FAILED {error:#}\n{}--- all of it in {}", world.evidence(&kept), kept.display());
+            println!(
+                "FAILED {error:#}\n{}--- all of it in {}",
+                world.evidence(&kept),
+                kept.display()
+            );
             tally.failed += 1;
             tally.false_protected += u32::from(world.owed.is_some());
             tally.lost_vm += u32::from(!world.somebody_has_it());
@@ -110,7 +114,11 @@ fn one_squall(
     let clients = world.clients()?;
     squall.begin(world, primary)?;
     // What has just happened nobody can know yet.
-    let known_after = if squall == Squall::Calm { Duration::ZERO } else { KNOWN_AFTER };
+    let known_after = if squall == Squall::Calm {
+        Duration::ZERO
+    } else {
+        KNOWN_AFTER
+    };
     std::thread::sleep(known_after + random.random_range(Duration::ZERO..MOMENT_MAX));
     let said = world.check(primary.other())?;
     match said {
@@ -136,7 +144,7 @@ fn one_squall(
     world.await_ready(primary.other())?;
     clients.finish()?;
     ensure!(world.owed.is_none(), "a takeover is owed");
-    if tally.kills % 50 == 0 {
+    if tally.kills.is_multiple_of(50) {
         println!("       {} deaths, {} takeovers", tally.kills, tally.takeovers);
     }
     Ok(true)

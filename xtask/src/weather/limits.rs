@@ -185,9 +185,8 @@ fn files_at_limit(world: &mut World) -> Result<()> {
     let (knocking, pid) = (knock_until_full(world)?, world.pid(B)?);
     let (ticks, bytes, begin) = (ticks_of(pid)?, world.log(B).len(), Instant::now());
     clients.work(WATCHED)?;
-    let percent = (ticks_of(pid)? - ticks) * 100 * 1000
-        / TICKS_PER_S
-        / (begin.elapsed().as_millis() as u64).max(1);
+    let percent =
+        (ticks_of(pid)? - ticks) * 100 * 1000 / TICKS_PER_S / (begin.elapsed().as_millis() as u64).max(1);
     ensure!(
         percent <= PROCESSOR_PERCENT_MAX,
         "the secondary takes {percent} % of a processor"
@@ -226,8 +225,22 @@ fn files_takeover(world: &mut World) -> Result<()> {
 fn socket_path(world: &mut World) -> Result<()> {
     let base = world.path("s");
     fs::create_dir_all(&base)?;
-    for bytes in [90, 99, 100, 101, 102, 103, 104, 105, 106, SOCKET_PATH_BYTES_MAX, 108] {
-        let Some(name) = bytes.checked_sub(base.as_os_str().len() + 1) else { continue };
+    for bytes in [
+        90,
+        99,
+        100,
+        101,
+        102,
+        103,
+        104,
+        105,
+        106,
+        SOCKET_PATH_BYTES_MAX,
+        108,
+    ] {
+        let Some(name) = bytes.checked_sub(base.as_os_str().len() + 1) else {
+            continue;
+        };
         if name == 0 {
             continue;
         }
@@ -266,14 +279,22 @@ fn memory_of_group(world: &mut World) -> Result<()> {
 fn locked_memory(world: &mut World) -> Result<()> {
     let script = format!(
         "ulimit -l 64 && {}",
-        TO_FILE.replace("exec", "exec setpriv --bounding-set -ipc_lock --inh-caps -ipc_lock")
+        TO_FILE.replace(
+            "exec",
+            "exec setpriv --bounding-set -ipc_lock --inh-caps -ipc_lock"
+        )
     );
     must_be_found(world, B, &script, &["lock"])
 }
 
 fn file_size(world: &mut World) -> Result<()> {
     // In units of 512 bytes: the image has 16 MiB.
-    must_be_found(world, B, &format!("ulimit -f 2048 && {TO_FILE}"), &["size", "ulimit", "fsize"])
+    must_be_found(
+        world,
+        B,
+        &format!("ulimit -f 2048 && {TO_FILE}"),
+        &["size", "ulimit", "fsize"],
+    )
 }
 
 /// `kemari check` under a limit finds it, and does not without.
@@ -302,7 +323,11 @@ fn refused_peers(world: &mut World) -> Result<()> {
             let Ok(mut stream) = TcpStream::connect_timeout(&address.into(), Duration::from_secs(1)) else {
                 continue;
             };
-            let rubbish: &[u8] = if n % 2 == 0 { b"GET / HTTP/1.0\r\n\r\n" } else { &[0xff; 64] };
+            let rubbish: &[u8] = if n % 2 == 0 {
+                b"GET / HTTP/1.0\r\n\r\n"
+            } else {
+                &[0xff; 64]
+            };
             let _ = std::io::Write::write_all(&mut stream, rubbish);
             std::thread::sleep(Duration::from_millis(10));
         }

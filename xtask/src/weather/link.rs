@@ -288,7 +288,10 @@ fn frozen_primary_wakes(world: &mut World) -> Result<()> {
     world.signal(A, Signal::CONT)?;
     clients.work(SILENCE_WATCHED)?;
     let sent = frames_from(world, A)? - before;
-    ensure!(sent == 0, "the host that woke up has sent {sent} frames to the guest's network");
+    ensure!(
+        sent == 0,
+        "the host that woke up has sent {sent} frames to the guest's network"
+    );
     world.await_vm(B, &clients)?;
     clients.finish()
 }

@@ -53,7 +53,10 @@ impl Mounts {
     pub fn names(&mut self, dir: &Path) -> Result<()> {
         fs::write(dir.join("hosts"), "127.0.0.1 localhost\n")?;
         // An address in the hosts' network at which nobody is: as a name server that is gone.
-        fs::write(dir.join("resolv.conf"), "nameserver 10.78.0.99\noptions timeout:2 attempts:2\n")?;
+        fs::write(
+            dir.join("resolv.conf"),
+            "nameserver 10.78.0.99\noptions timeout:2 attempts:2\n",
+        )?;
         self.over(&dir.join("hosts"), Path::new("/etc/hosts"))?;
         self.over(&dir.join("resolv.conf"), Path::new("/etc/resolv.conf"))
     }

@@ -91,7 +91,10 @@ fn dead_switchover(world: &mut World) -> Result<()> {
 
 fn one_unknown(world: &mut World) -> Result<()> {
     let (_, said) = world.kemari_check(B, TO_FILE)?;
-    ensure!(said.contains("nowhere"), "`check` says nothing of the name:\n{said}");
+    ensure!(
+        said.contains("nowhere"),
+        "`check` says nothing of the name:\n{said}"
+    );
     world.protect()?;
     let clients = world.clients()?;
     world.kill(A)?;

@@ -170,10 +170,7 @@ mod tests {
     fn what_is_laid_over_replaces_keys_and_leaves_the_others() {
         let mut base = parse("a = 1\n[t]\nx = 1\ny = 2").unwrap();
         lay_over(&mut base, parse("[t]\ny = 3\n[u]\nz = 4").unwrap());
-        assert_eq!(
-            base,
-            parse("a = 1\n[t]\nx = 1\ny = 3\n[u]\nz = 4").unwrap()
-        );
+        assert_eq!(base, parse("a = 1\n[t]\nx = 1\ny = 3\n[u]\nz = 4").unwrap());
     }
 
     #[test]

@@ -128,7 +128,9 @@ fn secondary_without(world: &mut World, lost: &str, mended: &str, words: &[&str]
     for side in [A, B] {
         world.await_not_ready(side, words)?;
     }
-    clients.go_on().context("the guest needs nothing of what was lost")?;
+    clients
+        .go_on()
+        .context("the guest needs nothing of what was lost")?;
     world.kill_and_tell(A, &clients, |world| world.ip(B, mended))?;
     world.revive(A)?;
     clients.finish()

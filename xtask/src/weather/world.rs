@@ -131,7 +131,10 @@ impl World {
 
     /// What the hosts' file says, where the case has names.
     pub fn set_names(&self, lines: &str) -> Result<()> {
-        Ok(fs::write(self.path("hosts"), format!("127.0.0.1 localhost\n{lines}\n"))?)
+        Ok(fs::write(
+            self.path("hosts"),
+            format!("127.0.0.1 localhost\n{lines}\n"),
+        )?)
     }
 
     /// Runs lines of `ip` on a host.
@@ -174,7 +177,10 @@ impl World {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        Ok(Process::spawn(format!("kemari {subcommand} on {}", side.name()), command)?)
+        Ok(Process::spawn(
+            format!("kemari {subcommand} on {}", side.name()),
+            command,
+        )?)
     }
 
     /// Starts a side as the secondary, in the usual way.
@@ -211,7 +217,11 @@ impl World {
         let status = self.process(side)?.wait(PATIENCE)?;
         self.processes[side.number()] = None;
         let status = status.with_context(|| format!("the process on {} does not end", side.name()))?;
-        ensure!(status.success(), "the process on {} ended with {status}", side.name());
+        ensure!(
+            status.success(),
+            "the process on {} ended with {status}",
+            side.name()
+        );
         Ok(())
     }
 
@@ -264,7 +274,10 @@ impl World {
             let _ = fs::write(kept.join(format!("{name}.status")), &status);
             let _ = fs::copy(self.path("vm.toml"), kept.join("vm.toml"));
             let log = tail(&log, LOG_LINES_MAX);
-            shown += &format!("--- {name}: log\n{log}\n--- {name}: status\n{}\n", status.trim_end());
+            shown += &format!(
+                "--- {name}: log\n{log}\n--- {name}: status\n{}\n",
+                status.trim_end()
+            );
         }
         shown
     }
