@@ -10,12 +10,12 @@ use lab::replication_address;
 
 use super::case::Case;
 use super::judge::{KNOWN_AFTER, Said};
-use super::world::{TO_FILE, World};
+use super::world::{TO_FILE, World, shell};
 use crate::demo::pair::LINK_PORT;
 use crate::demo::pair::Side::{self, A, B};
 
-/// Files that a secondary may have open in the cases about that.
-const FILES_MAX: u64 = 128;
+/// Connections that are tried by somebody who wants all files of a secondary.
+const CONNECTIONS_MAX: usize = 20;
 /// The process is watched at its limit for so long, ...
 const WATCHED: Duration = Duration::from_secs(5);
 /// ... uses at most so much of a processor, ...
@@ -164,25 +164,24 @@ fn no_threads(world: &mut World, dies: Side) -> Result<()> {
     clients.finish()
 }
 
-/// Opens connections to the secondary on B until it has no files left.
-fn knock_until_full(world: &World) -> Result<Vec<TcpStream>> {
+/// Lets the secondary on B have no more files than it has, and connects to it.
+fn knock_at_limit(world: &mut World) -> Result<Vec<TcpStream>> {
+    let pid = world.pid(B)?;
+    let files = fs::read_dir(format!("/proc/{pid}/fd"))?.count();
+    shell(&format!("prlimit --pid {pid} --nofile={files}:{files}"))?;
     let address = (replication_address(B.number()), LINK_PORT);
     let host = world.net.host(A.number()).netns();
     let streams = host.run(|| {
         let connect = || TcpStream::connect_timeout(&address.into(), Duration::from_secs(1));
-        (0..FILES_MAX).map_while(|_| connect().ok()).collect()
+        (0..CONNECTIONS_MAX).map_while(|_| connect().ok()).collect()
     })?;
     Ok(streams)
 }
 
-fn files_script() -> String {
-    format!("ulimit -n {FILES_MAX} && {TO_FILE}")
-}
-
 fn files_at_limit(world: &mut World) -> Result<()> {
-    world.protect_as([TO_FILE, &files_script()])?;
+    world.protect()?;
     let clients = world.clients()?;
-    let (knocking, pid) = (knock_until_full(world)?, world.pid(B)?);
+    let (knocking, pid) = (knock_at_limit(world)?, world.pid(B)?);
     let (ticks, bytes, begin) = (ticks_of(pid)?, world.log(B).len(), Instant::now());
     clients.work(WATCHED)?;
     let percent =
@@ -211,13 +210,14 @@ fn ticks_of(pid: u32) -> Result<u64> {
 }
 
 fn files_takeover(world: &mut World) -> Result<()> {
-    world.protect_as([TO_FILE, &files_script()])?;
+    world.protect()?;
     let clients = world.clients()?;
-    let mut knocking = knock_until_full(world)?;
+    let mut knocking = knock_at_limit(world)?;
     std::thread::sleep(KNOWN_AFTER);
-    world.kill_and_tell(A, &clients, |_| {
+    world.kill_and_tell(A, &clients, |world| {
         knocking.clear();
-        Ok(())
+        let pid = world.pid(B)?;
+        shell(&format!("prlimit --pid {pid} --nofile=1024:1024"))
     })?;
     clients.finish()
 }

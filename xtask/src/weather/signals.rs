@@ -94,9 +94,10 @@ fn hangup_both(world: &mut World) -> Result<()> {
         Ok((settled || !(world.is_running(A) || world.is_running(B))).then_some(()))
     })?;
     if !world.is_running(A) && !world.is_running(B) {
-        // Who ends both has the VM stopped, or boots it by an operator's word: nothing more can be asked for.
+        // Who ends both has stopped the VM: no more can be asked for than that it was done in order.
         clients.abandon()?;
-        return Ok(());
+        world.await_end(A)?;
+        return world.await_end(B);
     }
     world.await_one_vm(&clients)?;
     clients.finish()
