@@ -32,6 +32,13 @@ pub enum Fault {
     RunBeforeActing,
     /// The secondary runs the guest before the old host is fenced.
     RunBeforeFence,
+    /// A winner is replaced while its fence may still strike.
+    ReplaceFencing,
+    /// A fence begins that may strike later than the record says.
+    FenceLate,
+    /// A VM is booted while the fence of its last winner may still strike. Not among [`Self::ALL`]: in the simulation the
+    /// next host that could be struck is never ready so soon; a test of the start finds it.
+    BootUnderFence,
     /// A secondary that holds a committed stop runs the guest.
     ResurrectStop,
     /// A cold boot does not ask what the recorded peer holds.
@@ -104,7 +111,7 @@ pub enum Fault {
 
 impl Fault {
     /// All that must be noticed.
-    pub const ALL: [Self; 42] = [
+    pub const ALL: [Self; 44] = [
         Self::ReleaseBeforeAck,
         Self::AckBeforeCheck,
         Self::AckBeforeWhole,
@@ -118,6 +125,8 @@ impl Fault {
         Self::KeepRightToActAlone,
         Self::RunBeforeActing,
         Self::RunBeforeFence,
+        Self::ReplaceFencing,
+        Self::FenceLate,
         Self::ResurrectStop,
         Self::ColdBootOverPeer,
         Self::AskUnrecorded,
@@ -155,6 +164,7 @@ impl Fault {
             Self::CommitWhileAsking,
             Self::DeltaAgainstUnacked,
             Self::CopyOverNewer,
+            Self::BootUnderFence,
         ]);
         all.find(|fault| format!("{fault:?}") == name)
     }

@@ -43,6 +43,22 @@ pub enum Phase {
     Stopped,
 }
 
+/// What a winner that does not act yet says of its work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Work {
+    /// Rises with each word: no record ever comes back.
+    pub number: u64,
+    /// Rises while the winner gets on with what it does. One whose beat stands still may be replaced.
+    pub beat: u64,
+    /// For so long from the moment at which this was written, in milliseconds, a fence may still strike the loser's host.
+    /// 0: none is under way, and none begins under this record.
+    pub fence_ms_max: u64,
+}
+
+/// A clock may be slow by one part in so many; who waits for a time that another clock measures waits longer by that.
+const CLOCK_DRIFT: u64 = 20;
+
 /// The arbiter's record of one VM.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -62,6 +78,20 @@ pub struct Record {
     pub peer: Option<Incarnation>,
     /// How far the owner has come.
     pub phase: Phase,
+    /// While `phase` is [`Phase::Won`]: what the owner is doing. A record of before this was kept says nothing of it.
+    #[serde(default)]
+    pub work: Work,
+}
+
+impl Record {
+    /// How long whoever sees this record for the first time waits until no fence of its owner can strike, in milliseconds
+    /// of its own clock. It was written before that.
+    pub fn strikes_for_ms(&self) -> u64 {
+        match self.phase {
+            Phase::Won => self.work.fence_ms_max + self.work.fence_ms_max.div_ceil(CLOCK_DRIFT),
+            Phase::Acting | Phase::Stopped => 0,
+        }
+    }
 }
 
 /// What an arbiter is asked to do.

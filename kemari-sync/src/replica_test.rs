@@ -135,6 +135,7 @@ fn record(term: Term, base: Term, phase: Phase) -> Record {
         },
         peer: None,
         phase,
+        work: Default::default(),
     }
 }
 

@@ -14,7 +14,7 @@ pub struct Timing {
     pub reconnect_ms: u64,
     /// Age of the oldest sync without an ack at which the pair parts, although the peer is heard.
     pub progress_ms: u64,
-    /// A winner that has not begun to act for so long may be replaced by the loser.
+    /// A winner that does not get on for so long may be replaced by the loser, if no fence of it can strike.
     pub won_stall_ms: u64,
     /// Pause between two questions to the arbiter.
     pub ask_retry_ms: u64,
@@ -55,6 +55,11 @@ pub struct TimingError {
 }
 
 impl Timing {
+    /// How often a winner that gets on says so, in milliseconds: twice it may come late.
+    pub(crate) fn beat_ms(&self) -> u64 {
+        (self.won_stall_ms / 3).max(1)
+    }
+
     /// Refuses values with which two healthy sides would part.
     pub fn check(&self) -> Result<(), TimingError> {
         let least = |name, value, least| match value < least {

@@ -12,7 +12,7 @@ const CLEAN_SEEDS: u64 = 20_000;
 const EXPLORED: [Fault; 2] = [Fault::HearOvertaken, Fault::ForgetAtWon];
 
 /// Within so many seeds each fault is found.
-const SEEDS_MAX: [(Fault, u64); 40] = [
+const SEEDS_MAX: [(Fault, u64); 42] = [
     (Fault::ReleaseBeforeAck, 10),
     (Fault::AckBeforeCheck, 10),
     (Fault::AckBeforeWhole, 10),
@@ -26,6 +26,8 @@ const SEEDS_MAX: [(Fault, u64); 40] = [
     (Fault::KeepRightToActAlone, 10),
     (Fault::RunBeforeActing, 50),
     (Fault::RunBeforeFence, 600),
+    (Fault::ReplaceFencing, 1_000),
+    (Fault::FenceLate, 4_000),
     (Fault::ResurrectStop, 600),
     (Fault::ColdBootOverPeer, 400),
     (Fault::AskUnrecorded, 400),

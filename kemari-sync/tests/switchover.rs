@@ -12,6 +12,9 @@ use kemari_sync::{
 use PrimaryAction as Do;
 use SecondaryAction as Then;
 
+/// A fence is over within so long, in milliseconds.
+const FENCE_MS_MAX: u64 = 10_000;
+
 fn host(name: &str, nonce: u128) -> Incarnation {
     Incarnation {
         host: name.to_owned(),
@@ -29,6 +32,7 @@ fn alone() -> Record {
         owner: host("a", 1),
         peer: None,
         phase: Phase::Acting,
+        work: Default::default(),
     }
 }
 
@@ -78,7 +82,7 @@ impl Pair {
             vm: "vm".to_owned(),
             config_digest: 7,
             timing,
-            fence: true,
+            fence_ms_max: Some(FENCE_MS_MAX),
             staging_pages_max: 100,
         };
         let mut pair = Self {

@@ -2,7 +2,8 @@
 //!
 //! A compare-and-set without an answer may have been carried out, or may still be. It is resolved by reading back: if
 //! the new record stands there, it was done; if the expected one does, the same compare-and-set is asked again. That
-//! is safe, because no record ever comes back: terms only grow, and phases within a term only advance.
+//! is safe, because no record ever comes back: terms only grow, phases within a term only advance, and so does what a
+//! winner says of its work.
 
 use crate::faults::{Fault, fault};
 use crate::record::{ArbiterAnswer, ArbiterRequest, Record};
@@ -82,8 +83,12 @@ impl Asker {
         self.trouble.as_deref()
     }
 
+    pub(crate) fn is_idle(&self) -> bool {
+        matches!(self.job, Job::Idle)
+    }
+
     pub(crate) fn deadline(&self) -> Option<u64> {
-        (!matches!(self.job, Job::Idle) && self.outstanding.is_none()).then_some(self.due_ms)
+        (!self.is_idle() && self.outstanding.is_none()).then_some(self.due_ms)
     }
 
     /// The request to hand out now, if any.

@@ -16,6 +16,7 @@ fn record(term: u64) -> Record {
         owner,
         peer: None,
         phase: Phase::Acting,
+        work: Default::default(),
     }
 }
 

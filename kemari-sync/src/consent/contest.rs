@@ -2,9 +2,13 @@
 //!
 //! Read, then compare-and-set from the record of one's own last commit to `Won`; when everything is ready to act,
 //! from `Won` to `Acting`. The loser keeps its state until it sees the other act, and replaces a winner that stalls.
+//!
+//! A winner that fences says so in what it writes, with the longest time in which that may strike, which it counts from
+//! before it asked; a loser counts it from when it first saw that, which is later. So whoever replaces the winner acts
+//! when its fence is over. No later fence begins without a new record, which the loser's would have made impossible.
 
 use crate::faults::{Fault, fault};
-use crate::record::{ArbiterAnswer, ArbiterRequest, Incarnation, Phase, Record, Term};
+use crate::record::{ArbiterAnswer, ArbiterRequest, Incarnation, Phase, Record, Term, Work};
 use crate::timing::Timing;
 
 use super::ask::{AskId, Asker, Verdict};
@@ -45,11 +49,37 @@ enum Step {
     Alarmed(String),
 }
 
-/// Another's win that has not progressed since.
+/// Another's win.
 #[derive(Clone, Debug, Hash)]
 struct Rival {
     record: Record,
-    since_ms: u64,
+    /// When this record was seen first.
+    seen_ms: u64,
+    /// When its beat was.
+    beat_ms: u64,
+}
+
+impl Rival {
+    /// What is known of a winner, now that this is its record.
+    fn seen(before: Option<&Self>, record: Record, now_ms: u64) -> Self {
+        let of = |record: &Record| (record.term, record.owner.clone(), record.work.beat);
+        let same_beat = before.filter(|rival| of(&rival.record) == of(&record));
+        let same = before.filter(|rival| rival.record == record);
+        Self {
+            seen_ms: same.map_or(now_ms, |rival| rival.seen_ms),
+            beat_ms: same_beat.map_or(now_ms, |rival| rival.beat_ms),
+            record,
+        }
+    }
+
+    /// When it may be replaced: it does not get on, and has no fence under way.
+    fn stalls_ms(&self, timing: &Timing) -> u64 {
+        let strikes_ms = match fault(Fault::ReplaceFencing) {
+            true => 0,
+            false => self.seen_ms + self.record.strikes_for_ms(),
+        };
+        strikes_ms.max(self.beat_ms + timing.won_stall_ms)
+    }
 }
 
 /// One member's side of the contest.
@@ -66,6 +96,10 @@ pub(crate) struct Contest {
     rival: Option<Rival>,
     /// Until then, in milliseconds, the other is let win: the record is only read.
     yields_until_ms: u64,
+    /// What a win is to say of the fence that follows it, in milliseconds.
+    fence_ms_max: u64,
+    /// The last win that was asked for, and when it was, in milliseconds: nobody can have seen it earlier.
+    asked: Option<(Record, u64)>,
 }
 
 impl Contest {
@@ -88,7 +122,14 @@ impl Contest {
             asker,
             rival: None,
             yields_until_ms: 0,
+            fence_ms_max: 0,
+            asked: None,
         }
+    }
+
+    /// A win is followed by a fence, which may strike for so long, in milliseconds from the ask on. 0: by none.
+    pub(crate) fn set_fence(&mut self, fence_ms_max: u64) {
+        self.fence_ms_max = fence_ms_max;
     }
 
     /// Lets the other win until `until_ms`: a planned change.
@@ -119,7 +160,39 @@ impl Contest {
     }
 
     pub(crate) fn poll(&mut self, now_ms: u64, next_id: &mut AskId) -> Option<(AskId, ArbiterRequest)> {
-        self.asker.poll(now_ms, next_id)
+        let (id, request) = self.asker.poll(now_ms, next_id)?;
+        // Asked again, it may have been carried out the first time.
+        if let ArbiterRequest::Swap { new, .. } = &request
+            && self.asked.as_ref().is_none_or(|(asked, _)| asked != new)
+        {
+            self.asked = Some((new.clone(), now_ms));
+        }
+        Some((id, request))
+    }
+
+    /// Whether nothing is being asked.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.asker.is_idle()
+    }
+
+    /// Until when a fence may strike under the won record, in milliseconds of this side's clock; `None`: there must not be
+    /// any.
+    pub(crate) fn strikes_until_ms(&self) -> Option<u64> {
+        let Step::Won(won) = &self.step else { return None };
+        let (_, asked_ms) = self.asked.as_ref().filter(|(asked, _)| asked == won)?;
+        (won.work.fence_ms_max > 0).then_some(asked_ms + won.work.fence_ms_max)
+    }
+
+    /// Says over the won record what this side does now; the ruling is [`Ruling::Won`] again if the win still stood.
+    pub(crate) fn renew(&mut self, gets_on: bool, fence_ms_max: u64) {
+        let Step::Won(won) = &self.step else { return };
+        let work = Work {
+            number: won.work.number + 1,
+            beat: won.work.beat + u64::from(gets_on),
+            fence_ms_max,
+        };
+        let new = Record { work, ..won.clone() };
+        self.asker = Asker::swap(Some(won.clone()), new);
     }
 
     /// The term that is won, as long as that stands.
@@ -137,10 +210,17 @@ impl Contest {
             .trouble()
             .map(|text| format!(" (the arbiter: {text})"))
             .unwrap_or_default();
-        let rival = self.rival.as_ref().map(|rival| &rival.record.owner);
-        match (&self.step, rival) {
+        match (&self.step, self.rival.as_ref().map(|rival| &rival.record)) {
             (Step::Alarmed(reason), _) => format!("the arbiter cannot be trusted: {reason}"),
-            (Step::Reading, Some(owner)) => format!("{owner} has won the VM and does not act yet{trouble}"),
+            (Step::Reading, Some(won)) if won.work.fence_ms_max > 0 => {
+                format!(
+                    "{} has won the VM, and may fence this host for {} ms yet{trouble}",
+                    won.owner, won.work.fence_ms_max
+                )
+            }
+            (Step::Reading, Some(won)) => {
+                format!("{} has won the VM and does not act yet{trouble}", won.owner)
+            }
             (Step::Reading, None) if self.yields_until_ms > 0 => {
                 format!("waiting for the other to go on{trouble}")
             }
@@ -159,6 +239,7 @@ impl Contest {
             base: won.term,
             peer: None,
             phase,
+            work: Work::default(),
             ..won.clone()
         };
         self.asker = Asker::swap(Some(won.clone()), new);
@@ -186,6 +267,7 @@ impl Contest {
             Verdict::NotDone(_) => {
                 match &self.step {
                     Step::Declaring(won) => self.step = Step::Won(won.clone()),
+                    Step::Won(_) => {}
                     _ => self.step = Step::Reading,
                 }
                 self.asker = Asker::read(now_ms + timing.ask_retry_ms);
@@ -256,15 +338,10 @@ impl Contest {
         if record.owner == self.me {
             return self.done(record);
         }
-        let since_ms = match &self.rival {
-            Some(rival) if rival.record == record => rival.since_ms,
-            _ => now_ms,
-        };
-        self.rival = Some(Rival {
-            record: record.clone(),
-            since_ms,
-        });
-        if now_ms >= since_ms + timing.won_stall_ms {
+        let rival = Rival::seen(self.rival.as_ref(), record.clone(), now_ms);
+        let stalls_ms = rival.stalls_ms(timing);
+        self.rival = Some(rival);
+        if now_ms >= stalls_ms {
             return self.ask_from(record);
         }
         self.asker = Asker::read(now_ms + timing.ask_retry_ms);
@@ -280,6 +357,10 @@ impl Contest {
                 owner: self.me.clone(),
                 peer: self.other.clone(),
                 phase: Phase::Won,
+                work: Work {
+                    fence_ms_max: self.fence_ms_max,
+                    ..Work::default()
+                },
                 ..expected.clone()
             },
             Goal::Stop => Record {
@@ -288,6 +369,7 @@ impl Contest {
                 owner: self.me.clone(),
                 peer: None,
                 phase: Phase::Stopped,
+                work: Work::default(),
                 ..expected.clone()
             },
         };

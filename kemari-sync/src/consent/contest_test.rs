@@ -19,6 +19,7 @@ fn pair() -> Record {
         owner: host("a", 1),
         peer: Some(host("b", 2)),
         phase: Phase::Acting,
+        work: Default::default(),
     }
 }
 
@@ -232,4 +233,79 @@ fn a_win_is_confirmed_before_a_second_try() {
         ..won_by_a()
     };
     assert_eq!(bench.read(replaced), Ruling::Rival);
+}
+
+fn fencing(number: u64, beat: u64, fence_ms_max: u64) -> Record {
+    let work = Work {
+        number,
+        beat,
+        fence_ms_max,
+    };
+    Record { work, ..won_by_a() }
+}
+
+/// Reads this record until the winner is replaced; returns when, in milliseconds.
+fn replaced_at(bench: &mut Bench, record: &Record) -> u64 {
+    while bench.read(record.clone()) == Ruling::Rival {}
+    bench.now_ms
+}
+
+#[test]
+fn a_winner_is_not_replaced_while_its_fence_may_strike() {
+    let mut bench = Bench::new(Goal::Rule);
+    let at_ms = replaced_at(&mut bench, &fencing(0, 0, 20_000));
+    assert!(
+        at_ms >= 20_000 + 1_000,
+        "the other's clock may be slower: {at_ms}"
+    );
+
+    // It begins another fence: all of its time again.
+    let mut bench = Bench::new(Goal::Stop);
+    while bench.now_ms < 15_000 {
+        assert_eq!(bench.read(fencing(0, 0, 20_000)), Ruling::Rival);
+    }
+    let again_ms = bench.now_ms;
+    let at_ms = replaced_at(&mut bench, &fencing(1, 0, 20_000));
+    assert!(at_ms >= again_ms + 20_000, "{at_ms}");
+}
+
+#[test]
+fn a_winner_whose_fence_fails_again_and_again_is_replaced() {
+    let mut bench = Bench::new(Goal::Rule);
+    for number in 0..100 {
+        let fence_ms_max = if number % 2 == 0 { 20_000 } else { 0 };
+        if bench.read(fencing(number, 0, fence_ms_max)) != Ruling::Rival {
+            assert_eq!(fence_ms_max, 0, "not while it may strike");
+            assert!(bench.now_ms >= bench.timing.won_stall_ms);
+            return;
+        }
+    }
+    panic!("nobody goes on");
+}
+
+#[test]
+fn a_winner_that_gets_on_is_not_replaced() {
+    let mut bench = Bench::new(Goal::Rule);
+    for beat in 0..50 {
+        let until_ms = bench.now_ms + bench.timing.won_stall_ms / 2;
+        while bench.now_ms < until_ms {
+            assert_eq!(bench.read(fencing(beat, beat, 0)), Ruling::Rival);
+        }
+    }
+}
+
+#[test]
+fn time_in_which_a_fence_may_strike_counts_from_the_first_ask() {
+    let mut bench = Bench::new(Goal::Rule);
+    bench.contest.set_fence(20_000);
+    bench.read(pair());
+    let (asked_ms, unknown) = (bench.now_ms, ArbiterAnswer::Unknown("late".to_owned()));
+    assert_eq!(bench.answer(unknown), Ruling::Open);
+    assert_eq!(bench.read(pair()), Ruling::Open, "asked again");
+    assert_eq!(bench.answer(ArbiterAnswer::Swapped), Ruling::Won);
+    assert!(bench.now_ms > asked_ms);
+    assert_eq!(bench.contest.strikes_until_ms(), Some(asked_ms + 20_000));
+    bench.contest.renew(false, 0);
+    assert_eq!(bench.answer(ArbiterAnswer::Swapped), Ruling::Won);
+    assert_eq!(bench.contest.strikes_until_ms(), None);
 }

@@ -73,6 +73,8 @@ pub enum StartAction {
     Run(Record),
     /// The VM may not be started here: a sentence that says why, and what to do.
     Refuse(String),
+    /// For humans: what is waited for.
+    Report(String),
 }
 
 /// Decides whether a VM may be booted here. Ends with [`StartAction::Run`] or [`StartAction::Refuse`].
@@ -84,6 +86,8 @@ pub struct Start {
     tries: u32,
     /// The record whose peer is being asked for its word.
     awaiting_word: Option<Record>,
+    /// The record under which a fence may strike this host, and until when, in milliseconds.
+    strikes: Option<(Record, u64)>,
     over: bool,
 }
 
@@ -96,6 +100,7 @@ impl Start {
             next_ask: 1,
             tries: 0,
             awaiting_word: None,
+            strikes: None,
             over: false,
         }
     }
@@ -117,7 +122,7 @@ impl Start {
             _ if self.over => return,
             StartEvent::Tick => {}
             StartEvent::Arbiter { ask, answer } => self.on_answer(now_ms, ask, &answer, actions),
-            StartEvent::Peer(word) => self.on_word(word, actions),
+            StartEvent::Peer(word) => self.on_word(now_ms, word, actions),
         }
         if !self.over
             && let Some((ask, request)) = self.asker.poll(now_ms, &mut self.next_ask)
@@ -129,7 +134,7 @@ impl Start {
 
     fn on_answer(&mut self, now_ms: u64, ask: AskId, answer: &ArbiterAnswer, actions: &mut Vec<StartAction>) {
         match self.asker.answer(now_ms, self.config.ask_retry_ms, ask, answer) {
-            Some(Verdict::Read(found)) => self.judge(found, actions),
+            Some(Verdict::Read(found)) => self.judge(now_ms, found, actions),
             Some(Verdict::Done(record)) => self.end(StartAction::Run(record), actions),
             Some(Verdict::Lost(found)) => {
                 let winner = found
@@ -160,7 +165,7 @@ impl Start {
         self.end(StartAction::Refuse(text), actions);
     }
 
-    fn judge(&mut self, found: Option<Record>, actions: &mut Vec<StartAction>) {
+    fn judge(&mut self, now_ms: u64, found: Option<Record>, actions: &mut Vec<StartAction>) {
         let is_foreign = found.as_ref().is_some_and(|record| record.vm != self.config.vm);
         let images = may_start(
             &self.config.images,
@@ -184,7 +189,7 @@ impl Start {
             return self.end(StartAction::Refuse(text), actions);
         }
         if record.phase == Phase::Stopped || self.config.assert_dead == Some(record.term) {
-            return self.take(record);
+            return self.take(now_ms, record, actions);
         }
         if let Some(term) = self.config.assert_dead {
             let text = format!(
@@ -205,11 +210,35 @@ impl Start {
                 self.awaiting_word = Some(record);
                 actions.push(StartAction::AskPeer(peer));
             }
-            _ => self.take(record),
+            _ => self.take(now_ms, record, actions),
         }
     }
 
-    fn on_word(&mut self, word: PeerWord, actions: &mut Vec<StartAction>) {
+    /// Whether a fence of the record's owner may still strike. The record is then read again when it is over: a host that
+    /// is struck now may be the one that goes on next.
+    fn waits_for_fence(&mut self, now_ms: u64, record: &Record, actions: &mut Vec<StartAction>) -> bool {
+        let for_ms = record.strikes_for_ms();
+        if for_ms == 0 || fault(Fault::BootUnderFence) {
+            return false;
+        }
+        let same = self.strikes.as_ref().filter(|(seen, _)| seen == record);
+        let until_ms = same.map_or(now_ms + for_ms, |(_, until_ms)| *until_ms);
+        if now_ms >= until_ms {
+            return false;
+        }
+        if same.is_none() {
+            actions.push(StartAction::Report(format!(
+                "{} has won the VM and may have begun to fence: the VM is booted when that is over, in {for_ms} ms",
+                record.owner
+            )));
+        }
+        self.strikes = Some((record.clone(), until_ms));
+        self.tries = 0;
+        self.asker = Asker::read(until_ms);
+        true
+    }
+
+    fn on_word(&mut self, now_ms: u64, word: PeerWord, actions: &mut Vec<StartAction>) {
         let Some(record) = self.awaiting_word.take() else {
             return;
         };
@@ -220,7 +249,7 @@ impl Start {
             .unwrap_or_default();
         let term = record.term;
         let what = match word {
-            PeerWord::HoldsNothing => return self.take(record),
+            PeerWord::HoldsNothing => return self.take(now_ms, record, actions),
             PeerWord::Holds(what) => format!("{peer} holds {what}: let it take over"),
             PeerWord::Silent(why) => format!("{peer}, which may hold a newer state, is not reached ({why})"),
         };
@@ -232,7 +261,10 @@ impl Start {
         self.end(StartAction::Refuse(text), actions);
     }
 
-    fn take(&mut self, record: Record) {
+    fn take(&mut self, now_ms: u64, record: Record, actions: &mut Vec<StartAction>) {
+        if self.waits_for_fence(now_ms, &record, actions) {
+            return;
+        }
         let new = self.my_record(record.term + 1, record.store);
         self.tries = 0;
         self.asker = Asker::swap(Some(record), new);
@@ -247,6 +279,7 @@ impl Start {
             owner: self.config.me.clone(),
             peer: None,
             phase: Phase::Acting,
+            work: Default::default(),
         }
     }
 

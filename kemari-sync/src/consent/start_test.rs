@@ -29,6 +29,7 @@ fn record(owner: Incarnation, peer: Option<Incarnation>, phase: Phase) -> Record
         owner,
         peer,
         phase,
+        work: Default::default(),
     }
 }
 
@@ -177,4 +178,41 @@ fn an_arbiter_without_answer_is_given_up() {
         }
     }
     panic!("it asks for ever");
+}
+
+#[test]
+fn a_fence_that_may_still_strike_is_waited_for() {
+    let mut found = record(host("b", 1), Some(host("a", 5)), Phase::Won);
+    found.work.fence_ms_max = 20_000;
+    let mut start = Start::new(StartConfig {
+        assert_dead: Some(4),
+        ..config()
+    });
+    let (mut now_ms, mut reads) = (1_000, 0);
+    let request = loop {
+        let mut actions = Vec::new();
+        start.handle(now_ms, StartEvent::Tick, &mut actions);
+        let Some(StartAction::Ask { ask, request }) = actions.pop() else {
+            panic!("it asks at its time")
+        };
+        if request != ArbiterRequest::Read {
+            break request;
+        }
+        let answer = ArbiterAnswer::Record(Some(found.clone()));
+        start.handle(now_ms, StartEvent::Arbiter { ask, answer }, &mut actions);
+        reads += 1;
+        match &actions[..] {
+            [StartAction::Report(text), ..] => {
+                assert!(text.contains("begun to fence"), "{text}");
+            }
+            [StartAction::Ask { request, .. }] => break request.clone(),
+            other => panic!("{other:?}"),
+        }
+        now_ms = start.next_deadline().expect("it reads again");
+    };
+    assert!(matches!(request, ArbiterRequest::Swap { .. }));
+    assert!(
+        reads == 2 && now_ms >= 1_000 + 20_000,
+        "{reads} reads until {now_ms} ms"
+    );
 }

@@ -79,6 +79,7 @@ impl State {
                         todo.push_back(StartEvent::Peer(word));
                     }
                     StartAction::Run(record) => self.boot_vm(host, record),
+                    StartAction::Report(_) => {}
                     StartAction::Refuse(_) => {
                         self.end_process(host);
                         self.start_secondary(host);

@@ -256,7 +256,7 @@ impl State {
             vm: "vm".to_owned(),
             config_digest: 7,
             timing: timing(false, false),
-            fence: false,
+            fence_ms_max: None,
             staging_pages_max: 8,
         };
         self.new_process(

@@ -18,9 +18,14 @@ enum Step {
     Working,
     /// It failed, and is tried again at this time, in milliseconds.
     Retry(u64),
+    /// Before a fence begins the arbiter is told for how long it may strike.
+    Renewing,
     /// The arbiter is being told.
     Declaring,
 }
+
+/// How often a winner that restores says that it gets on. One that needs longer may be replaced.
+const BEATS_MAX: u64 = 60;
 
 #[cfg_attr(feature = "sim", derive(Clone, Hash))]
 pub(super) struct Takeover {
@@ -32,20 +37,37 @@ pub(super) struct Takeover {
     fenced: bool,
     restored: bool,
     trouble: Option<String>,
+    /// When the loser hears of this side's work next, and how often it has.
+    beat_ms: u64,
+    beats: u64,
 }
 
 impl Takeover {
     pub(super) fn deadline(&self) -> Option<u64> {
-        match self.step {
+        let step = match self.step {
             Step::Retry(due_ms) => Some(due_ms),
-            _ => self.contest.deadline(),
-        }
+            _ => self.may_beat().then_some(self.beat_ms),
+        };
+        step.into_iter().chain(self.contest.deadline()).min()
+    }
+
+    /// Whether it brings the VM up, which may take long, and can say so.
+    fn may_beat(&self) -> bool {
+        let restores = self.fenced && matches!(self.step, Step::Ready | Step::Working);
+        restores && self.beats < BEATS_MAX && self.contest.is_idle()
+    }
+
+    /// A fence may strike until then, in milliseconds, if it may begin now.
+    fn fence_until_ms(&self, now_ms: u64, fence_ms_max: u64) -> Option<u64> {
+        let until_ms = now_ms + fence_ms_max;
+        let said_ms = self.contest.strikes_until_ms();
+        (fault(Fault::FenceLate) || said_ms.is_some_and(|said_ms| until_ms <= said_ms)).then_some(until_ms)
     }
 
     pub(super) fn waiting(&self) -> String {
         let what = match (self.step, &self.trouble) {
             (Step::Retry(_), Some(trouble)) => trouble.clone(),
-            (Step::Working, _) if !self.fenced => "fencing the old host".to_owned(),
+            (Step::Working | Step::Renewing, _) if !self.fenced => "fencing the old host".to_owned(),
             (Step::Working | Step::Ready, _) => "restoring the last commit".to_owned(),
             _ => self.contest.waiting(),
         };
@@ -83,7 +105,13 @@ impl Secondary {
                 {
                     // The loser may have replaced this side meanwhile; who fences it then would kill the VM.
                     takeover.step = Step::Ready;
-                    takeover.contest.confirm(now_ms);
+                    if takeover.contest.is_idle() {
+                        takeover.contest.confirm(now_ms);
+                    }
+                } else if takeover.may_beat() && now_ms >= takeover.beat_ms {
+                    takeover.contest.renew(true, 0);
+                    takeover.beats += 1;
+                    takeover.beat_ms = now_ms + self.config.timing.beat_ms();
                 }
             }
             (None, None) => {}
@@ -104,7 +132,14 @@ impl Secondary {
     pub(super) fn need_no_fence(&mut self) {
         if let Some(takeover) = &mut self.takeover {
             takeover.fenced = true;
+            takeover.contest.set_fence(0);
         }
+    }
+
+    /// What a win says of the fence that follows: it also has to begin.
+    fn strikes_ms_max(&self) -> u64 {
+        let fence_ms_max = self.config.fence_ms_max;
+        fence_ms_max.map_or(0, |fence_ms_max| fence_ms_max + self.config.timing.won_stall_ms)
     }
 
     pub(super) fn on_operator_takeover(&mut self, actions: &mut Actions) {
@@ -137,15 +172,18 @@ impl Secondary {
         let Some(held) = &self.held else { return };
         actions.push(SecondaryAction::Report(format!("asking for the VM: {cause}")));
         let (me, other) = (self.config.me.clone(), Some(held.primary.clone()));
-        let contest = Contest::new(me, other, held.last.term, held.store, Goal::Rule, self.now_ms);
+        let mut contest = Contest::new(me, other, held.last.term, held.store, Goal::Rule, self.now_ms);
+        contest.set_fence(self.strikes_ms_max());
         self.takeover = Some(Takeover {
             contest,
             cause: cause.to_owned(),
             may_pass,
             step: Step::Contesting,
-            fenced: !self.config.fence || fault(Fault::RunBeforeFence),
+            fenced: self.config.fence_ms_max.is_none() || fault(Fault::RunBeforeFence),
             restored: false,
             trouble: None,
+            beat_ms: 0,
+            beats: 0,
         });
         if fault(Fault::TakeoverWithoutTerm) {
             self.on_won(actions);
@@ -153,6 +191,7 @@ impl Secondary {
     }
 
     pub(super) fn on_answer(&mut self, ask: AskId, answer: &ArbiterAnswer, actions: &mut Actions) {
+        let strikes_ms_max = self.strikes_ms_max();
         let Some(takeover) = &mut self.takeover else {
             return;
         };
@@ -162,13 +201,16 @@ impl Secondary {
         match ruling {
             // What was checked while the ask was open may be decided now.
             Ruling::Open => self.try_commit(actions),
+            // What is under way goes on.
+            Ruling::Won if matches!(takeover.step, Step::Working | Step::Retry(_)) => {}
             Ruling::Won => self.on_won(actions),
             Ruling::Settled(record) => self.conclude(record, actions),
             Ruling::Lost(record) => self.on_lost(&record, actions),
             Ruling::Rival => {
                 // It may yet be won again: by then the old host must be fenced anew, and the disks must know of the term.
                 takeover.step = Step::Contesting;
-                takeover.fenced = !self.config.fence;
+                takeover.fenced = self.config.fence_ms_max.is_none();
+                takeover.contest.set_fence(strikes_ms_max);
                 takeover.restored = false;
             }
             Ruling::Alarm(reason) => {
@@ -184,6 +226,9 @@ impl Secondary {
         }
         self.close("this side has won the VM", actions);
         if let Some(takeover) = &mut self.takeover {
+            if takeover.step == Step::Contesting {
+                (takeover.beats, takeover.beat_ms) = (0, self.now_ms + self.config.timing.beat_ms());
+            }
             takeover.step = Step::Ready;
         }
         self.continue_takeover(actions);
@@ -194,15 +239,27 @@ impl Secondary {
         let (Some(takeover), Some(held)) = (&mut self.takeover, &self.held) else {
             return;
         };
-        if takeover.step != Step::Ready || held.applying.is_some() {
+        // What is being asked is resolved first: its answer comes back here.
+        let is_asking = !takeover.contest.is_idle() && !fault(Fault::TakeoverWithoutTerm);
+        if takeover.step != Step::Ready || held.applying.is_some() || is_asking {
             return;
         }
         let is_stop = held.stop && !fault(Fault::ResurrectStop);
-        if !takeover.fenced {
-            takeover.step = Step::Working;
-            actions.push(SecondaryAction::Fence {
-                old: held.primary.clone(),
-            });
+        if let Some(fence_ms_max) = self.config.fence_ms_max.filter(|_| !takeover.fenced) {
+            let (until_ms, old) = (
+                takeover.fence_until_ms(self.now_ms, fence_ms_max),
+                held.primary.clone(),
+            );
+            if let Some(until_ms) = until_ms {
+                takeover.step = Step::Working;
+                actions.push(SecondaryAction::Fence { old, until_ms });
+            } else {
+                takeover.step = Step::Renewing;
+                let strikes_ms_max = self.strikes_ms_max();
+                if let Some(takeover) = &mut self.takeover {
+                    takeover.contest.renew(false, strikes_ms_max);
+                }
+            }
         } else if !takeover.restored && !is_stop {
             takeover.step = Step::Working;
             actions.push(SecondaryAction::Restore {
@@ -234,7 +291,13 @@ impl Secondary {
                 takeover.step = Step::Ready;
                 self.continue_takeover(actions);
             }
-            Err(reason) => self.retry(&format!("the old host could not be fenced: {reason}"), actions),
+            Err(reason) => {
+                // Whoever lives there may go on.
+                if takeover.contest.is_idle() && !fault(Fault::FenceLate) {
+                    takeover.contest.renew(false, 0);
+                }
+                self.retry(&format!("the old host could not be fenced: {reason}"), actions);
+            }
         }
     }
 
@@ -317,6 +380,7 @@ impl Secondary {
             owner: self.config.me.clone(),
             peer: None,
             phase: Phase::Acting,
+            work: Default::default(),
         }
     }
 }

@@ -19,8 +19,9 @@ pub struct SecondaryConfig {
     pub config_digest: u64,
     /// Time-outs.
     pub timing: Timing,
-    /// Whether the old host must be fenced before the guest runs: it shares a disk with this one.
-    pub fence: bool,
+    /// The old host must be fenced before the guest runs, since it shares a disk with this one: a fence is over, one way
+    /// or the other, within so long, in milliseconds. `None`: there is nothing to fence from.
+    pub fence_ms_max: Option<u64>,
     /// Most pages of one sync, told to the primary.
     pub staging_pages_max: u64,
 }
@@ -180,6 +181,9 @@ pub enum SecondaryAction {
     Fence {
         /// Whose host.
         old: Incarnation,
+        /// When that is over at the latest, in milliseconds of this machine's clock: what would strike later must not
+        /// begin, and what has begun is ended.
+        until_ms: u64,
     },
     /// Bring the standby VM to the committed state, rings re-attached, without running it and without any I/O of
     /// the guest's. Answer with [`SecondaryEvent::Restored`].

@@ -9,6 +9,7 @@ mod chaos;
 mod client;
 mod exhaustive;
 mod failing;
+mod fences;
 mod flushes;
 mod growth;
 mod host;

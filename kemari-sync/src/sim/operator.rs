@@ -119,6 +119,7 @@ impl World {
                 }
                 StartAction::Run(record) => self.boot_vm(host, record),
                 StartAction::Refuse(_) => self.start_secondary(host),
+                StartAction::Report(_) => {}
             }
             if self.crashes_after(host, name) {
                 return;

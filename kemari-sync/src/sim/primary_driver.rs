@@ -36,6 +36,7 @@ pub(super) enum Basis {
 
 impl World {
     pub(super) fn become_primary(&mut self, host: usize, reign: Reign, vm: Vm) {
+        self.judge_fences(host);
         let config = PrimaryConfig {
             me: self.hosts[host].me.clone(),
             config_digest: 7,
@@ -191,6 +192,7 @@ impl World {
                 self.change_waiting(host);
             }
             PrimaryAction::OpenGate => {
+                self.judge_fences(host);
                 self.end_image_pair(host);
                 if !self.rule_image(host, false) {
                     return;

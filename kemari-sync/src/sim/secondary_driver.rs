@@ -5,6 +5,7 @@ use crate::primary::Reign;
 use crate::secondary::{Secondary, SecondaryAction, SecondaryConfig, SecondaryEvent};
 use crate::wire::{Commit, CommitId, Message};
 
+use super::fences::FENCE_MS_MAX;
 use super::host::{Process, SecondarySide, Staged};
 use super::invariants::{Invariant, stop};
 use super::net::{Frame, SECONDARY};
@@ -23,7 +24,7 @@ impl World {
             vm: "vm".to_owned(),
             config_digest: 7,
             timing: self.setup.timing.clone(),
-            fence: self.setup.has_disk && !self.setup.replicated,
+            fence_ms_max: (self.setup.has_disk && !self.setup.replicated).then_some(FENCE_MS_MAX),
             staging_pages_max: STAGING_PAGES_MAX,
         };
         let machine = Secondary::new(config, self.now_ms());
@@ -133,7 +134,7 @@ impl World {
                 side.staged.take_if(|staged| staged.epoch == epoch);
             }
             SecondaryAction::Apply { epoch } => self.apply(host, epoch),
-            SecondaryAction::Fence { old } => self.fence(host, &old.host),
+            SecondaryAction::Fence { old, until_ms } => self.begin_fence(host, &old.host, until_ms),
             SecondaryAction::Restore { .. } => {
                 let is_restored = self.restore_image(host);
                 let (delay_us, fails) = (self.some_us(3_000), std::mem::take(&mut self.flags.restore_fails));
@@ -251,21 +252,6 @@ impl World {
         );
     }
 
-    /// The old host loses its power; the order may fail.
-    fn fence(&mut self, host: usize, old: &str) {
-        let (delay_us, fails) = (self.some_us(10_000), std::mem::take(&mut self.flags.fence_fails));
-        if !fails && let Some(target) = self.hosts.iter().position(|it| it.me.host == old) {
-            self.cut_power(target);
-        }
-        self.tell_after(
-            delay_us,
-            host,
-            ToProcess::Secondary(SecondaryEvent::Fenced {
-                result: outcome(fails),
-            }),
-        );
-    }
-
     fn run_standby(&mut self, host: usize, reign: Reign) {
         let Some(side) = self.hosts[host].secondary() else {
             return;
@@ -289,7 +275,7 @@ impl World {
     }
 }
 
-fn outcome(fails: bool) -> Result<(), String> {
+pub(super) fn outcome(fails: bool) -> Result<(), String> {
     if fails {
         Err("a deliberate failure".to_owned())
     } else {

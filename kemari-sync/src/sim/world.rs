@@ -16,6 +16,7 @@ use super::chaos::{Blow, Flags, Script};
 use super::client::{CLIENTS, Client, Reply, Request};
 use super::exhaustive::Steps;
 use super::failing::OnError;
+use super::fences::Fence;
 use super::flushes::FlushMode;
 use super::host::{Host, Process};
 use super::invariants::replica::Blocks;
@@ -35,6 +36,8 @@ pub(super) struct Setup {
     pub(super) replicated: bool,
     /// When a flush of the replicated disk is done.
     pub(super) flush: FlushMode,
+    /// Fences take long, or hang.
+    pub(super) slow_fences: bool,
     /// What follows when a disk of the primary fails.
     pub(super) on_error: OnError,
     /// A VM that was stopped is started again.
@@ -53,7 +56,7 @@ impl Setup {
             suspicion_ms: 100,
             reconnect_ms: 40,
             progress_ms: 300,
-            won_stall_ms: 250,
+            won_stall_ms: 120,
             ask_retry_ms: 15,
             max_interval_ms: 80,
             interval_ms: 7,
@@ -64,6 +67,7 @@ impl Setup {
             has_disk,
             replicated: false,
             flush: FlushMode::Memory,
+            slow_fences: false,
             on_error: OnError::Report,
             restarts: false,
             first_tried: 0,
@@ -139,6 +143,7 @@ pub(super) enum Event {
         number: u64,
         reply: Reply,
     },
+    FenceEnds(Fence),
     Client {
         client: usize,
         alarm: u64,
@@ -196,6 +201,9 @@ pub(super) struct World {
     pub(super) disk: [(u64, u64); PAGES],
     pub(super) clients: [Client; CLIENTS],
     pub(super) checks: Checks,
+    pub(super) fences: Vec<Fence>,
+    /// Counts them.
+    pub(super) fences_begun: u64,
     /// Counts processes.
     pub(super) lives: u64,
     /// Counts cold boots of the VM.
@@ -228,8 +236,12 @@ impl World {
         setup.restarts = apart.random_bool(0.5);
         setup.first_tried = apart.random_range(0..HOSTS);
         setup.on_error = [OnError::Report, OnError::Pause, OnError::Failover][apart.random_range(0..3)];
+        setup.slow_fences = apart.random_bool(0.5);
+        let first_fence_fails = apart.random_bool(0.2);
         let script = Script::draw(&mut rng);
-        Self::begun(rng, setup, script, Steps::default(), traced)
+        let mut world = Self::begun(rng, setup, script, Steps::default(), traced);
+        world.flags.fence_fails = first_fence_fails;
+        world
     }
 
     /// A world with a script of its own.
@@ -264,6 +276,8 @@ impl World {
             disk: [(0, 0); PAGES],
             clients: Default::default(),
             checks: Checks::default(),
+            fences: Vec::new(),
+            fences_begun: 0,
             lives: 0,
             vm_life: 0,
             prepared: 0,
@@ -283,10 +297,11 @@ impl World {
     fn begin(&mut self) {
         let setup = &self.setup;
         let text = format!(
-            "{:?}, disk: {}, replicated: {}, flush: {:?}, on error: {:?}, grows: {}, delay: {} us",
+            "{:?}, disk: {}, replicated: {}, slow fences: {}, flush: {:?}, on error: {:?}, grows: {}, delay: {} us",
             setup.mode,
             setup.has_disk,
             setup.replicated,
+            setup.slow_fences,
             setup.flush,
             setup.on_error,
             self.script.grows,
@@ -347,6 +362,7 @@ impl World {
             } => {
                 self.write_lands(host, boot, life, number, reply);
             }
+            Event::FenceEnds(fence) => self.fence_ends(fence),
             Event::Client { client, alarm } => self.client_wakes(client, alarm),
             Event::Reply(reply) => self.client_hears(reply),
             Event::Blow(blow) => self.strike(blow),

@@ -25,6 +25,7 @@ pub fn alone(term: u64) -> Record {
         owner,
         peer,
         phase: Phase::Acting,
+        work: Default::default(),
     }
 }
 

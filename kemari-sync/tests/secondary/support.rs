@@ -8,6 +8,9 @@ use kemari_sync::{
 
 use SecondaryAction as Do;
 
+/// A fence is over within so long, in milliseconds.
+pub const FENCE_MS_MAX: u64 = 10_000;
+
 pub fn host(name: &str, nonce: u128) -> Incarnation {
     Incarnation {
         host: name.to_owned(),
@@ -24,6 +27,7 @@ pub fn pair() -> Record {
         owner: host("a", 1),
         peer: Some(host("b", 2)),
         phase: Phase::Acting,
+        work: Default::default(),
     }
 }
 
@@ -74,7 +78,7 @@ impl Bench {
             vm: "vm".to_owned(),
             config_digest: 7,
             timing: Timing::default(),
-            fence,
+            fence_ms_max: fence.then_some(FENCE_MS_MAX),
             staging_pages_max: 100,
         };
         Self {

@@ -32,7 +32,8 @@ fn a_takeover_asks_wins_rolls_back_fences_restores_declares_and_runs() {
     let actions = bench.answer(&asked, ArbiterAnswer::Swapped);
     assert!(matches!(
         &actions[..],
-        [Do::CloseSession { .. }, Do::Discard { epoch: 2 }, Do::Fence { old }] if *old == host("a", 1)
+        [Do::CloseSession { .. }, Do::Discard { epoch: 2 }, Do::Fence { old, until_ms }]
+            if *old == host("a", 1) && *until_ms == bench.now_ms + FENCE_MS_MAX
     ));
     assert_eq!(
         bench.feed(SecondaryEvent::Fenced { result: Ok(()) }),
@@ -161,22 +162,28 @@ fn nobody_is_welcome_while_a_won_term_is_at_stake() {
 fn a_failed_fence_is_tried_again_only_while_the_win_stands() {
     let mut bench = Bench::holding(true);
     bench.winning();
-    let failed = || SecondaryEvent::Fenced {
-        result: Err("no route".to_owned()),
-    };
-    assert_eq!(bench.feed(failed()), []);
+    // Whoever lives there may go on, and is told so.
+    let told = bench.feed(fence_fails());
+    assert_eq!(new_record(&told).work.fence_ms_max, 0);
     let waiting = bench.secondary.status(bench.now_ms).waiting.expect("it waits");
     assert!(waiting.contains("no route"), "{waiting}");
+    assert_eq!(bench.answer(&told, ArbiterAnswer::Swapped), []);
     let asked = bench.wait(Timing::default().takeover_retry_ms);
-    let won = Record {
-        term: 3,
-        owner: host("b", 2),
-        peer: Some(host("a", 1)),
-        phase: Phase::Won,
-        ..pair()
+    let told = bench.read(&asked, new_record(&told));
+    // No fence begins before the record says again for how long it may strike.
+    let says = new_record(&told);
+    assert!(
+        says.work.fence_ms_max >= FENCE_MS_MAX && says.work.number == 2,
+        "{says:?}"
+    );
+    assert_eq!(says.work.beat, 0, "a winner that fails does not get on");
+    let fence = Do::Fence {
+        old: host("a", 1),
+        until_ms: bench.now_ms + FENCE_MS_MAX,
     };
-    assert_eq!(bench.read(&asked, won.clone()), [Do::Fence { old: host("a", 1) }]);
-    bench.feed(failed());
+    assert_eq!(bench.answer(&told, ArbiterAnswer::Swapped), [fence]);
+    let told = bench.feed(fence_fails());
+    bench.answer(&told, ArbiterAnswer::Swapped);
     let asked = bench.wait(Timing::default().takeover_retry_ms);
     let acting = Record {
         term: 4,
@@ -185,10 +192,86 @@ fn a_failed_fence_is_tried_again_only_while_the_win_stands() {
         peer: None,
         ..pair()
     };
+    let told = bench.read(&asked, acting);
     assert!(
-        matches!(bench.read(&asked, acting)[..], [Do::Forget { .. }]),
-        "the loser has replaced it"
+        matches!(told[..], [Do::Forget { .. }]),
+        "the loser has replaced it: {told:?}"
     );
+}
+
+#[test]
+fn a_fence_does_not_begin_when_it_may_strike_later_than_the_record_says() {
+    let mut bench = Bench::holding(true);
+    let asked = bench.suspecting();
+    let asked = bench.read(&asked, pair());
+    let first = new_record(&asked);
+    // The answer comes late: others may have seen the record long ago.
+    bench.now_ms += Timing::default().won_stall_ms + 1;
+    let told = bench.answer(&asked, ArbiterAnswer::Swapped);
+    assert!(
+        !told.iter().any(|action| matches!(action, Do::Fence { .. })),
+        "{told:?}"
+    );
+    let second = new_record(&told);
+    assert_eq!(
+        (second.work.number, second.work.fence_ms_max),
+        (1, first.work.fence_ms_max)
+    );
+    let told = bench.answer(&told, ArbiterAnswer::Swapped);
+    assert!(matches!(told[..], [Do::Fence { .. }]), "{told:?}");
+}
+
+#[test]
+fn a_winner_that_restores_says_that_it_gets_on() {
+    let mut bench = Bench::holding(false);
+    bench.winning();
+    let beat_ms = Timing::default().won_stall_ms / 3;
+    assert_eq!(bench.wait(beat_ms - 1), []);
+    for beat in 1..=3 {
+        let told = bench.wait(beat_ms);
+        let work = new_record(&told).work;
+        assert_eq!((work.beat, work.fence_ms_max), (beat, 0));
+        assert_eq!(bench.answer(&told, ArbiterAnswer::Swapped), []);
+    }
+    // One that is under way is resolved before anything else is asked.
+    let told = bench.wait(beat_ms);
+    assert_eq!(bench.feed(SecondaryEvent::Restored { result: Ok(()) }), []);
+    let asked = bench.answer(&told, ArbiterAnswer::Swapped);
+    let acting = new_record(&asked);
+    assert_eq!((acting.phase, acting.work), (Phase::Acting, Default::default()));
+}
+
+#[test]
+fn a_restore_that_never_ends_counts_as_stuck() {
+    let mut bench = Bench::holding(false);
+    bench.winning();
+    let mut beats = 0;
+    let mut told = bench.wait(Timing::default().won_stall_ms);
+    while !told.is_empty() {
+        beats += 1;
+        assert!(beats < 1_000, "it beats for ever");
+        told = bench.answer(&told, ArbiterAnswer::Swapped);
+        told.extend(bench.wait(Timing::default().won_stall_ms));
+    }
+    assert!(beats > 10, "{beats}");
+}
+
+fn fence_fails() -> SecondaryEvent {
+    SecondaryEvent::Fenced {
+        result: Err("no route".to_owned()),
+    }
+}
+
+/// The record that is to be written.
+fn new_record(actions: &[SecondaryAction]) -> Record {
+    let swap = actions.iter().find_map(|action| match action {
+        Do::Ask {
+            request: ArbiterRequest::Swap { new, .. },
+            ..
+        } => Some(new.clone()),
+        _ => None,
+    });
+    swap.unwrap_or_else(|| panic!("nothing is written: {actions:?}"))
 }
 
 #[test]

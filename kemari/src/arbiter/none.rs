@@ -64,6 +64,7 @@ mod tests {
             owner: owner.clone(),
             peer: None,
             phase: Phase::Acting,
+            work: Default::default(),
         };
         let mut arbiter = NoArbiter::new();
         assert_eq!(

@@ -1,10 +1,15 @@
 //! The bytes of a record in a store: JSON that people can read, with a format number and a checksum.
+//!
+//! What was added to a record later is left out where it says nothing: so one that an older version can act upon is
+//! written in the older form, and an older one is read.
 
-use kemari_sync::{Incarnation, Phase, Record};
+use kemari_sync::{Incarnation, Phase, Record, Work};
 use serde::{Deserialize, Serialize};
 
 /// Number of the form below. A store written by a later form is refused.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
+/// The form without what a winner says of its work.
+const FORMAT_WITHOUT_WORK: u32 = 1;
 /// Longest stored record, in bytes.
 pub const STORED_BYTES_MAX: usize = 4096;
 
@@ -45,6 +50,8 @@ struct Body {
     phase: Phase,
     owner: Side,
     peer: Option<Side>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    work: Option<Work>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -91,9 +98,13 @@ pub fn encode(record: &Record) -> Vec<u8> {
         phase: record.phase,
         owner: Side::of(&record.owner),
         peer: record.peer.as_ref().map(Side::of),
+        work: Some(record.work).filter(|work| *work != Work::default()),
     };
     let envelope = Envelope {
-        format: FORMAT,
+        format: match body.work {
+            Some(_) => FORMAT,
+            None => FORMAT_WITHOUT_WORK,
+        },
         crc32: checksum(&body),
         record: body,
     };
@@ -111,7 +122,7 @@ pub fn decode(bytes: &[u8], vm: &str) -> Result<Record, StoredError> {
     // The format stands outside what it describes: a later one may have another body.
     let value: serde_json::Value = serde_json::from_slice(bytes).map_err(garbage)?;
     match value.get("format").and_then(serde_json::Value::as_u64) {
-        Some(format) if format == u64::from(FORMAT) => {}
+        Some(format) if format == u64::from(FORMAT) || format == u64::from(FORMAT_WITHOUT_WORK) => {}
         Some(format) => return Err(StoredError::Format(format.try_into().unwrap_or(u32::MAX))),
         None => return Err(StoredError::Garbage("it has no format number".into())),
     }
@@ -130,6 +141,7 @@ pub fn decode(bytes: &[u8], vm: &str) -> Result<Record, StoredError> {
         owner: body.owner.incarnation()?,
         peer: body.peer.map(Side::incarnation).transpose()?,
         phase: body.phase,
+        work: body.work.unwrap_or_default(),
         vm: body.vm,
     })
 }
@@ -153,6 +165,7 @@ mod tests {
                 nonce: 2,
             }),
             phase: Phase::Won,
+            work: Default::default(),
         }
     }
 
@@ -162,6 +175,25 @@ mod tests {
             let record = Record { peer, ..record() };
             assert_eq!(decode(&encode(&record), "demo"), Ok(record));
         }
+        let work = Work {
+            number: u64::MAX,
+            beat: 3,
+            fence_ms_max: 13_000,
+        };
+        let record = Record { work, ..record() };
+        assert_eq!(decode(&encode(&record), "demo"), Ok(record));
+    }
+
+    #[test]
+    fn a_record_of_the_form_before_is_read_and_written_as_it_was() {
+        let old = concat!(
+            r#"{"format":1,"record":{"vm":"demo","store":"fffffffffffffffffffffffffffffffa","term":18446744073709551615,"#,
+            r#""base":7,"phase":"won","owner":{"host":"a","nonce":"00000010000000000000000000000000"},"#,
+            r#""peer":{"host":"b","nonce":"00000000000000000000000000000002"}},"crc32":"a843aa9a"}"#,
+            "\n"
+        );
+        assert_eq!(decode(old.as_bytes(), "demo"), Ok(record()));
+        assert_eq!(encode(&record()), old.as_bytes());
     }
 
     #[test]
@@ -187,8 +219,8 @@ mod tests {
             Err(StoredError::OtherVm("demo".into()))
         );
         assert_eq!(
-            decode(br#"{"format":2,"body":[]}"#, "demo"),
-            Err(StoredError::Format(2))
+            decode(br#"{"format":3,"body":[]}"#, "demo"),
+            Err(StoredError::Format(3))
         );
         let edited = String::from_utf8(encode(&record()))
             .unwrap()

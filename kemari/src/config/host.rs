@@ -132,11 +132,6 @@ impl Host {
             .map(|word| word.replace("{peer}", peer))
             .collect()
     }
-
-    /// [`Self::fence_timeout_ms`].
-    pub fn fence_timeout(&self) -> Duration {
-        Duration::from_millis(self.fence_timeout_ms.into())
-    }
 }
 
 /// A disk as one host sees it.

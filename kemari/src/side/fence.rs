@@ -1,41 +1,108 @@
 //! The fence command: cuts the other host off from the shared disks, for certain.
+//!
+//! The other side waits until it cannot strike any more before it goes on in its place. So it ends in time, whatever
+//! happens: it runs in a process group of its own, which is killed when its time is over, and the kernel holds an alarm
+//! for it, in case this process stands still or is gone.
 
-use std::process::{Command, Stdio};
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 /// How often a running fence command is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Runs the command; fails unless it ends with status 0 in time. One that hangs is killed, and counts as failed.
-pub fn fence(command: &[String], timeout: Duration) -> Result<(), String> {
+/// Runs the command; fails unless it ends with status 0 before `until`. One that hangs is killed, with all that it has
+/// begun, and counts as failed; one whose time is over already does not begin.
+pub fn fence(command: &[String], until: Instant) -> Result<(), String> {
     let [program, arguments @ ..] = command else {
         return Err(
             "no fence command is configured, but disks are shared; set `fence` in this host's section".into(),
         );
     };
     let shown = command.join(" ");
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
+    let left = until.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(format!(
+            "this process stood still until the time of the fence command `{shown}` was over"
+        ));
+    }
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).process_group(0);
+    // SAFETY: between fork and exec only a system call is made, which allocates nothing and takes no lock.
+    unsafe { command.pre_exec(move || set_alarm(left)) };
+    let mut child = command
         .spawn()
         .map_err(|error| format!("the fence command `{shown}` cannot be started: {error}"))?;
-    let deadline = Instant::now() + timeout;
-    loop {
-        match child.try_wait() {
-            Ok(Some(status)) if status.success() => return Ok(()),
-            Ok(Some(status)) => return Err(format!("the fence command `{shown}` failed: {status}")),
-            Ok(None) if Instant::now() < deadline => thread::sleep(LOOK_INTERVAL),
-            Ok(None) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(format!(
-                    "the fence command `{shown}` did not end within {timeout:?}"
-                ));
-            }
-            Err(error) => return Err(format!("the fence command `{shown}` cannot be watched: {error}")),
+    let ended = wait_until(&child, until);
+    // As long as it is not reaped, nobody else can have its number.
+    if !matches!(&ended, Ok(true)) || !has_succeeded(&child) {
+        kill_group(&child);
+    }
+    let status = child.wait();
+    match (ended, status) {
+        (Ok(true), Ok(status)) if status.success() => Ok(()),
+        (Ok(true), Ok(status)) => Err(format!("the fence command `{shown}` failed: {status}")),
+        (Ok(false), _) => Err(format!(
+            "the fence command `{shown}` did not end within {left:?}, `fence_timeout_ms`"
+        )),
+        (Err(error), _) | (_, Err(error)) => {
+            Err(format!("the fence command `{shown}` cannot be watched: {error}"))
         }
     }
+}
+
+/// What the kernel does to the program that follows when so much time has passed: it ends it.
+fn set_alarm(left: Duration) -> io::Result<()> {
+    let never = libc::timeval {
+        tv_sec: 0,
+        tv_usec: 0,
+    };
+    let timer = libc::itimerval {
+        it_interval: never,
+        it_value: libc::timeval {
+            tv_sec: left.as_secs() as libc::time_t,
+            // Never 0: that would be no alarm.
+            tv_usec: left.subsec_micros().max(1) as libc::suseconds_t,
+        },
+    };
+    // SAFETY: the kernel reads `timer`, which outlives the call, and writes nothing.
+    match unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Whether it has ended before `until`. It is not reaped.
+fn wait_until(child: &Child, until: Instant) -> io::Result<bool> {
+    loop {
+        if status_of(child)?.is_some() {
+            return Ok(true);
+        }
+        if Instant::now() >= until {
+            return Ok(false);
+        }
+        thread::sleep(LOOK_INTERVAL);
+    }
+}
+
+/// Its exit status, if it has ended; -1 if a signal ended it.
+fn status_of(child: &Child) -> io::Result<Option<i32>> {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let status = waitid(WaitId::Pid(Pid::from_child(child)), options)?;
+    Ok(status.map(|status| status.exit_status().unwrap_or(-1)))
+}
+
+fn has_succeeded(child: &Child) -> bool {
+    matches!(status_of(child), Ok(Some(0)))
+}
+
+fn kill_group(child: &Child) {
+    // If all of it has ended already, all is well.
+    let _ = kill_process_group(Pid::from_child(child), Signal::KILL);
 }
 
 #[cfg(test)]
@@ -44,7 +111,7 @@ mod tests {
 
     fn run(words: &[&str]) -> Result<(), String> {
         let command: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-        fence(&command, Duration::from_millis(300))
+        fence(&command, Instant::now() + Duration::from_millis(300))
     }
 
     #[test]
@@ -58,5 +125,38 @@ mod tests {
                 .contains("cannot be started")
         );
         assert!(run(&[]).unwrap_err().contains("no fence command"));
+    }
+
+    #[test]
+    fn what_a_late_fence_has_begun_ends_with_it() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mark = directory.path().join("struck");
+        // A child of the command would strike after its time.
+        let script = format!("(sleep 1; touch {}) & sleep 30", mark.display());
+        assert!(run(&["sh", "-c", &script]).unwrap_err().contains("did not end"));
+        let failing = format!("(sleep 1; touch {}) & exit 3", mark.display());
+        assert!(run(&["sh", "-c", &failing]).unwrap_err().contains("failed"));
+        thread::sleep(Duration::from_millis(1_500));
+        assert!(!mark.exists(), "it struck after its time");
+    }
+
+    #[test]
+    fn a_fence_whose_time_is_over_does_not_begin() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mark = directory.path().join("struck");
+        let command = ["touch".to_owned(), mark.display().to_string()];
+        let error = fence(&command, Instant::now()).expect_err("it has no time");
+        assert!(error.contains("stood still"), "{error}");
+        assert!(!mark.exists());
+    }
+
+    #[test]
+    fn the_kernel_ends_a_fence_whose_runner_stands_still() {
+        let mut command = Command::new("sleep");
+        command.arg("30");
+        // SAFETY: as above.
+        unsafe { command.pre_exec(|| set_alarm(Duration::from_millis(100))) };
+        let status = command.status().expect("it is started");
+        assert!(!status.success(), "{status}");
     }
 }

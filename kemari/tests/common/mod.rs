@@ -23,6 +23,7 @@ pub fn record(term: u64, host: &str) -> Record {
         },
         peer: None,
         phase: Phase::Acting,
+        work: Default::default(),
     }
 }
 

@@ -3,6 +3,7 @@
 pub(super) mod cold_boot;
 pub(super) mod consent;
 pub(super) mod disk;
+pub(super) mod fence;
 pub(super) mod flush;
 pub(super) mod history;
 pub(super) mod liveness;
@@ -27,6 +28,8 @@ pub enum Invariant {
     Terms,
     /// The secondary's memory after a commit is the primary's at the capture.
     Memory,
+    /// Whoever acts is not struck any more by a fence of an earlier term.
+    Fence,
     /// Writes to one block reach the shared disk in their order.
     Disk,
     /// An image of a replicated disk is explained by the one execution, and half a copy never runs.
@@ -62,12 +65,13 @@ pub(super) struct Checks {
 
 impl Invariant {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Consent,
         Self::History,
         Self::Succession,
         Self::Terms,
         Self::Memory,
+        Self::Fence,
         Self::Disk,
         Self::Replica,
         Self::Flush,

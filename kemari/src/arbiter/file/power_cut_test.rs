@@ -147,6 +147,7 @@ fn record(term: u64, host: &str) -> Record {
         },
         peer: None,
         phase: Phase::Acting,
+        work: Default::default(),
     }
 }
 

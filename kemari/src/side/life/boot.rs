@@ -105,6 +105,7 @@ impl Life {
                     }
                     StartAction::Run(record) => return Ok(Ok(record)),
                     StartAction::Refuse(reason) => return Ok(Err(reason)),
+                    StartAction::Report(text) => tracing::warn!("{text}"),
                 }
             }
             let now_ms = self.clock.now_ms();

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 use kemari_sync::{CopyLimits, Incarnation, OnSecondaryLoss, PrimaryConfig, Reign, SecondaryConfig};
 
+use super::super::fence;
 use super::super::health::OwnIo;
 use super::super::mailbox::Mailbox;
 use super::super::primary::{self, PrimarySide, Seat};
@@ -105,7 +106,8 @@ impl Life {
                 vm: self.config.vm.clone(),
                 config_digest: self.digest,
                 timing: self.timing(),
-                fence: shares_disk,
+                fence_ms_max: shares_disk
+                    .then(|| fence::strikes_ms_max(self.config.host(&self.host).fence_timeout_ms)),
                 // Known once the staging is there.
                 staging_pages_max: 0,
             },

@@ -1,6 +1,7 @@
 //! What the core wants done.
 
 use std::thread;
+use std::time::{Duration, Instant};
 
 use kemari_sync::wire::{Channel, Commit, Message, encode};
 use kemari_sync::{Incarnation, SecondaryAction, SecondaryEvent, SessionId, Staging};
@@ -30,7 +31,7 @@ impl SecondarySide {
             }
             SecondaryAction::Apply { epoch } => self.apply(epoch),
             SecondaryAction::Ask { ask, request } => self.arbiter.ask(ask, request),
-            SecondaryAction::Fence { old } => self.fence(&old),
+            SecondaryAction::Fence { old, until_ms } => self.fence(&old, until_ms),
             SecondaryAction::Restore { .. } => self.finish_disks_and_restore(),
             SecondaryAction::Run(reign) => {
                 if let Some(standby) = self.standby.take() {
@@ -151,12 +152,14 @@ impl SecondarySide {
         self.apply_outputs(epoch);
     }
 
-    fn fence(&mut self, old: &Incarnation) {
+    fn fence(&mut self, old: &Incarnation, until_ms: u64) {
         let host = self.config.host(&self.host);
-        let (command, timeout) = (host.fence_against(&old.host), host.fence_timeout());
+        let command = host.fence_against(&old.host);
+        let left = Duration::from_millis(until_ms.saturating_sub(self.clock.now_ms()));
+        let until = Instant::now() + left;
         let mailbox = self.mailbox.clone();
         thread::spawn(move || {
-            let fence = || fence::fence(&command, timeout).map_err(anyhow::Error::msg);
+            let fence = || fence::fence(&command, until).map_err(anyhow::Error::msg);
             let result = step("fence", fence).map_err(|error| format!("{error:#}"));
             mailbox.post(Input::Fenced(result));
         });
