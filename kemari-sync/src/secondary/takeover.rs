@@ -262,6 +262,8 @@ impl Secondary {
             }
         } else if !takeover.restored && !is_stop {
             takeover.step = Step::Working;
+            // One that fails again and again does not get on.
+            takeover.beat_ms = self.now_ms + self.config.timing.beat_ms();
             actions.push(SecondaryAction::Restore {
                 epoch: held.last.epoch,
             });

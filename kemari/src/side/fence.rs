@@ -12,11 +12,19 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
+/// The alarm comes so long after the command should have been killed, and before its time is over for the other side.
+const ALARM_AFTER: Duration = Duration::from_millis(100);
+
+/// How long a fence with this time-out may strike after it was ordered, in milliseconds.
+pub fn strikes_ms_max(timeout_ms: u32) -> u64 {
+    u64::from(timeout_ms) + ALARM_AFTER.as_millis() as u64
+}
+
 /// How often a running fence command is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Runs the command; fails unless it ends with status 0 before `until`. One that hangs is killed, with all that it has
-/// begun, and counts as failed; one whose time is over already does not begin.
+/// Runs the command, which cannot strike any more at `until`; fails unless it ends with status 0 a bit before. One that
+/// hangs is killed, with all that it has begun, and counts as failed; one whose time is over already does not begin.
 pub fn fence(command: &[String], until: Instant) -> Result<(), String> {
     let [program, arguments @ ..] = command else {
         return Err(
@@ -24,7 +32,8 @@ pub fn fence(command: &[String], until: Instant) -> Result<(), String> {
         );
     };
     let shown = command.join(" ");
-    let left = until.saturating_duration_since(Instant::now());
+    let now = Instant::now();
+    let left = until.saturating_duration_since(now).saturating_sub(ALARM_AFTER);
     if left.is_zero() {
         return Err(format!(
             "this process stood still until the time of the fence command `{shown}` was over"
@@ -33,11 +42,11 @@ pub fn fence(command: &[String], until: Instant) -> Result<(), String> {
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).process_group(0);
     // SAFETY: between fork and exec only a system call is made, which allocates nothing and takes no lock.
-    unsafe { command.pre_exec(move || set_alarm(left)) };
+    unsafe { command.pre_exec(move || set_alarm(left + ALARM_AFTER)) };
     let mut child = command
         .spawn()
         .map_err(|error| format!("the fence command `{shown}` cannot be started: {error}"))?;
-    let ended = wait_until(&child, until);
+    let ended = wait_until(&child, now + left);
     // As long as it is not reaped, nobody else can have its number.
     if !matches!(&ended, Ok(true)) || !has_succeeded(&child) {
         kill_group(&child);
@@ -111,7 +120,10 @@ mod tests {
 
     fn run(words: &[&str]) -> Result<(), String> {
         let command: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-        fence(&command, Instant::now() + Duration::from_millis(300))
+        fence(
+            &command,
+            Instant::now() + Duration::from_millis(300) + ALARM_AFTER,
+        )
     }
 
     #[test]
