@@ -18,11 +18,13 @@ mod error;
 mod frozen;
 mod load;
 mod parts;
+mod signs;
 mod spec;
 
 pub use disks::DiskOperation;
 pub use error::MachineError;
 pub use frozen::Frozen;
+pub use signs::{VcpuDue, VcpuWatch};
 pub use spec::{DiskSpec, EventSink, MachineEvent, MachineSpec, NetSpec, VCPUS_MAX};
 
 use std::io::Write;

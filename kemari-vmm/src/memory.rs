@@ -1,5 +1,6 @@
 //! Guest memory, and which of its pages the VMM itself has written.
 
+mod lazy;
 mod populate;
 mod touched;
 
@@ -11,6 +12,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, Guest
 use crate::arch::layout;
 use crate::pageset::PageSet;
 
+pub use lazy::LazyCopy;
 pub use populate::populate_and_lock;
 pub use touched::Touched;
 

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::certs::DAYS_DEFAULT;
-use crate::control::{Direction, PaceChange, TAP_SECONDS_MAX};
+use crate::control::{DRILL_SECONDS, DRILL_SECONDS_DEFAULT, Direction, PaceChange, TAP_SECONDS_MAX};
 
 pub use commands::{Next, Start, perform};
 pub use log::init as init_log;
@@ -25,6 +25,7 @@ Examples:
   kemari tap net0.tx --direction out      how often does the guest send?
   kemari switchover                       the other host goes on with the VM, nothing is lost
   kemari mode lockstep                    change how syncs are made, while the VM runs
+  kemari drill                            on the secondary: would a takeover succeed? try it, in isolation
   kemari stop                             end the VM on both hosts, cleanly
   kemari certs set --hosts a,b            certificates for the link between the hosts
 
@@ -155,6 +156,20 @@ pub enum Action {
     /// arbiter decides, as always, and the old primary's host is fenced. Said to the secondary; to exchange the roles of
     /// two healthy hosts, say `kemari switchover` to the primary.
     Takeover {
+        /// Whom to ask.
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Rehearse a takeover, while the VM is protected and runs on.
+    ///
+    /// The last committed state is started here in isolation: without network, its disk writes and its memory thrown away
+    /// afterwards. It runs for a while and is judged: whether it could be loaded, each vCPU ran, its timer fired, its disks
+    /// could be read, and nothing faulted. Ends with status 0 if it has passed. `kemari status` keeps the outcome. Said
+    /// to the secondary.
+    Drill {
+        /// For how long the guest runs, in seconds.
+        #[arg(long, default_value_t = DRILL_SECONDS_DEFAULT, value_parser = clap::value_parser!(u32).range(i64::from(*DRILL_SECONDS.start())..=i64::from(*DRILL_SECONDS.end())))]
+        seconds: u32,
         /// Whom to ask.
         #[command(flatten)]
         target: Target,

@@ -25,7 +25,9 @@ use serde::{Deserialize, Serialize};
 pub use error::{ConfigError, Problem};
 pub use host::{Arbiter, ArbiterKind, Host, HostDisk, HostNet};
 pub use machine::{Cache, Disk, Flush, Format, Io, Machine, Net, OnError};
-pub use protection::{Delta, Gather, INTERVAL_MS, Latency, Mode, OnSecondaryLoss, Pace, Protection};
+pub use protection::{
+    DRILL_INTERVAL_S, Delta, Gather, INTERVAL_MS, Latency, Mode, OnSecondaryLoss, Pace, Protection,
+};
 pub use values::{Console, Mac};
 
 /// Largest configuration file, in bytes.

@@ -5,6 +5,7 @@
 //! before the `done`.
 
 mod client;
+mod drill;
 mod readiness;
 mod server;
 mod status;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::Mode;
 
 pub use client::{Client, ClientError};
+pub use drill::{DRILL_SECONDS, DRILL_SECONDS_DEFAULT, Drill};
 pub use readiness::{Readiness, Verdict};
 pub use server::{Server, ServerError, TapSink};
 pub use status::{
@@ -68,6 +70,11 @@ pub enum Command {
         disk: String,
         /// The size that it is to have.
         bytes: u64,
+    },
+    /// Start the committed state in isolation, for a while, and judge it; said to the secondary.
+    Drill {
+        /// For how long its guest runs, in seconds.
+        seconds: u32,
     },
     /// Change the pace of the syncs while the VM runs.
     Pace(PaceChange),

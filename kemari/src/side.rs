@@ -15,6 +15,7 @@ mod clock;
 mod console;
 mod copy;
 mod deltas;
+mod drill;
 mod faults;
 mod fence;
 mod frames;

@@ -48,6 +48,7 @@ fn status() -> Status {
         },
         disks: Vec::new(),
         takeover: None,
+        drill: None,
         pace: None,
         waits: Default::default(),
         timings: Timings::default(),

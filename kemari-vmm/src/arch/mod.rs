@@ -7,6 +7,7 @@
 //! | `cpuid` | which processor the guest sees |
 //! | `reset`, `registers` | vCPUs and interrupt controllers as after power-on; the registers of each way of entry |
 //! | `vcpu`, `vm`, `msr`, `xsave` | their state, saved and restored; the order of KVM's calls with the reasons in `vcpu` |
+//! | `stats` | what KVM counts of a vCPU |
 //! | `preflight` | what this host's KVM can do, by measuring |
 
 pub mod acpi;
@@ -16,6 +17,7 @@ mod msr;
 pub mod preflight;
 mod registers;
 mod reset;
+pub mod stats;
 pub mod vcpu;
 pub mod vm;
 mod xsave;

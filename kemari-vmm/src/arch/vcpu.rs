@@ -17,6 +17,8 @@
 //!
 //! A list of MSRs that is read or written only in part is an error: the state would be torn.
 
+mod due;
+
 use kvm_bindings::{
     CpuId, KVM_MP_STATE_RUNNABLE, KVM_SYNC_X86_VALID_FIELDS, Msrs, kvm_cpuid_entry2, kvm_debugregs,
     kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_sregs, kvm_vcpu_events,

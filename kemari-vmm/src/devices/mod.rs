@@ -39,6 +39,10 @@ pub trait Device: Send + Sync {
     /// After a restore: works through its rings as if kicked, and interrupts once a queue. Spurious interrupts and
     /// kicks are harmless, lost ones are not.
     fn wake(&self);
+    /// Whether it has stopped because the guest's driver broke the rules.
+    fn is_broken(&self) -> bool {
+        false
+    }
     /// Which of a machine's states is this device's: the kind, and the instance of it.
     fn identity(&self) -> (StateKind, u16);
     /// The device's state. Called while the machine is frozen.

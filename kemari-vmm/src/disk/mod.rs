@@ -10,6 +10,7 @@ mod error;
 mod lock;
 mod operation;
 mod order;
+mod overlay;
 mod qcow2;
 mod raw;
 mod server;
@@ -17,6 +18,7 @@ mod store;
 
 pub use error::DiskError;
 pub use operation::{DiskJob, GuestBuffers, Operation};
+pub use overlay::Overlay;
 pub use server::{Server, Trouble, TroubleSink};
 pub use store::Store;
 

@@ -23,8 +23,18 @@ pub struct DiskOperation {
 impl Machine {
     /// Opens a disk's image. See [`Block::attach`].
     pub fn attach_disk(&self, id: &str, config: &DiskConfig) -> Result<(), MachineError> {
-        let disk = Disk::open(config)?;
+        self.attach_open_disk(id, Disk::open(config)?)
+    }
+
+    /// The same with an image that is open already.
+    pub fn attach_open_disk(&self, id: &str, disk: Disk) -> Result<(), MachineError> {
         Ok(find(&self.parts.disks, id)?.with_backend(|block| block.attach(disk))?)
+    }
+
+    /// See [`Block::mute`].
+    pub fn mute_disk(&self, id: &str) -> Result<(), MachineError> {
+        find(&self.parts.disks, id)?.with_backend(Block::mute);
+        Ok(())
     }
 
     /// From the next [`Machine::attach_disk`] on, `watch` is told of all changes of the disk.

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::{DiskSpec, EventSink, MachineError, MachineEvent, MachineSpec, NetSpec};
 use crate::arch::layout::{self, abi};
@@ -29,6 +30,8 @@ pub(super) struct Parts {
     pub(super) mmio: Vec<MmioDevice>,
     events: EventSink,
     dirty: Arc<DirtyLog>,
+    /// See [`super::Machine::shut_downs`].
+    pub(super) shut_downs: AtomicU32,
 }
 
 impl Parts {
@@ -59,6 +62,7 @@ impl Parts {
             mmio: Vec::new(),
             events,
             dirty,
+            shut_downs: AtomicU32::new(0),
         };
         for DiskSpec { id, block } in &spec.disks {
             let (instance, gsi) = parts.slot(2)?;
@@ -159,6 +163,7 @@ impl Bus for Parts {
 
     fn shut_down(&self) {
         tracing::warn!("the guest's processor shut down (a triple fault): the machine is reset");
+        self.shut_downs.fetch_add(1, Ordering::SeqCst);
         self.ports.want_reset();
     }
 

@@ -407,6 +407,10 @@ impl<B: Backend> Device for VirtioDevice<B> {
         StateBlob::encode(StateKind::Virtio, self.instance, STATE_VERSION, &saved)
     }
 
+    fn is_broken(&self) -> bool {
+        self.lock().transport.needs_reset()
+    }
+
     fn identity(&self) -> (StateKind, u16) {
         (StateKind::Virtio, self.instance)
     }

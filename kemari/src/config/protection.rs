@@ -81,6 +81,9 @@ pub struct Pace {
 /// Limits of [`Pace::interval_ms`] and [`Pace::max_interval_ms`].
 pub const INTERVAL_MS: RangeInclusive<u32> = 1..=3_600_000;
 
+/// Limits of [`Protection::drill_interval_s`], if it is not 0.
+pub const DRILL_INTERVAL_S: RangeInclusive<u32> = 10..=31_536_000;
+
 /// What a primary does when its secondary is gone and it has won the right to act alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -132,6 +135,8 @@ pub struct Protection {
     pub max_interval_ms: u32,
     /// Dirty pages of 4 KiB that start a sync, output or not.
     pub max_dirty_pages: u32,
+    /// Time between two drills of the secondary, in s; 0: none begins by itself.
+    pub drill_interval_s: u32,
     /// What happens when the secondary is lost.
     pub on_secondary_loss: OnSecondaryLoss,
     /// Directory of this host's certificate and key, and of the authority's certificate, unless a host names its own.
@@ -163,6 +168,7 @@ impl Default for Protection {
             console_delay_ms: 20,
             max_interval_ms: 1000,
             max_dirty_pages: 16_384,
+            drill_interval_s: 0,
             on_secondary_loss: OnSecondaryLoss::default(),
             certificates: None,
             plaintext: false,

@@ -362,6 +362,7 @@ fn every_key_is_documented() {
         ("max_dirty_pages", defaults.max_dirty_pages),
         ("replica_queue_mib_max", defaults.replica_queue_mib_max),
         ("replica_timeout_ms", defaults.replica_timeout_ms),
+        ("drill_interval_s", defaults.drill_interval_s),
     ] {
         assert!(
             text.contains(&format!("| `{key}` | {default} |")),

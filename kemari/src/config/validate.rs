@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use kemari_sync::NAME_BYTES_MAX;
 
 use super::fields::nearest;
-use super::{Arbiter, ArbiterKind, Cache, Config, Format, Host, INTERVAL_MS, Io};
+use super::{Arbiter, ArbiterKind, Cache, Config, DRILL_INTERVAL_S, Format, Host, INTERVAL_MS, Io};
 
 /// Least and most memory of a guest in MiB.
 const MEMORY_MIB: RangeInclusive<u32> = 64..=1 << 20;
@@ -222,6 +222,9 @@ fn protection(config: &Config, wrong: &mut Wrong) {
     wrong.range(&at("console_delay_ms"), p.console_delay_ms, 0..=10_000);
     wrong.range(&at("interval_ms"), p.interval_ms, INTERVAL_MS);
     wrong.range(&at("max_interval_ms"), p.max_interval_ms, INTERVAL_MS);
+    if p.drill_interval_s != 0 {
+        wrong.range(&at("drill_interval_s"), p.drill_interval_s, DRILL_INTERVAL_S);
+    }
     wrong.range(&at("max_dirty_pages"), p.max_dirty_pages, 16..=1 << 28);
     if p.heartbeat_interval_ms.saturating_mul(3) > p.suspicion_timeout_ms {
         wrong.at(

@@ -5,7 +5,7 @@ use std::fmt;
 use kemari_sync::{Epoch, Term};
 use serde::{Deserialize, Serialize};
 
-use super::{Readiness, Timings};
+use super::{Drill, Readiness, Timings};
 use crate::config::{Config, Disk, Flush, Mode, Pace};
 
 /// What a side is.
@@ -202,6 +202,9 @@ pub struct Status {
     /// The last takeover that this side carried out.
     #[serde(default)]
     pub takeover: Option<Takeover>,
+    /// The last drill of this secondary.
+    #[serde(default)]
+    pub drill: Option<Drill>,
 }
 
 impl fmt::Display for Status {
@@ -259,6 +262,9 @@ impl fmt::Display for Status {
                 )?;
             }
             None => {}
+        }
+        if let Some(drill) = &self.drill {
+            writeln!(f, "  drill       {} ago {drill}", duration(drill.age_s))?;
         }
         let c = &self.counters;
         write!(

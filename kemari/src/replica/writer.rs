@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use kemari_sync::Term;
 use kemari_sync::wire::{CHUNK_BYTES, CHUNK_SUM_BYTES};
-use kemari_vmm::disk::{Disk, DiskConfig, Operation};
+use kemari_vmm::disk::{Disk, DiskConfig, Operation, Overlay};
 use kemari_vmm::virtio::budget::BYTES_HELD_MAX;
 
 use super::image::Image;
@@ -71,10 +71,13 @@ enum Job {
     Recorded,
     Settled(u64),
     Enlarge(u64, Answer),
+    Overlay(u64, Overlaid),
 }
 
 /// Who wants to know whether the image was made larger.
 type Answer = Box<dyn FnOnce(Result<(), String>) + Send>;
+/// Who wants to have a layer over the image.
+type Overlaid = Box<dyn FnOnce(Arc<Overlay>) + Send>;
 
 impl Job {
     /// How many requests of the guest it consists of.
@@ -91,7 +94,8 @@ impl Job {
             Self::Outputs(outputs) => outputs.iter().map(|(_, operation)| data_bytes(operation)).sum(),
             Self::Sums { sums, .. } => sums.len(),
             Self::Blocks { data, .. } => data.len(),
-            Self::Barrier(_) | Self::Recorded | Self::Settled(_) | Self::Enlarge(..) => 0,
+            Self::Barrier(_) | Self::Recorded | Self::Settled(_) => 0,
+            Self::Enlarge(..) | Self::Overlay(..) => 0,
         };
         data as u64 + 64
     }
@@ -202,7 +206,7 @@ impl Replica {
         delay: Duration,
         report: impl Fn(Report) + Send + 'static,
     ) -> anyhow::Result<Self> {
-        let disk = Disk::open(config)?;
+        let disk = Arc::new(Disk::open(config)?);
         let queue = Arc::new(Queue::new(bytes_max));
         let (jobs, receiver) = channel();
         let worker = Worker {
@@ -217,6 +221,7 @@ impl Replica {
             delay,
             copied: 0,
             stored: 0,
+            overlay: Weak::new(),
         };
         let thread = thread::Builder::new()
             .name("replica".into())
@@ -301,6 +306,13 @@ impl Replica {
         self.give(Job::Enlarge(bytes, Box::new(answer)));
     }
 
+    /// Hands out a throw-away layer of at most `bytes_max` over the image as it is when all that was given so far is done:
+    /// a disk at that moment, whatever is given later. There is one at a time. If the image fails before, `answer` is
+    /// dropped.
+    pub fn overlay(&self, bytes_max: u64, answer: impl FnOnce(Arc<Overlay>) + Send + 'static) {
+        self.give(Job::Overlay(bytes_max, Box::new(answer)));
+    }
+
     /// Requests of the guest that are not carried out, and what waits in all, in bytes.
     pub fn queued(&self) -> (u64, u64) {
         let bytes = self.queue.bytes.load(Ordering::SeqCst);
@@ -360,7 +372,7 @@ impl Remains {
 
 struct Worker {
     image: Arc<Image>,
-    disk: Disk,
+    disk: Arc<Disk>,
     queue: Arc<Queue>,
     report: Box<dyn Fn(Report) + Send>,
     /// The last output that was carried out.
@@ -376,6 +388,8 @@ struct Worker {
     /// Frames of the copy that were carried out, and those of them that are durable.
     copied: u64,
     stored: u64,
+    /// Shows the image as it was at one moment, to somebody who needs that still.
+    overlay: Weak<Overlay>,
 }
 
 impl Worker {
@@ -462,6 +476,12 @@ impl Worker {
             Job::Barrier(barrier) => self.barrier(barrier),
             Job::Recorded => self.image.note_recorded(),
             Job::Settled(request) => self.settle(request),
+            Job::Overlay(bytes_max, answer) => {
+                let overlay = Arc::new(Overlay::over(&self.disk, bytes_max));
+                self.overlay = Arc::downgrade(&overlay);
+                answer(overlay);
+                Ok(())
+            }
             Job::Enlarge(bytes, answer) => {
                 let result = self.disk.enlarge(bytes);
                 answer(result.map_err(|error| format!("{:#}", anyhow::Error::from(error))));
@@ -484,6 +504,9 @@ impl Worker {
             let is_flush = matches!(operation, Operation::Flush);
             for extent in operation.changes().iter().flat_map(Map::touched) {
                 self.last.insert(extent, (id, Instant::now()));
+            }
+            if let (Some(overlay), Some(range)) = (self.overlay.upgrade(), operation.changes()) {
+                overlay.keep(&range);
             }
             self.disk.carry_out(&operation)?;
             self.outputs = Some(id);

@@ -10,6 +10,7 @@
 //! | `GuestWaits` | the guest stands still for each pipelined sync, whatever is measured |
 //! | `PrepareDelayMs=N` | a standby VM takes so much longer to build, its images open |
 //! | `StepsIn=DIRECTORY` | each [step](super::step) is written into the file `passed` there once the process has a role; one that the file `fail` names fails, and its line goes. `NAME` fails before it is done, `NAME!` after it |
+//! | `SpoilMemoryMib=N` | as a drill begins, the first so many MiB of the committed memory become zeros |
 //! | `ReplicaDelayMs=N` | the secondary's disks take so much longer for each piece of work |
 
 #[cfg(feature = "faults")]
@@ -26,6 +27,7 @@ mod injected {
     use anyhow::{Context, bail};
     use kemari_sync::wire::Message;
     use kemari_sync::{Fault, inject};
+    use kemari_vmm::memory::{self, Memory, PAGE_BYTES};
 
     #[derive(Default)]
     struct Faults {
@@ -37,6 +39,7 @@ mod injected {
         replica_delay: Duration,
         prepare_delay: Duration,
         steps_in: Option<PathBuf>,
+        spoil_mib: u64,
     }
 
     static FAULTS: OnceLock<Faults> = OnceLock::new();
@@ -58,6 +61,9 @@ mod injected {
                 Some(("PrepareDelayMs", number)) => {
                     let delay_ms = number.parse().with_context(|| format!("the fault {word}"))?;
                     faults.prepare_delay = Duration::from_millis(delay_ms);
+                }
+                Some(("SpoilMemoryMib", number)) => {
+                    faults.spoil_mib = number.parse().with_context(|| format!("the fault {word}"))?;
                 }
                 Some(("GatherUs", number)) => {
                     faults.gather_us = Some(number.parse().with_context(|| format!("the fault {word}"))?);
@@ -118,6 +124,14 @@ mod injected {
         FAULTS.get().map_or(Duration::ZERO, |faults| faults.prepare_delay)
     }
 
+    pub fn spoil_memory(memory: &Memory) {
+        let mib = FAULTS.get().map_or(0, |faults| faults.spoil_mib);
+        for gfn in 0..mib << 8 {
+            // There may be less.
+            let _ = memory::write_page(memory, gfn, &[0; PAGE_BYTES]);
+        }
+    }
+
     pub fn gather_us() -> Option<u64> {
         FAULTS.get().and_then(|faults| faults.gather_us)
     }
@@ -136,7 +150,7 @@ mod injected {
 #[cfg(feature = "faults")]
 pub use injected::{
     after_step, before_sending, before_step, cuts_frame, gather_us, guest_waits, note_role, on_this_thread,
-    prepare_delay, replica_delay, set_up,
+    prepare_delay, replica_delay, set_up, spoil_memory,
 };
 
 #[cfg(not(feature = "faults"))]
@@ -178,6 +192,9 @@ mod none {
         std::time::Duration::ZERO
     }
 
+    /// Destroys the committed memory.
+    pub fn spoil_memory(_: &kemari_vmm::memory::Memory) {}
+
     /// How long output gathers.
     pub fn gather_us() -> Option<u64> {
         None
@@ -197,5 +214,5 @@ mod none {
 #[cfg(not(feature = "faults"))]
 pub use none::{
     after_step, before_sending, before_step, cuts_frame, gather_us, guest_waits, note_role, on_this_thread,
-    prepare_delay, replica_delay, set_up,
+    prepare_delay, replica_delay, set_up, spoil_memory,
 };

@@ -292,5 +292,6 @@ fn first_status(config: &Config, host: &str) -> Status {
         timings: Timings::default(),
         disks: Vec::new(),
         takeover: None,
+        drill: None,
     }
 }

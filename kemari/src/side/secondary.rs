@@ -3,6 +3,7 @@
 mod actions;
 mod build;
 mod disks;
+mod drill;
 mod receive;
 mod restore;
 mod standby;
@@ -26,6 +27,7 @@ use kemari_vmm::state::StateBlob;
 use super::arbiter_thread::{AskId, Asker, describe};
 use super::board::{Board, Order};
 use super::clock::Clock;
+use super::drill::{DrillId, News};
 use super::mailbox::Mailbox;
 use super::readiness::{Announced, Clocks, ReadinessWatch, Source};
 use super::step::step;
@@ -35,6 +37,7 @@ use crate::control::{Command, Counters};
 use crate::link::{Arrival, Connection, Listener, Security};
 use crate::replica::{self, ImageView, Remains, Report};
 use build::{Build, BuildError, BuildId};
+use drill::Drills;
 
 pub use standby::Standby;
 
@@ -62,6 +65,8 @@ pub enum Input {
     Health(Option<Trouble>),
     /// What would keep this host from taking over now, told about once a second.
     Readiness(Vec<String>),
+    /// What the drill of this number says.
+    Drill(DrillId, News),
     /// From the control socket.
     Order(Order),
 }
@@ -159,6 +164,7 @@ pub struct SecondarySide {
     /// The session whose copy the standby takes.
     copying: Option<SessionId>,
     counters: Counters,
+    drills: Drills,
     heard_us: Option<u64>,
     /// Until when the main connections are polled, in microseconds.
     poll_until_us: u64,
@@ -256,6 +262,7 @@ impl SecondarySide {
             preparing: None,
             copying: None,
             counters: Counters::default(),
+            drills: Drills::default(),
             heard_us: None,
             poll_until_us: 0,
             step: "running",
@@ -301,11 +308,13 @@ impl SecondarySide {
                 self.events.push_back(SecondaryEvent::Tick);
             }
             self.check_disks();
+            self.drill_when_due();
             self.settle();
             self.answer_takeovers();
             self.note_idle(now_ms);
             if let Some(end) = self.end.take() {
                 self.board.refuse_orders();
+                self.board.show(|status| status.drill = None);
                 self.free_staging_later();
                 return end;
             }
@@ -374,6 +383,7 @@ impl SecondarySide {
             Input::Fenced(result) => self.events.push_back(SecondaryEvent::Fenced { result }),
             Input::Health(trouble) => self.events.push_back(SecondaryEvent::Health { trouble }),
             Input::Readiness(reasons) => self.events.push_back(SecondaryEvent::Readiness { reasons }),
+            Input::Drill(id, news) => self.on_drill(id, news),
             Input::Order(order) => self.on_order(order),
         }
     }
@@ -385,6 +395,9 @@ impl SecondarySide {
         if order.command == Command::Takeover && self.core.holds().is_some() {
             self.events.push_back(SecondaryEvent::OperatorTakeover);
             return self.takeovers.push(order);
+        }
+        if let Command::Drill { seconds } = order.command {
+            return self.order_drill(seconds, order);
         }
         if let Command::Enlarge { disk, bytes } = &order.command {
             return self.enlarge(disk, *bytes, order.answer.clone());
@@ -440,7 +453,7 @@ impl SecondarySide {
     /// What was found out about what is void now.
     fn forget_findings(&mut self) {
         self.clocks = Clocks::default();
-        for source in [Source::State, Source::Clock] {
+        for source in [Source::State, Source::Clock, Source::Drill] {
             self.board.findings().forget(source);
         }
     }

@@ -11,6 +11,7 @@ mod copy;
 mod disk_errors;
 mod disk_kinds;
 mod disk_status;
+mod drill;
 #[cfg(feature = "faults")]
 mod faults;
 mod frozen;

@@ -97,6 +97,8 @@ pub struct Block {
     applied: Option<u64>,
     /// The flush at the end has failed.
     may_lack: bool,
+    /// What it is asked for waits, since nobody may touch its image.
+    mute: bool,
 }
 
 /// What of a disk is neither transport nor queue nor request.
@@ -133,6 +135,7 @@ impl Block {
             config_changed: false,
             applied: None,
             may_lack: false,
+            mute: false,
         }
     }
 
@@ -144,6 +147,11 @@ impl Block {
     /// The image has all outputs up to request `id` already, and durably: they are finished without I/O.
     pub fn note_applied(&mut self, id: u64) {
         self.applied = Some(id);
+    }
+
+    /// There is an image, but it must not be touched: what the guest asks of it is never finished.
+    pub fn mute(&mut self) {
+        self.mute = true;
     }
 
     /// Whether the image may lack durably what the guest has written, although the disk was drained: it could not be
@@ -335,7 +343,7 @@ impl Block {
                 server.submit(job);
                 true
             }
-            (None, None) => false,
+            (None, None) => self.mute,
         }
     }
 

@@ -39,6 +39,9 @@ impl PrimarySide {
             Command::Takeover => {
                 Err("this side is the primary already; say that to the secondary".to_owned())
             }
+            Command::Drill { .. } => {
+                Err("a drill is the secondary's: say that to it, on the other host".to_owned())
+            }
             Command::Resume => return answer(&order, self.resume_after_trouble()),
             Command::Resize => match self.begin_resize() {
                 Some(outcome) => return answer(&order, outcome),
@@ -138,7 +141,7 @@ impl PrimarySide {
         let status = self.core.status(self.clock.now_ms());
         match pending.order.command {
             Command::Stop | Command::Takeover | Command::Leave | Command::Pace(_) => None,
-            Command::Resume | Command::Resize | Command::Enlarge { .. } => None,
+            Command::Resume | Command::Resize | Command::Enlarge { .. } | Command::Drill { .. } => None,
             Command::Switchover => (!self.core.is_switching()).then(|| {
                 Err("the other host did not go on, so the VM goes on here, and nothing is lost; the logs say why".into())
             }),

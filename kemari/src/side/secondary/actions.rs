@@ -14,6 +14,16 @@ use super::{End, Input, LastSign, SecondarySide};
 
 impl SecondarySide {
     pub(super) fn perform(&mut self, action: SecondaryAction) {
+        if matches!(
+            action,
+            SecondaryAction::Ask { .. }
+                | SecondaryAction::Restore { .. }
+                | SecondaryAction::Forget { .. }
+                | SecondaryAction::Exit { .. }
+                | SecondaryAction::Leave
+        ) {
+            self.end_drill("this side has something else to do");
+        }
         match action {
             SecondaryAction::Send { session, message } => self.send(session, message),
             SecondaryAction::Prepare { session } => self.prepare(session),

@@ -61,6 +61,7 @@ impl SecondarySide {
     /// A standby VM is wanted for this session. What one that is being built for an earlier session becomes is found out
     /// when it is there.
     pub(super) fn prepare(&mut self, session: SessionId) {
+        self.end_drill("the VM is copied anew");
         let both = [self.standby.take(), self.leaving.take()];
         let mut old: Vec<Standby> = both.into_iter().flatten().map(|standby| *standby).collect();
         old.iter_mut().for_each(|standby| self.let_go(standby));

@@ -1,7 +1,7 @@
 //! The replicated disks of a standby VM: the copy, what commits release, and the takeover.
 
 use std::sync::Arc;
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{SyncSender, channel};
 use std::time::Duration;
 
 use anyhow::bail;
@@ -12,6 +12,7 @@ use kemari_vmm::machine::Machine;
 
 use super::super::assembly;
 use super::super::capture::explain;
+use super::super::drill::MomentOfDisk;
 use super::{BuildId, SecondarySide, Standby};
 use crate::config::Config;
 use crate::control::{DiskState, DiskStatus};
@@ -65,6 +66,24 @@ impl StandbyDisks {
             unreached: 0,
             is_stop: false,
         }
+    }
+
+    /// The disks as they are when all commits so far are carried out, for a drill. Each layer holds at most so many bytes.
+    pub fn moment(&self, layer_bytes_max: u64) -> Vec<MomentOfDisk> {
+        let replicas = self.replicas.iter().zip(&self.applied);
+        replicas
+            .map(|(replica, applied)| {
+                let (given, overlay) = channel();
+                replica.overlay(layer_bytes_max, move |overlay| {
+                    // The drill may be over.
+                    let _ = given.send(overlay);
+                });
+                MomentOfDisk {
+                    applied: *applied,
+                    overlay,
+                }
+            })
+            .collect()
     }
 
     /// What is told to the primary.

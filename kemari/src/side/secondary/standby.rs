@@ -8,7 +8,7 @@ use anyhow::Context;
 use kemari_sync::wire::{Page, PageContent};
 use kemari_sync::{SessionId, apply_delta, base_checksum};
 use kemari_vmm::machine::MachineSpec;
-use kemari_vmm::memory::{self, PAGE_BYTES};
+use kemari_vmm::memory::{self, LazyCopy, PAGE_BYTES};
 use kemari_vmm::state::StateBlob;
 
 use super::super::primary::Seat;
@@ -33,6 +33,8 @@ pub struct Standby {
     pub session: SessionId,
     /// Its replicated disks.
     pub disks: StandbyDisks,
+    /// A copy of the memory that a drill needs: it gets each page before that changes.
+    pub copy: Option<Arc<LazyCopy>>,
     /// Who watches those disks, once they are the machine's.
     pub trackers: Vec<Arc<Tracker>>,
 }
@@ -68,6 +70,7 @@ impl Standby {
             build,
             session,
             disks: StandbyDisks::new(config, replicas),
+            copy: None,
             trackers: Vec::new(),
         })
     }
@@ -102,6 +105,9 @@ impl Standby {
     /// # Panics
     /// If the page was not checked with [`Standby::has_page`].
     pub fn write_page(&self, page: Page<'_>) {
+        if let Some(copy) = &self.copy {
+            copy.keep(page.gfn);
+        }
         let memory = self.seat.machine.memory();
         let write = |offset, bytes: &[u8]| {
             memory::write_in_page(memory, page.gfn, offset, bytes).expect("the page was checked");

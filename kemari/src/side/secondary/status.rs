@@ -46,6 +46,7 @@ impl SecondarySide {
             (waiting, reason) => waiting.or(reason.cloned()),
         };
         let disks = self.disks_shown(core.protection);
+        let drill = self.drills.shown(now_ms);
         self.board.show(|status| {
             status.role = Role::Secondary;
             status.term = core.term;
@@ -57,6 +58,7 @@ impl SecondarySide {
             status.peer = peer;
             status.counters = counters;
             status.disks = disks;
+            status.drill = drill;
             status.pace = None;
         });
     }

@@ -343,11 +343,14 @@ impl Scene {
         Ok(())
     }
 
+    /// Speaks with the side on a host.
+    pub fn client(&self, host: Host) -> Client {
+        Client::new(&self.sockets.path().join(format!("{}.sock", host.name())))
+    }
+
     /// What the side on a host says of itself; `None` while it says nothing.
     pub fn status(&self, host: Host) -> Option<Status> {
-        Client::new(&self.sockets.path().join(format!("{}.sock", host.name())))
-            .status()
-            .ok()
+        self.client(host).status().ok()
     }
 
     /// Waits for a status of a host that `is_it`, while its process lives.

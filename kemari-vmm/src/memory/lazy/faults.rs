@@ -1,0 +1,196 @@
+//! Page faults that this process answers itself (Documentation/admin-guide/mm/userfaultfd.rst). Numbers and structures
+//! of <linux/userfaultfd.h>.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+use crate::memory::{Memory, PAGE_BYTES};
+
+const API: u64 = 0xaa;
+const REGISTER_MISSING: u64 = 1;
+const EVENT_PAGEFAULT: u8 = 0x12;
+
+const NEW: libc::c_ulong = 0xaa00;
+const SET_API: libc::c_ulong = 0xc018_aa3f;
+const REGISTER: libc::c_ulong = 0xc020_aa00;
+const WAKE: libc::c_ulong = 0x8010_aa02;
+const COPY: libc::c_ulong = 0xc028_aa03;
+const ZEROPAGE: libc::c_ulong = 0xc020_aa04;
+
+#[repr(C)]
+struct ApiRequest {
+    api: u64,
+    features: u64,
+    ioctls: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Range {
+    start: u64,
+    bytes: u64,
+}
+
+#[repr(C)]
+struct RegisterRequest {
+    range: Range,
+    mode: u64,
+    ioctls: u64,
+}
+
+#[repr(C)]
+struct CopyRequest {
+    to: u64,
+    from: u64,
+    bytes: u64,
+    mode: u64,
+    copied: i64,
+}
+
+#[repr(C)]
+struct ZeroRequest {
+    range: Range,
+    mode: u64,
+    zeroed: i64,
+}
+
+/// One message: what happened, and where.
+#[repr(C)]
+struct Event {
+    kind: u8,
+    _reserved: [u8; 7],
+    _flags: u64,
+    address: u64,
+    _thread: u64,
+}
+
+/// Where the kernel tells of the page faults in some memory, and waits for their pages.
+///
+/// When it is closed, the kernel makes pages of zeros again, also for who waits.
+pub struct Faults(File);
+
+impl Faults {
+    /// Needs CAP_SYS_PTRACE or access to /dev/userfaultfd: KVM's page faults are the kernel's.
+    pub fn open() -> io::Result<Self> {
+        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+        // SAFETY: no memory is passed.
+        let mut fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) } as libc::c_int;
+        if fd < 0 {
+            let error = io::Error::last_os_error();
+            let opened = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .custom_flags(libc::O_CLOEXEC)
+                .open("/dev/userfaultfd");
+            let device = opened.map_err(|_| error)?;
+            // SAFETY: the argument is passed by value.
+            fd = checked(unsafe { libc::ioctl(device.as_raw_fd(), NEW, flags) })?;
+        }
+        // SAFETY: the descriptor was just made, and nobody else has it.
+        let faults = Self(unsafe { File::from_raw_fd(fd) });
+        let mut request = ApiRequest {
+            api: API,
+            features: 0,
+            ioctls: 0,
+        };
+        faults.ask(SET_API, &mut request)?;
+        Ok(faults)
+    }
+
+    /// Takes the page faults of pages of this memory that nobody has touched.
+    pub fn take(&self, memory: &Memory) -> io::Result<()> {
+        memory.iter().try_for_each(|region| {
+            let mut request = RegisterRequest {
+                range: Range {
+                    start: region.as_ptr() as u64,
+                    bytes: region.len(),
+                },
+                mode: REGISTER_MISSING,
+                ioctls: 0,
+            };
+            self.ask(REGISTER, &mut request)
+        })
+    }
+
+    /// The address of the next page fault, if one waits.
+    pub fn next(&self) -> io::Result<Option<u64>> {
+        let mut bytes = [0; size_of::<Event>()];
+        match (&self.0).read(&mut bytes) {
+            Ok(count) if count == bytes.len() => {}
+            Ok(_) => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        // SAFETY: an event consists of integers: any bytes are one.
+        let event: Event = unsafe { std::mem::transmute(bytes) };
+        Ok((event.kind == EVENT_PAGEFAULT).then_some(event.address))
+    }
+
+    /// Gives the page at this address its content, and wakes who waits for it. A page that is there already stays.
+    pub fn fill(&self, address: u64, content: &[u8; PAGE_BYTES]) -> io::Result<()> {
+        let mut request = CopyRequest {
+            to: address,
+            from: content.as_ptr() as u64,
+            bytes: PAGE_BYTES as u64,
+            mode: 0,
+            copied: 0,
+        };
+        self.until_there(address, || self.ask(COPY, &mut request))
+    }
+
+    /// The same with zeros. That takes no memory before somebody writes there.
+    pub fn fill_zero(&self, address: u64) -> io::Result<()> {
+        let mut request = ZeroRequest {
+            range: page_at(address),
+            mode: 0,
+            zeroed: 0,
+        };
+        self.until_there(address, || self.ask(ZEROPAGE, &mut request))
+    }
+
+    fn until_there(&self, address: u64, mut fill: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+        loop {
+            match fill().map_err(|error| (error.raw_os_error(), error)) {
+                // The process's mappings are about to change.
+                Err((Some(libc::EAGAIN), _)) => std::thread::yield_now(),
+                Err((Some(libc::EEXIST), _)) => return self.wake(address),
+                result => return result.map_err(|(_, error)| error),
+            }
+        }
+    }
+
+    /// Wakes who waits for the page at this address, which is there.
+    pub fn wake(&self, address: u64) -> io::Result<()> {
+        self.ask(WAKE, &mut page_at(address))
+    }
+
+    fn ask<T>(&self, number: libc::c_ulong, request: &mut T) -> io::Result<()> {
+        // SAFETY: the kernel reads and writes one structure of the request's type at the pointer, and fills or registers
+        // only ranges that are mapped for a guest's memory, whose bytes nobody has a Rust reference to.
+        checked(unsafe { libc::ioctl(self.0.as_raw_fd(), number, std::ptr::from_mut(request)) }).map(drop)
+    }
+}
+
+impl AsFd for Faults {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+fn page_at(address: u64) -> Range {
+    Range {
+        start: address,
+        bytes: PAGE_BYTES as u64,
+    }
+}
+
+fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
+    match result {
+        0.. => Ok(result),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -1,0 +1,114 @@
+//! A rehearsal of a takeover: the last committed state is started in isolation, judged and thrown away, while its
+//! secondary goes on.
+//!
+//! The machine of a drill has memory of its own that is copied page by page as it is touched
+//! ([`kemari_vmm::memory::LazyCopy`]), a throw-away layer over each replicated image ([`kemari_vmm::disk::Overlay`]), no
+//! TAP and a console that nobody reads. All of it lives on a thread of its own, of low priority: the secondary's loop only
+//! says which moment it is, and has old pages copied before it changes them.
+//!
+//! 1. The thread builds the machine, and has the copy begin: [`News::Built`].
+//! 2. The loop, between two commits, gives it the [`Moment`].
+//! 3. The thread waits until the images are at that moment, loads, runs and judges: [`News::Ended`].
+
+mod console;
+mod judge;
+mod run;
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context;
+use kemari_vmm::disk::Overlay;
+use kemari_vmm::machine::{MachineEvent, MachineSpec};
+use kemari_vmm::memory::{LazyCopy, Memory};
+use kemari_vmm::state::StateBlob;
+
+use crate::config::Config;
+
+pub use judge::Verdict;
+pub use run::LAYER_BYTES_MAX;
+
+/// Number of a drill in this process.
+pub type DrillId = u64;
+
+/// What a drill tells the loop.
+pub enum News {
+    /// The machine is there: the moment may be given. From then on pages that change are to be kept first.
+    Built(Arc<LazyCopy>),
+    /// It is over; nothing: it was cut short.
+    Ended(Option<Verdict>),
+}
+
+/// The moment that a drill begins from.
+pub struct Moment {
+    /// The committed states.
+    pub states: Vec<StateBlob>,
+    /// Of each replicated disk, in the order of the configuration.
+    pub disks: Vec<MomentOfDisk>,
+    /// For how long the loop stood still for it, in microseconds.
+    pub standstill_us: u64,
+}
+
+/// A replicated disk at that moment.
+pub struct MomentOfDisk {
+    /// The last output that its image has then.
+    pub applied: Option<u64>,
+    /// Gets the layer over the image; nothing, if the image fails.
+    pub overlay: Receiver<Arc<Overlay>>,
+}
+
+/// What wakes the thread of a drill.
+enum Signal {
+    Moment(Box<Moment>),
+    Machine(MachineEvent),
+    End,
+}
+
+/// What a drill is made with.
+pub struct Plan {
+    pub config: Arc<Config>,
+    pub host: String,
+    pub spec: MachineSpec,
+    /// The committed memory.
+    pub memory: Memory,
+    /// How long the guest runs.
+    pub time: Duration,
+}
+
+/// A drill that is under way.
+pub struct Drill {
+    signals: Sender<Signal>,
+}
+
+impl Drill {
+    /// Starts its thread, which calls `tell`.
+    pub fn start(plan: Plan, tell: impl Fn(News) + Send + 'static) -> anyhow::Result<Self> {
+        let (signals, received) = channel();
+        let machine_signals = signals.clone();
+        thread::Builder::new()
+            .name("drill".into())
+            .spawn(move || {
+                let verdict = run::drill(plan, machine_signals, &received, |copy| tell(News::Built(copy)));
+                tell(News::Ended(verdict));
+            })
+            .context("cannot start the thread of a drill")?;
+        Ok(Self { signals })
+    }
+
+    /// Gives it the moment.
+    pub fn begin(&self, moment: Moment) {
+        self.signal(Signal::Moment(Box::new(moment)));
+    }
+
+    /// Ends it, at once and without a verdict; this does not wait for it.
+    pub fn end(&self) {
+        self.signal(Signal::End);
+    }
+
+    fn signal(&self, signal: Signal) {
+        // A thread that has ended needs none.
+        let _ = self.signals.send(signal);
+    }
+}

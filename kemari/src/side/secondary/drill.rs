@@ -1,0 +1,204 @@
+//! Drills: when one begins, what it begins from, and what its outcome means.
+
+use std::time::{Duration, Instant};
+
+use kemari_sync::Protection as Stage;
+
+use super::super::board::Order;
+use super::super::clock::wall_clock_ms;
+use super::super::drill::{Drill, DrillId, LAYER_BYTES_MAX, Moment, News, Plan, Verdict};
+use super::super::faults;
+use super::super::readiness::Source;
+use super::{Input, SecondarySide, answer};
+use crate::control::{self, DRILL_SECONDS, DRILL_SECONDS_DEFAULT};
+
+/// The drills of a secondary.
+#[derive(Default)]
+pub struct Drills {
+    running: Option<Running>,
+    next: DrillId,
+    last: Option<Last>,
+    /// When one begins by itself, in milliseconds.
+    due_ms: Option<u64>,
+}
+
+struct Running {
+    id: DrillId,
+    drill: Drill,
+    /// Who waits for the outcome.
+    order: Option<Order>,
+}
+
+struct Last {
+    shown: control::Drill,
+    ended_ms: u64,
+}
+
+impl Drills {
+    /// The last one, for humans.
+    pub fn shown(&self, now_ms: u64) -> Option<control::Drill> {
+        let Last { shown, ended_ms } = self.last.as_ref()?;
+        Some(control::Drill {
+            age_s: now_ms.saturating_sub(*ended_ms) / 1000,
+            ..shown.clone()
+        })
+    }
+}
+
+impl SecondarySide {
+    /// The operator wants one.
+    pub(super) fn order_drill(&mut self, seconds: u32, order: Order) {
+        match DRILL_SECONDS.contains(&seconds) {
+            true => self.begin_drill(seconds, Some(order)),
+            false => {
+                let (least, most) = (DRILL_SECONDS.start(), DRILL_SECONDS.end());
+                let reason = format!("a drill takes {least} to {most} seconds, not {seconds}");
+                answer(&order, Err(reason));
+            }
+        }
+    }
+
+    /// `[protection] drill_interval_s`.
+    pub(super) fn drill_when_due(&mut self) {
+        let interval_ms = u64::from(self.config.protection.drill_interval_s) * 1000;
+        if interval_ms == 0 || self.drills.running.is_some() {
+            return;
+        }
+        let now_ms = self.clock.now_ms();
+        if !self.holds_a_pair() {
+            self.drills.due_ms = None;
+        } else if now_ms >= *self.drills.due_ms.get_or_insert(now_ms + interval_ms) {
+            self.drills.due_ms = Some(now_ms + interval_ms);
+            self.begin_drill(DRILL_SECONDS_DEFAULT, None);
+        }
+    }
+
+    fn holds_a_pair(&self) -> bool {
+        let stage = self.core.status(self.clock.now_ms()).protection;
+        stage == Stage::Protected && self.standby.is_some() && self.copying.is_none()
+    }
+
+    fn begin_drill(&mut self, seconds: u32, order: Option<Order>) {
+        let result = self.start_drill(Duration::from_secs(seconds.into()));
+        match (result, order) {
+            (Ok(drill), order) => {
+                let id = self.drills.next;
+                self.drills.running = Some(Running { id, drill, order });
+            }
+            (Err(reason), Some(order)) => answer(&order, Err(reason)),
+            (Err(reason), None) => tracing::warn!("no drill: {reason}"),
+        }
+    }
+
+    fn start_drill(&mut self, time: Duration) -> Result<Drill, String> {
+        if self.drills.running.is_some() {
+            return Err("a drill is under way".to_owned());
+        }
+        let standby = self.standby.as_ref().filter(|_| self.holds_a_pair());
+        let standby =
+            standby.ok_or("the VM is not protected by this secondary, so there is nothing to try")?;
+        let plan = Plan {
+            config: self.config.clone(),
+            host: self.host.clone(),
+            spec: self.spec.clone(),
+            memory: standby.seat.machine.memory().clone(),
+            time,
+        };
+        self.drills.next += 1;
+        let (id, mailbox) = (self.drills.next, self.mailbox.clone());
+        Drill::start(plan, move |news| mailbox.post(Input::Drill(id, news)))
+            .map_err(|error| format!("{error:#}"))
+    }
+
+    /// A drill says something.
+    pub(super) fn on_drill(&mut self, id: DrillId, news: News) {
+        let is_current = self
+            .drills
+            .running
+            .as_ref()
+            .is_some_and(|running| running.id == id);
+        match news {
+            _ if !is_current => {}
+            News::Built(_) if !self.holds_a_pair() => self.end_drill("the pair is not whole any more"),
+            News::Built(copy) => {
+                let begin = Instant::now();
+                let (Some(standby), Some(running)) = (&mut self.standby, &self.drills.running) else {
+                    return;
+                };
+                faults::spoil_memory(standby.seat.machine.memory());
+                let states = standby.states.clone();
+                let disks = standby.disks.moment(LAYER_BYTES_MAX);
+                standby.copy = Some(copy);
+                tracing::info!("a drill begins");
+                running.drill.begin(Moment {
+                    states,
+                    disks,
+                    standstill_us: begin.elapsed().as_micros() as u64,
+                });
+            }
+            News::Ended(verdict) => {
+                self.forget_copy();
+                let order = self.drills.running.take().and_then(|running| running.order);
+                match verdict {
+                    Some(verdict) => self.note_drill(verdict, order),
+                    None => self.cut_short(order, "it ended without a verdict"),
+                }
+            }
+        }
+    }
+
+    /// Something else has precedence: whatever runs of a drill ends at once, and nobody waits for that.
+    pub(super) fn end_drill(&mut self, why: &str) {
+        if let Some(running) = self.drills.running.take() {
+            running.drill.end();
+            self.forget_copy();
+            self.cut_short(running.order, why);
+        }
+    }
+
+    /// No page need be kept any more before it changes.
+    fn forget_copy(&mut self) {
+        let standbys = self.standby.iter_mut().chain(&mut self.leaving);
+        standbys.for_each(|standby| standby.copy = None);
+    }
+
+    fn cut_short(&self, order: Option<Order>, why: &str) {
+        tracing::info!("a drill was cut short: {why}");
+        if let Some(order) = order {
+            answer(&order, Err(format!("the drill was cut short: {why}")));
+        }
+    }
+
+    fn note_drill(&mut self, verdict: Verdict, order: Option<Order>) {
+        let shown = control::Drill {
+            passed: verdict.failures.is_empty() && verdict.doubts.is_empty(),
+            inconclusive: verdict.failures.is_empty() && !verdict.doubts.is_empty(),
+            reasons: [verdict.failures.clone(), verdict.doubts].concat(),
+            at: wall_clock_ms() / 1000,
+            age_s: 0,
+            ran_ms: verdict.ran_ms,
+            vcpus_ran: verdict.vcpus_ran,
+            memory_copied_bytes: verdict.memory_copied_bytes,
+            disk_kept_bytes: verdict.disk_kept_bytes,
+            standstill_us: verdict.standstill_us,
+        };
+        let text = format!("the drill: {shown}");
+        match shown.passed {
+            true => tracing::info!("{text}"),
+            false => tracing::warn!("{text}"),
+        }
+        // One that says nothing does not take back what an earlier one has said.
+        if !shown.inconclusive {
+            let failures = verdict.failures.into_iter();
+            let reasons = failures.map(|reason| format!("the last drill failed: {reason}"));
+            self.board.findings().note(Source::Drill, None, reasons);
+        }
+        if let Some(order) = order {
+            answer(&order, if shown.passed { Ok(text) } else { Err(text) });
+        }
+        self.drills.last = Some(Last {
+            shown,
+            ended_ms: self.clock.now_ms(),
+        });
+    }
+}

@@ -1,0 +1,172 @@
+//! Rehearsals of a takeover, while the VM works.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use kemari::control::{Command, Drill, Role, Status};
+
+use crate::support::{Host, Plan, Scene, ask, play};
+
+/// What `kemari drill` on the secondary says, and what is shown of it afterwards.
+fn drill(scene: &mut Scene, seconds: &str) -> Result<(bool, String, Drill)> {
+    let ended = scene.ask(Host::B, &["drill", "--seconds", seconds])?;
+    let shown = scene.await_status("the outcome of a drill", Host::B, |status| status.drill.is_some())?;
+    let drill = shown.drill.context("a drill is shown")?;
+    Ok((ended.success, ended.text, drill))
+}
+
+fn passes(scene: &mut Scene, seconds: &str) -> Result<Drill> {
+    let (success, text, drill) = drill(scene, seconds)?;
+    ensure!(success && drill.passed, "it did not pass: {text}");
+    ensure!(drill.reasons.is_empty() && text.contains("passed"), "{text}");
+    Ok(drill)
+}
+
+/// Clients work, the disks are written, and nothing of what they were told is lost afterwards.
+fn a_drill_disturbs_nobody(plan: &Plan) {
+    play(plan, |scene| {
+        scene.protect()?;
+        let clients = scene.clients()?;
+        clients.work(Duration::from_millis(300))?;
+        let before = scene.status(Host::A).context("A has a status")?;
+        let drill = passes(scene, "2")?;
+        ensure!(drill.ran_ms >= 2000 && drill.vcpus_ran >= 1, "{drill:?}");
+        ensure!(drill.memory_copied_bytes > 0, "it touched no memory: {drill:?}");
+        ensure!(
+            drill.standstill_us < 50_000,
+            "the secondary stood still: {drill:?}"
+        );
+        let after = scene.await_protected(Host::A)?;
+        ensure!(after.term == before.term, "the pair parted: {after}");
+        ensure!(after.epoch > before.epoch, "no sync was made meanwhile");
+        println!("{drill}; it stood still for {} us", drill.standstill_us);
+        scene.kill(Host::A)?;
+        clients.go_on()?;
+        let status = scene.await_primary(Host::B)?;
+        ensure!(
+            status.drill.is_none(),
+            "a primary shows the drill of the secondary that it was"
+        );
+        clients.finish()
+    });
+}
+
+#[test]
+fn a_drill_passes_under_load_and_disturbs_nobody() {
+    a_drill_disturbs_nobody(&Plan::replicated("memory"));
+}
+
+#[test]
+fn a_drill_without_the_shared_disk_passes_and_disturbs_nobody() {
+    a_drill_disturbs_nobody(&Plan {
+        mode: "pipelined",
+        vcpus: 2,
+        ..Plan::default()
+    });
+}
+
+/// What the guest of a drill does to its disk is thrown away, and so are the pages that it changes.
+#[test]
+fn what_a_drill_does_is_thrown_away() {
+    play(&Plan::replicated("both"), |scene| {
+        scene.protect()?;
+        let load = scene.load();
+        let writing = thread::spawn(move || ask(&load, &["DISKLOOP", "randwrite", "5"]));
+        thread::sleep(Duration::from_millis(500));
+        let drill = passes(scene, "2")?;
+        writing.join().map_err(|_| anyhow!("the load panicked"))??;
+        ensure!(drill.disk_kept_bytes > 0, "its guest wrote nothing: {drill:?}");
+        scene.order(&["BLKTEST", "200", "32"])?;
+        let stopped = scene.ask(Host::A, &["stop"])?;
+        ensure!(stopped.success, "{}", stopped.text);
+        scene.await_clean_end(Host::A)?;
+        scene.await_clean_end(Host::B)?;
+        scene.compare_images()
+    });
+}
+
+#[test]
+fn a_takeover_ends_a_drill_at_once() {
+    play(&Plan::replicated("memory"), |scene| {
+        scene.protect()?;
+        let clients = scene.clients()?;
+        let client = scene.client(Host::B);
+        let asked = thread::spawn(move || client.command(Command::Drill { seconds: 30 }));
+        scene.await_log(Host::B, "a drill begins")?;
+        clients.work(Duration::from_millis(500))?;
+        ensure!(!asked.is_finished(), "the drill has ended already");
+        scene.kill(Host::A)?;
+        let outcome = asked.join().map_err(|_| anyhow!("the order panicked"))?;
+        let refused = outcome
+            .err()
+            .context("a drill that was cut short has passed")?
+            .to_string();
+        ensure!(refused.contains("cut short"), "{refused}");
+        clients.go_on()?;
+        let status = scene.await_primary(Host::B)?;
+        ensure!(status.drill.is_none(), "a drill without an outcome is shown");
+        clients.finish()
+    });
+}
+
+#[test]
+fn drills_come_by_themselves_and_are_refused_where_there_is_nothing_to_try() {
+    let plan = Plan {
+        protection: "drill_interval_s = 10",
+        ..Plan::default()
+    };
+    play(&plan, |scene| {
+        scene.secondary(Host::B)?;
+        scene.await_status("a secondary", Host::B, |status| status.role == Role::Secondary)?;
+        let refused = scene.ask(Host::B, &["drill"])?;
+        ensure!(
+            !refused.success && refused.text.contains("not protected by this secondary"),
+            "{}",
+            refused.text
+        );
+        scene.run(Host::A)?;
+        scene.await_service(Host::A)?;
+        scene.await_protected(Host::A)?;
+        let refused = scene.ask(Host::A, &["drill"])?;
+        ensure!(refused.text.contains("the secondary's"), "{}", refused.text);
+        let refused = scene.ask(Host::B, &["drill", "--seconds", "31"])?;
+        ensure!(!refused.success, "{}", refused.text);
+        let passed = |status: &Status| status.drill.as_ref().is_some_and(|drill| drill.passed);
+        scene.await_status("a drill that came by itself", Host::B, passed)?;
+        Ok(())
+    });
+}
+
+#[cfg(feature = "faults")]
+#[test]
+fn a_state_that_was_destroyed_is_found_and_the_pair_is_not_ready() {
+    play(&Plan::replicated("memory"), |scene| {
+        scene.run(Host::A)?;
+        let spoilt = [("KEMARI_FAULTS", "SpoilMemoryMib=64")];
+        scene.start(Host::B, &["secondary"], "scene.toml", &spoilt)?;
+        scene.await_service(Host::A)?;
+        scene.await_protected(Host::A)?;
+        let (success, text, drill) = drill(scene, "3")?;
+        ensure!(
+            !success && !drill.passed && !drill.inconclusive,
+            "it passed: {text}"
+        );
+        ensure!(!drill.reasons.is_empty() && text.contains("FAILED"), "{text}");
+        println!("{text}");
+        let says_so = |status: &Status| {
+            let readiness = status.readiness.as_ref();
+            readiness.is_some_and(|readiness| {
+                !readiness.ready
+                    && readiness
+                        .reasons
+                        .iter()
+                        .any(|reason| reason.contains("the last drill failed"))
+            })
+        };
+        for host in Host::BOTH {
+            scene.await_status("a pair that is not ready", host, says_so)?;
+        }
+        Ok(())
+    });
+}
