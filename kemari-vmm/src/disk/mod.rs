@@ -14,7 +14,9 @@ mod overlay;
 mod qcow2;
 mod raw;
 mod server;
+mod sticky;
 mod store;
+mod unflushed;
 
 pub use error::DiskError;
 pub use operation::{DiskJob, GuestBuffers, Operation};
@@ -32,6 +34,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::virtio::block::SECTOR_BYTES;
 use qcow2::Qcow2Image;
 use raw::RawFile;
+use sticky::Sticky;
 
 /// How writes reach the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +113,7 @@ impl DiskConfig {
 /// An open image.
 pub struct Disk {
     path: PathBuf,
-    store: Arc<dyn Store>,
+    store: Arc<Sticky>,
     bytes: AtomicU64,
     io: Io,
     on_error: OnError,
@@ -173,7 +176,7 @@ impl Disk {
             .map_err(open_error)?;
         Ok(Self {
             path,
-            store,
+            store: Sticky::new(store),
             bytes: AtomicU64::new(bytes),
             io: config.io,
             on_error: config.on_error,
@@ -185,7 +188,7 @@ impl Disk {
         Ok(Self {
             path: "(a store)".into(),
             bytes: AtomicU64::new(store.bytes()?),
-            store,
+            store: Sticky::new(store),
             io: Io::Auto,
             on_error,
         })
@@ -235,7 +238,11 @@ impl Disk {
         &self.path
     }
 
-    /// Makes all that was written durable.
+    /// Makes all that was written durable. An image that a [`Server`] serves is flushed by [`Server::flush`]: of two flushes
+    /// of one file at a time only one is told that it failed.
+    ///
+    /// # Errors
+    /// From the first failure on always: what was written since the last good flush may be lost.
     pub fn flush(&self) -> io::Result<()> {
         self.store.flush()
     }
@@ -265,7 +272,7 @@ impl Disk {
         }
     }
 
-    fn store(&self) -> &Arc<dyn Store> {
+    fn store(&self) -> &Arc<Sticky> {
         &self.store
     }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::buffer::AlignedBuffer;
 use super::order::Access;
@@ -59,6 +60,9 @@ pub enum Operation {
     },
     /// Make all that was written durable.
     Flush,
+    /// The same, after a flush that has failed: these changes, all since the last good flush, are made again first. Only
+    /// while no other change is under way. None: they are not known any more, and it fails.
+    FlushAgain(Option<Vec<Arc<Operation>>>),
 }
 
 /// Buffers in the guest's memory, which lives at least as long.
@@ -79,6 +83,26 @@ impl Operation {
         }
     }
 
+    /// How many bytes of data it takes to make this change again.
+    pub(super) fn data_bytes(&self) -> usize {
+        match self {
+            Self::Write { data, .. } => data.len(),
+            Self::WriteFrom { source, .. } => source.segments.len() as usize,
+            _ => 0,
+        }
+    }
+
+    /// The same change, with data of its own: the guest's memory is the guest's again once it is told.
+    pub(super) fn into_kept(self) -> Option<Self> {
+        match self {
+            Self::WriteFrom { offset, source } => {
+                let data = source.segments.read(&source.memory).ok()?;
+                Some(Self::Write { offset, data })
+            }
+            other => Some(other),
+        }
+    }
+
     /// The bytes of the image that it touches, and how; none for a flush.
     pub(super) fn access(&self) -> Option<(Range<u64>, Access)> {
         let (offset, bytes, access) = match self {
@@ -87,7 +111,7 @@ impl Operation {
             Self::Write { offset, data } => (*offset, data.len() as u64, Access::Changes),
             Self::WriteFrom { offset, source } => (*offset, source.segments.len(), Access::Changes),
             Self::Zero { offset, bytes, .. } => (*offset, *bytes, Access::Changes),
-            Self::Flush => return None,
+            Self::Flush | Self::FlushAgain(_) => return None,
         };
         Some((offset..offset + bytes, access))
     }
@@ -115,6 +139,16 @@ impl Operation {
             }
             Self::Zero { offset, bytes, unmap } => store.zero(*offset, *bytes, *unmap)?,
             Self::Flush => store.flush()?,
+            Self::FlushAgain(None) => return Err(io::Error::other(
+                "a flush has failed, and more was written since the last good one than can be written again: what the \
+                 guest was told to be written may be lost",
+            )),
+            Self::FlushAgain(Some(changes)) => {
+                for change in changes {
+                    change.carry_out(store)?;
+                }
+                store.flush_rewritten()?;
+            }
         }
         Ok(Vec::new())
     }

@@ -1,17 +1,25 @@
 //! A disk at work: the order of its jobs, what happens when one fails, and the engine under them.
+//!
+//! Flushes go one at a time, each for all that wait for one: of two at a time only one would be told that it failed.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io;
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use super::engine::{Ended, Ends, Engine, Threads, Uring};
 use super::error::DiskError;
 use super::operation::{DiskJob, Operation};
 use super::order::Order;
+use super::store::Store;
+use super::unflushed::Unflushed;
 use super::{Disk, Io, OnError};
 use crate::virtio::Completions;
 
 /// Most jobs of a disk that are under way at a time; more wait.
 const IN_FLIGHT_MAX: usize = 256;
+/// Names the flush under way, which is that of several jobs.
+const FLUSH: u64 = u64::MAX - 1;
 
 /// Something that a disk cannot do. The request stays unfinished until [`Server::retry`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +50,15 @@ struct State {
     /// Jobs that may begin.
     ready: VecDeque<DiskJob>,
     in_flight: usize,
+    /// Who waits for a flush that has not begun, and for the one under way.
+    flushes: Vec<Flush>,
+    flushing: Vec<Flush>,
+    /// What is written again before the next flush, if the last one has failed.
+    unflushed: Unflushed,
+    /// All of that is under way, and nothing else may be.
+    writes_again: bool,
+    /// A flush has failed, and what it was for cannot be written again.
+    is_lost: bool,
     /// Jobs that failed, and wait for the operator. They keep their place in the order.
     failed: BTreeMap<u64, DiskJob>,
     /// Writes that are done, and are finished when the flush of the same number is.
@@ -52,6 +69,16 @@ struct State {
     always_reports: bool,
     /// Jobs come in a batch; the engine begins at its end.
     batch: bool,
+}
+
+/// The end of a job, by its number.
+type Outcome = (u64, io::Result<Vec<u8>>);
+
+/// Who wants a flush.
+enum Flush {
+    Job(DiskJob),
+    /// This process itself.
+    Own(Sender<io::Result<()>>),
 }
 
 impl Server {
@@ -141,28 +168,109 @@ impl Server {
         }
     }
 
+    /// Makes all that has ended durable, and waits for it.
+    ///
+    /// # Errors
+    /// What the guest was told to be written may be lost; the next flush writes it again first, if it is known still.
+    pub fn flush(&self) -> io::Result<()> {
+        let (sender, ended) = channel();
+        let mut state = self.lock();
+        state.flushes.push(Flush::Own(sender));
+        self.begin(&mut state);
+        self.engine().start();
+        drop(state);
+        ended
+            .recv()
+            .unwrap_or_else(|_| Err(io::Error::other("the disk is not served any more")))
+    }
+
     fn begin(&self, state: &mut State) {
-        while state.in_flight < IN_FLIGHT_MAX
+        while !self.must_wait(state)
             && let Some(job) = state.ready.pop_front()
         {
-            state.in_flight += 1;
-            self.engine().submit(job);
+            match job.operation {
+                Operation::Flush => state.flushes.push(Flush::Job(job)),
+                _ => self.begin_one(state, job),
+            }
+        }
+        if state.flushing.is_empty() && !state.flushes.is_empty() {
+            self.begin_flush(state);
         }
         if !state.batch {
             self.engine().start();
         }
     }
 
-    /// Tells what is finished for good, and only then lets begin what overlaps: a request that is on the device's list
-    /// is carried out again by a takeover, and must not undo a later one that is not on the list any more.
-    fn finish(&self, ended: Vec<Ended>) {
-        if ended.is_empty() {
+    /// Whether nothing may begin at present.
+    fn must_wait(&self, state: &State) -> bool {
+        let is_to_be_rewritten = !state.flushes.is_empty() && self.disk.store().has_failed();
+        state.in_flight >= IN_FLIGHT_MAX || state.writes_again || is_to_be_rewritten
+    }
+
+    fn begin_one(&self, state: &mut State, job: DiskJob) {
+        state.in_flight += 1;
+        self.engine().submit(job);
+    }
+
+    /// One flush for all that wait for one.
+    fn begin_flush(&self, state: &mut State) {
+        let has_failed = self.disk.store().has_failed();
+        if has_failed && state.in_flight > 0 {
+            // It begins when the last of them has ended.
             return;
         }
-        let ids: Vec<u64> = ended.iter().map(|ended| ended.job.id).collect();
+        state.flushing = std::mem::take(&mut state.flushes);
+        state.unflushed.flush_begins();
+        state.writes_again = has_failed;
+        let operation = match has_failed {
+            true => Operation::FlushAgain(state.unflushed.changes()),
+            false => Operation::Flush,
+        };
+        self.begin_one(state, DiskJob { id: FLUSH, operation });
+    }
+
+    /// The flush has ended, for all who waited for it. Returns the jobs among them.
+    fn flush_ended(&self, state: &mut State, result: &io::Result<Vec<u8>>) -> Vec<Ended> {
+        state.writes_again = false;
+        // Somebody else may have been told of what this one was not.
+        let failure = match result {
+            Err(error) => Some((error.kind(), error.to_string())),
+            Ok(_) if self.disk.store().has_failed() => {
+                Some((io::ErrorKind::Other, "another flush has failed".to_owned()))
+            }
+            Ok(_) => None,
+        };
+        match &failure {
+            None => state.unflushed.flushed(),
+            Some(_) => self.disk.store().note_failed(),
+        }
+        let result = || match &failure {
+            None => Ok(()),
+            Some((kind, reason)) => Err(io::Error::new(*kind, reason.clone())),
+        };
+        let mut ended = Vec::new();
+        for flush in std::mem::take(&mut state.flushing) {
+            match flush {
+                Flush::Job(job) => ended.push(Ended {
+                    job,
+                    result: result().map(|()| Vec::new()),
+                }),
+                // Whoever asked may have gone.
+                Flush::Own(sender) => drop(sender.send(result())),
+            }
+        }
+        ended
+    }
+
+    /// Tells what is finished for good, and only then lets begin what overlaps: a request that is on the device's list
+    /// is carried out again by a takeover, and must not undo a later one that is not on the list any more.
+    fn finish(&self, finished: Vec<Outcome>) {
+        if finished.is_empty() {
+            return;
+        }
+        let ids: Vec<u64> = finished.iter().map(|(id, _)| *id).collect();
         if let Some(completions) = self.completions.upgrade() {
-            let results = ended.into_iter().map(|ended| (ended.job.id, ended.result));
-            completions.complete_all(results.collect());
+            completions.complete_all(finished);
         }
         let mut state = self.lock();
         for id in ids {
@@ -175,12 +283,13 @@ impl Server {
     }
 
     /// What becomes of a job that the engine is done with. None: it is not finished yet.
-    fn settle(&self, state: &mut State, ended: Ended) -> Option<Ended> {
+    fn settle(&self, state: &mut State, ended: Ended) -> Option<Outcome> {
         let Ended { job, result } = ended;
         let (job, was_flushed) = match state.made_durable.remove(&job.id) {
             Some(change) => (change, true),
             None => (job, false),
         };
+        let is_flush = was_flushed || matches!(job.operation, Operation::Flush);
         match result {
             Ok(_) if state.write_through && !was_flushed && job.operation.changes().is_some() => {
                 let id = job.id;
@@ -191,16 +300,32 @@ impl Server {
                 });
                 None
             }
-            Err(error) if self.disk.on_error() != OnError::Report && !state.always_reports => {
+            Err(error) if self.is_to_wait(state, is_flush) => {
+                let is_lost = is_flush && state.unflushed.changes().is_none();
+                state.is_lost |= is_lost;
                 (self.trouble)(Trouble {
                     reason: format!("{}: {error}", self.disk.path().display()),
-                    fail_over: self.disk.on_error() == OnError::Failover,
+                    fail_over: is_lost || self.disk.on_error() == OnError::Failover,
                 });
                 state.failed.insert(job.id, job);
                 None
             }
-            result => Some(Ended { job, result }),
+            result => {
+                let id = job.id;
+                if result.is_ok() && !was_flushed && job.operation.changes().is_some() {
+                    let bytes = job.operation.data_bytes();
+                    state.unflushed.note(bytes, || job.operation.into_kept());
+                }
+                Some((id, result))
+            }
         }
+    }
+
+    /// Whether what has failed waits for the operator, or for another host to go on, instead of being told to the guest.
+    /// What can never be made good waits only once: the operator's next word is that the guest is to be told.
+    fn is_to_wait(&self, state: &State, is_flush: bool) -> bool {
+        let may_wait = self.disk.on_error() != OnError::Report && !state.always_reports;
+        may_wait && !(is_flush && state.is_lost)
     }
 }
 
@@ -209,10 +334,16 @@ impl Ends for Server {
         let finished = {
             let mut state = self.lock();
             state.in_flight -= jobs.len();
-            let finished = jobs
-                .into_iter()
-                .filter_map(|ended| self.settle(&mut state, ended))
-                .collect();
+            let mut finished = Vec::new();
+            for ended in jobs {
+                match ended.job.id {
+                    FLUSH => {
+                        let waited = self.flush_ended(&mut state, &ended.result);
+                        finished.extend(waited.into_iter().filter_map(|ended| self.settle(&mut state, ended)));
+                    }
+                    _ => finished.extend(self.settle(&mut state, ended)),
+                }
+            }
             self.begin(&mut state);
             finished
         };
@@ -222,11 +353,11 @@ impl Ends for Server {
 
 fn engine(disk: &Disk, server: Weak<Server>) -> Result<Box<dyn Engine>, DiskError> {
     let ends: Weak<dyn Ends> = server;
-    let store = disk.store();
+    let store: Arc<dyn Store> = disk.store().clone();
     if disk.io() != Io::Threads
         && let Some(raw) = store.raw()
     {
-        match Uring::start(store, raw, &ends) {
+        match Uring::start(&store, raw, &ends) {
             Ok(ring) => return Ok(Box::new(ring)),
             Err(error) if disk.io() == Io::Uring => return Err(DiskError::Uring(error)),
             Err(error) => tracing::info!(
@@ -235,7 +366,7 @@ fn engine(disk: &Disk, server: Weak<Server>) -> Result<Box<dyn Engine>, DiskErro
             ),
         }
     }
-    let threads = Threads::start(store, &ends).map_err(|source| DiskError::Open {
+    let threads = Threads::start(&store, &ends).map_err(|source| DiskError::Open {
         path: disk.path().to_owned(),
         source,
     })?;

@@ -19,6 +19,10 @@ pub trait Store: Send + Sync {
     fn zero(&self, offset: u64, bytes: u64, unmap: bool) -> io::Result<()>;
     /// Makes all that was written before durable: it survives the host's loss of power.
     fn flush(&self) -> io::Result<()>;
+    /// The same, after all that a failed flush may have lost was written again.
+    fn flush_rewritten(&self) -> io::Result<()> {
+        self.flush()
+    }
     /// How many bytes there are, now.
     fn bytes(&self) -> io::Result<u64>;
     /// Makes it so many bytes long, more than it has; what is new reads as zeros. Durable when it returns.

@@ -109,7 +109,7 @@ impl Uring {
                 Some((buffer, vec![part]))
             }
             Operation::Flush => Some((None, Vec::new())),
-            Operation::Read { .. } | Operation::Zero { .. } => None,
+            Operation::Read { .. } | Operation::Zero { .. } | Operation::FlushAgain(_) => None,
         };
         match parts {
             Some((buffer, iovecs)) if iovecs.len() <= libc::UIO_MAXIOV as usize => Ok(Flight {
@@ -252,7 +252,7 @@ impl Ring {
             | Operation::Zero { offset, .. } => {
                 opcode::Writev::new(file, parts, count).offset(*offset).build()
             }
-            Operation::Flush => opcode::Fsync::new(file)
+            Operation::Flush | Operation::FlushAgain(_) => opcode::Fsync::new(file)
                 .flags(types::FsyncFlags::DATASYNC)
                 .build(),
         }

@@ -499,7 +499,7 @@ impl Backend for Block {
         let flushed = self
             .server
             .as_ref()
-            .map_or(Ok(()), |server| server.disk().flush());
+            .map_or(Ok(()), |server| server.flush());
         self.may_lack = flushed.is_err();
         if let Err(error) = flushed {
             tracing::error!(

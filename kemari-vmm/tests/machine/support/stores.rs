@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 use kemari_vmm::disk::Store;
@@ -13,6 +14,8 @@ use super::random::Random;
 pub struct Forgetful {
     state: Mutex<Contents>,
     flush_works: bool,
+    /// So many flushes are going to fail.
+    failing: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -20,6 +23,8 @@ struct Contents {
     durable: Vec<u8>,
     /// Sectors that were written since the last flush, each with all its versions: any of them may be on the disk.
     cached: BTreeMap<usize, Vec<Vec<u8>>>,
+    /// Sectors that a failed flush has left: they read as they were written, and nothing will ever write them to the disk.
+    clean: BTreeMap<usize, Vec<u8>>,
 }
 
 impl Forgetful {
@@ -28,10 +33,16 @@ impl Forgetful {
         Arc::new(Self {
             state: Mutex::new(Contents {
                 durable: vec![0; bytes],
-                cached: BTreeMap::new(),
+                ..Contents::default()
             }),
             flush_works,
+            failing: AtomicUsize::new(0),
         })
+    }
+
+    /// The next flushes fail as Linux lets them: what they were for is marked clean, and never reaches the disk.
+    pub fn fail_flushes(&self, count: usize) {
+        self.failing.store(count, Ordering::SeqCst);
     }
 
     /// What the disk has after a loss of power: of each sector the durable version, or one that was written since. A
@@ -55,7 +66,8 @@ impl Store for Forgetful {
         for (number, part) in buffer.chunks_mut(SECTOR_BYTES).enumerate() {
             let sector = offset as usize / SECTOR_BYTES + number;
             let durable = &state.durable[sector * SECTOR_BYTES..][..SECTOR_BYTES];
-            let newest = state.cached.get(&sector).and_then(|versions| versions.last());
+            let written = state.cached.get(&sector).and_then(|versions| versions.last());
+            let newest = written.or(state.clean.get(&sector));
             part.copy_from_slice(newest.map_or(durable, |version| &version[..]));
         }
         Ok(())
@@ -76,6 +88,17 @@ impl Store for Forgetful {
 
     fn flush(&self) -> io::Result<()> {
         let mut state = self.state.lock().unwrap();
+        let fails = |left: usize| left.checked_sub(1);
+        if self
+            .failing
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, fails)
+            .is_ok()
+        {
+            for (sector, mut versions) in std::mem::take(&mut state.cached) {
+                state.clean.extend(versions.pop().map(|newest| (sector, newest)));
+            }
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
         if self.flush_works {
             for (sector, versions) in std::mem::take(&mut state.cached) {
                 if let Some(newest) = versions.last() {
@@ -108,6 +131,7 @@ struct Gate {
     /// Operations on these sectors fail so.
     failing: BTreeMap<u64, i32>,
     flushes_fail: bool,
+    flushes_closed: bool,
 }
 
 impl Gated {
@@ -143,6 +167,12 @@ impl Gated {
     /// Lets flushes fail, or not any more.
     pub fn fail_flushes(&self, fail: bool) {
         self.gate.lock().unwrap().flushes_fail = fail;
+    }
+
+    /// Lets flushes wait, or not any more.
+    pub fn set_flushes_closed(&self, closed: bool) {
+        self.gate.lock().unwrap().flushes_closed = closed;
+        self.changed.notify_all();
     }
 
     /// What has begun so far.
@@ -192,6 +222,7 @@ impl Store for Gated {
     fn flush(&self) -> io::Result<()> {
         let mut gate = self.gate.lock().unwrap();
         gate.begun.push("flush".into());
+        let gate = self.changed.wait_while(gate, |gate| gate.flushes_closed).unwrap();
         match gate.flushes_fail {
             true => Err(io::Error::from_raw_os_error(libc::EIO)),
             false => Ok(()),

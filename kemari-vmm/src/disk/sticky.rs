@@ -1,0 +1,84 @@
+//! A flush that failed is not forgotten.
+//!
+//! Linux tells a failed write-back once for each open file, and marks the pages clean: from then on the page cache of that
+//! file proves nothing, and the next flush succeeds without what was lost (Documentation/filesystems/vfs.rst, "Handling
+//! errors during writeback"). So after a flush that failed each later one fails, too, until all that has changed since
+//! the last good flush was written again.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::raw::RawFile;
+use super::store::Store;
+
+/// An image whose flushes tell the truth.
+pub struct Sticky {
+    store: Arc<dyn Store>,
+    failed: AtomicBool,
+}
+
+impl Sticky {
+    /// An image that was just opened: no flush of it has failed.
+    pub fn new(store: Arc<dyn Store>) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            failed: AtomicBool::new(false),
+        })
+    }
+
+    /// A flush of it has failed, and what was lost with it was not written again.
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::SeqCst)
+    }
+
+    /// A flush that somebody else has made of the file has failed.
+    pub fn note_failed(&self) {
+        self.failed.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Store for Sticky {
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.store.read(offset, buffer)
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.store.write(offset, data)
+    }
+
+    fn zero(&self, offset: u64, bytes: u64, unmap: bool) -> io::Result<()> {
+        self.store.zero(offset, bytes, unmap)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        if self.has_failed() {
+            return Err(io::Error::other(
+                "an earlier flush has failed, and what it was for may be lost",
+            ));
+        }
+        self.store.flush().inspect_err(|_| self.note_failed())
+    }
+
+    fn flush_rewritten(&self) -> io::Result<()> {
+        self.store.flush()?;
+        self.failed.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn bytes(&self) -> io::Result<u64> {
+        self.store.bytes()
+    }
+
+    fn enlarge(&self, bytes: u64) -> io::Result<()> {
+        self.store.enlarge(bytes)
+    }
+
+    fn block_bytes(&self) -> u32 {
+        self.store.block_bytes()
+    }
+
+    fn raw(&self) -> Option<&RawFile> {
+        self.store.raw()
+    }
+}
