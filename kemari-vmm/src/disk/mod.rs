@@ -247,6 +247,16 @@ impl Disk {
         self.store.flush()
     }
 
+    /// Makes what the host's page cache holds of it durable, and lets the host forget it: what is read next comes from the
+    /// disk itself. After a write-back that has failed, in this process or an earlier one, only that proves anything.
+    ///
+    /// # Errors
+    /// If it cannot be made durable: then nobody knows what is on the disk.
+    pub fn forget_cached(&self) -> io::Result<()> {
+        self.flush()?;
+        self.store.raw().map_or(Ok(()), RawFile::forget_cached)
+    }
+
     /// Carries out one operation; returns the bytes of a [`Operation::Read`] (none for others).
     pub fn carry_out(&self, operation: &Operation) -> io::Result<Vec<u8>> {
         operation.carry_out(&*self.store)
@@ -324,6 +334,46 @@ mod tests {
             disk.carry_out(&Operation::Flush).unwrap();
             assert_eq!(disk.carry_out(&read).unwrap(), data);
         }
+    }
+
+    /// Pages of a file that the page cache holds.
+    fn cached_pages(file: &std::fs::File, bytes: usize) -> usize {
+        use std::os::fd::AsRawFd;
+        let mut pages = vec![0u8; bytes.div_ceil(4096)];
+        // SAFETY: a fresh mapping of the file, which the kernel looks at and nobody reads, and one byte for each page.
+        unsafe {
+            let map = libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            );
+            assert_ne!(map, libc::MAP_FAILED);
+            assert_eq!(libc::mincore(map, bytes, pages.as_mut_ptr()), 0);
+            libc::munmap(map, bytes);
+        }
+        pages.iter().filter(|page| **page & 1 != 0).count()
+    }
+
+    #[test]
+    fn what_is_forgotten_is_read_from_the_disk() {
+        let mut file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let data = vec![7; 1 << 20];
+        file.write_all(&data).unwrap();
+        assert!(cached_pages(file.as_file(), data.len()) > 0);
+        let disk = Disk::open(&config(file.path(), Cache::Writeback)).unwrap();
+        disk.forget_cached().unwrap();
+        assert_eq!(cached_pages(file.as_file(), data.len()), 0);
+        assert_eq!(
+            disk.carry_out(&Operation::Read {
+                offset: 4096,
+                bytes: 512
+            })
+            .unwrap(),
+            [7; 512]
+        );
     }
 
     #[test]

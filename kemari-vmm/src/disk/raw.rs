@@ -87,6 +87,15 @@ impl RawFile {
         })
     }
 
+    /// Lets the page cache forget what it holds of the file and has written.
+    pub fn forget_cached(&self) -> io::Result<()> {
+        // SAFETY: no memory is passed.
+        match unsafe { libc::posix_fadvise(self.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) } {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+
     fn is_aligned(&self, address: usize, length: usize) -> bool {
         self.direct.is_none_or(|direct| {
             address.is_multiple_of(direct.memory) && length.is_multiple_of(direct.offset)
@@ -131,14 +140,12 @@ impl Store for RawFile {
         if bytes == 0 {
             return Ok(());
         }
-        let modes = match unmap {
-            true => [libc::FALLOC_FL_PUNCH_HOLE, libc::FALLOC_FL_ZERO_RANGE],
-            false => [libc::FALLOC_FL_ZERO_RANGE, libc::FALLOC_FL_ZERO_RANGE],
-        };
-        for mode in modes {
-            match self.fallocate(mode, offset, bytes) {
-                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
-                result => return result,
+        let modes = [libc::FALLOC_FL_PUNCH_HOLE, libc::FALLOC_FL_ZERO_RANGE];
+        for mode in &modes[usize::from(!unmap)..] {
+            // Whatever the reason is not to do it: not every file system and disk says EOPNOTSUPP, and some do no range that
+            // is not made of their own blocks. What is wrong with the disk itself is wrong with the writes, too.
+            if self.fallocate(*mode, offset, bytes).is_ok() {
+                return Ok(());
             }
         }
         write_zeros(self, offset, bytes)

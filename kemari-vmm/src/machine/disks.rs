@@ -85,6 +85,11 @@ impl Machine {
         Ok(find(&self.parts.disks, id)?.with_backend(|block| block.image()))
     }
 
+    /// What serves a disk, once its image is attached.
+    pub fn disk_server(&self, id: &str) -> Result<Option<Arc<Server>>, MachineError> {
+        Ok(find(&self.parts.disks, id)?.with_backend(|block| block.server().cloned()))
+    }
+
     /// Waits until every released request of the disks is finished, and makes it durable. The machine must be paused: a
     /// running guest could go on making more of them.
     pub fn drain_disks(&self) {

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kemari_sync::wire::{BlockFrame, CHUNK_BYTES, FrameKind, encode_blocks};
-use kemari_vmm::disk::Disk;
+use kemari_vmm::disk::{Disk, Server};
 
 use super::record::EXTENT_BYTES;
 use super::tracker::Tracker;
@@ -43,8 +43,14 @@ pub struct CopyProgress {
 pub struct CopiedDisk {
     /// Its watch.
     pub tracker: Arc<Tracker>,
-    /// Its image, to read from.
-    pub disk: Arc<Disk>,
+    /// What serves its image: to read from, and to flush.
+    pub server: Arc<Server>,
+}
+
+impl CopiedDisk {
+    fn image(&self) -> &Arc<Disk> {
+        self.server.disk()
+    }
 }
 
 /// A copy under way.
@@ -168,9 +174,10 @@ impl Copier {
     /// then.
     pub fn take_rest(self) -> io::Result<Vec<Vec<u8>>> {
         let mut frames = Vec::new();
-        for (index, CopiedDisk { tracker, disk }) in self.disks.iter().enumerate() {
-            for chunk in tracker.take_changed(usize::MAX) {
-                frames.push(blocks_frame(index as u16, chunk, &read_chunk(disk, chunk)?));
+        for (index, disk) in self.disks.iter().enumerate() {
+            for chunk in disk.tracker.take_changed(usize::MAX) {
+                let data = read_chunk(disk.image(), chunk)?;
+                frames.push(blocks_frame(index as u16, chunk, &data));
             }
         }
         Ok(frames)
@@ -207,7 +214,7 @@ impl From<Over> for Stop {
 
 impl From<io::Error> for Stop {
     fn from(error: io::Error) -> Self {
-        Self::Failed(format!("an image cannot be read: {error}"))
+        Self::Failed(format!("an image cannot be read or flushed: {error}"))
     }
 }
 
@@ -235,6 +242,11 @@ impl Worker {
     }
 
     fn copy(&mut self) -> Result<(), Stop> {
+        // No mark goes before the image here has durably what the other one is given.
+        for disk in &self.disks {
+            disk.server.flush()?;
+            disk.tracker.note_flushed();
+        }
         let mut todo: VecDeque<(u16, u64)> = VecDeque::new();
         for (index, disk) in self.disks.iter().enumerate() {
             todo.extend(
@@ -284,7 +296,7 @@ impl Worker {
     }
 
     fn send_sums(&mut self, disk: u16, extent: u64) -> Result<(), Stop> {
-        let image = self.disks[usize::from(disk)].disk.clone();
+        let image = self.disks[usize::from(disk)].image().clone();
         let first = extent * EXTENT_CHUNKS;
         let chunks = image
             .bytes()
@@ -333,7 +345,7 @@ impl Worker {
         let Some(copied) = self.disks.get(usize::from(disk)) else {
             return Err(Stop::Failed(format!("the secondary wants blocks of disk {disk}")));
         };
-        let image = copied.disk.clone();
+        let image = copied.image().clone();
         for index in 0..(bits.len() as u64 * 8).min(EXTENT_CHUNKS) {
             let chunk = first.saturating_add(index);
             if bits[(index / 8) as usize] & 1 << (index % 8) != 0
@@ -359,9 +371,9 @@ impl Worker {
     fn send_changed(&mut self) -> Result<(), Stop> {
         for _ in 0..ROUNDS_MAX {
             for index in 0..self.disks.len() {
-                let CopiedDisk { tracker, disk } = self.disks[index].clone();
-                for chunk in tracker.take_changed(usize::MAX) {
-                    self.send_chunk(index as u16, &disk, chunk)?;
+                let disk = self.disks[index].clone();
+                for chunk in disk.tracker.take_changed(usize::MAX) {
+                    self.send_chunk(index as u16, disk.image(), chunk)?;
                 }
             }
             if self.left() <= LEFT_CHUNKS {

@@ -76,7 +76,13 @@ impl Image {
     ) -> anyhow::Result<Self> {
         let path = disk.path.clone();
         // Opened for a moment only: this also says whether it is in use.
-        let bytes = Disk::open(&image_of(disk, false))?.bytes();
+        let image = Disk::open(&image_of(disk, false))?;
+        // What is compared with the other host's image, or booted from, is what is on the disk.
+        image.forget_cached().with_context(|| {
+            format!("the image {} cannot be made durable: repair the disk under it", path.display())
+        })?;
+        let bytes = image.bytes();
+        drop(image);
         let is_device = std::fs::metadata(&path)
             .with_context(|| format!("cannot look at the disk image {}", path.display()))?
             .file_type()

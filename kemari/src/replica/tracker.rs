@@ -31,6 +31,8 @@ struct Tracked {
     changed: Option<BTreeSet<u64>>,
     /// Extents that were written, or may have been, since the copy began, or since its last block was read.
     touched: Map,
+    /// Whether all extents that are not touched are durable here: marks go only then.
+    is_rest_durable: bool,
     /// Changes under way, by the extents that they touch.
     in_flight: BTreeMap<u64, u32>,
     /// The last change of each extent since this side rules, and when it ended.
@@ -105,6 +107,7 @@ impl Tracker {
                 marked,
                 changed: None,
                 touched: Map::new(image_bytes),
+                is_rest_durable: false,
                 in_flight: BTreeMap::new(),
                 last: BTreeMap::new(),
                 doubtful: BTreeMap::new(),
@@ -132,10 +135,17 @@ impl Tracker {
         state.marked = self.image.map();
         state.changed = Some(BTreeSet::new());
         state.touched = Map::new(self.image.bytes());
+        // What was written before may lie in the page cache still.
+        state.is_rest_durable = false;
         let in_flight: Vec<u64> = state.in_flight.keys().copied().collect();
         in_flight.iter().for_each(|extent| {
             state.touched.set(*extent);
         });
+    }
+
+    /// The image was flushed since the copy began.
+    pub fn note_flushed(&self) {
+        self.lock().is_rest_durable = true;
     }
 
     /// The copy is over, done or given up.
@@ -156,14 +166,21 @@ impl Tracker {
         taken
     }
 
-    /// The last block of the copy was read, and nothing is under way: what is touched from here on is not in it.
+    /// The last block of the copy was read, nothing is under way, and all that was written is durable here: what is
+    /// touched from here on is not in it.
     pub fn note_copied(&self) {
-        self.lock().touched = Map::new(self.image.bytes());
+        let mut state = self.lock();
+        state.touched = Map::new(self.image.bytes());
+        state.is_rest_durable = true;
     }
 
-    /// These extents were copied, and are durable on both images: their marks go, unless they were written meanwhile.
+    /// These extents were copied, and are durable on the other image: their marks go if they are durable here, too, and
+    /// were not written meanwhile.
     pub fn clear_copied(&self, extents: &[u64]) {
         let mut state = self.lock();
+        if !state.is_rest_durable {
+            return;
+        }
         let untouched = extents
             .iter()
             .copied()
@@ -190,12 +207,14 @@ impl Tracker {
     /// The other host follows from here on: it has durably what was copied, and outputs are applied there, too.
     pub fn begin_pair(&self) {
         let mut state = self.lock();
-        let copied = state
-            .marked
-            .iter()
-            .filter(|extent| !state.touched.has(*extent))
-            .collect();
-        self.clear(&mut state, copied);
+        if state.is_rest_durable {
+            let copied = state
+                .marked
+                .iter()
+                .filter(|extent| !state.touched.has(*extent))
+                .collect();
+            self.clear(&mut state, copied);
+        }
         state.doubtful.clear();
         // What the other host has flushed since the first sync may be what a flush here waits for.
         (state.is_paired, state.durable) = (true, None);

@@ -59,6 +59,9 @@ fn what_was_written_while_it_was_copied_keeps_its_mark() {
     write(&tracker, 9, 1);
     assert_eq!(tracker.take_changed(9), [EXTENT_BYTES / CHUNK_BYTES]);
     tracker.clear_copied(&[0, 1, 2]);
+    assert_eq!(marks(&tracker), [0, 1, 2, 3], "it may not be durable here");
+    tracker.note_flushed();
+    tracker.clear_copied(&[0, 1, 2]);
     assert_eq!(marks(&tracker), [0, 1, 3]);
     tracker.changed(10, &extent(0), true);
     assert_eq!(tracker.take_changed(9), [0]);
@@ -74,6 +77,17 @@ fn a_pair_begins_with_the_marks_of_what_was_written_since_the_last_block() {
     write(&tracker, 10, 2);
     tracker.begin_pair();
     assert_eq!(marks(&tracker), [2]);
+}
+
+/// The page cache here may lack durably what the other host has.
+#[test]
+fn marks_stay_at_the_beginning_of_a_pair_if_the_image_was_not_flushed() {
+    let (_scratch, tracker) = tracker(false);
+    write(&tracker, 0, 3);
+    tracker.note_copied();
+    tracker.begin_copy();
+    tracker.begin_pair();
+    assert_eq!(marks(&tracker), [3]);
 }
 
 /// A flush that begins when everything up to `ended` has ended; counts when the guest is told.

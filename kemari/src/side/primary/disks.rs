@@ -181,12 +181,12 @@ impl PrimarySide {
         let mut disks = Vec::new();
         for tracker in &self.disks.trackers {
             let id = tracker.image().disk();
-            let Some(disk) = self.machine.disk_image(id)? else {
+            let Some(server) = self.machine.disk_server(id)? else {
                 anyhow::bail!("disk {id} has no image");
             };
             disks.push(CopiedDisk {
                 tracker: tracker.clone(),
-                disk,
+                server,
             });
         }
         let mailbox = self.mailbox.clone();
@@ -279,6 +279,7 @@ impl PrimarySide {
             Some(copier) => {
                 self.disks.progress = copier.progress();
                 let rest = copier.take_rest()?;
+                self.check_flushed()?;
                 self.disks
                     .trackers
                     .iter()
@@ -316,6 +317,18 @@ impl PrimarySide {
                 false
             }
         }
+    }
+
+    /// What the disks were drained of for the first capture of a pair is durable here, or no mark may go.
+    fn check_flushed(&self) -> anyhow::Result<()> {
+        for image in self.disks.images() {
+            anyhow::ensure!(
+                !self.machine.disk_may_lack(image.disk())?,
+                "the disk {} could not be flushed before the first sync",
+                image.disk()
+            );
+        }
+        Ok(())
     }
 
     /// Before a term is asked for, the records say that it may begin: who loses its power when it has won, and before it
