@@ -406,3 +406,48 @@ fn a_block_device_is_a_disk_and_has_one_user() {
         Disk::open(&config).expect("it is free again");
     }
 }
+
+/// QEMU's tools look at locks of their own, and so does Kemari: neither begins beside the other.
+#[test]
+fn qemu_and_kemari_do_not_use_one_image_at_the_same_time() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("disk.img");
+    fs::File::create(&path)
+        .and_then(|file| file.set_len(4 << 20))
+        .expect("an image");
+    let raw = DiskConfig::new(&path);
+    let reader = DiskConfig {
+        read_only: true,
+        ..raw.clone()
+    };
+    for cache in [Cache::Writeback, Cache::Direct] {
+        let disk = Disk::open(&DiskConfig { cache, ..raw.clone() }).expect("the image opens");
+        let resize = qemu_img(directory.path(), &["resize", "-f", "raw", "disk.img", "8M"]);
+        let refusal = resize.expect_err("it is in use");
+        assert!(refusal.contains("lock"), "{refusal}");
+        drop(disk);
+    }
+    let disk = Disk::open(&reader).expect("the image opens");
+    qemu_img(directory.path(), &["map", "-f", "raw", "disk.img"]).expect("two readers");
+    qemu_img(directory.path(), &["resize", "-f", "raw", "disk.img", "8M"]).expect_err("it is read");
+    drop(disk);
+
+    let socket = directory.path().join("nbd");
+    let mut nbd = Command::new("qemu-nbd")
+        .args(["--persistent", "--format=raw", "--socket"])
+        .args([&socket, &path])
+        .spawn()
+        .expect("qemu-nbd starts (Debian's package qemu-utils has it)");
+    while !socket.exists() {
+        assert!(nbd.try_wait().expect("it is a child").is_none(), "qemu-nbd ended");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    for config in [&raw, &reader] {
+        let refusal = Disk::open(config).err().expect("QEMU writes it").to_string();
+        let user = format!("qemu-nbd (process {})", nbd.id());
+        assert!(refusal.contains(&user), "{refusal}");
+    }
+    nbd.kill().expect("it is a child");
+    nbd.wait().expect("it is a child");
+    Disk::open(&raw).expect("the locks went with their owner");
+}

@@ -17,11 +17,14 @@ pub enum DiskError {
     },
     /// Somebody else has it.
     #[error(
-        "the disk image {path} is in use by another process, or mounted or part of a volume on this host; stop that one first"
+        "the disk image {path} is in use by {}; stop that one first",
+        user.as_deref().unwrap_or("another process, or mounted or part of a volume on this host")
     )]
     InUse {
         /// The image.
         path: PathBuf,
+        /// Another process that has it open, if one is found.
+        user: Option<String>,
     },
     /// Neither a file nor a block device.
     #[error("{path} is neither a file nor a block device, so it cannot be a disk")]

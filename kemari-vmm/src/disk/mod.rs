@@ -124,7 +124,10 @@ impl Disk {
     pub fn open(config: &DiskConfig) -> Result<Self, DiskError> {
         let path = config.path.clone();
         let open_error = |source: io::Error| match source.raw_os_error() {
-            Some(libc::EBUSY) => DiskError::InUse { path: path.clone() },
+            Some(libc::EBUSY) => DiskError::InUse {
+                path: path.clone(),
+                user: None,
+            },
             _ => DiskError::Open {
                 path: path.clone(),
                 source,

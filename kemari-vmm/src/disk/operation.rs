@@ -139,10 +139,12 @@ impl Operation {
             }
             Self::Zero { offset, bytes, unmap } => store.zero(*offset, *bytes, *unmap)?,
             Self::Flush => store.flush()?,
-            Self::FlushAgain(None) => return Err(io::Error::other(
-                "a flush has failed, and more was written since the last good one than can be written again: what the \
+            Self::FlushAgain(None) => {
+                return Err(io::Error::other(
+                    "a flush has failed, and more was written since the last good one than can be written again: what the \
                  guest was told to be written may be lost",
-            )),
+                ));
+            }
             Self::FlushAgain(Some(changes)) => {
                 for change in changes {
                     change.carry_out(store)?;

@@ -339,7 +339,11 @@ impl Ends for Server {
                 match ended.job.id {
                     FLUSH => {
                         let waited = self.flush_ended(&mut state, &ended.result);
-                        finished.extend(waited.into_iter().filter_map(|ended| self.settle(&mut state, ended)));
+                        finished.extend(
+                            waited
+                                .into_iter()
+                                .filter_map(|ended| self.settle(&mut state, ended)),
+                        );
                     }
                     _ => finished.extend(self.settle(&mut state, ended)),
                 }

@@ -75,7 +75,14 @@ impl Unflushed {
     /// All that is to be written again, in order; none if more has changed than is kept.
     pub fn changes(&self) -> Option<Vec<Arc<Operation>>> {
         let is_whole = !self.covered.is_cut && !self.later.is_cut;
-        is_whole.then(|| self.covered.kept.iter().chain(&self.later.kept).cloned().collect())
+        is_whole.then(|| {
+            self.covered
+                .kept
+                .iter()
+                .chain(&self.later.kept)
+                .cloned()
+                .collect()
+        })
     }
 }
 

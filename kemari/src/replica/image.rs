@@ -79,7 +79,10 @@ impl Image {
         let image = Disk::open(&image_of(disk, false))?;
         // What is compared with the other host's image, or booted from, is what is on the disk.
         image.forget_cached().with_context(|| {
-            format!("the image {} cannot be made durable: repair the disk under it", path.display())
+            format!(
+                "the image {} cannot be made durable: repair the disk under it",
+                path.display()
+            )
         })?;
         let bytes = image.bytes();
         drop(image);

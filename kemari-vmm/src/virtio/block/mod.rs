@@ -496,10 +496,7 @@ impl Backend for Block {
     }
 
     fn flush(&mut self) {
-        let flushed = self
-            .server
-            .as_ref()
-            .map_or(Ok(()), |server| server.flush());
+        let flushed = self.server.as_ref().map_or(Ok(()), |server| server.flush());
         self.may_lack = flushed.is_err();
         if let Err(error) = flushed {
             tracing::error!(

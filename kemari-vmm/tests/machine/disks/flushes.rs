@@ -82,7 +82,11 @@ fn the_flush_after_a_failed_one_writes_again_what_was_lost() {
     assert_eq!(scene.disk.do_one(FLUSH, 0, &[]), IOERR);
     // Newer than what is to be written again, and over it.
     assert_eq!(scene.disk.do_one(WRITE, 4, &[2; 512]), OK);
-    assert_eq!(scene.disk.do_one(FLUSH, 0, &[]), IOERR, "the second one fails too");
+    assert_eq!(
+        scene.disk.do_one(FLUSH, 0, &[]),
+        IOERR,
+        "the second one fails too"
+    );
     assert_eq!(scene.on_disk(4), 0);
     assert_eq!(scene.disk.do_one(FLUSH, 0, &[]), OK);
     assert_eq!(scene.on_disk(4), 2);
