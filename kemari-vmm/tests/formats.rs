@@ -451,3 +451,72 @@ fn qemu_and_kemari_do_not_use_one_image_at_the_same_time() {
     nbd.wait().expect("it is a child");
     Disk::open(&raw).expect("the locks went with their owner");
 }
+
+/// Images that QEMU makes and the library would take for plain ones, or not read at all.
+#[test]
+fn what_is_not_understood_is_refused_before_anything_is_written() {
+    let secret = ["--object", "secret,id=key,data=secret"];
+    let options = [
+        ("encrypt.format=luks,encrypt.key-secret=key", "encrypted"),
+        ("data_file=data.raw", "in another file"),
+        ("compression_type=zstd", "other than zlib"),
+        ("extended_l2=on", "extended L2"),
+    ];
+    for (option, reason) in options {
+        let create = ["create", "-q", "-f", "qcow2", "-o", option];
+        let args = [&create[..1], &secret, &create[1..], &["disk.qcow2", "8M"]].concat();
+        let (_directory, path) = made(&args);
+        let before = fs::read(&path).expect("it is there");
+        let error = Disk::open(&config(&path, Cache::Writeback))
+            .err()
+            .expect("it is refused");
+        let refusal = with_sources(&error);
+        assert!(
+            refusal.contains(reason) && refusal.contains("qemu-img convert"),
+            "{refusal}"
+        );
+        assert_eq!(fs::read(&path).expect("it is there"), before);
+    }
+}
+
+/// An error with its sources.
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text += &format!(": {error}");
+        source = error.source();
+    }
+    text
+}
+
+/// A cluster is made zeros as a whole, or in part: what is written beside it at the same time stays.
+#[test]
+fn writes_beside_discards_in_one_cluster_are_not_lost() {
+    const CLUSTERS: u64 = 1000;
+    const CLUSTER_SECTORS: u64 = 128;
+    let (directory, path) = made(&["create", "-q", "-f", "qcow2", "disk.qcow2", "64M"]);
+    let image = Image::open(&path, Cache::Writeback);
+    let turn = std::sync::Barrier::new(2);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for cluster in 0..CLUSTERS {
+                turn.wait();
+                // All but the last 4 KiB of it.
+                image.zero(cluster * CLUSTER_SECTORS, CLUSTER_SECTORS - 8, true);
+            }
+        });
+        scope.spawn(|| {
+            for cluster in 0..CLUSTERS {
+                turn.wait();
+                image.write((cluster + 1) * CLUSTER_SECTORS - 8, &[2; 4096]);
+            }
+        });
+    });
+    let is_lost = |cluster: &u64| image.read((cluster + 1) * CLUSTER_SECTORS - 8, 8) != [2; 4096];
+    let lost = (0..CLUSTERS).filter(is_lost).count();
+    assert_eq!(lost, 0, "of {CLUSTERS} writes");
+    image.flush();
+    drop(image);
+    qemu_img(directory.path(), &["check", "disk.qcow2"]).expect("QEMU finds nothing");
+}

@@ -5,11 +5,11 @@
 
 #[cfg(test)]
 mod growth_test;
+mod header;
 mod held;
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
@@ -18,15 +18,12 @@ use imago::format::gate::ImplicitOpenGate;
 use imago::qcow2::Qcow2;
 use imago::{FormatAccess, FormatDriverBuilder, Mapping, Storage, StorageOpenOptions};
 
-use super::buffer::{AlignedBuffer, DIRECT_ALIGNMENT};
 use super::error::DiskError;
 use super::store::{Store, write_zeros};
 use held::{Header, HeldFile};
 
 type Access = FormatAccess<HeldFile>;
 
-/// Bytes of a header of version 2, the shorter one.
-const HEADER_BYTES: usize = 72;
 /// Zeros that are written at a time.
 const ZEROS_BYTES: usize = 64 << 10;
 /// Longest chain of backing files.
@@ -39,7 +36,8 @@ pub struct Qcow2Image {
     direct: bool,
     read_only: bool,
     header: Header,
-    /// Nobody else uses it while it grows. None: it failed to, and could not be opened again.
+    /// Nobody else uses it while it grows, or while something in it is made zeros: the library does that cluster by cluster,
+    /// and takes a write to another part of one along. None: it failed to grow, and could not be opened again.
     image: RwLock<Option<Access>>,
 }
 
@@ -52,7 +50,7 @@ impl Qcow2Image {
             format: "qcow2",
             reason,
         };
-        check_file(&file).map_err(|error| wrong(error.to_string()))?;
+        header::check(&file).map_err(|error| wrong(error.to_string()))?;
         let opened = Self {
             path: path.to_owned(),
             file,
@@ -85,42 +83,20 @@ impl Qcow2Image {
     }
 
     fn with<T>(&self, act: impl FnOnce(&Access) -> io::Result<T>) -> io::Result<T> {
-        match &*self.image.read().unwrap_or_else(PoisonError::into_inner) {
-            Some(image) => act(image),
-            None => Err(io::Error::other(
-                "the image could not be opened again after it failed to grow",
-            )),
-        }
+        let image = self.image.read().unwrap_or_else(PoisonError::into_inner);
+        act(opened(&image)?)
+    }
+
+    /// The same, while nobody else uses it.
+    fn alone_with<T>(&self, act: impl FnOnce(&Access) -> io::Result<T>) -> io::Result<T> {
+        let image = self.image.write().unwrap_or_else(PoisonError::into_inner);
+        act(opened(&image)?)
     }
 }
 
-/// Checks that the first tables lie within the file: what lies beyond its end would be taken for zeros.
-fn check_file(file: &File) -> io::Result<()> {
-    let length = file.metadata()?.len();
-    let short = || io::Error::new(io::ErrorKind::UnexpectedEof, "the file ends before its tables do");
-    let mut header = AlignedBuffer::new(DIRECT_ALIGNMENT);
-    let read = file.read_at(&mut header, 0)?;
-    if read < HEADER_BYTES {
-        return Err(short());
-    }
-    let word = |at: usize| {
-        u64::from(u32::from_be_bytes(
-            header[at..at + 4].try_into().expect("four bytes"),
-        ))
-    };
-    let long = |at: usize| word(at) << 32 | word(at + 4);
-    let ends = [
-        // L1 table: its offset, and its entries of 8 bytes.
-        long(40).checked_add(word(36) * 8),
-        // Refcount table: its offset, and its clusters.
-        1u64.checked_shl(word(20) as u32)
-            .and_then(|cluster_bytes| word(56).checked_mul(cluster_bytes))
-            .and_then(|bytes| long(48).checked_add(bytes)),
-    ];
-    match ends.into_iter().all(|end| end.is_some_and(|end| end <= length)) {
-        true => Ok(()),
-        false => Err(short()),
-    }
+fn opened(image: &Option<Access>) -> io::Result<&Access> {
+    let gone = || io::Error::other("the image could not be opened again after it failed to grow");
+    image.as_ref().ok_or_else(gone)
 }
 
 /// Reads where every byte of the disk is, through all tables.
@@ -154,10 +130,14 @@ impl Store for Qcow2Image {
     }
 
     fn zero(&self, offset: u64, bytes: u64, _unmap: bool) -> io::Result<()> {
-        match self.with(|image| image.write_zeroes(offset, bytes)) {
+        let zeroed = self.alone_with(|image| {
+            image.write_zeroes(offset, bytes)?;
+            image.flush()
+        });
+        match zeroed {
             // Version 2 of the format knows no zeros.
             Err(error) if error.kind() == io::ErrorKind::Unsupported => write_zeros(self, offset, bytes),
-            result => result.and_then(|()| self.with(Access::flush)),
+            result => result,
         }
     }
 
