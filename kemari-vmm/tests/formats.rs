@@ -311,7 +311,7 @@ fn a_backing_file_elsewhere_is_refused() {
         &["rebase", "-u", "-b", "disk.qcow2", "-F", "qcow2", "disk.qcow2"],
     )
     .expect("a loop");
-    refused(&path, "more than 16 other files");
+    refused(&path, "its own backing file");
 }
 
 #[test]
@@ -450,6 +450,28 @@ fn qemu_and_kemari_do_not_use_one_image_at_the_same_time() {
     nbd.kill().expect("it is a child");
     nbd.wait().expect("it is a child");
     Disk::open(&raw).expect("the locks went with their owner");
+}
+
+/// Somebody who changes a base changes every image upon it.
+#[test]
+fn a_base_is_read_by_many_and_written_by_nobody() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let make = |args: &[&str]| qemu_img(directory.path(), args).expect("the image is made");
+    make(&["create", "-q", "-f", "raw", "base.img", "8M"]);
+    for name in ["disk.qcow2", "other.qcow2"] {
+        make(&["create", "-q", "-f", "qcow2", "-b", "base.img", "-F", "raw", name]);
+    }
+    let base = DiskConfig::new(directory.path().join("base.img"));
+    let upper =
+        ["disk.qcow2", "other.qcow2"].map(|name| config(&directory.path().join(name), Cache::Writeback));
+    let writer = Disk::open(&base).expect("nobody has it");
+    let refusal = with_sources(&Disk::open(&upper[0]).err().expect("its base is written"));
+    assert!(refusal.contains("base.img is in use"), "{refusal}");
+    drop(writer);
+    let readers = upper.map(|config| Disk::open(&config).expect("both read it"));
+    assert!(matches!(Disk::open(&base), Err(DiskError::InUse { .. })));
+    drop(readers);
+    Disk::open(&base).expect("nobody reads it any more");
 }
 
 /// Images that QEMU makes and the library would take for plain ones, or not read at all.

@@ -167,7 +167,7 @@ impl Disk {
                     source,
                 })?)
             }
-            Format::Qcow2 => Arc::new(Qcow2Image::open(&path, file, direct, config.read_only)?),
+            Format::Qcow2 => Arc::new(Qcow2Image::open(file, config)?),
         };
         let bytes = store.bytes().map_err(open_error)?;
         if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {

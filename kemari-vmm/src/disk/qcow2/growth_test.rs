@@ -14,7 +14,7 @@ const STEP_BYTES: u64 = 100 << 20;
 
 fn open(path: &Path) -> Qcow2Image {
     let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
-    Qcow2Image::open(path, file, false, false).unwrap()
+    Qcow2Image::open(file, &DiskConfig::new(path)).unwrap()
 }
 
 fn made() -> (TempDir, PathBuf) {

@@ -19,7 +19,9 @@ use imago::qcow2::Qcow2;
 use imago::{FormatAccess, FormatDriverBuilder, Mapping, Storage, StorageOpenOptions};
 
 use super::error::DiskError;
+use super::lock;
 use super::store::{Store, write_zeros};
+use super::{Cache, DiskConfig};
 use held::{Header, HeldFile};
 
 type Access = FormatAccess<HeldFile>;
@@ -35,6 +37,7 @@ pub struct Qcow2Image {
     file: File,
     direct: bool,
     read_only: bool,
+    ignore_lock: bool,
     header: Header,
     /// Nobody else uses it while it grows, or while something in it is made zeros: the library does that cluster by cluster,
     /// and takes a write to another part of one along. None: it failed to grow, and could not be opened again.
@@ -44,7 +47,8 @@ pub struct Qcow2Image {
 impl Qcow2Image {
     /// The image in an open file, which its caller has locked. All of its tables are read before anything is written.
     /// Backing files are opened read-only, and must lie in the image's directory or below.
-    pub fn open(path: &Path, file: File, direct: bool, read_only: bool) -> Result<Self, DiskError> {
+    pub fn open(file: File, config: &DiskConfig) -> Result<Self, DiskError> {
+        let path = config.path.as_path();
         let wrong = |reason: String| DiskError::Format {
             path: path.to_owned(),
             format: "qcow2",
@@ -54,14 +58,15 @@ impl Qcow2Image {
         let opened = Self {
             path: path.to_owned(),
             file,
-            direct,
-            read_only,
+            direct: config.cache == Cache::Direct,
+            read_only: config.read_only,
+            ignore_lock: config.ignore_lock,
             header: Header::default(),
             image: RwLock::new(None),
         };
         let image = opened.access(false).map_err(|error| wrong(error.to_string()))?;
         check(&image).map_err(|error| wrong(format!("its tables are damaged: {error}")))?;
-        let image = match read_only {
+        let image = match config.read_only {
             true => image,
             false => opened.access(true).map_err(|error| wrong(error.to_string()))?,
         };
@@ -78,7 +83,7 @@ impl Qcow2Image {
         let image = Qcow2::<HeldFile>::builder(HeldFile::new(file, self.header.clone()))
             .storage_open_options(options)
             .write(write)
-            .open(Gate::around(&self.path)?)?;
+            .open(Gate::around(&self.path, self.ignore_lock)?)?;
         Ok(Access::new(image))
     }
 
@@ -206,16 +211,21 @@ fn clear_tail(image: &Access, from: u64) -> io::Result<()> {
 
 /// Says which further files an image may bring along.
 struct Gate {
+    image: PathBuf,
     directory: PathBuf,
     opened: usize,
+    /// See [`DiskConfig::ignore_lock`].
+    ignore_lock: bool,
 }
 
 impl Gate {
-    fn around(image: &Path) -> io::Result<Self> {
+    fn around(image: &Path, ignore_lock: bool) -> io::Result<Self> {
         let image = image.canonicalize()?;
         Ok(Self {
             directory: image.parent().unwrap_or(Path::new("/")).to_owned(),
+            image,
             opened: 0,
+            ignore_lock,
         })
     }
 }
@@ -223,8 +233,10 @@ impl Gate {
 impl ImplicitOpenGate<HeldFile> for Gate {
     fn open_format<F: FormatDriverBuilder<HeldFile>>(&mut self, builder: F) -> io::Result<Access> {
         let next = Self {
+            image: self.image.clone(),
             directory: self.directory.clone(),
             opened: self.opened,
+            ignore_lock: self.ignore_lock,
         };
         Ok(Access::new(builder.open(next)?))
     }
@@ -256,6 +268,18 @@ impl ImplicitOpenGate<HeldFile> for Gate {
                 ),
             ));
         }
-        HeldFile::open(options.write(false))
+        if real == self.image {
+            return Err(io::Error::other("it is its own backing file"));
+        }
+        let file = File::open(&real)?;
+        // Shared by all who read it, and held as long as the file is open.
+        let config = DiskConfig {
+            read_only: true,
+            ignore_lock: self.ignore_lock,
+            ..DiskConfig::new(&real)
+        };
+        lock::take(&file, &config).map_err(io::Error::other)?;
+        let file = imago::file::File::from_open_file(file, options.write(false))?;
+        Ok(HeldFile::new(file, Header::default()))
     }
 }
