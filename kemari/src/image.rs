@@ -27,6 +27,7 @@ pub fn image_of(disk: &HostDisk<'_>, fenced: bool) -> DiskConfig {
             OnError::Pause => disk::OnError::Pause,
             OnError::Failover => disk::OnError::Failover,
         },
+        block_bytes: section.block_size,
         read_only: section.read_only,
         // A replicated disk is nobody else's: its lock means that it is still in use.
         ignore_lock: fenced && section.shared,

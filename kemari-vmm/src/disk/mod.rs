@@ -89,6 +89,9 @@ pub struct DiskConfig {
     pub io: Io,
     /// What becomes of a request that failed.
     pub on_error: OnError,
+    /// Bytes of the guest's blocks, a multiple of 512: the image counts as so many whole ones, and what is behind them is
+    /// left alone.
+    pub block_bytes: u32,
     /// Refuse writes.
     pub read_only: bool,
     /// Whether an image that another process has locked is opened all the same: only after that one was fenced.
@@ -104,6 +107,7 @@ impl DiskConfig {
             cache: Cache::Writeback,
             io: Io::Auto,
             on_error: OnError::Report,
+            block_bytes: SECTOR_BYTES as u32,
             read_only: false,
             ignore_lock: false,
         }
@@ -169,10 +173,10 @@ impl Disk {
             }
             Format::Qcow2 => Arc::new(Qcow2Image::open(file, config)?),
         };
-        let bytes = store.bytes().map_err(open_error)?;
-        if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {
-            let expected_bytes = bytes.next_multiple_of(SECTOR_BYTES).max(SECTOR_BYTES);
-            return Err(size_error(&path, bytes, expected_bytes));
+        let found_bytes = store.bytes().map_err(open_error)?;
+        let bytes = whole_blocks(found_bytes, config.block_bytes);
+        if bytes == 0 {
+            return Err(size_error(&path, found_bytes, config.block_bytes.into()));
         }
         store
             .read(0, &mut vec![0; store.block_bytes() as usize])
@@ -274,15 +278,7 @@ impl Disk {
                 needed_bytes,
             });
         }
-        let bytes = self.bytes();
-        match bytes.is_multiple_of(block_bytes.into()) {
-            true => Ok(()),
-            false => Err(size_error(
-                &self.path,
-                bytes,
-                bytes.next_multiple_of(block_bytes.into()),
-            )),
-        }
+        Ok(())
     }
 
     fn store(&self) -> &Arc<Sticky> {
@@ -296,6 +292,11 @@ impl Disk {
     fn on_error(&self) -> OnError {
         self.on_error
     }
+}
+
+/// So many bytes of an image are in use, of those that it has.
+pub fn whole_blocks(bytes: u64, block_bytes: u32) -> u64 {
+    bytes - bytes % u64::from(block_bytes)
 }
 
 fn size_error(path: &Path, found_bytes: u64, expected_bytes: u64) -> DiskError {
@@ -398,13 +399,26 @@ mod tests {
     }
 
     #[test]
+    fn an_image_is_as_many_whole_blocks_as_it_has() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&[0; 9000]).unwrap();
+        for (block_bytes, bytes) in [(512, 8704), (4096, 8192)] {
+            let config = DiskConfig {
+                block_bytes,
+                ..config(file.path(), Cache::Writeback)
+            };
+            assert_eq!(Disk::open(&config).unwrap().bytes(), bytes);
+        }
+    }
+
+    #[test]
     fn odd_sizes_and_odd_files_are_refused() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         assert!(matches!(
             Disk::open(&config(file.path(), Cache::Writeback)),
             Err(DiskError::Size { .. })
         ));
-        file.write_all(&[0; 700]).unwrap();
+        file.write_all(&[0; 500]).unwrap();
         assert!(matches!(
             Disk::open(&config(file.path(), Cache::Writeback)),
             Err(DiskError::Size { .. })

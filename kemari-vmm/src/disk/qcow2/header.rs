@@ -123,7 +123,8 @@ impl Header<'_> {
             return Err("its refcounts have more than 64 bits".into());
         }
         let header_bytes = self.word(100)? as usize;
-        let is_sane = (HEADER_3_BYTES_MIN..=self.0.len()).contains(&header_bytes) && header_bytes % 8 == 0;
+        let is_sane =
+            (HEADER_3_BYTES_MIN..=self.0.len()).contains(&header_bytes) && header_bytes.is_multiple_of(8);
         is_sane
             .then_some(header_bytes)
             .ok_or_else(|| format!("its header says that it has {header_bytes} bytes"))
@@ -148,7 +149,7 @@ impl Header<'_> {
             if offset.checked_add(bytes).is_none_or(|end| end > length) {
                 return Err(short());
             }
-            if offset % cluster_bytes != 0 || (bytes > 0 && offset == 0) {
+            if !offset.is_multiple_of(cluster_bytes) || (bytes > 0 && offset == 0) {
                 return Err("its tables lie where none can".into());
             }
         }

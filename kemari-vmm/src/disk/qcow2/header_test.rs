@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// Bytes that are others, and where.
+type Changes<'a> = &'a [(usize, &'a [u8])];
+
 const LENGTH: u64 = 1 << 20;
 
 /// A header of version 3 as QEMU makes it: a disk of 64 MiB in clusters of 64 KiB.
@@ -22,7 +25,7 @@ fn header() -> Vec<u8> {
 }
 
 /// Why a header is refused in which these bytes are others.
-fn refusal(changes: &[(usize, &[u8])]) -> String {
+fn refusal(changes: Changes<'_>) -> String {
     let mut bytes = header();
     for (at, value) in changes {
         bytes[*at..*at + value.len()].copy_from_slice(value);
@@ -45,7 +48,7 @@ fn a_plain_header_is_taken() {
 
 #[test]
 fn what_is_not_understood_is_refused_by_name() {
-    let cases: [(&[(usize, &[u8])], &str); 12] = [
+    let cases: [(Changes<'_>, &str); 12] = [
         (&[(0, b"KDMV")], "does not begin as one"),
         (&[(4, &word(4))], "version 4"),
         (&[(32, &word(1))], "encrypted"),
@@ -68,7 +71,7 @@ fn what_is_not_understood_is_refused_by_name() {
 #[test]
 fn sizes_that_cannot_be_are_refused() {
     let pebibyte = (1u64 << 50).to_be_bytes();
-    let cases: [(&[(usize, &[u8])], &str); 11] = [
+    let cases: [(Changes<'_>, &str); 11] = [
         (&[(20, &word(8))], "2^8"),
         (&[(20, &word(63))], "2^63"),
         (&[(24, &pebibyte)], "is not what a disk"),

@@ -13,7 +13,7 @@ use virtio_bindings::virtio_blk::{
 use super::budget::{BYTES_HELD_MAX, Cost};
 use super::segment::Segments;
 use super::{Backend, Chain, Completion, Completions, GuestFault, Nature, QueueRole, QueueSpec, Submission};
-use crate::disk::{Disk, DiskError, DiskJob, GuestBuffers, Operation, Server, TroubleSink};
+use crate::disk::{Disk, DiskError, DiskJob, GuestBuffers, Operation, Server, TroubleSink, whole_blocks};
 use crate::memory::Memory;
 use crate::watch::{DiskWatch, Watched};
 
@@ -179,6 +179,7 @@ impl Block {
     /// the guest knows already, if it knows one; the guest is told if it is larger.
     pub fn attach(&mut self, disk: Disk) -> Result<(), DiskError> {
         disk.check_blocks(self.spec.block_bytes)?;
+        disk.note_grown(whole_blocks(disk.bytes(), self.spec.block_bytes));
         let sectors = disk.bytes() / SECTOR_BYTES;
         if sectors < self.capacity_sectors {
             return Err(DiskError::Size {
@@ -246,7 +247,7 @@ impl Block {
             source,
         })?;
         let expected_bytes = self.capacity_sectors * SECTOR_BYTES;
-        let usable_bytes = found_bytes - found_bytes % u64::from(self.spec.block_bytes);
+        let usable_bytes = whole_blocks(found_bytes, self.spec.block_bytes);
         if usable_bytes < expected_bytes {
             return Err(DiskError::Size {
                 path,

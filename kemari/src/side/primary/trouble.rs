@@ -3,6 +3,7 @@
 use std::thread;
 
 use kemari_sync::{PrimaryEvent, Protection};
+use kemari_vmm::disk::whole_blocks;
 
 use super::super::board::Order;
 use super::orders::{Outcome, answer};
@@ -114,10 +115,10 @@ impl PrimarySide {
                 .disks
                 .iter()
                 .find(|disk| disk.id == image.disk())
-                .map_or(1, |disk| u64::from(disk.block_size));
+                .map_or(1, |disk| disk.block_size);
             let disk = self.machine.disk_image(image.disk()).ok().flatten();
             let found = disk.and_then(|disk| disk.bytes_now().ok());
-            found.is_some_and(|bytes| bytes - bytes % block_bytes > image.bytes())
+            found.is_some_and(|bytes| whole_blocks(bytes, block_bytes) > image.bytes())
         })
     }
 
