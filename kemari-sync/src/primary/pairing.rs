@@ -62,6 +62,7 @@ impl Primary {
     /// Gives up a pair that was certainly never recorded.
     pub(super) fn abandon_pairing(&mut self, reason: &str, actions: &mut Actions) {
         self.standing = Standing::Alone;
+        self.dirty_limit = false;
         actions.push(PrimaryAction::Report(format!(
             "the VM runs on unprotected: {reason}"
         )));

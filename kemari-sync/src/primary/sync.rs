@@ -149,7 +149,9 @@ impl Primary {
     }
 
     pub(super) fn on_dirty_limit(&mut self, actions: &mut Actions) {
-        if !matches!(self.standing, Standing::Paired) {
+        // The first sync of a pair has a next one, too.
+        let is_followed = self.sync.is_some() && !matches!(self.standing, Standing::Alone);
+        if !matches!(self.standing, Standing::Paired) && !is_followed {
             return;
         }
         // As output does, it starts a sync; until that can be, the guest may not make the next one larger still.

@@ -122,6 +122,25 @@ fn without_output_a_sync_starts_at_the_interval_and_at_the_dirty_limit() {
     assert_eq!(bench.ack(2), [Do::Release { epoch: 2 }, Do::Resume, capture(3)]);
 }
 
+/// While the first sync of a pair waits for its ack or its record, the guest dirties what the second one will carry.
+#[test]
+fn a_guest_that_dirties_too_much_during_the_first_sync_is_paused_until_the_next() {
+    let (mut bench, _) = Bench::copied(Mode::Pipelined);
+    bench.captured(1);
+    assert_eq!(bench.feed(PrimaryEvent::DirtyLimit), [Do::Pause]);
+    assert_eq!(bench.feed(PrimaryEvent::DirtyLimit), []);
+    let asked = bench.ack(1);
+    let actions = bench.swap(&asked);
+    let is_sync = |action: &&Do| {
+        matches!(
+            action,
+            Do::Release { .. } | Do::Resume | Do::Pause | Do::Capture { .. }
+        )
+    };
+    let syncs: Vec<&Do> = actions.iter().filter(is_sync).collect();
+    assert_eq!(syncs, [&Do::Release { epoch: 1 }, &Do::Resume, &capture(2)]);
+}
+
 #[test]
 fn an_ack_that_nobody_waits_for_ends_the_session_and_releases_nothing() {
     for ack in [

@@ -17,9 +17,9 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use crate::memory::PAGE_BYTES;
 use crate::signals::SignalsBlocked;
 
-/// Most entries of a ring: as many as KVM takes. When about that many pages are dirty, the vCPU comes out of the guest
-/// to have them taken out.
-const ENTRIES_MAX: usize = 65_536;
+/// Most entries of a ring. When about that many pages are dirty (64 MiB), the vCPU comes out of the guest to have them
+/// taken out, and whoever has to bound what is dirty can look at it, however fast the guest writes.
+const ENTRIES_MAX: usize = 16_384;
 
 /// `KVM_DIRTY_GFN_F_DIRTY`: KVM has filled the entry in.
 const DIRTY: u32 = 1;

@@ -168,8 +168,9 @@ impl Bus for Parts {
     }
 
     fn dirty_ring_full(&self) {
-        if let Err(error) = self.dirty.read_rings() {
-            self.failed(format!("KVM's dirty rings cannot be emptied: {error}"));
+        match self.dirty.read_rings() {
+            Ok(()) => (self.events)(MachineEvent::MuchDirty),
+            Err(error) => self.failed(format!("KVM's dirty rings cannot be emptied: {error}")),
         }
     }
 

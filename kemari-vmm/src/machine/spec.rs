@@ -82,6 +82,8 @@ pub enum MachineEvent {
         /// Whether another host should go on, if one can.
         fail_over: bool,
     },
+    /// The guest has dirtied as many pages at once as KVM keeps account of: the dirty log should be looked at.
+    MuchDirty,
     /// KVM failed: this host cannot go on with the machine.
     Failed(String),
 }

@@ -357,6 +357,7 @@ impl PrimarySide {
                 reason,
                 fail_over,
             }) => self.on_disk_trouble(&disk, &reason, fail_over),
+            Input::Machine(MachineEvent::MuchDirty) => self.dirty_look_ms = self.clock.now_ms(),
             Input::Machine(MachineEvent::Failed(reason)) => {
                 tracing::error!("{reason}");
                 self.events.push_back(PrimaryEvent::HostFailing { reason });
@@ -512,9 +513,10 @@ impl PrimarySide {
         is_due.then_some(self.ahead_due_ms)
     }
 
-    /// Between syncs memory gets dirty without bound; during one, or with the gate open, nobody needs to look.
+    /// Memory gets dirty without bound as long as the guest runs, also while a sync is under way: what is found then is the
+    /// next one's. With the gate open nobody needs to look.
     fn dirty_look_is_due(&self) -> bool {
-        self.machine.holds_output() && self.capture.is_none() && !self.paused
+        self.machine.holds_output() && !self.paused
     }
 
     /// Pages that a sync would have now, each counted once, but for those that went ahead and are dirty again.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use kemari::control::Status;
+use rustix::process::Signal;
 
 use crate::support::{Host, Plan, ask, play};
 
@@ -101,5 +102,41 @@ fn pages_go_ahead_of_their_sync_and_are_nothing_without_it() {
             thinking.join().expect("it does not panic")?;
             scene.order(&["CHECK"])
         })
+    });
+}
+
+/// A sync is slow, and meanwhile the guest dirties more than the secondary could stage: it is paused at the limit, and the
+/// pair stays together.
+#[test]
+fn a_guest_that_dirties_memory_during_a_slow_sync_waits_and_stays_protected() {
+    let plan = Plan {
+        mode: "pipelined",
+        protection: "staging_mib_max = 16\nmax_dirty_pages = 1500",
+        ..Plan::default()
+    };
+    play(&plan, |scene| {
+        scene.protect()?;
+        let before = scene.await_protected(Host::A)?;
+        let load = scene.load();
+        thread::scope(|scope| {
+            // The secondary stages 3,584 pages, and stands still while the guest writes twice as many.
+            let writing = scope.spawn(|| ask(&load, &["DIRTY", "9000", "700"]));
+            thread::sleep(Duration::from_millis(150));
+            scene.signal(Host::B, Signal::STOP)?;
+            thread::sleep(Duration::from_millis(600));
+            scene.signal(Host::B, Signal::CONT)?;
+            writing.join().expect("it does not panic")
+        })?;
+        scene.order(&["CHECK"])?;
+        let after = scene.await_protected(Host::A)?;
+        ensure!(
+            after.term == before.term && after.counters.syncs_failed == before.counters.syncs_failed,
+            "the pair has parted: term {} after {}, {} syncs failed\n{}",
+            after.term,
+            before.term,
+            after.counters.syncs_failed,
+            scene.log(Host::A)
+        );
+        Ok(())
     });
 }
