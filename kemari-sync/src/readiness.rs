@@ -61,7 +61,9 @@ impl Readiness {
             judged.reasons.insert(0, stale);
         }
         let trouble = trouble.map(|trouble| shortened(trouble.to_string(), READINESS_REASON_BYTES_MAX));
-        judged.reasons.splice(0..0, trouble);
+        judged
+            .reasons
+            .splice(0..0, trouble.filter(|trouble| !judged.reasons.contains(trouble)));
         judged.reasons.truncate(READINESS_REASONS_MAX);
         judged
     }

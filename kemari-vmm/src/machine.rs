@@ -151,14 +151,25 @@ impl Machine {
         self.boot()
     }
 
-    /// Plugs a network card into a TAP.
+    /// Plugs a network card into a TAP; also while the machine runs, instead of one that was deleted.
     pub fn attach_net(&self, id: &str, tap: &str) -> Result<(), MachineError> {
+        let _working = self.parts.hub.working();
         Ok(find(&self.parts.nets, id)?.with_backend(|net| net.attach(tap))?)
     }
 
     /// Whether a network card is plugged in.
     pub fn has_cable(&self, id: &str) -> Result<bool, MachineError> {
         Ok(find(&self.parts.nets, id)?.with_backend(|net| net.is_attached()))
+    }
+
+    /// The network cards whose TAPs were deleted under them: what they send is lost, and nothing comes in.
+    pub fn cut_nets(&self) -> Vec<&str> {
+        let cut = self
+            .parts
+            .nets
+            .iter()
+            .filter(|(_, net)| net.with_backend(|net| net.is_cut()));
+        cut.map(|(id, _)| id.as_str()).collect()
     }
 
     /// Pulls out all network cables: nothing leaves from here on.

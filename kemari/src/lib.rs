@@ -11,9 +11,10 @@ pub mod config;
 pub mod control;
 pub mod image;
 pub mod link;
+pub mod links;
+pub mod ports;
 mod replica;
 pub mod side;
-pub mod uplink;
 
 /// Version of the program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -11,6 +11,7 @@ mod board;
 mod capture;
 #[cfg(test)]
 mod capture_test;
+mod cards;
 mod clock;
 mod console;
 mod copy;
@@ -36,4 +37,5 @@ mod trace;
 mod wait;
 
 pub use life::{StartAs, run};
+pub use readiness::executable;
 pub use trace::Step;

@@ -51,6 +51,7 @@ impl Primary {
         self.session
             .as_ref()
             .is_some_and(|session| session.peer_health == Some(None))
+            && self.peer_lacks().is_none()
     }
 
     pub(super) fn waiting_in_trouble(&self) -> Option<String> {
@@ -60,6 +61,10 @@ impl Primary {
             .as_ref()
             .and_then(|session| session.peer_health.as_ref());
         let why = match (&self.standing, peer) {
+            (Standing::Paired, Some(None)) if !self.stepped_down && self.peer_lacks().is_some() => format!(
+                "the secondary is no better off: {}",
+                self.peer_lacks().unwrap_or_default()
+            ),
             (Standing::Paired, _) if self.stepped_down => "the secondary did not go on".to_owned(),
             (Standing::Paired, Some(Some(theirs))) => format!("the secondary is no better off: {theirs}"),
             (Standing::Paired, _) => "the secondary has not said yet how it is".to_owned(),

@@ -69,6 +69,12 @@ impl Primary {
         ))
     }
 
+    /// What the secondary has said last that would keep it from taking over.
+    pub fn peer_lacks(&self) -> Option<&str> {
+        let (readiness, _) = self.session.as_ref()?.peer_readiness.as_ref()?;
+        readiness.reasons.first().map(String::as_str)
+    }
+
     pub(super) fn is_live(&self) -> bool {
         self.session
             .as_ref()

@@ -119,6 +119,8 @@ impl Secondary {
                 self.on_targets_marked(session, result, actions);
             }
             SecondaryEvent::ReplicaFailed { reason } => self.on_replica_failed(reason),
+            // As with an image that is no good.
+            SecondaryEvent::StateRefused { reason } => self.on_replica_failed(reason),
             SecondaryEvent::DiskFlushed(mark) => self.on_disk_flushed(mark, actions),
             SecondaryEvent::StagingFailed { epoch, reason } => {
                 self.on_staging_failed(epoch, &reason, actions)

@@ -65,6 +65,11 @@ pub enum SecondaryEvent {
         /// What failed.
         reason: String,
     },
+    /// The committed state does not load on this host: nothing can go on from it.
+    StateRefused {
+        /// Why not.
+        reason: String,
+    },
     /// All outputs of a disk up to this one are durable on its image here.
     DiskFlushed(DiskMark),
     /// A frame of the sync that is being received does not fit, is damaged or malformed.

@@ -1,7 +1,7 @@
 //! A host that lives and is of no use to its VM.
 
 use kemari_sync::wire::{Goodbye, Heartbeat, Message};
-use kemari_sync::{Mode, PrimaryAction, PrimaryEvent, Trouble};
+use kemari_sync::{Mode, PrimaryAction, PrimaryEvent, READINESS_MS_MAX, Readiness, Trouble};
 
 use PrimaryAction as Do;
 
@@ -17,11 +17,15 @@ fn disk() -> Option<Trouble> {
 
 /// The secondary says how it is.
 fn heartbeat(trouble: Option<Trouble>) -> Message {
+    said(trouble, None)
+}
+
+fn said(trouble: Option<Trouble>, reasons: Option<&[&str]>) -> Message {
     Message::Heartbeat(Heartbeat {
         sequence: 1,
         epoch: 1,
         trouble,
-        readiness: None,
+        readiness: reasons.map(|reasons| Readiness::found(reasons.iter().map(|reason| reason.to_string()))),
         wall_clock_ms: 0,
     })
 }
@@ -95,4 +99,41 @@ fn alone_it_can_only_say_so() {
     assert!(waiting.contains("blk0 hangs"), "{waiting}");
     assert_eq!(bench.feed(PrimaryEvent::Health { trouble: None }), []);
     assert_eq!(bench.primary.status(bench.now_ms).waiting, None);
+}
+
+#[test]
+fn a_pair_is_ready_only_while_its_secondary_says_so() {
+    let mut bench = Bench::protected(Mode::Lockstep);
+    let readiness = |bench: &Bench, later_ms| {
+        let status = bench.primary.status(bench.now_ms + later_ms);
+        status.readiness.expect("there is a pair")
+    };
+    assert!(!readiness(&bench, 0).is_ready(), "it has said nothing");
+    bench.hear(1, said(None, Some(&[])));
+    assert!(readiness(&bench, 0).is_ready());
+    assert!(
+        !readiness(&bench, READINESS_MS_MAX + 1).is_ready(),
+        "that is long ago"
+    );
+    bench.hear(1, said(None, Some(&["there is no TAP"])));
+    assert_eq!(readiness(&bench, 0).reasons, ["there is no TAP"]);
+    bench.hear(1, said(uplink(), Some(&[])));
+    assert_eq!(readiness(&bench, 0).reasons, ["eth1 has no carrier"]);
+    bench.hear(1, said(None, Some(&[])));
+    assert!(readiness(&bench, 0).is_ready());
+    // What another version, or somebody else, may say.
+    bench.hear(1, said(None, Some(&["x"; 300])));
+    assert!(readiness(&bench, 0).reasons.len() < 10);
+}
+
+#[test]
+fn nobody_switches_over_to_a_secondary_that_is_not_ready() {
+    let mut bench = Bench::protected(Mode::Lockstep);
+    bench.hear(1, said(None, Some(&["there is no TAP"])));
+    assert_eq!(bench.feed(PrimaryEvent::Health { trouble: uplink() }), []);
+    let waiting = bench.primary.status(bench.now_ms).waiting.expect("it says why");
+    assert!(waiting.contains("no better off: there is no TAP"), "{waiting}");
+    assert_eq!(bench.primary.peer_lacks(), Some("there is no TAP"));
+    let actions = bench.hear(1, said(None, Some(&[])));
+    assert_eq!(actions, [capture(2)], "the last sync here");
 }

@@ -1,7 +1,7 @@
 //! A secondary whose process is told to end, and what it says of its host.
 
 use kemari_sync::wire::{Goodbye, Heartbeat, Message};
-use kemari_sync::{SecondaryAction, SecondaryEvent, Trouble};
+use kemari_sync::{READINESS_MS_MAX, SecondaryAction, SecondaryEvent, Trouble};
 
 use SecondaryAction as Do;
 
@@ -70,4 +70,37 @@ fn its_trouble_is_told_at_once_and_with_every_heartbeat() {
     };
     // It fits into a message.
     assert!(told.to_string().len() < 600);
+}
+
+#[test]
+fn its_readiness_is_told_at_once_when_it_changes_and_grows_old() {
+    let mut bench = Bench::holding(false);
+    let told = |actions: &[Do]| match actions {
+        [
+            Do::Send {
+                message: Message::Heartbeat(Heartbeat { readiness, .. }),
+                ..
+            },
+        ] => readiness.clone(),
+        [] => None,
+        other => panic!("{other:?}"),
+    };
+    let found = |reasons: &[&str]| SecondaryEvent::Readiness {
+        reasons: reasons.iter().map(|reason| reason.to_string()).collect(),
+    };
+    let well = told(&bench.feed(found(&[]))).expect("the first word is a change");
+    assert!(well.is_ready());
+    assert_eq!(
+        told(&bench.feed(found(&[]))),
+        None,
+        "the next heartbeat is soon enough"
+    );
+    let unwell = told(&bench.feed(found(&["no TAP"]))).expect("a change");
+    assert_eq!(unwell.reasons, ["no TAP"]);
+    bench.feed(found(&[]));
+    let status = |later_ms| bench.secondary.status(bench.now_ms + later_ms).readiness;
+    assert!(status(0).is_some_and(|readiness| readiness.is_ready()));
+    assert!(status(READINESS_MS_MAX + 1).is_some_and(|readiness| !readiness.is_ready()));
+    // Nothing is held, so there is nothing to be ready for.
+    assert_eq!(Bench::new(false).secondary.status(0).readiness, None);
 }

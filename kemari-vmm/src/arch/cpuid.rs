@@ -27,6 +27,7 @@ const VMX: u32 = 1 << 5;
 const X2APIC: u32 = 1 << 21;
 const TSC_DEADLINE: u32 = 1 << 24;
 const OSXSAVE: u32 = 1 << 27;
+const APIC: u32 = 1 << 9;
 const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1, EDX.
 const HTT: u32 = 1 << 28;
@@ -216,8 +217,11 @@ fn feature_words(their: &kvm_cpuid_entry2, our: Option<&kvm_cpuid_entry2>) -> Ve
     let ecx = ("ecx", u32::MAX, their.ecx, our.ecx);
     let edx = ("edx", u32::MAX, their.edx, our.edx);
     match (their.function, their.index) {
-        // OSXSAVE follows the guest's CR4.
-        (LEAF_FEATURES, _) => vec![("ecx", !OSXSAVE, their.ecx, our.ecx), edx],
+        // OSXSAVE follows the guest's CR4, and what is shown of the local APIC, which each vCPU has, its base register.
+        (LEAF_FEATURES, _) => vec![
+            ("ecx", !OSXSAVE, their.ecx, our.ecx),
+            ("edx", !APIC, their.edx, our.edx),
+        ],
         (7, 0) => vec![ebx, ("ecx", !(1 << 4), their.ecx, our.ecx), edx],
         (7, 1) => vec![eax, edx],
         (LEAF_XSAVE, 0) => vec![eax, edx],

@@ -77,9 +77,12 @@ fn missing_features_are_named() {
     let ours = from_supported(&supported(), 1, true);
     assert_eq!(missing(ours.as_slice(), ours.as_slice()), Vec::<String>::new());
     let mut theirs = ours.as_slice().to_vec();
-    theirs[1].edx |= 1 << 9;
+    theirs[1].edx |= 1 << 25 | APIC;
     theirs[1].ecx |= OSXSAVE;
-    assert_eq!(missing(ours.as_slice(), &theirs), ["leaf 0x1.0 edx bits 0x200"]);
+    assert_eq!(
+        missing(ours.as_slice(), &theirs),
+        ["leaf 0x1.0 edx bits 0x2000000"]
+    );
     theirs.push(leaf(7, 0, 1 << 5, 0, 0));
     assert_eq!(missing(ours.as_slice(), &theirs).len(), 2);
 }

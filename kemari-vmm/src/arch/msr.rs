@@ -39,6 +39,11 @@ pub const MTRR_WRITE_BACK: u64 = 6;
 
 /// Registers of Hyper-V's interface, which is not offered.
 const HYPER_V: std::ops::Range<u32> = 0x4000_0000..0x4000_0200;
+/// Registers that a trial leaves out: no value of theirs is refused, and writing them does more than setting a register.
+/// KVM takes a TSC that is close to what it expects for an attempt to make several agree and keeps its own, so that a later
+/// load would not get what it writes; a deadline starts a timer; the wall clock's make KVM write into guest memory.
+pub const NOT_TRIED: [u32; 4] = [TSC, TSC_DEADLINE, KVM_WALL_CLOCK, KVM_WALL_CLOCK_OLD];
+
 /// Registers of nested virtualisation, which is not offered.
 const VMX: std::ops::Range<u32> = 0x480..0x4a0;
 

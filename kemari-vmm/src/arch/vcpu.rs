@@ -257,6 +257,33 @@ impl VcpuAccess {
     /// # Errors
     /// Names the ioctl that failed; the vCPU is then not to be run.
     pub fn restore(&mut self, vcpu: &VcpuFd, state: &VcpuState, tsc_advance: u64) -> Result<(), ArchError> {
+        let msrs = state.msrs.iter().map(|&(index, data)| match index {
+            msr::TSC => (index, data.wrapping_add(tsc_advance)),
+            _ => (index, data),
+        });
+        self.write(vcpu, state, msrs)
+    }
+
+    /// Tries whether [`VcpuAccess::restore`] would succeed, on a vCPU that has not run and will be restored before it does.
+    /// Guest memory stays as it is.
+    ///
+    /// # Errors
+    /// As those of the restore.
+    pub fn try_on(&mut self, vcpu: &VcpuFd, state: &VcpuState) -> Result<(), ArchError> {
+        let msrs = state.msrs.iter().copied();
+        self.write(
+            vcpu,
+            state,
+            msrs.filter(|(index, _)| !msr::NOT_TRIED.contains(index)),
+        )
+    }
+
+    fn write(
+        &mut self,
+        vcpu: &VcpuFd,
+        state: &VcpuState,
+        msrs: impl Iterator<Item = (u32, u64)>,
+    ) -> Result<(), ArchError> {
         let mp_state = kvm_mp_state {
             mp_state: state.mp_state,
         };
@@ -274,10 +301,6 @@ impl VcpuAccess {
         };
         vcpu.set_debug_regs(&debug).map_err(named("KVM_SET_DEBUGREGS"))?;
         vcpu.set_lapic(&state.lapic).map_err(named("KVM_SET_LAPIC"))?;
-        let msrs = state.msrs.iter().map(|&(index, data)| match index {
-            msr::TSC => (index, data.wrapping_add(tsc_advance)),
-            _ => (index, data),
-        });
         msr::write(vcpu, msrs)?;
         vcpu.set_vcpu_events(&state.events)
             .map_err(named("KVM_SET_VCPU_EVENTS"))?;

@@ -24,7 +24,7 @@ pub use overlay::Overlay;
 pub use server::{Server, Trouble, TroubleSink};
 pub use store::Store;
 
-use std::fs::OpenOptions;
+use std::fs::{File, FileType, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -126,61 +126,21 @@ pub struct Disk {
 impl Disk {
     /// Opens an image and takes its lock. Nothing is written.
     pub fn open(config: &DiskConfig) -> Result<Self, DiskError> {
-        let path = config.path.clone();
-        let open_error = |source: io::Error| match source.raw_os_error() {
-            Some(libc::EBUSY) => DiskError::InUse {
-                path: path.clone(),
-                user: None,
-            },
-            _ => DiskError::Open {
-                path: path.clone(),
-                source,
-            },
-        };
-        let kind = std::fs::metadata(&path).map_err(open_error)?.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(DiskError::Kind { path });
-        }
-        let direct = config.cache == Cache::Direct;
-        let mut flags = if direct { libc::O_DIRECT } else { 0 };
-        if kind.is_block_device() && !config.read_only {
-            // Fails if this host has it mounted, or in a volume.
-            flags |= libc::O_EXCL;
-        }
-        let file = OpenOptions::new()
-            .read(true)
-            .write(!config.read_only)
-            .custom_flags(flags)
-            .open(&path)
-            .map_err(|source| match (direct, source.raw_os_error()) {
-                (true, Some(libc::EINVAL)) => DiskError::Direct {
-                    path: path.clone(),
-                    source,
-                },
-                _ => open_error(source),
-            })?;
+        let (file, kind) = open_file(config, true)?;
         lock::take(&file, config)?;
+        let path = config.path.clone();
         let store: Arc<dyn Store> = match config.format {
-            Format::Raw => {
-                let length = file.metadata().map_err(open_error)?;
-                if kind.is_file() && length.len() == 0 {
-                    return Err(size_error(&path, 0, SECTOR_BYTES));
-                }
-                Arc::new(RawFile::new(file, direct).map_err(|source| DiskError::Direct {
-                    path: path.clone(),
-                    source,
-                })?)
-            }
+            Format::Raw => raw(file, kind, config)?,
             Format::Qcow2 => Arc::new(Qcow2Image::open(file, config)?),
         };
-        let found_bytes = store.bytes().map_err(open_error)?;
+        let found_bytes = store.bytes().map_err(open_error(&path))?;
         let bytes = whole_blocks(found_bytes, config.block_bytes);
         if bytes == 0 {
             return Err(size_error(&path, found_bytes, config.block_bytes.into()));
         }
         store
             .read(0, &mut vec![0; store.block_bytes() as usize])
-            .map_err(open_error)?;
+            .map_err(open_error(&path))?;
         Ok(Self {
             path,
             store: Sticky::new(store),
@@ -188,6 +148,28 @@ impl Disk {
             io: config.io,
             on_error: config.on_error,
         })
+    }
+
+    /// Looks whether [`Disk::open`] would succeed, taking no lock: also of an image that somebody uses. Of a qcow2 image,
+    /// which its user may be changing, only whether it can be opened at all.
+    pub fn examine(config: &DiskConfig) -> Result<(), DiskError> {
+        let (file, kind) = open_file(config, false)?;
+        if config.format == Format::Qcow2 {
+            return Ok(());
+        }
+        let path = &config.path;
+        let store = raw(file, kind, config)?;
+        let found_bytes = store.bytes().map_err(open_error(path))?;
+        if whole_blocks(found_bytes, config.block_bytes) == 0 {
+            return Err(size_error(path, found_bytes, config.block_bytes.into()));
+        }
+        if config.block_bytes < store.block_bytes() {
+            return Err(DiskError::Blocks {
+                path: path.clone(),
+                needed_bytes: store.block_bytes(),
+            });
+        }
+        Ok(())
     }
 
     /// An image of another kind, as tests have them, whose errors are treated so.
@@ -297,6 +279,59 @@ impl Disk {
 /// So many bytes of an image are in use, of those that it has.
 pub fn whole_blocks(bytes: u64, block_bytes: u32) -> u64 {
     bytes - bytes % u64::from(block_bytes)
+}
+
+fn open_error(path: &Path) -> impl Fn(io::Error) -> DiskError + Copy {
+    move |source| match source.raw_os_error() {
+        Some(libc::EBUSY) => DiskError::InUse {
+            path: path.into(),
+            user: None,
+        },
+        _ => DiskError::Open {
+            path: path.into(),
+            source,
+        },
+    }
+}
+
+/// Opens the file or the block device. `exclusive`: a block device that this host has mounted, or in a volume, is refused.
+fn open_file(config: &DiskConfig, exclusive: bool) -> Result<(File, FileType), DiskError> {
+    let path = config.path.clone();
+    let kind = std::fs::metadata(&path).map_err(open_error(&path))?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(DiskError::Kind { path });
+    }
+    let direct = config.cache == Cache::Direct;
+    let mut flags = if direct { libc::O_DIRECT } else { 0 };
+    if kind.is_block_device() && !config.read_only && exclusive {
+        flags |= libc::O_EXCL;
+    }
+    let file = OpenOptions::new()
+        .read(true)
+        .write(!config.read_only)
+        .custom_flags(flags)
+        .open(&path)
+        .map_err(|source| match (direct, source.raw_os_error()) {
+            (true, Some(libc::EINVAL)) => DiskError::Direct {
+                path: path.clone(),
+                source,
+            },
+            _ => open_error(&path)(source),
+        })?;
+    Ok((file, kind))
+}
+
+fn raw(file: File, kind: FileType, config: &DiskConfig) -> Result<Arc<RawFile>, DiskError> {
+    let path = &config.path;
+    let length = file.metadata().map_err(open_error(path))?;
+    if kind.is_file() && length.len() == 0 {
+        return Err(size_error(path, 0, SECTOR_BYTES));
+    }
+    let raw = RawFile::new(file, config.cache == Cache::Direct).map_err(|source| DiskError::Direct {
+        path: path.clone(),
+        source,
+    })?;
+    Ok(Arc::new(raw))
 }
 
 fn size_error(path: &Path, found_bytes: u64, expected_bytes: u64) -> DiskError {

@@ -46,8 +46,8 @@ impl Machine {
         Ok(())
     }
 
-    /// [`Machine::try_on`] of `whole`, which has passed it, with these parts in their places. A processor's identity is only
-    /// decoded: it does not change while a guest runs.
+    /// Looks at these parts of a state, of which `whole` was loaded or tried: a device takes its part, those of KVM are only
+    /// decoded. What KVM says is found out by [`Machine::try_on`], which costs more.
     ///
     /// # Errors
     /// This host cannot continue from such a state.
@@ -81,8 +81,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Tries what of a load depends on this host and on how the machine was made: whether the processor can be the
-    /// guest's, and whether the devices take their state. The machine must never have run; it still must be loaded.
+    /// Tries whether [`Machine::load`] would succeed, by doing what it does, but for what moves time or writes guest memory.
+    /// The machine must never have run; it still must be loaded, and may be, also if this fails.
     ///
     /// # Errors
     /// This host cannot continue from such a state.
@@ -92,10 +92,13 @@ impl Machine {
         for (device, blob) in &loading.devices {
             device.load(blob)?;
         }
-        for (index, (identity, _)) in loading.vcpus.iter().enumerate() {
-            identity.restore(&self.vcpus.fd(index), &self.cpuid)?;
+        let mut access = self.access();
+        for (index, (identity, state)) in loading.vcpus.iter().enumerate() {
+            let fd = self.vcpus.fd(index);
+            identity.restore(&fd, &self.cpuid)?;
+            access.vcpus[index].try_on(&fd, state)?;
         }
-        Ok(())
+        Ok(loading.vm.restore(&self.vm, 0)?)
     }
 
     /// After a load, before the resume: works through all rings as if kicked, and interrupts once a queue.

@@ -78,7 +78,8 @@ impl Net {
         }
     }
 
-    /// Plugs the cable in: opens the TAP, which brings its carrier up.
+    /// Plugs the cable in: opens the TAP, which brings its carrier up. A cable that was in is pulled out; what the guest has
+    /// in its queues stays there.
     pub fn attach(&mut self, name: &str) -> Result<(), TapError> {
         let tap = Tap::open(name)?;
         if let Some(completions) = &self.completions {
@@ -109,6 +110,11 @@ impl Net {
     /// Whether it is plugged in.
     pub fn is_attached(&self) -> bool {
         self.tap.is_some()
+    }
+
+    /// Whether the TAP that the cable is in was deleted.
+    pub fn is_cut(&self) -> bool {
+        self.tap.as_ref().is_some_and(|tap| !tap.is_there())
     }
 
     /// Pulls the cable out: nothing leaves from here on.

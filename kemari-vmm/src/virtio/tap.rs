@@ -54,6 +54,7 @@ pub struct Tap {
 
 // Request numbers of <linux/if_tun.h>.
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+const TUNGETIFF: libc::c_ulong = 0x8004_54d2;
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
 const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
 const TUN_F_CSUM: libc::c_uint = 1;
@@ -100,6 +101,14 @@ impl Tap {
             file: Arc::new(file),
             stop,
         })
+    }
+
+    /// Whether the device still exists. One of the same name that was made since is another one.
+    pub fn is_there(&self) -> bool {
+        // SAFETY: an ifreq of zeros is a valid one.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        // SAFETY: the kernel writes one ifreq at the pointer.
+        check(unsafe { libc::ioctl(self.file.as_raw_fd(), TUNGETIFF, &raw mut request) }).is_ok()
     }
 
     /// Says what packets the guest takes: ones whose checksum is still to be made, and segments larger than a frame.

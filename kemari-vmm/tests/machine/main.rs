@@ -3,6 +3,7 @@
 //! Each test with a guest lives in a network namespace of its own; nothing of them outlives the process.
 
 mod budgets;
+mod cards;
 mod dirty;
 mod disks;
 mod faults;
@@ -17,3 +18,4 @@ mod rings;
 mod state;
 mod support;
 mod taps;
+mod trial;

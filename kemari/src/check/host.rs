@@ -2,9 +2,8 @@
 
 use std::io;
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::Finding;
 use crate::config::{Config, Host};
@@ -177,16 +176,7 @@ fn listen(host: &Host) -> Finding {
 }
 
 fn fence(program: &str) -> Finding {
-    let candidates: Vec<PathBuf> = match program.contains('/') {
-        true => vec![program.into()],
-        false => std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
-            .map(|directory| directory.join(program))
-            .collect(),
-    };
-    let executable = |path: &PathBuf| {
-        std::fs::metadata(path).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
-    };
-    match candidates.iter().find(|path| executable(path)) {
+    match crate::side::executable(program) {
         Some(path) => Finding::ok(format!("fence command {}", path.display())),
         None => Finding::error(
             format!("the fence command `{program}` is no program of this host"),

@@ -103,6 +103,10 @@ pub struct Host {
     /// is enough; none is watched if the list is empty. If absent: the other ports of the TAP's bridge.
     #[serde(default)]
     pub uplinks: BTreeMap<String, Vec<String>>,
+    /// Bridges that the TAPs of this host's cards must be ports of, by the id of the card. If absent: the one that the TAP
+    /// was on first.
+    #[serde(default)]
+    pub bridges: BTreeMap<String, String>,
     /// Images or block devices of this host by the id of their disk.
     #[serde(default)]
     pub disks: BTreeMap<String, PathBuf>,

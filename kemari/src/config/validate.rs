@@ -500,6 +500,7 @@ fn device_names(config: &Config, name: &str, host: &Host, wrong: &mut Wrong) {
     let nets: Vec<&str> = config.nets.iter().map(|net| net.id.as_str()).collect();
     let given = host.disks.keys().map(|id| ("disks", "disk", id, &disks));
     let given = given.chain(host.taps.keys().map(|id| ("taps", "net", id, &nets)));
+    let given = given.chain(host.bridges.keys().map(|id| ("bridges", "net", id, &nets)));
     let given = given.chain(host.uplinks.keys().map(|id| ("uplinks", "net", id, &nets)));
     for (section, kind, id, known) in given {
         if known.contains(&id.as_str()) {

@@ -11,6 +11,7 @@
 //! | `PrepareDelayMs=N` | a standby VM takes so much longer to build, its images open |
 //! | `StepsIn=DIRECTORY` | each [step](super::step) is written into the file `passed` there once the process has a role; one that the file `fail` names fails, and its line goes. `NAME` fails before it is done, `NAME!` after it |
 //! | `SpoilMemoryMib=N` | as a drill begins, the first so many MiB of the committed memory become zeros |
+//! | `RefuseStateAt=N` | KVM refuses the state of that sync, and of all after it, on the secondary |
 //! | `ReplicaDelayMs=N` | the secondary's disks take so much longer for each piece of work |
 
 #[cfg(feature = "faults")]
@@ -36,6 +37,7 @@ mod injected {
         cut_frame_at: Option<u64>,
         gather_us: Option<u64>,
         guest_waits: bool,
+        refuse_state_at: Option<u64>,
         replica_delay: Duration,
         prepare_delay: Duration,
         steps_in: Option<PathBuf>,
@@ -67,6 +69,10 @@ mod injected {
                 }
                 Some(("GatherUs", number)) => {
                     faults.gather_us = Some(number.parse().with_context(|| format!("the fault {word}"))?);
+                }
+                Some(("RefuseStateAt", number)) => {
+                    faults.refuse_state_at =
+                        Some(number.parse().with_context(|| format!("the fault {word}"))?);
                 }
                 Some(("CutFrameAtEpoch", number)) => {
                     faults.cut_frame_at = Some(number.parse().with_context(|| format!("the fault {word}"))?);
@@ -140,6 +146,11 @@ mod injected {
         FAULTS.get().is_some_and(|faults| faults.guest_waits)
     }
 
+    pub fn refuses_state(epoch: u64) -> bool {
+        let first = FAULTS.get().and_then(|faults| faults.refuse_state_at);
+        first.is_some_and(|first| epoch >= first)
+    }
+
     pub fn cuts_frame(epoch: u64) -> bool {
         FAULTS
             .get()
@@ -150,7 +161,7 @@ mod injected {
 #[cfg(feature = "faults")]
 pub use injected::{
     after_step, before_sending, before_step, cuts_frame, gather_us, guest_waits, note_role, on_this_thread,
-    prepare_delay, replica_delay, set_up, spoil_memory,
+    prepare_delay, refuses_state, replica_delay, set_up, spoil_memory,
 };
 
 #[cfg(not(feature = "faults"))]
@@ -205,6 +216,11 @@ mod none {
         false
     }
 
+    /// Whether KVM is to refuse the state of this sync.
+    pub fn refuses_state(_: u64) -> bool {
+        false
+    }
+
     /// Whether the link is to be dropped in the middle of this sync.
     pub fn cuts_frame(_: u64) -> bool {
         false
@@ -214,5 +230,5 @@ mod none {
 #[cfg(not(feature = "faults"))]
 pub use none::{
     after_step, before_sending, before_step, cuts_frame, gather_us, guest_waits, note_role, on_this_thread,
-    prepare_delay, replica_delay, set_up, spoil_memory,
+    prepare_delay, refuses_state, replica_delay, set_up, spoil_memory,
 };

@@ -5,16 +5,17 @@
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Weak};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use kemari_sync::Trouble;
 use kemari_vmm::machine::Machine;
 
+use super::cards::Cards;
 use super::probe::Probe;
+use super::readiness::Findings;
 use crate::config::Config;
 use crate::replica::Tracker;
-use crate::uplink;
 
 /// How often it looks, in milliseconds.
 const LOOK_INTERVAL_MS: u64 = 200;
@@ -66,18 +67,22 @@ pub struct HealthWatch {
 }
 
 impl HealthWatch {
-    /// Watches the host `host`, which is this one, as soon as a role wants it.
-    pub fn start(config: Arc<Config>, host: String) -> anyhow::Result<Self> {
+    /// Watches the host `host`, which is this one, as soon as a role wants it. In `findings` it notes what a secondary's
+    /// network cards are good for.
+    pub fn start(config: Arc<Config>, host: String, findings: Arc<Findings>) -> anyhow::Result<Self> {
         let (subjects, wanted) = channel();
-        let mut uplink = Uplink::new(config.clone(), host);
         let io_limit = config.protection.progress_timeout();
+        let mut cards = Cards::new(config, host, findings);
         let watch = move || {
             let mut subject: Option<Subject> = None;
             let interval = Duration::from_millis(LOOK_INTERVAL_MS);
             loop {
                 match (wanted.recv_timeout(interval), &mut subject) {
-                    (Ok(next), subject) => *subject = next,
-                    (Err(RecvTimeoutError::Timeout), Some(subject)) => subject.look(&mut uplink, io_limit),
+                    (Ok(next), subject) => {
+                        *subject = next;
+                        cards.begin_role();
+                    }
+                    (Err(RecvTimeoutError::Timeout), Some(subject)) => subject.look(&mut cards, io_limit),
                     (Err(RecvTimeoutError::Timeout), None) => {}
                     (Err(RecvTimeoutError::Disconnected), _) => return,
                 }
@@ -111,47 +116,16 @@ impl HealthWatch {
 }
 
 impl Subject {
-    fn look(&mut self, uplink: &mut Uplink, io_limit: Duration) {
+    fn look(&mut self, cards: &mut Cards, io_limit: Duration) {
         let disk = self.io.trouble(io_limit).map(Trouble::Disk);
-        let trouble = disk.or_else(|| uplink.trouble().map(Trouble::Uplink));
+        let uplink = match &self.io {
+            OwnIo::Of(machine, _) => cards.of_running(machine.upgrade().as_deref()),
+            OwnIo::Probed(_) => cards.of_standby(),
+        };
+        let trouble = disk.or_else(|| uplink.map(Trouble::Uplink));
         if trouble != self.told {
             (self.tell)(trouble.clone());
             self.told = trouble;
         }
-    }
-}
-
-/// An uplink counts as lost when it has had no carrier for as long as a silent peer is waited for: cables are moved,
-/// switches negotiate.
-struct Uplink {
-    config: Arc<Config>,
-    host: String,
-    lost_since: Option<Instant>,
-    unreadable: bool,
-}
-
-impl Uplink {
-    fn new(config: Arc<Config>, host: String) -> Self {
-        Self {
-            config,
-            host,
-            lost_since: None,
-            unreadable: false,
-        }
-    }
-
-    fn trouble(&mut self) -> Option<String> {
-        let trouble = uplink::trouble(&self.config, &self.host).unwrap_or_else(|error| {
-            if !std::mem::replace(&mut self.unreadable, true) {
-                tracing::warn!("the uplinks cannot be watched: {error}");
-            }
-            None
-        });
-        if trouble.is_none() {
-            self.lost_since = None;
-        }
-        let trouble = trouble?;
-        let since = *self.lost_since.get_or_insert_with(Instant::now);
-        (since.elapsed() >= self.config.protection.suspicion_timeout()).then_some(trouble)
     }
 }

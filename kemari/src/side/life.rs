@@ -143,7 +143,7 @@ impl Life {
             _ => None,
         };
         let config = Arc::new(config);
-        let health = HealthWatch::start(config.clone(), host.clone())?;
+        let health = HealthWatch::start(config.clone(), host.clone(), board.findings().clone())?;
         Ok(Self {
             terminal,
             config,

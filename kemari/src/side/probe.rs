@@ -1,27 +1,25 @@
-//! Whether a secondary's disks would answer: it reads a block of each now and then, past the page cache where the
-//! configuration says so.
+//! Whether a secondary's disks would answer, and open: it reads a block of each now and then, past the page cache where
+//! the configuration says so, and looks at each image as a takeover would.
 
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use kemari_vmm::disk::{Cache, DiskConfig};
+
 use super::health::stuck;
-use crate::config::{Cache, Config};
+use super::readiness::{Findings, InUse, Source, Target};
+use crate::config::Config;
 
 /// Pause between two rounds, in milliseconds.
-const ROUND_INTERVAL_MS: u64 = 2000;
+const ROUND_INTERVAL_MS: u64 = 1000;
+/// What is found out stands for so long.
+const VALID: Duration = Duration::from_millis(4 * ROUND_INTERVAL_MS);
 /// What is read, in bytes, and its alignment: enough for every disk in use.
 const BLOCK_BYTES: usize = 4096;
-
-struct Target {
-    id: String,
-    path: PathBuf,
-    direct: bool,
-}
 
 #[derive(Default)]
 struct State {
@@ -37,22 +35,14 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Begins to read the disks of a host, which is this one.
-    pub fn start(config: &Config, host: &str) -> io::Result<Self> {
-        let targets: Vec<Target> = config
-            .disks_of(host)
-            .into_iter()
-            .map(|disk| Target {
-                id: disk.disk.id.clone(),
-                path: disk.path,
-                direct: disk.disk.cache == Cache::Direct,
-            })
-            .collect();
+    /// Begins to read the disks of a host, which is this one, and notes in `findings` whether a takeover could open them.
+    pub fn start(config: &Config, host: &str, findings: Arc<Findings>, in_use: InUse) -> io::Result<Self> {
+        let targets = Target::all(config, host);
         let state = Arc::new(Mutex::new(State::default()));
         let weak = Arc::downgrade(&state);
         thread::Builder::new()
             .name("disk probe".into())
-            .spawn(move || run(&targets, &weak))?;
+            .spawn(move || run(&targets, &weak, &findings, &in_use))?;
         Ok(Self { state })
     }
 
@@ -66,20 +56,23 @@ impl Probe {
     }
 }
 
-fn run(targets: &[Target], state: &Weak<Mutex<State>>) {
+fn run(targets: &[Target], state: &Weak<Mutex<State>>, findings: &Findings, in_use: &InUse) {
     loop {
         let mut failed = None;
+        let mut troubles = Vec::new();
         for target in targets {
             let Some(state) = state.upgrade() else { return };
-            lock(&state).reading = Some((target.id.clone(), Instant::now()));
-            if let Err(error) = read_block(target) {
-                let path = target.path.display();
-                failed = failed.or(Some(format!(
-                    "the disk {} at {path} cannot be read: {error}",
-                    target.id
-                )));
+            lock(&state).reading = Some((target.id().to_owned(), Instant::now()));
+            troubles.extend(target.trouble(in_use));
+            if let Err(error) = read_block(target.image()) {
+                let (id, path) = (target.id(), target.image().path.display());
+                failed = failed.or(Some(format!("the disk {id} at {path} cannot be read: {error}")));
             }
             lock(&state).reading = None;
+        }
+        // The side may have another role by now.
+        if state.strong_count() > 0 {
+            findings.note(Source::Images, Some(VALID), troubles);
         }
         match state.upgrade() {
             Some(state) => lock(&state).failed = failed,
@@ -94,12 +87,16 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 /// Reads the first block, or what there is of it.
-fn read_block(target: &Target) -> io::Result<()> {
-    let flags = if target.direct { libc::O_DIRECT } else { 0 };
+fn read_block(image: &DiskConfig) -> io::Result<()> {
+    let flags = if image.cache == Cache::Direct {
+        libc::O_DIRECT
+    } else {
+        0
+    };
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(flags)
-        .open(&target.path)?;
+        .open(&image.path)?;
     let mut storage = vec![0; 2 * BLOCK_BYTES];
     let start = storage.as_ptr().align_offset(BLOCK_BYTES);
     file.read_at(&mut storage[start..start + BLOCK_BYTES], 0)
@@ -114,10 +111,9 @@ mod tests {
     fn a_disk_is_read_past_the_cache_and_a_missing_one_is_told() {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(1 << 16).unwrap();
-        let target = |path: &std::path::Path, direct| Target {
-            id: "blk0".into(),
-            path: path.into(),
-            direct,
+        let target = |path: &std::path::Path, direct| DiskConfig {
+            cache: if direct { Cache::Direct } else { Cache::Writeback },
+            ..DiskConfig::new(path)
         };
         read_block(&target(file.path(), true)).unwrap();
         read_block(&target(file.path(), false)).unwrap();

@@ -8,6 +8,7 @@
 //! here: `kemari_sync::Readiness`.
 
 mod clocks;
+mod images;
 mod watch;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +18,8 @@ use kemari_sync::wire::shortened;
 use kemari_sync::{READINESS_REASON_BYTES_MAX, READINESS_REASONS_MAX, Readiness};
 
 pub use clocks::Clocks;
-pub use watch::ReadinessWatch;
+pub use images::{InUse, Target};
+pub use watch::{ReadinessWatch, executable};
 
 /// Who finds something out. What is found stands on the list in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +109,15 @@ impl Findings {
     /// Takes a source off the list: what it looks at does not matter now.
     pub fn forget(&self, source: Source) {
         self.lock()[source as usize] = None;
+    }
+
+    /// This side begins another role: what was found out about a takeover is void. What the arbiter's watch and the last
+    /// drill have said stands.
+    pub fn begin_role(&self) {
+        let of_takeover = Source::ALL
+            .into_iter()
+            .filter(|source| !matches!(source, Source::Arbiter | Source::Drill));
+        of_takeover.for_each(|source| self.forget(source));
     }
 
     /// What stands on the list now.

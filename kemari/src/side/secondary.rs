@@ -8,6 +8,7 @@ mod receive;
 mod restore;
 mod standby;
 mod status;
+mod trial;
 
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
@@ -29,7 +30,7 @@ use super::board::{Board, Order};
 use super::clock::Clock;
 use super::drill::{DrillId, News};
 use super::mailbox::Mailbox;
-use super::readiness::{Announced, Clocks, ReadinessWatch, Source};
+use super::readiness::{Announced, Clocks, InUse, ReadinessWatch, Source};
 use super::step::step;
 use super::wait::{prefer_latency, wait};
 use crate::config::{Config, Latency};
@@ -114,6 +115,8 @@ pub struct Setup {
     pub security: Security,
     /// The operator's word that images of this history may be overwritten.
     pub overwrite_disks: Option<String>,
+    /// Where it is to be noted which images are open.
+    pub images_in_use: InUse,
     /// Why this side has not booted the VM itself, if it may.
     pub not_booted: Option<String>,
     /// After so long without a primary, holding nothing, it ends as [`End::Idle`], in milliseconds.
@@ -177,7 +180,8 @@ pub struct SecondarySide {
     shown_ms: u64,
     announced: Announced,
     clocks: Clocks,
-    _readiness: ReadinessWatch,
+    readiness: ReadinessWatch,
+    images_in_use: InUse,
     /// See [`Setup::not_booted`].
     not_booted: Option<String>,
     /// See [`Setup::idle_ms_max`].
@@ -205,6 +209,7 @@ impl SecondarySide {
             overwrite_disks,
             idle_ms_max,
             not_booted,
+            images_in_use,
         } = setup;
         let listen = config.host(&host).listen;
         let listener = step("listen", || {
@@ -226,9 +231,12 @@ impl SecondarySide {
         let sink = mailbox.clone();
         let readiness = step("watch the readiness", || {
             let sink = mailbox.clone();
-            ReadinessWatch::start(board.findings().clone(), move |reasons| {
-                sink.post(Input::Readiness(reasons));
-            })
+            ReadinessWatch::start(
+                config.clone(),
+                host.clone(),
+                board.findings().clone(),
+                move |reasons| sink.post(Input::Readiness(reasons)),
+            )
         })?;
         board.take_orders(move |order| sink.post(Input::Order(order)));
         Ok(Self {
@@ -271,7 +279,8 @@ impl SecondarySide {
             shown_ms: 0,
             announced: Announced::default(),
             clocks: Clocks::default(),
-            _readiness: readiness,
+            readiness,
+            images_in_use,
             not_booted,
             idle_ms_max,
             idle_since_ms: None,
@@ -309,6 +318,7 @@ impl SecondarySide {
             }
             self.check_disks();
             self.drill_when_due();
+            self.try_state();
             self.settle();
             self.answer_takeovers();
             self.note_idle(now_ms);
@@ -453,6 +463,8 @@ impl SecondarySide {
     /// What was found out about what is void now.
     fn forget_findings(&mut self) {
         self.clocks = Clocks::default();
+        self.readiness.expect_locked(0);
+        self.images_in_use.set([]);
         for source in [Source::State, Source::Clock, Source::Drill] {
             self.board.findings().forget(source);
         }

@@ -5,6 +5,7 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::process::Command;
 
 /// The only TAP in the namespace.
 pub const TAP: &str = "tap0";
@@ -23,6 +24,18 @@ pub fn enter() {
     for scope in ["all", "default"] {
         let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1");
     }
+    make_tap();
+}
+
+/// Deletes the TAP, whoever is attached to it.
+pub fn delete_tap() {
+    let mut ip = Command::new("ip");
+    let status = ip.args(["link", "del", TAP]).status().expect("ip starts");
+    assert!(status.success(), "the TAP cannot be deleted");
+}
+
+/// Makes the TAP, with our address, and sets it up.
+pub fn make_tap() {
     let tun = OpenOptions::new()
         .read(true)
         .write(true)

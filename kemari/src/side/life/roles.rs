@@ -16,6 +16,7 @@ use super::super::health::OwnIo;
 use super::super::mailbox::Mailbox;
 use super::super::primary::{self, PrimarySide, Seat};
 use super::super::probe::Probe;
+use super::super::readiness::InUse;
 use super::super::secondary::{self, LastSign, SecondarySide, Standby};
 use super::super::step::step;
 use super::{IDLE_MS, IDLE_RANGE_MS, Life, first_status};
@@ -39,6 +40,7 @@ impl Life {
         trackers: Vec<Arc<Tracker>>,
     ) -> Box<PrimarySide> {
         self.type_to(Some(&seat.machine));
+        self.board.findings().begin_role();
         let answers = seat.mailbox.clone();
         let arbiter = self.arbiter.asker(move |ask, answer| {
             answers.post(primary::Input::Arbiter(ask, answer));
@@ -86,7 +88,13 @@ impl Life {
             "a secondary needs a link: name `certificates`, or say `plaintext = true`, in [protection]",
         )?;
         let mailbox = step("make a mailbox", Mailbox::new)?;
-        let probe = step("probe the disks", || Ok(Probe::start(&self.config, &self.host)?))?;
+        let findings = self.board.findings();
+        findings.begin_role();
+        let images_in_use = InUse::default();
+        let probe = step("probe the disks", || {
+            let (findings, in_use) = (findings.clone(), images_in_use.clone());
+            Ok(Probe::start(&self.config, &self.host, findings, in_use)?)
+        })?;
         let answers = mailbox.clone();
         let arbiter = self.arbiter.asker(move |ask, answer| {
             answers.post(secondary::Input::Arbiter(ask, answer));
@@ -119,6 +127,7 @@ impl Life {
             overwrite_disks: self.overwrite_disks.clone(),
             idle_ms_max: self.idle_ms_max(),
             not_booted: self.not_booted.clone(),
+            images_in_use,
         })?;
         self.health.watch(OwnIo::Probed(probe), move |trouble| {
             sink.post(secondary::Input::Health(trouble));

@@ -20,7 +20,8 @@ pub(super) type Outcome = Result<String, String>;
 
 impl PrimarySide {
     pub(super) fn on_order(&mut self, mut order: Order) {
-        if order.command == Command::Leave {
+        let is_leaving = order.command == Command::Leave;
+        if is_leaving {
             // The VM goes on elsewhere if it can, and ends cleanly if nobody else has it.
             let protection = self.core.status(self.clock.now_ms()).protection;
             order.command = match self.core.refuses_switchover() {
@@ -54,9 +55,13 @@ impl PrimarySide {
                     .to_owned(),
             ),
             Command::Pace(change) => return answer(&order, self.change_pace(change)),
-            Command::Switchover => match self.core.refuses_switchover() {
-                Some(reason) => Err(reason),
-                None => Ok(PrimaryEvent::OperatorSwitchover),
+            // A process that is to end tries all the same: what fails there goes on here.
+            Command::Switchover => match (self.core.refuses_switchover(), self.core.peer_lacks()) {
+                (Some(reason), _) => Err(reason),
+                (None, Some(lacks)) if !is_leaving => {
+                    Err(format!("the secondary could not go on now: {lacks}"))
+                }
+                _ => Ok(PrimaryEvent::OperatorSwitchover),
             },
             Command::Protect => match self.connector.refuses() {
                 Some(reason) => Err(reason.to_owned()),

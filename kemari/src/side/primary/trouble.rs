@@ -28,7 +28,8 @@ impl PrimarySide {
     /// tried again; or the other host goes on.
     pub(super) fn on_disk_trouble(&mut self, disk: &str, reason: &str, fail_over: bool) {
         let sentence = format!("disk {disk} fails: {reason}");
-        if fail_over && self.core.refuses_switchover().is_none() {
+        let can_go_on_there = self.core.refuses_switchover().is_none() && self.core.peer_lacks().is_none();
+        if fail_over && can_go_on_there {
             tracing::error!("{sentence}; the other host goes on");
             let reason = sentence;
             return self.events.push_back(PrimaryEvent::HostFailing { reason });

@@ -9,8 +9,8 @@ use kemari_vmm::state::{StateBlob, StateKind};
 
 use super::super::readiness::Source;
 use super::super::step::step;
-use super::super::{capture, clock, faults, fence};
-use super::{End, Input, LastSign, SecondarySide};
+use super::super::{clock, faults, fence};
+use super::{End, Input, LastSign, SecondarySide, trial};
 
 impl SecondarySide {
     pub(super) fn perform(&mut self, action: SecondaryAction) {
@@ -103,23 +103,16 @@ impl SecondarySide {
 
     /// Everything that could fail later is checked here: the sync is whole, and its states would load.
     fn check(&mut self, commit: &Commit) {
-        let epoch = commit.epoch;
+        let (epoch, now_ms) = (commit.epoch, self.clock.now_ms());
         let result = self
             .staging
             .check(commit)
             .map_err(|error| error.to_string())
             .and_then(|()| {
-                let standby = self.standby.as_ref().ok_or("there is no standby VM")?;
+                let standby = self.standby.as_mut().ok_or("there is no standby VM")?;
                 standby.disks.check()?;
                 let states = staged_states(&self.staging)?;
-                // The first time it is found out whether this host could go on at all; later only what has changed is
-                // looked at.
-                let machine = &standby.seat.machine;
-                let checked = match standby.states.is_empty() {
-                    true => machine.try_on(&states),
-                    false => machine.check_parts(&states, &standby.states),
-                };
-                let checked = checked.map_err(|error| capture::explain(&error));
+                let checked = standby.check_states(epoch, &states, now_ms);
                 self.board
                     .findings()
                     .note(Source::State, None, checked.clone().err());
@@ -146,14 +139,8 @@ impl SecondarySide {
                 standby.write_page(page);
                 pages += 1;
             }
-            for state in self.checked_states.drain(..) {
-                let is_its_own =
-                    |other: &&mut StateBlob| (other.kind, other.instance) == (state.kind, state.instance);
-                match standby.states.iter_mut().find(is_its_own) {
-                    Some(other) => *other = state,
-                    None => standby.states.push(state),
-                }
-            }
+            trial::merge(&mut standby.states, self.checked_states.drain(..));
+            standby.trial.is_due = true;
             self.counters.pages += pages;
         }
         self.staging.clear();

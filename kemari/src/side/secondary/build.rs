@@ -137,6 +137,8 @@ impl SecondarySide {
         }
         let result = result.map(|mut standby| {
             let offers = standby.disks.offers();
+            self.readiness.expect_locked(self.spec.memory_bytes);
+            self.images_in_use.set(standby.disks.paths());
             standby.session = session;
             self.standby = Some(standby);
             self.copying = Some(session);

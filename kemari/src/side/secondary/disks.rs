@@ -1,5 +1,6 @@
 //! The replicated disks of a standby VM: the copy, what commits release, and the takeover.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, channel};
 use std::time::Duration;
@@ -84,6 +85,11 @@ impl StandbyDisks {
                 }
             })
             .collect()
+    }
+
+    /// The ids of the disks, and where their images are.
+    pub fn paths(&self) -> impl Iterator<Item = (&str, &Path)> {
+        self.images.iter().map(|image| (image.disk(), image.path()))
     }
 
     /// What is told to the primary.

@@ -16,6 +16,7 @@ use super::super::step::step;
 use super::super::{assembly, faults};
 use super::build::{BuildError, BuildId, Step, Steps};
 use super::disks::StandbyDisks;
+use super::trial::Trial;
 use crate::config::Config;
 use crate::replica::{Image, Remains, Report, Tracker};
 
@@ -25,6 +26,8 @@ pub struct Standby {
     pub seat: Seat,
     /// The states of the last commit; its pages are in the machine's memory.
     pub states: Vec<StateBlob>,
+    /// Whether they were tried on it.
+    pub trial: Trial,
     /// Whether the machine has loaded them: not again, once packets may have come in.
     pub loaded: bool,
     /// Which build it is of.
@@ -66,6 +69,7 @@ impl Standby {
         Ok(Self {
             seat,
             states: Vec::new(),
+            trial: Trial::default(),
             loaded: false,
             build,
             session,

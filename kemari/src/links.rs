@@ -1,0 +1,207 @@
+//! The network devices of this host, as the kernel tells them (rtnetlink(7)).
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, Nla};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
+
+/// Longest wait for one part of the kernel's answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
+/// Largest part of the kernel's answer, in bytes (it uses 32 KiB at most).
+const PART_BYTES_MAX: usize = 64 << 10;
+/// The group of those who are told of changes of network devices (`RTMGRP_LINK`).
+const LINK_GROUP: u32 = 1;
+/// Attributes of <linux/if_link.h>: `IFLA_TUN_MULTI_QUEUE`, `IFLA_TUN_NUM_QUEUES`.
+const TUN_MULTI_QUEUE: u16 = 7;
+const TUN_QUEUES: u16 = 8;
+/// After so long the devices are looked at again although the kernel has told no change.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// What is special about a TAP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tun {
+    /// It was made for several queues, so that it cannot be attached to with one.
+    pub multi_queue: bool,
+    /// So many files are attached to it.
+    pub queues: u32,
+}
+
+/// A network device of this host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Its number, never used again while the host runs.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// The bridge that it is a port of.
+    pub bridge: Option<u32>,
+    /// If it is a TAP (or TUN).
+    pub tun: Option<Tun>,
+    /// Whether its owner has set it up.
+    pub is_up: bool,
+    /// Whether it is up, and something is at its other end.
+    pub has_carrier: bool,
+}
+
+/// All network devices of this host (of the namespace of the calling thread), as they are now.
+pub fn links() -> io::Result<Vec<Link>> {
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    let timeout = rustix::net::sockopt::Timeout::Recv;
+    rustix::net::sockopt::set_socket_timeout(&socket, timeout, Some(ANSWER_TIMEOUT))?;
+    let question = RouteNetlinkMessage::GetLink(LinkMessage::default());
+    let mut message = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::from(question));
+    message.header.flags = NLM_F_DUMP | NLM_F_REQUEST;
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+    let mut links = Vec::new();
+    let mut part = Vec::with_capacity(PART_BYTES_MAX);
+    loop {
+        part.clear();
+        socket.recv(&mut part, 0)?;
+        let mut rest = &part[..];
+        while !rest.is_empty() {
+            let message =
+                NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
+            match message.payload {
+                NetlinkPayload::Done(_) => return Ok(links),
+                NetlinkPayload::Error(error) => return Err(error.to_io()),
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
+                    links.push(Link::from(link))
+                }
+                _ => {}
+            }
+            // Each message begins at a multiple of four bytes.
+            let length = (message.header.length as usize).next_multiple_of(4);
+            rest = rest.get(length.max(4)..).unwrap_or_default();
+        }
+    }
+}
+
+impl From<LinkMessage> for Link {
+    fn from(message: LinkMessage) -> Self {
+        let flags = message.header.flags;
+        let mut link = Link {
+            index: message.header.index,
+            is_up: flags.contains(LinkFlags::Up),
+            has_carrier: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
+            ..Link::default()
+        };
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::Controller(bridge) => link.bridge = Some(bridge),
+                LinkAttribute::LinkInfo(infos) => link.tun = tun(&infos),
+                _ => {}
+            }
+        }
+        link
+    }
+}
+
+fn tun(infos: &[LinkInfo]) -> Option<Tun> {
+    if !infos.contains(&LinkInfo::Kind(InfoKind::Tun)) {
+        return None;
+    }
+    let mut tun = Tun::default();
+    for info in infos {
+        let LinkInfo::Data(InfoData::Tun(attributes)) = info else {
+            continue;
+        };
+        for attribute in attributes {
+            let mut bytes = vec![0; attribute.value_len()];
+            attribute.emit_value(&mut bytes);
+            match (attribute.kind(), &bytes[..]) {
+                (TUN_MULTI_QUEUE, [multi, ..]) => tun.multi_queue = *multi != 0,
+                (TUN_QUEUES, &[a, b, c, d, ..]) => tun.queues = u32::from_ne_bytes([a, b, c, d]),
+                _ => {}
+            }
+        }
+    }
+    Some(tun)
+}
+
+/// The network devices of this host, looked at again when the kernel says that one has changed: with a thousand of them
+/// looking costs much, and being told nothing costs nothing.
+pub struct Watched {
+    events: Socket,
+    links: Vec<Link>,
+    looked: Option<Instant>,
+}
+
+impl Watched {
+    /// Begins to be told of changes, in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// The kernel tells nobody.
+    pub fn new() -> io::Result<Self> {
+        let mut events = Socket::new(NETLINK_ROUTE)?;
+        events.bind(&SocketAddr::new(0, LINK_GROUP))?;
+        events.set_non_blocking(true)?;
+        Ok(Self {
+            events,
+            links: Vec::new(),
+            looked: None,
+        })
+    }
+
+    /// The devices as they are now, and whether they may be others than the last time.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn look(&mut self) -> io::Result<(&[Link], bool)> {
+        let is_old = self.looked.is_none_or(|looked| looked.elapsed() >= LOOK_AGAIN);
+        let changed = self.were_told() || is_old;
+        if changed {
+            self.looked = None;
+            self.links = links()?;
+            self.looked = Some(Instant::now());
+        }
+        Ok((&self.links, changed))
+    }
+
+    /// Throws away what the kernel has told. What it had no room to tell counts as told.
+    fn were_told(&self) -> bool {
+        let mut told = false;
+        let mut part = Vec::with_capacity(PART_BYTES_MAX);
+        loop {
+            part.clear();
+            match self.events.recv(&mut part, 0) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return told,
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => told = true,
+                // Then it is looked at again and again.
+                Err(_) => return true,
+                Ok(_) => told = true,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_says_what_there_is() {
+        let links = links().unwrap();
+        let loopback = links.iter().find(|link| link.name == "lo").unwrap();
+        assert!(loopback.tun.is_none() && loopback.bridge.is_none() && loopback.index > 0);
+    }
+
+    #[test]
+    fn devices_are_looked_at_once_and_then_only_when_something_changed() {
+        let mut watched = Watched::new().unwrap();
+        let (links, changed) = watched.look().unwrap();
+        assert!(changed && links.iter().any(|link| link.name == "lo"));
+        // Others may change devices of this machine meanwhile.
+        let unchanged = (0..100).filter(|_| !watched.look().unwrap().1).count();
+        assert!(unchanged > 50, "looked anew in {} of 100 times", 100 - unchanged);
+    }
+}

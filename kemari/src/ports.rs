@@ -1,0 +1,207 @@
+//! The guest's ports on this host: for each card a TAP, mostly on a bridge, and a way out to other hosts.
+//!
+//! By default the ways out are the other ports of the bridge that the card's TAP is a port of, other guests' TAPs
+//! excepted; the configuration may name them instead. A card whose TAP never was on a bridge, or is alone on it, has none
+//! to watch.
+
+use std::collections::BTreeMap;
+
+use crate::config::{Config, HostNet};
+use crate::links::Link;
+
+/// Watches the ports of one host: it remembers the bridges that the TAPs were on.
+#[derive(Debug, Default)]
+pub struct Ports {
+    bridges: BTreeMap<String, String>,
+}
+
+impl Ports {
+    /// Why the guest's packets do not get out of the host `name`, whose devices `links` are: the first card's reason.
+    pub fn trouble(&mut self, links: &[Link], config: &Config, name: &str) -> Option<String> {
+        let host = config.host(name);
+        let mut nets = config.nets_of(name).into_iter();
+        nets.find_map(|net| {
+            let id = &net.net.id;
+            self.port_trouble(links, &net, host.bridges.get(id))
+                .or_else(|| way_trouble(links, id, &net.tap, host.uplinks.get(id)))
+        })
+    }
+
+    /// Why the card's TAP leads nowhere on this host; `None` if it does not, or if nobody knows where it should lead.
+    fn port_trouble(&mut self, links: &[Link], net: &HostNet<'_>, wanted: Option<&String>) -> Option<String> {
+        let (id, tap) = (&net.net.id, &net.tap);
+        let Some(link) = links.iter().find(|link| &link.name == tap) else {
+            return Some(format!("the TAP {tap} of the card {id} is gone"));
+        };
+        if !link.is_up {
+            return Some(format!(
+                "the TAP {tap} of the card {id} is down: `ip link set {tap} up`"
+            ));
+        }
+        let bridge = link
+            .bridge
+            .and_then(|index| links.iter().find(|link| link.index == index));
+        let expected = wanted.or_else(|| self.bridges.get(id));
+        match (bridge, expected) {
+            (None, Some(expected)) => Some(format!(
+                "the TAP {tap} of the card {id} is not on the bridge {expected}: \
+                 `ip link set {tap} master {expected}`"
+            )),
+            (Some(bridge), _) if wanted.is_some_and(|wanted| wanted != &bridge.name) => Some(format!(
+                "the TAP {tap} of the card {id} is on the bridge {}, not on {}",
+                bridge.name,
+                wanted.map_or("", String::as_str)
+            )),
+            (Some(bridge), _) if !bridge.is_up => Some(format!(
+                "the bridge {0} of the card {id} is down: `ip link set {0} up`",
+                bridge.name
+            )),
+            (Some(bridge), _) => {
+                self.bridges.insert(id.clone(), bridge.name.clone());
+                None
+            }
+            (None, None) => None,
+        }
+    }
+}
+
+/// The uplinks of the card with this TAP.
+fn uplinks<'a>(links: &'a [Link], tap: &str) -> Vec<&'a Link> {
+    let bridge = links
+        .iter()
+        .find(|link| link.name == tap)
+        .and_then(|link| link.bridge);
+    links
+        .iter()
+        .filter(|link| bridge.is_some() && link.bridge == bridge && link.tun.is_none())
+        .collect()
+}
+
+/// Why packets of one card do not get from its port to other hosts; `None` if they do, or if nobody knows.
+fn way_trouble(links: &[Link], id: &str, tap: &str, named: Option<&Vec<String>>) -> Option<String> {
+    let (names, is_up) = match named {
+        Some(named) => {
+            let is_up = |link: &Link| link.has_carrier && named.contains(&link.name);
+            (named.clone(), links.iter().any(is_up))
+        }
+        None => {
+            let uplinks = uplinks(links, tap);
+            let names = uplinks.iter().map(|link| link.name.clone()).collect();
+            (names, uplinks.iter().any(|link| link.has_carrier))
+        }
+    };
+    (!names.is_empty() && !is_up).then(|| match &names[..] {
+        [name] => format!("the uplink {name} of the card {id} has no carrier"),
+        _ => format!(
+            "none of the uplinks {} of the card {id} has a carrier",
+            names.join(", ")
+        ),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Net;
+    use crate::links::Tun;
+
+    fn link(index: u32, name: &str, bridge: Option<u32>, is_tap: bool, has_carrier: bool) -> Link {
+        Link {
+            index,
+            name: name.into(),
+            bridge,
+            tun: is_tap.then(Tun::default),
+            is_up: true,
+            has_carrier,
+        }
+    }
+
+    fn host(eth_has_carrier: bool) -> Vec<Link> {
+        vec![
+            link(1, "lo", None, false, true),
+            link(2, "eth0", None, false, true),
+            link(3, "br0", None, false, true),
+            link(4, "eth1", Some(3), false, eth_has_carrier),
+            link(5, "tap0", Some(3), true, true),
+            link(6, "tap1", Some(3), true, true),
+            link(7, "tap2", None, true, true),
+        ]
+    }
+
+    #[test]
+    fn the_uplinks_are_the_bridges_ports_but_for_taps() {
+        assert_eq!(way_trouble(&host(true), "net0", "tap0", None), None);
+        let text = way_trouble(&host(false), "net0", "tap0", None).unwrap();
+        assert!(text.contains("eth1") && text.contains("net0"), "{text}");
+    }
+
+    #[test]
+    fn a_tap_without_a_bridge_has_no_uplink_to_watch() {
+        assert_eq!(way_trouble(&host(false), "net0", "tap2", None), None);
+        assert_eq!(way_trouble(&host(false), "net0", "tap9", None), None);
+    }
+
+    #[test]
+    fn one_of_the_named_uplinks_is_enough_and_a_missing_one_has_no_carrier() {
+        let named = |names: &[&str]| Some(names.iter().map(|name| name.to_string()).collect::<Vec<_>>());
+        let trouble = |names: &[&str]| way_trouble(&host(false), "net0", "tap2", named(names).as_ref());
+        assert_eq!(trouble(&["eth0"]), None);
+        assert_eq!(trouble(&["eth1", "eth0"]), None);
+        assert_eq!(trouble(&[]), None);
+        assert!(trouble(&["eth1"]).unwrap().contains("eth1"));
+        assert!(trouble(&["gone", "eth1"]).unwrap().contains("gone, eth1"));
+    }
+
+    /// What is said of the card `net0` on `tap`, one after the other, as its host changes.
+    fn said(tap: &str, wanted: Option<&str>, changes: &[fn(&mut Vec<Link>)]) -> Vec<Option<String>> {
+        let mut ports = Ports::default();
+        let card: Net = toml::from_str("id = \"net0\"\nmac = \"52:54:00:00:00:01\"").unwrap();
+        let net = HostNet {
+            net: &card,
+            tap: tap.to_owned(),
+        };
+        let wanted = wanted.map(str::to_owned);
+        let mut links = host(true);
+        let mut say = |change: &fn(&mut Vec<Link>)| {
+            change(&mut links);
+            ports.port_trouble(&links, &net, wanted.as_ref())
+        };
+        changes.iter().map(&mut say).collect()
+    }
+
+    fn says(said: &Option<String>, what: &str) -> bool {
+        said.as_ref().is_some_and(|said| said.contains(what))
+    }
+
+    #[test]
+    fn a_tap_that_leads_nowhere_is_told() {
+        let all = said(
+            "tap0",
+            None,
+            &[
+                |_| {},
+                |links| links[4].bridge = None,
+                |links| links[4].is_up = false,
+                |links| drop(links.remove(4)),
+                |links| links.insert(4, link(9, "tap0", Some(3), true, false)),
+                |links| links[2].is_up = false,
+            ],
+        );
+        assert_eq!((&all[0], &all[4]), (&None, &None), "{all:?}");
+        assert!(says(&all[1], "not on the bridge br0"), "{all:?}");
+        assert!(says(&all[2], "is down"), "{all:?}");
+        assert!(says(&all[3], "is gone"), "{all:?}");
+        assert!(says(&all[5], "the bridge br0"), "{all:?}");
+    }
+
+    #[test]
+    fn a_tap_that_never_was_on_a_bridge_needs_none_unless_one_is_named() {
+        assert_eq!(said("tap2", None, &[|_| {}]), [None]);
+        assert!(says(
+            &said("tap2", Some("br0"), &[|_| {}])[0],
+            "not on the bridge br0"
+        ));
+        assert_eq!(said("tap0", Some("br0"), &[|_| {}]), [None]);
+        assert!(says(&said("tap0", Some("br1"), &[|_| {}])[0], "not on br1"));
+    }
+}

@@ -1,0 +1,184 @@
+//! The guest's network cards on this host: whether packets get out by them, and whether a takeover could plug them in.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kemari_vmm::machine::Machine;
+use kemari_vmm::virtio::tap::Tap;
+
+use super::readiness::{Findings, Source};
+use crate::config::{Config, HostNet};
+use crate::links::{Link, Watched};
+use crate::ports::Ports;
+
+/// What is found out stands for so long; it is looked five times a second.
+const VALID: Duration = Duration::from_secs(3);
+
+/// What matters of a TAP for whether it can be attached to: it is tried again when that has changed. Not its carrier,
+/// which a try changes.
+type Look = Option<(u32, bool, bool)>;
+
+/// Watches the cards of one host, which is this one.
+pub struct Cards {
+    config: Arc<Config>,
+    host: String,
+    findings: Arc<Findings>,
+    watched: Option<Watched>,
+    ports: Ports,
+    lost_since: Option<Instant>,
+    /// Why the devices cannot be looked at.
+    unreadable: Option<String>,
+    /// How each TAP looked when it was tried, and what came of it.
+    tried: Vec<(Look, Option<String>)>,
+    /// Why the TAP that was made instead of a deleted one cannot be attached to.
+    unattached: Option<String>,
+}
+
+impl Cards {
+    pub fn new(config: Arc<Config>, host: String, findings: Arc<Findings>) -> Self {
+        Self {
+            config,
+            host,
+            findings,
+            watched: None,
+            ports: Ports::default(),
+            lost_since: None,
+            unreadable: None,
+            tried: Vec::new(),
+            unattached: None,
+        }
+    }
+
+    /// Another role watches from here on. Which bridges the TAPs were on is still known.
+    pub fn begin_role(&mut self) {
+        (self.lost_since, self.unattached) = (None, None);
+        self.tried.clear();
+        self.findings.forget(Source::Cards);
+    }
+
+    /// Why the packets of a guest that runs here do not get out, if that has lasted. A TAP that was deleted and made anew is
+    /// attached again.
+    pub fn of_running(&mut self, machine: Option<&Machine>) -> Option<String> {
+        let (links, changed) = self.look()?;
+        if let Some(machine) = machine.filter(|_| changed || self.unattached.is_some()) {
+            self.attach_again(machine, &links);
+        }
+        let trouble = self.ports.trouble(&links, &self.config, &self.host);
+        self.lasting(trouble.or_else(|| self.unattached.clone()))
+    }
+
+    /// The same of a guest that would run here. What would be in a takeover's way is noted at once.
+    pub fn of_standby(&mut self) -> Option<String> {
+        let Some((links, _)) = self.look() else {
+            let why = self.unreadable.clone();
+            self.findings.note(Source::Cards, Some(VALID), why);
+            return None;
+        };
+        let trouble = self.ports.trouble(&links, &self.config, &self.host);
+        self.try_taps(&links);
+        let refused = self.tried.iter().filter_map(|(_, refused)| refused.clone());
+        self.findings.note(
+            Source::Cards,
+            Some(VALID),
+            trouble.clone().into_iter().chain(refused),
+        );
+        self.lasting(trouble)
+    }
+
+    /// The devices, and whether they may be others than the last time.
+    fn look(&mut self) -> Option<(Vec<Link>, bool)> {
+        let looked = match self.watched.take() {
+            Some(watched) => Ok(watched),
+            None => Watched::new(),
+        }
+        .and_then(|mut watched| {
+            let (links, changed) = watched.look()?;
+            let looked = (links.to_vec(), changed);
+            self.watched = Some(watched);
+            Ok(looked)
+        });
+        match looked {
+            Ok(looked) => {
+                self.unreadable = None;
+                Some(looked)
+            }
+            Err(error) => {
+                let why = format!("the network devices cannot be watched: {error}");
+                if self.unreadable.as_ref() != Some(&why) {
+                    tracing::warn!("{why}");
+                }
+                self.unreadable = Some(why);
+                None
+            }
+        }
+    }
+
+    /// A card counts as cut off when it has been for as long as a silent peer is waited for: cables are moved, switches
+    /// negotiate, devices are made anew.
+    fn lasting(&mut self, trouble: Option<String>) -> Option<String> {
+        if trouble.is_none() {
+            self.lost_since = None;
+        }
+        let trouble = trouble?;
+        let since = *self.lost_since.get_or_insert_with(Instant::now);
+        (since.elapsed() >= self.config.protection.suspicion_timeout()).then_some(trouble)
+    }
+
+    fn attach_again(&mut self, machine: &Machine, links: &[Link]) {
+        let cut = machine.cut_nets();
+        self.unattached = None;
+        for HostNet { net, tap } in self.config.nets_of(&self.host) {
+            let is_there = links.iter().any(|link| link.name == tap);
+            if !is_there || !cut.contains(&net.id.as_str()) {
+                continue;
+            }
+            match machine.attach_net(&net.id, &tap) {
+                Ok(()) => tracing::info!(
+                    "the TAP {tap} was made anew; the card {} is attached to it",
+                    net.id
+                ),
+                Err(error) => {
+                    let error = anyhow::Error::from(error);
+                    let why = format!("the TAP {tap} of the card {} was made anew: {error:#}", net.id);
+                    self.unattached.get_or_insert(why);
+                }
+            }
+        }
+    }
+
+    /// Attaches to TAPs as a takeover does, and lets them go again, if they look different from when that was done last.
+    fn try_taps(&mut self, links: &[Link]) {
+        let nets = self.config.nets_of(&self.host);
+        self.tried.resize(nets.len(), (None, None));
+        for (net, tried) in nets.iter().zip(&mut self.tried) {
+            let link = links.iter().find(|link| link.name == net.tap);
+            let look = link.map(|link| {
+                let tun = link.tun.unwrap_or_default();
+                (link.index, tun.multi_queue, tun.queues > 0)
+            });
+            if look.is_some() && *tried == (look, None) {
+                continue;
+            }
+            // That it is not there is said by who looks at the port.
+            let refused = link.and_then(|link| refused(net, link));
+            *tried = (look, refused);
+        }
+    }
+}
+
+/// Why a takeover could not attach to a TAP.
+fn refused(net: &HostNet<'_>, link: &Link) -> Option<String> {
+    let (id, tap) = (&net.net.id, &net.tap);
+    let why = match link.tun {
+        None => "is no TAP".to_owned(),
+        Some(tun) if tun.multi_queue => {
+            "was made for several queues (multi_queue), which Kemari does not use".to_owned()
+        }
+        Some(tun) if tun.queues > 0 => "is in use by another process".to_owned(),
+        Some(_) => match Tap::open(tap) {
+            Ok(_) => return None,
+            Err(error) => format!("cannot be used: {:#}", anyhow::Error::from(error)),
+        },
+    };
+    Some(format!("the device {tap} of the card {id} {why}"))
+}

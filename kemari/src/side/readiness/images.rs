@@ -1,0 +1,195 @@
+//! Whether a takeover could open the images of this host as they are. Whoever asks may wait long: a network file system
+//! that does not answer holds him up.
+
+use std::collections::BTreeMap;
+use std::fs::{File, Metadata};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kemari_vmm::disk::{Disk as Image, DiskConfig};
+
+use crate::config::{Config, HostDisk};
+use crate::image::image_of;
+
+/// Less room than this, in bytes, on the file system of an image that does not have all its blocks yet: writes of the guest
+/// will fail soon.
+const ROOM_BYTES_MIN: u64 = 64 << 20;
+/// Unit of `st_blocks`, in bytes.
+const STAT_BLOCK_BYTES: u64 = 512;
+
+/// A file, whatever its name (device and number), and its size in bytes.
+type Known = (u64, u64, u64);
+
+/// The files that the standby VM's replicas write to, by the id of the disk.
+#[derive(Clone, Default)]
+pub struct InUse(Arc<Mutex<BTreeMap<String, Known>>>);
+
+impl InUse {
+    /// These images are open now, and no others.
+    pub fn set<'a>(&self, images: impl IntoIterator<Item = (&'a str, &'a Path)>) {
+        let files = images.into_iter().filter_map(|(disk, path)| {
+            let file = std::fs::metadata(path).ok()?;
+            Some((disk.to_owned(), known(&file)))
+        });
+        let files = files.collect();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = files;
+    }
+
+    fn of(&self, disk: &str) -> Option<Known> {
+        let files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        files.get(disk).copied()
+    }
+}
+
+fn known(file: &Metadata) -> Known {
+    (file.dev(), file.ino(), file.len())
+}
+
+/// An image, and how a takeover opens it.
+pub struct Target {
+    id: String,
+    image: DiskConfig,
+    is_shared: bool,
+}
+
+impl Target {
+    /// All disks of a host.
+    pub fn all(config: &Config, host: &str) -> Vec<Self> {
+        let disks = config.disks_of(host);
+        disks.iter().map(Self::of).collect()
+    }
+
+    fn of(disk: &HostDisk<'_>) -> Self {
+        Self {
+            id: disk.disk.id.clone(),
+            image: image_of(disk, false),
+            is_shared: disk.disk.shared,
+        }
+    }
+
+    /// The disk's id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// How it is opened.
+    pub fn image(&self) -> &DiskConfig {
+        &self.image
+    }
+
+    /// Why a takeover could not use the image, as a sentence.
+    pub fn trouble(&self, in_use: &InUse) -> Option<String> {
+        let (id, path) = (&self.id, self.image.path.display());
+        let why = self.problem(in_use).err()?;
+        Some(format!("the image {path} of the disk {id} {why}"))
+    }
+
+    fn problem(&self, in_use: &InUse) -> Result<(), String> {
+        let path: &PathBuf = &self.image.path;
+        Image::examine(&self.image)
+            .map_err(|error| format!("cannot be used: {:#}", anyhow::Error::from(error)))?;
+        let look = |error: std::io::Error| format!("cannot be looked at: {error}");
+        let file = File::open(path).map_err(look)?;
+        let found = file.metadata().map_err(look)?;
+        let (device, number, bytes) = known(&found);
+        if let Some((its_device, its_number, its_bytes)) = in_use.of(&self.id) {
+            if (device, number) != (its_device, its_number) {
+                return Err(
+                    "is another file than the one that holds the VM's blocks: put that one back".to_owned(),
+                );
+            }
+            if bytes < its_bytes {
+                return Err(format!("has shrunk from {its_bytes} to {bytes} bytes"));
+            }
+        }
+        // The primary has a lock on a shared one.
+        if !self.is_shared {
+            free(&file, self.image.read_only)?;
+        }
+        if !self.image.read_only && !found.file_type().is_block_device() {
+            room(&file, &found)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether no process has locked it as a program of its own, with POSIX record locks. The locks that Kemari and QEMU take
+/// exclude each other, and the standby VM has them.
+fn free(file: &File, read_only: bool) -> Result<(), String> {
+    // SAFETY: a flock of zeros is a valid one: the whole file.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = match read_only {
+        true => libc::F_RDLCK as libc::c_short,
+        false => libc::F_WRLCK as libc::c_short,
+    };
+    // SAFETY: the kernel reads and writes one flock at the pointer.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLK, &raw mut lock) };
+    let is_locked = result == 0 && lock.l_type != libc::F_UNLCK as libc::c_short;
+    // Locks of open files, as QEMU's, are nobody's: their process is given as -1.
+    match is_locked && lock.l_pid > 0 {
+        true => Err(format!("is in use: process {} has locked it", lock.l_pid)),
+        false => Ok(()),
+    }
+}
+
+/// Whether there is room for blocks that a sparse image does not have yet.
+fn room(file: &File, found: &Metadata) -> Result<(), String> {
+    let missing_bytes = found.len().saturating_sub(found.blocks() * STAT_BLOCK_BYTES);
+    let Ok(system) = rustix::fs::fstatvfs(file) else {
+        return Ok(());
+    };
+    let free_bytes = system.f_bavail.saturating_mul(system.f_frsize);
+    match free_bytes < ROOM_BYTES_MIN.min(missing_bytes) {
+        true => Err("has no room to grow: its file system is full".to_owned()),
+        false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(path: &Path, is_shared: bool) -> Target {
+        Target {
+            id: "blk0".to_owned(),
+            image: DiskConfig::new(path),
+            is_shared,
+        }
+    }
+
+    #[test]
+    fn what_a_takeover_could_not_open_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk.img");
+        let in_use = InUse::default();
+        let says = |what: &str| {
+            let said = target(&path, false).trouble(&in_use).unwrap_or_default();
+            assert!(
+                said.contains(what) && said.contains("blk0") && !said.is_empty(),
+                "{said}"
+            );
+        };
+        says("No such file");
+        std::fs::write(&path, [0; 100]).unwrap();
+        says("100 bytes");
+        std::fs::write(&path, vec![0; 1 << 20]).unwrap();
+        assert_eq!(target(&path, false).trouble(&in_use), None);
+        in_use.set([("blk0", &*path)]);
+        assert_eq!(target(&path, false).trouble(&in_use), None);
+        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len((1 << 20) + 4096).unwrap();
+        assert_eq!(target(&path, false).trouble(&in_use), None, "it may grow");
+        file.set_len(1 << 20).unwrap();
+        std::fs::rename(&path, directory.path().join("aside")).unwrap();
+        std::fs::write(&path, vec![0; 1 << 20]).unwrap();
+        says("another file");
+        std::fs::rename(directory.path().join("aside"), &path).unwrap();
+        file.set_len(1 << 19).unwrap();
+        says("has shrunk");
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        says("neither");
+    }
+}
