@@ -246,6 +246,13 @@ impl Contest {
         self.step = Step::Declaring(won.clone());
     }
 
+    /// Asks under another store's record, as long as nothing was asked.
+    pub(crate) fn follow(&mut self, store: u128) {
+        if matches!(self.step, Step::Reading) {
+            self.store = store;
+        }
+    }
+
     /// Looks whether the won term still stands; the ruling is [`Ruling::Won`] again if it does.
     pub(crate) fn confirm(&mut self, now_ms: u64) {
         self.asker = Asker::read(now_ms);

@@ -2,8 +2,9 @@
 //!
 //! The way of a sync is in `sync`, the way from alone to a pair in `session` (handshake, first copy) and `pairing`
 //! (first sync, record), the way back to alone, or to the end, in `parting`, the planned change of roles in
-//! `switchover`, a host that lives and is in trouble in `health`.
+//! `switchover`, a host that lives and is in trouble in `health`, a record that was lost under a living VM in `adoption`.
 
+mod adoption;
 mod disks;
 mod health;
 mod pairing;
@@ -26,6 +27,7 @@ use crate::status::{Protection, Role, Status};
 use crate::timing::Timing;
 use crate::trouble::Trouble;
 
+use adoption::Adoption;
 use pairing::Pairing;
 use parting::{Parting, Stop};
 use session::{Session, Stage};
@@ -63,6 +65,8 @@ pub struct Primary {
     lost_since_ms: Option<u64>,
     /// The way out of the pair, or to the record's end.
     parting: Option<Parting>,
+    /// The record is being given back to the arbiter.
+    adoption: Option<Adoption>,
     /// The one sync that is under way.
     sync: Option<Sync>,
     /// The sync to come or under way, if pages of it were sent in this session before it was captured.
@@ -104,6 +108,7 @@ impl Primary {
             sessions_begun: 0,
             lost_since_ms: None,
             parting: None,
+            adoption: None,
             sync: None,
             ahead: None,
             acked: None,
@@ -154,6 +159,7 @@ impl Primary {
         self.check_stop(actions);
         self.check_health(actions);
         self.check_switchover(actions);
+        self.check_adoption(actions);
         self.start_sync(actions);
         self.poll_arbiter(actions);
         self.note_protection();
@@ -186,6 +192,7 @@ impl Primary {
             PrimaryEvent::OperatorUnprotect => self.on_unprotect(actions),
             PrimaryEvent::OperatorProtect => self.protection_wanted = true,
             PrimaryEvent::OperatorSwitchover => self.on_switchover(actions),
+            PrimaryEvent::OperatorAdopt { store } => self.on_adopt(store, actions),
             PrimaryEvent::OperatorPace(pace) => self.set_pace(pace),
             PrimaryEvent::GuestWaits(waits) => self.on_guest_waits(waits, actions),
             PrimaryEvent::Drained => self.on_drained(),
@@ -208,7 +215,7 @@ impl Primary {
     /// Whether a connection to the secondary should be made, if there is none.
     pub fn wants_peer(&self) -> bool {
         let may_join = match self.standing {
-            Standing::Alone => self.protection_wanted && self.stop.is_none(),
+            Standing::Alone => self.protection_wanted && self.stop.is_none() && !self.is_writing_record(),
             Standing::Paired => self.parting.as_ref().is_none_or(Parting::can_cancel),
             Standing::Pairing(_) | Standing::Over(_) => false,
         };
@@ -238,7 +245,11 @@ impl Primary {
         let interval = self.may_sync().then(|| self.last_capture_ms + self.interval_ms());
         let asks = [
             self.pairing_deadline(),
-            self.parting.as_ref().and_then(Parting::deadline),
+            self.parting
+                .as_ref()
+                .filter(|_| !self.is_writing_record())
+                .and_then(Parting::deadline),
+            self.adoption.as_ref().and_then(Adoption::deadline),
         ];
         let losses = if self.parting.is_none() {
             self.loss_deadlines()
@@ -273,9 +284,13 @@ impl Primary {
         if self.is_over() {
             return;
         }
+        let is_writing = self.is_writing_record();
         let (now_ms, next_ask) = (self.now_ms, &mut self.next_ask);
-        let mut requests = [None, None, None];
-        if let Some(parting) = &mut self.parting {
+        let mut requests = [None, None, None, None];
+        if let Some(adoption) = &mut self.adoption {
+            requests[3] = adoption.poll(now_ms, next_ask);
+        }
+        if let Some(parting) = self.parting.as_mut().filter(|_| !is_writing) {
             requests[0] = parting.contest.poll(now_ms, next_ask);
         }
         if let Standing::Pairing(Pairing {

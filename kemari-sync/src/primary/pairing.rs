@@ -75,6 +75,7 @@ impl Primary {
     pub(super) fn on_answer(&mut self, ask: AskId, answer: &ArbiterAnswer, actions: &mut Actions) {
         let (now_ms, retry_ms) = (self.now_ms, self.config.timing.ask_retry_ms);
         self.on_parting_answer(ask, answer, actions);
+        self.on_adoption_answer(ask, answer, actions);
         if let Standing::Pairing(Pairing {
             asker: Some(asker), ..
         }) = &mut self.standing

@@ -301,6 +301,6 @@ impl Primary {
 
     fn end(&mut self, reason: &str) {
         self.standing = Standing::Over(reason.to_owned());
-        (self.parting, self.sync) = (None, None);
+        (self.parting, self.sync, self.adoption) = (None, None, None);
     }
 }

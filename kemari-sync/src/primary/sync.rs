@@ -60,7 +60,10 @@ impl Primary {
 
     pub(super) fn start_sync(&mut self, actions: &mut Actions) {
         let interval_is_over = self.now_ms >= self.last_capture_ms + self.interval_ms();
-        let is_wanted = self.stop.is_some() || self.switchover.is_some() || self.dirty_limit;
+        let is_wanted = self.stop.is_some()
+            || self.switchover.is_some()
+            || self.dirty_limit
+            || self.wants_agreement();
         let output_starts = self.output_pending && self.config.mode != Mode::Interval;
         if self.may_sync() && (output_starts || is_wanted || interval_is_over) {
             self.capture(actions);
@@ -227,7 +230,7 @@ impl Primary {
             epoch,
             base: self.acked,
             term: self.pair_term(),
-            store: self.record.store,
+            store: self.store_of_syncs(),
             primary: self.config.me.nonce,
             secondary: session.peer.as_ref()?.nonce,
         };
@@ -297,7 +300,9 @@ impl Primary {
     fn sync_committed(&mut self, actions: &mut Actions) {
         let Some(sync) = &mut self.sync else { return };
         sync.stage = Stage::Committed;
-        self.acked = Some(sync.epoch);
+        let epoch = sync.epoch;
+        self.acked = Some(epoch);
+        self.note_agreement(epoch);
         // The first ack of a pair does not count before the pair is recorded.
         self.record_pair();
         if matches!(self.standing, Standing::Paired) {

@@ -193,6 +193,12 @@ pub enum PrimaryEvent {
     /// The operator exchanges the roles: the secondary goes on, and nothing is lost. See
     /// [`super::Primary::refuses_switchover`].
     OperatorSwitchover,
+    /// The operator gives the VM its record back, which the arbiter's store has lost, or has in an older form; and vouches
+    /// that no third host runs the VM. Answered with [`PrimaryAction::Adopted`].
+    OperatorAdopt {
+        /// The id that the store is to have: drawn at random.
+        store: u128,
+    },
     /// The operator changes the pace of the syncs.
     OperatorPace(Pace),
     /// In [`Mode::Pipelined`]: whether the guest waits for the ack all the same, from the next sync on. If not, one that
@@ -324,6 +330,8 @@ pub enum PrimaryAction {
         /// Why.
         reason: String,
     },
+    /// What [`PrimaryEvent::OperatorAdopt`] came to; both are sentences.
+    Adopted(Result<String, String>),
     /// For humans: the first copy goes on.
     Progress {
         /// Round, from 1.

@@ -219,7 +219,7 @@ impl World {
                 self.check_drained(host);
             }
             PrimaryAction::Halt { .. } | PrimaryAction::Exit { .. } => self.end_process(host),
-            PrimaryAction::Progress { .. } | PrimaryAction::Report(_) => {}
+            PrimaryAction::Progress { .. } | PrimaryAction::Report(_) | PrimaryAction::Adopted(_) => {}
         }
     }
 

@@ -1,5 +1,6 @@
 //! The primary's transitions, one by one.
 
+mod adoption;
 mod copy;
 mod disks;
 mod failing;

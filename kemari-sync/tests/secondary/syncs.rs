@@ -1,6 +1,6 @@
 //! Staging, check, commit, ack.
 
-use kemari_sync::wire::{Begin, CommitId, Message};
+use kemari_sync::wire::{Begin, Commit, CommitId, Message};
 use kemari_sync::{SecondaryAction, SecondaryEvent};
 
 use SecondaryAction as Do;
@@ -18,14 +18,6 @@ fn a_sync_must_build_upon_the_last_commit() {
             base: Some(1),
             term: 3,
             store: 9,
-            primary: 1,
-            secondary: 2,
-        }),
-        Message::Begin(Begin {
-            epoch: 2,
-            base: Some(1),
-            term: 2,
-            store: 8,
             primary: 1,
             secondary: 2,
         }),
@@ -56,6 +48,37 @@ fn a_sync_must_build_upon_the_last_commit() {
         );
     }
     assert_unfit(&Bench::copying(false).hear(1, begin(1, Some(0))));
+}
+
+#[test]
+fn with_a_commit_under_another_store_the_right_to_ask_goes_over_to_it() {
+    let mut bench = Bench::holding(false);
+    assert_eq!(bench.secondary.lives_under(), Some((9, 2)));
+    let other = Message::Begin(Begin {
+        epoch: 2,
+        base: Some(1),
+        term: 2,
+        store: 8,
+        primary: 1,
+        secondary: 2,
+    });
+    bench.hear(1, other);
+    assert_eq!(bench.secondary.lives_under(), Some((9, 2)), "nothing is committed yet");
+    bench.hear(
+        1,
+        Message::Commit(Commit {
+            epoch: 2,
+            pages: 1,
+            states: 1,
+            digest: 5,
+            stop: false,
+        }),
+    );
+    bench.feed(SecondaryEvent::Checked {
+        epoch: 2,
+        result: Ok(()),
+    });
+    assert_eq!(bench.secondary.lives_under(), Some((8, 2)));
 }
 
 #[test]
