@@ -11,6 +11,7 @@ mod http;
 mod none;
 mod prober;
 mod stored;
+mod watch;
 
 use std::path::PathBuf;
 
@@ -26,6 +27,7 @@ pub use http::Endpoint;
 pub use none::NoArbiter;
 pub use prober::Prober;
 pub use stored::{FORMAT, StoredError};
+pub use watch::{ArbiterWatch, Known, Report};
 
 /// What an operator does about a store that went back in time.
 const WENT_BACK_ADVICE: &str = "If the VM runs, and nobody else has it, `kemari adopt-record` gives it its record back; \

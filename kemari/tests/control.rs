@@ -42,6 +42,7 @@ fn status() -> Status {
             silent_ms: Some(12),
         }),
         arbiter: "term 3".into(),
+        arbiter_answered_ms: None,
         counters: Counters {
             syncs: 1234,
             ..Counters::default()

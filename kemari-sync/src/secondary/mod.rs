@@ -13,7 +13,7 @@ pub use types::{SecondaryAction, SecondaryConfig, SecondaryEvent};
 
 use crate::consent::AskId;
 use crate::readiness::Readiness;
-use crate::record::{Epoch, Incarnation};
+use crate::record::{Epoch, Incarnation, Term};
 use crate::status::{Protection, Role, Status};
 #[cfg(feature = "sim")]
 use crate::timing::Timing;
@@ -164,6 +164,11 @@ impl Secondary {
     /// What it holds: the answer to a primary's cold boot that asks for this side's word.
     pub fn holds(&self) -> Option<CommitId> {
         self.held.as_ref().map(|held| held.last)
+    }
+
+    /// The record that it would ask from: its store, and the term of the last commit.
+    pub fn lives_under(&self) -> Option<(u128, Term)> {
+        self.held.as_ref().map(|held| (held.store, held.last.term))
     }
 
     /// The primary that it follows, or whose state it holds.

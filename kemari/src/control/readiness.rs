@@ -49,6 +49,24 @@ impl From<Verdict> for ExitCode {
 }
 
 impl Status {
+    /// Notes how the arbiter stands. A secondary counts what is wrong with it among its own findings. A primary that could
+    /// not ask could not go on alone if its secondary died, so nobody is to rely on the pair either.
+    pub fn note_arbiter(&mut self, report: crate::arbiter::Report) {
+        self.arbiter_answered_ms = report.answered_ms;
+        if !report.says.is_empty() {
+            self.arbiter = report.says;
+        }
+        let Some(trouble) = report.trouble.filter(|_| self.role == Role::Primary) else {
+            return;
+        };
+        if let Some(readiness) = &mut self.readiness {
+            readiness.ready = false;
+            readiness
+                .reasons
+                .push(format!("seen from the primary, the arbiter: {trouble}"));
+        }
+    }
+
     /// Whether a takeover would succeed now. What is not known is no "yes".
     pub fn verdict(&self) -> Verdict {
         match (self.role, self.protection, &self.readiness) {
@@ -122,6 +140,26 @@ mod tests {
             status("stopped", "on", Some((true, ""))).verdict(),
             Verdict::NotReady
         );
+    }
+
+    #[test]
+    fn a_primary_that_cannot_ask_the_arbiter_is_not_relied_upon() {
+        let report = |trouble: Option<&str>| crate::arbiter::Report {
+            answered_ms: Some(4_000),
+            trouble: trouble.map(str::to_owned),
+            says: trouble.unwrap_or("term 5").to_owned(),
+        };
+        let mut well = status("primary", "on", Some((true, "")));
+        well.note_arbiter(report(None));
+        assert_eq!(well.verdict(), Verdict::Ready);
+        assert!(
+            well.to_string().contains("arbiter     term 5; answered 4 s ago"),
+            "{well}"
+        );
+        let mut ill = status("primary", "on", Some((true, "")));
+        ill.note_arbiter(report(Some("etcd is full")));
+        assert_eq!(ill.verdict(), Verdict::NotReady);
+        assert!(ill.to_string().contains("the arbiter: etcd is full"), "{ill}");
     }
 
     #[test]

@@ -185,6 +185,9 @@ pub struct Status {
     pub peer: Option<Peer>,
     /// What the arbiter last said or why it does not answer, as a sentence.
     pub arbiter: String,
+    /// Time since the arbiter was last found to answer and to be writable, in ms: it is asked every few seconds.
+    #[serde(default)]
+    pub arbiter_answered_ms: Option<u64>,
     /// What happened so far.
     pub counters: Counters,
     /// How often the primary makes syncs at present.
@@ -244,7 +247,11 @@ impl fmt::Display for Status {
         for disk in &self.disks {
             writeln!(f, "  disk        {disk}")?;
         }
-        writeln!(f, "  arbiter     {}", self.arbiter)?;
+        write!(f, "  arbiter     {}", self.arbiter)?;
+        match self.arbiter_answered_ms {
+            Some(ms) => writeln!(f, "; answered {} ago", duration(ms / 1000))?,
+            None => writeln!(f)?,
+        }
         match self.takeover.as_ref().filter(|_| self.role == Role::Primary) {
             Some(Takeover {
                 planned_pause_ms: Some(ms),

@@ -1,13 +1,14 @@
 //! What a side shows to the control socket, and how commands reach its loop.
 
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use kemari_vmm::event::{Direction as EventDirection, Event, Interest, MeasuringTap, Tap};
 use kemari_vmm::machine::Machine;
 
 use super::readiness::Findings;
+use crate::arbiter::{ArbiterWatch, Known};
 use crate::control::{
     Bucket, Command, Control, Direction, Status, TapLine, TapRequest, TapSink, TapStatistics,
 };
@@ -35,6 +36,7 @@ struct Shown {
 pub struct Board {
     shown: Mutex<Shown>,
     findings: Arc<Findings>,
+    arbiter: OnceLock<ArbiterWatch>,
 }
 
 impl Board {
@@ -46,6 +48,7 @@ impl Board {
                 orders: None,
             }),
             findings: Findings::new(),
+            arbiter: OnceLock::new(),
         })
     }
 
@@ -56,6 +59,19 @@ impl Board {
     /// Where everybody notes what would keep this host from taking over.
     pub fn findings(&self) -> &Arc<Findings> {
         &self.findings
+    }
+
+    /// Shows what this watch of the arbiter finds, from now on.
+    pub fn watch_arbiter(&self, watch: ArbiterWatch) {
+        // There is one for the life of the process.
+        let _ = self.arbiter.set(watch);
+    }
+
+    /// Says under which record this side lives: its store, and the term of its last commit.
+    pub fn lives_under(&self, record: Option<(u128, kemari_sync::Term)>) {
+        if let Some(watch) = self.arbiter.get() {
+            watch.expect(record.map(|(store, term)| Known { store, term }));
+        }
     }
 
     /// Shows how things stand.
@@ -81,7 +97,11 @@ impl Board {
 
 impl Control for Board {
     fn status(&self) -> Status {
-        self.lock().status.clone()
+        let mut status = self.lock().status.clone();
+        if let Some(watch) = self.arbiter.get() {
+            status.note_arbiter(watch.report());
+        }
+        status
     }
 
     fn tap(&self, request: &TapRequest, sink: &mut TapSink<'_>) -> Result<(), String> {

@@ -17,11 +17,12 @@ use super::board::Board;
 use super::clock::Clock;
 use super::health::HealthWatch;
 use super::primary::{self, PrimarySide};
+use super::readiness::Source;
 use super::secondary::{self, SecondarySide};
 use super::signals::{self, Leaving};
 use super::terminal::Terminal;
 use super::trace::Trace;
-use crate::arbiter::ConfiguredArbiter;
+use crate::arbiter::{ArbiterWatch, ConfiguredArbiter};
 use crate::config::{self, Config};
 use crate::control::{self, Counters, Protection, Role, Status, Timings, Waits};
 use crate::link::Security;
@@ -134,7 +135,9 @@ impl Life {
         let lock = lock_host(state_dir, &config.vm)?;
         let security = Security::of(&config, &host)?;
         let board = Board::new(first_status(&config, &host));
-        let arbiter = ArbiterThread::start(Box::new(ConfiguredArbiter::open(&config)?))?;
+        let arbiter = ConfiguredArbiter::open(&config)?;
+        watch_arbiter(&config, &arbiter, &board)?;
+        let arbiter = ArbiterThread::start(Box::new(arbiter))?;
         let trace = Arc::new(Trace::create(state_dir)?);
         let server = control::Server::start(config.host(&host).control(), board.clone())?;
         let leaving = signals::take(board.clone())?;
@@ -255,6 +258,25 @@ fn terminal(board: &Arc<Board>) -> anyhow::Result<Terminal> {
     })
 }
 
+/// Begins to watch the arbiter for the life of the process. What is wrong with it would keep this host from taking over.
+fn watch_arbiter(config: &Config, arbiter: &ConfiguredArbiter, board: &Arc<Board>) -> anyhow::Result<()> {
+    let Some(prober) = arbiter.prober() else {
+        return Ok(());
+    };
+    let findings = board.findings().clone();
+    findings.note(
+        Source::Arbiter,
+        None,
+        ["the arbiter: it has not been asked yet".to_owned()],
+    );
+    let watch = ArbiterWatch::start(prober, config.arbiter.timeout(), move |trouble, valid| {
+        let trouble = trouble.map(|trouble| format!("the arbiter: {trouble}"));
+        findings.note(Source::Arbiter, Some(valid), trouble);
+    });
+    board.watch_arbiter(watch.context("cannot start the arbiter's watch")?);
+    Ok(())
+}
+
 /// One process a host runs a VM. Its lock ends with it, whatever way it dies.
 fn lock_host(state_dir: &std::path::Path, vm: &str) -> anyhow::Result<File> {
     let path = state_dir.join("lock");
@@ -286,6 +308,7 @@ fn first_status(config: &Config, host: &str) -> Status {
         waiting_because: None,
         peer: None,
         arbiter: String::new(),
+        arbiter_answered_ms: None,
         counters: Counters::default(),
         pace: None,
         waits: Waits::default(),

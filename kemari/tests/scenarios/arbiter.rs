@@ -33,6 +33,44 @@ fn without_an_arbiter_the_pair_goes_on_and_nobody_acts_alone() {
 }
 
 #[test]
+fn an_arbiter_that_is_away_is_told_on_both_sides_while_the_pair_is_well() {
+    play(&Plan::default(), |scene| {
+        scene.protect()?;
+        let ready = |scene: &Scene, wanted: bool| {
+            for host in Host::BOTH {
+                wait_for(
+                    &format!("{} that is ready: {wanted}", host.name()),
+                    PATIENCE,
+                    || {
+                        let Some(status) = scene.status(host) else {
+                            return Ok(None);
+                        };
+                        let says = status.readiness.is_some_and(|readiness| {
+                            readiness.ready == wanted
+                                && (wanted
+                                    || readiness
+                                        .reasons
+                                        .iter()
+                                        .any(|reason| reason.contains("the arbiter:")))
+                        });
+                        Ok((says && status.arbiter_answered_ms.is_some()).then_some(()))
+                    },
+                )?;
+            }
+            anyhow::Ok(())
+        };
+        ready(scene, true)?;
+        let clients = scene.clients()?;
+        scene.take_arbiter_away()?;
+        ready(scene, false)?;
+        clients.work(Duration::from_millis(300))?;
+        scene.bring_arbiter_back()?;
+        ready(scene, true)?;
+        clients.finish()
+    });
+}
+
+#[test]
 fn members_of_the_arbiters_cluster_die_and_come_back_under_a_protected_vm() {
     let plan = Plan {
         etcd: true,

@@ -19,6 +19,8 @@ impl PrimarySide {
     pub(super) fn show(&mut self) {
         self.shown_ms = self.clock.now_ms();
         let core = self.core.status(self.shown_ms);
+        let record = self.core.record();
+        self.board.lives_under(Some((record.store, record.term)));
         let protection = match core.protection {
             Stage::Unprotected | Stage::Over => Protection::Off,
             Stage::Copying | Stage::Pairing => Protection::Copying {

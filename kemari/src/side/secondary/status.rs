@@ -17,6 +17,7 @@ impl SecondarySide {
         }
         self.shown_ms = now_ms;
         let core = self.core.status(now_ms);
+        self.board.lives_under(self.core.lives_under());
         let protection = match core.protection {
             Stage::Unprotected | Stage::Over => Protection::Off,
             Stage::Copying | Stage::Pairing => Protection::Copying {
