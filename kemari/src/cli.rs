@@ -184,6 +184,18 @@ pub enum Action {
         #[command(flatten)]
         target: Target,
     },
+    /// Give the running VM its record back, after the arbiter has lost it.
+    ///
+    /// For a store that was wiped, replaced or restored from an older copy under a living VM: `kemari status` says so, and
+    /// until then nobody could go on if a host died. With this order you assert: the store that the arbiter's configuration
+    /// leads to now, on both hosts, is the right one, and no other host runs this VM or will by what any other store says.
+    /// The pair agrees on a new id of the store first, then the record is written with it; the VM runs on meanwhile. It is
+    /// refused if the record is there, if another's stands there, or if the secondary is not connected. Said to the primary.
+    AdoptRecord {
+        /// Whom to ask.
+        #[command(flatten)]
+        target: Target,
+    },
     /// Change how often syncs are made, while the VM runs.
     ///
     /// lockstep: output starts a sync, and the guest waits for it. pipelined: it runs on, and its output waits. interval:

@@ -60,6 +60,8 @@ pub enum Command {
     Takeover,
     /// Exchange the roles, losing nothing.
     Switchover,
+    /// Give the running VM its record back, which the arbiter has lost; the operator vouches that no third host runs it.
+    AdoptRecord,
     /// Try again what a disk of this host could not do, and let the VM run.
     Resume,
     /// Look which disks' images have grown, and tell the guest.

@@ -141,7 +141,10 @@ impl Primary {
                 if let Some(parting) = &mut self.parting {
                     parting.contest.follow(self.record.store);
                 }
-                let text = format!("the arbiter has the VM's record again, in term {}", self.record.term);
+                let text = format!(
+                    "the arbiter has the VM's record again, in term {}",
+                    self.record.term
+                );
                 self.end_adoption(Ok(text), actions);
             }
             Verdict::NotDone(reason) => {
@@ -183,9 +186,8 @@ impl Primary {
         if *found == self.record {
             return Some("the arbiter has this VM's record: there is nothing to give back".to_owned());
         }
-        let is_older = found.vm == self.record.vm
-            && found.store == self.record.store
-            && found.term < self.record.term;
+        let is_older =
+            found.vm == self.record.vm && found.store == self.record.store && found.term < self.record.term;
         (!is_older).then(|| {
             format!(
                 "the arbiter has a record that is no older one of this VM's: {}. Somebody may run the VM under it: \
@@ -208,7 +210,9 @@ impl Primary {
     }
 
     fn write_record(&mut self, expected: Option<Record>) {
-        let Some(adoption) = &mut self.adoption else { return };
+        let Some(adoption) = &mut self.adoption else {
+            return;
+        };
         let new = Record {
             store: adoption.store,
             ..self.record.clone()

@@ -60,10 +60,8 @@ impl Primary {
 
     pub(super) fn start_sync(&mut self, actions: &mut Actions) {
         let interval_is_over = self.now_ms >= self.last_capture_ms + self.interval_ms();
-        let is_wanted = self.stop.is_some()
-            || self.switchover.is_some()
-            || self.dirty_limit
-            || self.wants_agreement();
+        let is_wanted =
+            self.stop.is_some() || self.switchover.is_some() || self.dirty_limit || self.wants_agreement();
         let output_starts = self.output_pending && self.config.mode != Mode::Interval;
         if self.may_sync() && (output_starts || is_wanted || interval_is_over) {
             self.capture(actions);

@@ -1,6 +1,8 @@
 //! A record that the arbiter has lost is given back under the running VM.
 
-use kemari_sync::{ArbiterAnswer, ArbiterRequest, Mode, PrimaryAction, PrimaryEvent, Protection, Record, Timing};
+use kemari_sync::{
+    ArbiterAnswer, ArbiterRequest, Mode, PrimaryAction, PrimaryEvent, Protection, Record, Timing,
+};
 
 use PrimaryAction as Do;
 
@@ -31,7 +33,11 @@ fn ordered(found: Option<Record>) -> (Bench, Vec<PrimaryAction>) {
 /// Up to the swap, which must come from what was found.
 fn agreed(found: Option<Record>) -> (Bench, Vec<PrimaryAction>) {
     let (mut bench, actions) = ordered(found.clone());
-    assert_eq!(actions, [capture(2)], "the secondary is to agree first, and nothing is written before");
+    assert_eq!(
+        actions,
+        [capture(2)],
+        "the secondary is to agree first, and nothing is written before"
+    );
     let actions = bench.captured(2);
     let [Do::Resume, Do::Transmit { begin, .. }] = &actions[..] else {
         panic!("{actions:?}")
@@ -90,8 +96,14 @@ fn a_record_that_is_there_or_anothers_is_never_replaced() {
     let others = [
         Record { store: 8, ..alone(1) },
         Record { store: 8, ..pair() },
-        Record { vm: "other".to_owned(), ..alone(1) },
-        Record { owner: host("c", 5), ..pair() },
+        Record {
+            vm: "other".to_owned(),
+            ..alone(1)
+        },
+        Record {
+            owner: host("c", 5),
+            ..pair()
+        },
         won(),
     ];
     for found in others {
@@ -111,14 +123,20 @@ fn a_sync_that_had_begun_before_is_no_agreement() {
     assert_eq!(bench.ack(2), [Do::Release { epoch: 2 }, capture(3)]);
     bench.captured(3);
     let actions = bench.ack(3);
-    assert!(matches!(actions[..], [Do::Release { epoch: 3 }, Do::Ask { .. }]), "{actions:?}");
+    assert!(
+        matches!(actions[..], [Do::Release { epoch: 3 }, Do::Ask { .. }]),
+        "{actions:?}"
+    );
 }
 
 #[test]
 fn pages_that_went_ahead_under_the_old_store_are_no_agreement() {
     let mut bench = Bench::protected(Mode::Pipelined);
     let actions = bench.feed(PrimaryEvent::DirtyAhead);
-    assert!(matches!(&actions[..], [Do::SendAhead(opening)] if opening.begin.store == 9), "{actions:?}");
+    assert!(
+        matches!(&actions[..], [Do::SendAhead(opening)] if opening.begin.store == 9),
+        "{actions:?}"
+    );
     let asked = adopt(&mut bench);
     assert_eq!(bench.answer(&asked, ArbiterAnswer::Record(None)), [capture(2)]);
     bench.captured(2);
@@ -158,7 +176,13 @@ fn what_may_have_been_written_is_settled_before_anything_else_is_asked() {
     });
     let asked = bench.wait(Timing::default().reconnect_ms);
     assert!(
-        matches!(asked[..], [Do::Ask { request: ArbiterRequest::Read, .. }]),
+        matches!(
+            asked[..],
+            [Do::Ask {
+                request: ArbiterRequest::Read,
+                ..
+            }]
+        ),
         "only what became of the record: {asked:?}"
     );
     let actions = bench.answer(&asked, ArbiterAnswer::Record(Some(adopted())));
@@ -186,7 +210,9 @@ fn a_record_that_was_not_taken_is_told_and_the_old_one_stays() {
     bench.feed(PrimaryEvent::OutputPending);
     let actions = bench.captured(3);
     assert!(
-        actions.iter().any(|action| matches!(action, Do::Transmit { begin, .. } if begin.store == 9)),
+        actions
+            .iter()
+            .any(|action| matches!(action, Do::Transmit { begin, .. } if begin.store == 9)),
         "the secondary is told of the old store again: {actions:?}"
     );
 }
@@ -196,9 +222,18 @@ fn a_vm_that_is_alone_needs_nobodys_agreement() {
     let mut bench = Bench::new(Mode::Pipelined);
     let asked = adopt(&mut bench);
     let asked = bench.answer(&asked, ArbiterAnswer::Record(None));
-    assert!(!bench.primary.wants_peer(), "nobody joins a record that is being written");
+    assert!(
+        !bench.primary.wants_peer(),
+        "nobody joins a record that is being written"
+    );
     let actions = bench.swap(&asked);
     assert!(matches!(actions[..], [Do::Adopted(Ok(_))]), "{actions:?}");
-    assert_eq!(*bench.primary.record(), Record { store: STORE, ..alone(1) });
+    assert_eq!(
+        *bench.primary.record(),
+        Record {
+            store: STORE,
+            ..alone(1)
+        }
+    );
     assert!(bench.primary.wants_peer());
 }

@@ -63,7 +63,11 @@ fn with_a_commit_under_another_store_the_right_to_ask_goes_over_to_it() {
         secondary: 2,
     });
     bench.hear(1, other);
-    assert_eq!(bench.secondary.lives_under(), Some((9, 2)), "nothing is committed yet");
+    assert_eq!(
+        bench.secondary.lives_under(),
+        Some((9, 2)),
+        "nothing is committed yet"
+    );
     bench.hear(
         1,
         Message::Commit(Commit {

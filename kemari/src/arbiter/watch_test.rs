@@ -20,6 +20,7 @@ fn record(store: u128, term: Term) -> Record {
         },
         peer: None,
         phase: Phase::Acting,
+        work: Default::default(),
     }
 }
 

@@ -111,6 +111,7 @@ pub fn perform(action: Action, machine: impl Fn(&Config) -> Vec<Finding>) -> any
         Action::Unprotect { target } => order(&target, Command::Unprotect)?,
         Action::Takeover { target } => order(&target, Command::Takeover)?,
         Action::Drill { seconds, target } => order(&target, Command::Drill { seconds })?,
+        Action::AdoptRecord { target } => order(&target, Command::AdoptRecord)?,
         Action::Switchover { target } => order(&target, Command::Switchover)?,
         Action::Mode { change, target } => order(&target, Command::Pace(change))?,
         Action::Stop { target } => order(&target, Command::Stop)?,

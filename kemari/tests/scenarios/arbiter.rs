@@ -71,6 +71,50 @@ fn an_arbiter_that_is_away_is_told_on_both_sides_while_the_pair_is_well() {
 }
 
 #[test]
+fn a_record_that_was_lost_under_a_pair_is_told_and_given_back_while_the_vm_runs() {
+    play(&Plan::default(), |scene| {
+        scene.protect()?;
+        let clients = scene.clients()?;
+        let refused = scene.ask(Host::A, &["adopt-record"])?;
+        ensure!(
+            !refused.success && refused.text.contains("nothing to give back"),
+            "a record that is there is given back: {}",
+            refused.text
+        );
+        scene.wipe_arbiter()?;
+        for host in Host::BOTH {
+            wait_for(&format!("the loss, as {} sees it", host.name()), PATIENCE, || {
+                let status = scene.status(host);
+                let reasons = status
+                    .and_then(|status| status.readiness)
+                    .map(|readiness| readiness.reasons);
+                let is_told = |reason: &String| reason.contains("adopt-record");
+                Ok(reasons.filter(|reasons| reasons.iter().any(is_told)).map(drop))
+            })?;
+        }
+        let to_the_secondary = scene.ask(Host::B, &["adopt-record"])?;
+        ensure!(
+            !to_the_secondary.success,
+            "the secondary gave it back: {}",
+            to_the_secondary.text
+        );
+        let given = scene.ask(Host::A, &["adopt-record"])?;
+        ensure!(given.success, "the record was not given back: {}", given.text);
+        for host in Host::BOTH {
+            wait_for(&format!("{} that is ready again", host.name()), PATIENCE, || {
+                let readiness = scene.status(host).and_then(|status| status.readiness);
+                Ok(readiness.filter(|readiness| readiness.ready).map(drop))
+            })?;
+        }
+        clients.work(Duration::from_millis(300))?;
+        scene.kill(Host::A)?;
+        clients.go_on()?;
+        scene.await_primary(Host::B)?;
+        clients.finish()
+    });
+}
+
+#[test]
 fn members_of_the_arbiters_cluster_die_and_come_back_under_a_protected_vm() {
     let plan = Plan {
         etcd: true,

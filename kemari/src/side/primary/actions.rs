@@ -83,6 +83,7 @@ impl PrimarySide {
             PrimaryAction::Progress { round, dirty_pages } => {
                 tracing::info!("copy round {round}: {dirty_pages} pages are left");
             }
+            PrimaryAction::Adopted(outcome) => self.on_adopted(outcome),
             PrimaryAction::Report(text) => tracing::info!("{text}"),
         }
     }

@@ -54,6 +54,7 @@ impl PrimarySide {
                  `kemari takeover` to the secondary"
                     .to_owned(),
             ),
+            Command::AdoptRecord => self.begin_adoption(),
             Command::Pace(change) => return answer(&order, self.change_pace(change)),
             // A process that is to end tries all the same: what fails there goes on here.
             Command::Switchover => match (self.core.refuses_switchover(), self.core.peer_lacks()) {
@@ -78,6 +79,34 @@ impl PrimarySide {
             order,
             since_ms: self.clock.now_ms(),
         });
+    }
+
+    fn begin_adoption(&mut self) -> Result<PrimaryEvent, String> {
+        let is_adoption = |pending: &Pending| pending.order.command == Command::AdoptRecord;
+        if self.orders.iter().any(is_adoption) {
+            return Err("the record is being given back already".to_owned());
+        }
+        tracing::warn!(
+            "the arbiter's store is the right one, and no other host runs the VM, says the operator"
+        );
+        self.board.trust_arbiter();
+        Ok(PrimaryEvent::OperatorAdopt {
+            store: rand::random(),
+        })
+    }
+
+    /// What became of the order to give the record back.
+    pub(super) fn on_adopted(&mut self, outcome: Outcome) {
+        match &outcome {
+            Ok(text) => tracing::warn!("{text}"),
+            Err(reason) => tracing::error!("the arbiter's record is not given back: {reason}"),
+        }
+        for pending in std::mem::take(&mut self.orders) {
+            match pending.order.command {
+                Command::AdoptRecord => answer(&pending.order, outcome.clone()),
+                _ => self.orders.push(pending),
+            }
+        }
     }
 
     fn change_pace(&mut self, change: PaceChange) -> Outcome {
@@ -146,6 +175,7 @@ impl PrimarySide {
         let status = self.core.status(self.clock.now_ms());
         match pending.order.command {
             Command::Stop | Command::Takeover | Command::Leave | Command::Pace(_) => None,
+            Command::AdoptRecord => None,
             Command::Resume | Command::Resize | Command::Enlarge { .. } | Command::Drill { .. } => None,
             Command::Switchover => (!self.core.is_switching()).then(|| {
                 Err("the other host did not go on, so the VM goes on here, and nothing is lost; the logs say why".into())

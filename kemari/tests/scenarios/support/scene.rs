@@ -175,6 +175,17 @@ impl Scene {
         Ok(())
     }
 
+    /// Takes all records from the arbiter, as an administrator does who makes its directory anew.
+    pub fn wipe_arbiter(&self) -> Result<()> {
+        for entry in fs::read_dir(self.directory.path().join("arbiter"))? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "record") {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+
     fn arbiter_marker(&self) -> PathBuf {
         self.directory
             .path()
