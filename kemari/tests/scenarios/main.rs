@@ -24,6 +24,8 @@ mod replica;
 mod signals;
 mod smp;
 mod start;
+#[cfg(feature = "faults")]
+mod steps;
 mod stop;
 mod support;
 mod switchover;

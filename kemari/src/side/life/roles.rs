@@ -84,9 +84,11 @@ impl Life {
     /// A secondary that waits for primaries.
     pub(super) fn secondary(&self) -> anyhow::Result<Box<SecondarySide>> {
         self.type_to(None);
-        let security = self.security.clone().context(
-            "a secondary needs a link: name `certificates`, or say `plaintext = true`, in [protection]",
-        )?;
+        let security = step("take the link's credentials", || {
+            self.security.clone().context(
+                "a secondary needs a link: name `certificates`, or say `plaintext = true`, in [protection]",
+            )
+        })?;
         let mailbox = step("make a mailbox", Mailbox::new)?;
         let findings = self.board.findings();
         findings.begin_role();
@@ -105,7 +107,7 @@ impl Life {
             .iter()
             .any(|disk| disk.shared && !disk.read_only);
         let sink = mailbox.clone();
-        let side = SecondarySide::new(secondary::Setup {
+        let setup = secondary::Setup {
             config: self.config.clone(),
             host: self.host.clone(),
             spec: self.spec.clone(),
@@ -128,7 +130,8 @@ impl Life {
             idle_ms_max: self.idle_ms_max(),
             not_booted: self.not_booted.clone(),
             images_in_use,
-        })?;
+        };
+        let side = step("make a secondary", || SecondarySide::new(setup))?;
         self.health.watch(OwnIo::Probed(probe), move |trouble| {
             sink.post(secondary::Input::Health(trouble));
         });

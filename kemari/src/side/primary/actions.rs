@@ -70,11 +70,7 @@ impl PrimarySide {
                 self.machine.begin_pause();
             }
             PrimaryAction::Resume => self.resume(),
-            PrimaryAction::Ask { ask, request } => {
-                if self.announce_reign(&request) {
-                    self.arbiter.ask(ask, request);
-                }
-            }
+            PrimaryAction::Ask { ask, request } => self.ask(ask, request),
             PrimaryAction::OpenGate => self.open_gate(),
             PrimaryAction::Drain => self.drain(),
             PrimaryAction::Halt { reason } => self.halt(reason),

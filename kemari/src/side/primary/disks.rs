@@ -5,10 +5,13 @@ use std::time::Instant;
 
 use kemari_sync::wire::{BlockFrame, DiskMark, FrameHeader, FrameKind, Message};
 use kemari_sync::{
-    ArbiterRequest, CopyDisk, Epoch, PrimaryEvent, Protection, SessionId, Status as CoreStatus, Term,
+    ArbiterAnswer, ArbiterRequest, CopyDisk, Epoch, Phase, PrimaryEvent, Protection, SessionId,
+    Status as CoreStatus, Term,
 };
 
+use super::super::arbiter_thread::AskId;
 use super::super::copy::QUEUED_BYTES_MAX;
+use super::super::step::step;
 use super::trouble::Standstill;
 use super::{Input, PrimarySide};
 use crate::config::Config;
@@ -38,6 +41,8 @@ pub struct Disks {
     settle_ms: u64,
     /// Why the last session ended.
     pub trouble: Option<String>,
+    /// Why the arbiter is not asked, if it is not.
+    unready: Option<String>,
 }
 
 impl Disks {
@@ -53,6 +58,7 @@ impl Disks {
             ruled: 0,
             still_for: None,
             trouble: None,
+            unready: None,
         }
     }
 
@@ -331,22 +337,48 @@ impl PrimarySide {
         Ok(())
     }
 
-    /// Before a term is asked for, the records say that it may begin: who loses its power when it has won, and before it
-    /// knows, still has the last image. False: they cannot, and this host fails, without asking: it could write nothing
-    /// under the term, and then no image would be the last one.
-    pub(super) fn announce_reign(&mut self, request: &ArbiterRequest) -> bool {
-        let ArbiterRequest::Swap { new, .. } = request else {
-            return true;
+    /// Asks the arbiter, once the records say what they must before. If they cannot nothing is asked: this host could write
+    /// nothing under the term. The secondary goes on, if it is there; or else it is tried again.
+    pub(super) fn ask(&mut self, ask: AskId, request: ArbiterRequest) {
+        let Err(error) = self.prepare_ask(&request) else {
+            self.disks.unready = None;
+            return self.arbiter.ask(ask, request);
         };
-        let mut images = self.disks.images();
-        match images.try_for_each(|image| image.announce(new.term)) {
-            Ok(()) => true,
-            Err(error) => {
-                drop(images);
-                self.fail_host(format!("{error:#}"));
-                false
-            }
+        let reason = format!("this host's disks are not ready: {error:#}");
+        let is_pairing = matches!(&request, ArbiterRequest::Swap { new, .. }
+            if new.phase == Phase::Acting && new.peer.is_some());
+        if self.session.is_some() && self.machine.holds_output() && !is_pairing {
+            return self.fail_host(reason);
         }
+        if self.disks.unready.as_ref() != Some(&reason) {
+            tracing::error!("the arbiter is not asked, for {reason}; it is tried again");
+            self.disks.unready = Some(reason.clone());
+        }
+        let answer = ArbiterAnswer::Unavailable(reason);
+        self.events.push_back(PrimaryEvent::Arbiter { ask, answer });
+    }
+
+    /// Before a term is asked for, the records say that it may begin: who loses its power when it has won, and before it
+    /// knows, still has the last image. And before this side acts alone they say that the term is its own: afterwards
+    /// nobody else could go on, so nothing may fail.
+    fn prepare_ask(&mut self, request: &ArbiterRequest) -> anyhow::Result<()> {
+        let ArbiterRequest::Swap { new, .. } = request else {
+            return Ok(());
+        };
+        let acts_alone = new.phase == Phase::Acting && new.peer.is_none();
+        for image in self.disks.images() {
+            step(
+                format_args!("note the term of {}", image.disk()),
+                || match acts_alone {
+                    true => image.rule(new.term, false),
+                    false => image.announce(new.term),
+                },
+            )?;
+        }
+        if acts_alone {
+            self.disks.ruled = new.term;
+        }
+        Ok(())
     }
 
     /// Before anything is written in a new term, the records say that it is this side's. False: they cannot, and this

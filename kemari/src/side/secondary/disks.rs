@@ -14,6 +14,7 @@ use kemari_vmm::machine::Machine;
 use super::super::assembly;
 use super::super::capture::explain;
 use super::super::drill::MomentOfDisk;
+use super::super::step::step;
 use super::{BuildId, SecondarySide, Standby};
 use crate::config::Config;
 use crate::control::{DiskState, DiskStatus};
@@ -140,7 +141,9 @@ impl StandbyDisks {
             );
         }
         for (image, plan) in self.images.iter().zip(plans) {
-            image.become_target(plan)?;
+            step(format_args!("mark the image of {}", image.disk()), || {
+                image.become_target(plan)
+            })?;
         }
         self.are_targets = true;
         Ok(())

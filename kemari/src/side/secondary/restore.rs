@@ -15,8 +15,9 @@ impl SecondarySide {
     /// Brings the standby VM to the committed state, its disks and cables attached; it does not run yet, and nothing
     /// leaves it.
     pub(super) fn restore(&mut self) -> Result<(), String> {
-        let term = self.core.won_term().ok_or("no term is won")?;
-        let standby = self.standby.as_mut().ok_or("there is no standby VM")?;
+        let (Some(term), Some(standby)) = (self.core.won_term(), &mut self.standby) else {
+            return Err("no term is won, or there is no standby VM".into());
+        };
         standby.restore(&self.config, &self.host, term).map_err(|error| {
             // Its TAPs must be free for the next attempt, and the network must not send here meanwhile.
             standby.seat.machine.detach_nets();
