@@ -26,6 +26,7 @@ pub use store::Store;
 
 use std::fs::{File, FileType, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -236,6 +237,11 @@ impl Disk {
         self.store.flush()
     }
 
+    /// Whether a range is known to read as zeros, without a look at its bytes.
+    pub fn is_hole(&self, range: &Range<u64>) -> bool {
+        self.store.is_hole(range.start, range.end - range.start)
+    }
+
     /// Makes what the host's page cache holds of it durable, and lets the host forget it: what is read next comes from the
     /// disk itself. After a write-back that has failed, in this process or an earlier one, only that proves anything.
     ///
@@ -431,6 +437,21 @@ mod tests {
         assert!(Disk::open(&fenced).is_ok());
         drop(first);
         assert!(Disk::open(&config(file.path(), Cache::Writeback)).is_ok());
+    }
+
+    #[test]
+    fn holes_are_known_and_data_are_never_taken_for_one() {
+        let file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        file.as_file().set_len(8 << 20).unwrap();
+        let disk = Disk::open(&config(file.path(), Cache::Writeback)).unwrap();
+        assert!(disk.is_hole(&(0..8 << 20)));
+        let data = vec![0; 4096];
+        let offset = 4 << 20;
+        disk.carry_out(&Operation::Write { offset, data }).unwrap();
+        assert!(disk.is_hole(&(0..offset)));
+        assert!(!disk.is_hole(&(0..offset + 1)));
+        assert!(!disk.is_hole(&(offset..offset + 4096)));
+        assert!(disk.is_hole(&(5 << 20..8 << 20)), "to the end of the file");
     }
 
     #[test]

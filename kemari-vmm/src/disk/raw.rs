@@ -170,6 +170,17 @@ impl Store for RawFile {
         self.file.sync_all()
     }
 
+    /// As lseek(2) knows it: a file system that does not, and a block device, say that all is data.
+    fn is_hole(&self, offset: u64, bytes: u64) -> bool {
+        // SAFETY: no memory is passed. Nobody relies on where the file stands.
+        let data = unsafe { libc::lseek(self.file.as_raw_fd(), offset as i64, libc::SEEK_DATA) };
+        match u64::try_from(data) {
+            Ok(data) => data >= offset.saturating_add(bytes),
+            // No data from there on to the end of the file.
+            Err(_) => io::Error::last_os_error().raw_os_error() == Some(libc::ENXIO),
+        }
+    }
+
     fn block_bytes(&self) -> u32 {
         self.direct.map_or(512, |direct| direct.offset.max(512) as u32)
     }

@@ -74,6 +74,10 @@ impl Store for Sticky {
         self.store.enlarge(bytes)
     }
 
+    fn is_hole(&self, offset: u64, bytes: u64) -> bool {
+        self.store.is_hole(offset, bytes)
+    }
+
     fn block_bytes(&self) -> u32 {
         self.store.block_bytes()
     }

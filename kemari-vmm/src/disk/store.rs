@@ -29,6 +29,10 @@ pub trait Store: Send + Sync {
     fn enlarge(&self, _bytes: u64) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
+    /// Whether a range is known to read as zeros, without a look at its bytes: it has no storage.
+    fn is_hole(&self, _offset: u64, _bytes: u64) -> bool {
+        false
+    }
     /// Least unit of I/O in bytes.
     fn block_bytes(&self) -> u32 {
         512

@@ -12,7 +12,7 @@ use kemari_vmm::disk::{Disk, Server};
 
 use super::record::EXTENT_BYTES;
 use super::tracker::Tracker;
-use super::writer::{checksum, read_chunk};
+use super::writer::{chunk_sum, read_chunk};
 
 /// Chunks of an extent.
 const EXTENT_CHUNKS: u64 = EXTENT_BYTES / CHUNK_BYTES;
@@ -305,9 +305,9 @@ impl Worker {
             .min(EXTENT_CHUNKS);
         let mut sums = Vec::new();
         for chunk in first..first + chunks {
-            let data = read_chunk(&image, chunk)?;
-            self.note_read(data.len())?;
-            sums.extend_from_slice(&checksum(&data));
+            let (sum, read_bytes) = chunk_sum(&image, chunk)?;
+            self.note_read(read_bytes)?;
+            sums.extend_from_slice(&sum);
         }
         let frame = BlockFrame {
             disk,

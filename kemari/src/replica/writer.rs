@@ -6,7 +6,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -465,11 +465,23 @@ impl Worker {
                 self.store_now_and_then()
             }
             Job::Blocks { offset, bytes, data } => {
-                let data = match data.is_empty() {
-                    true => vec![0; bytes as usize],
-                    false => data,
+                let bytes = if data.is_empty() { bytes } else { data.len() as u64 };
+                if offset
+                    .checked_add(bytes)
+                    .is_none_or(|end| end > self.disk.bytes())
+                {
+                    bail!("the primary sent a block beyond the end of the disk");
+                }
+                // What has no storage at the primary needs none here.
+                let block = match data.is_empty() {
+                    true => Operation::Zero {
+                        offset,
+                        bytes,
+                        unmap: true,
+                    },
+                    false => Operation::Write { offset, data },
                 };
-                self.write(offset, data)?;
+                self.disk.carry_out(&block)?;
                 self.copied += 1;
                 self.store_now_and_then()
             }
@@ -546,22 +558,12 @@ impl Worker {
         let count = sums.len() / CHUNK_SUM_BYTES;
         let mut bits = vec![0; count.div_ceil(8)];
         for (index, sum) in sums.chunks_exact(CHUNK_SUM_BYTES).enumerate() {
-            let data = read_chunk(&self.disk, first + index as u64)?;
-            if checksum(&data) != sum {
+            let (found, _) = chunk_sum(&self.disk, first.saturating_add(index as u64))?;
+            if found != sum {
                 bits[index / 8] |= 1 << (index % 8);
             }
         }
         Ok((count as u32, bits))
-    }
-
-    fn write(&self, offset: u64, data: Vec<u8>) -> io::Result<()> {
-        let end = offset.checked_add(data.len() as u64);
-        if end.is_none_or(|end| end > self.disk.bytes()) {
-            return Err(io::Error::other(
-                "the primary sent a block beyond the end of the disk",
-            ));
-        }
-        self.disk.carry_out(&Operation::Write { offset, data }).map(drop)
     }
 
     /// From time to time what was copied is made durable, so that it need not be copied again after a break.
@@ -586,14 +588,33 @@ impl Worker {
     }
 }
 
-/// Reads a chunk; the last one of an image may be shorter.
+/// The bytes of a chunk; the last one of an image may be shorter.
+fn chunk_range(disk: &Disk, chunk: u64) -> io::Result<Range<u64>> {
+    let start = chunk
+        .checked_mul(CHUNK_BYTES)
+        .filter(|start| *start < disk.bytes())
+        .ok_or_else(|| io::Error::other("a chunk beyond the end of the disk"))?;
+    Ok(start..disk.bytes().min(start.saturating_add(CHUNK_BYTES)))
+}
+
+/// Reads a chunk.
 pub(super) fn read_chunk(disk: &Disk, chunk: u64) -> io::Result<Vec<u8>> {
-    let offset = chunk * CHUNK_BYTES;
-    let bytes = disk.bytes().saturating_sub(offset).min(CHUNK_BYTES) as usize;
-    if bytes == 0 {
-        return Err(io::Error::other("a chunk beyond the end of the disk"));
+    let range = chunk_range(disk, chunk)?;
+    disk.carry_out(&Operation::Read {
+        offset: range.start,
+        bytes: (range.end - range.start) as usize,
+    })
+}
+
+/// The checksum of a chunk, and how many bytes were read for it: none of a hole.
+pub(super) fn chunk_sum(disk: &Disk, chunk: u64) -> io::Result<([u8; CHUNK_SUM_BYTES], usize)> {
+    static OF_ZEROS: LazyLock<[u8; CHUNK_SUM_BYTES]> = LazyLock::new(|| checksum(&[0; CHUNK_BYTES as usize]));
+    let range = chunk_range(disk, chunk)?;
+    if range.end - range.start == CHUNK_BYTES && disk.is_hole(&range) {
+        return Ok((*OF_ZEROS, 0));
     }
-    disk.carry_out(&Operation::Read { offset, bytes })
+    let data = read_chunk(disk, chunk)?;
+    Ok((checksum(&data), data.len()))
 }
 
 /// A checksum that no guest can make collide.

@@ -69,6 +69,36 @@ fn goes_to_and_fro(flush: &'static str) {
     });
 }
 
+/// Most blocks of 512 bytes that an image of mostly nothing may take: 64 MiB.
+const SPARSE_BLOCKS_MAX: u64 = 128 << 10;
+
+/// A copy takes as long as what there is, not as the disk is large: at the speed of reading this would take an hour.
+#[test]
+fn holes_of_a_large_disk_are_neither_read_nor_made_data() {
+    use std::os::unix::fs::MetadataExt;
+    const DISK_BYTES: u64 = 256 << 30;
+    play(&Plan::replicated("memory"), |scene| {
+        for host in Host::BOTH {
+            let image = fs::OpenOptions::new().write(true).open(scene.image(host))?;
+            image.set_len(DISK_BYTES)?;
+        }
+        scene.protect()?;
+        scene.order(&["BLKTEST", "100", "8"])?;
+        ensure!(
+            last_copy(scene, Host::A)?.0 == DISK_BYTES >> 10,
+            "not all was compared"
+        );
+        scene.kill(Host::A)?;
+        scene.await_primary(Host::B)?;
+        scene.order(&["BLKTEST", "100", "8"])?;
+        for host in Host::BOTH {
+            let blocks = fs::metadata(scene.image(host))?.blocks();
+            ensure!(blocks <= SPARSE_BLOCKS_MAX, "{host:?}: {blocks} blocks are data");
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn a_vm_with_a_replicated_disk_goes_to_and_fro() {
     goes_to_and_fro("memory");

@@ -146,6 +146,14 @@ impl Store for Qcow2Image {
         }
     }
 
+    fn is_hole(&self, offset: u64, bytes: u64) -> bool {
+        let is_hole = |image: &Access| {
+            let (mapping, length) = image.get_mapping(offset, bytes)?;
+            Ok(matches!(mapping, Mapping::Zero { .. }) && length >= bytes)
+        };
+        self.with(is_hole).unwrap_or(false)
+    }
+
     fn flush(&self) -> io::Result<()> {
         self.with(|image| {
             image.flush()?;
