@@ -178,6 +178,11 @@ fn knock_at_limit(world: &mut World) -> Result<Vec<TcpStream>> {
     Ok(streams)
 }
 
+/// Ends the shortage of files.
+fn raise_limit(pid: u32) -> Result<()> {
+    shell(&format!("prlimit --pid {pid} --nofile=1024:1024"))
+}
+
 fn files_at_limit(world: &mut World) -> Result<()> {
     world.protect()?;
     let clients = world.clients()?;
@@ -193,6 +198,7 @@ fn files_at_limit(world: &mut World) -> Result<()> {
     let bytes = (world.log(B).len() - bytes) as u64;
     ensure!(bytes <= LOG_BYTES_MAX, "the secondary has logged {bytes} bytes");
     drop(knocking);
+    raise_limit(pid)?;
     world.await_ready(A)?;
     world.kill(A)?;
     world.await_vm(B, &clients)?;
@@ -216,8 +222,7 @@ fn files_takeover(world: &mut World) -> Result<()> {
     std::thread::sleep(KNOWN_AFTER);
     world.kill_and_tell(A, &clients, |world| {
         knocking.clear();
-        let pid = world.pid(B)?;
-        shell(&format!("prlimit --pid {pid} --nofile=1024:1024"))
+        raise_limit(world.pid(B)?)
     })?;
     clients.finish()
 }
