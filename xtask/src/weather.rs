@@ -19,6 +19,7 @@ mod link;
 mod log;
 mod mounts;
 mod names;
+mod rehearsal;
 mod setup;
 mod signals;
 mod squall;
@@ -96,6 +97,7 @@ fn all_cases() -> Vec<Case> {
         link::CASES,
         disks::CASES,
         clocks::CASES,
+        rehearsal::CASES,
     ];
     kinds.concat()
 }
@@ -113,7 +115,7 @@ pub fn weather(options: &Options) -> Result<bool> {
     mounts::become_private()?;
     packages::ensure_installed(&[IP, ETCD, FAKETIME, OPENSSL, CURL])?;
     let programs = Programs {
-        kemari: keep(build_kemari(&[])?, "weather")?,
+        kemari: keep(build_kemari(&["faults"])?, "weather")?,
         guest: build_bare_guest()?,
     };
     let seed = options.seed.unwrap_or_else(rand::random);

@@ -9,7 +9,6 @@ use super::judge::{KNOWN_AFTER, Said};
 use super::setup::Setup;
 use super::world::{World, fill, make_room};
 use crate::demo::pair::Side::{A, B};
-use crate::tools::output_of;
 
 /// The cases.
 pub const CASES: &[Case] = &[
@@ -56,12 +55,6 @@ pub const CASES: &[Case] = &[
         shared_away,
     )
     .on(Setup::SHARED.with("[hosts.b.disks]\nblk0 = \"{dir}/mount/disk.img\"")),
-    Case::new(
-        "drill-sound",
-        "proxcenter-ui#289",
-        "a drill on the secondary of a sound pair succeeds, and clients notice nothing",
-        drill_sound,
-    ),
 ];
 
 /// An image's end is moved; then the primary is killed.
@@ -167,22 +160,5 @@ fn shared_away(world: &mut World) -> Result<()> {
     world.kill_and_tell(A, &clients, |world| {
         Ok(fs::rename(world.path("unmounted"), world.path("mount"))?)
     })?;
-    clients.finish()
-}
-
-fn drill_sound(world: &mut World) -> Result<()> {
-    world.protect()?;
-    let clients = world.clients()?;
-    clients.work(KNOWN_AFTER)?;
-    let said = output_of(&mut world.command(B, &["drill", "--seconds", "2"]))?;
-    clients.go_on()?;
-    world.await_ready(A)?;
-    let drill = world.status(B).context("B does not answer")?.drill;
-    ensure!(
-        !drill.is_null(),
-        "the status knows of no drill, which said:\n{said}"
-    );
-    world.kill(A)?;
-    world.await_vm(B, &clients)?;
     clients.finish()
 }
