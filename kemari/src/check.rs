@@ -6,6 +6,7 @@
 mod disk;
 mod host;
 mod kvm;
+mod limits;
 mod link;
 mod others;
 mod tap;
@@ -102,6 +103,7 @@ pub fn check(config: &Config, name: &str) -> Vec<Finding> {
     for net in config.nets_of(name) {
         findings.push(tap::check(&net, running));
     }
+    findings.extend(tap::check_ways(config, name));
     if config.protection.enabled {
         findings.push(link::check(config, name));
     }

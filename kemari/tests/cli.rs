@@ -278,6 +278,42 @@ fn too_little_memory() {
 }
 
 #[test]
+fn limits_that_a_start_would_meet_are_seen() {
+    let world = World::new();
+    world.kemari(&["check"]);
+    let limited = |limit: &str| {
+        let output = Command::new("sh")
+            .args(["-c", &format!("{limit} && exec \"$@\""), "sh"])
+            .args([env!("CARGO_BIN_EXE_kemari"), "check"])
+            .arg(world.path("vm.toml"))
+            .args(["--host", "a"])
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{limit}");
+        said(&output)
+    };
+    // In units of 512 bytes.
+    let text = limited("ulimit -f 1024");
+    assert!(finding(&text, "disk `blk0` has 1 MiB").contains("may write no file beyond 0 MiB"));
+    let text = limited("ulimit -n 32");
+    assert!(finding(&text, "32 files open").starts_with("error"), "{text}");
+}
+
+#[test]
+fn the_control_sockets_path_must_have_room_for_its_first_name() {
+    let world = World::new();
+    // Its own name would fit, the one that it is made under does not.
+    let length = world.path("").as_os_str().len();
+    let name = "s".repeat(104 - length);
+    let world = world.with("control = \"a.sock\"", &format!("control = \"{name}\""));
+    world.check_fails(&[
+        "the path of the control socket",
+        "is too long",
+        "-> set a shorter `control`",
+    ]);
+}
+
+#[test]
 fn nothing_runs_here() {
     let world = World::new();
     for words in ["status", "stop", "protect", "unprotect", "takeover", "switchover"] {

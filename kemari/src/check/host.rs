@@ -5,15 +5,22 @@ use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use super::Finding;
+use super::{Finding, limits};
 use crate::config::{Config, Host};
+use crate::control;
 
 /// Memory of the program beside the guest's and the staging, in MiB.
 const OVERHEAD_MIB: u64 = 64;
 
-/// Whether a side of this VM answers at its control socket already.
+/// Longest path of a Unix socket, in bytes (`sun_path` without the zero at its end).
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// Whether a side of this VM serves its control socket already. One that this user may not speak to is there as well.
 pub fn runs_here(host: &Host) -> bool {
-    UnixStream::connect(host.control()).is_ok()
+    match UnixStream::connect(host.control()) {
+        Ok(_) => true,
+        Err(error) => error.kind() == io::ErrorKind::PermissionDenied && host.control().exists(),
+    }
 }
 
 /// Looks at everything of this host that is neither disk nor network card.
@@ -39,12 +46,12 @@ pub fn check(config: &Config, name: &str, running: bool) -> Vec<Finding> {
         )));
     } else {
         findings.push(memory(config));
-        findings.push(control(host));
+        findings.push(control_socket(host));
         if config.protection.enabled {
             findings.push(listen(host));
         }
     }
-    findings.extend(lockable(config));
+    findings.extend(limits::check(config, name, needed_mib(config)));
     if config.protection.enabled && !host.fence.is_empty() {
         findings.push(fence(&host.fence[0]));
     }
@@ -65,7 +72,10 @@ fn boot_file(what: &str, path: &Path) -> Finding {
         ),
         Err(error) => Finding::error(
             format!("the {what} {} cannot be opened: {error}", path.display()),
-            "correct its path in [machine], or install it on this host",
+            match error.kind() {
+                io::ErrorKind::PermissionDenied => "let this user read it, or run Kemari as one that may",
+                _ => "correct its path in [machine], or install it on this host",
+            },
         ),
     }
 }
@@ -106,25 +116,7 @@ fn available_mib(meminfo: &str) -> Option<u64> {
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? >> 10)
 }
 
-/// A secondary locks its memory. Root may lock all.
-fn lockable(config: &Config) -> Option<Finding> {
-    if !config.protection.enabled || rustix::process::geteuid().is_root() {
-        return None;
-    }
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current?;
-    let needed = needed_mib(config);
-    (limit >> 20 < needed).then(|| {
-        Finding::warning(
-            format!(
-                "this user may lock {} MiB of memory, but a secondary locks {needed}",
-                limit >> 20
-            ),
-            "raise `memlock` in /etc/security/limits.conf, or run Kemari as root",
-        )
-    })
-}
-
-fn control(host: &Host) -> Finding {
+fn control_socket(host: &Host) -> Finding {
     let path = host.control();
     let writable = |directory: &Path| {
         rustix::fs::access(
@@ -141,6 +133,15 @@ fn control(host: &Host) -> Finding {
                 "remove it, or set another `control` in [hosts]: {}",
                 path.display()
             ),
+        ),
+        _ if control::Server::place_aside(path).as_os_str().len() > SOCKET_PATH_BYTES_MAX => Finding::error(
+            format!(
+                "the path of the control socket {} is too long: while it is made it is {} bytes, and the system takes \
+                 {SOCKET_PATH_BYTES_MAX}",
+                path.display(),
+                control::Server::place_aside(path).as_os_str().len()
+            ),
+            "set a shorter `control` of this host",
         ),
         _ if parent.is_some_and(writable) => Finding::ok(format!("control socket {}", path.display())),
         _ => Finding::error(

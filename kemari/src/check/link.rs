@@ -28,7 +28,10 @@ pub fn check(config: &Config, name: &str) -> Finding {
         Err(error) => {
             return Finding::error(
                 error.to_string(),
-                "make a set with `kemari certs`, and copy each host's part to it",
+                match error.to_string().contains("Permission denied") {
+                    true => "run Kemari as a user that may read them, or `chown` them to it",
+                    false => "make a set with `kemari certs`, and copy each host's part to it",
+                },
             );
         }
     };

@@ -7,7 +7,9 @@ use std::os::fd::AsRawFd;
 use rustix::io::Errno;
 
 use super::Finding;
-use crate::config::HostNet;
+use crate::config::{Config, HostNet};
+use crate::links::links;
+use crate::ports::Ports;
 
 /// Looks at the TAP of one card. While the VM `running` here uses it, it is busy as it should be.
 pub fn check(net: &HostNet<'_>, running: bool) -> Finding {
@@ -39,6 +41,29 @@ pub fn check(net: &HostNet<'_>, running: bool) -> Finding {
             "load the module `tun` (`modprobe tun`): there must be a /dev/net/tun",
         ),
     }
+}
+
+/// Whether packets of the guest would get from this host's TAPs to other hosts, as the readiness of a side sees it.
+pub fn check_ways(config: &Config, name: &str) -> Option<Finding> {
+    let links = match links() {
+        Ok(links) => links,
+        Err(error) => {
+            return Some(Finding::warning(
+                format!("the network devices of this host cannot be looked at: {error}"),
+                "run the check as the user, and in the network namespace, that Kemari is to run in",
+            ));
+        }
+    };
+    // What is missing altogether was said for each card.
+    let is_there = |tap: &str| links.iter().any(|link| link.name == tap);
+    if !config.nets_of(name).iter().all(|net| is_there(&net.tap)) {
+        return None;
+    }
+    let trouble = Ports::default().trouble(&links, config, name)?;
+    Some(Finding::error(
+        trouble,
+        "the guest would not be reached on this host: mend that, or correct `bridges` and `uplinks` of this host",
+    ))
 }
 
 /// Attaches to the device, if it exists, and lets it go again. Asks the kernel and not /sys, which shows the network

@@ -25,6 +25,17 @@ pub enum ClientError {
         /// How the system says it.
         source: io::Error,
     },
+    /// Somebody may serve it, but not this user.
+    #[error(
+        "this user may not speak to {}: say it as the user that Kemari runs as (`sudo`)",
+        path.display()
+    )]
+    Forbidden {
+        /// The socket.
+        path: PathBuf,
+        /// How the system says it.
+        source: io::Error,
+    },
     /// The connection broke.
     #[error("the process behind {} did not answer", path.display())]
     Io {
@@ -86,9 +97,10 @@ impl Client {
     }
 
     fn ask(&self, request: &Request, timeout_ms: u64) -> Result<BufReader<UnixStream>, ClientError> {
-        let mut stream = UnixStream::connect(&self.path).map_err(|source| ClientError::NotRunning {
-            path: self.path.clone(),
-            source,
+        let path = || self.path.clone();
+        let mut stream = UnixStream::connect(&self.path).map_err(|source| match source.kind() {
+            io::ErrorKind::PermissionDenied => ClientError::Forbidden { path: path(), source },
+            _ => ClientError::NotRunning { path: path(), source },
         })?;
         let sent = || -> io::Result<()> {
             stream.set_read_timeout(Some(Duration::from_millis(timeout_ms)))?;

@@ -62,7 +62,7 @@ impl Server {
             std::fs::create_dir_all(directory).map_err(failed)?;
         }
         // Bound under a name nobody knows and made private before it appears: it is never open to others.
-        let aside = path.with_extension(format!("{:x}.new", std::process::id()));
+        let aside = Self::place_aside(path);
         let listener = UnixListener::bind(&aside).map_err(failed)?;
         let placed = std::fs::set_permissions(&aside, Permissions::from_mode(0o600))
             .and_then(|()| std::fs::rename(&aside, path));
@@ -82,6 +82,11 @@ impl Server {
             open,
             thread: Some(thread),
         })
+    }
+
+    /// Where a socket is made before it takes the name `path`: as long for each process.
+    pub fn place_aside(path: &Path) -> PathBuf {
+        path.with_extension(format!("{:06x}.new", std::process::id()))
     }
 
     /// Where it is served.

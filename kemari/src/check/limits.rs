@@ -1,0 +1,224 @@
+//! The limits of this process, which a side that is started like it has as well: they count, not what the machine has.
+//! A service manager or a container may set others: run the check where the VM is to run.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Resource, getrlimit};
+
+use super::Finding;
+use crate::config::Config;
+
+/// The bit of CAP_IPC_LOCK in a set of capabilities: who has it may lock any amount of memory.
+const CAP_IPC_LOCK: u32 = 14;
+/// Files that a side has open without the VM's own: sockets, clients of the control socket, connections, logs.
+const FILES_BASE: u64 = 96;
+/// Files for each vCPU, disk and card at most: KVM's, those of its queues, their events and images.
+const FILES_EACH: u64 = 12;
+/// Where a control group says how much memory its processes may use: version 2, version 1.
+const MEMORY_FILE_NAMES: [&str; 2] = ["memory.max", "memory.limit_in_bytes"];
+
+/// Looks at what this process may use, for a VM that needs `needed_mib` in all.
+pub fn check(config: &Config, name: &str, needed_mib: u64) -> Vec<Finding> {
+    let (own, mounts) = (Path::new("/proc/self/cgroup"), Path::new("/sys/fs/cgroup"));
+    let mut findings = Vec::new();
+    findings.extend(memory(cgroup_limit(own, mounts), needed_mib));
+    if config.protection.enabled && !may_lock_all() {
+        findings.extend(locked(
+            getrlimit(Resource::Memlock).current,
+            config.machine.memory_mib.into(),
+        ));
+    }
+    findings.extend(files(
+        getrlimit(Resource::Nofile).current,
+        files_needed(config, name),
+    ));
+    findings.extend(file_sizes(
+        getrlimit(Resource::Fsize).current,
+        &writable_images(config, name),
+    ));
+    findings
+}
+
+/// The tightest limit of memory, in bytes, of the control groups that this process is in, and where it stands.
+fn cgroup_limit(own: &Path, mounts: &Path) -> Option<(u64, PathBuf)> {
+    let text = fs::read_to_string(own).ok()?;
+    let mut tightest: Option<(u64, PathBuf)> = None;
+    for line in text.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(group)) = (parts.next(), parts.next()) else {
+            continue;
+        };
+        let root = match controllers {
+            "" => mounts.to_owned(),
+            _ if controllers.split(',').any(|name| name == "memory") => mounts.join("memory"),
+            _ => continue,
+        };
+        // A group above the root of this namespace cannot be seen: then what can be seen counts.
+        let group = Path::new(group.trim_start_matches('/'));
+        for ancestor in group.ancestors() {
+            for name in MEMORY_FILE_NAMES {
+                let path = root.join(ancestor).join(name);
+                let limit = fs::read_to_string(&path)
+                    .ok()
+                    .and_then(|text| text.trim().parse::<u64>().ok());
+                if let Some(limit) =
+                    limit.filter(|limit| tightest.as_ref().is_none_or(|(least, _)| limit < least))
+                {
+                    tightest = Some((limit, path));
+                }
+            }
+        }
+    }
+    tightest
+}
+
+fn memory(limit: Option<(u64, PathBuf)>, needed_mib: u64) -> Option<Finding> {
+    let (bytes, path) = limit?;
+    (bytes >> 20 < needed_mib).then(|| {
+        Finding::error(
+            format!(
+                "the control group of this process may use {} MiB of memory ({}), but the guest, staging and program need \
+                 {needed_mib}: the kernel would kill them",
+                bytes >> 20,
+                path.display()
+            ),
+            "raise it (`MemoryMax=` of a service, `--memory` of a container), or lower `machine.memory_mib` or \
+             `protection.staging_mib_max`",
+        )
+    })
+}
+
+/// Whether this process has CAP_IPC_LOCK. Root has it not everywhere: a container may have taken it.
+fn may_lock_all() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    has_capability(&status, CAP_IPC_LOCK)
+}
+
+fn has_capability(status: &str, bit: u32) -> bool {
+    let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
+        .is_some_and(|set| set >> bit & 1 == 1)
+}
+
+/// A secondary locks the guest's memory, or protects nothing.
+fn locked(limit_bytes: Option<u64>, guest_mib: u64) -> Option<Finding> {
+    let limit_mib = limit_bytes? >> 20;
+    (limit_mib < guest_mib).then(|| {
+        Finding::error(
+            format!("this process may lock {limit_mib} MiB of memory, but a secondary locks the guest's {guest_mib}"),
+            "raise `memlock` in /etc/security/limits.conf (`LimitMEMLOCK=` of a service, `--ulimit memlock` of a \
+             container), or give it CAP_IPC_LOCK",
+        )
+    })
+}
+
+fn files_needed(config: &Config, name: &str) -> u64 {
+    let queues: u64 = config.disks.iter().map(|disk| u64::from(disk.queues)).sum();
+    let parts = u64::from(config.machine.vcpus) + queues + config.nets_of(name).len() as u64;
+    FILES_BASE + FILES_EACH * parts
+}
+
+fn files(limit: Option<u64>, needed: u64) -> Option<Finding> {
+    let limit = limit?;
+    (limit < needed).then(|| {
+        Finding::error(
+            format!("this process may have {limit} files open, and the VM needs up to {needed}"),
+            "raise `nofile` in /etc/security/limits.conf (`LimitNOFILE=` of a service, `--ulimit nofile` of a container)",
+        )
+    })
+}
+
+/// Id and size in bytes of each image that is written to.
+fn writable_images(config: &Config, name: &str) -> Vec<(String, u64)> {
+    let disks = config.disks_of(name);
+    let written = disks.iter().filter(|disk| !disk.disk.read_only);
+    written
+        .filter_map(|disk| {
+            let seen = fs::metadata(&disk.path).ok().filter(fs::Metadata::is_file)?;
+            Some((disk.disk.id.clone(), seen.len()))
+        })
+        .collect()
+}
+
+/// Writes beyond the limit fail (EFBIG), whatever room there is.
+fn file_sizes(limit: Option<u64>, images: &[(String, u64)]) -> Vec<Finding> {
+    let Some(limit) = limit else { return Vec::new() };
+    let beyond = images.iter().filter(|(_, bytes)| *bytes > limit);
+    beyond
+        .map(|(id, bytes)| {
+            Finding::error(
+                format!(
+                    "disk `{id}` has {} MiB, but this process may write no file beyond {} MiB",
+                    bytes >> 20,
+                    limit >> 20
+                ),
+                "take the limit away: `ulimit -f unlimited`, `fsize` in /etc/security/limits.conf (`LimitFSIZE=` of a \
+                 service)",
+            )
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tightest_group_counts_in_either_version() {
+        let directory = tempfile::tempdir().unwrap();
+        let own = directory.path().join("cgroup");
+        let put = |path: &str, text: &str| {
+            let path = directory.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        put("a/b/memory.max", "max\n");
+        put("a/memory.max", "209715200\n");
+        fs::write(&own, "0::/a/b\n").unwrap();
+        let found = cgroup_limit(&own, directory.path()).unwrap();
+        assert_eq!(found.0, 200 << 20);
+        let finding = memory(Some(found), 300).unwrap();
+        assert!(
+            finding.sentence.contains("200 MiB") && finding.sentence.contains("a/memory.max"),
+            "{finding}"
+        );
+        put("memory/x/memory.limit_in_bytes", "104857600\n");
+        put("memory/memory.limit_in_bytes", "9223372036854771712\n");
+        fs::write(&own, "5:cpu,cpuacct:/x\n4:memory:/x\n0::/a/b\n").unwrap();
+        assert_eq!(cgroup_limit(&own, directory.path()).unwrap().0, 100 << 20);
+        assert_eq!(memory(Some((100 << 20, own.clone())), 100), None);
+        fs::write(&own, "0::/../elsewhere\nrubbish\n").unwrap();
+        assert!(cgroup_limit(&own, directory.path()).is_none_or(|(limit, _)| limit > 0));
+        assert_eq!(cgroup_limit(Path::new("/nonexistent"), directory.path()), None);
+    }
+
+    #[test]
+    fn locked_memory_files_and_sizes() {
+        assert!(has_capability(
+            "Name:\tx\nCapEff:\t000001ffffffffff\n",
+            CAP_IPC_LOCK
+        ));
+        assert!(
+            !has_capability("CapEff:\t00000000a80425fb\n", CAP_IPC_LOCK),
+            "a container's root"
+        );
+        assert_eq!(locked(None, 4096), None);
+        assert_eq!(locked(Some(64 << 20), 64), None);
+        assert!(
+            locked(Some(8 << 20), 64)
+                .unwrap()
+                .sentence
+                .contains("may lock 8 MiB")
+        );
+        assert_eq!(files(Some(1024), 200), None);
+        assert!(files(Some(64), 200).is_some());
+        let images = [("blk0".to_owned(), 10 << 20), ("blk1".to_owned(), 30 << 20)];
+        assert_eq!(file_sizes(None, &images), []);
+        let found = file_sizes(Some(20 << 20), &images);
+        assert!(
+            found.len() == 1 && found[0].sentence.contains("blk1"),
+            "{found:?}"
+        );
+    }
+}
