@@ -338,6 +338,25 @@ fn damaged_and_wrong_images_are_refused_and_not_written_to() {
     damage(40, &12345u64.to_be_bytes());
     damage(l1, &(word(l1) as u64 | 0x200).to_be_bytes());
     damage(l2, &0x8000_0000_0000_1200u64.to_be_bytes());
+    // A part of the disk that lies over the header, the L1 table, an L2 table, or another part.
+    for elsewhere in [
+        0,
+        l1,
+        l2,
+        (0..8192)
+            .map(|entry| word(l2 + entry * 8))
+            .find(|entry| *entry != 0)
+            .expect("data"),
+    ] {
+        let entry = (elsewhere as u64 & 0x00ff_ffff_ffff_fe00) | 1 << 63;
+        let last = (0..8).rfind(|entry| word(l2 + entry * 8) != 0).expect("data");
+        damage(l2 + last * 8, &entry.to_be_bytes());
+    }
+    // Refcounts that were lost: of the header, of a table, of data.
+    let refcounts = word(word(48));
+    for cluster in [0, l1 >> 16, l2 >> 16, (word(l2) & 0x00ff_ffff_ffff_fe00) >> 16] {
+        damage(refcounts + cluster * 2, &[0, 0]);
+    }
     // Marked as damaged by somebody else (the incompatible feature bit 1).
     damage(72, &2u64.to_be_bytes());
     damage(72, &(1u64 << 40).to_be_bytes());
@@ -450,6 +469,54 @@ fn qemu_and_kemari_do_not_use_one_image_at_the_same_time() {
     nbd.kill().expect("it is a child");
     nbd.wait().expect("it is a child");
     Disk::open(&raw).expect("the locks went with their owner");
+}
+
+/// What QEMU makes and calls sound is taken: compressed, with snapshots, with refcounts and clusters of every size.
+#[test]
+fn sound_images_of_every_kind_are_taken() {
+    let kinds = [
+        "compat=0.10",
+        "cluster_size=512,refcount_bits=64",
+        "cluster_size=2M,refcount_bits=8",
+        "refcount_bits=2",
+        "preallocation=metadata",
+    ];
+    for (number, options) in kinds.into_iter().enumerate() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let make = |args: &[&str]| qemu_img(directory.path(), args).expect("the image is made");
+        let mut data = vec![0; 8 << 20];
+        data[1 << 20..3 << 20].fill(7);
+        data[5 << 20..(5 << 20) + 99].fill(number as u8 + 1);
+        fs::write(directory.path().join("data.raw"), &data).expect("a file");
+        let args = [
+            "convert",
+            "-f",
+            "raw",
+            "-O",
+            "qcow2",
+            "-o",
+            options,
+            "data.raw",
+            "disk.qcow2",
+        ];
+        make(&args);
+        let path = directory.path().join("disk.qcow2");
+        make(&["snapshot", "-c", "before", "disk.qcow2"]);
+        let image = Image::open(&path, Cache::Writeback);
+        assert!(image.read(0, SECTORS as usize) == data, "{options}");
+        image.write(2048, &[9; 4096]);
+        image.flush();
+        drop(image);
+        make(&["check", "disk.qcow2"]);
+        Image::open(&path, Cache::Direct);
+        if !options.contains("preallocation") {
+            make(&[&args[..1], &["-c"], &args[1..]].concat());
+            assert!(
+                Image::open(&path, Cache::Writeback).read(0, SECTORS as usize) == data,
+                "{options}"
+            );
+        }
+    }
 }
 
 /// Somebody who changes a base changes every image upon it.

@@ -36,12 +36,31 @@ const EXTENDED_L2: u64 = 1 << 4;
 ///
 /// # Errors
 /// As a sentence, with the command that helps.
-pub fn check(mut file: &File) -> io::Result<()> {
+pub fn check(mut file: &File) -> io::Result<Layout> {
     // Of a block device `metadata` knows no length.
     let length = file.seek(SeekFrom::End(0))?;
     let mut bytes = AlignedBuffer::new(DIRECT_ALIGNMENT);
     let read = file.read_at(&mut bytes, 0)?;
     Header(&bytes[..read]).check(length).map_err(io::Error::other)
+}
+
+/// Where the first tables of an image are.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Bytes of the file.
+    pub file_bytes: u64,
+    /// Bytes of a cluster.
+    pub cluster_bytes: u64,
+    /// Where the L1 table begins, and its entries of 8 bytes.
+    pub l1_offset: u64,
+    /// See above.
+    pub l1_entries: u64,
+    /// Where the refcount table begins, and its bytes.
+    pub refcount_offset: u64,
+    /// See above.
+    pub refcount_bytes: u64,
+    /// A refcount has 2^this bits.
+    pub refcount_order: u32,
 }
 
 struct Header<'a>(&'a [u8]);
@@ -56,7 +75,7 @@ impl Header<'_> {
         Ok(u64::from(self.word(at)?) << 32 | u64::from(self.word(at + 4)?))
     }
 
-    fn check(&self, length: u64) -> Result<(), String> {
+    fn check(&self, length: u64) -> Result<Layout, String> {
         if self.0.len() < HEADER_BYTES_MIN {
             return Err(short());
         }
@@ -79,8 +98,9 @@ impl Header<'_> {
                     .into(),
             );
         }
-        self.check_tables(length)?;
-        self.check_backing(header_bytes)
+        let layout = self.check_tables(length)?;
+        self.check_backing(header_bytes)?;
+        Ok(layout)
     }
 
     /// Returns the length of the header.
@@ -130,7 +150,7 @@ impl Header<'_> {
             .ok_or_else(|| format!("its header says that it has {header_bytes} bytes"))
     }
 
-    fn check_tables(&self, length: u64) -> Result<(), String> {
+    fn check_tables(&self, length: u64) -> Result<Layout, String> {
         let cluster_bits = self.word(20)?;
         if !CLUSTER_BITS.contains(&cluster_bits) {
             return Err(format!("its clusters have 2^{cluster_bits} bytes"));
@@ -145,7 +165,8 @@ impl Header<'_> {
             ));
         }
         let refcount_bytes = u64::from(self.word(56)?) * cluster_bytes;
-        for (offset, bytes) in [(l1_offset, l1_entries * 8), (self.long(48)?, refcount_bytes)] {
+        let refcount_offset = self.long(48)?;
+        for (offset, bytes) in [(l1_offset, l1_entries * 8), (refcount_offset, refcount_bytes)] {
             if offset.checked_add(bytes).is_none_or(|end| end > length) {
                 return Err(short());
             }
@@ -153,10 +174,19 @@ impl Header<'_> {
                 return Err("its tables lie where none can".into());
             }
         }
-        match refcount_bytes {
-            0 => Err("it has no refcounts; see `qemu-img check -r all`".into()),
-            _ => Ok(()),
+        if refcount_bytes == 0 {
+            return Err("it has no refcounts; see `qemu-img check -r all`".into());
         }
+        Ok(Layout {
+            file_bytes: length,
+            cluster_bytes,
+            l1_offset,
+            l1_entries,
+            refcount_offset,
+            refcount_bytes,
+            // Of version 2 they have 16 bits.
+            refcount_order: if self.word(4)? == 2 { 4 } else { self.word(96)? },
+        })
     }
 
     /// A backing file whose format is not said would have to be guessed, from bytes that a guest may have written.

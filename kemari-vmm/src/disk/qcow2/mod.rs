@@ -7,6 +7,7 @@
 mod growth_test;
 mod header;
 mod held;
+mod tables;
 
 use std::fs::File;
 use std::io;
@@ -54,7 +55,8 @@ impl Qcow2Image {
             format: "qcow2",
             reason,
         };
-        header::check(&file).map_err(|error| wrong(error.to_string()))?;
+        let layout = header::check(&file).map_err(|error| wrong(error.to_string()))?;
+        tables::check(&file, &layout).map_err(|error| wrong(error.to_string()))?;
         let opened = Self {
             path: path.to_owned(),
             file,
