@@ -130,4 +130,7 @@ pub enum ArbiterAnswer {
 pub trait Arbiter: Send {
     /// Carries out one request, blocking for at most the adapter's configured time.
     fn execute(&mut self, request: &ArbiterRequest) -> ArbiterAnswer;
+
+    /// What the record must be, as far as a peer has told. Only an arbiter that has no store of its own listens.
+    fn assume(&mut self, _record: &Record) {}
 }

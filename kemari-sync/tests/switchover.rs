@@ -277,7 +277,7 @@ impl Pair {
                 self.to_a.push_back(PrimaryEvent::PeerClosed { session, reason })
             }
             Then::Forget { .. } => self.log.push("b forgets".to_owned()),
-            Then::Stage { .. } | Then::Discard { .. } | Then::Report(_) => {}
+            Then::Stage { .. } | Then::Discard { .. } | Then::Assume(_) | Then::Report(_) => {}
             Then::Leave => panic!("nobody was told to leave"),
             Then::Exit { reason } => panic!("nothing is stopped: {reason}"),
         }

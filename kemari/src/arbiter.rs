@@ -13,7 +13,7 @@ mod prober;
 mod stored;
 mod watch;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use kemari_sync::{Arbiter, ArbiterAnswer, ArbiterRequest, Record};
 
@@ -110,11 +110,11 @@ impl ConfiguredArbiter {
         }
     }
 
-    /// Tells an arbiter that has no memory of its own (`none`) what its peer says the record is; others look
-    /// themselves.
-    pub fn assume(&mut self, record: &Record) {
-        if let Self::None(none) = self {
-            none.assume(record);
+    /// Where an arbiter that has no store (`none`) keeps what this host knows.
+    pub fn keep_in(&mut self, state_dir: &Path, vm: &str) -> Result<(), OpenError> {
+        match self {
+            Self::None(none) => none.keep_in(state_dir, vm),
+            Self::Etcd(_) | Self::File { .. } => Ok(()),
         }
     }
 }
@@ -125,6 +125,12 @@ impl Arbiter for ConfiguredArbiter {
             Self::Etcd(etcd) => etcd.execute(request),
             Self::File { asked, .. } => asked.execute(request),
             Self::None(none) => none.execute(request),
+        }
+    }
+
+    fn assume(&mut self, record: &Record) {
+        if let Self::None(none) = self {
+            none.assume(record);
         }
     }
 }

@@ -261,7 +261,7 @@ impl State {
                 }
             }
             SecondaryAction::Exit { .. } | SecondaryAction::Leave => self.end_process(host),
-            SecondaryAction::Stage { .. } | SecondaryAction::Report(_) => {}
+            SecondaryAction::Stage { .. } | SecondaryAction::Assume(_) | SecondaryAction::Report(_) => {}
         }
     }
 

@@ -3,6 +3,7 @@
 //! Handshake and first copy are in `session`, the staging, check and commit of a sync in `sync`, the way to run the
 //! VM, or to lose it, in `takeover`.
 
+mod assume;
 mod disks;
 mod session;
 mod sync;

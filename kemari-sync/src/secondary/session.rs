@@ -213,6 +213,7 @@ impl Secondary {
     }
 
     fn on_goodbye(&mut self, goodbye: Goodbye, actions: &mut Actions) {
+        self.assume_end(&goodbye, actions);
         let is_planned = matches!(goodbye, Goodbye::SwitchOver { .. });
         let reason = match goodbye {
             Goodbye::Stopped => "the primary has stopped the VM".to_owned(),

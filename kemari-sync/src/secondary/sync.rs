@@ -150,6 +150,7 @@ impl Secondary {
         let Begin {
             epoch, term, store, ..
         } = staging.begin;
+        let is_first = self.held.is_none();
         self.held = Some(Held {
             primary: session.primary.clone(),
             store,
@@ -162,6 +163,9 @@ impl Secondary {
             self.send(ack(&staging), actions);
         }
         actions.push(SecondaryAction::Apply { epoch });
+        if is_first {
+            self.assume_pair(actions);
+        }
     }
 
     fn ack_staging(&mut self, actions: &mut Actions) {

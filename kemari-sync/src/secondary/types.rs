@@ -2,7 +2,7 @@
 
 use crate::consent::AskId;
 use crate::primary::{Reign, SessionId};
-use crate::record::{ArbiterAnswer, ArbiterRequest, Epoch, Incarnation};
+use crate::record::{ArbiterAnswer, ArbiterRequest, Epoch, Incarnation, Record};
 use crate::replica::{CopyDisk, DiskOffer};
 use crate::timing::Timing;
 use crate::trouble::Trouble;
@@ -174,6 +174,8 @@ pub enum SecondaryAction {
         /// Number of the sync.
         epoch: Epoch,
     },
+    /// The primary's words mean that this is the record: for an arbiter that has no store of its own.
+    Assume(Record),
     /// Ask the arbiter; answer with [`SecondaryEvent::Arbiter`].
     Ask {
         /// Names the request.

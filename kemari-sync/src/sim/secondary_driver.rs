@@ -154,7 +154,7 @@ impl World {
                 self.stop_replica(host);
                 self.end_process(host);
             }
-            SecondaryAction::Report(_) => {}
+            SecondaryAction::Assume(_) | SecondaryAction::Report(_) => {}
         }
     }
 

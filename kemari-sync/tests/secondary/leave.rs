@@ -1,7 +1,7 @@
 //! A secondary whose process is told to end, and what it says of its host.
 
 use kemari_sync::wire::{Goodbye, Heartbeat, Message};
-use kemari_sync::{READINESS_MS_MAX, SecondaryAction, SecondaryEvent, Trouble};
+use kemari_sync::{Phase, READINESS_MS_MAX, Record, SecondaryAction, SecondaryEvent, Trouble};
 
 use SecondaryAction as Do;
 
@@ -103,4 +103,30 @@ fn its_readiness_is_told_at_once_when_it_changes_and_grows_old() {
     assert!(status(READINESS_MS_MAX + 1).is_some_and(|readiness| !readiness.is_ready()));
     // Nothing is held, so there is nothing to be ready for.
     assert_eq!(Bench::new(false).secondary.status(0).readiness, None);
+}
+
+#[test]
+fn what_the_primary_says_is_what_an_arbiter_without_a_store_assumes() {
+    let mut bench = Bench::holding(false);
+    assert_eq!(bench.assumed, [Do::Assume(pair())]);
+    bench.sync(2, Some(1), false);
+    assert_eq!(bench.assumed.len(), 1, "once a pair");
+    for (goodbye, phase) in [
+        (Goodbye::Alone("it wants to".to_owned()), Phase::Acting),
+        (Goodbye::Stopped, Phase::Stopped),
+    ] {
+        let mut bench = Bench::holding(false);
+        bench.hear(1, Message::Goodbye(goodbye));
+        let record = Record {
+            term: 3,
+            base: 3,
+            peer: None,
+            phase,
+            ..pair()
+        };
+        assert_eq!(bench.assumed[1..], [Do::Assume(record)]);
+    }
+    let mut bench = Bench::holding(false);
+    bench.hear(1, Message::Goodbye(Goodbye::HandOver("KVM".to_owned())));
+    assert_eq!(bench.assumed.len(), 1, "the VM is this side's");
 }

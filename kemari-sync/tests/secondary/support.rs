@@ -69,6 +69,8 @@ pub fn begin(epoch: u64, base: Option<u64>) -> Message {
 pub struct Bench {
     pub secondary: Secondary,
     pub now_ms: u64,
+    /// What an arbiter without a store was told.
+    pub assumed: Vec<SecondaryAction>,
 }
 
 impl Bench {
@@ -84,6 +86,7 @@ impl Bench {
         Self {
             secondary: Secondary::new(config, 0),
             now_ms: 0,
+            assumed: Vec::new(),
         }
     }
 
@@ -91,6 +94,8 @@ impl Bench {
         let mut actions = Vec::new();
         self.secondary.handle(self.now_ms, event, &mut actions);
         actions.retain(|action| !matches!(action, Do::Report(_)));
+        self.assumed
+            .extend(actions.extract_if(.., |action| matches!(action, Do::Assume(_))));
         actions
     }
 

@@ -5,8 +5,9 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
 use super::step::step;
+use crate::config::ArbiterKind;
 use anyhow::Context;
-use kemari_sync::{Arbiter, ArbiterAnswer, ArbiterRequest};
+use kemari_sync::{Arbiter, ArbiterAnswer, ArbiterRequest, Record};
 
 /// Names a request to the arbiter.
 pub type AskId = u64;
@@ -14,23 +15,35 @@ pub type AskId = u64;
 /// What is called with each answer, on the arbiter's thread.
 type Answer = Arc<dyn Fn(AskId, ArbiterAnswer) + Send + Sync>;
 
+// Few at a time: a box would save nothing.
+#[expect(clippy::large_enum_variant)]
+enum Order {
+    Ask(AskId, ArbiterRequest, Answer),
+    Assume(Record),
+}
+
 /// The way to the arbiter. Requests are carried out one after the other, by one client for the life of the process: a
 /// side that has just won goes on with the client that won, and needs nothing anew.
 pub struct ArbiterThread {
-    requests: Sender<(AskId, ArbiterRequest, Answer)>,
+    requests: Sender<Order>,
 }
 
 impl ArbiterThread {
     /// Starts the thread.
     pub fn start(mut arbiter: Box<dyn Arbiter>) -> anyhow::Result<Self> {
-        let (requests, receiver) = channel::<(AskId, ArbiterRequest, Answer)>();
+        let (requests, receiver) = channel::<Order>();
         thread::Builder::new()
             .name("arbiter".into())
             .spawn(move || {
-                for (ask, request, answer) in receiver {
-                    let reply = execute(&mut *arbiter, &request);
-                    tracing::debug!(ask, ?request, ?reply, "arbiter");
-                    answer(ask, reply);
+                for order in receiver {
+                    match order {
+                        Order::Ask(ask, request, answer) => {
+                            let reply = execute(&mut *arbiter, &request);
+                            tracing::debug!(ask, ?request, ?reply, "arbiter");
+                            answer(ask, reply);
+                        }
+                        Order::Assume(record) => arbiter.assume(&record),
+                    }
                 }
             })
             .context("cannot start the arbiter's thread")?;
@@ -48,7 +61,7 @@ impl ArbiterThread {
 
 /// Asks the arbiter for one role.
 pub struct Asker {
-    requests: Sender<(AskId, ArbiterRequest, Answer)>,
+    requests: Sender<Order>,
     answer: Answer,
 }
 
@@ -56,7 +69,12 @@ impl Asker {
     /// Asks.
     pub fn ask(&self, ask: AskId, request: ArbiterRequest) {
         // The thread lives as long as this sender.
-        let _ = self.requests.send((ask, request, self.answer.clone()));
+        let _ = self.requests.send(Order::Ask(ask, request, self.answer.clone()));
+    }
+
+    /// What the record must be, for an arbiter that has no store. What is asked later knows it.
+    pub fn assume(&self, record: Record) {
+        let _ = self.requests.send(Order::Assume(record));
     }
 }
 
@@ -72,7 +90,19 @@ fn execute(arbiter: &mut dyn Arbiter, request: &ArbiterRequest) -> ArbiterAnswer
 }
 
 /// An answer as a sentence for people.
-pub fn describe(answer: &ArbiterAnswer) -> String {
+pub fn describe(kind: ArbiterKind, answer: &ArbiterAnswer) -> String {
+    let said = said(answer);
+    match kind {
+        ArbiterKind::None => format!("{NO_ARBITER}; as far as this host knows: {said}"),
+        ArbiterKind::Etcd | ArbiterKind::File => said,
+    }
+}
+
+/// The loud words, for the status.
+pub const NO_ARBITER: &str =
+    "there is none: a silent host counts as dead, and two that lose sight of each other BOTH run the VM";
+
+fn said(answer: &ArbiterAnswer) -> String {
     match answer {
         ArbiterAnswer::Record(None) => "it has no record of this VM".into(),
         ArbiterAnswer::Record(Some(record)) => {

@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use kemari_sync::{Incarnation, Timing};
 use kemari_vmm::machine::{Machine, MachineSpec};
 
-use super::arbiter_thread::ArbiterThread;
+use super::arbiter_thread::{ArbiterThread, NO_ARBITER};
 use super::assembly;
 use super::board::Board;
 use super::clock::Clock;
@@ -135,7 +135,8 @@ impl Life {
         let lock = lock_host(state_dir, &config.vm)?;
         let security = Security::of(&config, &host)?;
         let board = Board::new(first_status(&config, &host));
-        let arbiter = ConfiguredArbiter::open(&config)?;
+        let mut arbiter = ConfiguredArbiter::open(&config)?;
+        arbiter.keep_in(state_dir, &config.vm)?;
         watch_arbiter(&config, &arbiter, &board)?;
         let arbiter = ArbiterThread::start(Box::new(arbiter))?;
         let trace = Arc::new(Trace::create(state_dir)?);
@@ -307,7 +308,10 @@ fn first_status(config: &Config, host: &str) -> Status {
         since_s: 0,
         waiting_because: None,
         peer: None,
-        arbiter: String::new(),
+        arbiter: match config.arbiter.kind {
+            config::ArbiterKind::None => NO_ARBITER.to_owned(),
+            _ => String::new(),
+        },
         arbiter_answered_ms: None,
         counters: Counters::default(),
         pace: None,

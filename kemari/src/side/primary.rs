@@ -363,7 +363,8 @@ impl PrimarySide {
                 self.events.push_back(PrimaryEvent::HostFailing { reason });
             }
             Input::Arbiter(ask, answer) => {
-                self.board.show(|status| status.arbiter = describe(&answer));
+                let kind = self.config.arbiter.kind;
+                self.board.show(|status| status.arbiter = describe(kind, &answer));
                 self.events.push_back(PrimaryEvent::Arbiter { ask, answer });
             }
             Input::Connected(outcome) => self.on_connected(outcome),

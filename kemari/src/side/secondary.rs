@@ -386,7 +386,8 @@ impl SecondarySide {
         match input {
             Input::Prepared(result) => self.on_prepared(result),
             Input::Arbiter(ask, answer) => {
-                self.board.show(|status| status.arbiter = describe(&answer));
+                let kind = self.config.arbiter.kind;
+                self.board.show(|status| status.arbiter = describe(kind, &answer));
                 self.events.push_back(SecondaryEvent::Arbiter { ask, answer });
             }
             Input::Replica(build, index, report) => self.on_replica(build, index, report),

@@ -17,6 +17,7 @@ mod faults;
 mod frozen;
 mod guest_life;
 mod health;
+mod no_arbiter;
 mod pace;
 mod partition;
 mod peers;

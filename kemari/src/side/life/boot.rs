@@ -13,6 +13,7 @@ use super::super::assembly;
 use super::super::primary::{PrimarySide, Seat};
 use super::super::query::ask_peer;
 use super::Life;
+use crate::config::ArbiterKind;
 use crate::replica::Image;
 
 impl Life {
@@ -56,6 +57,29 @@ impl Life {
         }
     }
 
+    /// Where there is no arbiter, the other hosts are asked whether they have the VM. A silent one counts as dead.
+    fn ask_around(&self) -> Result<(), String> {
+        if self.config.arbiter.kind != ArbiterKind::None {
+            return Ok(());
+        }
+        for (name, host) in self.config.hosts.iter().filter(|(name, _)| **name != self.host) {
+            match self.ask(name, host.listen) {
+                PeerWord::HoldsNothing => {}
+                PeerWord::Holds(what) => {
+                    return Err(format!(
+                        "{name} holds {what} of VM {}: let it take over",
+                        self.config.vm
+                    ));
+                }
+                PeerWord::Silent(why) => tracing::warn!(
+                    "there is no arbiter, and {name} does not answer ({why}): on the operator's word it counts as dead; \
+                     if it runs the VM, there are two now"
+                ),
+            }
+        }
+        Ok(())
+    }
+
     /// Asks the arbiter for a term. The inner error is why it is refused.
     fn win(
         &self,
@@ -64,6 +88,9 @@ impl Life {
         images: &[Arc<Image>],
         adopt_images: bool,
     ) -> anyhow::Result<Result<Record, String>> {
+        if let Err(reason) = self.ask_around() {
+            return Ok(Err(reason));
+        }
         let (sender, inputs) = channel();
         let answers = sender.clone();
         let arbiter = self.arbiter.asker(move |ask, answer| {

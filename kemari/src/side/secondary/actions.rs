@@ -40,6 +40,7 @@ impl SecondarySide {
                 self.staged = None;
             }
             SecondaryAction::Apply { epoch } => self.apply(epoch),
+            SecondaryAction::Assume(record) => self.arbiter.assume(record),
             SecondaryAction::Ask { ask, request } => self.arbiter.ask(ask, request),
             SecondaryAction::Fence { old, until_ms } => self.fence(&old, until_ms),
             SecondaryAction::Restore { .. } => self.finish_disks_and_restore(),

@@ -54,6 +54,8 @@ pub struct Plan {
     pub disk: Disk,
     /// Whether the arbiter is the etcd of [`super::Cluster`]; else it is a file.
     pub etcd: bool,
+    /// Whether there is no arbiter at all.
+    pub no_arbiter: bool,
     /// More lines of `[[disk]]`.
     pub disk_keys: &'static str,
     /// Whether there is a third host `c`, which lives in the network of B.
@@ -78,6 +80,7 @@ impl Default for Plan {
             tls: false,
             disk: Disk::Shared,
             etcd: false,
+            no_arbiter: false,
             disk_keys: "",
             third: false,
             protection: "",
@@ -153,6 +156,7 @@ allow_cached_shared_disk = true
             kernel = kernel.display(),
             ip = guest_address(0),
             arbiter = match self.etcd {
+                _ if self.no_arbiter => "kind = \"none\"".to_owned(),
                 true => format!("kind = \"etcd\"\nendpoints = {:?}", Cluster::endpoints()),
                 false => format!("kind = \"file\"\npath = {:?}", directory.join("arbiter")),
             },

@@ -1,0 +1,40 @@
+//! What the primary's words mean for the record, where nobody keeps one for both sides (`arbiter = "none"`).
+
+use crate::record::{Incarnation, Phase, Record, Term, Work};
+use crate::wire::Goodbye;
+
+use super::{Actions, Secondary, SecondaryAction};
+
+impl Secondary {
+    /// The first sync of a pair is committed: the primary has the pair recorded, or will.
+    pub(super) fn assume_pair(&self, actions: &mut Actions) {
+        let term = self.held.as_ref().map_or(0, |held| held.last.term);
+        self.assume(term, Some(self.config.me.clone()), Phase::Acting, actions);
+    }
+
+    /// The primary has left the pair.
+    pub(super) fn assume_end(&self, goodbye: &Goodbye, actions: &mut Actions) {
+        let phase = match goodbye {
+            Goodbye::Stopped => Phase::Stopped,
+            Goodbye::Alone(_) => Phase::Acting,
+            // The VM is this side's.
+            Goodbye::HandOver(_) | Goodbye::Unfit(_) | Goodbye::SwitchOver { .. } => return,
+        };
+        let term = self.held.as_ref().map_or(0, |held| held.last.term + 1);
+        self.assume(term, None, phase, actions);
+    }
+
+    fn assume(&self, term: Term, peer: Option<Incarnation>, phase: Phase, actions: &mut Actions) {
+        let Some(held) = &self.held else { return };
+        actions.push(SecondaryAction::Assume(Record {
+            vm: self.config.vm.clone(),
+            store: held.store,
+            term,
+            base: term,
+            owner: held.primary.clone(),
+            peer,
+            phase,
+            work: Work::default(),
+        }));
+    }
+}
