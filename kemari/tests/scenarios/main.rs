@@ -21,6 +21,7 @@ mod no_arbiter;
 mod pace;
 mod partition;
 mod peers;
+mod readiness;
 mod replica;
 mod signals;
 mod smp;

@@ -19,6 +19,8 @@ pub enum Fence {
     /// released to the loser's disk before it was stopped may then reach the disk late: such a scenario judges what
     /// clients see of the living guest, and never reads the disk again.
     ProvesNothing,
+    /// As [`Fence::Kills`], by a program of its own: the file `fence-HOST`.
+    Program,
     /// It hangs until the file [`FENCE_WORKS`] is there; then it kills.
     Hangs,
 }
@@ -163,6 +165,16 @@ allow_cached_shared_disk = true
         )
     }
 
+    /// The programs of [`Fence::Program`]: path and content.
+    pub fn fence_programs(&self, directory: &Path) -> Vec<(PathBuf, String)> {
+        let script = kill_script(&directory.join("$1.pid"));
+        let programs = Host::BOTH.into_iter().map(|host| {
+            let path = directory.join(format!("fence-{}", host.name()));
+            (path, format!("#!/bin/sh\n{script}\n"))
+        });
+        programs.filter(|_| self.fence == Fence::Program).collect()
+    }
+
     /// As B, but for all that only one process can have.
     fn third_host(&self, directory: &Path, sockets: &Path) -> String {
         let like_b = self.host(Host::B, directory, sockets);
@@ -182,6 +194,12 @@ allow_cached_shared_disk = true
             (Disk::Shared, Fence::Kills) => {
                 let script = kill_script(&directory.join("{peer}.pid"));
                 format!("fence = [\"/bin/sh\", \"-c\", '''{script}''']")
+            }
+            (Disk::Shared, Fence::Program) => {
+                format!(
+                    "fence = [{:?}, \"{{peer}}\"]",
+                    directory.join(format!("fence-{name}"))
+                )
             }
             (Disk::Shared, Fence::Hangs) => {
                 let script = kill_script(&directory.join("{peer}.pid"));

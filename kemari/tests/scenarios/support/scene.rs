@@ -1,6 +1,7 @@
 //! Two hosts, an arbiter and a shared disk.
 
 use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -71,6 +72,8 @@ impl Host {
 #[derive(Debug)]
 pub struct Ended {
     pub success: bool,
+    /// Its exit status; `None`: a signal ended it.
+    pub code: Option<i32>,
     pub text: String,
 }
 
@@ -115,6 +118,10 @@ impl Scene {
             let image = plan.image(host, directory.path());
             fs::create_dir_all(image.parent().context("an image lies in a directory")?)?;
             File::create(image)?.set_len(DISK_BYTES)?;
+        }
+        for (path, program) in plan.fence_programs(directory.path()) {
+            fs::write(&path, program)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
         }
         fs::create_dir(directory.path().join("arbiter"))?;
         let kernel = bare_guest()?;
@@ -278,6 +285,7 @@ impl Scene {
         let status = status.with_context(|| format!("`kemari {}` did not end: {text}", words.join(" ")))?;
         Ok(Ended {
             success: status.success(),
+            code: status.code(),
             text,
         })
     }
@@ -296,6 +304,19 @@ impl Scene {
         self.processes[host.number()]
             .as_mut()
             .with_context(|| format!("nothing runs on {}", host.name()))
+    }
+
+    /// Runs `kemari status --check` on a host: it must end with this status.
+    pub fn ask_check(&self, host: Host, code: i32) -> Result<()> {
+        let ended = self.ask(host, &["status", "--check"])?;
+        ensure!(
+            ended.code == Some(code),
+            "`kemari status --check` on {} ended with {:?}, not {code}: {}",
+            host.name(),
+            ended.code,
+            ended.text
+        );
+        Ok(())
     }
 
     /// Sends a signal to what runs on a host.

@@ -1,0 +1,311 @@
+//! "Protected" is said of a secondary that could take over now: each thing that would keep it from that is found out while
+//! all is well, and told on both sides. And the guest's own port is watched where it runs.
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use kemari::control::{Role, Verdict};
+
+use crate::support::{Host, Plan, Scene, play};
+
+/// Waits until both sides say that a takeover would succeed.
+fn await_ready(scene: &mut Scene) -> Result<()> {
+    for host in Host::BOTH {
+        scene.await_status("readiness", host, |status| status.verdict() == Verdict::Ready)?;
+        scene.ask_check(host, 0)?;
+    }
+    Ok(())
+}
+
+/// Waits until both sides say that a takeover would not succeed, and why: with these words.
+fn await_unready(scene: &mut Scene, words: &str) -> Result<()> {
+    for host in Host::BOTH {
+        scene.await_status(words, host, |status| {
+            let readiness = status.readiness.as_ref();
+            let says = readiness.is_some_and(|readiness| {
+                !readiness.ready && readiness.reasons.iter().any(|reason| reason.contains(words))
+            });
+            says && status.verdict() == Verdict::NotReady && !status.to_string().contains("  protected")
+        })?;
+        scene.await_log(host, words)?;
+    }
+    scene.ask_check(Host::A, 1)
+}
+
+/// A ready pair on which `spoil` makes the secondary unready, for which it gives these words; `mend` ends that.
+fn found_out(
+    plan: &Plan,
+    words: &str,
+    spoil: impl FnOnce(&Scene) -> Result<()>,
+    mend: impl FnOnce(&Scene) -> Result<()>,
+) {
+    play(plan, |scene| {
+        scene.protect()?;
+        await_ready(scene)?;
+        let clients = scene.clients()?;
+        spoil(scene)?;
+        await_unready(scene, words)?;
+        // The VM is none the worse for it, and stays where it is.
+        clients.go_on()?;
+        let status = scene.status(Host::A).context("A says nothing")?;
+        ensure!(status.role == Role::Primary, "A gave the VM away");
+        mend(scene)?;
+        await_ready(scene)?;
+        // What is said is true.
+        scene.kill(Host::A)?;
+        scene.await_primary(Host::B)?;
+        clients.go_on()?;
+        clients.finish()
+    });
+}
+
+/// Changes devices of a host, as `ip` is told.
+fn ip(scene: &Scene, host: Host, batch: &str) -> Result<()> {
+    scene.net.host(host.number()).netns().ip(batch)?;
+    Ok(())
+}
+
+#[test]
+fn the_secondarys_tap_is_missing() {
+    found_out(
+        &Plan::default(),
+        "the TAP tap0 of the card net0 is gone",
+        |scene| ip(scene, Host::B, "link del tap0"),
+        |scene| {
+            ip(
+                scene,
+                Host::B,
+                "tuntap add dev tap0 mode tap vnet_hdr\nlink set tap0 master br0 up",
+            )
+        },
+    );
+}
+
+#[test]
+fn the_secondarys_tap_is_on_no_bridge() {
+    found_out(
+        &Plan::default(),
+        "is not on the bridge br0",
+        |scene| ip(scene, Host::B, "link set tap0 nomaster"),
+        |scene| ip(scene, Host::B, "link set tap0 master br0"),
+    );
+}
+
+#[test]
+fn the_secondarys_tap_is_down() {
+    found_out(
+        &Plan::default(),
+        "the TAP tap0 of the card net0 is down",
+        |scene| ip(scene, Host::B, "link set tap0 down"),
+        |scene| ip(scene, Host::B, "link set tap0 up"),
+    );
+}
+
+#[test]
+fn the_secondarys_bridge_is_down() {
+    found_out(
+        &Plan::default(),
+        "the bridge br0 of the card net0 is down",
+        |scene| ip(scene, Host::B, "link set br0 down"),
+        |scene| ip(scene, Host::B, "link set br0 up"),
+    );
+}
+
+#[test]
+fn the_secondarys_tap_has_several_queues() {
+    found_out(
+        &Plan::default(),
+        "multi_queue",
+        |scene| {
+            ip(
+                scene,
+                Host::B,
+                "link del tap0\ntuntap add dev tap0 mode tap vnet_hdr multi_queue\nlink set tap0 master br0 up",
+            )
+        },
+        |scene| {
+            ip(
+                scene,
+                Host::B,
+                "link del tap0\ntuntap add dev tap0 mode tap vnet_hdr\nlink set tap0 master br0 up",
+            )
+        },
+    );
+}
+
+fn aside(scene: &Scene) -> PathBuf {
+    scene.image(Host::B).with_extension("aside")
+}
+
+#[test]
+fn the_secondarys_image_is_removed() {
+    found_out(
+        &Plan::replicated("memory"),
+        "No such file",
+        |scene| Ok(fs::rename(scene.image(Host::B), aside(scene))?),
+        |scene| Ok(fs::rename(aside(scene), scene.image(Host::B))?),
+    );
+}
+
+#[test]
+fn the_secondarys_image_is_another_file() {
+    found_out(
+        &Plan::replicated("memory"),
+        "is another file",
+        |scene| {
+            fs::rename(scene.image(Host::B), aside(scene))?;
+            fs::copy(aside(scene), scene.image(Host::B))?;
+            Ok(())
+        },
+        |scene| Ok(fs::rename(aside(scene), scene.image(Host::B))?),
+    );
+}
+
+#[test]
+fn the_secondarys_image_is_locked_by_another_process() {
+    let locked = std::cell::RefCell::new(None);
+    found_out(
+        &Plan::replicated("memory"),
+        "has locked it",
+        |scene| {
+            let file = File::options().write(true).open(scene.image(Host::B))?;
+            // SAFETY: a flock of zeros is a valid one: the whole file.
+            let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+            lock.l_type = libc::F_WRLCK as libc::c_short;
+            // SAFETY: the kernel reads one flock at the pointer.
+            let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &raw const lock) };
+            ensure!(result == 0, "{}", std::io::Error::last_os_error());
+            *locked.borrow_mut() = Some(file);
+            Ok(())
+        },
+        |_| {
+            *locked.borrow_mut() = None;
+            Ok(())
+        },
+    );
+}
+
+#[test]
+fn the_secondarys_fence_cannot_be_started() {
+    let mode = |scene: &Scene, mode: u32| -> Result<()> {
+        let permissions = fs::Permissions::from_mode(mode);
+        Ok(fs::set_permissions(scene.path("fence-b"), permissions)?)
+    };
+    let plan = Plan {
+        fence: crate::support::Fence::Program,
+        ..Plan::default()
+    };
+    found_out(
+        &plan,
+        "is no program of this host",
+        |scene| mode(scene, 0o644),
+        |scene| mode(scene, 0o755),
+    );
+}
+
+/// Nothing could go on from it, so it is not kept: the VM runs on unprotected, and says so.
+#[cfg(feature = "faults")]
+#[test]
+fn a_state_that_kvm_refuses_makes_the_secondary_unfit() {
+    /// The first that is refused: the pair stands by then.
+    const REFUSED_AT: u64 = 50;
+    play(&Plan::default(), |scene| {
+        let fault = format!("RefuseStateAt={REFUSED_AT}");
+        scene.start(
+            Host::B,
+            &["secondary"],
+            "scene.toml",
+            &[("KEMARI_FAULTS", &fault)],
+        )?;
+        scene.run(Host::A)?;
+        scene.await_service(Host::A)?;
+        scene.await_protected(Host::A)?;
+        let clients = scene.clients()?;
+        scene.await_log(Host::B, "committed state does not load here: a deliberate fault")?;
+        scene.await_log(Host::A, "does not load here")?;
+        scene.await_status("no protection", Host::A, |status| {
+            status.verdict() == Verdict::NotReady && status.role == Role::Primary
+        })?;
+        clients.go_on()?;
+        clients.finish()
+    });
+}
+
+/// Nobody says how a VM is protected that is not there, or whose secondary is.
+#[test]
+fn the_exit_status_says_what_runs() {
+    play(&Plan::default(), |scene| {
+        scene.ask_check(Host::A, 3)?;
+        scene.run(Host::A)?;
+        scene.await_service(Host::A)?;
+        scene.ask_check(Host::A, 1)?;
+        scene.secondary(Host::B)?;
+        await_ready(scene)?;
+        scene.take_arbiter_away()?;
+        scene.kill(Host::B)?;
+        scene.await_status("doubt", Host::A, |status| status.verdict() == Verdict::Doubtful)?;
+        scene.ask_check(Host::A, 2)?;
+        scene.bring_arbiter_back()?;
+        scene.await_alone(Host::A)?;
+        scene.ask_check(Host::A, 1)
+    });
+}
+
+/// Something happens to the port of the guest that runs on A, so that nobody reaches it there.
+fn moves_away(spoil: &'static str) {
+    play(&Plan::default(), |scene| {
+        scene.protect()?;
+        await_ready(scene)?;
+        let clients = scene.clients()?;
+        ip(scene, Host::A, spoil)?;
+        let status = scene.await_primary(Host::B)?;
+        let takeover = status.takeover.context("B says nothing of a takeover")?;
+        ensure!(
+            takeover.planned_pause_ms.is_some(),
+            "the VM came by something else than a switchover"
+        );
+        ensure!(scene.is_running(Host::A), "the old primary was fenced");
+        clients.go_on()?;
+        clients.finish()
+    });
+}
+
+#[test]
+fn a_guest_whose_tap_is_pulled_off_its_bridge_goes_to_the_other_host() {
+    moves_away("link set tap0 nomaster");
+}
+
+#[test]
+fn a_guest_whose_tap_is_set_down_goes_to_the_other_host() {
+    moves_away("link set tap0 down");
+}
+
+#[test]
+fn a_guest_whose_bridge_is_set_down_goes_to_the_other_host() {
+    moves_away("link set br0 down");
+}
+
+#[test]
+fn a_guest_whose_tap_is_deleted_goes_to_the_other_host() {
+    moves_away("link del tap0");
+}
+
+#[test]
+fn a_tap_that_was_made_anew_is_attached_again() {
+    play(&Plan::default(), |scene| {
+        scene.run(Host::A)?;
+        scene.await_service(Host::A)?;
+        let clients = scene.clients()?;
+        ip(
+            scene,
+            Host::A,
+            "link del tap0\ntuntap add dev tap0 mode tap vnet_hdr\nlink set tap0 master br0 up",
+        )?;
+        scene.await_log(Host::A, "the TAP tap0 was made anew")?;
+        clients.go_on()?;
+        clients.finish()
+    });
+}
