@@ -1,6 +1,7 @@
 //! The network devices of this host, as the kernel tells them (rtnetlink(7)).
 
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, Nla};
@@ -132,7 +133,8 @@ fn tun(infos: &[LinkInfo]) -> Option<Tun> {
 /// looking costs much, and being told nothing costs nothing.
 pub struct Watched {
     events: Socket,
-    links: Vec<Link>,
+    part: Vec<u8>,
+    links: Arc<[Link]>,
     looked: Option<Instant>,
 }
 
@@ -147,7 +149,8 @@ impl Watched {
         events.set_non_blocking(true)?;
         Ok(Self {
             events,
-            links: Vec::new(),
+            part: Vec::with_capacity(PART_BYTES_MAX),
+            links: Arc::new([]),
             looked: None,
         })
     }
@@ -156,24 +159,23 @@ impl Watched {
     ///
     /// # Errors
     /// The kernel does not say.
-    pub fn look(&mut self) -> io::Result<(&[Link], bool)> {
+    pub fn look(&mut self) -> io::Result<(Arc<[Link]>, bool)> {
         let is_old = self.looked.is_none_or(|looked| looked.elapsed() >= LOOK_AGAIN);
         let changed = self.were_told() || is_old;
         if changed {
             self.looked = None;
-            self.links = links()?;
+            self.links = links()?.into();
             self.looked = Some(Instant::now());
         }
-        Ok((&self.links, changed))
+        Ok((self.links.clone(), changed))
     }
 
     /// Throws away what the kernel has told. What it had no room to tell counts as told.
-    fn were_told(&self) -> bool {
+    fn were_told(&mut self) -> bool {
         let mut told = false;
-        let mut part = Vec::with_capacity(PART_BYTES_MAX);
         loop {
-            part.clear();
-            match self.events.recv(&mut part, 0) {
+            self.part.clear();
+            match self.events.recv(&mut self.part, 0) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return told,
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => told = true,
                 // Then it is looked at again and again.

@@ -86,14 +86,13 @@ impl Cards {
     }
 
     /// The devices, and whether they may be others than the last time.
-    fn look(&mut self) -> Option<(Vec<Link>, bool)> {
+    fn look(&mut self) -> Option<(Arc<[Link]>, bool)> {
         let looked = match self.watched.take() {
             Some(watched) => Ok(watched),
             None => Watched::new(),
         }
         .and_then(|mut watched| {
-            let (links, changed) = watched.look()?;
-            let looked = (links.to_vec(), changed);
+            let looked = watched.look()?;
             self.watched = Some(watched);
             Ok(looked)
         });

@@ -169,12 +169,14 @@ fn the_secondarys_image_is_locked_by_another_process() {
     let locked = std::cell::RefCell::new(None);
     found_out(
         &Plan::replicated("memory"),
-        "has locked it",
+        "is in use: process",
         |scene| {
             let file = File::options().write(true).open(scene.image(Host::B))?;
-            // SAFETY: a flock of zeros is a valid one: the whole file.
+            // SAFETY: a flock of zeros is a valid one.
             let mut lock: libc::flock = unsafe { std::mem::zeroed() };
             lock.l_type = libc::F_WRLCK as libc::c_short;
+            // Kemari and QEMU have bytes of their own before this.
+            lock.l_start = 4096;
             // SAFETY: the kernel reads one flock at the pointer.
             let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &raw const lock) };
             ensure!(result == 0, "{}", std::io::Error::last_os_error());

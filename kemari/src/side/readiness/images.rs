@@ -115,23 +115,34 @@ impl Target {
     }
 }
 
-/// Whether no process has locked it as a program of its own, with POSIX record locks. The locks that Kemari and QEMU take
-/// exclude each other, and the standby VM has them.
+/// The bytes whose locks Kemari and QEMU take for themselves: the standby VM has some of them, and excludes everybody else
+/// there. From the first one on, and behind the last one.
+const OWN_LOCKS: (i64, i64) = (100, 300);
+
+/// Whether no process has locked it in a way of its own, with POSIX record locks.
 fn free(file: &File, read_only: bool) -> Result<(), String> {
-    // SAFETY: a flock of zeros is a valid one: the whole file.
-    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    lock.l_type = match read_only {
-        true => libc::F_RDLCK as libc::c_short,
-        false => libc::F_WRLCK as libc::c_short,
+    let kind = match read_only {
+        true => libc::F_RDLCK,
+        false => libc::F_WRLCK,
     };
-    // SAFETY: the kernel reads and writes one flock at the pointer.
-    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLK, &raw mut lock) };
-    let is_locked = result == 0 && lock.l_type != libc::F_UNLCK as libc::c_short;
-    // Locks of open files, as QEMU's, are nobody's: their process is given as -1.
-    match is_locked && lock.l_pid > 0 {
-        true => Err(format!("is in use: process {} has locked it", lock.l_pid)),
-        false => Ok(()),
+    let (first, behind) = OWN_LOCKS;
+    for (start, length) in [(0, first), (behind, 0)] {
+        // SAFETY: a flock of zeros is a valid one.
+        let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+        lock.l_type = kind as libc::c_short;
+        (lock.l_start, lock.l_len) = (start, length);
+        // SAFETY: the kernel reads and writes one flock at the pointer.
+        let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLK, &raw mut lock) };
+        // A file system without locks has nobody who could have one.
+        if result == 0 && lock.l_type != libc::F_UNLCK as libc::c_short {
+            return Err(match lock.l_pid {
+                // It belongs to an open file, whoever has that.
+                ..=0 => "is in use: another process has locked it".to_owned(),
+                process => format!("is in use: process {process} has locked it"),
+            });
+        }
     }
+    Ok(())
 }
 
 /// Whether there is room for blocks that a sparse image does not have yet.
