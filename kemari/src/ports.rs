@@ -9,10 +9,11 @@ use std::collections::BTreeMap;
 use crate::config::{Config, HostNet};
 use crate::links::Link;
 
-/// Watches the ports of one host: it remembers the bridges that the TAPs were on.
+/// Watches the ports of one host: it remembers the bridges that the TAPs were on, and what led out of those.
 #[derive(Debug, Default)]
 pub struct Ports {
     bridges: BTreeMap<String, String>,
+    uplinks: BTreeMap<String, Vec<String>>,
 }
 
 impl Ports {
@@ -23,6 +24,7 @@ impl Ports {
         nets.find_map(|net| {
             let id = &net.net.id;
             self.port_trouble(links, &net, host.bridges.get(id))
+                .or_else(|| self.lost_way(links, &net, host.uplinks.contains_key(id)))
                 .or_else(|| way_trouble(links, id, &net.tap, host.uplinks.get(id)))
         })
     }
@@ -62,6 +64,24 @@ impl Ports {
             }
             (None, None) => None,
         }
+    }
+
+    /// Why the card's bridge leads nowhere that once led to other hosts; `None` if it does not, or if the ways are
+    /// `named`: then they need not be ports of it.
+    fn lost_way(&mut self, links: &[Link], net: &HostNet<'_>, named: bool) -> Option<String> {
+        let id = &net.net.id;
+        let now = uplinks(links, &net.tap);
+        if named || !now.is_empty() {
+            let names = now.iter().map(|link| link.name.clone()).collect();
+            self.uplinks.insert(id.clone(), names);
+            return None;
+        }
+        let lost = self.uplinks.get(id).filter(|names| !names.is_empty())?;
+        let bridge = self.bridges.get(id)?;
+        Some(format!(
+            "the bridge {bridge} of the card {id} has lost its uplink {0}: `ip link set {0} master {bridge}`",
+            lost.join(", ")
+        ))
     }
 }
 
@@ -164,7 +184,9 @@ mod tests {
         let mut links = host(true);
         let mut say = |change: &fn(&mut Vec<Link>)| {
             change(&mut links);
-            ports.port_trouble(&links, &net, wanted.as_ref())
+            ports
+                .port_trouble(&links, &net, wanted.as_ref())
+                .or_else(|| ports.lost_way(&links, &net, false))
         };
         changes.iter().map(&mut say).collect()
     }
@@ -192,6 +214,25 @@ mod tests {
         assert!(says(&all[2], "is down"), "{all:?}");
         assert!(says(&all[3], "is gone"), "{all:?}");
         assert!(says(&all[5], "the bridge br0"), "{all:?}");
+    }
+
+    #[test]
+    fn a_bridge_that_has_lost_its_way_out_is_told() {
+        let all = said(
+            "tap0",
+            None,
+            &[
+                |_| {},
+                |links| links[3].bridge = None,
+                |links| links[3].bridge = Some(3),
+                |links| drop(links.remove(3)),
+            ],
+        );
+        assert_eq!((&all[0], &all[2]), (&None, &None), "{all:?}");
+        assert!(says(&all[1], "has lost its uplink eth1"), "{all:?}");
+        assert!(says(&all[3], "has lost its uplink eth1"), "{all:?}");
+        let alone = said("tap0", None, &[|links| drop(links.remove(3))]);
+        assert_eq!(alone, [None], "a bridge that never led anywhere");
     }
 
     #[test]

@@ -63,8 +63,15 @@ pub const CASES: &[Case] = &[
     Case::new(
         "tap-no-way-out-secondary",
         "ovs-issues#126",
-        "the secondary's bridge has lost its way to the network: what is said of it is true",
-        |world| truth_of_secondary(world, "link set guests nomaster", "link set guests master br0"),
+        "the secondary's bridge has lost its way to the network: not ready; killed, mended: the VM goes on",
+        |world| {
+            secondary_without(
+                world,
+                "link set guests nomaster",
+                "link set guests master br0",
+                &["uplink"],
+            )
+        },
     ),
     Case::new(
         "tap-made-anew-secondary",
@@ -96,6 +103,12 @@ pub const CASES: &[Case] = &[
         "fc-nixos PR#1763",
         "the primary's TAP is deleted: the VM goes to the secondary",
         |world| primary_without(world, DELETED),
+    ),
+    Case::new(
+        "tap-no-way-out-primary",
+        "ganeti#336",
+        "the primary's bridge has lost its way to the network: the VM goes to the secondary",
+        |world| primary_without(world, "link set guests nomaster"),
     ),
     Case::new(
         "tap-made-anew-primary",
