@@ -6,6 +6,7 @@
 
 mod client;
 mod drill;
+mod place;
 mod readiness;
 mod server;
 mod status;

@@ -10,11 +10,15 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod image;
+pub mod limits;
 pub mod link;
 pub mod links;
+pub mod log;
 pub mod ports;
 mod replica;
+mod rest;
 pub mod side;
+mod threads;
 
 /// Version of the program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

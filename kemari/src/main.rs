@@ -6,19 +6,20 @@ use clap::Parser;
 use kemari::check;
 use kemari::cli::{self, Cli, Next};
 use kemari::side::{self, StartAs};
+use kemari::{limits, log};
 
 fn main() -> ExitCode {
-    match begin(Cli::parse()) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("kemari: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    let code = begin(Cli::parse()).unwrap_or_else(|error| {
+        log::say_last(&format!("kemari: {error:#}\n"));
+        ExitCode::FAILURE
+    });
+    log::flush();
+    code
 }
 
 fn begin(cli: Cli) -> anyhow::Result<ExitCode> {
     cli::init_log(&cli)?;
+    limits::raise();
     match cli::perform(cli.action, check::kvm)? {
         Next::Exit(code) => Ok(code),
         Next::Run {

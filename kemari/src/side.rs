@@ -28,6 +28,7 @@ mod primary;
 mod probe;
 mod query;
 mod readiness;
+mod said;
 mod secondary;
 mod signals;
 mod step;

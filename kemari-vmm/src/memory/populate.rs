@@ -34,11 +34,19 @@ fn populate_with(memory: &Memory, threads: usize) -> Result<(), MemoryError> {
     }
     let next = AtomicUsize::new(0);
     thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads)
-            .map(|_| scope.spawn(|| populate_pieces(memory, &next)))
+        let work = || populate_pieces(memory, &next);
+        // A host that has no more threads for it gets it done by fewer: by this one, if need be.
+        let workers: Vec<_> = (1..threads)
+            .map_while(|_| {
+                thread::Builder::new()
+                    .name("populate".into())
+                    .spawn_scoped(scope, work)
+                    .ok()
+            })
             .collect();
+        let own = work();
         let mut ends = workers.into_iter().map(|worker| worker.join());
-        ends.try_for_each(|end| end.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        own.and(ends.try_for_each(|end| end.unwrap_or_else(|panic| std::panic::resume_unwind(panic))))
     })
 }
 

@@ -2,10 +2,11 @@
 
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use kemari_sync::{Arbiter, ArbiterAnswer, ArbiterRequest};
+
+use crate::threads;
 
 /// Runs an arbiter on a thread of its own and waits for it no longer than the limit.
 ///
@@ -29,7 +30,7 @@ impl Deadline {
                 }
             }
         };
-        thread::Builder::new().name("arbiter files".into()).spawn(serve)?;
+        threads::start("arbiter files", serve)?;
         Ok(Self {
             requests,
             answers,

@@ -12,9 +12,6 @@ use crate::control;
 /// Memory of the program beside the guest's and the staging, in MiB.
 const OVERHEAD_MIB: u64 = 64;
 
-/// Longest path of a Unix socket, in bytes (`sun_path` without the zero at its end).
-const SOCKET_PATH_BYTES_MAX: usize = 107;
-
 /// Whether a side of this VM serves its control socket already. One that this user may not speak to is there as well.
 pub fn runs_here(host: &Host) -> bool {
     match UnixStream::connect(host.control()) {
@@ -134,12 +131,10 @@ fn control_socket(host: &Host) -> Finding {
                 path.display()
             ),
         ),
-        _ if control::Server::place_aside(path).as_os_str().len() > SOCKET_PATH_BYTES_MAX => Finding::error(
+        _ if control::Server::check(path).is_err() => Finding::error(
             format!(
-                "the path of the control socket {} is too long: while it is made it is {} bytes, and the system takes \
-                 {SOCKET_PATH_BYTES_MAX}",
-                path.display(),
-                control::Server::place_aside(path).as_os_str().len()
+                "the path of the control socket {} is too long for a socket",
+                path.display()
             ),
             "set a shorter `control` of this host",
         ),

@@ -1,6 +1,4 @@
-//! Logs: to standard error, since standard output may be the guest's console.
-
-use std::io::IsTerminal;
+//! What is logged.
 
 use anyhow::Context;
 use tracing_subscriber::EnvFilter;
@@ -17,11 +15,5 @@ pub fn init(cli: &Cli) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(text).with_context(|| {
         format!("`{text}` is no log filter: write a level, as `debug`, or `info,kemari::arbiter=debug`")
     })?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        // Colours are for eyes: a file gets none.
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
-    Ok(())
+    crate::log::start(filter)
 }

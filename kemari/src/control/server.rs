@@ -1,8 +1,7 @@
 //! The control socket's server: a thread that accepts, and one more for each client.
 
-use std::fs::Permissions;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,13 +9,20 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use tracing::{debug, warn};
 
+use super::place::{self, Found, Place};
 use super::{
     Answer, CONNECTIONS_MAX, Control, IO_TIMEOUT_MS, LINE_BYTES_MAX, Request, TAP_SECONDS_MAX, TapLine,
     TapRequest,
 };
+use crate::rest::{self, Rest};
+use crate::threads::{self, helpers};
 
+/// How often it is looked whether the socket is still in its place, in milliseconds: what cleans up `/run` or `/tmp` knows
+/// nothing of it.
+const LOOK_INTERVAL_MS: u64 = 5_000;
 /// Longest time that the last answers may take when the service ends.
 const LAST_ANSWERS_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -32,6 +38,14 @@ pub enum ServerError {
     /// Something that is no socket stands there.
     #[error("{} is no socket and was left alone: remove it, or set another `control` for this host", .0.display())]
     NotASocket(PathBuf),
+    /// No socket can have such a path.
+    #[error("the path of the control socket {} is {excess} bytes too long: set a shorter `control` for this host", path.display())]
+    TooLong {
+        /// The path.
+        path: PathBuf,
+        /// How much shorter it must be, in bytes.
+        excess: usize,
+    },
     /// The system refused.
     #[error("cannot make the control socket {}", path.display())]
     Io {
@@ -45,9 +59,18 @@ pub enum ServerError {
 /// A served control socket. Dropping it ends the service and removes the socket.
 pub struct Server {
     path: PathBuf,
-    ends: Arc<AtomicBool>,
-    open: Arc<AtomicUsize>,
+    shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What the accepting thread has in common with others.
+struct Shared {
+    control: Arc<dyn Control>,
+    ends: AtomicBool,
+    /// Clients that are connected.
+    open: AtomicUsize,
+    /// Wakes the thread.
+    bell: OwnedFd,
 }
 
 impl Server {
@@ -57,36 +80,38 @@ impl Server {
             path: path.to_owned(),
             source,
         };
-        clear(path)?;
-        if let Some(directory) = path.parent() {
-            std::fs::create_dir_all(directory).map_err(failed)?;
-        }
-        // Bound under a name nobody knows and made private before it appears: it is never open to others.
-        let aside = Self::place_aside(path);
-        let listener = UnixListener::bind(&aside).map_err(failed)?;
-        let placed = std::fs::set_permissions(&aside, Permissions::from_mode(0o600))
-            .and_then(|()| std::fs::rename(&aside, path));
-        if let Err(error) = placed {
-            // The error that counts is the first one.
-            let _ = std::fs::remove_file(&aside);
-            return Err(failed(error));
-        }
-        let (ends, open) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let thread = {
-            let (ends, open) = (ends.clone(), open.clone());
-            thread::spawn(move || accept(&listener, &control, &ends, &open))
+        let (listener, place) = Place::take(path)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        let shared = Arc::new(Shared {
+            control,
+            ends: AtomicBool::new(false),
+            open: AtomicUsize::new(0),
+            bell: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
+                .map_err(|error| failed(error.into()))?,
+        });
+        let acceptor = Acceptor {
+            shared: shared.clone(),
+            path: path.to_owned(),
+            listener,
+            place,
+            rest: Rest::default(),
+            begun: Instant::now(),
+            told: Found::It,
         };
+        let thread = threads::start("control", move || acceptor.run()).map_err(failed)?;
         Ok(Self {
             path: path.to_owned(),
-            ends,
-            open,
+            shared,
             thread: Some(thread),
         })
     }
 
-    /// Where a socket is made before it takes the name `path`: as long for each process.
-    pub fn place_aside(path: &Path) -> PathBuf {
-        path.with_extension(format!("{:06x}.new", std::process::id()))
+    /// Whether a socket could have this path.
+    ///
+    /// # Errors
+    /// If it is too long.
+    pub fn check(path: &Path) -> Result<(), ServerError> {
+        place::check(path)
     }
 
     /// Where it is served.
@@ -97,88 +122,161 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.ends.store(true, Ordering::SeqCst);
-        // Wakes the thread that accepts.
-        let woken = UnixStream::connect(&self.path).is_ok();
-        if let Err(error) = std::fs::remove_file(&self.path) {
-            debug!("cannot remove the control socket: {error}");
-        }
-        if let Some(thread) = self.thread.take().filter(|_| woken) {
-            // A panic there was reported by the thread itself.
+        self.shared.ends.store(true, Ordering::SeqCst);
+        // A full counter would wake it too.
+        let _ = rustix::io::write(&self.shared.bell, &1u64.to_ne_bytes());
+        if let Some(thread) = self.thread.take() {
+            // A panic ends the process.
             let _ = thread.join();
         }
         // Whoever was just answered, that the VM has ended, is to read it before the process ends.
         let deadline = Instant::now() + LAST_ANSWERS_TIMEOUT;
-        while self.open.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
+        while self.shared.open.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(1));
         }
     }
 }
 
-fn clear(path: &Path) -> Result<(), ServerError> {
-    use std::os::unix::fs::FileTypeExt;
-    let failed = |source| ServerError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed(error)),
-        Ok(metadata) if !metadata.file_type().is_socket() => {
-            return Err(ServerError::NotASocket(path.to_owned()));
+/// The accepting thread.
+struct Acceptor {
+    shared: Arc<Shared>,
+    path: PathBuf,
+    listener: UnixListener,
+    place: Place,
+    rest: Rest,
+    begun: Instant,
+    /// What was found in the socket's place last.
+    told: Found,
+}
+
+impl Acceptor {
+    fn run(mut self) {
+        let mut look_ms = LOOK_INTERVAL_MS;
+        while !self.shared.ends.load(Ordering::SeqCst) {
+            let now_ms = self.now_ms();
+            if now_ms >= look_ms {
+                self.look_after_place();
+                look_ms = now_ms + LOOK_INTERVAL_MS;
+            }
+            let rests_until = self.rest.until_ms(now_ms);
+            if rests_until.is_none() {
+                self.accept(now_ms);
+            }
+            self.wait(rests_until.unwrap_or(look_ms).min(look_ms).saturating_sub(now_ms));
         }
-        Ok(_) => {}
+        self.place.leave();
     }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).map_err(failed)
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn wait(&self, timeout_ms: u64) {
+        let timeout = Timespec {
+            tv_sec: (timeout_ms / 1000) as i64,
+            tv_nsec: (timeout_ms % 1000 * 1_000_000) as i64,
+        };
+        let bell = PollFd::new(&self.shared.bell, PollFlags::IN);
+        let listener = PollFd::new(&self.listener, PollFlags::IN);
+        // An interrupted wait only means another turn of the loop.
+        let _ = match self.rest.until_ms(self.now_ms()) {
+            None => poll(&mut [bell, listener], Some(&timeout)),
+            Some(_) => poll(&mut [bell], Some(&timeout)),
+        };
+    }
+
+    /// Takes the clients that have come.
+    fn accept(&mut self, now_ms: u64) {
+        loop {
+            match self.listener.accept() {
+                Ok((stream, _)) => {
+                    self.rest.end();
+                    self.take(stream);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return self.rest.end(),
+                Err(error) if rest::is_of_connection(&error) => {}
+                Err(error) => {
+                    if self.rest.begin(now_ms) {
+                        warn!("the control socket cannot accept: {error}; it is tried again");
+                    }
+                    return;
+                }
+            }
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(failed(error)),
-        Ok(_) => Err(ServerError::InUse(path.to_owned())),
+    }
+
+    fn take(&self, stream: UnixStream) {
+        if self.shared.open.load(Ordering::SeqCst) >= CONNECTIONS_MAX {
+            return refuse(
+                &stream,
+                format!("{CONNECTIONS_MAX} clients are connected already: try again later"),
+            );
+        }
+        self.shared.open.fetch_add(1, Ordering::SeqCst);
+        let stream = Arc::new(stream);
+        let work = || {
+            let (stream, leave) = (stream.clone(), Leave(self.shared.clone()));
+            move || {
+                if let Err(error) = serve(&stream, leave.0.control.as_ref()) {
+                    debug!("a control client left: {error}");
+                }
+            }
+        };
+        // A host without threads has to be looked at, too: a spare helper answers.
+        let Err(error) = threads::start("client", work()) else {
+            return;
+        };
+        self.shared.open.fetch_add(1, Ordering::SeqCst);
+        if !helpers::run_if_spare("client", work()) {
+            refuse(&stream, format!("{error}; try again later"));
+        }
+    }
+
+    /// A socket that was cleaned away is made again; one that somebody else has replaced is left to them.
+    fn look_after_place(&mut self) {
+        let found = self.place.look();
+        let is_news = std::mem::replace(&mut self.told, found) != found;
+        match found {
+            Found::It => {}
+            Found::Another if is_news => warn!(
+                "{} is another's socket now: `kemari status` does not reach this side any more",
+                self.path.display()
+            ),
+            Found::Another => {}
+            Found::Nothing => match self.place_again() {
+                Ok(()) => warn!(
+                    "the control socket {} was removed by somebody, and is made again",
+                    self.path.display()
+                ),
+                Err(error) if is_news => warn!("{:#}", anyhow::Error::from(error)),
+                Err(_) => {}
+            },
+        }
+    }
+
+    fn place_again(&mut self) -> Result<(), ServerError> {
+        let (listener, place) = Place::take(&self.path)?;
+        listener.set_nonblocking(true).map_err(|source| ServerError::Io {
+            path: self.path.clone(),
+            source,
+        })?;
+        (self.listener, self.place, self.told) = (listener, place, Found::It);
+        Ok(())
     }
 }
 
-fn accept(listener: &UnixListener, control: &Arc<dyn Control>, ends: &AtomicBool, open: &Arc<AtomicUsize>) {
-    loop {
-        let stream = listener.accept();
-        if ends.load(Ordering::SeqCst) {
-            return;
-        }
-        let stream = match stream {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                warn!("the control socket cannot accept: {error}");
-                thread::sleep(Duration::from_millis(100));
-                continue;
-            }
-        };
-        if open.load(Ordering::SeqCst) >= CONNECTIONS_MAX {
-            let busy = Answer::Refused(format!(
-                "{CONNECTIONS_MAX} clients are connected already: try again later"
-            ));
-            if let Err(error) = send(&stream, &busy) {
-                debug!("a client left before it was refused: {error}");
-            }
-            continue;
-        }
-        open.fetch_add(1, Ordering::SeqCst);
-        let (control, open) = (control.clone(), open.clone());
-        thread::spawn(move || {
-            let _leave = Leave(&open);
-            if let Err(error) = serve(&stream, control.as_ref()) {
-                debug!("a control client left: {error}");
-            }
-        });
+fn refuse(stream: &UnixStream, reason: String) {
+    if let Err(error) = send(stream, &Answer::Refused(reason)) {
+        debug!("a client left before it was refused: {error}");
     }
 }
 
 /// Counts a client out, however its thread ends.
-struct Leave<'a>(&'a AtomicUsize);
+struct Leave(Arc<Shared>);
 
-impl Drop for Leave<'_> {
+impl Drop for Leave {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+        self.0.open.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::{Connection, LinkError, Preface, Purpose, Security};
+use crate::rest::{self, Rest};
 
 /// Most connections that have not become a session yet.
 const PENDING_MAX: usize = 16;
@@ -54,6 +55,7 @@ pub struct Listener {
     socket: TcpListener,
     security: Security,
     pending: Vec<Pending>,
+    rest: Rest,
 }
 
 impl Listener {
@@ -65,6 +67,7 @@ impl Listener {
             socket,
             security,
             pending: Vec::new(),
+            rest: Rest::default(),
         })
     }
 
@@ -73,9 +76,9 @@ impl Listener {
         self.socket.local_addr()
     }
 
-    /// The socket, for polling.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+    /// The socket, for polling; none while it rests, since a connection that cannot be taken stays readable.
+    pub fn fd(&self, now_ms: u64) -> Option<BorrowedFd<'_>> {
+        self.rest.until_ms(now_ms).is_none().then(|| self.socket.as_fd())
     }
 
     /// Connections to poll beside it.
@@ -87,11 +90,12 @@ impl Listener {
             .map(|pending| &pending.connection)
     }
 
-    /// When a pending connection is given up.
-    pub fn due_ms(&self) -> Option<u64> {
+    /// When a pending connection is given up, or the socket's rest is over.
+    pub fn due_ms(&self, now_ms: u64) -> Option<u64> {
         self.pending
             .iter()
             .map(|pending| pending.since_ms + PENDING_MS_MAX)
+            .chain(self.rest.until_ms(now_ms))
             .min()
     }
 
@@ -123,11 +127,20 @@ impl Listener {
     }
 
     fn accept(&mut self, now_ms: u64, arrivals: &mut Vec<Arrival>) {
+        if self.rest.until_ms(now_ms).is_some() {
+            return;
+        }
         loop {
             let (stream, address) = match self.socket.accept() {
                 Ok(accepted) => accepted,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) => return tracing::warn!("a connection could not be taken: {error}"),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return self.rest.end(),
+                Err(error) if rest::is_of_connection(&error) => continue,
+                Err(error) => {
+                    if self.rest.begin(now_ms) {
+                        tracing::warn!("no connection can be taken: {error}; it is tried again");
+                    }
+                    return;
+                }
             };
             self.make_room();
             match Connection::accept(stream, &self.security) {

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
+use super::said::Said;
+
 /// The alarm comes so long after the command should have been killed, and before its time is over for the other side.
 const ALARM_AFTER: Duration = Duration::from_millis(100);
 
@@ -39,29 +41,42 @@ pub fn fence(command: &[String], until: Instant) -> Result<(), String> {
             "this process stood still until the time of the fence command `{shown}` was over"
         ));
     }
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).process_group(0);
-    // SAFETY: between fork and exec only a system call is made, which allocates nothing and takes no lock.
-    unsafe { command.pre_exec(move || set_alarm(left + ALARM_AFTER)) };
-    let mut child = command
-        .spawn()
+    let (mut child, mut said) = start(program, arguments, left)
         .map_err(|error| format!("the fence command `{shown}` cannot be started: {error}"))?;
-    let ended = wait_until(&child, now + left);
+    let ended = wait_until(&child, now + left, &mut said);
     // As long as it is not reaped, nobody else can have its number.
     if !matches!(&ended, Ok(true)) || !has_succeeded(&child) {
         kill_group(&child);
     }
     let status = child.wait();
+    let said = match said.last_words() {
+        words if words.is_empty() => words,
+        words => format!("; it says: {words}"),
+    };
     match (ended, status) {
-        (Ok(true), Ok(status)) if status.success() => Ok(()),
-        (Ok(true), Ok(status)) => Err(format!("the fence command `{shown}` failed: {status}")),
+        (Ok(true), Ok(status)) if status.success() => {
+            tracing::info!("the fence command `{shown}` has succeeded{said}");
+            Ok(())
+        }
+        (Ok(true), Ok(status)) => Err(format!("the fence command `{shown}` failed: {status}{said}")),
         (Ok(false), _) => Err(format!(
-            "the fence command `{shown}` did not end within {left:?}, `fence_timeout_ms`"
+            "the fence command `{shown}` did not end within {left:?}, `fence_timeout_ms`{said}"
         )),
         (Err(error), _) | (_, Err(error)) => {
             Err(format!("the fence command `{shown}` cannot be watched: {error}"))
         }
     }
+}
+
+/// Starts it, in a process group of its own, to be ended when so much time and a bit is over.
+fn start(program: &str, arguments: &[String], left: Duration) -> io::Result<(Child, Said)> {
+    let (said, mouth) = Said::pipe()?;
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).process_group(0);
+    command.stdout(mouth.try_clone()?).stderr(mouth);
+    // SAFETY: between fork and exec only a system call is made, which allocates nothing and takes no lock.
+    unsafe { command.pre_exec(move || set_alarm(left + ALARM_AFTER)) };
+    Ok((command.spawn()?, said))
 }
 
 /// What the kernel does to the program that follows when so much time has passed: it ends it.
@@ -86,8 +101,9 @@ fn set_alarm(left: Duration) -> io::Result<()> {
 }
 
 /// Whether it has ended before `until`. It is not reaped.
-fn wait_until(child: &Child, until: Instant) -> io::Result<bool> {
+fn wait_until(child: &Child, until: Instant, said: &mut Said) -> io::Result<bool> {
     loop {
+        said.listen();
         if status_of(child)?.is_some() {
             return Ok(true);
         }
@@ -150,6 +166,25 @@ mod tests {
         assert!(run(&["sh", "-c", &failing]).unwrap_err().contains("failed"));
         thread::sleep(Duration::from_millis(1_500));
         assert!(!mark.exists(), "it struck after its time");
+    }
+
+    #[test]
+    fn what_a_fence_says_is_in_the_error_and_cannot_hold_it_up() {
+        let error = run(&["sh", "-c", "echo no power switch >&2; exit 3"]).unwrap_err();
+        assert!(
+            error.contains("exit status: 3; it says: no power switch"),
+            "{error}"
+        );
+        // Far more than a pipe takes, and lines that would be others' in the log.
+        let talk = ["sh", "-c", "yes of no use at all | head -c 300000; exit 1"].map(str::to_owned);
+        let error = fence(&talk, Instant::now() + Duration::from_secs(10)).unwrap_err();
+        assert!(
+            error.contains("exit status: 1") && !error.contains('\n'),
+            "{error}"
+        );
+        assert!(error.len() < 5000);
+        // One that leaves somebody behind who holds the pipe.
+        assert_eq!(run(&["sh", "-c", "sleep 3 & echo done"]), Ok(()));
     }
 
     #[test]

@@ -26,6 +26,7 @@ use crate::arbiter::{ArbiterWatch, ConfiguredArbiter};
 use crate::config::{self, Config};
 use crate::control::{self, Counters, Protection, Role, Status, Timings, Waits};
 use crate::link::Security;
+use crate::threads::helpers;
 
 /// A side that may either run the VM or follow waits so long for a primary before it tries to run it, in milliseconds:
 /// the shortest time, and the length of the range that it is drawn from, so that two hosts do not try at once for ever.
@@ -83,6 +84,8 @@ struct Life {
 /// Runs a side until the VM is stopped. Only what goes wrong before its first role ends it with an error.
 pub fn run(config: Config, host: String, start_as: StartAs) -> anyhow::Result<ExitCode> {
     super::faults::set_up()?;
+    signals::ignore_trifles();
+    helpers::begin()?;
     let mut life = Life::begin(config, host)?;
     let mut next = life.first(start_as)?;
     super::faults::note_role();
@@ -139,8 +142,8 @@ impl Life {
         arbiter.keep_in(state_dir, &config.vm)?;
         watch_arbiter(&config, &arbiter, &board)?;
         let arbiter = ArbiterThread::start(Box::new(arbiter))?;
-        let trace = Arc::new(Trace::create(state_dir)?);
         let server = control::Server::start(config.host(&host).control(), board.clone())?;
+        let trace = Arc::new(Trace::create(config.host(&host).control()));
         let leaving = signals::take(board.clone())?;
         let terminal = match config.host(&host).console {
             config::Console::Stdio => Some(terminal(&board)?),
@@ -254,7 +257,7 @@ fn terminal(board: &Arc<Board>) -> anyhow::Result<Terminal> {
         match board.status().role {
             // What came of it is in the log.
             Role::Primary => drop(board.command(control::Command::Stop)),
-            _ => std::process::exit(0),
+            _ => crate::log::exit(0),
         }
     })
 }

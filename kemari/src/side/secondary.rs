@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
-use std::{mem, thread};
+use std::{iter, mem, thread};
 
 use anyhow::Context;
 use kemari_sync::wire::{Message, Welcome, encode};
@@ -37,6 +37,7 @@ use crate::config::{Config, Latency};
 use crate::control::{Command, Counters};
 use crate::link::{Arrival, Connection, Listener, Security};
 use crate::replica::{self, ImageView, Remains, Report};
+use crate::threads::helpers;
 use build::{Build, BuildError, BuildId};
 use drill::Drills;
 
@@ -293,7 +294,7 @@ impl SecondarySide {
     /// no thread: not now, when a guest waits to go on.
     fn free_staging_later(&mut self) {
         let staging = mem::replace(&mut self.staging, Staging::new(0));
-        thread::spawn(move || {
+        helpers::run("free staging", move || {
             thread::sleep(STAGING_KEPT);
             drop(staging);
         });
@@ -359,7 +360,7 @@ impl SecondarySide {
         let at_once = (self.more_is_there && !self.disks_are_full()).then_some(now_ms);
         let due_ms = [
             self.core.next_deadline(),
-            self.listener.due_ms(),
+            self.listener.due_ms(now_ms),
             idle_ms,
             at_once,
         ];
@@ -368,7 +369,9 @@ impl SecondarySide {
             .flatten()
             .min()
             .map_or(WAIT_MS_MAX, |due| due.saturating_sub(now_ms));
-        let readable: [BorrowedFd<'_>; 2] = [self.mailbox.fd(), self.listener.fd()];
+        let readable: Vec<BorrowedFd<'_>> = iter::once(self.mailbox.fd())
+            .chain(self.listener.fd(now_ms))
+            .collect();
         // What comes on a main connection waits there as long as a replica's queue is full.
         let may_read = !self.disks_are_full();
         let sessions = self.sessions.iter().flat_map(|session| {

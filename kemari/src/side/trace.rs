@@ -1,18 +1,26 @@
 //! The step that a side is in, in a small mapped file: it outlives the process, and tells after a crash where it hit.
+//!
+//! It lies beside the control socket, in memory where that is (as in `/run`): a file system on a disk may make whoever
+//! writes to a mapped page wait, or find no space for it, which ends the process. See [`map`].
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use anyhow::Context;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 /// Bytes of the file: the step's number, then the epoch, little endian.
 pub const TRACE_BYTES: usize = 16;
 
-/// Name of the file in the state directory.
-pub const TRACE_FILE: &str = "step";
+/// The file's name is that of the control socket with this extension.
+pub const TRACE_EXTENSION: &str = "step";
+
+/// File systems that write a page where it lies, so that one with space needs no more (statfs(2)): tmpfs, ramfs, ext2 to
+/// ext4, XFS. Others, as btrfs, may find none whenever a page is written anew.
+const IN_PLACE: [i64; 4] = [0x0102_1994, 0x8584_58f6, 0xef53, 0x5846_5342];
 
 /// What a side is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,9 +53,10 @@ impl Step {
         }
     }
 
-    /// Reads the file that a side left in its state directory: its last step and epoch.
-    pub fn read(state_dir: &Path) -> Option<(Self, u64)> {
-        let bytes: [u8; TRACE_BYTES] = std::fs::read(state_dir.join(TRACE_FILE)).ok()?.try_into().ok()?;
+    /// Reads the file that a side left beside its control socket: its last step and epoch.
+    pub fn read(control: &Path) -> Option<(Self, u64)> {
+        let path = control.with_extension(TRACE_EXTENSION);
+        let bytes: [u8; TRACE_BYTES] = fs::read(path).ok()?.try_into().ok()?;
         let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
         let all = [
             Self::Running,
@@ -62,8 +71,8 @@ impl Step {
     }
 }
 
-/// The mapped file.
-pub struct Trace(NonNull<AtomicU64>);
+/// The mapped file, or nothing: a side that has no trace goes on without.
+pub struct Trace(Option<NonNull<AtomicU64>>);
 
 // SAFETY: the mapping is reached through atomics alone.
 unsafe impl Send for Trace {}
@@ -71,39 +80,26 @@ unsafe impl Send for Trace {}
 unsafe impl Sync for Trace {}
 
 impl Trace {
-    /// Makes the file in `state_dir`.
-    pub fn create(state_dir: &Path) -> anyhow::Result<Self> {
-        let path = state_dir.join(TRACE_FILE);
-        let context = || format!("cannot make the trace file {}", path.display());
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&path)
-            .with_context(context)?;
-        file.set_len(TRACE_BYTES as u64).with_context(context)?;
-        // SAFETY: a fresh shared mapping of a file of this length, which nobody shortens.
-        let address = unsafe {
-            mmap(
-                std::ptr::null_mut(),
-                TRACE_BYTES,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED,
-                &file,
-                0,
-            )
+    /// Makes the file beside the control socket. If that fails, it is logged, and what is noted is noted nowhere.
+    pub fn create(control: &Path) -> Self {
+        let path = control.with_extension(TRACE_EXTENSION);
+        match map(&path) {
+            Ok(words) => Self(Some(words)),
+            Err(error) => {
+                tracing::warn!(
+                    "there will be no trace of what this side was doing: {} cannot be made: {error}",
+                    path.display()
+                );
+                Self(None)
+            }
         }
-        .with_context(context)?;
-        Ok(Self(
-            NonNull::new(address.cast()).context("the trace file was mapped at address 0")?,
-        ))
     }
 
     /// Notes what is being done.
     pub fn note(&self, step: Step, epoch: u64) {
+        let Some(words) = &self.0 else { return };
         // SAFETY: both words lie in the mapping, which lives as long as `self`, and are only used as atomics.
-        let (first, second) = unsafe { (self.0.as_ref(), self.0.add(1).as_ref()) };
+        let (first, second) = unsafe { (words.as_ref(), words.add(1).as_ref()) };
         second.store(epoch, Ordering::Relaxed);
         first.store(step as u64, Ordering::Relaxed);
     }
@@ -111,23 +107,110 @@ impl Trace {
 
 impl Drop for Trace {
     fn drop(&mut self) {
+        let Some(words) = self.0 else { return };
         // SAFETY: the mapping was made with this address and length, and nothing refers to it any more.
-        let _ = unsafe { munmap(self.0.as_ptr().cast(), TRACE_BYTES) };
+        let _ = unsafe { munmap(words.as_ptr().cast(), TRACE_BYTES) };
     }
+}
+
+/// Makes the file anew and maps it. It has its bytes on the disk before, where they stay: a page that finds no space when
+/// it is written to would end the process with SIGBUS. Nor does anybody else's file take its place: what stood there is
+/// unlinked, and never written through.
+fn map(path: &Path) -> io::Result<NonNull<AtomicU64>> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    if !IN_PLACE.contains(&rustix::fs::fstatfs(&file)?.f_type) {
+        return Err(io::Error::other(
+            "its file system may lack space for a page that is there already; put `control` into /run",
+        ));
+    }
+    file.write_all(&[0; TRACE_BYTES])?;
+    file.sync_all()?;
+    // SAFETY: a fresh shared mapping of a file of this length, which nobody else has, so nobody shortens it.
+    let address = unsafe {
+        mmap(
+            std::ptr::null_mut(),
+            TRACE_BYTES,
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::SHARED | MapFlags::POPULATE,
+            &file,
+            0,
+        )
+    }?;
+    NonNull::new(address.cast()).ok_or_else(|| io::Error::other("it was mapped at address 0"))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::process::Command;
+
     use super::*;
 
     #[test]
     fn the_last_step_outlives_its_writer() {
         let directory = tempfile::tempdir().unwrap();
-        assert_eq!(Step::read(directory.path()), None);
-        let trace = Trace::create(directory.path()).unwrap();
+        let control = directory.path().join("vm.sock");
+        assert_eq!(Step::read(&control), None);
+        let trace = Trace::create(&control);
         trace.note(Step::Capturing, 6);
         trace.note(Step::AwaitingAck, 7);
         drop(trace);
-        assert_eq!(Step::read(directory.path()), Some((Step::AwaitingAck, 7)));
+        assert_eq!(Step::read(&control), Some((Step::AwaitingAck, 7)));
+    }
+
+    /// A file system with no space left, as long as the value lives.
+    struct Full(tempfile::TempDir);
+
+    impl Full {
+        fn new() -> Self {
+            let full = Self(tempfile::tempdir().unwrap());
+            let mount = ["-t", "tmpfs", "-o", "size=16k", "full"];
+            let mounted = Command::new("mount").args(mount).arg(full.0.path()).status();
+            assert!(mounted.unwrap().success(), "the tests run as root");
+            let mut filler = fs::File::create(full.0.path().join("filler")).unwrap();
+            while filler.write_all(&[1; 4096]).is_ok() {}
+            full
+        }
+    }
+
+    impl Drop for Full {
+        fn drop(&mut self) {
+            let _ = Command::new("umount").arg(self.0.path()).status();
+        }
+    }
+
+    #[test]
+    fn without_space_there_is_no_trace_and_nothing_else_is_lost() {
+        let full = Full::new();
+        let control = full.0.path().join("vm.sock");
+        let trace = Trace::create(&control);
+        trace.note(Step::Running, 1);
+        assert_eq!(Step::read(&control), None);
+    }
+
+    #[test]
+    fn a_trace_is_its_own_file_and_private() {
+        let directory = tempfile::tempdir().unwrap();
+        let (control, precious) = (
+            directory.path().join("vm.sock"),
+            directory.path().join("precious"),
+        );
+        let path = control.with_extension(TRACE_EXTENSION);
+        fs::write(&precious, "keep me").unwrap();
+        symlink(&precious, &path).unwrap();
+        Trace::create(&control).note(Step::Running, 1);
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "keep me");
+        let metadata = fs::symlink_metadata(&path).unwrap();
+        assert!(metadata.is_file());
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
     }
 }

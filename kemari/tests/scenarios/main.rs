@@ -8,6 +8,7 @@ mod arbiter;
 mod bad_input;
 mod clocks;
 mod copy;
+mod diagnostics;
 mod disk_errors;
 mod disk_kinds;
 mod disk_status;

@@ -21,9 +21,9 @@ use crate::tools::{output_of, tail};
 
 /// Lines of a program's log that are shown when it has ended.
 const LOG_LINES_MAX: usize = 30;
-/// The file in the state directory in which a side notes its step: number and epoch, as little-endian u64. It is
-/// mapped, so that what was noted last outlives a SIGKILL.
-const STEP_FILE: &str = "step";
+/// Extension of the file beside the control socket in which a side notes its step: number and epoch, as little-endian u64.
+/// It is mapped, so that what was noted last outlives a SIGKILL.
+const STEP_EXTENSION: &str = "step";
 /// Names of the steps by number (`kemari::side::Step`).
 const STEPS: [(u64, &str); 6] = [
     (1, "running"),
@@ -183,7 +183,7 @@ impl<'a> LocalPair<'a> {
 
     /// The step that a side noted last.
     fn step_of(&self, side: Side) -> Option<String> {
-        let bytes = fs::read(self.directory.join(state_dir(side)).join(STEP_FILE)).ok()?;
+        let bytes = fs::read(socket(&self.directory, side).with_extension(STEP_EXTENSION)).ok()?;
         let number = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
         let name = STEPS.iter().find(|(of, _)| *of == number);
         Some(name.map_or(format!("step {number}"), |(_, name)| (*name).to_owned()))
@@ -386,6 +386,11 @@ fn disk_of(directory: &Path, side: Side, replicated: bool) -> PathBuf {
     }
 }
 
+/// The control socket of a side.
+fn socket(directory: &Path, side: Side) -> PathBuf {
+    directory.join(format!("{}.sock", side.name()))
+}
+
 fn state_dir(side: Side) -> String {
     format!("{}.state", side.name())
 }
@@ -399,7 +404,7 @@ impl LocalPlace {
         let disk = |side| disk_of(directory, side, replicated.is_some());
         let host = |side: Side, other: Side| HostPlan {
             listen: SocketAddr::from((replication_address(side.number()), LINK_PORT)).to_string(),
-            control: directory.join(format!("{}.sock", side.name())),
+            control: socket(directory, side),
             console: directory.join(format!("{}.console", side.name())),
             fence: replicated
                 .is_none()

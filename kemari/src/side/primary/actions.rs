@@ -13,6 +13,7 @@ use super::super::trace::Step;
 use super::super::{clock, faults};
 use super::{DIRTY_LOOK_INTERVAL_MS, End, Input, PrimarySide};
 use crate::link::{LinkError, Outgoing};
+use crate::threads::helpers;
 
 /// How long a copy is handed to a link that takes it as fast as it comes before the loop has its turn: heartbeats must go
 /// on, or the secondary takes this side for silent.
@@ -426,7 +427,7 @@ impl PrimarySide {
         }
         let (machine, mailbox, drain) = (self.machine.clone(), self.mailbox.clone(), self.drains);
         // The requests that it waits for are finished by other threads; the loop must go on meanwhile.
-        std::thread::spawn(move || {
+        helpers::run("drain", move || {
             machine.drain();
             mailbox.post(Input::Drained(drain));
         });

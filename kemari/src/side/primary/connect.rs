@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::thread;
 
 use kemari_sync::{Primary, PrimaryEvent};
 
@@ -10,6 +9,7 @@ use super::super::mailbox::Mailbox;
 use super::{Input, PrimarySide, Session};
 use crate::config::Config;
 use crate::link::{self, Connection, Preface, Purpose, Security};
+use crate::threads::helpers;
 
 /// Pause between two attempts, in milliseconds.
 const RETRY_MS: u64 = 250;
@@ -23,7 +23,7 @@ pub struct Connected {
     pub heartbeat: Connection,
 }
 
-/// Tries the other hosts in turn, each attempt on a thread of its own.
+/// Tries the other hosts in turn; a helper makes each attempt.
 pub struct Connector {
     /// Without it there are no peers.
     security: Option<Security>,
@@ -66,7 +66,9 @@ impl Connector {
         self.attempts += 1;
         self.trying = true;
         let mailbox = mailbox.clone();
-        thread::spawn(move || mailbox.post(Input::Connected(connect(&security, host, address))));
+        helpers::run("connect", move || {
+            mailbox.post(Input::Connected(connect(&security, host, address)));
+        });
     }
 
     /// Why there is no secondary although one is wanted.

@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::control::{DiskState, DiskStatus};
 use crate::link::LinkError;
 use crate::replica::{CopiedDisk, Copier, CopyProgress, Image, MARK_AGE_MIN, Map, Tracker};
+use crate::threads::helpers;
 
 /// How often marks are looked at, in milliseconds.
 const SETTLE_INTERVAL_MS: u64 = 1000;
@@ -251,7 +252,7 @@ impl PrimarySide {
         self.disks.still_for = Some(epoch);
         let (machine, mailbox) = (self.machine.clone(), self.mailbox.clone());
         // Other threads finish the requests; the loop must go on meanwhile.
-        std::thread::spawn(move || {
+        helpers::run("still disks", move || {
             machine.pause();
             machine.drain_disks();
             mailbox.post(Input::DisksAreStill(epoch));

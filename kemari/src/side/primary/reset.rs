@@ -1,10 +1,11 @@
 //! The guest resets the machine. That waits until everything captured or released is finished, which a disk that hangs
-//! never is: so a thread of its own waits, and heartbeats go on.
+//! never is: so a helper waits, and heartbeats go on.
 
 use kemari_sync::{Epoch, PrimaryEvent};
 
 use super::super::capture::explain;
 use super::{Input, PrimarySide};
+use crate::threads::helpers;
 
 /// How far a reset of the machine is.
 #[derive(Default)]
@@ -51,7 +52,7 @@ impl PrimarySide {
         tracing::info!("the guest resets the machine");
         self.machine.begin_pause();
         let (machine, mailbox) = (self.machine.clone(), self.mailbox.clone());
-        std::thread::spawn(move || {
+        helpers::run("reset", move || {
             machine.pause();
             mailbox.post(Input::WasReset(machine.reset().map_err(|error| explain(&error))));
         });

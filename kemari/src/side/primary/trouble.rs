@@ -1,7 +1,5 @@
 //! Disks of this host that fail or grow.
 
-use std::thread;
-
 use kemari_sync::{PrimaryEvent, Protection};
 use kemari_vmm::disk::whole_blocks;
 
@@ -9,6 +7,7 @@ use super::super::board::Order;
 use super::orders::{Outcome, answer};
 use super::{Input, PrimarySide};
 use crate::control::Command;
+use crate::threads::helpers;
 
 /// The guest stands still, since a disk has failed.
 pub struct Standstill {
@@ -69,7 +68,7 @@ impl PrimarySide {
         }
     }
 
-    /// Makes an image larger, on a thread of its own: its disk may be slow. Then it is looked at.
+    /// Makes an image larger, by a helper: its disk may be slow. Then it is looked at.
     pub(super) fn enlarge(&self, order: Order, disk: &str, bytes: u64) {
         let image = match self.machine.disk_image(disk) {
             Ok(Some(image)) => image,
@@ -77,7 +76,7 @@ impl PrimarySide {
             Err(error) => return answer(&order, Err(super::super::capture::explain(&error))),
         };
         let mailbox = self.mailbox.clone();
-        thread::spawn(move || {
+        helpers::run("enlarge", move || {
             let result = image.enlarge(bytes);
             let result = result.map_err(|error| format!("{:#}", anyhow::Error::from(error)));
             mailbox.post(Input::Enlarged(order, result));

@@ -1,6 +1,5 @@
 //! What the core wants done.
 
-use std::thread;
 use std::time::{Duration, Instant};
 
 use kemari_sync::wire::{Channel, Commit, Message, encode};
@@ -11,6 +10,7 @@ use super::super::readiness::Source;
 use super::super::step::step;
 use super::super::{clock, faults, fence};
 use super::{End, Input, LastSign, SecondarySide, trial};
+use crate::threads::helpers;
 
 impl SecondarySide {
     pub(super) fn perform(&mut self, action: SecondaryAction) {
@@ -156,7 +156,7 @@ impl SecondarySide {
         let left = Duration::from_millis(until_ms.saturating_sub(self.clock.now_ms()));
         let until = Instant::now() + left;
         let mailbox = self.mailbox.clone();
-        thread::spawn(move || {
+        helpers::run("fence", move || {
             let fence = || fence::fence(&command, until).map_err(anyhow::Error::msg);
             let result = step("fence", fence).map_err(|error| format!("{error:#}"));
             mailbox.post(Input::Fenced(result));

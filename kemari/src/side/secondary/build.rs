@@ -1,19 +1,19 @@
-//! Standby VMs are built on a thread of their own, and those that nobody needs any more end there: both take long, and
-//! heartbeats must go on. There is one such thread at a time, since an image has one user.
+//! Standby VMs are built by a helper, and those that nobody needs any more end there: both take long, and heartbeats must
+//! go on. There is one at it at a time, since an image has one user.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::thread;
 
 use kemari_sync::{SecondaryEvent, SessionId};
 
 use super::{Input, SecondarySide, Standby};
 use crate::replica::Remains;
+use crate::threads::helpers;
 
 /// Number of a standby VM in this process.
 pub type BuildId = u64;
 
-/// What the thread is at.
+/// What the helper is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Step {
@@ -25,7 +25,7 @@ pub enum Step {
     Memory,
 }
 
-/// Where the thread says what it is at.
+/// Where the helper says what it is at.
 #[derive(Clone)]
 pub struct Steps(Arc<AtomicU8>);
 
@@ -93,7 +93,7 @@ impl SecondarySide {
         let report = move |index, report| reports.post(Input::Replica(id, index, report));
         let (config, host, spec) = (self.config.clone(), self.host.clone(), self.spec.clone());
         let mailbox = self.mailbox.clone();
-        thread::spawn(move || {
+        helpers::run("build", move || {
             let limit = config.protection.replica_timeout();
             let ended: Result<Vec<()>, _> = old.into_iter().map(|standby| standby.end(limit)).collect();
             let result = ended.and_then(|_| {

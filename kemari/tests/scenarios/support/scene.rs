@@ -229,10 +229,21 @@ impl Scene {
             .open(self.log_path(host))?;
         let mut command = self.command(host, words, config);
         command
-            .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .envs(env.iter().copied());
+        self.spawn(host, words, command)
+    }
+
+    /// Starts a side that logs to something else than the host's log.
+    pub fn start_logging_to(&mut self, host: Host, words: &[&str], log: impl Into<Stdio>) -> Result<()> {
+        let mut command = self.command(host, words, "scene.toml");
+        command.stdout(Stdio::null()).stderr(log);
+        self.spawn(host, words, command)
+    }
+
+    fn spawn(&mut self, host: Host, words: &[&str], mut command: Command) -> Result<()> {
+        command.stdin(Stdio::null());
         let process = Process::spawn(format!("kemari {} on {}", words.join(" "), host.name()), command)?;
         fs::write(
             self.directory.path().join(host.pid_file()),
@@ -375,9 +386,14 @@ impl Scene {
         Ok(())
     }
 
+    /// The control socket of a host.
+    pub fn socket(&self, host: Host) -> PathBuf {
+        self.sockets.path().join(format!("{}.sock", host.name()))
+    }
+
     /// Speaks with the side on a host.
     pub fn client(&self, host: Host) -> Client {
-        Client::new(&self.sockets.path().join(format!("{}.sock", host.name())))
+        Client::new(&self.socket(host))
     }
 
     /// What the side on a host says of itself; `None` while it says nothing.
