@@ -1,7 +1,7 @@
 //! On the secondary: a thread for each replicated disk that carries out what commits release and what the copy brings,
 //! in order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -64,10 +64,11 @@ pub enum Report {
 }
 
 enum Job {
-    Outputs(Vec<(u64, Operation)>),
+    Outputs(Arc<Vec<(u64, Operation)>>),
     Sums { first: u64, sums: Vec<u8> },
     Blocks { offset: u64, bytes: u64, data: Vec<u8> },
     Barrier(Barrier),
+    Retry,
     Recorded,
     Settled(u64),
     Enlarge(u64, Answer),
@@ -94,7 +95,7 @@ impl Job {
             Self::Outputs(outputs) => outputs.iter().map(|(_, operation)| data_bytes(operation)).sum(),
             Self::Sums { sums, .. } => sums.len(),
             Self::Blocks { data, .. } => data.len(),
-            Self::Barrier(_) | Self::Recorded | Self::Settled(_) => 0,
+            Self::Barrier(_) | Self::Retry | Self::Recorded | Self::Settled(_) => 0,
             Self::Enlarge(..) | Self::Overlay(..) => 0,
         };
         data as u64 + 64
@@ -164,6 +165,11 @@ impl Queue {
         failed.get_or_insert_with(|| reason.to_owned());
     }
 
+    /// What failed is tried again.
+    fn heal(&self) {
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     fn add(&self, job: &Job) {
         self.bytes.fetch_add(job.cost(), Ordering::SeqCst);
         let mut progress = self.progress();
@@ -185,11 +191,10 @@ impl Queue {
         progress.requests -= 1;
     }
 
-    /// A job is done with, and so many of its requests were not carried out.
-    fn remove(&self, cost: u64, requests_left: u64) {
+    /// A job is done with.
+    fn remove(&self, cost: u64) {
         let mut progress = self.progress();
         progress.jobs -= 1;
-        progress.requests -= requests_left;
         progress.since = (progress.jobs > 0).then(Instant::now);
         drop(progress);
         self.bytes.fetch_sub(cost, Ordering::SeqCst);
@@ -215,7 +220,7 @@ impl Replica {
             queue: queue.clone(),
             report: Box::new(report),
             outputs: None,
-            carried: 0,
+            left: VecDeque::new(),
             unflushed: None,
             last: BTreeMap::new(),
             delay,
@@ -271,7 +276,7 @@ impl Replica {
 
     /// Outputs that a commit released, with their numbers, in order.
     pub fn apply(&self, outputs: Vec<(u64, Operation)>) {
-        self.give(Job::Outputs(outputs));
+        self.give(Job::Outputs(Arc::new(outputs)));
     }
 
     /// Checksums of the primary's chunks, to be compared with those here.
@@ -289,6 +294,14 @@ impl Replica {
     /// Asks for a report when everything given so far is done.
     pub fn barrier(&self, barrier: Barrier) {
         self.give(Job::Barrier(barrier));
+    }
+
+    /// If the image has failed it is tried again with what it has not carried out: outputs are kept, all else that came
+    /// since is not.
+    pub fn retry(&self) {
+        if self.failure().is_some() {
+            self.give(Job::Retry);
+        }
     }
 
     /// The pair whose first sync is complete is recorded.
@@ -377,8 +390,8 @@ struct Worker {
     report: Box<dyn Fn(Report) + Send>,
     /// The last output that was carried out.
     outputs: Option<u64>,
-    /// How many were.
-    carried: u64,
+    /// What could not be carried out when the image failed, and outputs that came since, in order.
+    left: VecDeque<Job>,
     /// When the first of them was that no flush has followed.
     unflushed: Option<Instant>,
     /// The last output that touched each marked extent, and when.
@@ -395,22 +408,43 @@ struct Worker {
 impl Worker {
     fn run(mut self, jobs: &Receiver<Job>) {
         while let Some(job) = self.next(jobs) {
-            let (cost, requests, carried) = (job.cost(), job.requests(), self.carried);
             thread::sleep(self.delay);
-            match (self.queue.failure(), job) {
-                (Some(reason), Job::Enlarge(_, answer)) => answer(Err(reason)),
-                (Some(_), _) => {}
-                (None, job) => {
-                    if let Err(error) = self.carry_out(job) {
-                        self.fail(&error);
+            self.take(job);
+        }
+    }
+
+    /// Carries a job out. Outputs that cannot be are kept: they are committed, and nobody else has them.
+    fn take(&mut self, job: Job) {
+        let cost = job.cost();
+        match (self.queue.failure(), job) {
+            (Some(_), job @ Job::Outputs(_)) => return self.left.push_back(job),
+            (Some(reason), Job::Enlarge(_, answer)) => answer(Err(reason)),
+            (Some(_), job) if !matches!(job, Job::Retry) => {}
+            (_, job) => {
+                let outputs = match &job {
+                    Job::Outputs(outputs) => Some(outputs.clone()),
+                    _ => None,
+                };
+                if let Err(error) = self.carry_out(job) {
+                    self.fail(&error);
+                    if let Some(outputs) = outputs {
+                        return self.left.push_back(Job::Outputs(outputs));
                     }
                 }
             }
-            let was_full = self.queue.is_full();
-            self.queue.remove(cost, requests - (self.carried - carried));
-            if was_full && !self.queue.is_full() {
-                (self.report)(Report::Room);
-            }
+        }
+        let was_full = self.queue.is_full();
+        self.queue.remove(cost);
+        if was_full && !self.queue.is_full() {
+            (self.report)(Report::Room);
+        }
+    }
+
+    /// Tries again what was left when the image failed.
+    fn retry(&mut self) {
+        self.queue.heal();
+        for job in std::mem::take(&mut self.left) {
+            self.take(job);
         }
     }
 
@@ -457,7 +491,11 @@ impl Worker {
 
     fn carry_out(&mut self, job: Job) -> anyhow::Result<()> {
         match job {
-            Job::Outputs(outputs) => self.outputs(outputs),
+            Job::Outputs(outputs) => self.outputs(&outputs),
+            Job::Retry => {
+                self.retry();
+                Ok(())
+            }
             Job::Sums { first, sums } => {
                 let (count, bits) = self.compare(first, &sums)?;
                 self.copied += 1;
@@ -503,7 +541,7 @@ impl Worker {
     }
 
     /// Everything is marked before any of it is written.
-    fn outputs(&mut self, outputs: Vec<(u64, Operation)>) -> anyhow::Result<()> {
+    fn outputs(&mut self, outputs: &[(u64, Operation)]) -> anyhow::Result<()> {
         let ranges: Vec<Range<u64>> = outputs
             .iter()
             .filter_map(|(_, output)| output.changes())
@@ -513,6 +551,11 @@ impl Worker {
         }
         self.image.mark_ranges(&ranges)?;
         for (id, operation) in outputs {
+            let id = *id;
+            if self.outputs.is_some_and(|done| id <= done) {
+                // It was carried out before the image failed.
+                continue;
+            }
             let is_flush = matches!(operation, Operation::Flush);
             for extent in operation.changes().iter().flat_map(Map::touched) {
                 self.last.insert(extent, (id, Instant::now()));
@@ -520,9 +563,8 @@ impl Worker {
             if let (Some(overlay), Some(range)) = (self.overlay.upgrade(), operation.changes()) {
                 overlay.keep(&range);
             }
-            self.disk.carry_out(&operation)?;
+            self.disk.carry_out(operation)?;
             self.outputs = Some(id);
-            self.carried += 1;
             self.queue.advance();
             if let Some(reason) = self.queue.failure() {
                 // It was let go while this one did not end.

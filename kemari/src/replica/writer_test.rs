@@ -37,7 +37,7 @@ fn a_queue_is_full_before_the_commit_that_would_overfill_it() {
     let bytes_max = 4 * BYTES_HELD_MAX;
     let queue = Queue::new(bytes_max);
     let data = vec![0; BYTES_HELD_MAX as usize];
-    let commit = Job::Outputs(vec![(1, Operation::Write { offset: 0, data })]);
+    let commit = Job::Outputs(Arc::new(vec![(1, Operation::Write { offset: 0, data })]));
     let mut commits = 0;
     while !queue.is_full() {
         queue.add(&commit);
@@ -45,6 +45,6 @@ fn a_queue_is_full_before_the_commit_that_would_overfill_it() {
     }
     assert_eq!(commits, 3);
     assert!(queue.bytes.load(Ordering::SeqCst) <= bytes_max);
-    queue.remove(commit.cost(), 1);
+    queue.remove(commit.cost());
     assert!(!queue.is_full());
 }

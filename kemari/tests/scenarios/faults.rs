@@ -1,12 +1,14 @@
 //! Deliberate faults: only in a build with the feature `faults`.
 
 use std::time::{Duration, Instant};
+use std::{fs, thread};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use kemari::control::{DiskState, Role, Status};
 use lab::Network;
 
-use crate::support::{Fence, Host, PATIENCE, Plan, Scene, play, stop_threads, wait_for};
+use crate::replica::SmallDisk;
+use crate::support::{Fence, Host, PATIENCE, Plan, Scene, ask, play, stop_threads, wait_for};
 
 /// The sync of which only half is sent. The first is that which makes the pair.
 const CUT_AT: u64 = 60;
@@ -259,5 +261,47 @@ fn what_a_standby_was_given_is_finished_before_the_next_one_has_its_images() {
         drop(stopped);
         scene.await_protected(Host::A)?;
         ensure_never_in_use(scene)
+    });
+}
+
+/// What was committed and not carried out when the primary died meets a full file system: it is tried again.
+#[test]
+fn a_winner_whose_image_has_no_room_goes_on_when_there_is_some() {
+    play(&Plan::replicated("memory"), |scene| {
+        let image = scene.image(Host::B);
+        let directory = image.parent().context("the image lies in a directory")?;
+        let bytes = fs::metadata(scene.image(Host::A))?.len();
+        let _small = SmallDisk::over(directory, 4 * bytes)?;
+        fs::File::create(&image)?.set_len(bytes)?;
+        scene.run(Host::A)?;
+        let slow = [("KEMARI_FAULTS", "ReplicaDelayMs=100")];
+        scene.start(Host::B, &["secondary"], "scene.toml", &slow)?;
+        scene.await_service(Host::A)?;
+        scene.await_protected(Host::A)?;
+        let clients = scene.clients()?;
+        let load = scene.load();
+        // Checks each block that it reads against what it has written.
+        let test = thread::spawn(move || ask(&load, &["BLKTEST", "400", "32"]).map(drop));
+        scene.await_status("work that waits for the image", Host::B, |status| {
+            status
+                .disks
+                .first()
+                .is_some_and(|disk| disk.queued_requests > 100)
+        })?;
+        scene.kill(Host::A)?;
+        scene.await_status("the restore", Host::B, |status| {
+            let waits = status.waiting_because.as_deref().unwrap_or_default();
+            waits.contains("restoring the last commit")
+        })?;
+        let filler = directory.join("filler");
+        let full = fs::write(&filler, vec![1; 4 * bytes as usize]);
+        ensure!(full.is_err(), "the file system has room for everything");
+        scene.await_log(Host::B, "could not be restored: ")?;
+        fs::remove_file(&filler)?;
+        clients.go_on()?;
+        scene.await_primary(Host::B)?;
+        test.join().expect("the thread of the test")?;
+        scene.order(&["CHECK"])?;
+        clients.finish()
     });
 }

@@ -1,5 +1,6 @@
 //! The replicated disks of a standby VM: the copy, what commits release, and the takeover.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, channel};
@@ -45,8 +46,8 @@ pub struct StandbyDisks {
     commits: u64,
     /// Whether their images are marked as inconsistent: blocks may come.
     are_targets: bool,
-    /// How many replicas have not reached the barrier that something waits for.
-    unreached: usize,
+    /// Which replicas have not reached the barrier that something waits for.
+    unreached: BTreeSet<usize>,
     /// Whether the last sync that was checked ends the VM.
     pub is_stop: bool,
 }
@@ -65,7 +66,7 @@ impl StandbyDisks {
             disks: config.disks.len(),
             commits: 0,
             are_targets: false,
-            unreached: 0,
+            unreached: BTreeSet::new(),
             is_stop: false,
         }
     }
@@ -128,7 +129,7 @@ impl StandbyDisks {
     }
 
     fn barrier(&mut self, barrier: Barrier) {
-        self.unreached = self.replicas.len();
+        self.unreached = (0..self.replicas.len()).collect();
         self.replicas.iter().for_each(|replica| replica.barrier(barrier));
     }
 
@@ -345,10 +346,7 @@ impl SecondarySide {
         if let Some(standby) = &mut self.standby
             && !standby.disks.replicas.is_empty()
         {
-            if let Err(reason) = standby.disks.check() {
-                let result = Err(reason);
-                return self.events.push_back(SecondaryEvent::Restored { result });
-            }
+            standby.disks.replicas.iter().for_each(Replica::retry);
             standby.disks.barrier(Barrier::Flush);
             self.waits_for_disks = Some(Wait::Restore);
             return;
@@ -524,12 +522,12 @@ impl SecondarySide {
                 self.events
                     .push_back(SecondaryEvent::DiskFlushed(DiskMark { disk, request }));
             }
-            Report::Reached(barrier) => self.on_barrier(barrier),
+            Report::Reached(barrier) => self.on_barrier(index, barrier),
             Report::Failed(reason) => self.on_replica_failed(reason),
         }
     }
 
-    fn on_barrier(&mut self, barrier: Barrier) {
+    fn on_barrier(&mut self, index: usize, barrier: Barrier) {
         let Some(standby) = &mut self.standby else { return };
         let awaited = match (self.waits_for_disks, barrier) {
             (Some(Wait::Check(_)), Barrier::Whole(term)) => term == self.begun_term,
@@ -539,8 +537,8 @@ impl SecondarySide {
         if !awaited {
             return;
         }
-        standby.disks.unreached -= 1;
-        if standby.disks.unreached > 0 {
+        standby.disks.unreached.remove(&index);
+        if !standby.disks.unreached.is_empty() {
             return;
         }
         match self.waits_for_disks.take() {
