@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::process::ExitCode;
+use std::time::Duration;
 
+use kemari_sync::READINESS_MS_MAX;
 use serde::{Deserialize, Serialize};
 
 use super::{Protection, Role, Status};
@@ -49,6 +51,22 @@ impl From<Verdict> for ExitCode {
 }
 
 impl Status {
+    /// So much time has passed since the side's loop has said this. One that stands still is ready for nothing.
+    pub fn age(&mut self, age: Duration) {
+        let Some(readiness) = &mut self.readiness else {
+            return;
+        };
+        let age_ms = age.as_millis() as u64;
+        readiness.checked_ms = readiness.checked_ms.saturating_add(age_ms);
+        // What is old because the other side is silent says so already.
+        if age_ms > READINESS_MS_MAX {
+            readiness.ready = false;
+            readiness
+                .reasons
+                .push("this side's loop stands still: its log or a debugger may tell why".to_owned());
+        }
+    }
+
     /// Notes how the arbiter stands. A secondary counts what is wrong with it among its own findings. A primary that could
     /// not ask could not go on alone if its secondary died, so nobody is to rely on the pair either.
     pub fn note_arbiter(&mut self, report: crate::arbiter::Report) {
@@ -160,6 +178,16 @@ mod tests {
         ill.note_arbiter(report(Some("etcd is full")));
         assert_eq!(ill.verdict(), Verdict::NotReady);
         assert!(ill.to_string().contains("the arbiter: etcd is full"), "{ill}");
+    }
+
+    #[test]
+    fn a_side_that_stands_still_is_not_ready() {
+        let mut status = status("primary", "on", Some((true, "")));
+        status.age(Duration::from_millis(READINESS_MS_MAX - 10));
+        assert_eq!(status.verdict(), Verdict::Ready);
+        status.age(Duration::from_millis(READINESS_MS_MAX + 1));
+        assert_eq!(status.verdict(), Verdict::NotReady);
+        assert!(status.to_string().contains("stands still"));
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub struct Order {
 
 struct Shown {
     status: Status,
+    at: Instant,
     machine: Option<Arc<Machine>>,
     orders: Option<Box<dyn Fn(Order) + Send + Sync>>,
 }
@@ -44,6 +45,7 @@ impl Board {
         Arc::new(Self {
             shown: Mutex::new(Shown {
                 status,
+                at: Instant::now(),
                 machine: None,
                 orders: None,
             }),
@@ -83,7 +85,9 @@ impl Board {
 
     /// Shows how things stand.
     pub fn show(&self, change: impl FnOnce(&mut Status)) {
-        change(&mut self.lock().status);
+        let mut shown = self.lock();
+        change(&mut shown.status);
+        shown.at = Instant::now();
     }
 
     /// Says which machine may be tapped.
@@ -104,7 +108,11 @@ impl Board {
 
 impl Control for Board {
     fn status(&self) -> Status {
-        let mut status = self.lock().status.clone();
+        let (mut status, age) = {
+            let shown = self.lock();
+            (shown.status.clone(), shown.at.elapsed())
+        };
+        status.age(age);
         if let Some(watch) = self.arbiter.get() {
             status.note_arbiter(watch.report());
         }

@@ -53,7 +53,6 @@ impl Cards {
     pub fn begin_role(&mut self) {
         (self.lost_since, self.unattached) = (None, None);
         self.tried.clear();
-        self.findings.forget(Source::Cards);
     }
 
     /// Why the packets of a guest that runs here do not get out, if that has lasted. A TAP that was deleted and made anew is

@@ -106,6 +106,12 @@ impl Findings {
         });
     }
 
+    /// A source will say something soon; as long as it has not, that is a finding.
+    pub fn expect(&self, source: Source) {
+        let reason = format!("nobody has looked yet at {}", source.what());
+        self.note(source, None, [reason]);
+    }
+
     /// Takes a source off the list: what it looks at does not matter now.
     pub fn forget(&self, source: Source) {
         self.lock()[source as usize] = None;
@@ -178,6 +184,25 @@ mod tests {
         assert_eq!(findings.reasons(), ["late"]);
         findings.forget(Source::Clock);
         assert!(findings.reasons().is_empty());
+    }
+
+    #[test]
+    fn who_has_not_looked_yet_is_not_well() {
+        let findings = Findings::default();
+        findings.expect(Source::Images);
+        assert_eq!(findings.reasons(), ["nobody has looked yet at the disk images"]);
+        findings.note(Source::Images, None, []);
+        assert!(findings.reasons().is_empty());
+    }
+
+    #[test]
+    fn a_role_begins_without_what_was_found_in_the_last_one() {
+        let findings = Findings::default();
+        for source in Source::ALL {
+            findings.note(source, None, [source.what().to_owned()]);
+        }
+        findings.begin_role();
+        assert_eq!(findings.reasons(), ["the arbiter", "the last drill"]);
     }
 
     #[test]

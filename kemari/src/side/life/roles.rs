@@ -16,7 +16,7 @@ use super::super::health::OwnIo;
 use super::super::mailbox::Mailbox;
 use super::super::primary::{self, PrimarySide, Seat};
 use super::super::probe::Probe;
-use super::super::readiness::InUse;
+use super::super::readiness::{InUse, Source};
 use super::super::secondary::{self, LastSign, SecondarySide, Standby};
 use super::super::step::step;
 use super::{IDLE_MS, IDLE_RANGE_MS, Life, first_status};
@@ -92,6 +92,9 @@ impl Life {
         let mailbox = step("make a mailbox", Mailbox::new)?;
         let findings = self.board.findings();
         findings.begin_role();
+        for source in [Source::Cards, Source::Images] {
+            findings.expect(source);
+        }
         let images_in_use = InUse::default();
         let probe = step("probe the disks", || {
             let (findings, in_use) = (findings.clone(), images_in_use.clone());

@@ -11,8 +11,10 @@ use std::time::Duration;
 use super::{Findings, Source};
 use crate::config::Config;
 
-/// How often it looks.
-const ROUND_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it looks whether somebody has found something else.
+const ROUND_INTERVAL: Duration = Duration::from_millis(250);
+/// In every so manieth round it looks itself, and tells what stands on the list in any case.
+const LOOK_ROUNDS: u32 = 4;
 
 /// A watch; it ends when this is dropped.
 pub struct ReadinessWatch {
@@ -21,7 +23,7 @@ pub struct ReadinessWatch {
 }
 
 impl ReadinessWatch {
-    /// Tells in each round what stands on the list, changed or not.
+    /// Tells about once a second what stands on the list, and at once if that has changed.
     pub fn start(
         config: Arc<Config>,
         host: String,
@@ -32,11 +34,20 @@ impl ReadinessWatch {
         let locked_bytes = Arc::new(AtomicU64::new(0));
         let wanted = Arc::downgrade(&locked_bytes);
         thread::Builder::new().name("readiness".into()).spawn(move || {
+            let (mut round, mut told) = (0, None);
             while let Some(locked_bytes) = wanted.upgrade() {
-                findings.note(Source::Fence, None, fence_trouble(&config, &host));
-                let locked_bytes = locked_bytes.load(Ordering::Relaxed);
-                findings.note(Source::Memory, None, memory_trouble(locked_bytes));
-                tell(findings.reasons());
+                let looks = round % LOOK_ROUNDS == 0;
+                if looks {
+                    findings.note(Source::Fence, None, fence_trouble(&config, &host));
+                    let locked_bytes = locked_bytes.load(Ordering::Relaxed);
+                    findings.note(Source::Memory, None, memory_trouble(locked_bytes));
+                }
+                let reasons = findings.reasons();
+                if looks || told.as_ref() != Some(&reasons) {
+                    tell(reasons.clone());
+                    told = Some(reasons);
+                }
+                round = round.wrapping_add(1);
                 if ended.recv_timeout(ROUND_INTERVAL) != Err(RecvTimeoutError::Timeout) {
                     return;
                 }
