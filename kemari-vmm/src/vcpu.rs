@@ -10,7 +10,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::thread::{self, JoinHandle};
 use std::{io, ptr};
 
-use kvm_bindings::KVM_EXIT_DIRTY_RING_FULL;
+use kvm_bindings::{
+    KVM_EXIT_DIRTY_RING_FULL, KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION,
+    KVM_INTERNAL_ERROR_SIMUL_EX,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
@@ -28,6 +31,9 @@ pub trait Bus: Send + Sync {
     fn shut_down(&self);
     /// The vCPU's dirty ring is full: the guest goes on when it has been read.
     fn dirty_ring_full(&self);
+    /// The guest has done something after which its vCPU cannot go on, here or on another host. It is not run again before
+    /// its registers are written.
+    fn guest_failed(&self, why: String);
     /// KVM cannot go on with this vCPU: the host's failure, not the guest's.
     fn failed(&self, why: String);
 }
@@ -93,8 +99,8 @@ impl Pauser {
         }
     }
 
-    /// Called by a vCPU thread: waits until it may run. Returns false if it is to end.
-    fn park(&self) -> bool {
+    /// Called by a vCPU thread: waits until it may run; while it is `dead` it may not. Returns false if it is to end.
+    fn park(&self, dead: &AtomicBool) -> bool {
         let mut state = self.lock();
         state.parked += 1;
         if state.parked == self.count {
@@ -108,7 +114,7 @@ impl Pauser {
             hook();
         }
         let mut state = self.lock();
-        while state.wish == Wish::Pause {
+        while state.wish == Wish::Pause || state.wish == Wish::Run && dead.load(Ordering::SeqCst) {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.parked -= 1;
@@ -134,6 +140,8 @@ struct Vcpu {
     immediate_exit: *mut u8,
     /// Whether the guest last left for a device access, so that the vCPU is not halted.
     at_access: Arc<AtomicBool>,
+    /// Whether it cannot run any more as it is.
+    dead: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -174,6 +182,7 @@ impl Vcpus {
                     fd: Arc::new(Mutex::new(fd)),
                     immediate_exit,
                     at_access: Arc::default(),
+                    dead: Arc::default(),
                     thread: None,
                 }
             })
@@ -194,10 +203,10 @@ impl Vcpus {
         register_signal_handler(SIGRTMIN(), leave_guest).map_err(io::Error::from)?;
         for (index, vcpu) in self.vcpus.iter_mut().enumerate() {
             let (fd, pauser, bus) = (vcpu.fd.clone(), self.pauser.clone(), bus.clone());
-            let at_access = vcpu.at_access.clone();
+            let (at_access, dead) = (vcpu.at_access.clone(), vcpu.dead.clone());
             let name = format!("vcpu{index}");
             vcpu.thread = Some(thread::Builder::new().name(name).spawn(move || {
-                vcpu_loop(&fd, &pauser, &bus, &at_access);
+                vcpu_loop(&fd, &pauser, &bus, &at_access, &dead);
             })?);
         }
         self.pauser.wait_parked();
@@ -238,9 +247,11 @@ impl Vcpus {
         self.vcpus[index].at_access.load(Ordering::SeqCst)
     }
 
-    /// The registers of a parked vCPU are written by other means than running it: what lies in its run page is old.
+    /// The registers of a parked vCPU are written by other means than running it: what lies in its run page is old, and it
+    /// may run again if it could not any more.
     pub fn forget_access(&self, index: usize) {
         self.vcpus[index].at_access.store(false, Ordering::SeqCst);
+        self.vcpus[index].dead.store(false, Ordering::SeqCst);
     }
 
     /// What each vCPU's thread calls when it has parked. It counts as parked meanwhile, so the function may pause,
@@ -284,13 +295,23 @@ enum Left {
     Dead,
 }
 
-fn vcpu_loop(fd: &Mutex<VcpuFd>, pauser: &Pauser, bus: &Weak<dyn Bus>, at_access: &AtomicBool) {
+fn vcpu_loop(
+    fd: &Mutex<VcpuFd>,
+    pauser: &Pauser,
+    bus: &Weak<dyn Bus>,
+    at_access: &AtomicBool,
+    dead: &AtomicBool,
+) {
     loop {
-        if pauser.stop.load(Ordering::SeqCst) {
+        if pauser.stop.load(Ordering::SeqCst) || dead.load(Ordering::SeqCst) {
             let Some(bus) = bus.upgrade() else { return };
-            complete_access(&mut fd.lock().unwrap_or_else(PoisonError::into_inner), &*bus);
+            if !dead.load(Ordering::SeqCst)
+                && complete_access(&mut fd.lock().unwrap_or_else(PoisonError::into_inner), &*bus)
+            {
+                dead.store(true, Ordering::SeqCst);
+            }
             drop(bus);
-            if !pauser.park() {
+            if !pauser.park(dead) {
                 return;
             }
             continue;
@@ -300,6 +321,7 @@ fn vcpu_loop(fd: &Mutex<VcpuFd>, pauser: &Pauser, bus: &Weak<dyn Bus>, at_access
         let left = run_once(&mut fd, &*bus);
         at_access.store(matches!(left, Left::ForAccess), Ordering::SeqCst);
         if matches!(left, Left::Dead) {
+            dead.store(true, Ordering::SeqCst);
             pauser.request_pause();
         }
     }
@@ -320,9 +342,17 @@ fn run_once(fd: &mut VcpuFd, bus: &dyn Bus) -> Left {
             bus.dirty_ring_full();
             return Left::Again;
         }
+        Ok(VcpuExit::InternalError) => {
+            internal_error(fd, bus);
+            return Left::Dead;
+        }
+        Ok(exit @ VcpuExit::FailEntry(..)) => {
+            bus.failed(format!("the processor refuses to enter the guest: {exit:?}"));
+            return Left::Dead;
+        }
         Ok(exit) => {
             let why = format!("KVM left the guest for a reason that Kemari does not handle: {exit:?}");
-            bus.failed(why);
+            bus.guest_failed(why);
             return Left::Dead;
         }
         Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
@@ -337,15 +367,32 @@ fn run_once(fd: &mut VcpuFd, bus: &dyn Bus) -> Left {
     Left::ForAccess
 }
 
+/// KVM cannot go on with what the guest does. An instruction that it cannot emulate, or an event that it cannot deliver
+/// since the guest's tables lie where no memory is, are the guest's doing, and would be the same on every host.
+fn internal_error(fd: &mut VcpuFd, bus: &dyn Bus) {
+    // SAFETY: after an exit for an internal error this member of the union is valid, and any bytes are a valid integer.
+    let suberror = unsafe { fd.get_kvm_run().__bindgen_anon_1.internal.suberror };
+    match suberror {
+        KVM_INTERNAL_ERROR_EMULATION => bus.guest_failed("it does what KVM cannot emulate".into()),
+        KVM_INTERNAL_ERROR_SIMUL_EX | KVM_INTERNAL_ERROR_DELIVERY_EV => {
+            bus.guest_failed("an exception or interrupt cannot be delivered to it".into());
+        }
+        other => bus.failed(format!("an internal error of KVM, number {other}")),
+    }
+}
+
 /// Lets KVM finish the device access that the guest left for. KVM splits an access that crosses a page, or is wider than
-/// 8 bytes, and leaves again for each further part, without entering the guest in between: they belong to it.
-fn complete_access(fd: &mut VcpuFd, bus: &dyn Bus) {
-    loop {
+/// 8 bytes, and leaves again for each further part, without entering the guest in between: they belong to it. Returns
+/// whether the vCPU cannot run any more.
+fn complete_access(fd: &mut VcpuFd, bus: &dyn Bus) -> bool {
+    let left = loop {
         fd.set_kvm_immediate_exit(1);
         // EINTR says that it is finished.
-        if !matches!(run_once(fd, bus), Left::ForAccess) {
-            break;
+        match run_once(fd, bus) {
+            Left::ForAccess => {}
+            left => break left,
         }
-    }
+    };
     fd.set_kvm_immediate_exit(0);
+    matches!(left, Left::Dead)
 }

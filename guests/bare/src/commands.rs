@@ -4,6 +4,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use crate::abuse::Abuse;
 use crate::resp::number;
 use crate::store::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 
@@ -59,6 +60,8 @@ pub enum Command {
     BlockTest(usize, usize),
     /// `DISKLOOP kind seconds`: loads the disk for so long.
     DiskLoop(DiskKind, usize),
+    /// `ABUSE kind ms`: abuses the devices for so long, then resets disk and network card.
+    Abuse(Abuse, usize),
     /// `STALL ms`: computes without output for so long, and serves nobody meanwhile.
     Stall(usize),
     /// `QUIT`: closes the connection.
@@ -123,6 +126,22 @@ pub fn parse(arguments: &[&[u8]]) -> Result<Command, String> {
                 count(seconds, "seconds", DISK_LOOP_SECONDS_MAX)?,
             ))
         }
+        ("ABUSE", [kind, ms]) => {
+            let kind = match *kind {
+                b"chains" => Abuse::Chains,
+                b"transmits" => Abuse::Transmits,
+                b"writes" => Abuse::Writes,
+                b"badqueue" => Abuse::BadQueue,
+                b"registers" => Abuse::Registers,
+                b"execute" => Abuse::Execute,
+                _ => {
+                    return Err(
+                        "kind must be chains, transmits, writes, badqueue, registers or execute".into(),
+                    );
+                }
+            };
+            Ok(Command::Abuse(kind, count(ms, "ms", STALL_MS_MAX)?))
+        }
         ("STALL", [ms]) => Ok(Command::Stall(count(ms, "ms", STALL_MS_MAX)?)),
         ("QUIT", []) => Ok(Command::Quit),
         ("SET", _) => Err(usage("SET key value")),
@@ -132,6 +151,7 @@ pub fn parse(arguments: &[&[u8]]) -> Result<Command, String> {
         ("KICKLOOP", _) => Err(usage("KICKLOOP pages seconds")),
         ("BLKTEST", _) => Err(usage("BLKTEST n depth")),
         ("DISKLOOP", _) => Err(usage("DISKLOOP kind seconds")),
+        ("ABUSE", _) => Err(usage("ABUSE kind ms")),
         ("STALL", _) => Err(usage("STALL ms")),
         _ => Err(format!("unknown command '{}'", name.escape_default())),
     }
@@ -161,6 +181,10 @@ mod tests {
         assert_eq!(
             parse(&[b"DISKLOOP", b"fsync", b"1"]),
             Ok(Command::DiskLoop(DiskKind::Sync, 1))
+        );
+        assert_eq!(
+            parse(&[b"ABUSE", b"chains", b"10"]),
+            Ok(Command::Abuse(Abuse::Chains, 10))
         );
         assert!(
             parse(&[b"DISKLOOP", b"x", b"1"])

@@ -9,6 +9,7 @@
 extern crate alloc;
 
 pub mod abi;
+pub mod abuse;
 pub mod apic;
 pub mod block_test;
 pub mod boot;

@@ -10,7 +10,7 @@ use crate::commit::Client;
 use crate::guest::{End, Guest};
 use crate::jobs::{DirtyJob, Job, KickJob};
 use crate::server::Activity;
-use crate::{check, clock, fpu, resp, traps, worker};
+use crate::{abuse, check, clock, fpu, resp, traps, worker};
 
 /// How long a reset or a power-off waits until its reply has arrived, in microseconds.
 const GOODBYE_US_MAX: u64 = 1_000_000;
@@ -79,6 +79,10 @@ impl Guest {
                     .ok_or("there is no disk with room for a test")?;
                 test.begin(client, writes, depth)?;
                 self.connections[i].activity = Activity::Other;
+            }
+            Command::Abuse(abuse, ms) => {
+                abuse::commit(abuse, &self.devices, clock::now_us() + ms as u64 * 1000)?;
+                self.reset_queues(client)?;
             }
             Command::Stall(ms) => {
                 check::stall(ms as u64 * 1000);

@@ -183,6 +183,7 @@ impl Primary {
             PrimaryEvent::CaptureFailed { epoch, reason } => self.on_capture_failed(epoch, &reason, actions),
             PrimaryEvent::Arbiter { ask, answer } => self.on_answer(ask, &answer, actions),
             PrimaryEvent::PoweredOff => self.want_stop("the guest powered itself off", actions),
+            PrimaryEvent::GuestFailed { reason } => self.want_stop(&reason, actions),
             PrimaryEvent::OperatorStop => self.want_stop("stopped by the operator", actions),
             PrimaryEvent::SourcesMarked { session, result } => {
                 self.on_sources_marked(session, result, actions);

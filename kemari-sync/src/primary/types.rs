@@ -211,6 +211,11 @@ pub enum PrimaryEvent {
         /// `None`: nothing.
         trouble: Option<Trouble>,
     },
+    /// The guest has done something after which it cannot go on, here or elsewhere: it is at its end, as after a power-off.
+    GuestFailed {
+        /// What.
+        reason: String,
+    },
     /// This host cannot go on running the VM: an internal error of KVM, a memory failure, its own disk or network.
     HostFailing {
         /// What failed.

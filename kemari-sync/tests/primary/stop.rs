@@ -31,6 +31,17 @@ fn a_clean_stop_is_a_sync_that_the_secondary_lets_go_with() {
     ));
 }
 
+/// Neither host could go on with it: nothing is handed over, and nobody is fenced.
+#[test]
+fn a_guest_that_cannot_go_on_ends_as_with_a_stop() {
+    let mut bench = Bench::protected(Mode::Lockstep);
+    let reason = "the guest cannot go on".to_owned();
+    assert_eq!(bench.feed(PrimaryEvent::GuestFailed { reason }), [capture(2)]);
+    assert!(matches!(bench.captured(2)[..], [Do::Transmit { stop: true, .. }]));
+    let actions = bench.hear(1, Message::LetGo(CommitId { term: 2, epoch: 2 }));
+    assert_eq!(actions, [Do::Release { epoch: 2 }, Do::Drain]);
+}
+
 #[test]
 fn a_power_off_in_a_capture_makes_it_the_last() {
     let mut bench = Bench::protected(Mode::Pipelined);

@@ -65,7 +65,10 @@ impl Ports {
 
     /// The guest wants a reset, by whatever way.
     pub fn want_reset(&self) {
-        self.lock().reset = true;
+        // However often it asks, it is one reset.
+        if std::mem::replace(&mut self.lock().reset, true) {
+            return;
+        }
         self.power.notify(Direction::Out, false);
         (self.sink)(PowerEvent::Reset);
     }
@@ -81,9 +84,16 @@ impl Ports {
 
     fn want_power_off(&self) {
         let held = self.hub.output_is_held();
-        if held {
-            self.lock().power_off.get_or_insert(Stage::Held);
-        } else {
+        let stage = if held { Stage::Held } else { Stage::Released };
+        // However often it asks, it is one power-off.
+        {
+            let mut core = self.lock();
+            if core.power_off.is_some() {
+                return;
+            }
+            core.power_off = Some(stage);
+        }
+        if !held {
             (self.sink)(PowerEvent::PowerOff);
         }
         self.power.notify(Direction::Out, held);

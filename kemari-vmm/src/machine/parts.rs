@@ -174,6 +174,10 @@ impl Bus for Parts {
         }
     }
 
+    fn guest_failed(&self, why: String) {
+        (self.events)(MachineEvent::GuestFailed(why));
+    }
+
     fn failed(&self, why: String) {
         (self.events)(MachineEvent::Failed(why));
     }

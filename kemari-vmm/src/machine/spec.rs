@@ -84,6 +84,8 @@ pub enum MachineEvent {
     },
     /// The guest has dirtied as many pages at once as KVM keeps account of: the dirty log should be looked at.
     MuchDirty,
+    /// The guest has done something after which it cannot go on, on this host or another: it is at its end.
+    GuestFailed(String),
     /// KVM failed: this host cannot go on with the machine.
     Failed(String),
 }

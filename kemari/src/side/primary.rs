@@ -357,6 +357,11 @@ impl PrimarySide {
                 reason,
                 fail_over,
             }) => self.on_disk_trouble(&disk, &reason, fail_over),
+            Input::Machine(MachineEvent::GuestFailed(why)) => {
+                let reason = format!("the guest cannot go on: {why}");
+                tracing::error!("{reason}; that is no failure of this host");
+                self.events.push_back(PrimaryEvent::GuestFailed { reason });
+            }
             Input::Machine(MachineEvent::MuchDirty) => self.dirty_look_ms = self.clock.now_ms(),
             Input::Machine(MachineEvent::Failed(reason)) => {
                 tracing::error!("{reason}");

@@ -18,6 +18,7 @@ mod faults;
 mod frozen;
 mod guest_life;
 mod health;
+mod hostile;
 mod no_arbiter;
 mod pace;
 mod partition;

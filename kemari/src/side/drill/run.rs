@@ -278,6 +278,7 @@ impl Rehearsal {
     fn explain(&self, event: MachineEvent) -> String {
         match event {
             MachineEvent::Failed(why) => why,
+            MachineEvent::GuestFailed(why) => format!("the guest cannot go on: {why}"),
             MachineEvent::Reset if self.machine.shut_downs() > 0 => {
                 "a processor of the guest shut down (a triple fault)".to_owned()
             }

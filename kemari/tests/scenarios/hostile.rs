@@ -1,0 +1,129 @@
+//! A hostile driver in a protected guest, and an innocent VM beside it: the guest hurts only itself.
+//!
+//! `cargo xtask hostile` plays the same for longer.
+
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::support::{Host, Plan, Scene, ask, play};
+
+/// What the bare guest's `ABUSE` knows and survives.
+const KINDS: [&str; 5] = ["chains", "transmits", "writes", "badqueue", "registers"];
+
+/// For how long each kind goes on, in milliseconds, unless the environment says otherwise.
+const ABUSE_MS: u64 = 700;
+
+const MEMORY_MIB: u64 = 64;
+const STAGING_MIB: u64 = 32;
+
+/// What a process may take beside guest and staging: what the devices hold on the primary and the replica's queue on the
+/// secondary, code, stacks and buffers.
+const OVERHEAD_MIB: u64 = 96;
+
+fn plan() -> Plan {
+    Plan {
+        mode: "pipelined",
+        memory_mib: MEMORY_MIB as u32,
+        protection: "staging_mib_max = 32\nmax_dirty_pages = 4000\nreplica_queue_mib_max = 32",
+        ..Plan::replicated("memory")
+    }
+}
+
+#[test]
+fn a_hostile_guest_hurts_nobody_and_is_not_taken_over() {
+    let abuse_ms = std::env::var("KEMARI_HOSTILE_MS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(ABUSE_MS);
+    play(&Plan::default(), |innocent| {
+        innocent.protect()?;
+        let before = innocent.await_protected(Host::A)?;
+        let clients = innocent.clients()?;
+        let mut most_mib = 0;
+        play(&plan(), |hostile| {
+            hostile.protect()?;
+            for kind in KINDS {
+                abuse(hostile, kind, abuse_ms).with_context(|| format!("the abuse {kind:?}"))?;
+                most_mib = most_mib.max(most_memory_mib(hostile)?);
+                clients.go_on()?;
+            }
+            ends_with_an_instruction_that_nobody_can_emulate(hostile)
+        });
+        ensure!(
+            most_mib <= MEMORY_MIB + STAGING_MIB + OVERHEAD_MIB,
+            "a process of the hostile guest took {most_mib} MiB"
+        );
+        let after = innocent.await_protected(Host::A)?;
+        ensure!(
+            after.term == before.term && after.counters.syncs_failed == before.counters.syncs_failed,
+            "the innocent VM lost its protection: term {} after {}",
+            after.term,
+            before.term
+        );
+        println!(
+            "{{\"kinds\":{},\"failed\":0,\"ms_each\":{abuse_ms},\"memory_mib_max\":{most_mib}}}",
+            KINDS.len() + 1
+        );
+        clients.finish()
+    });
+}
+
+/// The pair stands as before, whatever the guest does meanwhile.
+fn abuse(scene: &mut Scene, kind: &str, ms: u64) -> Result<()> {
+    let before = scene.await_protected(Host::A)?;
+    let load = scene.load();
+    let ms = ms.to_string();
+    thread::scope(|scope| scope.spawn(|| ask(&load, &["ABUSE", kind, &ms])).join())
+        .expect("it does not panic")?;
+    scene.order(&["PING"])?;
+    let after = scene.await_protected(Host::A)?;
+    ensure!(
+        after.term == before.term && after.counters.syncs_failed == before.counters.syncs_failed,
+        "the pair has parted: term {} after {}, {} syncs failed",
+        after.term,
+        before.term,
+        after.counters.syncs_failed - before.counters.syncs_failed
+    );
+    Ok(())
+}
+
+/// The guest's end is no failure of its host: it is a stop, and nobody goes on.
+fn ends_with_an_instruction_that_nobody_can_emulate(scene: &mut Scene) -> Result<()> {
+    let load = scene.load();
+    // There will be no answer.
+    let asking = thread::spawn(move || ask(&load, &["ABUSE", "execute", "0"]).map(drop));
+    for host in Host::BOTH {
+        scene.await_clean_end(host)?;
+    }
+    let log = scene.log(Host::A);
+    ensure!(
+        log.contains("the guest cannot go on") && !log.contains("this host fails"),
+        "the primary says something else:\n{log}"
+    );
+    // It fails, for want of an answer.
+    let _ = asking.join();
+    Ok(())
+}
+
+/// The most memory that a process of the pair has had, in MiB.
+fn most_memory_mib(scene: &mut Scene) -> Result<u64> {
+    let mut most = 0;
+    for host in Host::BOTH {
+        let status = fs::read_to_string(format!("/proc/{}/status", scene.pid(host)?))?;
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmHWM:"))
+            .context("the kernel says how much")?;
+        let kib: u64 = line
+            .split_whitespace()
+            .nth(1)
+            .context("a number")?
+            .parse()
+            .context("a number")?;
+        most = most.max(kib >> 10);
+    }
+    Ok(most)
+}
