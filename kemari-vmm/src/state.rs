@@ -109,10 +109,15 @@ impl StateBlob {
                 expected,
             });
         }
-        postcard::from_bytes(&self.bytes).map_err(|source| StateError::Decode {
+        let refuse = |source| StateError::Decode {
             kind,
             instance,
             source,
-        })
+        };
+        match postcard::take_from_bytes(&self.bytes).map_err(refuse)? {
+            (state, []) => Ok(state),
+            // It is longer than it says, so something else was encoded.
+            _ => Err(refuse(postcard::Error::SerializeBufferFull)),
+        }
     }
 }

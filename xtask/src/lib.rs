@@ -4,6 +4,7 @@
 pub mod bench;
 pub mod demo;
 pub mod disks;
+pub mod hostile;
 pub mod packages;
 pub mod proof;
 pub mod sim;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, demo, disks, sim, soak, test, weather};
+use xtask::{bench, demo, disks, hostile, sim, soak, test, weather};
 
 /// Shows, tests and simulates Kemari
 #[derive(Parser)]
@@ -20,6 +20,8 @@ enum Command {
     /// A VM whose hosts' disks are slow, fail or are full: it lives, and the status says what is the matter. And one whose
     /// guest uses two queues, discards and zeroes
     Disks(disks::Options),
+    /// Every kind of abuse by the driver of a protected guest: it hurts only itself, and no VM beside it
+    Hostile(hostile::Options),
     /// Runs everything that must hold: form, warnings, unit, property, simulation, KVM and lab tests
     Test(test::Options),
     /// Crashes the mechanism in a simulated world, from seeds that can be replayed
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         Command::Bench(options) => bench::bench(&options),
         Command::Demo(options) => demo::demo(&options),
         Command::Disks(options) => disks::disks(&options),
+        Command::Hostile(options) => hostile::hostile(&options),
         Command::Sim(options) => sim::sim(&options),
         Command::Soak(options) => soak::soak(&options),
         Command::Test(options) => Ok(test::test(&options)),

@@ -4,7 +4,6 @@
 
 use std::fs;
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
@@ -21,7 +20,7 @@ const STAGING_MIB: u64 = 32;
 
 /// What a process may take beside guest and staging: what the devices hold on the primary and the replica's queue on the
 /// secondary, code, stacks and buffers.
-const OVERHEAD_MIB: u64 = 96;
+const OVERHEAD_MIB: u64 = 64;
 
 fn plan() -> Plan {
     Plan {
