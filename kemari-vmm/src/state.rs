@@ -117,7 +117,7 @@ impl StateBlob {
         match postcard::take_from_bytes(&self.bytes).map_err(refuse)? {
             (state, []) => Ok(state),
             // It is longer than it says, so something else was encoded.
-            _ => Err(refuse(postcard::Error::SerializeBufferFull)),
+            _ => Err(refuse(postcard::Error::DeserializeBadEncoding)),
         }
     }
 }
