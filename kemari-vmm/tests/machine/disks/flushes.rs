@@ -1,12 +1,14 @@
 //! Flushes that fail: nothing that they were for is taken for durable.
 
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
 use kemari_vmm::devices::Device;
-use kemari_vmm::disk::{Disk, OnError, Server, Trouble};
+use kemari_vmm::disk::{Cache, Disk, DiskConfig, Io, OnError, Server, Trouble};
 use kemari_vmm::virtio::block::{Block, BlockSpec};
 
+use super::open_with;
 use crate::support::asker::{Asker, FLUSH, IOERR, OK, WRITE};
 use crate::support::bench::{Bench, SECTOR_BYTES};
 use crate::support::random::Random;
@@ -15,7 +17,9 @@ use crate::support::watchdog::Watchdog;
 
 /// More than is kept to be written again.
 const MUCH_BYTES: usize = 17 << 20;
-/// Bytes of one write of that.
+/// What a thin volume says it has, more than the 4 MiB that there is room for.
+const THIN_BYTES: usize = 8 << 20;
+/// Bytes of one write.
 const WRITE_BYTES: usize = 4096;
 
 struct Scene {
@@ -155,6 +159,84 @@ fn what_is_not_kept_is_never_taken_for_durable() {
     assert_eq!(scene.disk.do_one(FLUSH, 0, &[]), IOERR);
     assert_eq!(scene.disk.do_one(FLUSH, 0, &[]), OK);
     assert_eq!(scene.on_disk(4), 1);
+}
+
+/// A block device without room for all that it says it has, as a thin volume: a file in a file system that is too small.
+struct Thin {
+    directory: tempfile::TempDir,
+    device: String,
+}
+
+impl Thin {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().to_str().expect("a name");
+        run("mount", &["-t", "tmpfs", "-o", "size=4m", "tmpfs", path]);
+        let file = format!("{path}/thin");
+        std::fs::File::create_new(&file)
+            .and_then(|file| file.set_len(THIN_BYTES as u64))
+            .expect("a sparse file");
+        let device = run("losetup", &["--find", "--show", &file]).trim().to_owned();
+        Self { directory, device }
+    }
+
+    fn make_room(&self) {
+        let path = self.directory.path().to_str().expect("a name");
+        run("mount", &["-o", "remount,size=64m", path]);
+    }
+}
+
+impl Drop for Thin {
+    fn drop(&mut self) {
+        run("losetup", &["--detach", &self.device]);
+        run("umount", &["-l", self.directory.path().to_str().expect("a name")]);
+    }
+}
+
+fn run(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output();
+    let output = output.unwrap_or_else(|error| panic!("{program} does not start: {error}"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {args:?}: {said}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The real kernel: it tells the error once, marks the pages clean, and lets the next flush succeed.
+#[test]
+fn what_a_full_thin_volume_has_lost_is_there_once_it_has_room() {
+    let _watchdog = Watchdog::new("a full thin volume", 120);
+    for io in [Io::Uring, Io::Threads] {
+        let thin = Thin::new();
+        let config = DiskConfig {
+            io,
+            ..DiskConfig::new(&thin.device)
+        };
+        let mut disk = Asker::new(BlockSpec::new("thin", false), open_with(&config));
+        for number in 0..THIN_BYTES / WRITE_BYTES {
+            let sector = (number * WRITE_BYTES / SECTOR_BYTES) as u64;
+            assert_eq!(disk.do_one(WRITE, sector, &[number as u8 | 1; WRITE_BYTES]), OK);
+        }
+        assert_eq!(disk.do_one(FLUSH, 0, &[]), IOERR, "there is no room for it");
+        thin.make_room();
+        assert_eq!(disk.do_one(FLUSH, 0, &[]), OK);
+        drop(disk);
+        let direct = DiskConfig {
+            cache: Cache::Direct,
+            ..DiskConfig::new(&thin.device)
+        };
+        let mut disk = Asker::new(BlockSpec::new("thin", false), open_with(&direct));
+        for number in 0..THIN_BYTES / WRITE_BYTES {
+            let sector = (number * WRITE_BYTES / SECTOR_BYTES) as u64;
+            let found = disk.read(sector, WRITE_BYTES / SECTOR_BYTES);
+            assert!(
+                found == [number as u8 | 1; WRITE_BYTES],
+                "{io:?}: block {number} is lost"
+            );
+        }
+        drop(disk);
+        // The device is free once nobody has it.
+        drop(open_with(&direct));
+    }
 }
 
 /// The kernel tells the error of a write-back to one of those who flush at the same time.
