@@ -3,14 +3,14 @@
 use std::arch::global_asm;
 use std::slice;
 
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{Msrs, kvm_msr_entry, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::preflight::{self, KvmAbility};
 use super::vcpu::{RareRegisters, VCPU_STATE_VERSION, VcpuAccess, VcpuIdentity, VcpuState};
 use super::vm::{VM_STATE_VERSION, VmState};
-use super::{cpuid, layout, reset_vm, setup_vcpu};
+use super::{cpuid, layout, msr, reset_vm, setup_vcpu};
 use crate::boot::{BootConfig, Kernel, test_elf};
 use crate::memory::Memory;
 use crate::state::{StateBlob, StateKind};
@@ -324,6 +324,35 @@ fn a_guest_boots_again_where_another_ran() {
     assert_eq!(vm.run(), 1);
     assert_eq!(vm.run(), 2);
     vm.expect_values();
+}
+
+/// They would write its memory after a capture.
+#[test]
+fn a_guest_has_no_steal_time_and_no_asynchronous_page_faults() {
+    let kvm = kvm();
+    let host = Vm::new(&kvm);
+    for index in [msr::KVM_STEAL_TIME, msr::KVM_ASYNC_PF] {
+        let entry = kvm_msr_entry {
+            index,
+            // In memory, and switched on.
+            data: 0x10_5000 | 1,
+            ..Default::default()
+        };
+        let msrs = Msrs::from_entries(&[entry]).unwrap();
+        assert_eq!(
+            host.vcpu.set_msrs(&msrs).unwrap(),
+            0,
+            "{index:#x} can be switched on"
+        );
+    }
+    let listed = msr::saved(&kvm, &host.vcpu).unwrap();
+    let pv = [msr::KVM_WALL_CLOCK, msr::KVM_SYSTEM_TIME, msr::KVM_PV_EOI];
+    for index in pv {
+        assert!(
+            listed.as_slice().iter().any(|entry| entry.index == index),
+            "{index:#x}"
+        );
+    }
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! Power-on: interrupt controllers and vCPUs as a guest finds them at its first instruction, after a reset too.
 
 use kvm_bindings::{
-    CpuId, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MP_STATE_RUNNABLE,
-    KVM_MP_STATE_UNINITIALIZED, KVM_PIT_SPEAKER_DUMMY, KVM_VCPUEVENT_VALID_NMI_PENDING,
-    KVM_VCPUEVENT_VALID_SHADOW, KVM_VCPUEVENT_VALID_SIPI_VECTOR, kvm_debugregs, kvm_fpu, kvm_mp_state,
-    kvm_pit_config, kvm_pit_state2, kvm_vcpu_events, kvm_xcrs,
+    CpuId, KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, KVM_PIT_SPEAKER_DUMMY,
+    KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW, KVM_VCPUEVENT_VALID_SIPI_VECTOR,
+    kvm_debugregs, kvm_enable_cap, kvm_fpu, kvm_mp_state, kvm_pit_config, kvm_pit_state2, kvm_vcpu_events,
+    kvm_xcrs,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
@@ -99,6 +100,7 @@ pub fn setup_vcpu(
     // CPUID first: KVM checks all that follows against it. Only once: it must not change when the vCPU has run, and what
     // KVM made of it may differ from what it was given.
     if cpuid::shown(vcpu)?.is_empty() {
+        enforce_features(vcpu);
         vcpu.set_cpuid2(&cpuid::for_vcpu(template, index))
             .map_err(named("KVM_SET_CPUID2"))?;
     }
@@ -173,6 +175,20 @@ const LVT_MASKED: u32 = 1 << 16;
 /// LINT0 passes on the 8259's interrupts and LINT1 the NMI, as firmware programs the boot processor of a PC.
 const LVT_EXTINT: u32 = 0x700;
 const LVT_NMI: u32 = 0x400;
+
+/// Of KVM's own features the guest gets those that it is shown, and no other: steal time and asynchronous page faults write
+/// its memory outside of its execution, also after a capture.
+fn enforce_features(vcpu: &VcpuFd) {
+    let mut request = kvm_enable_cap {
+        cap: KVM_CAP_ENFORCE_PV_FEATURE_CPUID,
+        ..Default::default()
+    };
+    request.args[0] = 1;
+    if let Err(error) = vcpu.enable_cap(&request) {
+        // Linux has it since 5.10; a guest that keeps to what it is shown does not notice.
+        tracing::debug!("KVM does not enforce what it shows of its features: {error}");
+    }
+}
 
 fn reset_local_apic(vcpu: &VcpuFd, index: u8) -> Result<(), ArchError> {
     let mut lapic = vcpu.get_lapic().map_err(named("KVM_GET_LAPIC"))?;

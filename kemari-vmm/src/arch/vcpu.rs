@@ -301,7 +301,9 @@ impl VcpuAccess {
         };
         vcpu.set_debug_regs(&debug).map_err(named("KVM_SET_DEBUGREGS"))?;
         vcpu.set_lapic(&state.lapic).map_err(named("KVM_SET_LAPIC"))?;
-        msr::write(vcpu, msrs)?;
+        // A register that is not used there need not exist here.
+        let exists = |index| self.msrs.as_slice().iter().any(|entry| entry.index == index);
+        msr::write(vcpu, msrs.filter(|&(index, value)| value != 0 || exists(index)))?;
         vcpu.set_vcpu_events(&state.events)
             .map_err(named("KVM_SET_VCPU_EVENTS"))?;
         // What a later `save_after_exit` keeps must be this guest's.
