@@ -155,3 +155,26 @@ fn a_power_off_leaves_with_its_ack_only() {
     let _stopped = pair.take_over();
     assert_eq!(rig.event(), MachineEvent::PowerOff);
 }
+
+/// An instruction fetched from a device: KVM cannot emulate it, here or elsewhere. The machine says so once, whatever is
+/// done with it, and a reset makes it run again.
+#[test]
+fn a_guest_that_cannot_go_on_is_told_of_once_and_can_be_reset() {
+    let _watchdog = Watchdog::new("a guest that cannot go on", 60);
+    let rig = Rig::new("", 64);
+    let machine = rig.running();
+    let mut client = Client::connect();
+    client.send(&["ABUSE", "execute", "0"]).expect("the TAP takes it");
+    let event = rig.event();
+    assert!(matches!(event, MachineEvent::GuestFailed(_)), "{event:?}");
+    for _ in 0..3 {
+        machine.pause();
+        machine.resume();
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(rig.event_within(A_WHILE), None, "it does not run any more");
+    machine.pause();
+    machine.reset().expect("the bare guest boots again");
+    machine.resume();
+    Client::connect().ok("CHECK");
+}
