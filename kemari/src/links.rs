@@ -40,6 +40,8 @@ pub struct Link {
     pub name: String,
     /// The bridge that it is a port of.
     pub bridge: Option<u32>,
+    /// Whether it is a bridge of the kernel's: the device that stands for Open vSwitch's is another thing, and always down.
+    pub is_bridge: bool,
     /// If it is a TAP (or TUN).
     pub tun: Option<Tun>,
     /// Whether its owner has set it up.
@@ -99,7 +101,10 @@ impl From<LinkMessage> for Link {
             match attribute {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::Controller(bridge) => link.bridge = Some(bridge),
-                LinkAttribute::LinkInfo(infos) => link.tun = tun(&infos),
+                LinkAttribute::LinkInfo(infos) => {
+                    link.tun = tun(&infos);
+                    link.is_bridge = infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
+                }
                 _ => {}
             }
         }

@@ -54,7 +54,7 @@ impl Ports {
                 bridge.name,
                 wanted.map_or("", String::as_str)
             )),
-            (Some(bridge), _) if !bridge.is_up => Some(format!(
+            (Some(bridge), _) if bridge.is_bridge && !bridge.is_up => Some(format!(
                 "the bridge {0} of the card {id} is down: `ip link set {0} up`",
                 bridge.name
             )),
@@ -130,6 +130,7 @@ mod tests {
             index,
             name: name.into(),
             bridge,
+            is_bridge: name.starts_with("br"),
             tun: is_tap.then(Tun::default),
             is_up: true,
             has_carrier,
@@ -233,6 +234,18 @@ mod tests {
         assert!(says(&all[3], "has lost its uplink eth1"), "{all:?}");
         let alone = said("tap0", None, &[|links| drop(links.remove(3))]);
         assert_eq!(alone, [None], "a bridge that never led anywhere");
+    }
+
+    #[test]
+    fn the_device_that_stands_for_open_vswitch_is_always_down() {
+        let onto_ovs = |links: &mut Vec<Link>| {
+            links.push(Link {
+                is_up: false,
+                ..link(20, "ovs-system", None, false, false)
+            });
+            links[4].bridge = Some(20);
+        };
+        assert_eq!(said("tap0", None, &[onto_ovs]), [None]);
     }
 
     #[test]
