@@ -1,9 +1,9 @@
 //! Frames: what goes in comes out, and whatever else comes is refused with a reason.
 
 use kemari_sync::wire::{
-    Begin, Commit, CommitId, FrameError, FrameHeader, FrameKind, Goodbye, HEADER_BYTES, Heartbeat, Hello,
-    Message, PAGE_BYTES, PAGES_PER_FRAME_MAX, PageBatch, PageBatchWriter, PageContent, REASON_BYTES_MAX,
-    StateFrame, Welcome, decode, encode, encode_state, reason_text,
+    About, Begin, Commit, CommitId, FrameError, FrameHeader, FrameKind, Goodbye, HEADER_BYTES, Heartbeat,
+    Hello, Message, PAGE_BYTES, PAGES_PER_FRAME_MAX, PageBatch, PageBatchWriter, PageContent,
+    REASON_BYTES_MAX, StateFrame, Welcome, decode, encode, encode_state, reason_text,
 };
 use kemari_sync::{Incarnation, Staging, StagingError, SyncTally};
 use proptest::prelude::*;
@@ -73,7 +73,22 @@ fn messages() -> Vec<Message> {
         }),
         Message::Goodbye(Goodbye::HandOver(long)),
         Message::Goodbye(Goodbye::Stopped),
+        Message::About(largest_about()),
     ]
+}
+
+/// As much as a host may say of itself, and more.
+fn largest_about() -> About {
+    let many = |count: usize| (0..count).map(|number| format!("{number}{}", "k".repeat(100)));
+    About {
+        version: "v".repeat(1000),
+        keys: many(2000).map(|key| (key, u32::MAX)).collect(),
+        features: vec![[u32::MAX; 6]; 1000],
+        images: many(200).map(|id| (id, u64::MAX)).collect(),
+        memory_available_mib: u64::MAX,
+        wall_clock_ms: u64::MAX,
+    }
+    .bounded()
 }
 
 #[test]

@@ -3,12 +3,13 @@
 //! Changes nothing. A finding is an error when a start would fail or a takeover would be unsafe, a warning when it
 //! may be as intended (a peer that is not started yet).
 
+mod arbiter;
 mod disk;
 mod host;
 mod kvm;
 mod limits;
 mod link;
-mod others;
+mod peer;
 mod tap;
 
 pub use kvm::kvm;
@@ -107,7 +108,10 @@ pub fn check(config: &Config, name: &str) -> Vec<Finding> {
     if config.protection.enabled {
         findings.push(link::check(config, name));
     }
-    findings.extend(others::check(config, name));
+    findings.extend(arbiter::check(config, name, running));
+    if config.protection.enabled {
+        findings.extend(peer::check(config, name, running));
+    }
     findings
 }
 

@@ -9,6 +9,7 @@ mod digest;
 mod error;
 mod fields;
 mod host;
+mod keys;
 mod machine;
 mod parse;
 mod protection;
@@ -86,6 +87,11 @@ impl Config {
         config.fill_defaults();
         config.digest = digest::of(&config);
         Ok(config)
+    }
+
+    /// Each key of what the digest is made of, with a checksum of its value.
+    pub fn shared_keys(&self) -> Vec<(String, u32)> {
+        keys::of(self)
     }
 
     /// Digest of all that must be equal on the hosts of a VM: everything but the contents of `[hosts]`.

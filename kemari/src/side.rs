@@ -4,6 +4,7 @@
 //! happened) and for the mechanism's next deadline; it feeds the mechanism's state machine with events and carries out
 //! the actions that come back. `primary` and `secondary` are those loops, `life` goes from one to the other.
 
+mod about;
 mod ahead;
 mod arbiter_thread;
 mod assembly;
@@ -37,6 +38,8 @@ mod terminal;
 mod trace;
 mod wait;
 
+pub use about::{about, memory_available_mib};
 pub use life::{StartAs, run};
+pub use query::{PeerAnswer, question};
 pub use readiness::executable;
 pub use trace::Step;

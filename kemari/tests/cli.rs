@@ -205,7 +205,7 @@ fn an_unreachable_arbiter() {
     etcd(&closed_endpoint()).check_fails(&[
         "the arbiter cannot be used",
         "cannot connect to",
-        "-> start it, or correct [arbiter]",
+        "-> start it, mend what it says, or correct [arbiter]",
     ]);
 
     let real = TestEtcd::start();

@@ -12,6 +12,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::checksum::checksum_both;
 
+use super::about::ABOUT_BYTES_MAX;
 use super::blocks::BLOCK_FRAME_BYTES_MAX;
 use super::message::{Message, REASON_BYTES_MAX};
 use super::pages::PAGE_FRAME_BYTES_MAX;
@@ -78,10 +79,12 @@ pub enum FrameKind {
     DiskBlocks = 22,
     /// How much of that is durable on the secondary.
     DiskStored = 23,
+    /// [`Message::About`].
+    About = 24,
 }
 
 impl FrameKind {
-    const ALL: [Self; 23] = [
+    const ALL: [Self; 24] = [
         Self::Hello,
         Self::Welcome,
         Self::Refuse,
@@ -105,6 +108,7 @@ impl FrameKind {
         Self::DiskWanted,
         Self::DiskBlocks,
         Self::DiskStored,
+        Self::About,
     ];
 
     /// The kind with this number.
@@ -119,6 +123,7 @@ impl FrameKind {
             Self::State => STATE_FRAME_BYTES_MAX,
             Self::DiskMap | Self::DiskBlocks => BLOCK_FRAME_BYTES_MAX,
             Self::DiskSums | Self::DiskWanted => CONTROL_BYTES_MAX + 64,
+            Self::About => ABOUT_BYTES_MAX,
             _ => CONTROL_BYTES_MAX,
         }
     }
@@ -267,6 +272,7 @@ pub fn encode(message: &Message, out: &mut Vec<u8>) -> FrameHeader {
         Message::Ack(body) | Message::LetGo(body) => append(body, out),
         Message::Heartbeat(body) => append(body, out),
         Message::Goodbye(body) => append(body, out),
+        Message::About(body) => append(body, out),
     }
     close_frame(out, start, message.kind())
 }
@@ -300,6 +306,7 @@ pub fn decode(kind: FrameKind, body: &[u8]) -> Result<Message, FrameError> {
         FrameKind::LetGo => Message::LetGo(take(kind, body)?),
         FrameKind::Heartbeat => Message::Heartbeat(take(kind, body)?),
         FrameKind::Goodbye => Message::Goodbye(take(kind, body)?),
+        FrameKind::About => Message::About(take(kind, body)?),
         FrameKind::CopyPages
         | FrameKind::Pages
         | FrameKind::State

@@ -7,6 +7,7 @@ use crate::record::{Epoch, Incarnation, Term};
 use crate::replica::{CopyDisk, DiskOffer};
 use crate::trouble::Trouble;
 
+use super::about::About;
 use super::frame::FrameKind;
 
 /// Version of the conversation. Both sides must speak the same.
@@ -178,6 +179,8 @@ pub enum Message {
     Heartbeat(Heartbeat),
     /// Either side: the session ends.
     Goodbye(Goodbye),
+    /// Secondary, to a question and after its `Welcome`: what this host is like.
+    About(About),
 }
 
 impl Message {
@@ -199,6 +202,7 @@ impl Message {
             Self::Settled(_) => FrameKind::Settled,
             Self::Heartbeat(_) => FrameKind::Heartbeat,
             Self::Goodbye(_) => FrameKind::Goodbye,
+            Self::About(_) => FrameKind::About,
         }
     }
 

@@ -2,12 +2,14 @@
 //!
 //! Only encoding and decoding: the adapters move the bytes. See docs/protocol.md.
 
+mod about;
 mod blocks;
 mod frame;
 mod message;
 mod pages;
 mod state;
 
+pub use about::{ABOUT_BYTES_MAX, About, FeatureLeaf};
 pub use blocks::{
     BLOCK_BYTES_MAX, BlockFrame, CHUNK_BYTES, CHUNK_SUM_BYTES, CHUNKS_PER_FRAME_MAX, encode_blocks,
 };

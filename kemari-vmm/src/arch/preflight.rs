@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{KVM_CLOCK_REALTIME, kvm_regs, kvm_userspace_memory_region};
+use kvm_bindings::{KVM_CLOCK_REALTIME, kvm_cpuid_entry2, kvm_regs, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
@@ -125,6 +125,45 @@ pub fn open() -> Result<Kvm, PreflightError> {
     } else {
         Err(PreflightError::Lacks(lacking.join(", ")))
     }
+}
+
+/// Registers of one leaf of CPUID: function, index, eax, ebx, ecx, edx.
+pub type FeatureLeaf = [u32; 6];
+
+/// The processor that guests with so many vCPUs see here.
+///
+/// # Errors
+/// If KVM does not list what it supports.
+pub fn features(kvm: &Kvm, vcpu_count: u8) -> Result<Vec<FeatureLeaf>, PreflightError> {
+    let template = cpuid::template(kvm, vcpu_count)?;
+    let leaf = |entry: &kvm_cpuid_entry2| {
+        [
+            entry.function,
+            entry.index,
+            entry.eax,
+            entry.ebx,
+            entry.ecx,
+            entry.edx,
+        ]
+    };
+    Ok(template.as_slice().iter().map(leaf).collect())
+}
+
+/// Which features `theirs` has and `ours` lacks, in words: by the rule that a state is loaded by.
+pub fn missing_features(ours: &[FeatureLeaf], theirs: &[FeatureLeaf]) -> Vec<String> {
+    let entries = |leaves: &[FeatureLeaf]| -> Vec<kvm_cpuid_entry2> {
+        let entry = |&[function, index, eax, ebx, ecx, edx]: &FeatureLeaf| kvm_cpuid_entry2 {
+            function,
+            index,
+            eax,
+            ebx,
+            ecx,
+            edx,
+            ..Default::default()
+        };
+        leaves.iter().map(entry).collect()
+    };
+    cpuid::missing(&entries(ours), &entries(theirs))
 }
 
 /// Finds out what runs here, in some tens of milliseconds.

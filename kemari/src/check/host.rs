@@ -77,7 +77,8 @@ fn boot_file(what: &str, path: &Path) -> Finding {
     }
 }
 
-fn needed_mib(config: &Config) -> u64 {
+/// What the guest, staging and program need, in MiB.
+pub fn needed_mib(config: &Config) -> u64 {
     let staging = if config.protection.enabled {
         config.protection.staging_mib_max
     } else {
@@ -88,10 +89,7 @@ fn needed_mib(config: &Config) -> u64 {
 
 fn memory(config: &Config) -> Finding {
     let needed = needed_mib(config);
-    let available = std::fs::read_to_string("/proc/meminfo")
-        .ok()
-        .and_then(|text| available_mib(&text));
-    match available {
+    match crate::side::memory_available_mib() {
         Some(available) if available >= needed => {
             Finding::ok(format!("memory: {available} MiB available, {needed} needed"))
         }
@@ -104,13 +102,6 @@ fn memory(config: &Config) -> Finding {
             "mount /proc",
         ),
     }
-}
-
-fn available_mib(meminfo: &str) -> Option<u64> {
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? >> 10)
 }
 
 fn control_socket(host: &Host) -> Finding {
@@ -185,13 +176,6 @@ fn fence(program: &str) -> Finding {
 mod tests {
     use super::*;
     use crate::check::Level;
-
-    #[test]
-    fn meminfo() {
-        let text = "MemTotal:       24682660 kB\nMemFree:  1 kB\nMemAvailable:   20480000 kB\n";
-        assert_eq!(available_mib(text), Some(20_000));
-        assert_eq!(available_mib("MemTotal: 5 kB\n"), None);
-    }
 
     #[test]
     fn fences() {

@@ -25,6 +25,7 @@ use kemari_sync::{
 use kemari_vmm::machine::MachineSpec;
 use kemari_vmm::state::StateBlob;
 
+use super::about::Questions;
 use super::arbiter_thread::{AskId, Asker, describe};
 use super::board::{Board, Order};
 use super::clock::Clock;
@@ -192,6 +193,7 @@ pub struct SecondarySide {
     /// Whether a connection's buffer may hold frames that were left for the next turn.
     more_is_there: bool,
     end: Option<End>,
+    questions: Questions,
 }
 
 impl SecondarySide {
@@ -287,6 +289,7 @@ impl SecondarySide {
             idle_since_ms: None,
             more_is_there: false,
             end: None,
+            questions: Questions::default(),
         })
     }
 
@@ -499,6 +502,9 @@ impl SecondarySide {
                     };
                     encode(&Message::Welcome(welcome), &mut bytes);
                     connection.send(bytes);
+                    let kernel = self.spec.kernel.digest();
+                    self.questions
+                        .answer(connection, self.config.clone(), self.host.clone(), kernel);
                 }
             }
         }

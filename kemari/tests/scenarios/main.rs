@@ -6,6 +6,7 @@
 mod after_win;
 mod arbiter;
 mod bad_input;
+mod check;
 mod clocks;
 mod copy;
 mod diagnostics;

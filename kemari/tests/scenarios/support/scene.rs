@@ -283,9 +283,14 @@ impl Scene {
 
     /// Runs a command of `kemari` on a host to its end.
     pub fn ask(&self, host: Host, words: &[&str]) -> Result<Ended> {
+        self.ask_with(host, words, "scene.toml")
+    }
+
+    /// The same with another configuration.
+    pub fn ask_with(&self, host: Host, words: &[&str], config: &str) -> Result<Ended> {
         let path = self.directory.path().join(format!("{}.asked", host.name()));
         let file = File::create(&path)?;
-        let mut command = self.command(host, words, "scene.toml");
+        let mut command = self.command(host, words, config);
         command
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
