@@ -9,6 +9,7 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod control;
+mod files;
 pub mod image;
 pub mod limits;
 pub mod link;

@@ -11,6 +11,7 @@ mod identity;
 mod listener;
 mod refusal;
 mod transport;
+mod words;
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
@@ -26,6 +27,7 @@ pub use connection::{Connection, Outgoing, Receiver};
 pub use credentials::Credentials;
 pub use identity::{CA_FILE, CERTIFICATE_FILE, Identity, IdentityError, KEY_FILE, name_of};
 pub use listener::{Arrival, Listener};
+pub use words::decode;
 
 /// Bytes of a preface.
 pub const PREFACE_BYTES: usize = 32;

@@ -9,6 +9,7 @@ use tracing::warn;
 
 use super::OpenError;
 use super::stored::{decode, encode};
+use crate::files;
 
 /// Name of the file in the state directory with what this host knows.
 const FILE: &str = "no-arbiter.record";
@@ -72,7 +73,11 @@ impl NoArbiter {
 /// Replaces the file, durably: it is the old one or the new one, whatever fails.
 fn write(path: &Path, record: &Record) -> io::Result<()> {
     let beside = path.with_extension("new");
-    let mut file = File::create(&beside)?;
+    let mut file = files::own()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&beside)?;
     file.write_all(&encode(record))?;
     file.sync_all()?;
     fs::rename(&beside, path)?;

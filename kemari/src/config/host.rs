@@ -83,6 +83,9 @@ pub struct Host {
     /// Where the guest's console goes.
     #[serde(default)]
     pub console: Console,
+    /// Most that the console's file, and the one before it, may have together, in MiB.
+    #[serde(default = "default_console_mib_max")]
+    pub console_mib_max: u32,
     /// Directory of this host's certificates, instead of the one in `[protection]`.
     #[serde(default)]
     pub certificates: Option<PathBuf>,
@@ -110,6 +113,10 @@ pub struct Host {
     /// Images or block devices of this host by the id of their disk.
     #[serde(default)]
     pub disks: BTreeMap<String, PathBuf>,
+}
+
+fn default_console_mib_max() -> u32 {
+    64
 }
 
 fn default_fence_timeout_ms() -> u32 {

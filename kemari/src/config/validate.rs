@@ -481,6 +481,11 @@ fn hosts(config: &Config, wrong: &mut Wrong) {
             );
         }
         wrong.range(
+            &["hosts", name, "console_mib_max"],
+            host.console_mib_max,
+            1..=1 << 20,
+        );
+        wrong.range(
             &["hosts", name, "fence_timeout_ms"],
             host.fence_timeout_ms,
             TIMEOUT_MS,

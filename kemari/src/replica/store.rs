@@ -1,9 +1,11 @@
 //! Where a record lies: sectors that are durable only after a sync.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+
+use crate::files;
 
 /// What a power cut leaves whole or as it was before, in bytes.
 pub const SECTOR_BYTES: usize = 512;
@@ -27,7 +29,7 @@ pub struct FileStore(File);
 impl FileStore {
     /// Opens a record file that is there; none if there is none.
     pub fn open(path: &Path) -> io::Result<Option<Self>> {
-        match OpenOptions::new().read(true).write(true).open(path) {
+        match files::own().read(true).write(true).open(path) {
             Ok(file) => Ok(Some(Self(file))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -37,7 +39,7 @@ impl FileStore {
     /// Makes a record file of so many zeros, all of them written: later writes need no room. Whatever was there under
     /// its name is gone.
     pub fn create(path: &Path, bytes: u64) -> io::Result<Self> {
-        let file = OpenOptions::new()
+        let file = files::own()
             .read(true)
             .write(true)
             .create(true)

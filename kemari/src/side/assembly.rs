@@ -1,6 +1,5 @@
 //! From the configuration to a machine.
 
-use std::fs::OpenOptions;
 use std::io::{Write, sink, stdout};
 use std::sync::Arc;
 
@@ -10,8 +9,9 @@ use kemari_vmm::dirty::DirtySource;
 use kemari_vmm::machine::{DiskSpec, Machine, MachineSpec, NetSpec};
 use kemari_vmm::virtio::block::BlockSpec;
 
+use super::console::ConsoleFile;
 use super::faults;
-use crate::config::{Config, Console, Flush, HostDisk, HostNet};
+use crate::config::{Config, Console, Flush, Host, HostDisk, HostNet};
 use crate::image::image_of;
 use crate::replica::{Image, Replica, Report, Tracker};
 
@@ -128,17 +128,14 @@ pub fn attach_net(machine: &Machine, net: &HostNet<'_>) -> anyhow::Result<()> {
 }
 
 /// Where what the guest says at its console goes.
-pub fn console(console: &Console) -> anyhow::Result<Box<dyn Write + Send>> {
+pub fn console(host: &Host) -> anyhow::Result<Box<dyn Write + Send>> {
     let passed_on =
         |sink: Box<dyn Write + Send>| super::console::Console::to(sink).context("cannot write the console");
-    Ok(match console {
+    Ok(match &host.console {
         Console::None => Box::new(sink()),
         Console::Stdio => Box::new(passed_on(Box::new(stdout()))?),
         Console::File(path) => {
-            let file = OpenOptions::new()
-                .create(true)
-                .append(true)
-                .open(path)
+            let file = ConsoleFile::open(path, u64::from(host.console_mib_max) << 20)
                 .with_context(|| format!("cannot open the console's file {}", path.display()))?;
             Box::new(passed_on(Box::new(file))?)
         }

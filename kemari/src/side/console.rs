@@ -1,11 +1,15 @@
 //! Where console output goes that has been released: written by a thread of its own, since a terminal, a pipe or a file
 //! may stand still, and neither the guest nor its protection waits for whoever reads the console.
 
+mod file;
+
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
+
+pub use file::ConsoleFile;
 
 /// Bytes that wait for a console that stands still. Beyond them the oldest are lost, and the console is told how many.
 const BACKLOG_BYTES_MAX: usize = 1 << 20;

@@ -25,6 +25,7 @@ use super::trace::Trace;
 use crate::arbiter::{ArbiterWatch, ConfiguredArbiter};
 use crate::config::{self, Config};
 use crate::control::{self, Counters, Protection, Role, Status, Timings, Waits};
+use crate::files;
 use crate::link::Security;
 use crate::threads::helpers;
 
@@ -284,7 +285,10 @@ fn watch_arbiter(config: &Config, arbiter: &ConfiguredArbiter, board: &Arc<Board
 /// One process a host runs a VM. Its lock ends with it, whatever way it dies.
 fn lock_host(state_dir: &std::path::Path, vm: &str) -> anyhow::Result<File> {
     let path = state_dir.join("lock");
-    let file = File::create(&path).with_context(|| format!("cannot make the lock {}", path.display()))?;
+    let options = files::own().write(true).create(true).to_owned();
+    let file = options
+        .open(&path)
+        .with_context(|| format!("cannot make the lock {}", path.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {

@@ -457,7 +457,7 @@ impl PrimarySide {
             if self.disks.take_frame(header, body)? {
                 return Ok(None);
             }
-            let message = kemari_sync::wire::decode(header.kind, body)?;
+            let message = crate::link::decode(header.kind, body)?;
             check_welcome(host, &message)?;
             self.heard_ms = Some(self.clock.now_ms());
             self.events

@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use kemari_sync::PeerWord;
-use kemari_sync::wire::{About, CommitId, Message, Welcome, decode};
+use kemari_sync::wire::{About, CommitId, Message, Welcome};
 
 use super::wait::wait;
-use crate::link::{LinkError, Preface, Purpose, Security, connect};
+use crate::link::{LinkError, Preface, Purpose, Security, connect, decode};
 
 /// Longest time for the answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);

@@ -1,10 +1,12 @@
 //! What the file arbiter asks of its storage, operation by operation, so that a test can lose its power between any two.
 
 use std::fmt::Display;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use crate::files;
 
 /// One directory of files.
 pub trait Store {
@@ -51,15 +53,11 @@ impl Store for Directory {
 
     fn create(&mut self, name: &str) -> io::Result<()> {
         let path = self.0.join(name);
-        OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(path)
-            .map(drop)
+        files::own().write(true).create_new(true).open(path).map(drop)
     }
 
     fn write(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).open(self.0.join(name))?;
+        let mut file = files::own().write(true).open(self.0.join(name))?;
         file.write_all(bytes)?;
         file.sync_all()
     }
@@ -87,7 +85,9 @@ impl Store for Directory {
 
     fn read(&self, name: &str, bytes_max: u64) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        File::open(self.0.join(name))?
+        files::own()
+            .read(true)
+            .open(self.0.join(name))?
             .take(bytes_max)
             .read_to_end(&mut bytes)?;
         Ok(bytes)

@@ -31,7 +31,7 @@ impl Seat {
         waiter.add(mailbox.fd())?;
         let sink = mailbox.clone();
         let events = Arc::new(move |event| sink.post(Input::Machine(event)));
-        let console = assembly::console(&config.host(host).console)?;
+        let console = assembly::console(config.host(host))?;
         let machine = Machine::new(spec, console, events).context("cannot build the machine")?;
         Ok(Self {
             machine: Arc::new(machine),

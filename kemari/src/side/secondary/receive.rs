@@ -1,7 +1,7 @@
 //! Frames from the primary: control messages to the core, pages of the first copy into memory, syncs into staging.
 
 use kemari_sync::wire::{
-    Channel, FrameHeader, FrameKind, Goodbye, Hello, Message, PageBatch, decode, encode, reason_text,
+    Channel, FrameHeader, FrameKind, Goodbye, Hello, Message, PageBatch, encode, reason_text,
 };
 use kemari_sync::{Epoch, Incarnation, SecondaryEvent, SessionId, Staging};
 
@@ -254,7 +254,7 @@ impl Receiver<Option<Message>> for Intake<'_> {
             FrameKind::DiskSums | FrameKind::DiskBlocks => side.take_blocks(session, header, body)?,
             _ => {
                 header.check(body)?;
-                return Ok(Some(Some(decode(header.kind, body)?)));
+                return Ok(Some(Some(crate::link::decode(header.kind, body)?)));
             }
         }
         self.copied_bytes += body.len();

@@ -1,0 +1,122 @@
+//! The border for what a peer says in words: it goes to the log, to `kemari status` and into errors, where it is one line
+//! of letters. Whoever speaks to a host without certificates could otherwise write the host's log.
+
+use kemari_sync::wire::{FrameError, FrameKind, Goodbye, Message};
+use kemari_sync::{Incarnation, Trouble};
+
+use crate::log::printable;
+
+/// Longest reason that is kept, in letters; what is sent is shorter.
+const LETTERS_MAX: usize = 1024;
+
+/// Decodes a control message, its words made harmless.
+///
+/// # Errors
+/// If it does not decode, or names a VM or a host as none can be called.
+pub fn decode(kind: FrameKind, body: &[u8]) -> Result<Message, FrameError> {
+    let mut message = kemari_sync::wire::decode(kind, body)?;
+    match &mut message {
+        Message::Hello(hello) => {
+            check_name(kind, &hello.vm)?;
+            check_host(kind, &hello.incarnation)?;
+        }
+        Message::Welcome(welcome) => check_host(kind, &welcome.incarnation)?,
+        Message::Refuse(reason)
+        | Message::Goodbye(Goodbye::Alone(reason) | Goodbye::HandOver(reason) | Goodbye::Unfit(reason)) => {
+            tame(reason);
+        }
+        Message::Heartbeat(heartbeat) => {
+            if let Some(Trouble::Uplink(reason) | Trouble::Disk(reason)) = &mut heartbeat.trouble {
+                tame(reason);
+            }
+            let readiness = heartbeat.readiness.iter_mut();
+            readiness.flat_map(|it| &mut it.reasons).for_each(tame);
+        }
+        _ => {}
+    }
+    Ok(message)
+}
+
+fn check_host(kind: FrameKind, incarnation: &Incarnation) -> Result<(), FrameError> {
+    check_name(kind, &incarnation.host)
+}
+
+fn check_name(kind: FrameKind, name: &str) -> Result<(), FrameError> {
+    let shown = printable(name, LETTERS_MAX);
+    match shown == name {
+        true => Ok(()),
+        false => Err(FrameError::Body {
+            kind,
+            reason: format!("`{shown}` is no name"),
+        }),
+    }
+}
+
+fn tame(reason: &mut String) {
+    *reason = printable(reason, LETTERS_MAX);
+}
+
+#[cfg(test)]
+mod tests {
+    use kemari_sync::Readiness;
+    use kemari_sync::wire::{FrameHeader, HEADER_BYTES, Heartbeat, Welcome, encode};
+
+    use super::*;
+
+    /// What arrives of a message.
+    fn arrived(message: &Message) -> Result<Message, FrameError> {
+        let mut bytes = Vec::new();
+        encode(message, &mut bytes);
+        let (header, body) = bytes.split_at(HEADER_BYTES);
+        let header = FrameHeader::parse(header.try_into().expect("a header")).expect("its own frame");
+        decode(header.kind, body)
+    }
+
+    #[test]
+    fn a_peers_reasons_are_one_line_that_commands_no_terminal() {
+        let evil = "a\nERROR kemari: all is lost\x1b[2J";
+        let tame = "a\\nERROR kemari: all is lost\\u{1b}[2J";
+        for (sent, expected) in [
+            (Message::Refuse(evil.into()), Message::Refuse(tame.into())),
+            (
+                Message::Goodbye(Goodbye::Unfit(evil.into())),
+                Message::Goodbye(Goodbye::Unfit(tame.into())),
+            ),
+            (heartbeat(evil), heartbeat(tame)),
+        ] {
+            assert_eq!(arrived(&sent).expect("it decodes"), expected);
+        }
+        let usual = Message::Goodbye(Goodbye::HandOver(
+            "the disk blk0 fails: Eingabe-/Ausgabefehler, süß".into(),
+        ));
+        assert_eq!(arrived(&usual).expect("it decodes"), usual);
+    }
+
+    fn heartbeat(text: &str) -> Message {
+        Message::Heartbeat(Heartbeat {
+            sequence: 1,
+            epoch: 2,
+            trouble: Some(Trouble::Disk(text.into())),
+            readiness: Some(Readiness {
+                reasons: vec!["fine".into(), text.into()],
+                age_ms: 3,
+            }),
+            wall_clock_ms: 4,
+        })
+    }
+
+    #[test]
+    fn a_peer_with_an_impossible_name_is_refused() {
+        let welcome = |host: &str| {
+            Message::Welcome(Welcome {
+                incarnation: Incarnation {
+                    host: host.into(),
+                    nonce: 1,
+                },
+                last: None,
+            })
+        };
+        assert!(arrived(&welcome("b")).is_ok());
+        assert!(arrived(&welcome("b\n")).is_err());
+    }
+}
