@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 use kemari::control::{Command, Drill, Role, Status};
 
-use crate::support::{Host, Plan, Scene, ask, play};
+use crate::support::{Clients, Host, Plan, Scene, ask, play};
 
 /// What `kemari drill` on the secondary says, and what is shown of it afterwards.
 fn drill(scene: &mut Scene, seconds: &str) -> Result<(bool, String, Drill)> {
@@ -63,6 +63,45 @@ fn a_drill_without_the_shared_disk_passes_and_disturbs_nobody() {
         mode: "pipelined",
         vcpus: 2,
         ..Plan::default()
+    });
+}
+
+/// Milliseconds in which answers are counted.
+const COUNTED_MS: u64 = 1500;
+
+fn answers_per_s(clients: &Clients) -> f64 {
+    let before = clients.acknowledged();
+    thread::sleep(Duration::from_millis(COUNTED_MS));
+    (clients.acknowledged() - before) as f64 * 1000.0 / COUNTED_MS as f64
+}
+
+/// A machine with few processors, all of it busy, says little of how much slower syncs are; but they are made.
+#[test]
+fn syncs_go_on_while_a_drill_runs() {
+    let plan = Plan {
+        mode: "pipelined",
+        ..Plan::replicated("memory")
+    };
+    play(&plan, |scene| {
+        scene.protect()?;
+        let clients = scene.clients()?;
+        let (mut alone, mut beside) = (answers_per_s(&clients), 0.0);
+        const ROUNDS: usize = 2;
+        for _ in 0..ROUNDS {
+            let client = scene.client(Host::B);
+            let asked = thread::spawn(move || client.command(Command::Drill { seconds: 2 }));
+            thread::sleep(Duration::from_millis(300));
+            beside += answers_per_s(&clients);
+            asked.join().map_err(|_| anyhow!("the order panicked"))??;
+            alone += answers_per_s(&clients);
+        }
+        let (alone, beside) = (alone / (ROUNDS + 1) as f64, beside / ROUNDS as f64);
+        println!("answers in a second: {alone:.0} alone, {beside:.0} beside a drill");
+        ensure!(
+            beside > alone / 4.0,
+            "of {alone:.0} answers in a second {beside:.0} are left beside a drill"
+        );
+        clients.finish()
     });
 }
 
