@@ -39,6 +39,9 @@ pub enum Fault {
     /// A VM is booted while the fence of its last winner may still strike. Not among [`Self::ALL`]: in the simulation the
     /// next host that could be struck is never ready so soon; a test of the start finds it.
     BootUnderFence,
+    /// Output is held for a secondary to which the way is not proved. Not among [`Self::ALL`]: it costs the guest time and
+    /// no data; a test of the handshake finds it.
+    HoldUnproved,
     /// A secondary that holds a committed stop runs the guest.
     ResurrectStop,
     /// A cold boot does not ask what the recorded peer holds.
@@ -165,6 +168,7 @@ impl Fault {
             Self::DeltaAgainstUnacked,
             Self::CopyOverNewer,
             Self::BootUnderFence,
+            Self::HoldUnproved,
         ]);
         all.find(|fault| format!("{fault:?}") == name)
     }

@@ -22,6 +22,10 @@ pub struct Timing {
     pub max_interval_ms: u64,
     /// In [`crate::Mode::Interval`], so often.
     pub interval_ms: u64,
+    /// Pause before protection is tried again that has failed; it doubles up to [`Self::protect_retry_ms_max`].
+    pub protect_retry_ms: u64,
+    /// Longest of these pauses. A pair that stood for so long is proof that it can.
+    pub protect_retry_ms_max: u64,
     /// Pause before a failed fence or restore is tried again.
     pub takeover_retry_ms: u64,
 }
@@ -37,6 +41,8 @@ impl Default for Timing {
             ask_retry_ms: 200,
             max_interval_ms: 1_000,
             interval_ms: 25,
+            protect_retry_ms: 1_000,
+            protect_retry_ms_max: 60_000,
             takeover_retry_ms: 1_000,
         }
     }

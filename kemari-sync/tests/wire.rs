@@ -2,7 +2,7 @@
 
 use kemari_sync::wire::{
     About, Begin, Commit, CommitId, FrameError, FrameHeader, FrameKind, Goodbye, HEADER_BYTES, Heartbeat,
-    Hello, Message, PAGE_BYTES, PAGES_PER_FRAME_MAX, PageBatch, PageBatchWriter, PageContent,
+    Hello, Message, PAGE_BYTES, PAGES_PER_FRAME_MAX, PROOF_BYTES, PageBatch, PageBatchWriter, PageContent,
     REASON_BYTES_MAX, StateFrame, Welcome, decode, encode, encode_state, reason_text,
 };
 use kemari_sync::{Incarnation, Staging, StagingError, SyncTally};
@@ -49,6 +49,7 @@ fn messages() -> Vec<Message> {
             last: Some(commit),
         }),
         Message::Refuse(long.clone()),
+        Message::Proof { bytes: PROOF_BYTES },
         Message::Prepare,
         Message::Ready {
             staging_pages_max: 1 << 40,

@@ -132,6 +132,14 @@ impl LocalNet {
         ))
     }
 
+    /// Gives the hosts' ends of the replication network another MTU than the switch between them has, which is 1500: larger
+    /// frames are lost there, and nobody is told.
+    pub fn set_replication_mtu(&self, mtu: u32) -> Result<()> {
+        // With one segment a packet the kernel hands out frames as they are on a wire.
+        let order = format!("link set replication mtu {mtu} gso_max_segs 1");
+        self.hosts.iter().try_for_each(|host| host.netns().ip(&order))
+    }
+
     /// Ends a [`LocalNet::cut_one_way`].
     pub fn join_one_way(&self, from: usize, to: usize) -> Result<()> {
         let address = replication_address(to);

@@ -39,6 +39,8 @@ pub(super) fn timing(suspicious: bool, stalled: bool) -> Timing {
         ask_retry_ms: 0,
         max_interval_ms: NEVER_MS,
         interval_ms: NEVER_MS,
+        protect_retry_ms: 0,
+        protect_retry_ms_max: 0,
         takeover_retry_ms: 0,
     }
 }

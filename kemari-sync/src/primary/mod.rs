@@ -5,6 +5,7 @@
 //! `switchover`, a host that lives and is in trouble in `health`, a record that was lost under a living VM in `adoption`.
 
 mod adoption;
+mod backoff;
 mod disks;
 mod health;
 mod pairing;
@@ -28,6 +29,7 @@ use crate::timing::Timing;
 use crate::trouble::Trouble;
 
 use adoption::Adoption;
+use backoff::Backoff;
 use pairing::Pairing;
 use parting::{Parting, Stop};
 use session::{Session, Stage};
@@ -85,6 +87,7 @@ pub struct Primary {
     capture_failures: u32,
     paused: bool,
     protection_wanted: bool,
+    backoff: Backoff,
     stop: Option<Stop>,
     switchover: Option<Switchover>,
     /// What keeps this host from running the VM well.
@@ -121,6 +124,7 @@ impl Primary {
             capture_failures: 0,
             paused: false,
             protection_wanted: config.protect,
+            backoff: Backoff::default(),
             stop: None,
             switchover: None,
             trouble: None,
@@ -191,7 +195,10 @@ impl Primary {
             PrimaryEvent::DisksCopied { session, result } => self.on_disks_copied(session, result, actions),
             PrimaryEvent::SourceGrown { disk, bytes } => self.on_source_grown(disk, bytes),
             PrimaryEvent::OperatorUnprotect => self.on_unprotect(actions),
-            PrimaryEvent::OperatorProtect => self.protection_wanted = true,
+            PrimaryEvent::OperatorProtect => {
+                self.protection_wanted = true;
+                self.forget_futile();
+            }
             PrimaryEvent::OperatorSwitchover => self.on_switchover(actions),
             PrimaryEvent::OperatorAdopt { store } => self.on_adopt(store, actions),
             PrimaryEvent::OperatorPace(pace) => self.set_pace(pace),
@@ -216,7 +223,10 @@ impl Primary {
     /// Whether a connection to the secondary should be made, if there is none.
     pub fn wants_peer(&self) -> bool {
         let may_join = match self.standing {
-            Standing::Alone => self.protection_wanted && self.stop.is_none() && !self.is_writing_record(),
+            Standing::Alone => {
+                let is_busy = self.stop.is_some() || self.is_writing_record();
+                self.protection_wanted && !is_busy && self.protects_again_ms().is_none()
+            }
             Standing::Paired => self.parting.as_ref().is_none_or(Parting::can_cancel),
             Standing::Pairing(_) | Standing::Over(_) => false,
         };
@@ -246,6 +256,7 @@ impl Primary {
         let interval = self.may_sync().then(|| self.last_capture_ms + self.interval_ms());
         let asks = [
             self.pairing_deadline(),
+            self.protects_again_ms(),
             self.parting
                 .as_ref()
                 .filter(|_| !self.is_writing_record())
@@ -373,7 +384,11 @@ impl Primary {
         if let Some(waiting) = self.waiting_in_trouble() {
             return Some(waiting);
         }
+        if let Some(waiting) = self.waiting_to_protect(now_ms) {
+            return Some(waiting);
+        }
         match self.session.as_ref().map(|session| &session.stage)? {
+            Stage::Proving { .. } => Some("the way to the secondary is being proved".to_owned()),
             Stage::Greeting => Some("the secondary has not answered yet".to_owned()),
             Stage::Preparing => Some("the secondary makes its standby VM ready".to_owned()),
             Stage::Verifying(asker) | Stage::Confirming { asker, .. } => {

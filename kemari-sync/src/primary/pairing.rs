@@ -62,6 +62,7 @@ impl Primary {
     /// Gives up a pair that was certainly never recorded.
     pub(super) fn abandon_pairing(&mut self, reason: &str, actions: &mut Actions) {
         self.standing = Standing::Alone;
+        self.note_futile(reason);
         self.dirty_limit = false;
         actions.push(PrimaryAction::Report(format!(
             "the VM runs on unprotected: {reason}"
@@ -97,6 +98,7 @@ impl Primary {
             Verdict::Done(record) => {
                 self.record = record;
                 self.standing = Standing::Paired;
+                self.note_paired();
                 self.note_disks_paired();
                 if self.session.is_none() {
                     self.lost_since_ms = Some(self.now_ms);

@@ -31,6 +31,8 @@ impl fmt::Display for Cause {
 pub(super) struct Parting {
     pub(super) contest: Contest,
     pub(super) cause: Cause,
+    /// The peer was heard, and nothing got on: the next pair may fare no better.
+    pub(super) is_stuck: bool,
 }
 
 impl Parting {
@@ -131,7 +133,12 @@ impl Primary {
             return self.act_alone(record, &cause.to_string(), actions);
         }
         let contest = self.contest(Goal::Rule);
-        self.parting = Some(Parting { contest, cause });
+        let (now_ms, progress) = (self.now_ms, self.progress_deadline());
+        self.parting = Some(Parting {
+            contest,
+            cause,
+            is_stuck: progress.is_some_and(|(due_ms, _)| now_ms >= due_ms),
+        });
     }
 
     pub(super) fn contest(&self, goal: Goal) -> Contest {
@@ -198,6 +205,9 @@ impl Primary {
     fn act_alone(&mut self, record: Record, cause: &str, actions: &mut Actions) {
         self.record = record;
         self.standing = Standing::Alone;
+        if self.parting.as_ref().is_some_and(|parting| parting.is_stuck) {
+            self.note_futile(cause);
+        }
         (self.parting, self.lost_since_ms, self.acked) = (None, None, None);
         self.give_back_sync(actions);
         self.output_pending = false;
@@ -268,7 +278,11 @@ impl Primary {
             stop.step = StopStep::Recording;
             let cause = Cause::Final(stop.reason.clone());
             let contest = self.contest(Goal::Stop);
-            self.parting = Some(Parting { contest, cause });
+            self.parting = Some(Parting {
+                contest,
+                cause,
+                is_stuck: false,
+            });
         }
     }
 

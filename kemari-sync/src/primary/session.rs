@@ -5,7 +5,9 @@ use crate::faults::{Fault, fault};
 use crate::readiness::Readiness;
 use crate::record::{Epoch, Incarnation};
 use crate::trouble::Trouble;
-use crate::wire::{CommitId, Goodbye, Heartbeat, Hello, Message, PROTOCOL_VERSION, Welcome, reason_text};
+use crate::wire::{
+    CommitId, Goodbye, Heartbeat, Hello, Message, PROOF_BYTES, PROTOCOL_VERSION, Welcome, reason_text,
+};
 
 use super::disks::DiskStep;
 use super::{Actions, Primary, PrimaryAction, SessionId, Standing};
@@ -20,6 +22,8 @@ pub(super) enum Stage {
     Greeting,
     /// Protection is refused while the arbiter does not answer: it is read before the first page is sent.
     Verifying(Asker),
+    /// `Proof` is sent: what holds the guest's output must be able to carry it.
+    Proving { since_ms: u64 },
     /// `Prepare` is sent.
     Preparing,
     /// The replicated disks are being copied.
@@ -96,7 +100,20 @@ impl Primary {
             Stage::Verifying(asker) | Stage::Confirming { asker, .. } => asker.deadline(),
             _ => None,
         };
-        session.beat_ms.min(silence_ms).min(asks.unwrap_or(u64::MAX))
+        let proof_ms = self.proof_deadline(session).unwrap_or(u64::MAX);
+        session
+            .beat_ms
+            .min(silence_ms)
+            .min(asks.unwrap_or(u64::MAX))
+            .min(proof_ms)
+    }
+
+    /// When the proof counts as failed.
+    fn proof_deadline(&self, session: &Session) -> Option<u64> {
+        match session.stage {
+            Stage::Proving { since_ms } => Some(since_ms + self.config.timing.progress_ms),
+            _ => None,
+        }
     }
 
     pub(super) fn on_connected(&mut self, id: SessionId, actions: &mut Actions) {
@@ -130,9 +147,8 @@ impl Primary {
     }
 
     pub(super) fn on_closed(&mut self, id: SessionId, reason: &str, actions: &mut Actions) {
-        if self.session.as_ref().is_some_and(|session| session.id == id) {
-            self.session = None;
-            self.session_ended(reason, actions);
+        if let Some(session) = self.session.take_if(|session| session.id == id) {
+            self.session_ended(&session, reason, actions);
         }
     }
 
@@ -148,6 +164,7 @@ impl Primary {
             (Stage::Greeting, Message::Refuse(reason)) => {
                 self.close(&format!("the secondary refused: {reason}"), actions);
             }
+            (Stage::Proving { .. }, Message::Proof { bytes: PROOF_BYTES }) => self.prepare(actions),
             (
                 Stage::Preparing,
                 Message::Ready {
@@ -253,9 +270,10 @@ impl Primary {
         let now_ms = self.now_ms;
         let Some(session) = &mut self.session else { return };
         match session.stage {
+            Stage::Verifying(_) if fault(Fault::HoldUnproved) => self.prepare(actions),
             Stage::Verifying(_) => {
-                session.stage = Stage::Preparing;
-                self.send(Message::Prepare, actions);
+                session.stage = Stage::Proving { since_ms: now_ms };
+                self.send(Message::Proof { bytes: PROOF_BYTES }, actions);
             }
             Stage::Confirming { round, since_ms, .. } if now_ms > since_ms + CONFIRMATION_FRESH_MS => {
                 session.stage = Stage::Copying { round };
@@ -270,6 +288,13 @@ impl Primary {
             }
             _ => {}
         }
+    }
+
+    fn prepare(&mut self, actions: &mut Actions) {
+        if let Some(session) = &mut self.session {
+            session.stage = Stage::Preparing;
+        }
+        self.send(Message::Prepare, actions);
     }
 
     fn on_goodbye(&mut self, goodbye: Goodbye, actions: &mut Actions) {
@@ -313,8 +338,20 @@ impl Primary {
             }
             _ => false,
         };
+        let proof_ms = self
+            .session
+            .as_ref()
+            .and_then(|session| self.proof_deadline(session));
+        let is_unproved = proof_ms.is_some_and(|due_ms| now_ms >= due_ms);
         if is_silent && !is_joined {
             self.close("the secondary is silent", actions);
+        } else if is_unproved {
+            let text = format!(
+                "{PROOF_BYTES} bytes did not go there and back within {} ms, while small messages arrive: something on \
+                 the way drops large packets; give the interfaces of both hosts and all switches between them one MTU",
+                self.config.timing.progress_ms
+            );
+            self.close(&text, actions);
         } else if is_stuck {
             self.close("the secondary did not commit the first sync in time", actions);
         }
@@ -329,10 +366,10 @@ impl Primary {
             session: session.id,
             reason: reason_text(reason),
         });
-        self.session_ended(reason, actions);
+        self.session_ended(&session, reason, actions);
     }
 
-    fn session_ended(&mut self, reason: &str, actions: &mut Actions) {
+    fn session_ended(&mut self, session: &Session, reason: &str, actions: &mut Actions) {
         self.ahead = None;
         actions.push(PrimaryAction::Report(format!(
             "the session with the secondary ended: {reason}"
@@ -340,6 +377,10 @@ impl Primary {
         match &self.standing {
             Standing::Paired => self.lost_since_ms = self.lost_since_ms.or(Some(self.now_ms)),
             Standing::Pairing(pairing) if pairing.asker.is_none() => self.abandon_pairing(reason, actions),
+            // Whoever refuses may take it any moment; whoever began, and came no further, will not soon.
+            Standing::Alone if !matches!(session.stage, Stage::Greeting | Stage::Live) => {
+                self.note_futile(reason);
+            }
             _ => {}
         }
     }

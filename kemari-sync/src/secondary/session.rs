@@ -81,6 +81,7 @@ impl Secondary {
         session.heard_ms = now_ms;
         match (session.stage, message) {
             (_, Message::Heartbeat(_)) => {}
+            (Stage::Greeted, proof @ Message::Proof { .. }) => self.send(proof, actions),
             (Stage::Greeted, Message::Prepare) => {
                 session.stage = Stage::Preparing;
                 actions.push(SecondaryAction::Prepare { session: id });

@@ -60,6 +60,8 @@ impl Setup {
             ask_retry_ms: 15,
             max_interval_ms: 80,
             interval_ms: 7,
+            protect_retry_ms: 10,
+            protect_retry_ms_max: 80,
             takeover_retry_ms: 60,
         };
         Self {

@@ -14,7 +14,7 @@ use crate::checksum::checksum_both;
 
 use super::about::ABOUT_BYTES_MAX;
 use super::blocks::BLOCK_FRAME_BYTES_MAX;
-use super::message::{Message, REASON_BYTES_MAX};
+use super::message::{Message, PROOF_BYTES, REASON_BYTES_MAX};
 use super::pages::PAGE_FRAME_BYTES_MAX;
 use super::state::STATE_FRAME_BYTES_MAX;
 
@@ -81,10 +81,12 @@ pub enum FrameKind {
     DiskStored = 23,
     /// [`Message::About`].
     About = 24,
+    /// [`Message::Proof`].
+    Proof = 25,
 }
 
 impl FrameKind {
-    const ALL: [Self; 24] = [
+    const ALL: [Self; 25] = [
         Self::Hello,
         Self::Welcome,
         Self::Refuse,
@@ -109,6 +111,7 @@ impl FrameKind {
         Self::DiskBlocks,
         Self::DiskStored,
         Self::About,
+        Self::Proof,
     ];
 
     /// The kind with this number.
@@ -122,6 +125,7 @@ impl FrameKind {
             Self::CopyPages | Self::Pages => PAGE_FRAME_BYTES_MAX,
             Self::State => STATE_FRAME_BYTES_MAX,
             Self::DiskMap | Self::DiskBlocks => BLOCK_FRAME_BYTES_MAX,
+            Self::Proof => PROOF_BYTES as usize,
             Self::DiskSums | Self::DiskWanted => CONTROL_BYTES_MAX + 64,
             Self::About => ABOUT_BYTES_MAX,
             _ => CONTROL_BYTES_MAX,
@@ -261,6 +265,7 @@ pub fn encode(message: &Message, out: &mut Vec<u8>) -> FrameHeader {
         Message::Welcome(body) => append(body, out),
         Message::Refuse(reason) => append(reason, out),
         Message::Prepare | Message::DisksReady => {}
+        Message::Proof { bytes } => out.extend(padding().take(*bytes as usize)),
         Message::Ready {
             staging_pages_max,
             disks,
@@ -277,6 +282,16 @@ pub fn encode(message: &Message, out: &mut Vec<u8>) -> FrameHeader {
     close_frame(out, start, message.kind())
 }
 
+/// Bytes that nothing on the way makes fewer of.
+fn padding() -> impl Iterator<Item = u8> {
+    let words = std::iter::successors(Some(0x9e37_79b9_u32), |word| {
+        let word = word ^ (word << 13);
+        let word = word ^ (word >> 17);
+        Some(word ^ (word << 5))
+    });
+    words.flat_map(u32::to_le_bytes)
+}
+
 fn append<T: Serialize>(body: &T, out: &mut Vec<u8>) {
     *out = postcard::to_extend(body, std::mem::take(out)).expect("plain data encodes into memory");
 }
@@ -290,6 +305,9 @@ pub fn decode(kind: FrameKind, body: &[u8]) -> Result<Message, FrameError> {
         FrameKind::Prepare if body.is_empty() => Message::Prepare,
         FrameKind::DisksReady if body.is_empty() => Message::DisksReady,
         FrameKind::Prepare | FrameKind::DisksReady => return Err(FrameError::body(kind, "it has a body")),
+        FrameKind::Proof => Message::Proof {
+            bytes: body.len() as u32,
+        },
         FrameKind::Ready => {
             let (staging_pages_max, disks) = take(kind, body)?;
             Message::Ready {

@@ -16,6 +16,9 @@ pub const PROTOCOL_VERSION: u32 = 4;
 /// Longest reason in a message, in bytes; longer ones are cut by [`reason_text`].
 pub const REASON_BYTES_MAX: usize = 512;
 
+/// Length of a [`Message::Proof`], in bytes: many packets of any size that a network carries.
+pub const PROOF_BYTES: u32 = 64 << 10;
+
 /// Which of the two connections of a session carries a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Channel {
@@ -149,6 +152,12 @@ pub enum Message {
     Welcome(Welcome),
     /// Secondary: the session is refused, and why.
     Refuse(String),
+    /// Primary: these bytes stand for all that is to follow. The secondary sends as many back: so frames of full size are
+    /// known to pass, both ways, before anything depends on it.
+    Proof {
+        /// How many: [`PROOF_BYTES`].
+        bytes: u32,
+    },
     /// Primary: make a standby VM ready for the first copy. What was held before is void.
     Prepare,
     /// Secondary: memory is populated and locked; so many pages fit into one sync, and these are the images of the
@@ -190,6 +199,7 @@ impl Message {
             Self::Hello(_) => FrameKind::Hello,
             Self::Welcome(_) => FrameKind::Welcome,
             Self::Refuse(_) => FrameKind::Refuse,
+            Self::Proof { .. } => FrameKind::Proof,
             Self::Prepare => FrameKind::Prepare,
             Self::Ready { .. } => FrameKind::Ready,
             Self::Begin(_) => FrameKind::Begin,

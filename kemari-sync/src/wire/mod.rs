@@ -15,8 +15,8 @@ pub use blocks::{
 };
 pub use frame::{FRAME_VERSION, FrameError, FrameHeader, FrameKind, HEADER_BYTES, MAGIC, decode, encode};
 pub use message::{
-    Begin, Channel, Commit, CommitId, DiskMark, Goodbye, Heartbeat, Hello, Message, PROTOCOL_VERSION,
-    REASON_BYTES_MAX, Welcome, reason_text, shortened,
+    Begin, Channel, Commit, CommitId, DiskMark, Goodbye, Heartbeat, Hello, Message, PROOF_BYTES,
+    PROTOCOL_VERSION, REASON_BYTES_MAX, Welcome, reason_text, shortened,
 };
 pub use pages::{PAGE_BYTES, PAGES_PER_FRAME_MAX, Page, PageBatch, PageBatchWriter, PageContent, Pages};
 pub use state::{STATE_BYTES_MAX, StateFrame, encode_state};

@@ -13,6 +13,7 @@ fn a_copy_goes_on_until_few_pages_are_left_or_is_given_up() {
     bench.feed(PrimaryEvent::PeerConnected { session: 1 });
     let asked = bench.welcome(1, 2, None);
     bench.read(&asked);
+    bench.prove(1);
     bench.hear(
         1,
         Message::Ready {

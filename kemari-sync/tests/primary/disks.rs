@@ -42,6 +42,7 @@ fn preparing() -> Bench {
     bench.feed(PrimaryEvent::PeerConnected { session: 1 });
     let asked = bench.welcome(1, 2, None);
     bench.read(&asked);
+    bench.prove(1);
     bench
 }
 

@@ -7,6 +7,8 @@ mod failing;
 mod health;
 mod pairing;
 mod parting;
+mod proof;
+
 mod rejoin;
 mod stop;
 mod support;

@@ -97,6 +97,8 @@ fn a_link_that_breaks_before_the_first_ack_gives_the_right_to_act_alone_back() {
         reason: "reset".to_owned(),
     });
     assert_eq!(actions, [Do::GiveBack { epoch: 1 }, Do::OpenGate, Do::Resume]);
+    assert!(!bench.primary.wants_peer(), "not at once");
+    bench.wait(1_000);
     assert!(bench.primary.wants_peer());
     let actions = bench.feed(PrimaryEvent::PeerConnected { session: 2 });
     assert!(

@@ -1,6 +1,6 @@
 //! A bench for the primary: it plays the rest of the world.
 
-use kemari_sync::wire::{CommitId, Message, Welcome};
+use kemari_sync::wire::{CommitId, Message, PROOF_BYTES, Welcome};
 use kemari_sync::{
     ArbiterAnswer, ArbiterRequest, CopyLimits, Incarnation, Mode, OnSecondaryLoss, Opening, Phase, Primary,
     PrimaryAction, PrimaryConfig, PrimaryEvent, Protection, Record, Reign, Source, Timing,
@@ -165,6 +165,11 @@ impl Bench {
         )
     }
 
+    /// The secondary answers that it got the proof.
+    pub fn prove(&mut self, session: u64) -> Vec<PrimaryAction> {
+        self.hear(session, Message::Proof { bytes: PROOF_BYTES })
+    }
+
     /// Up to the first capture of a pair.
     pub fn copied(mode: Mode) -> (Self, Vec<PrimaryAction>) {
         let mut bench = Self::new(mode);
@@ -183,8 +188,17 @@ impl Bench {
             }]
         ));
         let asked = self.welcome(1, 2, None);
+        let proof = Message::Proof { bytes: PROOF_BYTES };
         assert_eq!(
             self.read(&asked),
+            [Do::Send {
+                session: 1,
+                message: proof.clone()
+            }],
+            "the way is proved first"
+        );
+        assert_eq!(
+            self.hear(1, proof),
             [Do::Send {
                 session: 1,
                 message: Message::Prepare

@@ -184,3 +184,12 @@ fn an_unfinished_copy_is_worth_nothing() {
     };
     assert_unfit(&bench.feed(no_memory));
 }
+
+#[test]
+fn a_proof_is_sent_back_as_it_came() {
+    let mut bench = Bench::new(false);
+    bench.hear(1, Message::Hello(hello()));
+    let proof = Message::Proof { bytes: 64 << 10 };
+    let message = proof.clone();
+    assert_eq!(bench.hear(1, proof), [Do::Send { session: 1, message }]);
+}

@@ -20,6 +20,7 @@ mod frozen;
 mod guest_life;
 mod health;
 mod hostile;
+mod large_frames;
 mod no_arbiter;
 mod pace;
 mod partition;

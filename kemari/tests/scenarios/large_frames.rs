@@ -1,0 +1,47 @@
+//! Hosts with a larger MTU than the switch between them.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::support::{Host, Plan, play};
+
+const JUMBO: u32 = 9000;
+const SWITCH: u32 = 1500;
+/// A syncing guest answers within this, and one that is held back for a secondary that is not heard does not.
+const ANSWER_MAX: Duration = Duration::from_millis(900);
+
+#[test]
+fn a_switch_that_drops_large_frames_costs_the_guest_nothing_and_is_named() {
+    let plan = Plan {
+        progress_timeout_ms: 1500,
+        ..Plan::default()
+    };
+    play(&plan, |scene| -> Result<()> {
+        scene.net.set_replication_mtu(JUMBO)?;
+        scene.secondary(Host::B)?;
+        scene.run(Host::A)?;
+        scene.await_service(Host::A)?;
+        let load = scene.load();
+        let (begin, mut slowest) = (Instant::now(), Duration::ZERO);
+        while begin.elapsed() < Duration::from_secs(5) {
+            let asked = Instant::now();
+            xtask::proof::client::ping(&load).context("the guest does not answer")?;
+            slowest = slowest.max(asked.elapsed());
+        }
+        ensure!(slowest < ANSWER_MAX, "the guest stood still for {slowest:?}");
+        scene.await_log(Host::A, "something on the way drops large packets")?;
+        let status = scene.status(Host::A).context("A has no status")?;
+        ensure!(status.term == 1, "terms are used up: {status}");
+        let because = status.waiting_because.clone().unwrap_or_default();
+        ensure!(
+            because.contains("large packets"),
+            "the status does not say why: {status}"
+        );
+        // The hosts get the switch's MTU: now there is nothing in the way.
+        scene.net.set_replication_mtu(SWITCH)?;
+        let status = scene.await_protected(Host::A)?;
+        ensure!(status.term == 2, "{status}");
+        Ok(())
+    });
+}
