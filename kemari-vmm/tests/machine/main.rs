@@ -10,6 +10,7 @@ mod faults;
 mod fuzz;
 mod gate;
 mod large;
+mod moment;
 mod pause;
 mod reattach;
 mod replicas;

@@ -1,6 +1,6 @@
 use super::super::testing::Scratch;
 use super::*;
-use kemari_vmm::disk::DiskConfig;
+use kemari_vmm::disk::{DiskConfig, Store};
 
 /// In the mode where only the primary's disk is waited for no flush of the guest comes here; yet marks must go.
 #[test]
@@ -47,4 +47,43 @@ fn a_queue_is_full_before_the_commit_that_would_overfill_it() {
     assert!(queue.bytes.load(Ordering::SeqCst) <= bytes_max);
     queue.remove(commit.cost());
     assert!(!queue.is_full());
+}
+
+/// Who looks at a moment of the image sees all that was given before, carried out or not, and nothing that is given later.
+#[test]
+fn a_layer_over_the_image_is_of_the_moment_at_which_it_was_asked_for() {
+    let scratch = Scratch::new(8 << 20);
+    let image = scratch.image();
+    image.start(1, false).unwrap();
+    let delay = Duration::from_millis(20);
+    let config = DiskConfig::new(scratch.path());
+    let replica = Replica::start(image, &config, 1 << 20, delay, |_| {}).unwrap();
+    let write = |id, offset, byte| {
+        let data = vec![byte; 4096];
+        replica.apply(vec![(id, Operation::Write { offset, data })]);
+    };
+    write(1, 0, 1);
+    let (given, overlays) = channel();
+    replica.overlay(1 << 20, move |overlay| given.send(overlay).unwrap());
+    write(2, 0, 2);
+    write(3, 8192, 3);
+    let unmap = true;
+    replica.apply(vec![(
+        4,
+        Operation::Zero {
+            offset: 0,
+            bytes: 1 << 16,
+            unmap,
+        },
+    )]);
+    let overlay = overlays.recv().unwrap();
+    replica.finish();
+    // The image is closed: what the layer does not have it cannot read.
+    let block = |offset| {
+        let mut block = [9; 4096];
+        overlay.read(offset, &mut block).map(|()| block[0]).ok()
+    };
+    assert_eq!((block(0), block(8192)), (Some(1), Some(0)));
+    assert_eq!(block(1 << 17), None, "nobody has changed this one");
+    assert_eq!(overlay.held_bytes(), 1 << 16);
 }
