@@ -84,3 +84,24 @@ fn an_old_primary_that_cannot_listen_follows_as_soon_as_it_can() {
         clients.finish()
     });
 }
+
+/// A winner that cannot act leaves the VM to whoever can.
+#[test]
+fn a_switchover_to_a_host_without_its_tap_ends_where_it_began() {
+    play(&Plan::replicated("memory"), |scene| {
+        scene.protect()?;
+        let clients = scene.clients()?;
+        set_tap(scene, Host::B, false)?;
+        let ordered = scene.ask(Host::A, &["switchover"])?;
+        ensure!(!ordered.success, "B went on without its TAP: {}", ordered.text);
+        clients.go_on()?;
+        scene.await_primary(Host::A)?;
+        ensure!(scene.is_running(Host::B), "B has ended");
+        set_tap(scene, Host::B, true)?;
+        scene.await_protected(Host::A)?;
+        scene.kill(Host::A)?;
+        clients.go_on()?;
+        scene.await_primary(Host::B)?;
+        clients.finish()
+    });
+}

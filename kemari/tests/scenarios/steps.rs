@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kemari::control::Role;
+use kemari::control::{Protection, Role, Status};
 
 use crate::support::{Clients, Host, PATIENCE, Plan, Scene, play, wait_for};
 
@@ -65,9 +65,9 @@ fn start(scene: &mut Scene, host: Host, word: &str) -> Result<()> {
     scene.start(host, &[word], "scene.toml", &[("KEMARI_FAULTS", &fault)])
 }
 
-/// Who has the VM, and is protected by the other.
+/// Who has the VM, and is protected by the other, which is ready.
 fn await_settled(scene: &mut Scene) -> Result<Host> {
-    wait_for("one primary that is protected", PATIENCE, || {
+    wait_for("one primary that is protected and ready", PATIENCE, || {
         for host in Host::BOTH {
             ensure!(scene.is_running(host), "the process on {} has ended", host.name());
         }
@@ -77,8 +77,11 @@ fn await_settled(scene: &mut Scene) -> Result<Host> {
             [Some(Role::Secondary), Some(Role::Primary)] => Host::B,
             _ => return Ok(None),
         };
-        let is_on = |status: kemari::control::Status| status.protection == kemari::control::Protection::On;
-        Ok(scene.status(primary).is_some_and(is_on).then_some(primary))
+        let is_ready = |status: Status| {
+            let readiness = status.readiness.is_some_and(|readiness| readiness.ready);
+            status.protection == Protection::On && readiness
+        };
+        Ok(scene.status(primary).is_some_and(is_ready).then_some(primary))
     })
 }
 
@@ -181,7 +184,7 @@ fn each_step_fails(plan: &Plan, least: usize) {
         start(scene, Host::B, "secondary")?;
         start(scene, Host::A, "run")?;
         scene.await_service(Host::A)?;
-        scene.await_protected(Host::A)?;
+        await_settled(scene)?;
         let clients = scene.clients()?;
         let part = part()?;
         let mut left = Vec::new();
