@@ -1,6 +1,7 @@
 //! Resets and power-off, with output held, captured and in flight.
 
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -167,12 +168,19 @@ fn a_guest_that_cannot_go_on_is_told_of_once_and_can_be_reset() {
     client.send(&["ABUSE", "execute", "0"]).expect("the TAP takes it");
     let event = rig.event();
     assert!(matches!(event, MachineEvent::GuestFailed(_)), "{event:?}");
+    let parked = Arc::new(AtomicU32::new(0));
+    let seen = parked.clone();
+    machine.on_parked(Some(Arc::new(move || {
+        seen.fetch_add(1, Ordering::SeqCst);
+    })));
     for _ in 0..3 {
         machine.pause();
         machine.resume();
         thread::sleep(Duration::from_millis(10));
     }
     assert_eq!(rig.event_within(A_WHILE), None, "it does not run any more");
+    assert!(parked.load(Ordering::SeqCst) <= 3, "its thread sleeps");
+    machine.on_parked(None);
     machine.pause();
     machine.reset().expect("the bare guest boots again");
     machine.resume();
