@@ -1,5 +1,5 @@
-//! A record is given back under a living pair, and the pair is cut at every step of it: never do both go on, wherever the
-//! old record may still be.
+//! A record is given back under a living pair, and the pair is cut at every step of it: never do both go on,
+//! wherever the old record may still be.
 
 use std::collections::VecDeque;
 

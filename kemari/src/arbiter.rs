@@ -1,7 +1,8 @@
 //! Arbiters: where the one record per VM is kept, that decides when two hosts cannot hear each other.
 //!
-//! Each implements [`kemari_sync::Arbiter`]: a linearizable read and a compare-and-set, in bounded time. What cannot
-//! be understood is never taken for "there is no record", and what may have happened is never reported as failed.
+//! Each implements [`kemari_sync::Arbiter`]: a linearizable read and a compare-and-set, in bounded time. What
+//! cannot be understood is never taken for "there is no record", and what may have happened is never reported
+//! as failed.
 
 mod access;
 mod deadline;
@@ -76,7 +77,8 @@ pub enum ConfiguredArbiter {
 }
 
 impl ConfiguredArbiter {
-    /// Opens the arbiter of `config`'s VM. Asks it nothing yet: an arbiter that is down is seen at the first request.
+    /// Opens the arbiter of `config`'s VM. Asks it nothing yet: an arbiter that is down is seen at the first
+    /// request.
     pub fn open(config: &Config) -> Result<Self, OpenError> {
         let arbiter = &config.arbiter;
         Ok(match arbiter.kind {
@@ -100,8 +102,8 @@ impl ConfiguredArbiter {
         })
     }
 
-    /// What finds out whether this arbiter would answer, without being in the way of what is asked. `None` for the kind
-    /// `none`: there is nobody to ask.
+    /// What finds out whether this arbiter would answer, without being in the way of what is asked. `None`
+    /// for the kind `none`: there is nobody to ask.
     pub fn prober(&self) -> Option<Prober> {
         match self {
             Self::Etcd(etcd) => Some(Prober::Etcd(etcd.clone())),

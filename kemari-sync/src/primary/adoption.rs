@@ -1,9 +1,11 @@
-//! The operator gives the living VM its record back, after the arbiter's store has lost it or went back in time.
+//! The operator gives the living VM its record back, after the arbiter's store has lost it or went back in
+//! time.
 //!
-//! The record gets another store id. A pair's secondary must have committed a sync under that id before a record of it
-//! stands anywhere: from then on it asks for the VM under that record only. So wherever the old record may still be, or
-//! come back from (another store behind other endpoints, a mount that was missing), nobody wins with it while this side
-//! rules with the new one. The term stays: nobody joins and nobody leaves.
+//! The record gets another store id. A pair's secondary must have committed a sync under that id before a
+//! record of it stands anywhere: from then on it asks for the VM under that record only. So wherever the old
+//! record may still be, or come back from (another store behind other endpoints, a mount that was missing),
+//! nobody wins with it while this side rules with the new one. The term stays: nobody joins and nobody
+//! leaves.
 //!
 //! That no third host runs the VM is the operator's word.
 

@@ -1,4 +1,5 @@
-//! What a host says of itself to who asks before anything is begun: what both must have in common, and what it has.
+//! What a host says of itself to who asks before anything is begun: what both must have in common, and what
+//! it has.
 
 use serde::{Deserialize, Serialize};
 
@@ -34,8 +35,8 @@ pub type FeatureLeaf = [u32; 6];
 pub struct About {
     /// Version of the program.
     pub version: String,
-    /// Each key of what both configurations must have in common, with a checksum of its value: enough to say which differs,
-    /// and nothing of what it is.
+    /// Each key of what both configurations must have in common, with a checksum of its value: enough to say
+    /// which differs, and nothing of what it is.
     pub keys: Vec<(String, u32)>,
     /// The processor that guests see there.
     pub features: Vec<FeatureLeaf>,

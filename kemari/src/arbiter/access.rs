@@ -1,5 +1,6 @@
-//! How a cluster is spoken to: whose certificates count, which one is shown, and as which user. Files are replaced
-//! while a side lives (certificates are renewed, passwords changed), so an access knows what it was read from.
+//! How a cluster is spoken to: whose certificates count, which one is shown, and as which user. Files are
+//! replaced while a side lives (certificates are renewed, passwords changed), so an access knows what it was
+//! read from.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -30,8 +31,8 @@ struct Source {
     stamps: Vec<Option<Stamp>>,
 }
 
-/// What changes when a file is written or another one takes its name: device, inode, length in bytes, and the times of
-/// its last change in seconds and nanoseconds (a mode that was mended counts as well).
+/// What changes when a file is written or another one takes its name: device, inode, length in bytes, and the
+/// times of its last change in seconds and nanoseconds (a mode that was mended counts as well).
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Stamp([i64; 7]);
 

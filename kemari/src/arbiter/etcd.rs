@@ -1,7 +1,8 @@
-//! The record in etcd, through the JSON gateway of its v3 API (`/v3/kv/range`, `/v3/kv/txn`, `/v3/auth/authenticate`).
+//! The record in etcd, through the JSON gateway of its v3 API (`/v3/kv/range`, `/v3/kv/txn`,
+//! `/v3/auth/authenticate`).
 //!
-//! A swap names the `mod_revision` at which the expected record was read, so it succeeds only if nobody wrote since,
-//! however late it arrives.
+//! A swap names the `mod_revision` at which the expected record was read, so it succeeds only if nobody wrote
+//! since, however late it arrives.
 //!
 //! * `caller`: members in turn, users and their tokens.
 //! * `care`: names and files, kept fresh in the background.
@@ -52,8 +53,9 @@ struct Current {
 }
 
 impl Etcd {
-    /// The record of `vm` under `prefix` in the cluster behind `endpoints`. Names are resolved, and files that `access`
-    /// was read from looked at again, in the background: no request waits for a resolver that has answered before.
+    /// The record of `vm` under `prefix` in the cluster behind `endpoints`. Names are resolved, and files
+    /// that `access` was read from looked at again, in the background: no request waits for a resolver that
+    /// has answered before.
     pub fn new(
         endpoints: &[String],
         access: Access,
@@ -78,9 +80,9 @@ impl Etcd {
         })
     }
 
-    /// Reads the record, and proves that it could be written: by a transaction that would put it, if a comparison held
-    /// that never does. So it goes the whole way of a swap (the right to write this key, room, a majority that writes
-    /// its log), and changes nothing.
+    /// Reads the record, and proves that it could be written: by a transaction that would put it, if a
+    /// comparison held that never does. So it goes the whole way of a swap (the right to write this key,
+    /// room, a majority that writes its log), and changes nothing.
     pub fn probe(&self) -> Result<Option<Record>, String> {
         let body = json!({
             "compare": [{ "key": self.key, "target": "VERSION", "result": "LESS", "version": "0" }],
@@ -200,7 +202,8 @@ impl Etcd {
         })
     }
 
-    /// Checks an answer against what was seen before its request was sent: another thread's may have come meanwhile.
+    /// Checks an answer against what was seen before its request was sent: another thread's may have come
+    /// meanwhile.
     fn check_header(&self, before: Option<Seen>, header: &Header) -> Result<(), String> {
         let revision = header
             .revision

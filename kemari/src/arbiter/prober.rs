@@ -1,5 +1,6 @@
-//! Whether an arbiter would answer, and could be written, found out while nothing needs it: on ways of its own, so that
-//! a real question never waits for a probe, and by what the real one will use (addresses, certificates, tokens, rights).
+//! Whether an arbiter would answer, and could be written, found out while nothing needs it: on ways of its
+//! own, so that a real question never waits for a probe, and by what the real one will use (addresses,
+//! certificates, tokens, rights).
 
 use std::io;
 use std::path::Path;
@@ -35,8 +36,8 @@ impl Prober {
         })
     }
 
-    /// Reads the record and proves that it could be written, in at most the configured time. Changes nothing. The error
-    /// is a sentence.
+    /// Reads the record and proves that it could be written, in at most the configured time. Changes nothing.
+    /// The error is a sentence.
     pub fn probe(&self) -> Result<Option<Record>, String> {
         match self {
             Self::Etcd(etcd) => etcd.probe(),
@@ -54,7 +55,8 @@ impl Prober {
         }
     }
 
-    /// What is wrong although the arbiter may answer: a renewed certificate that cannot be used, an unknown name.
+    /// What is wrong although the arbiter may answer: a renewed certificate that cannot be used, an unknown
+    /// name.
     pub fn trouble(&self) -> Option<String> {
         match self {
             Self::Etcd(etcd) => etcd.trouble(),
@@ -62,8 +64,8 @@ impl Prober {
         }
     }
 
-    /// Forgets how far the store had come, for those that ask as well: the operator says that it is the right one although
-    /// it went back in time.
+    /// Forgets how far the store had come, for those that ask as well: the operator says that it is the right
+    /// one although it went back in time.
     pub fn forget(&self) {
         match self {
             Self::Etcd(etcd) => etcd.forget(),

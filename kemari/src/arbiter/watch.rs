@@ -1,8 +1,9 @@
-//! The arbiter is watched while all is well: what is wrong with it is told then, not when the other host is dead.
+//! The arbiter is watched while all is well: what is wrong with it is told then, not when the other host is
+//! dead.
 //!
-//! Every few seconds a probe reads the record and proves that it could be written ([`Prober`]), and what it finds is
-//! held against what this side knows of its own record. Nothing is decided by it: who is right is found out by those that
-//! ask, as ever.
+//! Every few seconds a probe reads the record and proves that it could be written ([`Prober`]), and what it
+//! finds is held against what this side knows of its own record. Nothing is decided by it: who is right is
+//! found out by those that ask, as ever.
 
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -14,8 +15,8 @@ use kemari_sync::{Record, Term};
 
 use super::Prober;
 
-/// Time between two probes, in milliseconds: at least this long, and for how much longer at most, so that many sides do not
-/// ask at once.
+/// Time between two probes, in milliseconds: at least this long, and for how much longer at most, so that
+/// many sides do not ask at once.
 const PROBE_INTERVAL_MS: u64 = 3_000;
 const PROBE_INTERVAL_RANGE_MS: u64 = 2_000;
 /// The same while something is wrong.
@@ -64,8 +65,8 @@ pub struct ArbiterWatch {
 }
 
 impl ArbiterWatch {
-    /// Begins to watch. After each probe `tell` is told what is wrong, and within which time it will be told again.
-    /// `timeout` is the longest time of a probe.
+    /// Begins to watch. After each probe `tell` is told what is wrong, and within which time it will be told
+    /// again. `timeout` is the longest time of a probe.
     pub fn start(
         prober: Prober,
         timeout: Duration,
@@ -84,8 +85,8 @@ impl ArbiterWatch {
         Ok(Self { shared, wake })
     }
 
-    /// Says what the record must be: of this store, and of this term at least. `None`: nothing is known of it. A side whose
-    /// store is another one now has been given it by the operator.
+    /// Says what the record must be: of this store, and of this term at least. `None`: nothing is known of
+    /// it. A side whose store is another one now has been given it by the operator.
     pub fn expect(&self, known: Option<Known>) {
         let mut state = self.shared.lock();
         if state.known == known {
@@ -100,7 +101,8 @@ impl ArbiterWatch {
         }
     }
 
-    /// The operator says that the store is the right one although it went back: it is looked at anew, and at once.
+    /// The operator says that the store is the right one although it went back: it is looked at anew, and at
+    /// once.
     pub fn forget(&self) {
         self.shared.prober.forget();
         // The thread lives as long as this sender.
@@ -212,8 +214,8 @@ impl Judge {
         if found.term == known.term {
             return None;
         }
-        // The first commit of a pair comes before its record, and a side learns of its successor's term later than the
-        // arbiter. Neither lasts.
+        // The first commit of a pair comes before its record, and a side learns of its successor's term later
+        // than the arbiter. Neither lasts.
         self.passing = Some((known, found.term));
         (before == self.passing).then(|| match is_one_behind {
             true => format!(

@@ -90,7 +90,8 @@ fn a_file_arbiter_is_probed_and_its_loss_is_told_until_it_is_made_good() {
     fs::write(directory.path().join(MARKER), "").unwrap();
     watch.forget();
     assert_eq!(told.recv_timeout(LIMIT).unwrap(), None);
-    // A store that went back is an alarm, until this side lives under another one: then it is looked at afresh.
+    // A store that went back is an alarm, until this side lives under another one: then it is looked at
+    // afresh.
     fs::remove_file(directory.path().join("demo.00000000000000000001.record")).unwrap();
     let trouble = told.recv_timeout(LIMIT).unwrap().unwrap();
     assert!(trouble.contains("went back in time"), "{trouble}");

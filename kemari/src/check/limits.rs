@@ -1,5 +1,5 @@
-//! The limits of this process, which a side that is started like it has as well: they count, not what the machine has.
-//! A service manager or a container may set others: run the check where the VM is to run.
+//! The limits of this process, which a side that is started like it has as well: they count, not what the
+//! machine has. A service manager or a container may set others: run the check where the VM is to run.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,8 @@ use crate::config::Config;
 
 /// The bit of CAP_IPC_LOCK in a set of capabilities: who has it may lock any amount of memory.
 const CAP_IPC_LOCK: u32 = 14;
-/// Files that a side has open without the VM's own: sockets, clients of the control socket, connections, logs.
+/// Files that a side has open without the VM's own: sockets, clients of the control socket, connections,
+/// logs.
 const FILES_BASE: u64 = 96;
 /// Files for each vCPU, disk and card at most: KVM's, those of its queues, their events and images.
 const FILES_EACH: u64 = 12;
@@ -40,7 +41,8 @@ pub fn check(config: &Config, name: &str, needed_mib: u64) -> Vec<Finding> {
     findings
 }
 
-/// The tightest limit of memory, in bytes, of the control groups that this process is in, and where it stands.
+/// The tightest limit of memory, in bytes, of the control groups that this process is in, and where it
+/// stands.
 fn cgroup_limit(own: &Path, mounts: &Path) -> Option<(u64, PathBuf)> {
     let text = fs::read_to_string(own).ok()?;
     let mut tightest: Option<(u64, PathBuf)> = None;

@@ -7,7 +7,8 @@ use super::Config;
 /// Most elements of an array that are told one by one; of a longer one, all together.
 const ELEMENTS_MAX: usize = 64;
 
-/// Each key of what both hosts must have in common, as `protection.mode` or `disk.blk0.queues`, with a checksum of its value.
+/// Each key of what both hosts must have in common, as `protection.mode` or `disk.blk0.queues`, with a
+/// checksum of its value.
 pub fn of(config: &Config) -> Vec<(String, u32)> {
     let value = |part: serde_json::Result<Value>| part.unwrap_or(Value::Null);
     let mut keys = Vec::new();

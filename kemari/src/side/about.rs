@@ -5,11 +5,12 @@ use std::io::{Read, Seek, SeekFrom};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use kemari_sync::wire::{About, Message, encode};
 use kemari_vmm::arch::preflight;
 
+use super::clock::wall_clock_ms;
 use super::wait::wait;
 use crate::config::{Config, Format, HostDisk};
 use crate::link::Connection;
@@ -19,8 +20,8 @@ const QCOW2_HEAD_BYTES: usize = 32;
 /// Longest time in which an answer must be taken.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What the host `name`, which is this one, has to say. `kernel`: the digest of the kernel's files. May take as long as the
-/// storage of the images.
+/// What the host `name`, which is this one, has to say. `kernel`: the digest of the kernel's files. May take
+/// as long as the storage of the images.
 pub fn about(config: &Config, name: &str, kernel: Option<u64>) -> About {
     let mut keys = config.shared_keys();
     // Whatever their paths are called.
@@ -32,7 +33,6 @@ pub fn about(config: &Config, name: &str, kernel: Option<u64>) -> About {
     }));
     let images = config.disks_of(name).into_iter().filter(|disk| !disk.disk.shared);
     let features = preflight::open().and_then(|kvm| preflight::features(&kvm, config.machine.vcpus));
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     About {
         version: crate::VERSION.to_owned(),
         keys,
@@ -41,20 +41,21 @@ pub fn about(config: &Config, name: &str, kernel: Option<u64>) -> About {
             .filter_map(|disk| Some((disk.disk.id.clone(), image_bytes(&disk)?)))
             .collect(),
         memory_available_mib: memory_available_mib().unwrap_or(0),
-        wall_clock_ms: u64::try_from(since_1970.as_millis()).unwrap_or(0),
+        wall_clock_ms: wall_clock_ms(),
     }
     .bounded()
 }
 
-/// Answers questions, one at a time and on a thread of its own: what a host is like may take as long as its storage.
+/// Answers questions, one at a time and on a thread of its own: what a host is like may take as long as its
+/// storage.
 #[derive(Default)]
 pub struct Questions {
     is_answering: Arc<AtomicBool>,
 }
 
 impl Questions {
-    /// Tells whoever asked over `connection` what this host is like. If another is being answered, or there is no thread to
-    /// be had, it hears nothing more.
+    /// Tells whoever asked over `connection` what this host is like. If another is being answered, or there
+    /// is no thread to be had, it hears nothing more.
     pub fn answer(&self, mut connection: Connection, config: Arc<Config>, name: String, kernel: u64) {
         if self.is_answering.swap(true, Ordering::AcqRel) {
             return;

@@ -1,4 +1,5 @@
-//! The arbiter: silent, wiped, full, with other certificates, users, or none at all. It is watched while all is well.
+//! The arbiter: silent, wiped, full, with other certificates, users, or none at all. It is watched while all
+//! is well.
 
 use std::fs;
 use std::time::Duration;

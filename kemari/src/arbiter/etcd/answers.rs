@@ -1,4 +1,5 @@
-//! What etcd's JSON gateway answers, as far as it is needed. Fields that have their default value are left out by it.
+//! What etcd's JSON gateway answers, as far as it is needed. Fields that have their default value are left
+//! out by it.
 
 use serde::Deserialize;
 

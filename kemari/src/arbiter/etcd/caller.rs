@@ -54,7 +54,8 @@ pub struct Call<'a> {
     pub path: &'static str,
     pub body: &'a serde_json::Value,
     pub deadline: Instant,
-    /// Whether it may reach more than one member. If not, it ends with the first one that may have received it.
+    /// Whether it may reach more than one member. If not, it ends with the first one that may have received
+    /// it.
     pub repeated: bool,
 }
 

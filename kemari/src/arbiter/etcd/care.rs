@@ -1,5 +1,6 @@
-//! What a client of etcd knows of its cluster, kept fresh in the background: the addresses behind names, and the access
-//! that files give. An ask uses what was good last and waits neither for a resolver nor for a disk.
+//! What a client of etcd knows of its cluster, kept fresh in the background: the addresses behind names, and
+//! the access that files give. An ask uses what was good last and waits neither for a resolver nor for a
+//! disk.
 
 use std::io;
 use std::net::SocketAddr;
@@ -87,8 +88,8 @@ impl Care {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The members as they are known now, by the number of their endpoint. While none has an address yet, the first
-    /// round of resolving is waited for, at most until `deadline`.
+    /// The members as they are known now, by the number of their endpoint. While none has an address yet, the
+    /// first round of resolving is waited for, at most until `deadline`.
     pub fn members(&self, deadline: Instant) -> Vec<(usize, SocketAddr)> {
         let mut known = self.lock();
         loop {

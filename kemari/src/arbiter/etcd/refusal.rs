@@ -1,13 +1,14 @@
-//! What etcd says when it refuses, for programs (was anything carried out? is the token at fault?) and for people
-//! (what is to be done?). Its gateway gives the texts of errors as `error` up to 3.5, as `message` since 3.6; HTTP's
-//! statuses differ between the versions, the texts do not.
+//! What etcd says when it refuses, for programs (was anything carried out? is the token at fault?) and for
+//! people (what is to be done?). Its gateway gives the texts of errors as `error` up to 3.5, as `message`
+//! since 3.6; HTTP's statuses differ between the versions, the texts do not.
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::arbiter::http::Response;
 
-/// HTTP statuses that say that a transaction was certainly not carried out. Others, as 503, may come after it was.
+/// HTTP statuses that say that a transaction was certainly not carried out. Others, as 503, may come after it
+/// was.
 const REFUSALS: [u16; 9] = [400, 401, 403, 404, 405, 412, 413, 429, 501];
 /// Most characters of an unknown answer that are shown.
 const SHOWN_CHARS_MAX: usize = 200;
@@ -19,7 +20,8 @@ pub struct Failed {
     pub sentence: String,
     /// Whether it may have been carried out.
     pub unclear: bool,
-    /// Whether another token may help: a member does not know this one, or it is older than a change of users or roles.
+    /// Whether another token may help: a member does not know this one, or it is older than a change of users
+    /// or roles.
     pub renew_token: bool,
     /// Whether the cluster knows no users at present.
     pub no_authentication: bool,
