@@ -71,7 +71,7 @@ mod tests {
                 assert!(!functions.is_empty(), "there is no function {name}");
                 for function in functions {
                     let left = without_steps(function);
-                    for word in ["?", "unwrap()", "expect(", "panic!", "bail!", "thread::spawn("] {
+                    for word in ["?", "unwrap()", "expect(\"", "panic!", "bail!", "thread::spawn("] {
                         assert!(!left.contains(word), "`{word}` outside of a step:\n{left}");
                     }
                 }
