@@ -32,6 +32,11 @@ pub fn decode(kind: FrameKind, body: &[u8]) -> Result<Message, FrameError> {
             let readiness = heartbeat.readiness.iter_mut();
             readiness.flat_map(|it| &mut it.reasons).for_each(tame);
         }
+        Message::About(about) => {
+            tame(&mut about.version);
+            about.keys.iter_mut().for_each(|(key, _)| tame(key));
+            about.images.iter_mut().for_each(|(id, _)| tame(id));
+        }
         _ => {}
     }
     Ok(message)

@@ -42,3 +42,70 @@ fn last_words(info: &PanicHookInfo<'_>) -> Vec<u8> {
         ),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{self, Write};
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, Stdio};
+    use std::time::Instant;
+
+    use rustix::pipe::pipe;
+
+    use super::*;
+
+    /// Set in the process that panics.
+    const PANICS: &str = "KEMARI_TEST_PANICS";
+
+    /// A process in which a thread panics: this test program, with one test.
+    fn panicking() -> Command {
+        let mut command = Command::new(std::env::current_exe().expect("this program"));
+        let test = "log::panic::tests::the_process_that_panics";
+        command.args(["--exact", test, "--nocapture"]).env(PANICS, "yes");
+        command.env_remove("RUST_BACKTRACE").stdout(Stdio::null());
+        command
+    }
+
+    #[test]
+    fn the_process_that_panics() {
+        if std::env::var_os(PANICS).is_none() {
+            return;
+        }
+        end_the_process(Queue::start(io::stderr()).expect("a thread"));
+        let work = || panic!("a mistake\nin two lines");
+        let _ = thread::Builder::new()
+            .name("worker".into())
+            .spawn(work)
+            .map(thread::JoinHandle::join);
+        panic!("it went on");
+    }
+
+    #[test]
+    fn a_panic_in_any_thread_ends_the_process_and_says_where() {
+        let output = panicking().output().expect("it runs");
+        assert_eq!(output.status.signal(), Some(libc::SIGABRT));
+        let said = String::from_utf8_lossy(&output.stderr);
+        let words = [
+            "thread `worker` at kemari/src/log/panic.rs:",
+            "a mistake\\nin two lines",
+        ];
+        assert!(
+            words.iter().all(|word| said.contains(word)) && !said.contains("went on"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn a_panic_ends_the_process_though_nobody_reads() {
+        let (_reader, writer) = pipe().expect("a pipe");
+        rustix::io::ioctl_fionbio(&writer, true).expect("a pipe that does not wait");
+        let mut file = File::from(writer);
+        while file.write(&[0; 4096]).is_ok() {}
+        rustix::io::ioctl_fionbio(&file, false).expect("a pipe that waits");
+        let begun = Instant::now();
+        let status = panicking().stderr(file).status().expect("it runs");
+        assert_eq!(status.signal(), Some(libc::SIGABRT));
+        assert!(begun.elapsed() < 50 * LAST_WORDS_MAX);
+    }
+}

@@ -201,3 +201,30 @@ fn a_control_socket_that_is_cleaned_away_is_made_again() {
         scene.await_log(Host::B, "is made again")
     });
 }
+
+/// Strangers that come one after the other, and the lines about them that may be logged: some at once, then few.
+const STRANGERS: usize = 400;
+const LINES_MAX: usize = 150;
+
+#[test]
+fn strangers_do_not_fill_the_log() {
+    play(&Plan::default(), |scene| {
+        scene.secondary(Host::B)?;
+        scene.await_status("waiting", Host::B, |status| status.waiting_because.is_some())?;
+        let netns = scene.net.host(Host::A.number()).netns().clone();
+        let address: SocketAddr = (replication_address(Host::B.number()), LINK_PORT).into();
+        for _ in 0..STRANGERS {
+            let mut stranger = netns.run(|| TcpStream::connect(address))??;
+            // It may be refused before all of it is sent.
+            let _ = stranger.write_all(&[7; 64]);
+        }
+        scene.await_log(Host::B, "comes too often")?;
+        let log = scene.log(Host::B);
+        let lines = log.lines().filter(|line| line.contains("was refused")).count();
+        ensure!(
+            (50..LINES_MAX).contains(&lines),
+            "{lines} lines about {STRANGERS} strangers"
+        );
+        Ok(())
+    });
+}
