@@ -2,11 +2,12 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Descriptors that are asked for. Enough for any VM; programs that a fence runs may go over all that could be open.
+/// Descriptors that are asked for. Enough for any VM; programs that a fence runs may go over all that could
+/// be open.
 const DESCRIPTORS_MAX: u64 = 16_384;
 
-/// Raises what a side may need more of than a login shell gives: descriptors, the size of a file, and locked memory. What
-/// is refused stays as it was: whoever then meets a limit says which.
+/// Raises what a side may need more of than a login shell gives: descriptors, the size of a file, and locked
+/// memory. What is refused stays as it was: whoever then meets a limit says which.
 pub fn raise() {
     for (resource, enough) in [
         (Resource::Nofile, Some(DESCRIPTORS_MAX)),

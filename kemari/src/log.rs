@@ -1,8 +1,9 @@
 //! The log: to standard error, since standard output may be the guest's console.
 //!
-//! Nothing waits for it and nothing ends with it: lines are queued for a thread of their own ([`queue`]), which may stand
-//! still or fail as it likes; what there is no room for is dropped and counted. However often something happens, it is
-//! logged at a bounded rate ([`limit`]), and whatever a line quotes, it is one line ([`text`]).
+//! Nothing waits for it and nothing ends with it: lines are queued for a thread of their own ([`queue`]),
+//! which may stand still or fail as it likes; what there is no room for is dropped and counted. However often
+//! something happens, it is logged at a bounded rate ([`limit`]), and whatever a line quotes, it is one line
+//! ([`text`]).
 
 mod limit;
 mod panic;

@@ -1,5 +1,5 @@
-//! How long a listening socket that cannot accept is left alone. When descriptors or memory are short, a connection that
-//! waits would be tried again at once, and for ever.
+//! How long a listening socket that cannot accept is left alone. When descriptors or memory are short, a
+//! connection that waits would be tried again at once, and for ever.
 
 use std::io;
 

@@ -20,8 +20,8 @@ use super::{
 use crate::rest::{self, Rest};
 use crate::threads::{self, helpers};
 
-/// How often it is looked whether the socket is still in its place, in milliseconds: what cleans up `/run` or `/tmp` knows
-/// nothing of it.
+/// How often it is looked whether the socket is still in its place, in milliseconds: what cleans up `/run` or
+/// `/tmp` knows nothing of it.
 const LOOK_INTERVAL_MS: u64 = 5_000;
 /// Longest time that the last answers may take when the service ends.
 const LAST_ANSWERS_TIMEOUT: Duration = Duration::from_millis(500);
@@ -39,7 +39,10 @@ pub enum ServerError {
     #[error("{} is no socket and was left alone: remove it, or set another `control` for this host", .0.display())]
     NotASocket(PathBuf),
     /// No socket can have such a path.
-    #[error("the path of the control socket {} is {excess} bytes too long: set a shorter `control` for this host", path.display())]
+    #[error(
+        "the path of the control socket {} is {excess} bytes too long: set a shorter `control` for this host",
+        path.display()
+    )]
     TooLong {
         /// The path.
         path: PathBuf,

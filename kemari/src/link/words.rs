@@ -1,5 +1,6 @@
-//! The border for what a peer says in words: it goes to the log, to `kemari status` and into errors, where it is one line
-//! of letters. Whoever speaks to a host without certificates could otherwise write the host's log.
+//! The border for what a peer says in words: it goes to the log, to `kemari status` and into errors, where it
+//! is one line of letters. Whoever speaks to a host without certificates could otherwise write the host's
+//! log.
 
 use kemari_sync::wire::{FrameError, FrameKind, Goodbye, Message};
 use kemari_sync::{Incarnation, Trouble};

@@ -1,9 +1,9 @@
-//! How often a line may be logged. Whoever can make something happen - a guest, a stranger, a peer, a disk - could
-//! otherwise fill the log's disk.
+//! How often a line may be logged. Whoever can make something happen - a guest, a stranger, a peer, a disk -
+//! could otherwise fill the log's disk.
 //!
-//! Each place of the program that logs has a budget of its own, so none is forgotten and none silences another: some lines
-//! at once, then one now and then, the seldomer the longer it goes on. Only lines for every day count, not those that an
-//! operator has asked for (debug, trace).
+//! Each place of the program that logs has a budget of its own, so none is forgotten and none silences
+//! another: some lines at once, then one now and then, the seldomer the longer it goes on. Only lines for
+//! every day count, not those that an operator has asked for (debug, trace).
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};

@@ -1,5 +1,5 @@
-//! A panic, in whatever thread, ends the process: a side whose state is half changed must not go on, and the other host
-//! can. It is said in the log, though nobody waits for that longer than a moment.
+//! A panic, in whatever thread, ends the process: a side whose state is half changed must not go on, and the
+//! other host can. It is said in the log, though nobody waits for that longer than a moment.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::panic::{PanicHookInfo, set_hook};
@@ -10,12 +10,12 @@ use std::time::Duration;
 use super::own_line;
 use super::queue::Queue;
 
-/// Longest wait for the last words to be written: until it is over, the process holds its sockets, and the other side
-/// does not see it dead.
+/// Longest wait for the last words to be written: until it is over, the process holds its sockets, and the
+/// other side does not see it dead.
 const LAST_WORDS_MAX: Duration = Duration::from_millis(200);
 
-/// From now on a panic is told to `queue` and ends the process. The default would write to standard error itself, and
-/// wait for whoever does not read it.
+/// From now on a panic is told to `queue` and ends the process. The default would write to standard error
+/// itself, and wait for whoever does not read it.
 pub fn end_the_process(queue: Queue) {
     set_hook(Box::new(move |info| {
         queue.push(&last_words(info));

@@ -1,9 +1,9 @@
-//! Lines on their way to standard error: a queue that takes what it has room for and never waits, and a thread that
-//! writes.
+//! Lines on their way to standard error: a queue that takes what it has room for and never waits, and a
+//! thread that writes.
 //!
-//! A terminal may be stopped, a pipe may have no reader or one that does not read, a disk may be full. Until that is over
-//! the thread keeps the line that it is at, and tries it again; lines that come meanwhile and find no room are dropped,
-//! and their number is told where they are missing.
+//! A terminal may be stopped, a pipe may have no reader or one that does not read, a disk may be full. Until
+//! that is over the thread keeps the line that it is at, and tries it again; lines that come meanwhile and
+//! find no room are dropped, and their number is told where they are missing.
 
 use std::collections::VecDeque;
 use std::io;
@@ -19,7 +19,8 @@ use super::own_line;
 
 /// Bytes that wait while nothing can be written.
 const BACKLOG_BYTES_MAX: usize = 1 << 20;
-/// Once lines were dropped, none is taken until no more than so many bytes wait: what is missing is missing in one place.
+/// Once lines were dropped, none is taken until no more than so many bytes wait: what is missing is missing
+/// in one place.
 const BACKLOG_BYTES_AGAIN: usize = BACKLOG_BYTES_MAX / 2;
 /// Longest line in bytes. What is beyond it is cut off.
 const LINE_BYTES_MAX: usize = 16 << 10;

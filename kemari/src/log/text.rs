@@ -1,10 +1,10 @@
-//! Text from elsewhere - a peer, an arbiter, a guest, a file - as it may be shown: one line, and nothing that a terminal
-//! obeys.
+//! Text from elsewhere - a peer, an arbiter, a guest, a file - as it may be shown: one line, and nothing that
+//! a terminal obeys.
 
 use std::fmt::{self, Write};
 
-/// Whether a terminal or a reader of lines takes this for more than a letter: controls, ends of lines and paragraphs, and
-/// what turns the direction of writing.
+/// Whether a terminal or a reader of lines takes this for more than a letter: controls, ends of lines and
+/// paragraphs, and what turns the direction of writing.
 fn is_unprintable(letter: char) -> bool {
     letter.is_control()
         || matches!(letter, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')

@@ -1,7 +1,7 @@
 //! What a program says that a side runs, for its log.
 //!
-//! It is read here: if the program wrote to the side's own standard error, a reader that stands still would make it hang,
-//! and what waits for its end.
+//! It is read here: if the program wrote to the side's own standard error, a reader that stands still would
+//! make it hang, and what waits for its end.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -48,8 +48,8 @@ impl Said {
         }
     }
 
-    /// The last words, as they may be shown. A process that the program has left behind may say more; that is not waited
-    /// for.
+    /// The last words, as they may be shown. A process that the program has left behind may say more; that is
+    /// not waited for.
     pub fn last_words(mut self) -> String {
         self.listen();
         printable(String::from_utf8_lossy(&self.end).trim(), SAID_BYTES_MAX)

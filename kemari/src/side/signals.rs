@@ -16,8 +16,8 @@ use crate::{log, threads};
 /// Exit status after a second signal: the process has not waited for anything.
 const STATUS_AT_ONCE: i32 = 1;
 
-/// What they announce comes as an error of the call that met it, too: a file that may not grow, a reader that is gone, a
-/// terminal that belongs to others at the moment.
+/// What they announce comes as an error of the call that met it, too: a file that may not grow, a reader that
+/// is gone, a terminal that belongs to others at the moment.
 const IGNORED: [i32; 4] = [libc::SIGPIPE, libc::SIGXFSZ, libc::SIGTTIN, libc::SIGTTOU];
 
 /// Whether the process is to end when its side lets it.
@@ -48,8 +48,8 @@ fn is_ignored(signal: i32) -> bool {
     }
 }
 
-/// Begins to take the signals that tell this process to end: the first makes the side leave. A second SIGTERM or SIGINT
-/// ends the process at once, as its death would; a terminal that hangs up may well say so twice.
+/// Begins to take the signals that tell this process to end: the first makes the side leave. A second SIGTERM
+/// or SIGINT ends the process at once, as its death would; a terminal that hangs up may well say so twice.
 pub fn take(board: Arc<Board>) -> anyhow::Result<Leaving> {
     let mut wanted = vec![SIGTERM, SIGINT];
     if !is_ignored(SIGHUP) {

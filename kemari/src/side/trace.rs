@@ -1,7 +1,8 @@
-//! The step that a side is in, in a small mapped file: it outlives the process, and tells after a crash where it hit.
+//! The step that a side is in, in a small mapped file: it outlives the process, and tells after a crash where
+//! it hit.
 //!
-//! It lies beside the control socket, in memory where that is (as in `/run`): a file system on a disk may make whoever
-//! writes to a mapped page wait, or find no space for it, which ends the process. See [`map`].
+//! It lies beside the control socket, in memory where that is (as in `/run`): a file system on a disk may
+//! make whoever writes to a mapped page wait, or find no space for it, which ends the process. See [`map`].
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -18,8 +19,8 @@ pub const TRACE_BYTES: usize = 16;
 /// The file's name is that of the control socket with this extension.
 pub const TRACE_EXTENSION: &str = "step";
 
-/// File systems that write a page where it lies, so that one with space needs no more (statfs(2)): tmpfs, ramfs, ext2 to
-/// ext4, XFS. Others, as btrfs, may find none whenever a page is written anew.
+/// File systems that write a page where it lies, so that one with space needs no more (statfs(2)): tmpfs,
+/// ramfs, ext2 to ext4, XFS. Others, as btrfs, may find none whenever a page is written anew.
 const IN_PLACE: [i64; 4] = [0x0102_1994, 0x8584_58f6, 0xef53, 0x5846_5342];
 
 /// What a side is doing.
@@ -80,7 +81,8 @@ unsafe impl Send for Trace {}
 unsafe impl Sync for Trace {}
 
 impl Trace {
-    /// Makes the file beside the control socket. If that fails, it is logged, and what is noted is noted nowhere.
+    /// Makes the file beside the control socket. If that fails, it is logged, and what is noted is noted
+    /// nowhere.
     pub fn create(control: &Path) -> Self {
         let path = control.with_extension(TRACE_EXTENSION);
         match map(&path) {
@@ -113,9 +115,9 @@ impl Drop for Trace {
     }
 }
 
-/// Makes the file anew and maps it. It has its bytes on the disk before, where they stay: a page that finds no space when
-/// it is written to would end the process with SIGBUS. Nor does anybody else's file take its place: what stood there is
-/// unlinked, and never written through.
+/// Makes the file anew and maps it. It has its bytes on the disk before, where they stay: a page that finds
+/// no space when it is written to would end the process with SIGBUS. Nor does anybody else's file take its
+/// place: what stood there is unlinked, and never written through.
 fn map(path: &Path) -> io::Result<NonNull<AtomicU64>> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

@@ -1,8 +1,9 @@
-//! Helpers: threads that wait for work of a side's loop that may take long - a connection, a fence, a drain. Some are idle
-//! at any time, made beforehand, so that what must be done at once, as after a won term, needs no new thread.
+//! Helpers: threads that wait for work of a side's loop that may take long - a connection, a fence, a drain.
+//! Some are idle at any time, made beforehand, so that what must be done at once, as after a won term, needs
+//! no new thread.
 //!
-//! When work takes them up, a keeper makes more; when it cannot, it tries again, and work that finds no helper waits for
-//! the first.
+//! When work takes them up, a keeper makes more; when it cannot, it tries again, and work that finds no
+//! helper waits for the first.
 
 use std::collections::VecDeque;
 use std::io;
@@ -36,7 +37,8 @@ pub fn begin() -> io::Result<()> {
     HELPERS.begin()
 }
 
-/// Has a helper do this, at once if one is idle. `name` is the thread's name meanwhile. After [`begin`] it cannot fail.
+/// Has a helper do this, at once if one is idle. `name` is the thread's name meanwhile. After [`begin`] it
+/// cannot fail.
 pub fn run(name: &'static str, work: impl FnOnce() + Send + 'static) {
     HELPERS.run(name, Box::new(work));
 }

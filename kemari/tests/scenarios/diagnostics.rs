@@ -159,8 +159,8 @@ fn a_secondary_without_threads_takes_over_when_there_are_some() {
     });
 }
 
-/// What a side may use of a processor in a second while it can take nobody, in ticks of 10 ms, and write to its log, in
-/// bytes. Its heartbeats and looks at the host are among it.
+/// What a side may use of a processor in a second while it can take nobody, in ticks of 10 ms, and write to
+/// its log, in bytes. Its heartbeats and looks at the host are among it.
 const TICKS_MAX: u64 = 40;
 const LOG_BYTES_MAX: usize = 4096;
 
@@ -202,7 +202,8 @@ fn a_control_socket_that_is_cleaned_away_is_made_again() {
     });
 }
 
-/// Strangers that come one after the other, and the lines about them that may be logged: some at once, then few.
+/// Strangers that come one after the other, and the lines about them that may be logged: some at once, then
+/// few.
 const STRANGERS: usize = 400;
 const LINES_MAX: usize = 150;
 

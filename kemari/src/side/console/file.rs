@@ -1,5 +1,5 @@
-//! The console's file: it has a largest size, so that no guest fills its host's disk. When half of that is written, the
-//! file takes the name of the one before, `PATH.1`, and begins anew.
+//! The console's file: it has a largest size, so that no guest fills its host's disk. When half of that is
+//! written, the file takes the name of the one before, `PATH.1`, and begins anew.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -22,7 +22,8 @@ pub struct ConsoleFile {
 }
 
 impl ConsoleFile {
-    /// Appends to the file at `path`, or makes it. With the file before it never has more than `bytes_max` bytes.
+    /// Appends to the file at `path`, or makes it. With the file before it never has more than `bytes_max`
+    /// bytes.
     ///
     /// # Errors
     /// If it cannot be opened.
@@ -85,7 +86,8 @@ fn before(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// Opens what stands there, or makes it. A pipe without a reader is an error: this process does not wait for one.
+/// Opens what stands there, or makes it. A pipe without a reader is an error: this process does not wait for
+/// one.
 fn open(path: &Path) -> io::Result<(File, Option<u64>)> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
     let file = files::own()

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// A control group of its own for a process, in which the number of tasks can be limited. Root is exempt from all other
-/// such limits.
+/// A control group of its own for a process, in which the number of tasks can be limited. Root is exempt from
+/// all other such limits.
 pub struct Tasks {
     directory: PathBuf,
 }
