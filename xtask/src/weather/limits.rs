@@ -168,7 +168,7 @@ fn no_threads(world: &mut World, dies: Side) -> Result<()> {
 fn knock_at_limit(world: &mut World) -> Result<Vec<TcpStream>> {
     let pid = world.pid(B)?;
     let files = fs::read_dir(format!("/proc/{pid}/fd"))?.count();
-    shell(&format!("prlimit --pid {pid} --nofile={files}:{files}"))?;
+    shell(&format!("prlimit --pid {pid} --nofile={files}:"))?;
     let address = (replication_address(B.number()), LINK_PORT);
     let host = world.net.host(A.number()).netns();
     let streams = host.run(|| {
@@ -180,7 +180,7 @@ fn knock_at_limit(world: &mut World) -> Result<Vec<TcpStream>> {
 
 /// Ends the shortage of files.
 fn raise_limit(pid: u32) -> Result<()> {
-    shell(&format!("prlimit --pid {pid} --nofile=1024:1024"))
+    shell(&format!("prlimit --pid {pid} --nofile=1024:"))
 }
 
 fn files_at_limit(world: &mut World) -> Result<()> {
