@@ -339,7 +339,7 @@ fn refused_peers(world: &mut World) -> Result<()> {
     })?;
     let bytes = (world.log(B).len() - bytes) as u64;
     ensure!(
-        bytes <= LOG_BYTES_MAX / 4,
+        bytes <= LOG_BYTES_MAX / 2,
         "{KNOCKS} strangers cost {bytes} bytes of log"
     );
     world.await_ready(A)?;
