@@ -2,9 +2,10 @@
 //! secondary goes on.
 //!
 //! The machine of a drill has memory of its own that is copied page by page as it is touched
-//! ([`kemari_vmm::memory::LazyCopy`]), a throw-away layer over each replicated image ([`kemari_vmm::disk::Overlay`]), no
-//! TAP and a console that nobody reads. All of it lives on a thread of its own, of low priority: the secondary's loop only
-//! says which moment it is, and has old pages copied before it changes them.
+//! ([`kemari_vmm::memory::LazyCopy`]), a throw-away layer over each replicated image
+//! ([`kemari_vmm::disk::Overlay`]), no TAP and a console that nobody reads. All of it is handled by a thread of
+//! its own, and the vCPUs have a low priority: the secondary's loop only says which moment it is, and has old
+//! pages copied before it changes them.
 //!
 //! 1. The thread builds the machine, and has the copy begin: [`News::Built`].
 //! 2. The loop, between two commits, gives it the [`Moment`].
