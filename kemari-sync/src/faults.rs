@@ -42,6 +42,9 @@ pub enum Fault {
     /// Output is held for a secondary to which the way is not proved. Not among [`Self::ALL`]: it costs the guest time and
     /// no data; a test of the handshake finds it.
     HoldUnproved,
+    /// A primary says that the VM is here although its peer may have taken over. Not among [`Self::ALL`]: the simulation
+    /// has no switches; a test of the syncs finds it.
+    ShowUnasked,
     /// A secondary that holds a committed stop runs the guest.
     ResurrectStop,
     /// A cold boot does not ask what the recorded peer holds.
@@ -169,6 +172,7 @@ impl Fault {
             Self::CopyOverNewer,
             Self::BootUnderFence,
             Self::HoldUnproved,
+            Self::ShowUnasked,
         ]);
         all.find(|fault| format!("{fault:?}") == name)
     }

@@ -11,6 +11,7 @@ mod health;
 mod pairing;
 mod parting;
 mod session;
+mod show;
 mod switchover;
 mod sync;
 mod types;
@@ -84,6 +85,8 @@ pub struct Primary {
     /// See [`PrimaryEvent::GuestWaits`].
     guest_waits: bool,
     last_capture_ms: u64,
+    /// Until then the last ack allows to say that the VM is here.
+    shows_until_ms: u64,
     capture_failures: u32,
     paused: bool,
     protection_wanted: bool,
@@ -121,6 +124,7 @@ impl Primary {
             dirty_limit: false,
             guest_waits: false,
             last_capture_ms: now_ms,
+            shows_until_ms: now_ms,
             capture_failures: 0,
             paused: false,
             protection_wanted: config.protect,

@@ -311,6 +311,7 @@ impl Primary {
     /// The sync under way has consent.
     pub(super) fn release_sync(&mut self, actions: &mut Actions) {
         let Some(sync) = self.sync.take() else { return };
+        self.note_consent();
         actions.push(PrimaryAction::Release { epoch: sync.epoch });
         if sync.stop {
             return self.begin_drain(actions);

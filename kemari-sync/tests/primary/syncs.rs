@@ -215,3 +215,37 @@ fn in_interval_mode_the_clock_alone_starts_syncs_and_the_pace_can_be_changed() {
     assert_eq!(bench.feed(PrimaryEvent::OperatorPace(pace)), []);
     assert_eq!(bench.ack(4), [Do::Release { epoch: 4 }, Do::Resume]);
 }
+
+#[test]
+fn the_outside_is_told_where_the_vm_is_only_with_consent() {
+    let mut bench = Bench::protected(Mode::Lockstep);
+    let now = |bench: &Bench| bench.primary.may_show(bench.now_ms);
+    assert!(now(&bench), "the pair was recorded just now");
+    bench.now_ms += Timing::default().reconnect_ms;
+    assert!(!now(&bench), "an old ack says nothing of the present");
+    bench.feed(PrimaryEvent::OutputPending);
+    bench.captured(2);
+    assert!(!now(&bench), "not before the ack");
+    bench.ack(2);
+    assert!(now(&bench));
+    // An ack that lay in a buffer while this process stood still.
+    bench.feed(PrimaryEvent::OutputPending);
+    bench.captured(3);
+    bench.now_ms += 10_000;
+    assert!(!now(&bench));
+    bench.ack(3);
+    assert!(!now(&bench), "the peer may have taken over since it sent this");
+    bench.feed(PrimaryEvent::OutputPending);
+    bench.captured(4);
+    bench.ack(4);
+    assert!(now(&bench));
+    // Parting from the secondary.
+    bench.wait(Timing::default().suspicion_ms);
+    assert!(!now(&bench));
+}
+
+#[test]
+fn a_primary_that_is_alone_may_say_so() {
+    let bench = Bench::new(Mode::Lockstep);
+    assert!(bench.primary.may_show(1_000_000));
+}

@@ -555,7 +555,7 @@ impl PrimarySide {
             self.gather.due_ms(),
             self.let_go_due_us().map(|due_us| due_us.div_ceil(1000)),
             self.connector.due_ms(),
-            self.announcements.due_ms(),
+            self.announcement_due_ms(now_ms),
             look_ms,
             self.ahead_due_ms(),
         ];

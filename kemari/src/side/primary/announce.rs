@@ -28,24 +28,29 @@ impl Announcements {
         self.0.last().copied()
     }
 
-    /// Takes those that are due off. The last of them is to be made, unless it is late by more than `late_ms_max`:
-    /// this process stood still then, and may not know yet that the VM runs elsewhere.
-    fn take_due(&mut self, now_ms: u64, late_ms_max: u64) -> bool {
-        let mut is_due = false;
-        while let Some(due_ms) = self.0.pop_if(|due_ms| *due_ms <= now_ms) {
-            is_due = now_ms - due_ms <= late_ms_max;
-        }
-        is_due
+    fn is_due(&self, now_ms: u64) -> bool {
+        self.due_ms().is_some_and(|due_ms| due_ms <= now_ms)
+    }
+
+    /// Takes those that are due off; several are one.
+    fn take_due(&mut self, now_ms: u64) {
+        while self.0.pop_if(|due_ms| *due_ms <= now_ms).is_some() {}
     }
 }
 
 impl PrimarySide {
-    /// Announces, if it is time for it and the VM is not about to run elsewhere.
+    /// Announces, if it is time for it and there is consent. Without that it waits for the next ack: this process may have
+    /// stood still, and the VM run elsewhere.
     pub(super) fn announce_when_due(&mut self, now_ms: u64) {
-        let late_ms_max = self.config.protection.suspicion_timeout_ms.into();
-        if self.announcements.take_due(now_ms, late_ms_max) && !self.core.is_leaving() {
+        if self.announcements.is_due(now_ms) && self.core.may_show(now_ms) {
+            self.announcements.take_due(now_ms);
             self.machine.announce(|mac| vec![rarp(Mac(mac)).to_vec()]);
         }
+    }
+
+    /// When the next announcement is due. One that waits for consent is made in the turn of the loop in which that comes.
+    pub(super) fn announcement_due_ms(&self, now_ms: u64) -> Option<u64> {
+        self.announcements.due_ms().filter(|due_ms| *due_ms > now_ms)
     }
 }
 
@@ -54,18 +59,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_is_made_once_and_late_ones_are_not() {
+    fn each_is_made_once_and_late_ones_together() {
         let mut left = Announcements::from(1_000);
-        assert_eq!(left.due_ms(), Some(1_000));
-        assert!(left.take_due(1_001, 500));
-        assert!(!left.take_due(1_002, 500));
-        assert_eq!(left.due_ms(), Some(1_050));
-        // Two at once are one.
-        assert!(left.take_due(1_200, 500));
-        // The process stood still.
-        assert!(!left.take_due(2_600, 500));
-        assert_eq!(left.due_ms(), Some(4_000));
-        assert!(left.take_due(4_000, 500));
+        let mut made = Vec::new();
+        for now_ms in [999, 1_001, 1_002, 1_200, 2_600, 4_000, 9_000] {
+            if left.is_due(now_ms) {
+                left.take_due(now_ms);
+                made.push(now_ms);
+            }
+        }
+        assert_eq!(made, [1_001, 1_200, 2_600, 4_000]);
         assert_eq!(left.due_ms(), None);
     }
 }
