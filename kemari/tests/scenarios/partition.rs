@@ -200,3 +200,24 @@ fn has_carrier(scene: &Scene, host: Host) -> Result<bool> {
     let shown = output_of(command.args(["-oneline", "link", "show", "dev", &host.tap(0)]))?;
     Ok(!shown.contains("NO-CARRIER"))
 }
+
+#[test]
+fn a_slow_fence_is_waited_for_by_the_one_that_it_strikes() {
+    let plan = Plan {
+        fence: Fence::Slow,
+        ..Plan::default()
+    };
+    play(&plan, |scene| {
+        scene.protect()?;
+        let clients = scene.clients()?;
+        clients.work(Duration::from_millis(300))?;
+        let asked = scene.ask(Host::B, &["takeover"])?;
+        ensure!(asked.success, "the takeover was refused: {}", asked.text);
+        scene.await_primary(Host::B)?;
+        ensure!(
+            !scene.log(Host::A).contains("the VM runs on unprotected"),
+            "A went on while it was about to be struck"
+        );
+        clients.finish()
+    });
+}

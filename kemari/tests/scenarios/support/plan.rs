@@ -21,6 +21,8 @@ pub enum Fence {
     ProvesNothing,
     /// As [`Fence::Kills`], by a program of its own: the file `fence-HOST`.
     Program,
+    /// It takes longer than a winner may stall, and then kills.
+    Slow,
     /// It hangs until the file [`FENCE_WORKS`] is there; then it kills.
     Hangs,
 }
@@ -200,6 +202,10 @@ allow_cached_shared_disk = true
                     "fence = [{:?}, \"{{peer}}\"]",
                     directory.join(format!("fence-{name}"))
                 )
+            }
+            (Disk::Shared, Fence::Slow) => {
+                let script = kill_script(&directory.join("{peer}.pid"));
+                format!("fence = [\"/bin/sh\", \"-c\", '''sleep 4; {script}''']")
             }
             (Disk::Shared, Fence::Hangs) => {
                 let script = kill_script(&directory.join("{peer}.pid"));
