@@ -127,7 +127,7 @@ fn record_removed(world: &mut World) -> Result<()> {
 
 fn full_secondary(world: &mut World) -> Result<()> {
     let directory = world.path("b.disk");
-    world.mounts.small(&directory, 12 << 10)?;
+    world.mounts.small(&directory, 64 << 10)?;
     File::create(world.image(B))?.set_len(16 << 20)?;
     world.protect()?;
     let clients = world.clients()?;
