@@ -5,6 +5,7 @@
 //! |---|---|
 //! | a name of `kemari_sync::Fault`, as `ReleaseBeforeAck` | that rule of the mechanism is taken out |
 //! | `AckDelayMs=N` | the secondary waits so long before each ack |
+//! | `ClockAheadMs=N` | this host's wall clock is so much ahead, where the hosts' clocks are compared |
 //! | `CutFrameAtEpoch=N` | the primary sends half of that sync's frames and drops the link |
 //! | `GatherUs=N` | output gathers so long before each pipelined sync, whatever is measured |
 //! | `GuestWaits` | the guest stands still for each pipelined sync, whatever is measured |
@@ -38,6 +39,7 @@ mod injected {
         gather_us: Option<u64>,
         guest_waits: bool,
         refuse_state_at: Option<u64>,
+        clock_ahead_ms: u64,
         replica_delay: Duration,
         prepare_delay: Duration,
         steps_in: Option<PathBuf>,
@@ -69,6 +71,9 @@ mod injected {
                 }
                 Some(("GatherUs", number)) => {
                     faults.gather_us = Some(number.parse().with_context(|| format!("the fault {word}"))?);
+                }
+                Some(("ClockAheadMs", number)) => {
+                    faults.clock_ahead_ms = number.parse().with_context(|| format!("the fault {word}"))?;
                 }
                 Some(("RefuseStateAt", number)) => {
                     faults.refuse_state_at =
@@ -146,6 +151,10 @@ mod injected {
         FAULTS.get().is_some_and(|faults| faults.guest_waits)
     }
 
+    pub fn clock_ahead_ms() -> u64 {
+        FAULTS.get().map_or(0, |faults| faults.clock_ahead_ms)
+    }
+
     pub fn refuses_state(epoch: u64) -> bool {
         let first = FAULTS.get().and_then(|faults| faults.refuse_state_at);
         first.is_some_and(|first| epoch >= first)
@@ -160,8 +169,8 @@ mod injected {
 
 #[cfg(feature = "faults")]
 pub use injected::{
-    after_step, before_sending, before_step, cuts_frame, gather_us, guest_waits, note_role, on_this_thread,
-    prepare_delay, refuses_state, replica_delay, set_up, spoil_memory,
+    after_step, before_sending, before_step, clock_ahead_ms, cuts_frame, gather_us, guest_waits, note_role,
+    on_this_thread, prepare_delay, refuses_state, replica_delay, set_up, spoil_memory,
 };
 
 #[cfg(not(feature = "faults"))]
@@ -216,6 +225,11 @@ mod none {
         false
     }
 
+    /// How much this host's wall clock is ahead.
+    pub fn clock_ahead_ms() -> u64 {
+        0
+    }
+
     /// Whether KVM is to refuse the state of this sync.
     pub fn refuses_state(_: u64) -> bool {
         false
@@ -229,6 +243,6 @@ mod none {
 
 #[cfg(not(feature = "faults"))]
 pub use none::{
-    after_step, before_sending, before_step, cuts_frame, gather_us, guest_waits, note_role, on_this_thread,
-    prepare_delay, refuses_state, replica_delay, set_up, spoil_memory,
+    after_step, before_sending, before_step, clock_ahead_ms, cuts_frame, gather_us, guest_waits, note_role,
+    on_this_thread, prepare_delay, refuses_state, replica_delay, set_up, spoil_memory,
 };

@@ -236,6 +236,20 @@ fn a_state_that_kvm_refuses_makes_the_secondary_unfit() {
     });
 }
 
+/// A guest's clock would jump at a takeover.
+#[cfg(feature = "faults")]
+#[test]
+fn the_secondarys_wall_clock_is_ahead() {
+    play(&Plan::default(), |scene| {
+        let fault = [("KEMARI_FAULTS", "ClockAheadMs=300000")];
+        scene.start(Host::B, &["secondary"], "scene.toml", &fault)?;
+        scene.run(Host::A)?;
+        scene.await_service(Host::A)?;
+        scene.await_protected(Host::A)?;
+        await_unready(scene, "300 s ahead of the primary's")
+    });
+}
+
 /// Nobody says how a VM is protected that is not there, or whose secondary is.
 #[test]
 fn the_exit_status_says_what_runs() {
