@@ -178,6 +178,11 @@ impl Secondary {
         followed.or(self.held.as_ref().map(|held| &held.primary))
     }
 
+    /// Whether this session is the primary's: it was greeted, and has not ended.
+    pub fn follows(&self, id: crate::primary::SessionId) -> bool {
+        self.session.as_ref().is_some_and(|session| session.id == id)
+    }
+
     /// When the next [`SecondaryEvent::Tick`] is due.
     pub fn next_deadline(&self) -> Option<u64> {
         if self.is_over() {

@@ -130,7 +130,9 @@ impl Listener {
         if self.rest.until_ms(now_ms).is_some() {
             return;
         }
-        loop {
+        // More than wait at a time would only push each other out, and whoever connects without end would keep this side
+        // from everything else.
+        for _ in 0..PENDING_MAX {
             let (stream, address) = match self.socket.accept() {
                 Ok(accepted) => accepted,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return self.rest.end(),
@@ -263,6 +265,30 @@ mod tests {
         listener.poll(1);
         assert_eq!(listener.pending.len(), PENDING_MAX);
         assert!(listener.pending.iter().any(|pending| pending.since_ms == 1));
+    }
+
+    #[test]
+    fn who_connects_without_end_does_not_hold_the_side() {
+        let mut listener = Listener::bind("127.0.0.1:0".parse().unwrap(), Security::Plaintext).unwrap();
+        let address = listener.address().unwrap();
+        let first = TcpStream::connect(address).unwrap();
+        let many: Vec<_> = (0..2 * PENDING_MAX)
+            .map(|_| TcpStream::connect(address).unwrap())
+            .collect();
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        listener.poll(0);
+        let ours = first.local_addr().unwrap().to_string();
+        let has = |listener: &Listener, ours: &str| {
+            let pending = listener.pending.iter();
+            pending
+                .filter(|pending| pending.connection.peer_address() == ours)
+                .count()
+        };
+        assert_eq!(has(&listener, &ours), 1, "one turn takes no more than may wait");
+        let last = many.last().unwrap().local_addr().unwrap().to_string();
+        listener.poll(1);
+        listener.poll(2);
+        assert_eq!(has(&listener, &last), 1, "the others have their turns");
     }
 
     #[test]

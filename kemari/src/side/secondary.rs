@@ -102,6 +102,8 @@ struct Session {
     id: SessionId,
     main: Connection,
     heartbeat: Connection,
+    /// Whether any message has come. From then on the core keeps it, or ends it.
+    has_spoken: bool,
 }
 
 /// What a secondary is made with.
@@ -477,14 +479,31 @@ impl SecondarySide {
         }
     }
 
+    /// Whoever has said nothing yet gives way, the oldest first: it must not keep the right primary out.
+    fn end_a_mute_session(&mut self) {
+        let mute = self.sessions.iter().position(|session| !session.has_spoken);
+        if let Some(place) = mute {
+            let session = self.sessions.remove(place);
+            tracing::info!("{} has said nothing and gives way", session.main.peer_address());
+        }
+    }
+
     fn accept(&mut self) {
         for arrival in self.listener.poll(self.clock.now_ms()) {
+            if matches!(arrival, Arrival::Session { .. }) && self.sessions.len() >= SESSIONS_MAX {
+                self.end_a_mute_session();
+            }
             match arrival {
                 Arrival::Session { main, heartbeat } if self.sessions.len() < SESSIONS_MAX => {
                     let id = self.next_session;
                     self.next_session += 1;
                     tracing::info!("{} has connected", main.peer_address());
-                    self.sessions.push(Session { id, main, heartbeat });
+                    self.sessions.push(Session {
+                        id,
+                        main,
+                        heartbeat,
+                        has_spoken: false,
+                    });
                 }
                 Arrival::Session { main, .. } => {
                     tracing::warn!("{} was sent away: too many sessions", main.peer_address());

@@ -8,13 +8,19 @@ use anyhow::{Context, Result, bail, ensure};
 use kemari::control::Role;
 use kemari::link::{PREFACE_BYTES, Preface, Purpose};
 use kemari_sync::Incarnation;
-use kemari_sync::wire::{FrameHeader, HEADER_BYTES, Hello, MAGIC, Message, PROTOCOL_VERSION, decode, encode};
+use kemari_sync::wire::{
+    FrameHeader, HEADER_BYTES, Heartbeat, Hello, MAGIC, Message, PROTOCOL_VERSION, decode, encode,
+};
 use lab::{Netns, replication_address};
 
 use crate::support::{Host, LINK_PORT, PATIENCE, Plan, play};
 
 /// Connections that are opened and say nothing.
 const MUTE: usize = 5;
+/// Whole sessions that say nothing: more than a secondary keeps.
+const MUTE_SESSIONS: usize = 4;
+/// Heartbeats of a stranger: more than are judged together.
+const HEARTBEATS: usize = 25;
 
 #[test]
 fn bad_peers_are_refused_and_the_right_pair_is_unaffected() {
@@ -42,6 +48,45 @@ fn bad_peers_are_refused_and_the_right_pair_is_unaffected() {
         ensure!(
             scene.log(Host::B).contains("is no Kemari of this version"),
             "the rubbish was not reported"
+        );
+        scene.kill(Host::A)?;
+        clients.go_on()?;
+        clients.finish()
+    });
+}
+
+#[test]
+fn sessions_that_say_nothing_keep_nobody_out_and_a_strangers_words_are_not_the_primarys() {
+    play(&Plan::default(), |scene| {
+        scene.secondary(Host::B)?;
+        scene.await_status("listening", Host::B, |status| status.role == Role::Secondary)?;
+        let netns = scene.net.host(Host::A.number()).netns().clone();
+        let _mute = (0..MUTE_SESSIONS)
+            .map(|_| Stranger::connect(&netns))
+            .collect::<Result<Vec<_>>>()?;
+        scene.run(Host::A)?;
+        scene.await_service(Host::A)?;
+        scene.await_protected(Host::A)?;
+        let mut bytes = Vec::new();
+        let heartbeat = Heartbeat {
+            sequence: 1,
+            epoch: 0,
+            trouble: None,
+            readiness: None,
+            wall_clock_ms: u64::MAX >> 1,
+        };
+        encode(&Message::Heartbeat(heartbeat), &mut bytes);
+        for _ in 0..HEARTBEATS {
+            let said = Stranger::connect(&netns)?.say(&bytes);
+            ensure!(said.is_err(), "a stranger's heartbeat was answered");
+        }
+        let clients = scene.clients()?;
+        clients.go_on()?;
+        scene.await_protected(Host::A)?;
+        let log = scene.log(Host::B);
+        ensure!(
+            !log.contains("wall clock"),
+            "a stranger's clock was taken for the primary's"
         );
         scene.kill(Host::A)?;
         clients.go_on()?;

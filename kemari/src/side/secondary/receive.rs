@@ -66,7 +66,10 @@ impl SecondarySide {
     fn lose_session(&mut self, place: usize, error: LinkError) {
         let session = self.sessions.remove(place).id;
         let reason = format!("{:#}", anyhow::Error::from(error));
-        tracing::warn!("the link to the primary is gone: {reason}");
+        match self.core.follows(session) {
+            true => tracing::warn!("the link to the primary is gone: {reason}"),
+            false => tracing::info!("a session that was never greeted is gone: {reason}"),
+        }
         self.events
             .push_back(SecondaryEvent::PeerClosed { session, reason });
         self.settle();
@@ -76,12 +79,18 @@ impl SecondarySide {
         if let Err(error) = self.check_claim(session, &message) {
             return self.refuse(session, &error.to_string());
         }
-        self.heard_us = Some(self.clock.now_us());
-        if message.channel() == Channel::Main && self.config.protection.latency == Latency::Low {
-            self.poll_until_us = self.clock.now_us() + POLL_US_MAX;
+        if let Some(session) = self.sessions.iter_mut().find(|other| other.id == session) {
+            session.has_spoken = true;
         }
-        self.note_step(&message);
-        self.note_clock(&message);
+        // What somebody else says is nothing to go by.
+        if self.core.follows(session) {
+            self.heard_us = Some(self.clock.now_us());
+            if message.channel() == Channel::Main && self.config.protection.latency == Latency::Low {
+                self.poll_until_us = self.clock.now_us() + POLL_US_MAX;
+            }
+            self.note_step(&message);
+            self.note_clock(&message);
+        }
         self.events
             .push_back(SecondaryEvent::Message { session, message });
         self.settle();
@@ -241,6 +250,10 @@ impl Receiver<Option<Message>> for Intake<'_> {
         body: Option<&[u8]>,
     ) -> Result<Option<Option<Message>>, LinkError> {
         let (side, session) = (&mut *self.side, self.session);
+        // Dropped one by one they would keep this side from everything else for as long as they come.
+        if header.kind != FrameKind::Hello && !side.core.follows(session) {
+            return Err(LinkError::Refused("it did not begin with a greeting".into()));
+        }
         match header.kind {
             FrameKind::Pages | FrameKind::State if !self.heartbeat => {
                 side.stage(session, header, body);
