@@ -13,6 +13,9 @@ pub const NAME_BYTES_MAX: usize = 64;
 /// Number of a reign at the arbiter. Every change of membership adds one.
 pub type Term = u64;
 
+/// No VM comes as far as this term: whoever names it, or a higher one, is not to be believed.
+pub const TERM_MAX: Term = u64::MAX >> 1;
+
 /// Number of a sync. Epoch *n* is what the guest executed between sync *n-1* and sync *n*.
 pub type Epoch = u64;
 
@@ -88,7 +91,10 @@ impl Record {
     /// of its own clock. It was written before that.
     pub fn strikes_for_ms(&self) -> u64 {
         match self.phase {
-            Phase::Won => self.work.fence_ms_max + self.work.fence_ms_max.div_ceil(CLOCK_DRIFT),
+            Phase::Won => {
+                let fence_ms_max = self.work.fence_ms_max;
+                fence_ms_max.saturating_add(fence_ms_max.div_ceil(CLOCK_DRIFT))
+            }
             Phase::Acting | Phase::Stopped => 0,
         }
     }

@@ -76,7 +76,7 @@ impl Rival {
     fn stalls_ms(&self, timing: &Timing) -> u64 {
         let strikes_ms = match fault(Fault::ReplaceFencing) {
             true => 0,
-            false => self.seen_ms + self.record.strikes_for_ms(),
+            false => self.seen_ms.saturating_add(self.record.strikes_for_ms()),
         };
         strikes_ms.max(self.beat_ms + timing.won_stall_ms)
     }

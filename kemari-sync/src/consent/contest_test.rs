@@ -270,6 +270,13 @@ fn a_winner_is_not_replaced_while_its_fence_may_strike() {
 }
 
 #[test]
+fn a_record_may_say_anything_of_a_fence() {
+    let mut bench = Bench::new(Goal::Rule);
+    bench.now_ms = 1000;
+    assert_eq!(bench.read(fencing(1, 0, u64::MAX)), Ruling::Rival);
+}
+
+#[test]
 fn a_winner_whose_fence_fails_again_and_again_is_replaced() {
     let mut bench = Bench::new(Goal::Rule);
     for number in 0..100 {

@@ -2,7 +2,7 @@
 
 use crate::faults::{Fault, fault};
 use crate::readiness::Readiness;
-use crate::record::Incarnation;
+use crate::record::{Incarnation, TERM_MAX};
 use crate::replica::DiskOffer;
 use crate::trouble::Trouble;
 use crate::wire::{Goodbye, Heartbeat, Hello, Message, PROTOCOL_VERSION, Welcome, reason_text};
@@ -151,6 +151,9 @@ impl Secondary {
         }
         if hello.config_digest != self.config.config_digest {
             return Err("the configurations differ; copy the primary's file to this host".to_owned());
+        }
+        if hello.term >= TERM_MAX {
+            return Err(format!("no VM has come to term {}", hello.term));
         }
         if hello.incarnation == self.config.me {
             return Err("a secondary cannot follow itself".to_owned());

@@ -38,6 +38,13 @@ fn strangers_are_refused_with_a_reason() {
             },
             "follow itself",
         ),
+        (
+            Hello {
+                term: u64::MAX,
+                ..hello()
+            },
+            "no VM has come to term",
+        ),
     ];
     for (hello, why) in cases {
         let mut bench = Bench::new(false);
