@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::log::printable;
+
 /// Bytes that are kept, of the last that the guest has written.
 const BYTES_MAX: usize = 16 << 10;
 /// Longest line that is quoted, in characters.
@@ -37,7 +39,7 @@ impl Console {
         let line = text
             .lines()
             .find(|line| TROUBLE.iter().any(|trouble| line.contains(trouble)))?;
-        Some(line.trim().chars().take(LINE_CHARS_MAX).collect())
+        Some(printable(line.trim(), LINE_CHARS_MAX))
     }
 }
 
@@ -74,5 +76,15 @@ mod tests {
         assert_eq!(console.0.lock().unwrap().len(), BYTES_MAX);
         guest.write_all(b"\nBUG: y").unwrap();
         assert_eq!(console.trouble().unwrap(), "BUG: y");
+    }
+
+    #[test]
+    fn what_is_quoted_commands_no_terminal() {
+        let console = Console::default();
+        console
+            .clone()
+            .write_all(b"BUG: \x1b[2J\rthe drill: passed\n")
+            .unwrap();
+        assert_eq!(console.trouble().unwrap(), "BUG: \\u{1b}[2J\\rthe drill: passed");
     }
 }
