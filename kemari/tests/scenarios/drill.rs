@@ -66,6 +66,22 @@ fn a_drill_without_the_shared_disk_passes_and_disturbs_nobody() {
     });
 }
 
+/// What the guest has broken itself goes on as broken after a takeover.
+#[test]
+fn a_device_that_the_guest_has_broken_before_makes_no_drill_fail() {
+    play(&Plan::replicated("memory"), |scene| {
+        scene.protect()?;
+        let load = scene.load();
+        let abuse = thread::spawn(move || ask(&load, &["ABUSE", "badqueue", "6000"]).map(drop));
+        scene.await_log(Host::A, "the guest's driver broke the rules")?;
+        passes(scene, "1")?;
+        abuse.join().map_err(|_| anyhow!("it panics"))??;
+        scene.order(&["PING"])?;
+        scene.await_protected(Host::A)?;
+        Ok(())
+    });
+}
+
 /// Milliseconds in which answers are counted.
 const COUNTED_MS: u64 = 1500;
 
