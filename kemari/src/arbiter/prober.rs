@@ -64,6 +64,14 @@ impl Prober {
         }
     }
 
+    /// The same, once every name was tried; for at most `limit`.
+    pub fn trouble_within(&self, limit: Duration) -> Option<String> {
+        match self {
+            Self::Etcd(etcd) => etcd.trouble_within(limit),
+            Self::File { .. } => None,
+        }
+    }
+
     /// Forgets how far the store had come, for those that ask as well: the operator says that it is the right
     /// one although it went back in time.
     pub fn forget(&self) {

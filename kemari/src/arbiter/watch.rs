@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kemari_sync::{Record, Term};
+use kemari_sync::{Phase, Record, Term};
 
 use super::Prober;
 
@@ -211,7 +211,9 @@ impl Judge {
                 found.term, known.term
             ));
         }
-        if found.term == known.term {
+        // A change of who has the VM is under way; how it stands is said by the side that is in it.
+        let is_contested = found.term > known.term && found.phase == Phase::Won;
+        if found.term == known.term || is_contested {
             return None;
         }
         // The first commit of a pair comes before its record, and a side learns of its successor's term later

@@ -59,6 +59,19 @@ fn what_a_change_of_membership_explains_is_told_only_if_it_lasts() {
     }
 }
 
+/// A takeover may fence for long, and says so itself.
+#[test]
+fn a_term_that_is_won_and_not_yet_acted_in_is_no_trouble() {
+    let mut judge = Judge::default();
+    let won = Record {
+        phase: Phase::Won,
+        ..record(7, 6)
+    };
+    for _ in 0..3 {
+        assert_eq!(judge.trouble(KNOWN, Some(&won)), None);
+    }
+}
+
 #[test]
 fn a_file_arbiter_is_probed_and_its_loss_is_told_until_it_is_made_good() {
     let directory = tempfile::tempdir().unwrap();

@@ -32,7 +32,7 @@ pub fn check(config: &Config, name: &str, running: bool) -> Vec<Finding> {
             "start it, mend what it says, or correct [arbiter]: no VM is started or taken over without it",
         ),
     }];
-    findings.extend(prober.trouble().map(|trouble| {
+    findings.extend(prober.trouble_within(config.arbiter.timeout()).map(|trouble| {
         Finding::warning(
             format!("arbiter: {trouble}"),
             "mend it before the rest of the arbiter is away",

@@ -144,6 +144,20 @@ impl Care {
         (!troubles.is_empty()).then(|| troubles.join("; "))
     }
 
+    /// Waits until a first round of resolving is over, at most until `deadline`; whether it is.
+    pub fn await_resolved(&self, deadline: Instant) -> bool {
+        let mut known = self.lock();
+        while !known.was_resolved {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let waited = self.resolved.wait_timeout(known, left);
+            known = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
     /// What is wrong although the cluster may answer: files that cannot be used, names that are unknown.
     pub fn trouble(&self) -> Option<String> {
         let access = self.lock().access_trouble.clone();
@@ -335,10 +349,23 @@ mod tests {
             assert!(Instant::now() < until);
             thread::sleep(Duration::from_millis(5));
         }
+        assert!(care.await_resolved(soon()));
         assert!(
             care.trouble()
                 .unwrap()
                 .contains("unknown:1 cannot be resolved: nobody knows it")
         );
+    }
+
+    #[test]
+    fn a_resolver_that_hangs_is_waited_for_no_longer_than_said() {
+        let (answers, next) = channel::<io::Result<Vec<SocketAddr>>>();
+        let next = Mutex::new(next);
+        let resolver: Resolver =
+            Box::new(move |_| next.lock().unwrap().recv().unwrap_or_else(|_| Ok(Vec::new())));
+        let care = Care::with(endpoints(&["http://m1:1"]), Access::default(), resolver).unwrap();
+        assert!(!care.await_resolved(Instant::now() + Duration::from_millis(20)));
+        answers.send(Ok(vec!["10.0.0.1:1".parse().unwrap()])).unwrap();
+        assert!(care.await_resolved(soon()));
     }
 }
