@@ -420,23 +420,22 @@ fn several_mistakes_each_have_a_line() {
 }
 
 #[test]
-fn a_reader_that_has_gone_is_no_error() {
-    let world = World::new();
+fn a_reader_that_has_gone_is_no_error_and_hides_none() {
+    let world = World::new().with("vmlinuz", "nowhere");
+    world.check_fails(&["nowhere"]);
     let config = world.path("vm.toml");
-    std::fs::write(&config, &world.config).unwrap();
-    let (reader, writer) = std::io::pipe().unwrap();
-    drop(reader);
-    let ended = Command::new(env!("CARGO_BIN_EXE_kemari"))
-        .arg("check")
-        .arg(&config)
-        .args(["--host", "a", "--json"])
-        .stdout(writer)
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&ended.stderr);
-    assert!(
-        ended.status.success() && said.is_empty(),
-        "{}: {said}",
-        ended.status
-    );
+    for format in [None, Some("--json")] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let ended = Command::new(env!("CARGO_BIN_EXE_kemari"))
+            .arg("check")
+            .arg(&config)
+            .args(["--host", "a"])
+            .args(format)
+            .stdout(writer)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!((ended.status.code(), &*said), (Some(1), ""), "{format:?}");
+    }
 }

@@ -25,6 +25,7 @@ fn status() -> Status {
         vm: "demo".into(),
         host: "a".into(),
         version: "0.1.0".into(),
+        config: None,
         role: Role::Primary,
         term: 3,
         epoch: 1234,
@@ -141,6 +142,23 @@ fn asks_and_orders() {
         std::fs::metadata(served.path()).unwrap().permissions().mode() & 0o777,
         0o600
     );
+}
+
+#[test]
+fn a_verdict_needs_no_reader() {
+    let served = serve();
+    for format in [None, Some("--json")] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let ended = std::process::Command::new(env!("CARGO_BIN_EXE_kemari"))
+            .args(["status", "--check", "--socket"])
+            .arg(served.path())
+            .args(format)
+            .stdout(writer)
+            .status()
+            .unwrap();
+        assert_eq!(ended.code(), Some(status().verdict() as i32), "{format:?}");
+    }
 }
 
 #[test]

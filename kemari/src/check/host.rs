@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::{Finding, limits};
 use crate::config::{Config, Host};
-use crate::control;
+use crate::control::{self, Client};
 
 /// Memory of the program beside the guest's and the staging, in MiB.
 const OVERHEAD_MIB: u64 = 64;
@@ -38,9 +38,10 @@ pub fn check(config: &Config, name: &str, running: bool) -> Vec<Finding> {
     );
     if running {
         findings.push(Finding::ok(format!(
-            "the VM runs on this host already: {}",
+            "a side of the VM runs on this host already: {}",
             host.control().display()
         )));
+        findings.extend(changed_since_start(config, host));
     } else {
         findings.push(memory(config));
         findings.push(control_socket(host));
@@ -53,6 +54,17 @@ pub fn check(config: &Config, name: &str, running: bool) -> Vec<Finding> {
         findings.push(fence(&host.fence[0]));
     }
     findings
+}
+
+/// A side goes on with the configuration that it was started with, whatever becomes of the file.
+fn changed_since_start(config: &Config, host: &Host) -> Option<Finding> {
+    let running = Client::new(host.control()).status().ok()?.config?;
+    (running != format!("{:016x}", config.digest())).then(|| {
+        Finding::warning(
+            format!("the side that runs here was started with another configuration, of digest {running}"),
+            "undo the change, or make it on both hosts: it counts when both sides have been started anew",
+        )
+    })
 }
 
 fn boot_file(what: &str, path: &Path) -> Finding {

@@ -34,7 +34,7 @@ pub fn check(config: &Config, name: &str, running: bool) -> Vec<Finding> {
     for (peer, host) in config.peers(name) {
         if connected.as_deref() == Some(peer) {
             findings.push(Finding::ok(format!(
-                "peer `{peer}` is connected: version and configuration agree"
+                "peer `{peer}` is connected: the two sides that run agree in version and configuration"
             )));
             continue;
         }

@@ -127,9 +127,17 @@ pub fn perform(action: Action, machine: impl Fn(&Config) -> Vec<Finding>) -> any
     Ok(Next::Exit(ExitCode::SUCCESS))
 }
 
-/// Prints a line. If nobody reads any more, as behind `| head`, there is nothing left to say: what was asked is done, and the
-/// process ends.
+/// Prints a line. If nobody reads any more, as behind `| head`, there is nothing left to say, which is no error: the exit
+/// status is what it would be with a reader.
 fn say(line: &dyn Display) -> anyhow::Result<()> {
+    match writeln!(io::stdout(), "{line}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("cannot write to the standard output"),
+    }
+}
+
+/// Prints one of many lines, of which more are still to come: if nobody reads any more, the process ends.
+fn say_next(line: &dyn Display) -> anyhow::Result<()> {
     match writeln!(io::stdout(), "{line}") {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => exit(0),
         result => result.context("cannot write to the standard output"),
@@ -179,14 +187,14 @@ fn load(here: &Here) -> anyhow::Result<Start> {
 
 fn print(line: &TapLine, json: bool) -> anyhow::Result<()> {
     if json {
-        return say(&serde_json::to_string(line).context("cannot print what the tap told")?);
+        return say_next(&serde_json::to_string(line).context("cannot print what the tap told")?);
     }
     match line {
         TapLine::Event { at_us, direction } => {
-            say(&format_args!("{:>14.6} s  {direction}", *at_us as f64 / 1e6))
+            say_next(&format_args!("{:>14.6} s  {direction}", *at_us as f64 / 1e6))
         }
-        TapLine::Skipped { events } => say(&format_args!("             ...  {events} more")),
-        TapLine::Statistics(statistics) => say(statistics),
+        TapLine::Skipped { events } => say_next(&format_args!("             ...  {events} more")),
+        TapLine::Statistics(statistics) => say_next(statistics),
     }
 }
 

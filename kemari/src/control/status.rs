@@ -166,6 +166,9 @@ pub struct Status {
     pub host: String,
     /// Version of the program.
     pub version: String,
+    /// Digest of the configuration that it was started with, as `kemari check` prints that of the file.
+    #[serde(default)]
+    pub config: Option<String>,
     /// What this side is.
     pub role: Role,
     /// The term it lives in.

@@ -307,6 +307,7 @@ fn first_status(config: &Config, host: &str) -> Status {
         vm: config.vm.clone(),
         host: host.to_owned(),
         version: crate::VERSION.to_owned(),
+        config: Some(format!("{:016x}", config.digest())),
         role: Role::Starting,
         term: 0,
         epoch: 0,

@@ -39,6 +39,16 @@ fn a_check_is_green_on_both_hosts_of_a_pair() {
         for host in Host::BOTH {
             is_green(scene, host)?;
         }
+        let changed = Plan {
+            memory_mib: Plan::default().memory_mib + 1,
+            ..Plan::default()
+        };
+        scene.write_config("changed.toml", &changed)?;
+        for host in Host::BOTH {
+            let checked = scene.ask_with(host, &["check"], "changed.toml")?;
+            let warned = checked.text.contains("was started with another configuration");
+            ensure!(warned, "on {}: {}", host.name(), checked.text);
+        }
         Ok(())
     });
 }
@@ -48,7 +58,7 @@ fn is_green(scene: &Scene, host: Host) -> Result<()> {
     ensure!(checked.success, "on {}: {}", host.name(), checked.text);
     let connected = format!("peer `{}` is connected", host.other().name());
     ensure!(
-        checked.text.contains(&connected),
+        checked.text.contains(&connected) && !checked.text.contains("another configuration"),
         "on {}: {}",
         host.name(),
         checked.text
