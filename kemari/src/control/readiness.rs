@@ -4,7 +4,6 @@ use std::fmt;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use kemari_sync::READINESS_MS_MAX;
 use serde::{Deserialize, Serialize};
 
 use super::{Protection, Role, Status};
@@ -51,15 +50,16 @@ impl From<Verdict> for ExitCode {
 }
 
 impl Status {
-    /// So much time has passed since the side's loop has said this. One that stands still is ready for nothing.
-    pub fn age(&mut self, age: Duration) {
+    /// So much time has passed since the side's loop has said this. One that has stood still for longer than `most` is ready
+    /// for nothing: the other side may have given it up.
+    pub fn age(&mut self, age: Duration, most: Duration) {
         let Some(readiness) = &mut self.readiness else {
             return;
         };
         let age_ms = age.as_millis() as u64;
         readiness.checked_ms = readiness.checked_ms.saturating_add(age_ms);
         // What is old because the other side is silent says so already.
-        if age_ms > READINESS_MS_MAX {
+        if age > most {
             readiness.ready = false;
             readiness
                 .reasons
@@ -183,9 +183,10 @@ mod tests {
     #[test]
     fn a_side_that_stands_still_is_not_ready() {
         let mut status = status("primary", "on", Some((true, "")));
-        status.age(Duration::from_millis(READINESS_MS_MAX - 10));
+        let most = Duration::from_millis(900);
+        status.age(most, most);
         assert_eq!(status.verdict(), Verdict::Ready);
-        status.age(Duration::from_millis(READINESS_MS_MAX + 1));
+        status.age(most + Duration::from_millis(1), most);
         assert_eq!(status.verdict(), Verdict::NotReady);
         assert!(status.to_string().contains("stands still"));
     }

@@ -35,14 +35,17 @@ struct Shown {
 
 /// Between a side's loop and the control socket.
 pub struct Board {
+    still_max: Duration,
     shown: Mutex<Shown>,
     findings: Arc<Findings>,
     arbiter: OnceLock<ArbiterWatch>,
 }
 
 impl Board {
-    pub fn new(status: Status) -> Arc<Self> {
+    /// `still_max`: a loop that has said nothing for longer may have been given up by the other side.
+    pub fn new(status: Status, still_max: Duration) -> Arc<Self> {
         Arc::new(Self {
+            still_max,
             shown: Mutex::new(Shown {
                 status,
                 at: Instant::now(),
@@ -112,7 +115,7 @@ impl Control for Board {
             let shown = self.lock();
             (shown.status.clone(), shown.at.elapsed())
         };
-        status.age(age);
+        status.age(age, self.still_max);
         if let Some(watch) = self.arbiter.get() {
             status.note_arbiter(watch.report());
         }

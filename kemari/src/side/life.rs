@@ -6,6 +6,7 @@ mod roles;
 use std::fs::{self, File, TryLockError};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use kemari_sync::{Incarnation, Timing};
@@ -138,7 +139,7 @@ impl Life {
             .with_context(|| format!("cannot make the state directory {}", state_dir.display()))?;
         let lock = lock_host(state_dir, &config.vm)?;
         let security = Security::of(&config, &host)?;
-        let board = Board::new(first_status(&config, &host));
+        let board = Board::new(first_status(&config, &host), still_max(&config));
         let mut arbiter = ConfiguredArbiter::open(&config)?;
         arbiter.keep_in(state_dir, &config.vm)?;
         watch_arbiter(&config, &arbiter, &board)?;
@@ -300,6 +301,17 @@ fn lock_host(state_dir: &std::path::Path, vm: &str) -> anyhow::Result<File> {
             Err(error).with_context(|| format!("cannot lock {}", path.display()))
         }
     }
+}
+
+/// A loop sends heartbeats as it shows how things stand: who has shown nothing for so long may be suspected.
+fn still_max(config: &Config) -> Duration {
+    let protection = &config.protection;
+    let suspicion_ms = protection.suspicion_timeout_ms;
+    Duration::from_millis(
+        suspicion_ms
+            .saturating_sub(protection.heartbeat_interval_ms)
+            .into(),
+    )
 }
 
 fn first_status(config: &Config, host: &str) -> Status {

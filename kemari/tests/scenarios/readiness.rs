@@ -5,9 +5,12 @@ use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kemari::control::{Role, Verdict};
+use kemari::control::{Protection, Role, Verdict};
+use rustix::process::Signal;
 
 use crate::support::{Host, Plan, Scene, play};
 
@@ -323,5 +326,25 @@ fn a_tap_that_was_made_anew_is_attached_again() {
         scene.await_log(Host::A, "the TAP tap0 was made anew")?;
         clients.go_on()?;
         clients.finish()
+    });
+}
+
+/// The loop of a side that was stopped has yet to hear that the other has gone on alone; its control socket answers at once.
+#[test]
+fn a_secondary_that_wakes_up_is_not_ready_before_it_has_looked() {
+    play(&Plan::default(), |scene| {
+        scene.protect()?;
+        await_ready(scene)?;
+        scene.signal(Host::B, Signal::STOP)?;
+        scene.await_status("unprotected", Host::A, |status| {
+            status.protection == Protection::Off
+        })?;
+        let client = scene.client(Host::B);
+        let asked = thread::spawn(move || client.status());
+        thread::sleep(Duration::from_millis(200));
+        scene.signal(Host::B, Signal::CONT)?;
+        let status = asked.join().unwrap()?;
+        ensure!(status.verdict() != Verdict::Ready, "{status}");
+        await_ready(scene)
     });
 }
