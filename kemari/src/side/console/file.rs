@@ -40,7 +40,12 @@ impl ConsoleFile {
 
     /// Begins a new file. Without one, nothing more is written to this.
     fn rotate(&mut self) -> io::Result<()> {
-        let rotated = fs::rename(&self.path, before(&self.path)).and_then(|()| open(&self.path));
+        let put_aside = match fs::rename(&self.path, before(&self.path)) {
+            // Somebody has removed the file, or moved it elsewhere.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        };
+        let rotated = put_aside.and_then(|()| open(&self.path));
         match rotated {
             Ok((file, bytes)) => {
                 (self.file, self.bytes, self.trouble) = (file, bytes, None);
@@ -141,6 +146,17 @@ mod tests {
         assert!(console.write_all(b"lost").is_err());
         assert_eq!(fs::metadata(&path).unwrap().len(), 100);
         fs::remove_dir(before(&path)).unwrap();
+        console.write_all(b"kept").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"kept");
+    }
+
+    #[test]
+    fn a_file_that_somebody_removed_is_made_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("console");
+        let mut console = ConsoleFile::open(&path, 200).unwrap();
+        console.write_all(&[b'a'; 100]).unwrap();
+        fs::remove_file(&path).unwrap();
         console.write_all(b"kept").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"kept");
     }
