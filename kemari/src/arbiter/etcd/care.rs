@@ -144,18 +144,26 @@ impl Care {
         (!troubles.is_empty()).then(|| troubles.join("; "))
     }
 
-    /// Waits until a first round of resolving is over, at most until `deadline`; whether it is.
-    pub fn await_resolved(&self, deadline: Instant) -> bool {
+    /// Waits until a first round of resolving is over, at most until `deadline`: a name without an address is in trouble
+    /// from then on.
+    pub fn await_resolved(&self, deadline: Instant) {
         let mut known = self.lock();
         while !known.was_resolved {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return false;
+                let untried = known
+                    .members
+                    .iter_mut()
+                    .filter(|member| member.addresses.is_empty());
+                for member in untried {
+                    let unanswered = || "the name service does not answer".to_owned();
+                    member.trouble.get_or_insert_with(unanswered);
+                }
+                return;
             }
             let waited = self.resolved.wait_timeout(known, left);
             known = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        true
     }
 
     /// What is wrong although the cluster may answer: files that cannot be used, names that are unknown.
@@ -349,7 +357,7 @@ mod tests {
             assert!(Instant::now() < until);
             thread::sleep(Duration::from_millis(5));
         }
-        assert!(care.await_resolved(soon()));
+        care.await_resolved(soon());
         assert!(
             care.trouble()
                 .unwrap()
@@ -364,8 +372,14 @@ mod tests {
         let resolver: Resolver =
             Box::new(move |_| next.lock().unwrap().recv().unwrap_or_else(|_| Ok(Vec::new())));
         let care = Care::with(endpoints(&["http://m1:1"]), Access::default(), resolver).unwrap();
-        assert!(!care.await_resolved(Instant::now() + Duration::from_millis(20)));
+        care.await_resolved(Instant::now() + Duration::from_millis(20));
+        let trouble = care.trouble().unwrap();
+        assert!(
+            trouble.contains("m1:1") && trouble.contains("does not answer"),
+            "{trouble}"
+        );
         answers.send(Ok(vec!["10.0.0.1:1".parse().unwrap()])).unwrap();
-        assert!(care.await_resolved(soon()));
+        care.await_resolved(soon());
+        assert_eq!(care.trouble(), None);
     }
 }
