@@ -435,8 +435,10 @@ impl PrimarySide {
 
     fn halt(&mut self, reason: String) {
         self.attached = None;
-        self.machine.halt();
         self.end = Some(End::Halted(reason));
+        // Halting takes a while, in which another host has the VM already.
+        self.show();
+        self.machine.halt();
     }
 
     fn close_session(&mut self, id: SessionId, reason: &str) {
