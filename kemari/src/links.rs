@@ -16,9 +16,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 const PART_BYTES_MAX: usize = 64 << 10;
 /// The group of those who are told of changes of network devices (`RTMGRP_LINK`).
 const LINK_GROUP: u32 = 1;
-/// Attributes of <linux/if_link.h>: `IFLA_TUN_MULTI_QUEUE`, `IFLA_TUN_NUM_QUEUES`.
+/// Attribute of <linux/if_link.h>: `IFLA_TUN_MULTI_QUEUE`.
 const TUN_MULTI_QUEUE: u16 = 7;
-const TUN_QUEUES: u16 = 8;
 /// After so long the devices are looked at again although the kernel has told no change.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
@@ -27,8 +26,6 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 pub struct Tun {
     /// It was made for several queues, so that it cannot be attached to with one.
     pub multi_queue: bool,
-    /// So many files are attached to it.
-    pub queues: u32,
 }
 
 /// A network device of this host.
@@ -124,10 +121,8 @@ fn tun(infos: &[LinkInfo]) -> Option<Tun> {
         for attribute in attributes {
             let mut bytes = vec![0; attribute.value_len()];
             attribute.emit_value(&mut bytes);
-            match (attribute.kind(), &bytes[..]) {
-                (TUN_MULTI_QUEUE, [multi, ..]) => tun.multi_queue = *multi != 0,
-                (TUN_QUEUES, &[a, b, c, d, ..]) => tun.queues = u32::from_ne_bytes([a, b, c, d]),
-                _ => {}
+            if let (TUN_MULTI_QUEUE, [multi, ..]) = (attribute.kind(), &bytes[..]) {
+                tun.multi_queue = *multi != 0;
             }
         }
     }

@@ -152,11 +152,11 @@ impl Disk {
     }
 
     /// Looks whether [`Disk::open`] would succeed, taking no lock: also of an image that somebody uses. Of a qcow2 image,
-    /// which its user may be changing, only whether it can be opened at all.
+    /// which its user may be changing, only whether it can be opened at all, and whether its backing files are there.
     pub fn examine(config: &DiskConfig) -> Result<(), DiskError> {
         let (file, kind) = open_file(config, false)?;
         if config.format == Format::Qcow2 {
-            return Ok(());
+            return qcow2::examine(&file, config);
         }
         let path = &config.path;
         let store = raw(file, kind, config)?;

@@ -176,9 +176,9 @@ fn listen(host: &Host) -> Finding {
 
 fn fence(program: &str) -> Finding {
     match crate::side::executable(program) {
-        Some(path) => Finding::ok(format!("fence command {}", path.display())),
-        None => Finding::error(
-            format!("the fence command `{program}` is no program of this host"),
+        Ok(path) => Finding::ok(format!("fence command {}", path.display())),
+        Err(why) => Finding::error(
+            format!("the fence command `{program}` {why}"),
             "install it, or correct `fence` of this host: without it this host never takes over",
         ),
     }

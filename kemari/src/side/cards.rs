@@ -14,8 +14,8 @@ use crate::ports::Ports;
 /// What is found out stands for so long; it is looked five times a second.
 const VALID: Duration = Duration::from_secs(3);
 
-/// What matters of a TAP for whether it can be attached to: it is tried again when that has changed. Not its carrier,
-/// which a try changes.
+/// What matters of a TAP for whether it can be attached to: it is tried again when that has changed. It has a carrier while
+/// somebody is attached to it, and a try is over before anybody looks.
 type Look = Option<(u32, bool, bool)>;
 
 /// Watches the cards of one host, which is this one.
@@ -152,7 +152,7 @@ impl Cards {
             let link = links.iter().find(|link| link.name == net.tap);
             let look = link.map(|link| {
                 let tun = link.tun.unwrap_or_default();
-                (link.index, tun.multi_queue, tun.queues > 0)
+                (link.index, tun.multi_queue, link.has_carrier)
             });
             if look.is_some() && *tried == (look, None) {
                 continue;
@@ -172,7 +172,6 @@ fn refused(net: &HostNet<'_>, link: &Link) -> Option<String> {
         Some(tun) if tun.multi_queue => {
             "was made for several queues (multi_queue), which Kemari does not use".to_owned()
         }
-        Some(tun) if tun.queues > 0 => "is in use by another process".to_owned(),
         Some(_) => match Tap::open(tap) {
             Ok(_) => return None,
             Err(error) => format!("cannot be used: {:#}", anyhow::Error::from(error)),

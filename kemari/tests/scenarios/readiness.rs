@@ -5,12 +5,14 @@ use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kemari::control::{Protection, Role, Verdict};
 use rustix::process::Signal;
+use xtask::tools::output_of;
 
 use crate::support::{Host, Plan, Scene, play};
 
@@ -139,6 +141,24 @@ fn the_secondarys_tap_has_several_queues() {
     );
 }
 
+#[test]
+fn the_secondarys_tap_is_in_use() {
+    let attached = std::cell::RefCell::new(None);
+    found_out(
+        &Plan::default(),
+        "in use by another process",
+        |scene| {
+            let netns = scene.net.host(Host::B.number()).netns();
+            *attached.borrow_mut() = Some(netns.run(|| kemari_vmm::virtio::tap::Tap::open("tap0"))??);
+            Ok(())
+        },
+        |_| {
+            *attached.borrow_mut() = None;
+            Ok(())
+        },
+    );
+}
+
 fn aside(scene: &Scene) -> PathBuf {
     scene.image(Host::B).with_extension("aside")
 }
@@ -209,6 +229,60 @@ fn the_secondarys_fence_cannot_be_started() {
         |scene| mode(scene, 0o644),
         |scene| mode(scene, 0o755),
     );
+}
+
+#[test]
+fn the_secondarys_fence_is_a_script_without_its_interpreter() {
+    let plan = Plan {
+        fence: crate::support::Fence::Program,
+        ..Plan::default()
+    };
+    let right = std::cell::RefCell::new(Vec::new());
+    found_out(
+        &plan,
+        "is a script for `/usr/bin/no-such-python`",
+        |scene| {
+            *right.borrow_mut() = fs::read(scene.path("fence-b"))?;
+            Ok(fs::write(
+                scene.path("fence-b"),
+                "#!/usr/bin/no-such-python -u\n",
+            )?)
+        },
+        |scene| Ok(fs::write(scene.path("fence-b"), &*right.borrow())?),
+    );
+}
+
+#[test]
+fn the_secondarys_backing_file_is_gone() {
+    let plan = Plan {
+        disk_keys: "format = \"qcow2\"",
+        ..Plan::replicated("memory")
+    };
+    let base = |scene: &Scene, host| scene.image(host).with_extension("base");
+    play(&plan, |scene| {
+        for host in Host::BOTH {
+            let (image, base) = (scene.image(host), base(scene, host));
+            fs::remove_file(&image)?;
+            let name = base.file_name().context("a name")?;
+            let create = ["create", "-q", "-f", "qcow2"];
+            output_of(Command::new("qemu-img").args(create).arg(&base).arg("16M"))?;
+            let mut over = Command::new("qemu-img");
+            output_of(
+                over.args(create)
+                    .args(["-F", "qcow2", "-b"])
+                    .arg(name)
+                    .arg(&image),
+            )?;
+        }
+        scene.protect()?;
+        await_ready(scene)?;
+        fs::rename(base(scene, Host::B), aside(scene))?;
+        await_unready(scene, "its backing file")?;
+        fs::rename(aside(scene), base(scene, Host::B))?;
+        await_ready(scene)?;
+        scene.kill(Host::A)?;
+        scene.await_primary(Host::B).map(drop)
+    });
 }
 
 /// Nothing could go on from it, so it is not kept: the VM runs on unprotected, and says so.

@@ -2,9 +2,12 @@
 //!
 //! The layout is that of QEMU's docs/interop/qcow2.txt; all numbers are big-endian.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 
 use super::super::buffer::{AlignedBuffer, DIRECT_ALIGNMENT};
 
@@ -42,6 +45,15 @@ pub fn check(mut file: &File) -> io::Result<Layout> {
     let mut bytes = AlignedBuffer::new(DIRECT_ALIGNMENT);
     let read = file.read_at(&mut bytes, 0)?;
     Header(&bytes[..read]).check(length).map_err(io::Error::other)
+}
+
+/// The name of the image's backing file, as it stands in the header, and whether that is a qcow2 image too. `None`: it has
+/// none, or none that lies where every program puts it.
+pub fn backing(file: &File) -> io::Result<Option<(PathBuf, bool)>> {
+    let mut bytes = AlignedBuffer::new(DIRECT_ALIGNMENT);
+    let read = file.read_at(&mut bytes, 0)?;
+    let header = Header(&bytes[..read]);
+    Ok(header.backing().ok().flatten())
 }
 
 /// Where the first tables of an image are.
@@ -196,8 +208,8 @@ impl Header<'_> {
             return Err(format!("its backing file has a name of {name_bytes} bytes"));
         }
         let has_backing = name_offset != 0 && name_bytes > 0;
-        let has_format = self.extensions(header_bytes, has_backing.then_some(name_offset))?;
-        match has_backing && !has_format {
+        let format = self.extensions(header_bytes, has_backing.then_some(name_offset))?;
+        match has_backing && format.is_none() {
             true => Err("it does not say which format its backing file has; say it with `qemu-img rebase -u -F FORMAT \
                          -b NAME`"
                 .into()),
@@ -205,13 +217,29 @@ impl Header<'_> {
         }
     }
 
-    /// Whether one of the extensions says the backing file's format. They end before `end`, or with one that says so.
-    fn extensions(&self, header_bytes: usize, end: Option<u64>) -> Result<bool, String> {
+    fn backing(&self) -> Result<Option<(PathBuf, bool)>, String> {
+        let (offset, bytes) = (self.long(8)?, self.word(16)? as usize);
+        let header_bytes = match self.word(4)? {
+            2 => HEADER_BYTES_MIN,
+            _ => self.check_features()?,
+        };
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let name = self.0.get(start..start.saturating_add(bytes));
+        let Some(name) = name.filter(|name| offset != 0 && !name.is_empty()) else {
+            return Ok(None);
+        };
+        let is_qcow2 = self.extensions(header_bytes, Some(offset))?;
+        Ok(is_qcow2.map(|is_qcow2| (PathBuf::from(OsStr::from_bytes(name)), is_qcow2)))
+    }
+
+    /// Whether the backing file is a qcow2 image too, if one of the extensions says its format. They end before `end`, or with
+    /// one that says so.
+    fn extensions(&self, header_bytes: usize, end: Option<u64>) -> Result<Option<bool>, String> {
         let end = end.map_or(self.0.len(), |end| {
             self.0.len().min(usize::try_from(end).unwrap_or(usize::MAX))
         });
         let mut at = header_bytes;
-        let mut has_format = false;
+        let mut is_qcow2 = None;
         while at + 8 <= end {
             let (kind, bytes) = (self.word(at)?, self.word(at + 4)? as usize);
             if kind == EXTENSION_END {
@@ -223,8 +251,9 @@ impl Header<'_> {
             }
             if kind == EXTENSION_BACKING_FORMAT {
                 let name = &self.0[at..at + bytes];
-                has_format = match name {
-                    b"raw" | b"qcow2" => true,
+                is_qcow2 = match name {
+                    b"raw" => Some(false),
+                    b"qcow2" => Some(true),
                     _ => {
                         return Err(format!(
                             "its backing file is of the format `{}`, and raw and qcow2 are known; see `qemu-img convert`",
@@ -235,7 +264,7 @@ impl Header<'_> {
             }
             at += bytes.next_multiple_of(8);
         }
-        Ok(has_format)
+        Ok(is_qcow2)
     }
 }
 

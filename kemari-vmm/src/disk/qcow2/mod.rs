@@ -101,6 +101,29 @@ impl Qcow2Image {
     }
 }
 
+/// Looks whether the backing files of the image in an open file are all there: nobody changes those.
+pub fn examine(file: &File, config: &DiskConfig) -> Result<(), DiskError> {
+    let wrong = |error: io::Error| DiskError::Format {
+        path: config.path.clone(),
+        format: "qcow2",
+        reason: error.to_string(),
+    };
+    let gate = Gate::around(&config.path, true).map_err(wrong)?;
+    let (mut path, mut next) = (gate.image.clone(), header::backing(file).map_err(wrong)?);
+    for _ in 0..CHAIN_MAX {
+        let Some((name, is_qcow2)) = next else { break };
+        path = gate
+            .find(&path.parent().unwrap_or(Path::new("/")).join(name))
+            .map_err(wrong)?;
+        let file = File::open(&path).map_err(wrong)?;
+        next = match is_qcow2 {
+            true => header::backing(&file).map_err(wrong)?,
+            false => None,
+        };
+    }
+    Ok(())
+}
+
 fn opened(image: &Option<Access>) -> io::Result<&Access> {
     let gone = || io::Error::other("the image could not be opened again after it failed to grow");
     image.as_ref().ok_or_else(gone)
@@ -238,6 +261,31 @@ impl Gate {
             ignore_lock,
         })
     }
+
+    /// The backing file of this name.
+    fn find(&self, named: &Path) -> io::Result<PathBuf> {
+        let real = named.canonicalize().map_err(|error| {
+            io::Error::new(
+                error.kind(),
+                format!("its backing file {} cannot be found: {error}", named.display()),
+            )
+        })?;
+        if !real.starts_with(&self.directory) {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!(
+                    "its backing file {} lies outside the image's directory {}; move it there, and name it with \
+                     `qemu-img rebase -u -F FORMAT -b NAME`",
+                    real.display(),
+                    self.directory.display()
+                ),
+            ));
+        }
+        if real == self.image {
+            return Err(io::Error::other("it is its own backing file"));
+        }
+        Ok(real)
+    }
 }
 
 impl ImplicitOpenGate<HeldFile> for Gate {
@@ -261,26 +309,7 @@ impl ImplicitOpenGate<HeldFile> for Gate {
                 "it needs more than {CHAIN_MAX} other files"
             )));
         }
-        let real = named.canonicalize().map_err(|error| {
-            io::Error::new(
-                error.kind(),
-                format!("its backing file {} cannot be found: {error}", named.display()),
-            )
-        })?;
-        if !real.starts_with(&self.directory) {
-            return Err(io::Error::new(
-                io::ErrorKind::PermissionDenied,
-                format!(
-                    "its backing file {} lies outside the image's directory {}; move it there, and name it with \
-                     `qemu-img rebase -u -F FORMAT -b NAME`",
-                    real.display(),
-                    self.directory.display()
-                ),
-            ));
-        }
-        if real == self.image {
-            return Err(io::Error::other("it is its own backing file"));
-        }
+        let real = self.find(named)?;
         let file = File::open(&real)?;
         // Shared by all who read it, and held as long as the file is open.
         let config = DiskConfig {

@@ -1,5 +1,7 @@
 //! The secondary's own watch: it looks about once a second, on a thread of its own, and tells what stands on the list.
 
+use std::fs::File;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +17,8 @@ use crate::config::Config;
 const ROUND_INTERVAL: Duration = Duration::from_millis(250);
 /// In every so manieth round it looks itself, and tells what stands on the list in any case.
 const LOOK_ROUNDS: u32 = 4;
+/// So many bytes of a script's first line count for the kernel.
+const LINE_BYTES_MAX: u64 = 256;
 
 /// A watch; it ends when this is dropped.
 pub struct ReadinessWatch {
@@ -69,13 +73,47 @@ impl ReadinessWatch {
 fn fence_trouble(config: &Config, host: &str) -> Option<String> {
     let shares_disk = config.disks.iter().any(|disk| disk.shared && !disk.read_only);
     let program = config.host(host).fence.first()?;
-    (shares_disk && executable(program).is_none()).then(|| {
-        format!("the fence command `{program}` is no program of this host: install it, or correct `fence`")
-    })
+    let why = shares_disk.then(|| executable(program).err()).flatten()?;
+    Some(format!(
+        "the fence command `{program}` {why}: install it, or correct `fence`"
+    ))
 }
 
 /// The file that a command of this name is started from, found as `execvp` finds it.
-pub fn executable(program: &str) -> Option<PathBuf> {
+///
+/// # Errors
+/// Why it could not be started, as the end of a sentence.
+pub fn executable(program: &str) -> Result<PathBuf, String> {
+    let missing = || "is no program of this host".to_owned();
+    let path = found(program).ok_or_else(missing)?;
+    match interpreters(&path).into_iter().find(|name| found(name).is_none()) {
+        Some(name) => Err(format!(
+            "is a script for `{name}`, which is no program of this host"
+        )),
+        None => Ok(path),
+    }
+}
+
+/// The programs that the kernel starts instead of a script, by its first line; of `env` also the one that it finds.
+fn interpreters(script: &Path) -> Vec<String> {
+    let mut bytes = Vec::new();
+    // What cannot be read may well be executable.
+    let read = File::open(script).and_then(|file| file.take(LINE_BYTES_MAX).read_to_end(&mut bytes));
+    let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let Some(line) = read.ok().and_then(|_| line.strip_prefix(b"#!")) else {
+        return Vec::new();
+    };
+    let line = String::from_utf8_lossy(line);
+    let mut words = line.split_ascii_whitespace();
+    let first = words.next().map(str::to_owned);
+    let is_env = first.as_ref().is_some_and(|name| name.ends_with("/env"));
+    let second = words
+        .next()
+        .filter(|word| is_env && !word.starts_with('-') && !word.contains('='));
+    first.into_iter().chain(second.map(str::to_owned)).collect()
+}
+
+fn found(program: &str) -> Option<PathBuf> {
     let candidates: Vec<PathBuf> = match program.contains('/') {
         true => vec![program.into()],
         false => std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
@@ -124,10 +162,40 @@ mod tests {
 
     #[test]
     fn programs_are_found_as_the_shell_finds_them() {
-        assert!(executable("true").is_some() && executable("/bin/sh").is_some());
-        assert_eq!(executable("/etc/passwd"), None);
-        assert_eq!(executable("no-such-fence"), None);
-        assert_eq!(executable("/"), None);
+        assert!(executable("true").is_ok() && executable("/bin/sh").is_ok());
+        for none in ["/etc/passwd", "no-such-fence", "/"] {
+            assert!(executable(none).unwrap_err().contains("no program"), "{none}");
+        }
+    }
+
+    #[test]
+    fn a_script_needs_its_interpreter() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("fence");
+        let of = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            executable(path.to_str().unwrap())
+        };
+        for good in [
+            "#!/bin/sh\n",
+            "#! /usr/bin/env -S sh -e\n",
+            "#!/usr/bin/env sh",
+            "exit 0\n",
+            "",
+        ] {
+            assert_eq!(of(good), Ok(path.clone()), "{good}");
+        }
+        assert!(
+            of("#!/usr/bin/python3.1 -u\n")
+                .unwrap_err()
+                .contains("`/usr/bin/python3.1`")
+        );
+        assert!(
+            of("#!/usr/bin/env no-such-python\n")
+                .unwrap_err()
+                .contains("`no-such-python`")
+        );
     }
 
     #[test]
