@@ -237,6 +237,21 @@ mod tests {
     }
 
     #[test]
+    fn named_ways_out_need_not_be_ports_of_the_bridge() {
+        let mut ports = Ports::default();
+        let card: Net = toml::from_str("id = \"net0\"\nmac = \"52:54:00:00:00:01\"").unwrap();
+        let net = HostNet {
+            net: &card,
+            tap: "tap0".to_owned(),
+        };
+        let mut links = host(true);
+        assert_eq!(ports.port_trouble(&links, &net, None), None);
+        assert_eq!(ports.lost_way(&links, &net, true), None);
+        links[3].bridge = None;
+        assert_eq!(ports.lost_way(&links, &net, true), None);
+    }
+
+    #[test]
     fn the_device_that_stands_for_open_vswitch_is_always_down() {
         let onto_ovs = |links: &mut Vec<Link>| {
             links.push(Link {

@@ -115,6 +115,13 @@ fn a_pair_is_ready_only_while_its_secondary_says_so() {
         !readiness(&bench, READINESS_MS_MAX + 1).is_ready(),
         "that is long ago"
     );
+    let Message::Heartbeat(mut late) = said(None, Some(&[])) else {
+        unreachable!("it is one")
+    };
+    late.readiness = late.readiness.map(|found| found.aged(READINESS_MS_MAX));
+    bench.hear(1, Message::Heartbeat(late));
+    assert!(readiness(&bench, 0).is_ready());
+    assert!(!readiness(&bench, 1).is_ready(), "it was old when it came");
     bench.hear(1, said(None, Some(&["there is no TAP"])));
     assert_eq!(readiness(&bench, 0).reasons, ["there is no TAP"]);
     bench.hear(1, said(uplink(), Some(&[])));

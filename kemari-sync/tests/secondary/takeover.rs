@@ -342,3 +342,68 @@ fn a_hand_over_is_taken_at_once_and_an_operators_word_too() {
         "there is nothing to take over"
     );
 }
+
+/// Each attempt takes longer than the pause between two beats.
+#[test]
+fn a_restore_that_fails_again_and_again_counts_as_stuck() {
+    let mut bench = Bench::holding(false);
+    let asked = bench.suspecting();
+    let asked = bench.read(&asked, pair());
+    let mut won = new_record(&asked);
+    let mut actions = bench.answer(&asked, ArbiterAnswer::Swapped);
+    for _ in 0..300 {
+        assert!(matches!(actions.last(), Some(Do::Restore { .. })), "{actions:?}");
+        let told = bench.wait(Timing::default().won_stall_ms / 3);
+        if !told.is_empty() {
+            won = new_record(&told);
+            bench.answer(&told, ArbiterAnswer::Swapped);
+        }
+        let result = Err("KVM".to_owned());
+        bench.feed(SecondaryEvent::Restored { result });
+        let asked = bench.wait(Timing::default().takeover_retry_ms);
+        actions = bench.read(&asked, won.clone());
+    }
+    assert!((10..200).contains(&won.work.beat), "it beats for ever: {won:?}");
+}
+
+#[test]
+fn who_wins_again_fences_and_restores_again() {
+    let mut bench = Bench::holding(true);
+    bench.winning();
+    bench.feed(SecondaryEvent::Fenced { result: Ok(()) });
+    let asked = bench.feed(SecondaryEvent::Restored { result: Ok(()) });
+    // The other has replaced this side before it could say that it acts, and dies in turn.
+    let rival = Record {
+        term: 4,
+        phase: Phase::Won,
+        ..pair()
+    };
+    let mut actions = bench.answer(&asked, ArbiterAnswer::Conflict(Some(rival.clone())));
+    assert_eq!(actions, []);
+    let limit_ms = bench.now_ms + 10 * Timing::default().won_stall_ms;
+    while !actions.iter().any(|action| {
+        matches!(
+            action,
+            Do::Ask {
+                request: ArbiterRequest::Swap { .. },
+                ..
+            }
+        )
+    }) {
+        assert!(bench.now_ms < limit_ms, "nobody replaces a winner that stalls");
+        let asked = bench.wait(Timing::default().ask_retry_ms);
+        actions = match asked.is_empty() {
+            true => asked,
+            false => bench.read(&asked, rival.clone()),
+        };
+    }
+    assert_eq!(new_record(&actions).term, 5);
+    let actions = bench.answer(&actions, ArbiterAnswer::Swapped);
+    assert!(matches!(actions[..], [Do::Fence { .. }]), "{actions:?}");
+    let actions = bench.feed(SecondaryEvent::Fenced { result: Ok(()) });
+    assert_eq!(
+        actions,
+        [Do::Restore { epoch: 1 }],
+        "the disks must know of the term"
+    );
+}

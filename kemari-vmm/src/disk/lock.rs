@@ -186,4 +186,18 @@ mod tests {
         take_within(&second, &config, LONG).unwrap();
         closing.join().unwrap();
     }
+
+    #[test]
+    fn who_gets_no_lock_leaves_none_behind() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        let [qemu, refused, other] = [(); 3].map(|()| image.reopen().unwrap());
+        // Somebody reads, and lets nobody write.
+        let unshared = UNSHARED_OFFSET + WRITE;
+        byte_lock(&qemu, libc::F_OFD_SETLK, libc::F_RDLCK, unshared, 1).unwrap();
+        assert!(matches!(try_take(&refused, false), Err(TryLockError::WouldBlock)));
+        drop(qemu);
+        let left = byte_lock(&other, libc::F_OFD_GETLK, libc::F_WRLCK, 0, 0).unwrap();
+        assert_eq!(left, libc::F_UNLCK);
+        try_take(&other, false).unwrap();
+    }
 }

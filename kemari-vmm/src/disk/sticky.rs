@@ -86,3 +86,51 @@ impl Store for Sticky {
         self.store.raw()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A store whose flushes fail while it says so.
+    #[derive(Default)]
+    struct Failing(AtomicBool);
+
+    impl Store for Failing {
+        fn read(&self, _: u64, _: &mut [u8]) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn write(&self, _: u64, _: &[u8]) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn zero(&self, _: u64, _: u64, _: bool) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn flush(&self) -> io::Result<()> {
+            match self.0.load(Ordering::SeqCst) {
+                true => Err(io::Error::from_raw_os_error(libc::EIO)),
+                false => Ok(()),
+            }
+        }
+
+        fn bytes(&self) -> io::Result<u64> {
+            Ok(0)
+        }
+    }
+
+    #[test]
+    fn a_flush_that_failed_is_remembered_until_all_was_written_again_and_flushed() {
+        let failing = Arc::new(Failing::default());
+        let store = Sticky::new(failing.clone());
+        store.flush().unwrap();
+        failing.0.store(true, Ordering::SeqCst);
+        assert!(store.flush().is_err() && store.has_failed());
+        assert!(store.flush_rewritten().is_err());
+        failing.0.store(false, Ordering::SeqCst);
+        assert!(store.flush().is_err(), "Linux tells it once, this for ever");
+        store.flush_rewritten().unwrap();
+        store.flush().unwrap();
+    }
+}

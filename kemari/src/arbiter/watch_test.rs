@@ -56,6 +56,10 @@ fn what_a_change_of_membership_explains_is_told_only_if_it_lasts() {
             None,
             "another time is another time"
         );
+        // Membership goes on changing: each difference is a new one.
+        let known = KNOWN.map(|known| Known { term: 9, ..known });
+        let found = record(7, term + 4);
+        assert_eq!(judge.trouble(known, Some(&found)), None);
     }
 }
 

@@ -178,6 +178,10 @@ mod tests {
         ill.note_arbiter(report(Some("etcd is full")));
         assert_eq!(ill.verdict(), Verdict::NotReady);
         assert!(ill.to_string().contains("the arbiter: etcd is full"), "{ill}");
+        // A secondary has it among its own findings.
+        let mut secondary = status("secondary", "on", Some((false, "etcd is full")));
+        secondary.note_arbiter(report(Some("etcd is full")));
+        assert_eq!(secondary.readiness.unwrap().reasons, ["etcd is full"]);
     }
 
     #[test]

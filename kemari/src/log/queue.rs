@@ -264,4 +264,24 @@ mod tests {
         File::from(reader).read_exact(&mut bytes).expect("the line");
         assert_eq!(bytes.last(), Some(&b'\n'));
     }
+
+    #[test]
+    fn what_is_missing_is_missing_in_one_place() {
+        let queue = Queue(Arc::default());
+        flood(&queue);
+        let dropped = queue.0.lock().dropped;
+        assert!(dropped > 0);
+        while queue.0.lock().bytes > BACKLOG_BYTES_AGAIN + LINE_BYTES_MAX {
+            queue.0.next_line();
+            queue.push(b"no room yet\n");
+        }
+        assert!(queue.0.lock().dropped > dropped, "one was taken");
+        while queue.0.lock().bytes > BACKLOG_BYTES_AGAIN / 2 {
+            queue.0.next_line();
+        }
+        queue.push(b"again\n");
+        let backlog = queue.0.lock();
+        assert_eq!(backlog.dropped, 0);
+        assert_eq!(backlog.lines.back().unwrap(), b"again\n");
+    }
 }

@@ -246,3 +246,19 @@ fn an_image_grows_only_while_nobody_follows_and_what_is_new_is_marked() {
     file.unwrap().set_len(9 * EXTENT_BYTES).unwrap();
     assert!(scratch.open("vm", None).is_err(), "it does not shrink");
 }
+
+#[test]
+fn what_was_durable_here_before_a_pair_says_nothing_of_it() {
+    let told = Arc::default();
+    let (_scratch, tracker) = tracker(false);
+    tracker.begin_pair();
+    write(&tracker, 1, 1);
+    flush(&tracker, 2, Some(1), &told);
+    tracker.end_pair();
+    // In the next pair the secondary is ahead: nothing was flushed here since it began.
+    tracker.begin_pair();
+    tracker.note_peer_flushed(9);
+    assert_eq!(tracker.settle(Duration::ZERO), None);
+    flush(&tracker, 4, Some(3), &told);
+    assert_eq!(tracker.settle(Duration::ZERO), Some(3));
+}

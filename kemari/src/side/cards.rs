@@ -179,3 +179,23 @@ fn refused(net: &HostNet<'_>, link: &Link) -> Option<String> {
     };
     Some(format!("the device {tap} of the card {id} {why}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_is_cut_off_only_if_that_lasts_without_a_break() {
+        let text = include_str!("../../../docs/example.toml");
+        let config = Arc::new(Config::parse(text, "test").unwrap());
+        let limit = config.protection.suspicion_timeout();
+        let host = config.hosts.keys().next().unwrap().clone();
+        let mut cards = Cards::new(config, host, Findings::new());
+        let trouble = || Some("down".to_owned());
+        assert_eq!(cards.lasting(trouble()), None);
+        cards.lost_since = Instant::now().checked_sub(limit);
+        assert_eq!(cards.lasting(trouble()), trouble());
+        assert_eq!(cards.lasting(None), None);
+        assert_eq!(cards.lasting(trouble()), None, "another time is another time");
+    }
+}

@@ -122,6 +122,10 @@ mod tests {
         // Nothing was due.
         assert_eq!(failures(Some(SECOND_NS), from(5, 5)), 0);
         assert_eq!(failures(None, from(5, 5)), 0);
+        let mut stopped = signs(false, soon, from(5, 5));
+        stopped.due.started = false;
+        let runs = signs(true, None, from(5, 5));
+        assert_eq!(judged(&[runs, stopped]).failures.len(), 0, "it was never started");
         // Of several one is enough: the others may have been stopped.
         let all = [signs(true, soon, from(5, 5)), signs(true, soon, from(6, 9))];
         assert_eq!(judged(&all).failures.len(), 0);

@@ -203,4 +203,30 @@ mod tests {
         std::fs::create_dir(&path).unwrap();
         says("neither");
     }
+
+    #[test]
+    fn an_image_that_somebody_else_has_locked_is_told_wherever_the_lock_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk.img");
+        std::fs::write(&path, vec![0; 1 << 20]).unwrap();
+        let user = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        let trouble = |is_shared| target(&path, is_shared).trouble(&InUse::default());
+        for (start, is_foreign) in [(50, true), (1_000, true), (1 << 30, true), (150, false)] {
+            let set = |kind: libc::c_int| {
+                // SAFETY: a flock of zeros is a valid one.
+                let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+                lock.l_type = kind as libc::c_short;
+                (lock.l_start, lock.l_len) = (start, 1);
+                // SAFETY: the call reads this flock, and nothing else.
+                let result = unsafe { libc::fcntl(user.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+                assert_eq!(result, 0);
+            };
+            set(libc::F_WRLCK);
+            let said = trouble(false).unwrap_or_default();
+            assert_eq!(said.contains("is in use"), is_foreign, "{start}: {said}");
+            assert_eq!(trouble(true), None, "a shared one is the primary's");
+            set(libc::F_UNLCK);
+        }
+        assert_eq!(trouble(false), None);
+    }
 }
