@@ -26,7 +26,7 @@ const SEEDS_MAX: [(Fault, u64); 42] = [
     (Fault::KeepRightToActAlone, 10),
     (Fault::RunBeforeActing, 50),
     (Fault::RunBeforeFence, 600),
-    (Fault::ReplaceFencing, 1_000),
+    (Fault::ReplaceFencing, 5_000),
     (Fault::FenceLate, 4_000),
     (Fault::ResurrectStop, 600),
     (Fault::ColdBootOverPeer, 400),

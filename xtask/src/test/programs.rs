@@ -13,7 +13,7 @@ use super::counts::{Count, Place};
 use crate::tools::{self, cargo, output_of, tail, target_dir, wait_for};
 
 /// A test program may take so long here, ...
-const TIME_MAX: Duration = Duration::from_secs(5 * 60);
+const TIME_MAX: Duration = Duration::from_secs(12 * 60);
 /// ... and so long with emulated hosts.
 const LAB_TIME_MAX: Duration = Duration::from_secs(15 * 60);
 /// Lines of the output of a failed program that are shown.
