@@ -31,10 +31,12 @@ impl Process {
     pub fn spawn(name: impl Into<String>, mut command: Command) -> Result<Process> {
         let name = name.into();
         let shown = show(&command);
-        // SAFETY: prctl is async-signal-safe and allocates nothing.
+        // SAFETY: prctl and signal are async-signal-safe and allocate nothing.
         unsafe {
             command.pre_exec(|| {
                 set_parent_process_death_signal(Some(Signal::KILL))?;
+                // As from a terminal, also if the tests themselves were started by nohup.
+                libc::signal(libc::SIGHUP, libc::SIG_DFL);
                 Ok(())
             });
         }

@@ -130,6 +130,13 @@ impl Ring {
     }
 }
 
+/// The memory is somebody else's afterwards: the device must be done with it.
+impl Drop for Ring {
+    fn drop(&mut self) {
+        self.registers.reset();
+    }
+}
+
 /// Abuses the devices until then, in microseconds of the clock.
 pub fn commit(abuse: Abuse, devices: &[BootDevice], until_us: u64) -> Result<(), &'static str> {
     let device = |id| {

@@ -1,6 +1,7 @@
 //! Replicated disks: two hosts with nothing in common but the network.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
@@ -162,6 +163,10 @@ fn a_copy_that_is_cut_again_and_again_goes_on_where_it_was_and_a_half_copy_never
         ..Plan::replicated("memory")
     };
     play(&plan, |scene| {
+        // Of holes nothing would be read, and the copy would be over before it is cut.
+        let image = fs::OpenOptions::new().write(true).open(scene.image(Host::A))?;
+        image.write_all_at(&vec![7; 12 << 20], 4 << 20)?;
+        drop(image);
         scene.run(Host::A)?;
         scene.await_service(Host::A)?;
         scene.order(&["BLKTEST", "2000", "32"])?;
