@@ -30,7 +30,7 @@ mod world;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
 use serde::Serialize;
 
@@ -141,8 +141,8 @@ pub fn weather(options: &Options) -> Result<bool> {
 
 /// The quick cases as a test: in a process of its own, for mounts that nobody else sees.
 pub fn in_a_process_of_its_own() -> Result<()> {
-    let program = std::env::current_exe().context("this program cannot be found")?;
-    run_quietly(Command::new(program).args(["weather", "--quick"]))
+    let program = mounts::OwnProgram::open()?;
+    run_quietly(Command::new(program.path()).args(["weather", "--quick"]))
 }
 
 impl Outcome {

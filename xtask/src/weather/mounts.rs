@@ -1,11 +1,13 @@
 //! File systems of a case. They are seen by this program and its children only, and end with the value.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use rustix::io::FdFlags;
 
 use crate::tools::run_quietly;
 
@@ -21,14 +23,32 @@ pub fn become_private() -> Result<()> {
     if !root {
         bail!("network namespaces and mounts need root: run it as root (for example with sudo)");
     }
-    let program = std::env::current_exe().context("this program cannot be found")?;
+    let program = OwnProgram::open()?;
     let error = Command::new("unshare")
         .args(["--mount", "--propagation", "private"])
-        .arg(program)
+        .arg(program.path())
         .args(std::env::args_os().skip(1))
         .env(MARK, "1")
         .exec();
     Err(error).context("`unshare` (Debian package util-linux) cannot be started")
+}
+
+/// The program that this process is, as its children can start it: under its own name there may be a newer one by now, or
+/// none, since cargo has built it again.
+pub struct OwnProgram(File);
+
+impl OwnProgram {
+    /// Opens it, for children too.
+    pub fn open() -> Result<Self> {
+        let file = File::open("/proc/self/exe").context("this program cannot be opened")?;
+        rustix::io::fcntl_setfd(&file, FdFlags::empty()).context("this program cannot be passed on")?;
+        Ok(Self(file))
+    }
+
+    /// Where a child finds it.
+    pub fn path(&self) -> String {
+        format!("/proc/self/fd/{}", self.0.as_raw_fd())
+    }
 }
 
 /// What is mounted.
