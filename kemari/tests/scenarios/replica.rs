@@ -233,9 +233,11 @@ fn the_side_that_ran_last_starts_and_the_other_is_refused_until_the_operator_say
         })?;
         ensure!(before == fs::read(scene.image(Host::A))?, "A's image was written");
         let reason = refused.waiting_because.unwrap_or_default();
-        let (_, id) = reason
+        let (_, rest) = reason
             .split_once("--overwrite-disks ")
             .context("the refusal names no history")?;
+        // Behind it may stand when it is tried again.
+        let id = rest.split(';').next().unwrap_or_default();
         scene.kill(Host::A)?;
         scene.start(
             Host::A,
