@@ -96,6 +96,16 @@ impl Primary {
         [broken, silent, self.progress_deadline()]
     }
 
+    /// Whether the VM would go on elsewhere if this host let go of it now: its secondary is heard, and nothing is won here.
+    pub fn may_hand_over(&self) -> bool {
+        let is_heard = self
+            .session
+            .as_ref()
+            .is_some_and(|session| self.now_ms < session.heard_ms + self.config.timing.suspicion_ms);
+        let has_won = |parting: &Parting| parting.contest.won_term().is_some();
+        is_heard && self.is_joined() && !self.parting.as_ref().is_some_and(has_won)
+    }
+
     /// Begins to part from a lost secondary; stops it if the secondary is back before anything was asked.
     pub(super) fn check_parting(&mut self, actions: &mut Actions) {
         if !matches!(self.standing, Standing::Paired) || self.stop_is_committed() {

@@ -86,7 +86,7 @@ impl Primary {
     }
 
     /// Whether the peer of the recorded pair is at the other end.
-    fn is_joined(&self) -> bool {
+    pub(super) fn is_joined(&self) -> bool {
         matches!(self.standing, Standing::Paired) && self.is_live()
     }
 

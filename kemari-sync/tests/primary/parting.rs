@@ -192,3 +192,49 @@ fn unprotecting_is_a_change_of_the_record() {
     bench.feed(PrimaryEvent::OperatorProtect);
     assert!(bench.primary.wants_peer());
 }
+
+/// To hand over to nobody would be the VM's end.
+#[test]
+fn the_vm_is_handed_over_only_to_a_secondary_that_is_heard() {
+    let mut bench = Bench::protected(Mode::Lockstep);
+    assert!(bench.primary.may_hand_over());
+    bench.wait(Timing::default().suspicion_ms - 1);
+    assert!(bench.primary.may_hand_over());
+    // Its host has lost its power: the link stands, and nothing is said over it.
+    let asked = bench.wait(1);
+    assert!(!bench.primary.may_hand_over(), "it is silent");
+    let asked = bench.read(&asked);
+    assert!(!bench.primary.may_hand_over());
+    bench.swap(&asked);
+    assert!(!bench.primary.may_hand_over(), "this side has won");
+    let (bench, _) = parting();
+    assert!(!bench.primary.may_hand_over(), "it is gone");
+}
+
+/// Also one that is heard: what is won is not given away.
+#[test]
+fn what_is_won_is_not_handed_over() {
+    let mut bench = Bench::protected(Mode::Lockstep);
+    bench.feed(PrimaryEvent::OutputPending);
+    bench.captured(2);
+    let beat = || {
+        Message::Heartbeat(Heartbeat {
+            sequence: 1,
+            epoch: 0,
+            trouble: None,
+            readiness: None,
+            wall_clock_ms: 0,
+        })
+    };
+    let timing = Timing::default();
+    let mut asked = Vec::new();
+    for _ in 0..timing.progress_ms / (timing.suspicion_ms / 2) {
+        bench.hear(1, beat());
+        asked = bench.wait(timing.suspicion_ms / 2);
+    }
+    bench.hear(1, beat());
+    assert!(bench.primary.may_hand_over(), "it is heard, and nothing is won");
+    let asked = bench.read(&asked);
+    bench.swap(&asked);
+    assert!(!bench.primary.may_hand_over());
+}

@@ -7,6 +7,7 @@
 mod buffer;
 mod engine;
 mod error;
+mod kept;
 mod lock;
 mod operation;
 mod order;
@@ -19,6 +20,7 @@ mod store;
 mod unflushed;
 
 pub use error::DiskError;
+pub use kept::KeptDisk;
 pub use operation::{DiskJob, GuestBuffers, Operation};
 pub use overlay::Overlay;
 pub use server::{Server, Trouble, TroubleSink};
@@ -200,7 +202,7 @@ impl Disk {
     }
 
     /// Makes the image larger, by this process itself: nobody else may change the tables of a qcow2 image that is in use.
-    /// The guest does not know of it yet.
+    /// The guest does not know of it yet. Durable with the next flush.
     ///
     /// # Errors
     /// Also if it is larger already: it never shrinks.

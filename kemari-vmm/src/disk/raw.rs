@@ -166,8 +166,7 @@ impl Store for RawFile {
                 "a block device is made larger by whoever made it, as with `lvextend`",
             ));
         }
-        self.file.set_len(bytes)?;
-        self.file.sync_all()
+        self.file.set_len(bytes)
     }
 
     /// As lseek(2) knows it: a file system that does not, and a block device, say that all is data.

@@ -184,6 +184,15 @@ impl Server {
             .unwrap_or_else(|_| Err(io::Error::other("the disk is not served any more")))
     }
 
+    /// Makes the image larger, durably. See [`Disk::enlarge`].
+    pub fn enlarge(&self, bytes: u64) -> Result<(), DiskError> {
+        self.disk.enlarge(bytes)?;
+        self.flush().map_err(|source| DiskError::Enlarge {
+            path: self.disk.path().to_owned(),
+            source,
+        })
+    }
+
     fn begin(&self, state: &mut State) {
         while !self.must_wait(state)
             && let Some(job) = state.ready.pop_front()
@@ -314,7 +323,9 @@ impl Server {
                 let id = job.id;
                 if result.is_ok() && !was_flushed && job.operation.changes().is_some() {
                     let bytes = job.operation.data_bytes();
-                    state.unflushed.note(bytes, || job.operation.into_kept());
+                    state
+                        .unflushed
+                        .note(bytes, || job.operation.into_kept().map(Arc::new));
                 }
                 Some((id, result))
             }

@@ -6,8 +6,8 @@
 //! the last good flush was written again.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::raw::RawFile;
 use super::store::Store;
@@ -16,6 +16,8 @@ use super::store::Store;
 pub struct Sticky {
     store: Arc<dyn Store>,
     failed: AtomicBool,
+    /// Held while something makes the image durable: of two at a time only one would be told that it failed.
+    turn: Mutex<()>,
 }
 
 impl Sticky {
@@ -24,12 +26,17 @@ impl Sticky {
         Arc::new(Self {
             store,
             failed: AtomicBool::new(false),
+            turn: Mutex::default(),
         })
     }
 
     /// A flush of it has failed, and what was lost with it was not written again.
     pub fn has_failed(&self) -> bool {
         self.failed.load(Ordering::SeqCst)
+    }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A flush that somebody else has made of the file has failed.
@@ -52,6 +59,7 @@ impl Store for Sticky {
     }
 
     fn flush(&self) -> io::Result<()> {
+        let _turn = self.turn();
         if self.has_failed() {
             return Err(io::Error::other(
                 "an earlier flush has failed, and what it was for may be lost",
@@ -61,6 +69,7 @@ impl Store for Sticky {
     }
 
     fn flush_rewritten(&self) -> io::Result<()> {
+        let _turn = self.turn();
         self.store.flush()?;
         self.failed.store(false, Ordering::SeqCst);
         Ok(())
@@ -71,7 +80,13 @@ impl Store for Sticky {
     }
 
     fn enlarge(&self, bytes: u64) -> io::Result<()> {
-        self.store.enlarge(bytes)
+        let _turn = self.turn();
+        let result = self.store.enlarge(bytes);
+        // Growing, other formats make what they hold durable by themselves, and may have been told what no flush is now.
+        if result.is_err() && self.store.raw().is_none() {
+            self.note_failed();
+        }
+        result
     }
 
     fn is_hole(&self, offset: u64, bytes: u64) -> bool {

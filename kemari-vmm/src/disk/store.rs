@@ -25,7 +25,7 @@ pub trait Store: Send + Sync {
     }
     /// How many bytes there are, now.
     fn bytes(&self) -> io::Result<u64>;
-    /// Makes it so many bytes long, more than it has; what is new reads as zeros. Durable when it returns.
+    /// Makes it so many bytes long, more than it has; what is new reads as zeros. Durable with the next flush.
     fn enlarge(&self, _bytes: u64) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::operation::Operation;
 
-/// Most bytes that are kept of a disk. A guest that changes more before it flushes has to be told if that flush fails.
-pub const KEPT_BYTES_MAX: usize = 16 << 20;
+/// Most bytes that are kept of a disk: of a largest request, at least. A guest that changes more before it flushes has to be told if that flush fails.
+pub const KEPT_BYTES_MAX: usize = (16 << 20) + (64 << 10);
 /// What a change takes beside its data, in bytes.
 const CHANGE_BYTES: usize = 128;
 
@@ -39,21 +39,20 @@ impl Changes {
 
 impl Unflushed {
     /// A change has ended well. `change` makes what is kept of it, and is called only if that has room.
-    pub fn note(&mut self, data_bytes: usize, change: impl FnOnce() -> Option<Operation>) {
-        if self.later.is_cut {
-            return;
-        }
-        let bytes = data_bytes + CHANGE_BYTES;
-        if self.covered.bytes + self.later.bytes + bytes > KEPT_BYTES_MAX {
-            return self.later.cut();
-        }
-        match change() {
+    pub fn note(&mut self, data_bytes: usize, change: impl FnOnce() -> Option<Arc<Operation>>) {
+        match self.has_room_for(data_bytes).then(change).flatten() {
             Some(change) => {
-                self.later.kept.push(Arc::new(change));
-                self.later.bytes += bytes;
+                self.later.kept.push(change);
+                self.later.bytes += data_bytes + CHANGE_BYTES;
             }
             None => self.later.cut(),
         }
+    }
+
+    /// Whether one more change of so many bytes of data would be kept.
+    pub fn has_room_for(&self, data_bytes: usize) -> bool {
+        !self.later.is_cut
+            && self.covered.bytes + self.later.bytes + data_bytes + CHANGE_BYTES <= KEPT_BYTES_MAX
     }
 
     /// A flush begins: it covers what has ended by now.
@@ -92,10 +91,10 @@ mod tests {
 
     fn write(unflushed: &mut Unflushed, offset: u64, bytes: usize) {
         unflushed.note(bytes, || {
-            Some(Operation::Write {
+            Some(Arc::new(Operation::Write {
                 offset,
                 data: vec![1; bytes],
-            })
+            }))
         });
     }
 

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use kemari_sync::Term;
 use kemari_sync::wire::{CHUNK_BYTES, CHUNK_SUM_BYTES};
-use kemari_vmm::disk::{Disk, DiskConfig, Operation, Overlay};
+use kemari_vmm::disk::{Disk, DiskConfig, KeptDisk, Operation, Overlay};
 use kemari_vmm::virtio::budget::BYTES_HELD_MAX;
 
 use super::image::Image;
@@ -64,7 +64,7 @@ pub enum Report {
 }
 
 enum Job {
-    Outputs(Arc<Vec<(u64, Operation)>>),
+    Outputs(Arc<Vec<(u64, Arc<Operation>)>>),
     Sums { first: u64, sums: Vec<u8> },
     Blocks { offset: u64, bytes: u64, data: Vec<u8> },
     Barrier(Barrier),
@@ -119,6 +119,8 @@ pub struct Replica {
 }
 
 struct Queue {
+    /// Nothing more is to be carried out, for good.
+    is_let_go: AtomicBool,
     bytes: AtomicU64,
     bytes_max: u64,
     progress: Mutex<Progress>,
@@ -138,6 +140,7 @@ struct Progress {
 impl Queue {
     fn new(bytes_max: u64) -> Self {
         Self {
+            is_let_go: AtomicBool::new(false),
             bytes: AtomicU64::new(0),
             bytes_max,
             progress: Mutex::default(),
@@ -165,9 +168,20 @@ impl Queue {
         failed.get_or_insert_with(|| reason.to_owned());
     }
 
-    /// What failed is tried again.
-    fn heal(&self) {
-        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    /// Nothing more is to be carried out, for good.
+    fn let_go(&self, reason: &str) {
+        self.fail(reason);
+        self.is_let_go.store(true, Ordering::SeqCst);
+    }
+
+    /// What failed is tried again; false: it was let go.
+    fn heal(&self) -> bool {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let may_heal = !self.is_let_go.load(Ordering::SeqCst);
+        if may_heal {
+            *failed = None;
+        }
+        may_heal
     }
 
     fn add(&self, job: &Job) {
@@ -180,8 +194,10 @@ impl Queue {
         progress.requests += job.requests();
     }
 
+    /// An image that has failed waits for nothing but to be tried again.
     fn is_stuck(&self, limit: Duration) -> bool {
-        self.progress().since.is_some_and(|since| since.elapsed() > limit)
+        let has_failed = self.failure().is_some() && !self.is_let_go.load(Ordering::SeqCst);
+        !has_failed && self.progress().since.is_some_and(|since| since.elapsed() > limit)
     }
 
     /// A request of the guest was carried out.
@@ -211,7 +227,7 @@ impl Replica {
         delay: Duration,
         report: impl Fn(Report) + Send + 'static,
     ) -> anyhow::Result<Self> {
-        let disk = Arc::new(Disk::open(config)?);
+        let disk = KeptDisk::new(Disk::open(config)?);
         let queue = Arc::new(Queue::new(bytes_max));
         let (jobs, receiver) = channel();
         let worker = Worker {
@@ -264,7 +280,7 @@ impl Replica {
     /// Lets it go without waiting: its thread ends when the image lets it, and carries out nothing more. Until then the
     /// image has a user.
     pub fn abandon(self, reason: &str) -> Remains {
-        self.queue.fail(reason);
+        self.queue.let_go(reason);
         Remains(Arc::downgrade(&self.queue))
     }
 
@@ -276,7 +292,8 @@ impl Replica {
 
     /// Outputs that a commit released, with their numbers, in order.
     pub fn apply(&self, outputs: Vec<(u64, Operation)>) {
-        self.give(Job::Outputs(Arc::new(outputs)));
+        let outputs = outputs.into_iter().map(|(id, output)| (id, Arc::new(output)));
+        self.give(Job::Outputs(Arc::new(outputs.collect())));
     }
 
     /// Checksums of the primary's chunks, to be compared with those here.
@@ -352,7 +369,7 @@ impl Replica {
         while !thread.is_finished() {
             if queue.is_stuck(limit) {
                 let reason = stuck(&image, limit);
-                queue.fail(&reason);
+                queue.let_go(&reason);
                 return Err((reason, Remains(Arc::downgrade(&queue))));
             }
             thread::sleep(FINISH_LOOK_INTERVAL);
@@ -385,7 +402,7 @@ impl Remains {
 
 struct Worker {
     image: Arc<Image>,
-    disk: Arc<Disk>,
+    disk: KeptDisk,
     queue: Arc<Queue>,
     report: Box<dyn Fn(Report) + Send>,
     /// The last output that was carried out.
@@ -442,7 +459,9 @@ impl Worker {
 
     /// Tries again what was left when the image failed.
     fn retry(&mut self) {
-        self.queue.heal();
+        if !self.queue.heal() {
+            return;
+        }
         for job in std::mem::take(&mut self.left) {
             self.take(job);
         }
@@ -506,7 +525,7 @@ impl Worker {
                 let bytes = if data.is_empty() { bytes } else { data.len() as u64 };
                 if offset
                     .checked_add(bytes)
-                    .is_none_or(|end| end > self.disk.bytes())
+                    .is_none_or(|end| end > self.disk.disk().bytes())
                 {
                     bail!("the primary sent a block beyond the end of the disk");
                 }
@@ -519,7 +538,8 @@ impl Worker {
                     },
                     false => Operation::Write { offset, data },
                 };
-                self.disk.carry_out(&block)?;
+                // The primary has it, and what is half copied is copied again.
+                self.disk.copy(&block)?;
                 self.copied += 1;
                 self.store_now_and_then()
             }
@@ -527,26 +547,33 @@ impl Worker {
             Job::Recorded => self.image.note_recorded(),
             Job::Settled(request) => self.settle(request),
             Job::Overlay(bytes_max, answer) => {
-                let overlay = Arc::new(Overlay::over(&self.disk, bytes_max));
+                let overlay = Arc::new(Overlay::over(self.disk.disk(), bytes_max));
                 self.overlay = Arc::downgrade(&overlay);
                 answer(overlay);
                 Ok(())
             }
-            Job::Enlarge(bytes, answer) => {
-                let result = self.disk.enlarge(bytes);
-                answer(result.map_err(|error| format!("{:#}", anyhow::Error::from(error))));
-                Ok(())
-            }
+            Job::Enlarge(bytes, answer) => self.enlarge(bytes, answer),
         }
     }
 
+    /// An image that does not grow goes on as it is; one that cannot be flushed is not to be relied on any more.
+    fn enlarge(&mut self, bytes: u64, answer: Answer) -> anyhow::Result<()> {
+        if let Err(error) = self.disk.disk().enlarge(bytes) {
+            answer(Err(format!("{:#}", anyhow::Error::from(error))));
+            return Ok(());
+        }
+        let flushed = self.flush();
+        answer(flushed.as_ref().copied().map_err(io::Error::to_string));
+        Ok(flushed?)
+    }
+
     /// Everything is marked before any of it is written.
-    fn outputs(&mut self, outputs: &[(u64, Operation)]) -> anyhow::Result<()> {
+    fn outputs(&mut self, outputs: &[(u64, Arc<Operation>)]) -> anyhow::Result<()> {
         let ranges: Vec<Range<u64>> = outputs
             .iter()
             .filter_map(|(_, output)| output.changes())
             .collect();
-        if ranges.iter().any(|range| range.end > self.disk.bytes()) {
+        if ranges.iter().any(|range| range.end > self.disk.disk().bytes()) {
             bail!("an output lies beyond the end of the disk");
         }
         self.image.mark_ranges(&ranges)?;
@@ -556,14 +583,17 @@ impl Worker {
                 // It was carried out before the image failed.
                 continue;
             }
-            let is_flush = matches!(operation, Operation::Flush);
+            let is_flush = matches!(**operation, Operation::Flush);
             for extent in operation.changes().iter().flat_map(Map::touched) {
                 self.last.insert(extent, (id, Instant::now()));
             }
             if let (Some(overlay), Some(range)) = (self.overlay.upgrade(), operation.changes()) {
                 overlay.keep(&range);
             }
-            self.disk.carry_out(operation)?;
+            match is_flush {
+                true => self.disk.flush()?,
+                false => self.disk.change(operation)?,
+            }
             self.outputs = Some(id);
             self.queue.advance();
             if let Some(reason) = self.queue.failure() {
@@ -600,7 +630,7 @@ impl Worker {
         let count = sums.len() / CHUNK_SUM_BYTES;
         let mut bits = vec![0; count.div_ceil(8)];
         for (index, sum) in sums.chunks_exact(CHUNK_SUM_BYTES).enumerate() {
-            let (found, _) = chunk_sum(&self.disk, first.saturating_add(index as u64))?;
+            let (found, _) = chunk_sum(self.disk.disk(), first.saturating_add(index as u64))?;
             if found != sum {
                 bits[index / 8] |= 1 << (index % 8);
             }

@@ -1,6 +1,6 @@
 use super::super::testing::Scratch;
 use super::*;
-use kemari_vmm::disk::{DiskConfig, Store};
+use kemari_vmm::disk::{DiskConfig, OnError, Store};
 
 /// In the mode where only the primary's disk is waited for no flush of the guest comes here; yet marks must go.
 #[test]
@@ -37,7 +37,10 @@ fn a_queue_is_full_before_the_commit_that_would_overfill_it() {
     let bytes_max = 4 * BYTES_HELD_MAX;
     let queue = Queue::new(bytes_max);
     let data = vec![0; BYTES_HELD_MAX as usize];
-    let commit = Job::Outputs(Arc::new(vec![(1, Operation::Write { offset: 0, data })]));
+    let commit = Job::Outputs(Arc::new(vec![(
+        1,
+        Arc::new(Operation::Write { offset: 0, data }),
+    )]));
     let mut commits = 0;
     while !queue.is_full() {
         queue.add(&commit);
@@ -86,4 +89,144 @@ fn a_layer_over_the_image_is_of_the_moment_at_which_it_was_asked_for() {
     assert_eq!((block(0), block(8192)), (Some(1), Some(0)));
     assert_eq!(block(1 << 17), None, "nobody has changed this one");
     assert_eq!(overlay.held_bytes(), 1 << 16);
+}
+
+/// An image that takes nothing while it is full, and whose flush may fail and lose what it was for.
+#[derive(Default)]
+struct Troubled {
+    is_full: AtomicBool,
+    flush_fails: AtomicBool,
+    /// First bytes of writes: those that no flush has covered, and those that are durable.
+    cached: Mutex<Vec<(u64, u8)>>,
+    durable: Mutex<Vec<(u64, u8)>>,
+}
+
+impl Store for Troubled {
+    fn read(&self, _: u64, _: &mut [u8]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        if self.is_full.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.cached.lock().unwrap().push((offset, data[0]));
+        Ok(())
+    }
+
+    fn zero(&self, _: u64, _: u64, _: bool) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        let cached = std::mem::take(&mut *self.cached.lock().unwrap());
+        if self.flush_fails.swap(false, Ordering::SeqCst) {
+            return Err(io::Error::other("written back in vain"));
+        }
+        self.durable.lock().unwrap().extend(cached);
+        Ok(())
+    }
+
+    fn bytes(&self) -> io::Result<u64> {
+        Ok(8 << 20)
+    }
+}
+
+/// A worker without its thread, on such an image.
+fn troubled() -> (Scratch, Arc<Troubled>, Worker, Receiver<Report>) {
+    let scratch = Scratch::new(8 << 20);
+    let image = scratch.image();
+    image.start(1, false).unwrap();
+    let store = Arc::<Troubled>::default();
+    let disk = Disk::with_store(store.clone(), OnError::Report).unwrap();
+    let (reports, received) = channel();
+    let worker = Worker {
+        image,
+        disk: KeptDisk::new(disk),
+        queue: Arc::new(Queue::new(1 << 20)),
+        report: Box::new(move |report| reports.send(report).unwrap()),
+        outputs: None,
+        left: VecDeque::new(),
+        unflushed: None,
+        last: BTreeMap::new(),
+        delay: Duration::ZERO,
+        copied: 0,
+        stored: 0,
+        overlay: Weak::new(),
+    };
+    (scratch, store, worker, received)
+}
+
+fn give(worker: &mut Worker, job: Job) {
+    worker.queue.add(&job);
+    worker.take(job);
+}
+
+/// Each output is its number, at its number's place.
+fn commit(ids: std::ops::RangeInclusive<u64>) -> Job {
+    let output = |id: u64| {
+        let data = vec![id as u8; 512];
+        let offset = id * 512;
+        (id, Arc::new(Operation::Write { offset, data }))
+    };
+    Job::Outputs(Arc::new(ids.map(output).collect()))
+}
+
+fn written(ids: std::ops::RangeInclusive<u64>) -> Vec<(u64, u8)> {
+    ids.map(|id| (id * 512, id as u8)).collect()
+}
+
+/// Nobody else has them: they are committed, and their primary may be dead.
+#[test]
+fn outputs_that_an_image_did_not_take_are_carried_out_once_and_in_order_when_it_is_tried_again() {
+    let (_scratch, store, mut worker, reports) = troubled();
+    give(&mut worker, commit(1..=2));
+    store.is_full.store(true, Ordering::SeqCst);
+    give(&mut worker, commit(3..=4));
+    assert!(matches!(reports.try_recv(), Ok(Report::Failed(_))));
+    give(&mut worker, commit(5..=6));
+    assert!(
+        !worker.queue.is_stuck(Duration::ZERO),
+        "it waits to be tried again"
+    );
+    give(&mut worker, Job::Retry);
+    assert!(
+        matches!(reports.try_recv(), Ok(Report::Failed(_))),
+        "it is full still"
+    );
+    store.is_full.store(false, Ordering::SeqCst);
+    give(&mut worker, Job::Retry);
+    give(&mut worker, Job::Barrier(Barrier::Flush));
+    assert!(matches!(reports.try_recv(), Ok(Report::Reached(Barrier::Flush))));
+    assert_eq!(*store.durable.lock().unwrap(), written(1..=6));
+    assert_eq!(worker.queue.progress().requests, 0);
+}
+
+/// The page cache proves nothing then: a takeover that took the next flush's word would lose what the old primary said.
+#[test]
+fn outputs_that_a_failed_flush_has_lost_are_carried_out_again() {
+    let (_scratch, store, mut worker, reports) = troubled();
+    give(&mut worker, commit(1..=3));
+    store.flush_fails.store(true, Ordering::SeqCst);
+    give(&mut worker, Job::Barrier(Barrier::Flush));
+    assert!(matches!(reports.try_recv(), Ok(Report::Failed(_))));
+    give(&mut worker, commit(4..=4));
+    give(&mut worker, Job::Retry);
+    give(&mut worker, Job::Barrier(Barrier::Flush));
+    assert!(matches!(reports.try_recv(), Ok(Report::Reached(Barrier::Flush))));
+    let mut durable = store.durable.lock().unwrap().clone();
+    durable.sort_unstable();
+    // The last one twice: it had come after the failure.
+    durable.dedup();
+    assert_eq!(durable, written(1..=4));
+}
+
+#[test]
+fn a_replica_that_was_let_go_carries_out_nothing_more() {
+    let (_scratch, store, mut worker, _reports) = troubled();
+    worker.queue.let_go("it did not answer");
+    give(&mut worker, commit(1..=1));
+    give(&mut worker, Job::Retry);
+    assert!(worker.queue.failure().is_some(), "its image has a user still");
+    assert_eq!(*store.cached.lock().unwrap(), []);
 }

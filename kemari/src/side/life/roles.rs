@@ -96,10 +96,6 @@ impl Life {
             findings.expect(source);
         }
         let images_in_use = InUse::default();
-        let probe = step("probe the disks", || {
-            let (findings, in_use) = (findings.clone(), images_in_use.clone());
-            Ok(Probe::start(&self.config, &self.host, findings, in_use)?)
-        })?;
         let answers = mailbox.clone();
         let arbiter = self.arbiter.asker(move |ask, answer| {
             answers.post(secondary::Input::Arbiter(ask, answer));
@@ -132,9 +128,18 @@ impl Life {
             overwrite_disks: self.overwrite_disks.clone(),
             idle_ms_max: self.idle_ms_max(),
             not_booted: self.not_booted.clone(),
-            images_in_use,
+            images_in_use: images_in_use.clone(),
         };
         let side = step("make a secondary", || SecondarySide::new(setup))?;
+        // Last: its thread stays as long as a disk hangs, and all of this is tried again for as long as it takes.
+        let probe = step("probe the disks", || {
+            Ok(Probe::start(
+                &self.config,
+                &self.host,
+                findings.clone(),
+                images_in_use.clone(),
+            )?)
+        })?;
         self.health.watch(OwnIo::Probed(probe), move |trouble| {
             sink.post(secondary::Input::Health(trouble));
         });

@@ -339,7 +339,7 @@ impl PrimarySide {
     }
 
     /// Asks the arbiter, once the records say what they must before. If they cannot nothing is asked: this host could write
-    /// nothing under the term. The secondary goes on, if it is there; or else it is tried again.
+    /// nothing under the term. The secondary goes on, if it is heard; or else it is tried again.
     pub(super) fn ask(&mut self, ask: AskId, request: ArbiterRequest) {
         let Err(error) = self.prepare_ask(&request) else {
             self.disks.unready = None;
@@ -348,7 +348,7 @@ impl PrimarySide {
         let reason = format!("this host's disks are not ready: {error:#}");
         let is_pairing = matches!(&request, ArbiterRequest::Swap { new, .. }
             if new.phase == Phase::Acting && new.peer.is_some());
-        if self.session.is_some() && self.machine.holds_output() && !is_pairing {
+        if self.core.may_hand_over() && !is_pairing {
             return self.fail_host(reason);
         }
         if self.disks.unready.as_ref() != Some(&reason) {

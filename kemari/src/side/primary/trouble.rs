@@ -70,14 +70,14 @@ impl PrimarySide {
 
     /// Makes an image larger, by a helper: its disk may be slow. Then it is looked at.
     pub(super) fn enlarge(&self, order: Order, disk: &str, bytes: u64) {
-        let image = match self.machine.disk_image(disk) {
-            Ok(Some(image)) => image,
+        let server = match self.machine.disk_server(disk) {
+            Ok(Some(server)) => server,
             Ok(None) => return answer(&order, Err(format!("the disk {disk} has no image here"))),
             Err(error) => return answer(&order, Err(super::super::capture::explain(&error))),
         };
         let mailbox = self.mailbox.clone();
         helpers::run("enlarge", move || {
-            let result = image.enlarge(bytes);
+            let result = server.enlarge(bytes);
             let result = result.map_err(|error| format!("{:#}", anyhow::Error::from(error)));
             mailbox.post(Input::Enlarged(order, result));
         });

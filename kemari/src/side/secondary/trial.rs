@@ -31,16 +31,17 @@ impl Trial {
 }
 
 impl Standby {
-    /// Whether this host could continue from its committed states with `parts` in their places. `epoch` is theirs.
-    pub fn check_states(&mut self, epoch: u64, parts: &[StateBlob], now_ms: u64) -> Result<(), String> {
+    /// Whether this host could continue from its committed states with `parts` in their places. `epoch` is theirs. Returns
+    /// whether KVM was asked.
+    pub fn check_states(&mut self, epoch: u64, parts: &[StateBlob], now_ms: u64) -> Result<bool, String> {
         let begins = parts.iter().any(|part| part.kind == StateKind::VcpuIdentity);
         if !self.states.is_empty() && !begins {
             let checked = self.seat.machine.check_parts(parts, &self.states);
-            return checked.map_err(|error| capture::explain(&error));
+            return checked.map(|()| false).map_err(|error| capture::explain(&error));
         }
         let mut whole = self.states.clone();
         merge(&mut whole, parts.iter().cloned());
-        self.try_on(epoch, &whole, now_ms)
+        self.try_on(epoch, &whole, now_ms).map(|()| true)
     }
 
     fn try_on(&mut self, epoch: u64, states: &[StateBlob], now_ms: u64) -> Result<(), String> {
