@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use kemari_sync::wire::{BlockFrame, CHUNK_BYTES, FrameKind, encode_blocks};
 use kemari_vmm::disk::{Disk, Server};
 
+use super::chunk::{chunk_sum, read_chunk};
 use super::record::EXTENT_BYTES;
 use super::tracker::Tracker;
-use super::writer::{chunk_sum, read_chunk};
 
 /// Chunks of an extent.
 const EXTENT_CHUNKS: u64 = EXTENT_BYTES / CHUNK_BYTES;

@@ -1,30 +1,22 @@
 //! On the secondary: a thread for each replicated disk that carries out what commits release and what the copy brings,
 //! in order.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::io;
-use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+mod queue;
+mod worker;
 
-use anyhow::{Context, bail};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Weak};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::Context;
 use kemari_sync::Term;
-use kemari_sync::wire::{CHUNK_BYTES, CHUNK_SUM_BYTES};
 use kemari_vmm::disk::{Disk, DiskConfig, KeptDisk, Operation, Overlay};
-use kemari_vmm::virtio::budget::BYTES_HELD_MAX;
 
 use super::image::Image;
-use super::record::Map;
-use super::tracker::MARK_AGE_MIN;
+use queue::Queue;
+use worker::Worker;
 
-/// Frames of the copy after which what came is made durable.
-const STORED_FRAMES: u64 = 64;
-/// Longest time that what was carried out stays without a flush. The guest's own flushes come only where it waits for both
-/// disks (see `kemari_vmm::watch::DiskWatch::flush_is_output`), and no mark goes before a flush.
-const FLUSH_AGE_MAX: Duration = Duration::from_secs(5);
 /// How often it is looked whether a replica is finished.
 const FINISH_LOOK_INTERVAL: Duration = Duration::from_millis(2);
 
@@ -118,105 +110,6 @@ pub struct Replica {
     thread: JoinHandle<()>,
 }
 
-struct Queue {
-    /// Nothing more is to be carried out, for good.
-    is_let_go: AtomicBool,
-    bytes: AtomicU64,
-    bytes_max: u64,
-    progress: Mutex<Progress>,
-    failed: Mutex<Option<String>>,
-}
-
-#[derive(Default)]
-struct Progress {
-    /// Requests of the guest that are not carried out.
-    requests: u64,
-    /// Jobs that are not done.
-    jobs: u64,
-    /// When one was last done, or came to an empty queue: since then the image has done nothing, if there is a job.
-    since: Option<Instant>,
-}
-
-impl Queue {
-    fn new(bytes_max: u64) -> Self {
-        Self {
-            is_let_go: AtomicBool::new(false),
-            bytes: AtomicU64::new(0),
-            bytes_max,
-            progress: Mutex::default(),
-            failed: Mutex::new(None),
-        }
-    }
-
-    /// Whether there is no room for what one more commit can bring: what comes is counted before it is taken. A small queue
-    /// keeps half of itself free for that, and may be over its limit by the rest.
-    fn is_full(&self) -> bool {
-        let reserved = BYTES_HELD_MAX.min(self.bytes_max / 2);
-        self.bytes.load(Ordering::SeqCst) > self.bytes_max - reserved
-    }
-
-    fn progress(&self) -> MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn failure(&self) -> Option<String> {
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn fail(&self, reason: &str) {
-        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        failed.get_or_insert_with(|| reason.to_owned());
-    }
-
-    /// Nothing more is to be carried out, for good.
-    fn let_go(&self, reason: &str) {
-        self.fail(reason);
-        self.is_let_go.store(true, Ordering::SeqCst);
-    }
-
-    /// What failed is tried again; false: it was let go.
-    fn heal(&self) -> bool {
-        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        let may_heal = !self.is_let_go.load(Ordering::SeqCst);
-        if may_heal {
-            *failed = None;
-        }
-        may_heal
-    }
-
-    fn add(&self, job: &Job) {
-        self.bytes.fetch_add(job.cost(), Ordering::SeqCst);
-        let mut progress = self.progress();
-        if progress.jobs == 0 {
-            progress.since = Some(Instant::now());
-        }
-        progress.jobs += 1;
-        progress.requests += job.requests();
-    }
-
-    /// An image that has failed waits for nothing but to be tried again.
-    fn is_stuck(&self, limit: Duration) -> bool {
-        let has_failed = self.failure().is_some() && !self.is_let_go.load(Ordering::SeqCst);
-        !has_failed && self.progress().since.is_some_and(|since| since.elapsed() > limit)
-    }
-
-    /// A request of the guest was carried out.
-    fn advance(&self) {
-        let mut progress = self.progress();
-        progress.since = Some(Instant::now());
-        progress.requests -= 1;
-    }
-
-    /// A job is done with.
-    fn remove(&self, cost: u64) {
-        let mut progress = self.progress();
-        progress.jobs -= 1;
-        progress.since = (progress.jobs > 0).then(Instant::now);
-        drop(progress);
-        self.bytes.fetch_sub(cost, Ordering::SeqCst);
-    }
-}
-
 impl Replica {
     /// Opens the image, and starts its thread. `bytes_max`: what may wait for it. `delay`: a fault for tests, see
     /// `side/faults.rs`. `report` is called on that thread.
@@ -230,20 +123,7 @@ impl Replica {
         let disk = KeptDisk::new(Disk::open(config)?);
         let queue = Arc::new(Queue::new(bytes_max));
         let (jobs, receiver) = channel();
-        let worker = Worker {
-            image: image.clone(),
-            disk,
-            queue: queue.clone(),
-            report: Box::new(report),
-            outputs: None,
-            left: VecDeque::new(),
-            unflushed: None,
-            last: BTreeMap::new(),
-            delay,
-            copied: 0,
-            stored: 0,
-            overlay: Weak::new(),
-        };
+        let worker = Worker::new(image.clone(), disk, queue.clone(), delay, report);
         let thread = thread::Builder::new()
             .name("replica".into())
             .spawn(move || worker.run(&receiver))
@@ -345,8 +225,8 @@ impl Replica {
 
     /// Requests of the guest that are not carried out, and what waits in all, in bytes.
     pub fn queued(&self) -> (u64, u64) {
-        let bytes = self.queue.bytes.load(Ordering::SeqCst);
-        (self.queue.progress().requests, bytes)
+        let bytes = self.queue.bytes();
+        (self.queue.requests(), bytes)
     }
 
     /// Waits until everything given is done, and closes the image.
@@ -398,302 +278,6 @@ impl Remains {
         // The thread has the other end.
         self.0.upgrade()?.failure()
     }
-}
-
-struct Worker {
-    image: Arc<Image>,
-    disk: KeptDisk,
-    queue: Arc<Queue>,
-    report: Box<dyn Fn(Report) + Send>,
-    /// The last output that was carried out.
-    outputs: Option<u64>,
-    /// What could not be carried out when the image failed, and outputs that came since, in order.
-    left: VecDeque<Job>,
-    /// When the first of them was that no flush has followed.
-    unflushed: Option<Instant>,
-    /// The last output that touched each marked extent, and when.
-    last: BTreeMap<u64, (u64, Instant)>,
-    /// A fault for tests: so long it takes to carry out a job.
-    delay: Duration,
-    /// Frames of the copy that were carried out, and those of them that are durable.
-    copied: u64,
-    stored: u64,
-    /// Shows the image as it was at one moment, to somebody who needs that still.
-    overlay: Weak<Overlay>,
-}
-
-impl Worker {
-    fn run(mut self, jobs: &Receiver<Job>) {
-        while let Some(job) = self.next(jobs) {
-            thread::sleep(self.delay);
-            self.take(job);
-        }
-    }
-
-    /// Carries a job out. Outputs that cannot be are kept: they are committed, and nobody else has them.
-    fn take(&mut self, job: Job) {
-        let cost = job.cost();
-        match (self.queue.failure(), job) {
-            (Some(_), job @ Job::Outputs(_)) => return self.left.push_back(job),
-            (Some(reason), Job::Enlarge(_, answer)) => answer(Err(reason)),
-            (Some(_), job) if !matches!(job, Job::Retry) => {}
-            (_, job) => {
-                let outputs = match &job {
-                    Job::Outputs(outputs) => Some(outputs.clone()),
-                    _ => None,
-                };
-                if let Err(error) = self.carry_out(job) {
-                    self.fail(&error);
-                    if let Some(outputs) = outputs {
-                        return self.left.push_back(Job::Outputs(outputs));
-                    }
-                }
-            }
-        }
-        let was_full = self.queue.is_full();
-        self.queue.remove(cost);
-        if was_full && !self.queue.is_full() {
-            (self.report)(Report::Room);
-        }
-    }
-
-    /// Tries again what was left when the image failed.
-    fn retry(&mut self) {
-        if !self.queue.heal() {
-            return;
-        }
-        for job in std::mem::take(&mut self.left) {
-            self.take(job);
-        }
-    }
-
-    /// The next job; none: there will be no more. While there is none what was carried out is flushed in time.
-    fn next(&mut self, jobs: &Receiver<Job>) -> Option<Job> {
-        while let Some(unflushed) = self.unflushed {
-            let left = FLUSH_AGE_MAX.saturating_sub(unflushed.elapsed());
-            if !left.is_zero() {
-                match jobs.recv_timeout(left) {
-                    Err(RecvTimeoutError::Timeout) => {}
-                    received => return received.ok(),
-                }
-            }
-            // Also if it cannot be: then nothing more is carried out.
-            self.unflushed = None;
-            if self.queue.failure().is_some() {
-                continue;
-            }
-            match (self.flush(), self.outputs) {
-                (Err(error), _) => self.fail(&error.into()),
-                (Ok(()), Some(request)) => (self.report)(Report::Flushed(request)),
-                (Ok(()), None) => {}
-            }
-        }
-        jobs.recv().ok()
-    }
-
-    /// Makes durable what was carried out.
-    fn flush(&mut self) -> io::Result<()> {
-        self.disk.flush()?;
-        self.unflushed = None;
-        Ok(())
-    }
-
-    fn fail(&self, error: &anyhow::Error) {
-        let reason = format!(
-            "the image {} of disk {} cannot be written: {error:#}",
-            self.image.path().display(),
-            self.image.disk()
-        );
-        self.queue.fail(&reason);
-        (self.report)(Report::Failed(reason));
-    }
-
-    fn carry_out(&mut self, job: Job) -> anyhow::Result<()> {
-        match job {
-            Job::Outputs(outputs) => self.outputs(&outputs),
-            Job::Retry => {
-                self.retry();
-                Ok(())
-            }
-            Job::Sums { first, sums } => {
-                let (count, bits) = self.compare(first, &sums)?;
-                self.copied += 1;
-                (self.report)(Report::Wanted { first, count, bits });
-                self.store_now_and_then()
-            }
-            Job::Blocks { offset, bytes, data } => {
-                let bytes = if data.is_empty() { bytes } else { data.len() as u64 };
-                if offset
-                    .checked_add(bytes)
-                    .is_none_or(|end| end > self.disk.disk().bytes())
-                {
-                    bail!("the primary sent a block beyond the end of the disk");
-                }
-                // What has no storage at the primary needs none here.
-                let block = match data.is_empty() {
-                    true => Operation::Zero {
-                        offset,
-                        bytes,
-                        unmap: true,
-                    },
-                    false => Operation::Write { offset, data },
-                };
-                // The primary has it, and what is half copied is copied again.
-                self.disk.copy(&block)?;
-                self.copied += 1;
-                self.store_now_and_then()
-            }
-            Job::Barrier(barrier) => self.barrier(barrier),
-            Job::Recorded => self.image.note_recorded(),
-            Job::Settled(request) => self.settle(request),
-            Job::Overlay(bytes_max, answer) => {
-                let overlay = Arc::new(Overlay::over(self.disk.disk(), bytes_max));
-                self.overlay = Arc::downgrade(&overlay);
-                answer(overlay);
-                Ok(())
-            }
-            Job::Enlarge(bytes, answer) => self.enlarge(bytes, answer),
-        }
-    }
-
-    /// An image that does not grow goes on as it is; one that cannot be flushed is not to be relied on any more.
-    fn enlarge(&mut self, bytes: u64, answer: Answer) -> anyhow::Result<()> {
-        if let Err(error) = self.disk.disk().enlarge(bytes) {
-            answer(Err(format!("{:#}", anyhow::Error::from(error))));
-            return Ok(());
-        }
-        let flushed = self.flush();
-        answer(flushed.as_ref().copied().map_err(io::Error::to_string));
-        Ok(flushed?)
-    }
-
-    /// Everything is marked before any of it is written.
-    fn outputs(&mut self, outputs: &[(u64, Arc<Operation>)]) -> anyhow::Result<()> {
-        let ranges: Vec<Range<u64>> = outputs
-            .iter()
-            .filter_map(|(_, output)| output.changes())
-            .collect();
-        if ranges.iter().any(|range| range.end > self.disk.disk().bytes()) {
-            bail!("an output lies beyond the end of the disk");
-        }
-        self.image.mark_ranges(&ranges)?;
-        for (id, operation) in outputs {
-            let id = *id;
-            if self.outputs.is_some_and(|done| id <= done) {
-                // It was carried out before the image failed.
-                continue;
-            }
-            let is_flush = matches!(**operation, Operation::Flush);
-            for extent in operation.changes().iter().flat_map(Map::touched) {
-                self.last.insert(extent, (id, Instant::now()));
-            }
-            if let (Some(overlay), Some(range)) = (self.overlay.upgrade(), operation.changes()) {
-                overlay.keep(&range);
-            }
-            match is_flush {
-                true => self.disk.flush()?,
-                false => self.disk.change(operation)?,
-            }
-            self.outputs = Some(id);
-            self.queue.advance();
-            if let Some(reason) = self.queue.failure() {
-                // It was let go while this one did not end.
-                bail!(reason);
-            }
-            if is_flush {
-                self.unflushed = None;
-                (self.report)(Report::Flushed(id));
-            } else {
-                self.unflushed.get_or_insert_with(Instant::now);
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes the marks of what is durable on both images, and was not written for a while.
-    fn settle(&mut self, request: u64) -> anyhow::Result<()> {
-        let now = Instant::now();
-        let settled: Vec<u64> = self
-            .last
-            .iter()
-            .filter(|(_, (id, at))| *id <= request && now.duration_since(*at) >= MARK_AGE_MIN)
-            .map(|(extent, _)| *extent)
-            .collect();
-        settled.iter().for_each(|extent| {
-            self.last.remove(extent);
-        });
-        self.image.clear(&settled)
-    }
-
-    /// Which chunks differ from those with these checksums.
-    fn compare(&self, first: u64, sums: &[u8]) -> anyhow::Result<(u32, Vec<u8>)> {
-        let count = sums.len() / CHUNK_SUM_BYTES;
-        let mut bits = vec![0; count.div_ceil(8)];
-        for (index, sum) in sums.chunks_exact(CHUNK_SUM_BYTES).enumerate() {
-            let (found, _) = chunk_sum(self.disk.disk(), first.saturating_add(index as u64))?;
-            if found != sum {
-                bits[index / 8] |= 1 << (index % 8);
-            }
-        }
-        Ok((count as u32, bits))
-    }
-
-    /// From time to time what was copied is made durable, so that it need not be copied again after a break.
-    fn store_now_and_then(&mut self) -> anyhow::Result<()> {
-        if self.copied - self.stored >= STORED_FRAMES {
-            self.flush()?;
-            self.stored = self.copied;
-            (self.report)(Report::Stored(self.stored));
-        }
-        Ok(())
-    }
-
-    fn barrier(&mut self, barrier: Barrier) -> anyhow::Result<()> {
-        self.flush()?;
-        match barrier {
-            Barrier::Flush => {}
-            Barrier::Whole(term) => self.image.become_whole(term)?,
-            Barrier::Stop => self.image.stop()?,
-        }
-        (self.report)(Report::Reached(barrier));
-        Ok(())
-    }
-}
-
-/// The bytes of a chunk; the last one of an image may be shorter.
-fn chunk_range(disk: &Disk, chunk: u64) -> io::Result<Range<u64>> {
-    let start = chunk
-        .checked_mul(CHUNK_BYTES)
-        .filter(|start| *start < disk.bytes())
-        .ok_or_else(|| io::Error::other("a chunk beyond the end of the disk"))?;
-    Ok(start..disk.bytes().min(start.saturating_add(CHUNK_BYTES)))
-}
-
-/// Reads a chunk.
-pub(super) fn read_chunk(disk: &Disk, chunk: u64) -> io::Result<Vec<u8>> {
-    let range = chunk_range(disk, chunk)?;
-    disk.carry_out(&Operation::Read {
-        offset: range.start,
-        bytes: (range.end - range.start) as usize,
-    })
-}
-
-/// The checksum of a chunk, and how many bytes were read for it: none of a hole.
-pub(super) fn chunk_sum(disk: &Disk, chunk: u64) -> io::Result<([u8; CHUNK_SUM_BYTES], usize)> {
-    static OF_ZEROS: LazyLock<[u8; CHUNK_SUM_BYTES]> = LazyLock::new(|| checksum(&[0; CHUNK_BYTES as usize]));
-    let range = chunk_range(disk, chunk)?;
-    if range.end - range.start == CHUNK_BYTES && disk.is_hole(&range) {
-        return Ok((*OF_ZEROS, 0));
-    }
-    let data = read_chunk(disk, chunk)?;
-    Ok((checksum(&data), data.len()))
-}
-
-/// A checksum that no guest can make collide.
-pub(super) fn checksum(data: &[u8]) -> [u8; CHUNK_SUM_BYTES] {
-    let mut sum = [0; CHUNK_SUM_BYTES];
-    sum.copy_from_slice(&blake3::hash(data).as_bytes()[..CHUNK_SUM_BYTES]);
-    sum
 }
 
 #[cfg(test)]

@@ -1,6 +1,13 @@
+use std::io;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
+
 use super::super::testing::Scratch;
+use super::worker::FLUSH_AGE_MAX;
 use super::*;
 use kemari_vmm::disk::{DiskConfig, OnError, Store};
+use kemari_vmm::virtio::budget::BYTES_HELD_MAX;
 
 /// In the mode where only the primary's disk is waited for no flush of the guest comes here; yet marks must go.
 #[test]
@@ -47,7 +54,7 @@ fn a_queue_is_full_before_the_commit_that_would_overfill_it() {
         commits += 1;
     }
     assert_eq!(commits, 3);
-    assert!(queue.bytes.load(Ordering::SeqCst) <= bytes_max);
+    assert!(queue.bytes() <= bytes_max);
     queue.remove(commit.cost());
     assert!(!queue.is_full());
 }
@@ -133,33 +140,38 @@ impl Store for Troubled {
 }
 
 /// A worker without its thread, on such an image.
-fn troubled() -> (Scratch, Arc<Troubled>, Worker, Receiver<Report>) {
+struct Bench {
+    _scratch: Scratch,
+    store: Arc<Troubled>,
+    queue: Arc<Queue>,
+    worker: Worker,
+    reports: Receiver<Report>,
+}
+
+impl Bench {
+    fn give(&mut self, job: Job) {
+        self.queue.add(&job);
+        self.worker.take(job);
+    }
+}
+
+fn troubled() -> Bench {
     let scratch = Scratch::new(8 << 20);
     let image = scratch.image();
     image.start(1, false).unwrap();
     let store = Arc::<Troubled>::default();
     let disk = Disk::with_store(store.clone(), OnError::Report).unwrap();
-    let (reports, received) = channel();
-    let worker = Worker {
-        image,
-        disk: KeptDisk::new(disk),
-        queue: Arc::new(Queue::new(1 << 20)),
-        report: Box::new(move |report| reports.send(report).unwrap()),
-        outputs: None,
-        left: VecDeque::new(),
-        unflushed: None,
-        last: BTreeMap::new(),
-        delay: Duration::ZERO,
-        copied: 0,
-        stored: 0,
-        overlay: Weak::new(),
-    };
-    (scratch, store, worker, received)
-}
-
-fn give(worker: &mut Worker, job: Job) {
-    worker.queue.add(&job);
-    worker.take(job);
+    let (sender, reports) = channel();
+    let queue = Arc::new(Queue::new(1 << 20));
+    let report = move |report| sender.send(report).unwrap();
+    let worker = Worker::new(image, KeptDisk::new(disk), queue.clone(), Duration::ZERO, report);
+    Bench {
+        _scratch: scratch,
+        store,
+        queue,
+        worker,
+        reports,
+    }
 }
 
 /// Each output is its number, at its number's place.
@@ -179,42 +191,48 @@ fn written(ids: std::ops::RangeInclusive<u64>) -> Vec<(u64, u8)> {
 /// Nobody else has them: they are committed, and their primary may be dead.
 #[test]
 fn outputs_that_an_image_did_not_take_are_carried_out_once_and_in_order_when_it_is_tried_again() {
-    let (_scratch, store, mut worker, reports) = troubled();
-    give(&mut worker, commit(1..=2));
-    store.is_full.store(true, Ordering::SeqCst);
-    give(&mut worker, commit(3..=4));
-    assert!(matches!(reports.try_recv(), Ok(Report::Failed(_))));
-    give(&mut worker, commit(5..=6));
+    let mut bench = troubled();
+    bench.give(commit(1..=2));
+    bench.store.is_full.store(true, Ordering::SeqCst);
+    bench.give(commit(3..=4));
+    assert!(matches!(bench.reports.try_recv(), Ok(Report::Failed(_))));
+    bench.give(commit(5..=6));
     assert!(
-        !worker.queue.is_stuck(Duration::ZERO),
+        !bench.queue.is_stuck(Duration::ZERO),
         "it waits to be tried again"
     );
-    give(&mut worker, Job::Retry);
+    bench.give(Job::Retry);
     assert!(
-        matches!(reports.try_recv(), Ok(Report::Failed(_))),
+        matches!(bench.reports.try_recv(), Ok(Report::Failed(_))),
         "it is full still"
     );
-    store.is_full.store(false, Ordering::SeqCst);
-    give(&mut worker, Job::Retry);
-    give(&mut worker, Job::Barrier(Barrier::Flush));
-    assert!(matches!(reports.try_recv(), Ok(Report::Reached(Barrier::Flush))));
-    assert_eq!(*store.durable.lock().unwrap(), written(1..=6));
-    assert_eq!(worker.queue.progress().requests, 0);
+    bench.store.is_full.store(false, Ordering::SeqCst);
+    bench.give(Job::Retry);
+    bench.give(Job::Barrier(Barrier::Flush));
+    assert!(matches!(
+        bench.reports.try_recv(),
+        Ok(Report::Reached(Barrier::Flush))
+    ));
+    assert_eq!(*bench.store.durable.lock().unwrap(), written(1..=6));
+    assert_eq!(bench.queue.requests(), 0);
 }
 
 /// The page cache proves nothing then: a takeover that took the next flush's word would lose what the old primary said.
 #[test]
 fn outputs_that_a_failed_flush_has_lost_are_carried_out_again() {
-    let (_scratch, store, mut worker, reports) = troubled();
-    give(&mut worker, commit(1..=3));
-    store.flush_fails.store(true, Ordering::SeqCst);
-    give(&mut worker, Job::Barrier(Barrier::Flush));
-    assert!(matches!(reports.try_recv(), Ok(Report::Failed(_))));
-    give(&mut worker, commit(4..=4));
-    give(&mut worker, Job::Retry);
-    give(&mut worker, Job::Barrier(Barrier::Flush));
-    assert!(matches!(reports.try_recv(), Ok(Report::Reached(Barrier::Flush))));
-    let mut durable = store.durable.lock().unwrap().clone();
+    let mut bench = troubled();
+    bench.give(commit(1..=3));
+    bench.store.flush_fails.store(true, Ordering::SeqCst);
+    bench.give(Job::Barrier(Barrier::Flush));
+    assert!(matches!(bench.reports.try_recv(), Ok(Report::Failed(_))));
+    bench.give(commit(4..=4));
+    bench.give(Job::Retry);
+    bench.give(Job::Barrier(Barrier::Flush));
+    assert!(matches!(
+        bench.reports.try_recv(),
+        Ok(Report::Reached(Barrier::Flush))
+    ));
+    let mut durable = bench.store.durable.lock().unwrap().clone();
     durable.sort_unstable();
     // The last one twice: it had come after the failure.
     durable.dedup();
@@ -223,10 +241,10 @@ fn outputs_that_a_failed_flush_has_lost_are_carried_out_again() {
 
 #[test]
 fn a_replica_that_was_let_go_carries_out_nothing_more() {
-    let (_scratch, store, mut worker, _reports) = troubled();
-    worker.queue.let_go("it did not answer");
-    give(&mut worker, commit(1..=1));
-    give(&mut worker, Job::Retry);
-    assert!(worker.queue.failure().is_some(), "its image has a user still");
-    assert_eq!(*store.cached.lock().unwrap(), []);
+    let mut bench = troubled();
+    bench.queue.let_go("it did not answer");
+    bench.give(commit(1..=1));
+    bench.give(Job::Retry);
+    assert!(bench.queue.failure().is_some(), "its image has a user still");
+    assert_eq!(*bench.store.cached.lock().unwrap(), []);
 }
