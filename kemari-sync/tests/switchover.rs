@@ -176,7 +176,7 @@ impl Pair {
                 unreachable!("there is no disk")
             }
             Do::SendAhead(_) => unreachable!("nothing is dirty"),
-            Do::Adopted(_) => unreachable!("the arbiter has its record"),
+            Do::Adopted(_) | Do::TrustArbiter => unreachable!("the arbiter has its record"),
             Do::Send { message, .. } => {
                 if let Message::Goodbye(goodbye) = &message {
                     self.log.push(format!("a says {goodbye:?}"));

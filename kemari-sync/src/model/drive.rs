@@ -157,7 +157,10 @@ impl State {
             PrimaryAction::Halt { .. } | PrimaryAction::Exit { .. } => self.end_process(host),
             // Nothing is dirty here without a sync.
             PrimaryAction::SendAhead(_) => {}
-            PrimaryAction::Progress { .. } | PrimaryAction::Report(_) | PrimaryAction::Adopted(_) => {}
+            PrimaryAction::Progress { .. }
+            | PrimaryAction::Report(_)
+            | PrimaryAction::TrustArbiter
+            | PrimaryAction::Adopted(_) => {}
         }
     }
 

@@ -80,6 +80,7 @@ impl Primary {
         match self.refuses_adoption() {
             Some(reason) => actions.push(PrimaryAction::Adopted(Err(reason.to_owned()))),
             None => {
+                actions.push(PrimaryAction::TrustArbiter);
                 let step = Step::Reading(Asker::read(self.now_ms));
                 self.adoption = Some(Adoption { store, step });
             }

@@ -335,6 +335,8 @@ pub enum PrimaryAction {
         /// Why.
         reason: String,
     },
+    /// The operator's word counts from here on: the arbiter's store is the right one, also if it went back.
+    TrustArbiter,
     /// What [`PrimaryEvent::OperatorAdopt`] came to; both are sentences.
     Adopted(Result<String, String>),
     /// For humans: the first copy goes on.

@@ -219,7 +219,10 @@ impl World {
                 self.check_drained(host);
             }
             PrimaryAction::Halt { .. } | PrimaryAction::Exit { .. } => self.end_process(host),
-            PrimaryAction::Progress { .. } | PrimaryAction::Report(_) | PrimaryAction::Adopted(_) => {}
+            PrimaryAction::Progress { .. }
+            | PrimaryAction::Report(_)
+            | PrimaryAction::TrustArbiter
+            | PrimaryAction::Adopted(_) => {}
         }
     }
 

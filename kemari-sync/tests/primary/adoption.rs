@@ -66,6 +66,24 @@ fn adopted() -> Record {
     }
 }
 
+/// Only then is the arbiter's store believed to be the right one, and before it is asked.
+#[test]
+fn the_operators_word_on_the_store_counts_once_nothing_forbids_the_adoption() {
+    let mut bench = Bench::protected(Mode::Pipelined);
+    let asked = adopt(&mut bench);
+    assert!(
+        matches!(asked[..], [Do::TrustArbiter, Do::Ask { .. }]),
+        "{asked:?}"
+    );
+    assert!(matches!(adopt(&mut bench)[..], [Do::Adopted(Err(_))]));
+    let mut bench = Bench::protected(Mode::Pipelined);
+    bench.feed(PrimaryEvent::PeerClosed {
+        session: 1,
+        reason: "reset".to_owned(),
+    });
+    assert!(matches!(adopt(&mut bench)[..], [Do::Adopted(Err(_))]));
+}
+
 #[test]
 fn a_lost_or_older_record_is_written_anew_once_the_secondary_knows_it() {
     for found in [None, Some(alone(1))] {

@@ -80,6 +80,12 @@ impl PrimarySide {
             PrimaryAction::Progress { round, dirty_pages } => {
                 tracing::info!("copy round {round}: {dirty_pages} pages are left");
             }
+            PrimaryAction::TrustArbiter => {
+                tracing::warn!(
+                    "the arbiter's store is the right one, and no other host runs the VM, says the operator"
+                );
+                self.board.trust_arbiter();
+            }
             PrimaryAction::Adopted(outcome) => self.on_adopted(outcome),
             PrimaryAction::Report(text) => tracing::info!("{text}"),
         }
