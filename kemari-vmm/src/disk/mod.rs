@@ -35,6 +35,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::virtio::block::SECTOR_BYTES;
+use engine::Uring;
 use qcow2::Qcow2Image;
 use raw::RawFile;
 use sticky::Sticky;
@@ -129,6 +130,7 @@ pub struct Disk {
 impl Disk {
     /// Opens an image and takes its lock. Nothing is written.
     pub fn open(config: &DiskConfig) -> Result<Self, DiskError> {
+        check_io(config)?;
         let (file, kind) = open_file(config, true)?;
         lock::take(&file, config)?;
         let path = config.path.clone();
@@ -156,6 +158,7 @@ impl Disk {
     /// Looks whether [`Disk::open`] would succeed, taking no lock: also of an image that somebody uses. Of a qcow2 image,
     /// which its user may be changing, only whether it can be opened at all, and whether its backing files are there.
     pub fn examine(config: &DiskConfig) -> Result<(), DiskError> {
+        check_io(config)?;
         let (file, kind) = open_file(config, false)?;
         if config.format == Format::Qcow2 {
             return qcow2::examine(&file, config);
@@ -302,6 +305,15 @@ fn open_error(path: &Path) -> impl Fn(io::Error) -> DiskError + Copy {
     }
 }
 
+/// Whether there is what is to carry out the I/O. Said here, and not only when a [`Server`] starts: that is too late for a
+/// host that takes a VM over.
+fn check_io(config: &DiskConfig) -> Result<(), DiskError> {
+    match (config.format, config.io) {
+        (Format::Raw, Io::Uring) => Uring::probe().map_err(DiskError::Uring),
+        _ => Ok(()),
+    }
+}
+
 /// Opens the file or the block device. `exclusive`: a block device that this host has mounted, or in a volume, is refused.
 fn open_file(config: &DiskConfig, exclusive: bool) -> Result<(File, FileType), DiskError> {
     let path = config.path.clone();
@@ -381,6 +393,64 @@ mod tests {
             disk.carry_out(&Operation::Flush).unwrap();
             assert_eq!(disk.carry_out(&read).unwrap(), data);
         }
+    }
+
+    /// Takes io_uring away from the calling thread: its calls fail as those of a kernel without.
+    fn lose_uring() {
+        let jump_unless = |number: libc::c_long, skipped| libc::sock_filter {
+            code: (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16,
+            jt: 0,
+            jf: skipped,
+            k: number as u32,
+        };
+        let plain = |code, k| libc::sock_filter {
+            code,
+            jt: 0,
+            jf: 0,
+            k,
+        };
+        let give = (libc::BPF_RET | libc::BPF_K) as u16;
+        let mut rules = [
+            // The number of the call is the first word of what a filter sees.
+            plain((libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, 0),
+            jump_unless(libc::SYS_io_uring_setup, 1),
+            plain(give, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
+            plain(give, libc::SECCOMP_RET_ALLOW),
+        ];
+        let program = libc::sock_fprog {
+            len: rules.len() as u16,
+            filter: rules.as_mut_ptr(),
+        };
+        // SAFETY: the kernel copies the program, whose rules live until the call returns.
+        unsafe {
+            assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+            let filter = libc::SECCOMP_MODE_FILTER;
+            assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, filter, &raw const program), 0);
+        }
+    }
+
+    #[test]
+    fn an_image_that_io_uring_is_to_serve_is_of_no_use_without() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4096).unwrap();
+        let with = |io| DiskConfig {
+            io,
+            ..DiskConfig::new(file.path())
+        };
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                lose_uring();
+                assert!(matches!(
+                    Disk::examine(&with(Io::Uring)),
+                    Err(DiskError::Uring(_))
+                ));
+                assert!(matches!(Disk::open(&with(Io::Uring)), Err(DiskError::Uring(_))));
+                for other in [Io::Auto, Io::Threads] {
+                    Disk::examine(&with(other)).unwrap();
+                    Disk::open(&with(other)).unwrap();
+                }
+            });
+        });
     }
 
     /// Pages of a file that the page cache holds.

@@ -4,6 +4,7 @@
 //! One thread submits and waits. The vCPUs' threads must not submit themselves: the kernel ends a request in the thread
 //! that submitted it, and would throw that vCPU out of the guest each time.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -11,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, opcode, squeue, types};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -25,6 +27,8 @@ use crate::disk::store::Store;
 const ENTRIES: u32 = 256;
 /// Most bytes that the page cache may copy in the thread that has the others to serve.
 const INLINE_BYTES_MAX: usize = 64 << 10;
+/// For so long a thread that had a ring believes that it could have another.
+const PROBE_HOLDS: Duration = Duration::from_secs(10);
 /// Names the entry that waits for the bell.
 const BELL: u64 = u64::MAX;
 
@@ -58,6 +62,19 @@ struct Flight {
 unsafe impl Send for Flight {}
 
 impl Uring {
+    /// Looks whether this process may have a ring, by making one.
+    ///
+    /// # Errors
+    /// As those of [`Uring::start`].
+    pub fn probe() -> io::Result<()> {
+        thread_local!(static HAD_ONE: Cell<Option<Instant>> = const { Cell::new(None) });
+        if HAD_ONE.get().is_none_or(|at| at.elapsed() > PROBE_HOLDS) {
+            make()?;
+            HAD_ONE.set(Some(Instant::now()));
+        }
+        Ok(())
+    }
+
     /// Makes a ring for a raw image.
     ///
     /// # Errors
