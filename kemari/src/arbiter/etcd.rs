@@ -36,14 +36,58 @@ pub struct Etcd {
     vm: String,
     timeout: Duration,
     /// What the answers so far told about the store.
-    seen: Arc<Mutex<Option<Seen>>>,
+    seen: Arc<Mutex<Seen>>,
 }
 
-/// A later answer must not be from another store, or from an earlier time.
-#[derive(Clone)]
+/// What is known of the store. A later answer must not be from another one, or from an earlier time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Seen {
-    cluster: String,
-    revision: i64,
+    /// How often all was forgotten: an answer to what was asked before that says nothing of the store as it is now.
+    forgotten: u64,
+    /// The cluster and its latest revision.
+    store: Option<(String, i64)>,
+}
+
+impl Seen {
+    fn forget(&mut self) {
+        *self = Self {
+            forgotten: self.forgotten + 1,
+            store: None,
+        };
+    }
+
+    /// Checks an answer to what was asked when `before` was known, and notes what it tells. Others may have been answered
+    /// meanwhile.
+    fn note(&mut self, before: &Self, header: &Header) -> Result<(), String> {
+        let revision = header
+            .revision
+            .parse()
+            .map_err(|_| "etcd's answer has no revision".to_owned())?;
+        let cluster = &header.cluster_id;
+        let is_of_now = before.forgotten == self.forgotten;
+        let known = before.store.as_ref();
+        if let Some((other, _)) = known.or(self.store.as_ref().filter(|_| is_of_now))
+            && other != cluster
+        {
+            return Err(format!(
+                "the endpoints lead to different etcd clusters ({other} and {cluster}): name only members of one"
+            ));
+        }
+        if let Some((_, latest)) = known.filter(|(_, latest)| revision < *latest) {
+            return Err(format!(
+                "etcd went back in time (revision {revision}, after {latest} was seen): it was restored or replaced. \
+                 {WENT_BACK_ADVICE}"
+            ));
+        }
+        if is_of_now {
+            let latest = self
+                .store
+                .take()
+                .map_or(revision, |(_, latest)| latest.max(revision));
+            self.store = Some((cluster.clone(), latest));
+        }
+        Ok(())
+    }
 }
 
 /// The record and the revision at which it was written (0: there is none).
@@ -100,7 +144,7 @@ impl Etcd {
                 repeated: true,
             })
             .map_err(|failed| failed.sentence)?;
-        self.check_header(before, &answer.header)?;
+        self.lock().note(&before, &answer.header)?;
         match answer.into_range() {
             Some(kvs) => Ok(self.decode(&kvs)?.record),
             None => Err("etcd's answer to a transaction lacks the record that stood there".into()),
@@ -121,10 +165,10 @@ impl Etcd {
 
     /// Forgets what was seen of the store: the operator says that it is the right one although it went back.
     pub fn forget(&self) {
-        *self.lock() = None;
+        self.lock().forget();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Seen>> {
+    fn lock(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -140,7 +184,7 @@ impl Etcd {
                 repeated: true,
             })
             .map_err(|failed| failed.sentence)?;
-        self.check_header(before, &answer.header)?;
+        self.lock().note(&before, &answer.header)?;
         self.decode(&answer.kvs)
     }
 
@@ -172,7 +216,7 @@ impl Etcd {
             Err(failed) if failed.unclear => return ArbiterAnswer::Unknown(failed.sentence),
             Err(failed) => return ArbiterAnswer::Unavailable(failed.sentence),
         };
-        if let Err(sentence) = self.check_header(before, &answer.header) {
+        if let Err(sentence) = self.lock().note(&before, &answer.header) {
             return ArbiterAnswer::Unknown(sentence);
         }
         if answer.succeeded {
@@ -208,37 +252,6 @@ impl Etcd {
             mod_revision,
         })
     }
-
-    /// Checks an answer against what was seen before its request was sent: another thread's may have come
-    /// meanwhile.
-    fn check_header(&self, before: Option<Seen>, header: &Header) -> Result<(), String> {
-        let revision = header
-            .revision
-            .parse()
-            .map_err(|_| "etcd's answer has no revision".to_owned())?;
-        if let Some(before) = before {
-            if before.cluster != header.cluster_id {
-                return Err(format!(
-                    "the endpoints lead to different etcd clusters ({} and {}): name only members of one",
-                    before.cluster, header.cluster_id
-                ));
-            }
-            if revision < before.revision {
-                return Err(format!(
-                    "etcd went back in time (revision {revision}, after {} was seen): it was restored or replaced. \
-                     {WENT_BACK_ADVICE}",
-                    before.revision
-                ));
-            }
-        }
-        let mut seen = self.lock();
-        let cluster = header.cluster_id.clone();
-        match &mut *seen {
-            Some(seen) if seen.cluster == cluster => seen.revision = seen.revision.max(revision),
-            _ => *seen = Some(Seen { cluster, revision }),
-        }
-        Ok(())
-    }
 }
 
 impl Arbiter for Etcd {
@@ -250,6 +263,53 @@ impl Arbiter for Etcd {
                 Err(sentence) => ArbiterAnswer::Unavailable(sentence),
             },
             ArbiterRequest::Swap { expected, new } => self.swap(expected.as_ref(), new, deadline),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(cluster: &str, revision: i64) -> Header {
+        Header {
+            cluster_id: cluster.to_owned(),
+            revision: revision.to_string(),
+        }
+    }
+
+    #[test]
+    fn an_answer_is_held_against_what_was_known_when_it_was_asked_for_and_what_came_meanwhile() {
+        let mut seen = Seen::default();
+        let at_first = seen.clone();
+        seen.note(&at_first, &header("a", 10)).unwrap();
+        // Asked for at the same time as that one: it may be older, and must be of the same cluster.
+        seen.note(&at_first, &header("a", 9)).unwrap();
+        let other = seen.note(&at_first, &header("b", 11)).unwrap_err();
+        assert!(other.contains("different etcd clusters (a and b)"), "{other}");
+        // Asked for after it.
+        let later = seen.clone();
+        assert_eq!(later.store, Some(("a".to_owned(), 10)));
+        let earlier = seen.note(&later, &header("a", 9)).unwrap_err();
+        assert!(earlier.contains("went back in time"), "{earlier}");
+        seen.note(&later, &header("a", 12)).unwrap();
+        seen.note(&later, &header("a", 11)).unwrap();
+        assert_eq!(seen.store, Some(("a".to_owned(), 12)));
+    }
+
+    #[test]
+    fn an_answer_from_before_all_was_forgotten_is_not_remembered() {
+        let mut seen = Seen::default();
+        for asked_with in [None, Some(("a".to_owned(), 10))] {
+            seen.store = asked_with;
+            let before = seen.clone();
+            seen.forget();
+            seen.note(&before, &header("a", 10)).unwrap();
+            assert_eq!(seen.store, None);
+            let now = seen.clone();
+            seen.note(&now, &header("b", 3)).unwrap();
+            seen.note(&before, &header("a", 11)).unwrap();
+            assert_eq!(seen.store, Some(("b".to_owned(), 3)));
         }
     }
 }

@@ -96,8 +96,9 @@ impl ArbiterWatch {
         let is_another_store = state.known.is_some() && known.is_some() && store(state.known) != store(known);
         state.known = known;
         drop(state);
-        if is_another_store {
-            self.forget();
+        match is_another_store {
+            true => self.forget(),
+            false => self.look_now(),
         }
     }
 
@@ -105,6 +106,11 @@ impl ArbiterWatch {
     /// once.
     pub fn forget(&self) {
         self.shared.prober.forget();
+        self.look_now();
+    }
+
+    /// What was said so far was said of something else.
+    fn look_now(&self) {
         // The thread lives as long as this sender.
         let _ = self.wake.send(());
     }

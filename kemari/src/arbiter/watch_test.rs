@@ -77,6 +77,23 @@ fn a_term_that_is_won_and_not_yet_acted_in_is_no_trouble() {
 }
 
 #[test]
+fn what_is_known_anew_is_looked_at_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join(MARKER), "").unwrap();
+    let asked = FileArbiter::new(directory.path(), "demo");
+    let prober = Prober::of_file(&asked, directory.path(), LIMIT).unwrap();
+    let (tell, told) = channel();
+    let watch = ArbiterWatch::start(prober, LIMIT, move |trouble, _| tell.send(trouble).unwrap()).unwrap();
+    assert_eq!(told.recv_timeout(LIMIT).unwrap(), None, "nothing is known yet");
+    watch.expect(KNOWN);
+    let soon = Duration::from_millis(PROBE_INTERVAL_MS / 2);
+    let trouble = told.recv_timeout(soon).unwrap().unwrap();
+    assert!(trouble.contains("lost the record"), "{trouble}");
+    watch.expect(KNOWN);
+    assert!(told.try_recv().is_err(), "nothing has changed");
+}
+
+#[test]
 fn a_file_arbiter_is_probed_and_its_loss_is_told_until_it_is_made_good() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join(MARKER), "").unwrap();
@@ -92,7 +109,6 @@ fn a_file_arbiter_is_probed_and_its_loss_is_told_until_it_is_made_good() {
     let watch = ArbiterWatch::start(prober, LIMIT, move |trouble, _| tell.send(trouble).unwrap()).unwrap();
     // The first probe may have been begun before anything was known.
     watch.expect(KNOWN);
-    watch.forget();
     assert_eq!(told.recv_timeout(LIMIT).unwrap(), None);
     assert_eq!(told.recv_timeout(LIMIT).unwrap(), None);
     assert!(watch.report().answered_ms.is_some() && watch.report().says.contains("term 5"));
