@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use kemari_sync::wire::shortened;
 use kemari_sync::{READINESS_REASON_BYTES_MAX, READINESS_REASONS_MAX, Readiness};
 
-pub use clocks::Clocks;
+pub use clocks::{CLOCKS_MS_MAX, Clocks};
 pub use images::{InUse, Target};
 pub use watch::{ReadinessWatch, executable};
 
@@ -112,6 +112,13 @@ impl Findings {
         self.note(source, None, [reason]);
     }
 
+    /// Another state of the VM is to come, from another primary perhaps: nobody has tried it yet, nor compared the clocks.
+    pub fn expect_state(&self) {
+        for source in [Source::State, Source::Clock] {
+            self.expect(source);
+        }
+    }
+
     /// Takes a source off the list: what it looks at does not matter now.
     pub fn forget(&self, source: Source) {
         self.lock()[source as usize] = None;
@@ -193,6 +200,22 @@ mod tests {
         assert_eq!(findings.reasons(), ["nobody has looked yet at the disk images"]);
         findings.note(Source::Images, None, []);
         assert!(findings.reasons().is_empty());
+    }
+
+    #[test]
+    fn of_another_state_nothing_is_known_at_first() {
+        let findings = Findings::default();
+        for source in [Source::State, Source::Clock, Source::Images] {
+            findings.note(source, None, []);
+        }
+        findings.expect_state();
+        assert_eq!(
+            findings.reasons(),
+            [
+                "nobody has looked yet at the committed state",
+                "nobody has looked yet at the wall clocks"
+            ]
+        );
     }
 
     #[test]

@@ -474,9 +474,8 @@ impl SecondarySide {
         self.clocks = Clocks::default();
         self.readiness.expect_locked(0);
         self.images_in_use.set([]);
-        for source in [Source::State, Source::Clock, Source::Drill] {
-            self.board.findings().forget(source);
-        }
+        self.board.findings().forget(Source::Drill);
+        self.board.findings().expect_state();
     }
 
     /// Whoever has said nothing yet gives way, the oldest first: it must not keep the right primary out.

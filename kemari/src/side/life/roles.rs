@@ -95,6 +95,7 @@ impl Life {
         for source in [Source::Cards, Source::Images] {
             findings.expect(source);
         }
+        findings.expect_state();
         let images_in_use = InUse::default();
         let answers = mailbox.clone();
         let arbiter = self.arbiter.asker(move |ask, answer| {

@@ -1,8 +1,8 @@
 //! The wall clocks of both hosts: a guest's clock goes on from the host's at a takeover, and would jump by their difference.
 
-/// Most by which the clocks may differ, in milliseconds: what a guest's programs bear as they bear a slow moment. Hosts
-/// whose clocks are kept by NTP differ by a hundredth of that.
-const DIFFERENCE_MS_MAX: u64 = 1_000;
+/// Most by which the clocks of two hosts may differ, in milliseconds: what a guest's programs bear as they bear a slow
+/// moment. Hosts whose clocks are kept by NTP differ by a hundredth of that.
+pub const CLOCKS_MS_MAX: u64 = 1_000;
 /// Heartbeats that are judged together.
 const BEATS: u32 = 10;
 
@@ -33,7 +33,7 @@ impl Clocks {
 fn trouble(ahead_ms: i64) -> Option<String> {
     let difference_ms = ahead_ms.unsigned_abs();
     let which = if ahead_ms > 0 { "ahead of" } else { "behind" };
-    (difference_ms > DIFFERENCE_MS_MAX).then(|| {
+    (difference_ms > CLOCKS_MS_MAX).then(|| {
         format!(
             "the secondary's wall clock is {} s {which} the primary's, and the guest's would follow it at a takeover: \
              synchronise both hosts' clocks, as chrony or ntpd do",

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kemari_vmm::disk::{Disk as Image, DiskConfig};
+use rustix::fs::{major, minor};
 
 use crate::config::{Config, HostDisk};
 use crate::image::image_of;
@@ -108,10 +109,11 @@ impl Target {
         if !self.is_shared {
             free(&file, self.image.read_only)?;
         }
-        if !self.image.read_only && !found.file_type().is_block_device() {
-            room(&file, &found)?;
+        match found.file_type().is_block_device() {
+            _ if self.image.read_only => Ok(()),
+            true => unheld(found.rdev()),
+            false => room(&file, &found),
         }
-        Ok(())
     }
 }
 
@@ -145,6 +147,74 @@ fn free(file: &File, read_only: bool) -> Result<(), String> {
     Ok(())
 }
 
+/// Whether nothing on this host has the block device for itself, as a mounted file system or a volume does: whoever is to
+/// write it opens it exclusively. That is looked up and not tried: the try would be in the way of those who are to have it.
+fn unheld(device: u64) -> Result<(), String> {
+    let place = format!("/sys/dev/block/{}:{}", major(device), minor(device));
+    let look = |error: std::io::Error| format!("cannot be looked at in {place}: {error}");
+    // Neither can a disk be had while one of its partitions is in use, nor a partition while the whole is.
+    let is_partition = |place: &Path| place.join("partition").exists();
+    let own = std::fs::canonicalize(&place).map_err(look)?;
+    let mut places: Vec<PathBuf> = std::fs::read_dir(&own)
+        .map_err(look)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|place| is_partition(place))
+        .collect();
+    places.extend(own.parent().filter(|_| is_partition(&own)).map(Path::to_owned));
+    places.push(own);
+    let users = users().map_err(look)?;
+    for place in places {
+        if let Some(Ok(holder)) = std::fs::read_dir(place.join("holders")).map_err(look)?.next() {
+            let holder = holder.file_name();
+            return Err(format!(
+                "is in use on this host: {} is made of it",
+                holder.display()
+            ));
+        }
+        let numbers = std::fs::read_to_string(place.join("dev")).map_err(look)?;
+        if let Some((_, user)) = users.iter().find(|(device, _)| device == numbers.trim()) {
+            return Err(format!("is in use on this host: {user}"));
+        }
+    }
+    Ok(())
+}
+
+/// The block devices that this host has mounted or swaps to, by their numbers, and what they are used for.
+fn users() -> std::io::Result<Vec<(String, String)>> {
+    let (mounts, swaps) = ("/proc/self/mountinfo", "/proc/swaps");
+    let numbers = |path: &str| {
+        let found = std::fs::metadata(path).ok()?;
+        let device = found.rdev();
+        found
+            .file_type()
+            .is_block_device()
+            .then(|| format!("{}:{}", major(device), minor(device)))
+    };
+    let mut users = Vec::new();
+    for line in std::fs::read_to_string(mounts)?.lines() {
+        // ID PARENT MAJ:MIN ROOT PLACE ... - TYPE SOURCE ...: a file system on several devices has numbers of its own.
+        let Some((mount, kind)) = line.split_once(" - ") else {
+            continue;
+        };
+        let mut mount = mount.split(' ').skip(2);
+        let (own, place) = (mount.next(), mount.nth(1).unwrap_or_default());
+        let source = kind
+            .split(' ')
+            .nth(1)
+            .filter(|source| source.starts_with("/dev/"));
+        let devices = own.map(str::to_owned).into_iter().chain(source.and_then(numbers));
+        users.extend(devices.map(|device| (device, format!("it is mounted at {place}"))));
+    }
+    // A kernel may be without.
+    let swaps = std::fs::read_to_string(swaps).unwrap_or_default();
+    let swaps = swaps
+        .lines()
+        .skip(1)
+        .filter_map(|line| numbers(line.split_ascii_whitespace().next()?));
+    users.extend(swaps.map(|device| (device, "it swaps to it".to_owned())));
+    Ok(users)
+}
+
 /// Whether there is room for blocks that a sparse image does not have yet.
 fn room(file: &File, found: &Metadata) -> Result<(), String> {
     let missing_bytes = found.len().saturating_sub(found.blocks() * STAT_BLOCK_BYTES);
@@ -160,6 +230,8 @@ fn room(file: &File, found: &Metadata) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     fn target(path: &Path, is_shared: bool) -> Target {
@@ -202,6 +274,47 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         std::fs::create_dir(&path).unwrap();
         says("neither");
+    }
+
+    /// Takes a loop device, and what is mounted of it, away again.
+    struct Undo<'a>(&'a [&'a str], &'a Path);
+
+    impl Drop for Undo<'_> {
+        fn drop(&mut self) {
+            let _ = Command::new(self.0[0]).args(&self.0[1..]).arg(self.1).status();
+        }
+    }
+
+    fn ran(program: &str, arguments: &[&Path]) -> String {
+        let done = Command::new(program).args(arguments).output().unwrap();
+        assert!(done.status.success(), "{program}: {done:?}");
+        String::from_utf8(done.stdout).unwrap().trim().to_owned()
+    }
+
+    #[test]
+    fn a_block_device_that_this_host_uses_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, mounted) = (
+            directory.path().join("disk.img"),
+            directory.path().join("mounted"),
+        );
+        std::fs::File::create(&path).unwrap().set_len(4 << 20).unwrap();
+        std::fs::create_dir(&mounted).unwrap();
+        ran("mkfs.ext2", &["-q".as_ref(), &path]);
+        let device = ran("losetup", &["--find".as_ref(), "--show".as_ref(), &path]);
+        let device = Path::new(&device);
+        let _detach = Undo(&["losetup", "-d"], device);
+        let device = target(device, true);
+        let trouble = || device.trouble(&InUse::default());
+        assert_eq!(trouble(), None);
+        ran("mount", &[device.image().path.as_path(), &mounted]);
+        let unmount = Undo(&["umount"], &mounted);
+        assert!(Image::open(device.image()).is_err(), "nobody can have it");
+        let said = trouble().unwrap();
+        assert!(said.contains(mounted.to_str().unwrap()), "{said}");
+        drop(unmount);
+        assert_eq!(trouble(), None);
+        assert!(Image::open(device.image()).is_ok());
     }
 
     #[test]
