@@ -4,7 +4,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, Nla};
+use netlink_packet_core::{
+    NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload, Nla,
+};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -16,6 +18,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 const PART_BYTES_MAX: usize = 64 << 10;
 /// The group of those who are told of changes of network devices (`RTMGRP_LINK`).
 const LINK_GROUP: u32 = 1;
+/// The message of <linux/rtnetlink.h> that tells of a device: `RTM_NEWLINK`.
+const NEW_LINK: u16 = 16;
 /// Attribute of <linux/if_link.h>: `IFLA_TUN_MULTI_QUEUE`.
 const TUN_MULTI_QUEUE: u16 = 7;
 /// After so long the devices are looked at again although the kernel has told no change.
@@ -66,23 +70,32 @@ pub fn links() -> io::Result<Vec<Link>> {
     loop {
         part.clear();
         socket.recv(&mut part, 0)?;
-        let mut rest = &part[..];
-        while !rest.is_empty() {
-            let message =
-                NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
-            match message.payload {
-                NetlinkPayload::Done(_) => return Ok(links),
-                NetlinkPayload::Error(error) => return Err(error.to_io()),
-                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
-                    links.push(Link::from(link))
-                }
-                _ => {}
-            }
-            // Each message begins at a multiple of four bytes.
-            let length = (message.header.length as usize).next_multiple_of(4);
-            rest = rest.get(length.max(4)..).unwrap_or_default();
+        if read_part(&part, &mut links)? {
+            return Ok(links);
         }
     }
+}
+
+/// Reads a part of the kernel's answer; returns whether it was the last one. A device that is not understood, as those of a
+/// kernel from tomorrow, is left out: the others are there all the same.
+fn read_part(part: &[u8], links: &mut Vec<Link>) -> io::Result<bool> {
+    let mut rest = part;
+    while !rest.is_empty() {
+        let message = NetlinkBuffer::new_checked(rest).map_err(io::Error::other)?;
+        // Each message begins at a multiple of four bytes.
+        let length = (message.length() as usize).next_multiple_of(4);
+        match NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map(|message| message.payload) {
+            Ok(NetlinkPayload::Done(_)) => return Ok(true),
+            Ok(NetlinkPayload::Error(error)) => return Err(error.to_io()),
+            Ok(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link))) => {
+                links.push(Link::from(link));
+            }
+            Err(error) if message.message_type() != NEW_LINK => return Err(io::Error::other(error)),
+            _ => {}
+        }
+        rest = rest.get(length..).unwrap_or_default();
+    }
+    Ok(false)
 }
 
 impl From<LinkMessage> for Link {
@@ -205,5 +218,46 @@ mod tests {
         // Others may change devices of this machine meanwhile.
         let unchanged = (0..100).filter(|_| !watched.look().unwrap().1).count();
         assert!(unchanged > 50, "looked anew in {} of 100 times", 100 - unchanged);
+    }
+
+    /// A netlink message with its header.
+    fn message(kind: u16, payload: &[u8]) -> Vec<u8> {
+        let length = 16 + payload.len();
+        let mut bytes = (length as u32).to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend([0; 10]);
+        bytes.extend(payload);
+        bytes.resize(length.next_multiple_of(4), 0);
+        bytes
+    }
+
+    /// A device's number, and one attribute.
+    fn device(index: u8, attribute: u16, value: &[u8]) -> Vec<u8> {
+        let mut payload = vec![0; 16];
+        payload[4..8].copy_from_slice(&u32::from(index).to_ne_bytes());
+        payload.extend((4 + value.len() as u16).to_ne_bytes());
+        payload.extend(attribute.to_ne_bytes());
+        payload.extend(value);
+        message(NEW_LINK, &payload)
+    }
+
+    #[test]
+    fn a_device_that_is_not_understood_hides_no_other() {
+        const NAME: u16 = 3;
+        const MTU: u16 = 4;
+        let devices = [
+            device(1, NAME, b"lo\0"),
+            device(2, MTU, &[1]),
+            device(3, NAME, b"tap0\0"),
+        ];
+        let mut links = Vec::new();
+        assert!(!read_part(&devices.concat(), &mut links).unwrap());
+        let names: Vec<_> = links.iter().map(|link| (link.index, &*link.name)).collect();
+        assert_eq!(names, [(1, "lo"), (3, "tap0")]);
+        let done = 3;
+        assert!(read_part(&message(done, &[0; 4]), &mut links).unwrap());
+        let error = 2;
+        assert!(read_part(&message(error, &[]), &mut links).is_err());
+        assert!(read_part(&[0; 8], &mut links).is_err(), "it is cut off");
     }
 }

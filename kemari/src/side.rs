@@ -39,7 +39,8 @@ mod trace;
 mod wait;
 
 pub use about::{about, memory_available_mib};
+pub use clock::wall_clock_ms;
 pub use life::{StartAs, run};
 pub use query::{PeerAnswer, question};
-pub use readiness::executable;
+pub use readiness::{CLOCKS_MS_MAX, executable};
 pub use trace::Step;

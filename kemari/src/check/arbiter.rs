@@ -1,11 +1,11 @@
 //! The arbiter: it answers, it could be written, and it has the record that a running side lives under.
 
-use kemari_sync::{Record, Term};
+use kemari_sync::Record;
 
 use super::Finding;
 use crate::arbiter::{ConfiguredArbiter, OpenError};
 use crate::config::{ArbiterKind, Config, Host};
-use crate::control::{Client, Role};
+use crate::control::Client;
 
 /// Reads the record, and proves that it could be written: by the probe of a running side.
 pub fn check(config: &Config, name: &str, running: bool) -> Vec<Finding> {
@@ -20,13 +20,13 @@ pub fn check(config: &Config, name: &str, running: bool) -> Vec<Finding> {
         Ok(None) => return Vec::new(),
         Err(error) => return vec![unopened(&error)],
     };
-    let known = if running {
-        term_here(config.host(name))
-    } else {
-        None
+    let found = match running.then(|| trouble_here(config.host(name))).flatten() {
+        None => prober.probe(),
+        Some(trouble) => Err(trouble),
     };
-    let mut findings = vec![match prober.probe() {
-        Ok(found) => judge(found.as_ref(), known),
+    let mut findings = vec![match found {
+        Ok(None) => Finding::ok("arbiter: it answers and can be written, and this VM was never started"),
+        Ok(Some(record)) => Finding::ok(format!("arbiter: {}", describe(&record))),
         Err(why) => Finding::error(
             format!("the arbiter cannot be used: {why}"),
             "start it, mend what it says, or correct [arbiter]: no VM is started or taken over without it",
@@ -50,31 +50,9 @@ fn unopened(error: &OpenError) -> Finding {
     Finding::error(sentence, advice)
 }
 
-/// The term in which the side that runs here executes the VM, or holds its state.
-fn term_here(host: &Host) -> Option<Term> {
-    let status = Client::new(host.control()).status().ok()?;
-    let lives = matches!(status.role, Role::Primary) || status.epoch > 0;
-    (lives && status.term > 0).then_some(status.term)
-}
-
-fn judge(found: Option<&Record>, known: Option<Term>) -> Finding {
-    let advice =
-        "if nobody else runs this VM, `kemari adopt-record`, said to its primary, gives it its record back";
-    match (found, known) {
-        (None, Some(term)) => Finding::error(
-            format!("arbiter: it answers, but has lost the record of this VM, which runs in term {term}"),
-            advice,
-        ),
-        (Some(record), Some(term)) if record.term < term => Finding::error(
-            format!(
-                "arbiter: its record went back to term {}, and this VM runs in term {term}",
-                record.term
-            ),
-            advice,
-        ),
-        (None, None) => Finding::ok("arbiter: it answers and can be written, and this VM was never started"),
-        (Some(record), _) => Finding::ok(format!("arbiter: {}", describe(record))),
-    }
+/// What the side that runs here says is wrong: it knows which record it lives under.
+fn trouble_here(host: &Host) -> Option<String> {
+    Client::new(host.control()).status().ok()?.arbiter_trouble
 }
 
 fn describe(record: &Record) -> String {

@@ -13,12 +13,10 @@ use super::{Finding, host};
 use crate::config::{Config, Host};
 use crate::control::{Client, Role};
 use crate::link::{LinkError, Security};
-use crate::side::{PeerAnswer, about, question};
+use crate::side::{CLOCKS_MS_MAX, PeerAnswer, about, question, wall_clock_ms};
 
 /// Longest wait for a peer's answer, in ms.
 const PEER_TIMEOUT_MS: u64 = 1_000;
-/// Wall clocks that differ by more make the guest jump at a takeover, in ms: as a secondary judges it.
-const CLOCKS_MS_MAX: u64 = 1_000;
 /// Most keys that are named.
 const KEYS_SHOWN_MAX: usize = 8;
 
@@ -55,12 +53,31 @@ fn connected_peer(host: &Host) -> Option<String> {
 }
 
 fn ask(config: &Config, name: &str, peer: &str, host: &Host, security: &Security) -> Vec<Finding> {
-    match question(security, peer, host.listen) {
+    let answer = question(security, peer, host.listen);
+    let answered = (answer, wall_clock_ms());
+    judge(config, peer, host, answered, || {
+        about(config, name, kernel_digest(config))
+    })
+}
+
+/// What a peer's answer means, and the time here, in ms, when it came. `ours` says what this host is like, which may take as
+/// long as its storage.
+fn judge(
+    config: &Config,
+    peer: &str,
+    host: &Host,
+    (answer, answered_ms): (Result<PeerAnswer, LinkError>, u64),
+    ours: impl FnOnce() -> About,
+) -> Vec<Finding> {
+    match answer {
         Ok(PeerAnswer {
             holds,
             about: Some(theirs),
         }) => {
-            let ours = about(config, name, kernel_digest(config));
+            let ours = About {
+                wall_clock_ms: answered_ms,
+                ..ours()
+            };
             let mut findings = vec![Finding::ok(format!(
                 "peer `{peer}` follows at {}, and is the one that it says it is",
                 host.listen

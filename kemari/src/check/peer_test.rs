@@ -65,6 +65,30 @@ fn a_peer_that_is_like_this_host_is_well() {
     assert_eq!(found(|theirs| theirs.wall_clock_ms += 900), []);
 }
 
+/// Looking at this host may take as long as its storage.
+#[test]
+fn clocks_are_compared_as_of_when_the_peer_answered() {
+    let config = config(CONFIG);
+    let theirs = host_like(&config);
+    let found = |answered_ms| {
+        let answer = PeerAnswer {
+            holds: None,
+            about: Some(theirs.clone()),
+        };
+        let late = || About {
+            wall_clock_ms: theirs.wall_clock_ms + 60_000,
+            ..theirs.clone()
+        };
+        let findings = judge(&config, "b", config.host("b"), (Ok(answer), answered_ms), late);
+        findings
+            .into_iter()
+            .filter(|finding| finding.level != Level::Ok)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(found(theirs.wall_clock_ms + 900), []);
+    assert_told(&found(theirs.wall_clock_ms + 61_000), &["61.0 s apart"]);
+}
+
 #[test]
 fn a_key_that_differs_is_named() {
     for (from, to, key) in [

@@ -1,10 +1,6 @@
 //! TAP devices: there, and free to be attached.
 
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::fd::AsRawFd;
-
-use rustix::io::Errno;
+use kemari_vmm::virtio::tap::{Tap, TapError};
 
 use super::Finding;
 use crate::config::{Config, HostNet};
@@ -15,29 +11,42 @@ use crate::ports::Ports;
 pub fn check(net: &HostNet<'_>, running: bool) -> Finding {
     let tap = &net.tap;
     let card = format!("card `{}`: ", net.net.id);
-    match probe(tap) {
-        Ok(()) => Finding::ok(format!("{card}TAP `{tap}` is free")),
-        Err(Errno::NODEV) => Finding::error(
+    // Asks the kernel and not /sys, which shows the network namespace in which it was mounted.
+    let error = match Tap::open(tap) {
+        Ok(_) => return Finding::ok(format!("{card}TAP `{tap}` is free")),
+        Err(error) => error,
+    };
+    let errno = match &error {
+        TapError::Refused { source, .. } => source.raw_os_error(),
+        TapError::Missing(_) | TapError::Name(_) => None,
+    };
+    match (&error, errno) {
+        (TapError::Missing(_), _) => Finding::error(
             format!("{card}there is no TAP device `{tap}`"),
             format!("make it: `ip tuntap add dev {tap} mode tap && ip link set {tap} master BRIDGE up`"),
         ),
-        Err(Errno::INVAL) => Finding::error(
+        (_, Some(libc::EINVAL)) => Finding::error(
             format!("{card}the network device `{tap}` is no TAP with one queue"),
             "name a device made by `ip tuntap add dev NAME mode tap`",
         ),
-        Err(Errno::BUSY) if running => Finding::ok(format!("{card}TAP `{tap}` is in use by the running VM")),
-        Err(Errno::BUSY) => Finding::error(
+        (_, Some(libc::EBUSY)) if running => {
+            Finding::ok(format!("{card}TAP `{tap}` is in use by the running VM"))
+        }
+        (_, Some(libc::EBUSY)) => Finding::error(
             format!("{card}TAP `{tap}` is in use by another process"),
             "end that process, or give this VM a TAP of its own",
         ),
-        Err(Errno::PERM | Errno::ACCESS) => Finding::error(
+        (_, Some(libc::EPERM | libc::EACCES)) => Finding::error(
             format!("{card}TAP `{tap}` cannot be attached by this user"),
             format!(
                 "run Kemari as root, or make it for this user: `ip tuntap add dev {tap} mode tap user NAME`"
             ),
         ),
-        Err(error) => Finding::error(
-            format!("{card}TAP `{tap}` cannot be attached: {error}"),
+        _ => Finding::error(
+            format!(
+                "{card}TAP `{tap}` cannot be used: {:#}",
+                anyhow::Error::from(error)
+            ),
             "load the module `tun` (`modprobe tun`): there must be a /dev/net/tun",
         ),
     }
@@ -64,38 +73,4 @@ pub fn check_ways(config: &Config, name: &str) -> Option<Finding> {
         trouble,
         "the guest would not be reached on this host: mend that, or correct `bridges` and `uplinks` of this host",
     ))
-}
-
-/// Attaches to the device, if it exists, and lets it go again. Asks the kernel and not /sys, which shows the network
-/// namespace in which it was mounted.
-fn probe(tap: &str) -> Result<(), Errno> {
-    let errno = |error: io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
-    let any = rustix::net::socket(
-        rustix::net::AddressFamily::UNIX,
-        rustix::net::SocketType::DGRAM,
-        None,
-    )?;
-    // Attaching would make a device that does not exist.
-    rustix::net::netdevice::name_to_index(&any, tap)?;
-    let tun: File = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/net/tun")
-        .map_err(errno)?;
-    // SAFETY: an ifreq is plain data, for which zeros are valid.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request
-        .ifr_name
-        .iter_mut()
-        .zip(tap.bytes().take(libc::IFNAMSIZ - 1))
-    {
-        *to = from as libc::c_char;
-    }
-    // Never as one of several queues: that would succeed beside a running VM, and change what it has set.
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
-    // SAFETY: TUNSETIFF reads and writes one ifreq, which `request` is, and `tun` is open.
-    match unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF as _, &mut request) } {
-        0 => Ok(()),
-        _ => Err(errno(io::Error::last_os_error())),
-    }
 }

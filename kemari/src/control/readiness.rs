@@ -74,10 +74,10 @@ impl Status {
         if !report.says.is_empty() {
             self.arbiter = report.says;
         }
-        let Some(trouble) = report.trouble.filter(|_| self.role == Role::Primary) else {
-            return;
-        };
-        if let Some(readiness) = &mut self.readiness {
+        self.arbiter_trouble = report.trouble;
+        if let (Some(trouble), Some(readiness), Role::Primary) =
+            (&self.arbiter_trouble, &mut self.readiness, self.role)
+        {
             readiness.ready = false;
             readiness
                 .reasons
@@ -178,6 +178,7 @@ mod tests {
         ill.note_arbiter(report(Some("etcd is full")));
         assert_eq!(ill.verdict(), Verdict::NotReady);
         assert!(ill.to_string().contains("the arbiter: etcd is full"), "{ill}");
+        assert_eq!(ill.arbiter_trouble.as_deref(), Some("etcd is full"));
         // A secondary has it among its own findings.
         let mut secondary = status("secondary", "on", Some((false, "etcd is full")));
         secondary.note_arbiter(report(Some("etcd is full")));

@@ -191,6 +191,9 @@ pub struct Status {
     /// Time since the arbiter was last found to answer and to be writable, in ms: it is asked every few seconds.
     #[serde(default)]
     pub arbiter_answered_ms: Option<u64>,
+    /// What would keep this side from a new term, as it was found then, as a sentence.
+    #[serde(default)]
+    pub arbiter_trouble: Option<String>,
     /// What happened so far.
     pub counters: Counters,
     /// How often the primary makes syncs at present.

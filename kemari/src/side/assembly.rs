@@ -1,7 +1,9 @@
 //! From the configuration to a machine.
 
-use std::io::{Write, sink, stdout};
+use std::io::{self, Write, sink, stdout};
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use kemari_vmm::boot::{BootConfig, Kernel};
@@ -14,6 +16,10 @@ use super::faults;
 use crate::config::{Config, Console, Flush, Host, HostDisk, HostNet};
 use crate::image::image_of;
 use crate::replica::{Image, Replica, Report, Tracker};
+
+/// For so long a TAP that is busy is tried again, and how often: twice as long as a trial holds it.
+const TAP_BUSY_MAX: Duration = Duration::from_millis(100);
+const TAP_BUSY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Reads the kernel and says what the machine is made of.
 pub fn machine_spec(config: &Config) -> anyhow::Result<MachineSpec> {
@@ -122,9 +128,25 @@ pub fn attach_net(machine: &Machine, net: &HostNet<'_>) -> anyhow::Result<()> {
     if machine.has_cable(id)? {
         return Ok(());
     }
-    machine
-        .attach_net(id, &net.tap)
+    once_free(|| machine.attach_net(id, &net.tap).map_err(anyhow::Error::from))
         .with_context(|| format!("network card {id}"))
+}
+
+/// Tries again what is busy, for a moment: this host may be trying just then whether its TAP is of use.
+fn once_free(mut attempt: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let is_busy = |error: &anyhow::Error| {
+        let mut causes = error
+            .chain()
+            .filter_map(|cause| cause.downcast_ref::<io::Error>());
+        causes.any(|cause| cause.raw_os_error() == Some(libc::EBUSY))
+    };
+    let deadline = Instant::now() + TAP_BUSY_MAX;
+    loop {
+        match attempt() {
+            Err(error) if is_busy(&error) && Instant::now() < deadline => thread::sleep(TAP_BUSY_INTERVAL),
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Where what the guest says at its console goes.
@@ -140,4 +162,47 @@ pub fn console(host: &Host) -> anyhow::Result<Box<dyn Write + Send>> {
             Box::new(passed_on(Box::new(file))?)
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::sync::mpsc::channel;
+
+    use kemari_vmm::virtio::tap::Tap;
+
+    use super::*;
+
+    /// The calling thread gets a network of its own, with a TAP in it.
+    fn make_tap(name: &str) {
+        // SAFETY: the call has no arguments in memory.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
+        let arguments = ["tuntap", "add", "dev", name, "mode", "tap", "vnet_hdr"];
+        assert!(Command::new("ip").args(arguments).status().unwrap().success());
+    }
+
+    #[test]
+    fn a_tap_that_is_on_trial_for_a_moment_is_waited_for_and_one_in_use_is_not() {
+        make_tap("tap0");
+        let open = |name| Tap::open(name).map(drop).map_err(anyhow::Error::from);
+        let (hold, held) = channel();
+        thread::scope(|threads| {
+            threads.spawn(move || {
+                let _tap = Tap::open("tap0").unwrap();
+                hold.send(()).unwrap();
+                thread::sleep(Duration::from_millis(50));
+            });
+            held.recv().unwrap();
+            assert!(open("tap0").is_err(), "it is busy");
+            once_free(|| open("tap0")).unwrap();
+        });
+        let _user = Tap::open("tap0").unwrap();
+        assert!(once_free(|| open("tap0")).is_err());
+        let begin = Instant::now();
+        let missing = once_free(|| open("tap1"));
+        assert!(
+            missing.is_err() && begin.elapsed() < TAP_BUSY_MAX,
+            "what is not there is not waited for"
+        );
+    }
 }

@@ -26,6 +26,8 @@ pub struct Cards {
     watched: Option<Watched>,
     ports: Ports,
     lost_since: Option<Instant>,
+    /// What was last said of the way out.
+    said: Option<String>,
     /// Why the devices cannot be looked at.
     unreadable: Option<String>,
     /// How each TAP looked when it was tried, and what came of it.
@@ -43,6 +45,7 @@ impl Cards {
             watched: None,
             ports: Ports::default(),
             lost_since: None,
+            said: None,
             unreadable: None,
             tried: Vec::new(),
             unattached: None,
@@ -51,14 +54,16 @@ impl Cards {
 
     /// Another role watches from here on. Which bridges the TAPs were on is still known.
     pub fn begin_role(&mut self) {
-        (self.lost_since, self.unattached) = (None, None);
+        (self.lost_since, self.said, self.unattached) = (None, None, None);
         self.tried.clear();
     }
 
-    /// Why the packets of a guest that runs here do not get out, if that has lasted. A TAP that was deleted and made anew is
-    /// attached again.
+    /// Why the packets of a guest that runs here do not get out, if that has lasted. As long as the devices cannot be looked at
+    /// the last answer stands. A TAP that was deleted and made anew is attached again.
     pub fn of_running(&mut self, machine: Option<&Machine>) -> Option<String> {
-        let (links, changed) = self.look()?;
+        let Some((links, changed)) = self.look() else {
+            return self.said.clone();
+        };
         if let Some(machine) = machine.filter(|_| changed || self.unattached.is_some()) {
             self.attach_again(machine, &links);
         }
@@ -71,7 +76,7 @@ impl Cards {
         let Some((links, _)) = self.look() else {
             let why = self.unreadable.clone();
             self.findings.note(Source::Cards, Some(VALID), why);
-            return None;
+            return self.said.clone();
         };
         let trouble = self.ports.trouble(&links, &self.config, &self.host);
         self.try_taps(&links);
@@ -114,12 +119,13 @@ impl Cards {
     /// A card counts as cut off when it has been for as long as a silent peer is waited for: cables are moved, switches
     /// negotiate, devices are made anew.
     fn lasting(&mut self, trouble: Option<String>) -> Option<String> {
-        if trouble.is_none() {
-            self.lost_since = None;
-        }
-        let trouble = trouble?;
-        let since = *self.lost_since.get_or_insert_with(Instant::now);
-        (since.elapsed() >= self.config.protection.suspicion_timeout()).then_some(trouble)
+        let since = trouble
+            .as_ref()
+            .map(|_| self.lost_since.unwrap_or_else(Instant::now));
+        let lasts = since.is_some_and(|since| since.elapsed() >= self.config.protection.suspicion_timeout());
+        self.lost_since = since;
+        self.said = trouble.filter(|_| lasts);
+        self.said.clone()
     }
 
     fn attach_again(&mut self, machine: &Machine, links: &[Link]) {
@@ -182,20 +188,80 @@ fn refused(net: &HostNet<'_>, link: &Link) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::*;
+
+    fn cards() -> Cards {
+        let text = include_str!("../../../docs/example.toml");
+        let config = Arc::new(Config::parse(text, "test").unwrap());
+        let host = config.hosts.keys().next().unwrap().clone();
+        Cards::new(config, host, Findings::new())
+    }
 
     #[test]
     fn a_card_is_cut_off_only_if_that_lasts_without_a_break() {
-        let text = include_str!("../../../docs/example.toml");
-        let config = Arc::new(Config::parse(text, "test").unwrap());
-        let limit = config.protection.suspicion_timeout();
-        let host = config.hosts.keys().next().unwrap().clone();
-        let mut cards = Cards::new(config, host, Findings::new());
+        let mut cards = cards();
+        let limit = cards.config.protection.suspicion_timeout();
         let trouble = || Some("down".to_owned());
         assert_eq!(cards.lasting(trouble()), None);
         cards.lost_since = Instant::now().checked_sub(limit);
         assert_eq!(cards.lasting(trouble()), trouble());
         assert_eq!(cards.lasting(None), None);
         assert_eq!(cards.lasting(trouble()), None, "another time is another time");
+    }
+
+    /// The calling thread gets no socket any more.
+    fn lose_sockets() {
+        let plain = |code: u32, k| libc::sock_filter {
+            code: code as u16,
+            jt: 0,
+            jf: 0,
+            k,
+        };
+        let mut rules = [
+            // The number of the call is the first word of what a filter sees.
+            plain(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0),
+            libc::sock_filter {
+                jf: 1,
+                ..plain(
+                    libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+                    libc::SYS_socket as u32,
+                )
+            },
+            plain(
+                libc::BPF_RET | libc::BPF_K,
+                libc::SECCOMP_RET_ERRNO | libc::ENOBUFS as u32,
+            ),
+            plain(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
+        ];
+        let program = libc::sock_fprog {
+            len: rules.len() as u16,
+            filter: rules.as_mut_ptr(),
+        };
+        // SAFETY: the kernel copies the program, whose rules live until the call returns.
+        unsafe {
+            assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+            let filter = libc::SECCOMP_MODE_FILTER;
+            assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, filter, &raw const program), 0);
+        }
+    }
+
+    #[test]
+    fn a_card_that_is_cut_off_stays_so_while_nobody_can_look() {
+        let mut cards = cards();
+        thread::scope(|threads| {
+            threads.spawn(|| {
+                lose_sockets();
+                assert_eq!(cards.of_running(None), None);
+                let trouble = Some("down".to_owned());
+                cards.lost_since = Instant::now().checked_sub(cards.config.protection.suspicion_timeout());
+                assert_eq!(cards.lasting(trouble.clone()), trouble);
+                assert_eq!(cards.of_running(None), trouble);
+                assert_eq!(cards.of_standby(), trouble);
+                cards.begin_role();
+                assert_eq!(cards.of_running(None), None);
+            });
+        });
     }
 }

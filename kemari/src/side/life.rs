@@ -333,6 +333,7 @@ fn first_status(config: &Config, host: &str) -> Status {
             _ => String::new(),
         },
         arbiter_answered_ms: None,
+        arbiter_trouble: None,
         counters: Counters::default(),
         pace: None,
         waits: Waits::default(),
