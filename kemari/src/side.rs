@@ -43,4 +43,3 @@ pub use clock::wall_clock_ms;
 pub use life::{StartAs, run};
 pub use query::{PeerAnswer, question};
 pub use readiness::{CLOCKS_MS_MAX, executable};
-pub use trace::Step;

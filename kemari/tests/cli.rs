@@ -8,6 +8,7 @@ use std::process::{Command, Output};
 
 use common::{TestEtcd, closed_endpoint, free_port};
 use kemari::arbiter::MARKER;
+use xtask::tools::build_bare_guest;
 
 /// A directory with all that a good configuration needs.
 struct World {
@@ -51,6 +52,13 @@ fence = ["true"]
             free_port()
         );
         Self { directory, config }
+    }
+
+    /// With a kernel that boots: a check finds no error.
+    fn bootable() -> Self {
+        let world = Self::new();
+        std::fs::copy(build_bare_guest().unwrap(), world.path("vmlinuz")).unwrap();
+        world
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -279,8 +287,9 @@ fn too_little_memory() {
 
 #[test]
 fn limits_that_a_start_would_meet_are_seen() {
-    let world = World::new();
-    world.kemari(&["check"]);
+    let world = World::bootable();
+    let unlimited = world.kemari(&["check"]);
+    assert!(unlimited.status.success(), "{}", said(&unlimited));
     let limited = |limit: &str| {
         let output = Command::new("sh")
             .args(["-c", &format!("{limit} && exec \"$@\""), "sh"])
@@ -421,21 +430,23 @@ fn several_mistakes_each_have_a_line() {
 
 #[test]
 fn a_reader_that_has_gone_is_no_error_and_hides_none() {
-    let world = World::new().with("vmlinuz", "nowhere");
-    world.check_fails(&["nowhere"]);
-    let config = world.path("vm.toml");
-    for format in [None, Some("--json")] {
-        let (reader, writer) = std::io::pipe().unwrap();
-        drop(reader);
-        let ended = Command::new(env!("CARGO_BIN_EXE_kemari"))
-            .arg("check")
-            .arg(&config)
-            .args(["--host", "a"])
-            .args(format)
-            .stdout(writer)
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&ended.stderr);
-        assert_eq!((ended.status.code(), &*said), (Some(1), ""), "{format:?}");
+    let (good, bad) = (World::bootable(), World::new().with("vmlinuz", "nowhere"));
+    for (world, status) in [(good, 0), (bad, 1)] {
+        let whole = world.kemari(&["check"]);
+        assert_eq!(whole.status.code(), Some(status), "{}", said(&whole));
+        for format in [None, Some("--json")] {
+            let (reader, writer) = std::io::pipe().unwrap();
+            drop(reader);
+            let ended = Command::new(env!("CARGO_BIN_EXE_kemari"))
+                .arg("check")
+                .arg(world.path("vm.toml"))
+                .args(["--host", "a"])
+                .args(format)
+                .stdout(writer)
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&ended.stderr);
+            assert_eq!((ended.status.code(), &*said), (Some(status), ""), "{format:?}");
+        }
     }
 }

@@ -11,13 +11,24 @@ use std::time::{Duration, Instant};
 
 use kemari::control::{
     CONNECTIONS_MAX, Client, ClientError, Command, Control, Counters, Direction, LINE_BYTES_MAX, Peer,
-    Protection, Role, Server, ServerError, Status, TapLine, TapRequest, TapSink, TapStatistics, Timings,
+    Protection, Readiness, Role, Server, ServerError, Status, TapLine, TapRequest, TapSink, TapStatistics,
+    Timings,
 };
 
-#[derive(Default)]
 struct Fake {
+    status: Status,
     commands: Mutex<Vec<Command>>,
     tap_ended: AtomicBool,
+}
+
+impl Fake {
+    fn saying(status: Status) -> Self {
+        Self {
+            status,
+            commands: Mutex::default(),
+            tap_ended: AtomicBool::default(),
+        }
+    }
 }
 
 fn status() -> Status {
@@ -60,7 +71,7 @@ fn status() -> Status {
 
 impl Control for Fake {
     fn status(&self) -> Status {
-        status()
+        self.status.clone()
     }
 
     fn tap(&self, request: &TapRequest, sink: &mut TapSink<'_>) -> Result<(), String> {
@@ -114,8 +125,12 @@ impl Served {
 }
 
 fn serve() -> Served {
+    serve_saying(status())
+}
+
+fn serve_saying(status: Status) -> Served {
     let directory = tempfile::tempdir().unwrap();
-    let fake = Arc::new(Fake::default());
+    let fake = Arc::new(Fake::saying(status));
     let server = Server::start(&directory.path().join("run/demo.sock"), fake.clone()).unwrap();
     Served {
         server,
@@ -145,20 +160,37 @@ fn asks_and_orders() {
     );
 }
 
+/// A program that fails to write, or dies of it, has other exit statuses than these.
 #[test]
 fn a_verdict_needs_no_reader() {
-    let served = serve();
-    for format in [None, Some("--json")] {
-        let (reader, writer) = std::io::pipe().unwrap();
-        drop(reader);
-        let ended = std::process::Command::new(env!("CARGO_BIN_EXE_kemari"))
-            .args(["status", "--check", "--socket"])
-            .arg(served.path())
-            .args(format)
-            .stdout(writer)
-            .status()
-            .unwrap();
-        assert_eq!(ended.code(), Some(status().verdict() as i32), "{format:?}");
+    let ready = Status {
+        protection: Protection::On,
+        readiness: Some(Readiness {
+            ready: true,
+            reasons: Vec::new(),
+            checked_ms: 1,
+        }),
+        ..status()
+    };
+    let doubtful = Status {
+        protection: Protection::Doubtful,
+        ..status()
+    };
+    for (status, verdict) in [(ready, 0), (doubtful, 2)] {
+        let served = serve_saying(status);
+        for format in [None, Some("--json")] {
+            let (reader, writer) = std::io::pipe().unwrap();
+            drop(reader);
+            let ended = std::process::Command::new(env!("CARGO_BIN_EXE_kemari"))
+                .args(["status", "--check", "--socket"])
+                .arg(served.path())
+                .args(format)
+                .stdout(writer)
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&ended.stderr);
+            assert_eq!((ended.status.code(), &*said), (Some(verdict), ""), "{format:?}");
+        }
     }
 }
 
@@ -269,7 +301,9 @@ fn clients_are_limited_and_the_silent_are_let_go() {
 fn a_stale_socket_is_replaced_and_a_live_one_refused() {
     let served = serve();
     let path = served.path().to_owned();
-    let second = Server::start(&path, Arc::new(Fake::default())).err().unwrap();
+    let second = Server::start(&path, Arc::new(Fake::saying(status())))
+        .err()
+        .unwrap();
     assert!(
         matches!(&second, ServerError::InUse(_)) && second.to_string().contains("kemari status"),
         "{second}"
@@ -283,7 +317,7 @@ fn a_stale_socket_is_replaced_and_a_live_one_refused() {
     let stale: PathBuf = served.directory.path().join("stale.sock");
     drop(UnixListener::bind(&stale).unwrap());
     assert!(stale.exists(), "a dead listener leaves its socket");
-    let third = Server::start(&stale, Arc::new(Fake::default())).unwrap();
+    let third = Server::start(&stale, Arc::new(Fake::saying(status()))).unwrap();
     assert_eq!(Client::new(&stale).status().unwrap(), status());
     drop(third);
     assert!(!stale.exists(), "the socket is removed at the end");
@@ -291,7 +325,7 @@ fn a_stale_socket_is_replaced_and_a_live_one_refused() {
     let file = served.directory.path().join("file");
     std::fs::write(&file, "precious").unwrap();
     assert!(matches!(
-        Server::start(&file, Arc::new(Fake::default())),
+        Server::start(&file, Arc::new(Fake::saying(status()))),
         Err(ServerError::NotASocket(_))
     ));
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "precious");

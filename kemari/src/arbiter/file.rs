@@ -182,14 +182,11 @@ impl<S: Store> FileArbiter<S> {
         let second = self.name_aside();
         let aside = self.create_aside(&[b'x'; STORED_BYTES_MAX / 8]);
         let proved = aside.and_then(|aside| {
-            let linked = self
-                .store
-                .link(&aside, &second)
-                .and_then(|()| self.store.sync())
-                .and_then(|()| self.store.remove(&second));
-            // The error that counts is the first one.
-            let removed = self.store.remove(&aside);
-            linked.and(removed)
+            let linked = self.link_once(&aside, &second).and_then(|()| self.store.sync());
+            // Whatever failed, nothing is left: the next probe makes new names. The error that counts is the
+            // first one.
+            let removed = [self.store.remove(&second), self.store.remove(&aside)];
+            linked.and(removed.into_iter().collect::<io::Result<()>>())
         });
         proved.map_err(|error| self.says("cannot take a new record", &error))?;
         Ok(current)
@@ -212,12 +209,19 @@ impl<S: Store> FileArbiter<S> {
         }
     }
 
+    /// Gives a file of its own a second name. A repeated request over NFS fails although the first one was
+    /// carried out: the link count knows.
+    fn link_once(&mut self, aside: &str, second: &str) -> io::Result<()> {
+        let linked = self.store.link(aside, second);
+        match &linked {
+            Err(_) if self.store.links(aside).is_ok_and(|links| links == 2) => Ok(()),
+            _ => linked,
+        }
+    }
+
     fn link(&mut self, aside: &str, number: u64) -> ArbiterAnswer {
-        let linked = self.store.link(aside, &self.name(number));
-        // A repeated request over NFS fails although the first one was carried out: the link count knows.
-        let ours = linked.is_ok() || self.store.links(aside).is_ok_and(|links| links == 2);
-        match linked {
-            Err(error) if !ours => match error.kind() {
+        match self.link_once(aside, &self.name(number)) {
+            Err(error) => match error.kind() {
                 io::ErrorKind::AlreadyExists => match self.current() {
                     Ok(current) => ArbiterAnswer::Conflict(current.map(|(_, record)| record)),
                     Err(sentence) => ArbiterAnswer::Unavailable(sentence),
@@ -230,7 +234,7 @@ impl<S: Store> FileArbiter<S> {
                 }
                 _ => ArbiterAnswer::Unknown(self.says("a new record may or may not stand there", &error)),
             },
-            _ => self.confirm(number),
+            Ok(()) => self.confirm(number),
         }
     }
 
@@ -272,3 +276,6 @@ impl<S: Store + Send> Arbiter for FileArbiter<S> {
 #[cfg(test)]
 #[path = "file/power_cut_test.rs"]
 mod power_cut;
+#[cfg(test)]
+#[path = "file/sync_test.rs"]
+mod sync;

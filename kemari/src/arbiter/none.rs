@@ -1,15 +1,17 @@
 //! No arbiter: the operator asserts that a silent peer is dead.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+mod keeper;
 
-use kemari_sync::{Arbiter, ArbiterAnswer, ArbiterRequest, Record};
+use std::io;
+use std::path::Path;
+
+use kemari_sync::{Arbiter, ArbiterAnswer, ArbiterRequest, Phase, Record};
 use tracing::warn;
 
 use super::OpenError;
-use super::stored::{decode, encode};
+use super::stored::{STORED_BYTES_MAX, decode};
 use crate::files;
+use keeper::Keeper;
 
 /// Name of the file in the state directory with what this host knows.
 const FILE: &str = "no-arbiter.record";
@@ -22,7 +24,7 @@ const FILE: &str = "no-arbiter.record";
 #[derive(Default)]
 pub struct NoArbiter {
     record: Option<Record>,
-    path: Option<PathBuf>,
+    keeper: Option<Keeper>,
 }
 
 impl NoArbiter {
@@ -41,49 +43,59 @@ impl NoArbiter {
         let path = state_dir.join(FILE);
         let trouble = |reason: String| OpenError::File {
             path: path.clone(),
-            reason,
+            reason: format!(
+                "{reason}; if no other host runs the VM or has a newer state of it, or if this one is to follow another, \
+                 remove what stands there"
+            ),
         };
-        self.record = match fs::read(&path) {
+        self.record = match files::read(&path, STORED_BYTES_MAX as u64 + 1) {
             Ok(bytes) => Some(decode(&bytes, vm).map_err(|error| trouble(error.to_string()))?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(trouble(error.to_string())),
         };
-        self.path = Some(path);
+        self.keeper = Some(Keeper::start(path).map_err(OpenError::Thread)?);
         Ok(())
     }
 
     /// Takes over the record that the peer's words mean.
     pub fn assume(&mut self, record: &Record) {
-        self.set(record);
+        self.give(record);
     }
 
-    fn set(&mut self, record: &Record) {
+    fn give(&mut self, record: &Record) {
         self.record = Some(record.clone());
-        let Some(path) = &self.path else { return };
-        if let Err(error) = write(path, record) {
-            warn!(
-                "what this host knows of the VM cannot be kept in {} ({error}); after a restart the operator must say \
-                 who is dead",
-                path.display()
-            );
+        if let Some(keeper) = &self.keeper {
+            keeper.give(record);
         }
     }
-}
 
-/// Replaces the file, durably: it is the old one or the new one, whatever fails.
-fn write(path: &Path, record: &Record) -> io::Result<()> {
-    let beside = path.with_extension("new");
-    let mut file = files::own()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(&beside)?;
-    file.write_all(&encode(record))?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    match path.parent() {
-        Some(directory) => File::open(directory)?.sync_all(),
-        None => Ok(()),
+    /// Changes the record; what a start could rely on is on the disk before anybody acts upon it.
+    ///
+    /// Not so a takeover: it does not wait for a disk. A term that is won and not yet acted in need not be
+    /// known after a restart, and what is there of the pair before starts nothing.
+    fn set(&mut self, new: &Record) {
+        let was_won = self
+            .record
+            .as_ref()
+            .is_some_and(|record| record.phase == Phase::Won);
+        if new.phase == Phase::Won {
+            self.record = Some(new.clone());
+            return;
+        }
+        self.give(new);
+        if let Some(keeper) = self.keeper.as_ref().filter(|_| !was_won) {
+            keeper.wait();
+        }
+    }
+
+    /// A winner that works says so again and again, in one term.
+    fn tell(&self, new: &Record) {
+        if self.record.as_ref().map(|record| record.term) != Some(new.term) {
+            warn!(
+                term = new.term,
+                "term {} is taken without an arbiter, on the operator's word", new.term
+            );
+        }
     }
 }
 
@@ -95,10 +107,7 @@ impl Arbiter for NoArbiter {
                 ArbiterAnswer::Conflict(self.record.clone())
             }
             ArbiterRequest::Swap { new, .. } => {
-                warn!(
-                    term = new.term,
-                    "term {} is taken without an arbiter, on the operator's word", new.term
-                );
+                self.tell(new);
                 self.set(new);
                 ArbiterAnswer::Swapped
             }
@@ -107,78 +116,5 @@ impl Arbiter for NoArbiter {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use kemari_sync::{Incarnation, Phase};
-
-    #[test]
-    fn what_is_known_here_can_be_changed_and_the_peers_record_is_assumed() {
-        let owner = Incarnation {
-            host: "a".into(),
-            nonce: 1,
-        };
-        let record = |term| Record {
-            vm: "demo".into(),
-            store: 1,
-            term,
-            base: term,
-            owner: owner.clone(),
-            peer: None,
-            phase: Phase::Acting,
-            work: Default::default(),
-        };
-        let mut arbiter = NoArbiter::new();
-        assert_eq!(
-            arbiter.execute(&ArbiterRequest::Read),
-            ArbiterAnswer::Record(None)
-        );
-        arbiter.assume(&record(4));
-        assert_eq!(
-            arbiter.execute(&ArbiterRequest::Read),
-            ArbiterAnswer::Record(Some(record(4)))
-        );
-        let swap = ArbiterRequest::Swap {
-            expected: Some(record(4)),
-            new: record(5),
-        };
-        assert_eq!(arbiter.execute(&swap), ArbiterAnswer::Swapped);
-        assert_eq!(
-            arbiter.execute(&ArbiterRequest::Read),
-            ArbiterAnswer::Record(Some(record(5)))
-        );
-    }
-    #[test]
-    fn what_this_host_knows_outlives_its_process() {
-        let directory = tempfile::tempdir().unwrap();
-        let owner = Incarnation {
-            host: "a".into(),
-            nonce: 1,
-        };
-        let record = Record {
-            vm: "demo".into(),
-            store: 1,
-            term: 7,
-            base: 7,
-            owner,
-            peer: None,
-            phase: Phase::Stopped,
-            work: Default::default(),
-        };
-        let opened = || {
-            let mut arbiter = NoArbiter::new();
-            arbiter.keep_in(directory.path(), "demo").map(|()| arbiter)
-        };
-        let mut arbiter = opened().unwrap();
-        let swap = ArbiterRequest::Swap {
-            expected: None,
-            new: record.clone(),
-        };
-        assert_eq!(arbiter.execute(&swap), ArbiterAnswer::Swapped);
-        let mut again = opened().unwrap();
-        let known = ArbiterAnswer::Record(Some(record.clone()));
-        assert_eq!(again.execute(&ArbiterRequest::Read), known);
-        assert_eq!(again.execute(&swap), ArbiterAnswer::Conflict(Some(record)));
-        fs::write(directory.path().join(FILE), "rubbish").unwrap();
-        assert!(opened().is_err(), "what cannot be read is not taken for nothing");
-    }
-}
+#[path = "none_test.rs"]
+mod tests;

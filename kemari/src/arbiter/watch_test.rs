@@ -93,49 +93,108 @@ fn what_is_known_anew_is_looked_at_at_once() {
     assert!(told.try_recv().is_err(), "nothing has changed");
 }
 
+/// A directory of a file arbiter, watched.
+struct Watched {
+    directory: tempfile::TempDir,
+    watch: ArbiterWatch,
+    told: Receiver<Option<String>>,
+}
+
+impl Watched {
+    /// One that holds these records, one after the other.
+    fn with(records: &[Record]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join(MARKER), "").unwrap();
+        let mut expected = None;
+        for record in records {
+            swap(directory.path(), expected.replace(record.clone()), record);
+        }
+        let asked = FileArbiter::new(directory.path(), "demo");
+        let prober = Prober::of_file(&asked, directory.path(), LIMIT).unwrap();
+        let (tell, told) = channel();
+        let tell = move |trouble, _| tell.send(trouble).unwrap();
+        let watch = ArbiterWatch::start(prober, LIMIT, tell).unwrap();
+        watch.expect(KNOWN);
+        Self {
+            directory,
+            watch,
+            told,
+        }
+    }
+
+    /// Waits for this to be told: what was begun before something changed may be told after it.
+    fn await_told(&self, what: &str, is_it: impl Fn(Option<&str>) -> bool) {
+        let until = Instant::now() + LIMIT;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let told = self
+                .told
+                .recv_timeout(left)
+                .unwrap_or_else(|_| panic!("{what}: it is not told"));
+            if is_it(told.as_deref()) {
+                return;
+            }
+        }
+    }
+
+    fn await_word(&self, word: &str) {
+        self.await_told(word, |told| told.is_some_and(|told| told.contains(word)));
+    }
+
+    fn await_all_well(&self) {
+        self.await_told("all is well", |told| told.is_none());
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.directory.path().join(name)
+    }
+}
+
+/// Writes a record by a client that has seen nothing.
+fn swap(directory: &std::path::Path, expected: Option<Record>, new: &Record) {
+    let new = new.clone();
+    let swap = ArbiterRequest::Swap { expected, new };
+    let answer = FileArbiter::new(directory, "demo").execute(&swap);
+    assert_eq!(answer, ArbiterAnswer::Swapped);
+}
+
 #[test]
 fn a_file_arbiter_is_probed_and_its_loss_is_told_until_it_is_made_good() {
-    let directory = tempfile::tempdir().unwrap();
-    fs::write(directory.path().join(MARKER), "").unwrap();
-    let mut arbiter = FileArbiter::new(directory.path(), "demo");
-    let mut write = |expected: Option<Record>, new: Record| {
-        let swap = ArbiterRequest::Swap { expected, new };
-        assert_eq!(arbiter.execute(&swap), ArbiterAnswer::Swapped);
-    };
-    write(None, record(7, 5));
-    let asked = FileArbiter::new(directory.path(), "demo");
-    let prober = Prober::of_file(&asked, directory.path(), LIMIT).unwrap();
-    let (tell, told) = channel();
-    let watch = ArbiterWatch::start(prober, LIMIT, move |trouble, _| tell.send(trouble).unwrap()).unwrap();
+    let watched = Watched::with(&[record(7, 5)]);
+    watched.await_all_well();
     // The first probe may have been begun before anything was known.
-    watch.expect(KNOWN);
-    assert_eq!(told.recv_timeout(LIMIT).unwrap(), None);
-    assert_eq!(told.recv_timeout(LIMIT).unwrap(), None);
-    assert!(watch.report().answered_ms.is_some() && watch.report().says.contains("term 5"));
-    let names = || fs::read_dir(directory.path()).unwrap().count();
-    assert_eq!(names(), 2, "a probe leaves nothing behind");
-    // Next time it is found that the storage is gone, and the age of the last good answer grows from there.
-    fs::remove_file(directory.path().join(MARKER)).unwrap();
-    watch.forget();
-    let trouble = told.recv_timeout(LIMIT).unwrap().unwrap();
-    assert!(trouble.contains(MARKER), "{trouble}");
-    assert_eq!(watch.report().trouble, Some(trouble));
-    fs::write(directory.path().join(MARKER), "").unwrap();
-    watch.forget();
-    assert_eq!(told.recv_timeout(LIMIT).unwrap(), None);
-    // A store that went back is an alarm, until this side lives under another one: then it is looked at
-    // afresh.
-    fs::remove_file(directory.path().join("demo.00000000000000000001.record")).unwrap();
-    let trouble = told.recv_timeout(LIMIT).unwrap().unwrap();
-    assert!(trouble.contains("went back in time"), "{trouble}");
-    FileArbiter::new(directory.path(), "demo").execute(&ArbiterRequest::Swap {
-        expected: None,
-        new: record(8, 5),
-    });
-    watch.expect(Some(Known { store: 8, term: 5 }));
+    watched.watch.forget();
+    watched.await_all_well();
+    assert!(watched.watch.report().answered_ms.is_some() && watched.watch.report().says.contains("term 5"));
+    // While the next one is under way there may be more.
     let until = Instant::now() + LIMIT;
-    while watch.report().trouble.is_some() {
-        assert!(Instant::now() < until, "{:?}", watch.report());
+    while fs::read_dir(watched.directory.path()).unwrap().count() != 2 {
+        assert!(Instant::now() < until, "a probe leaves something behind");
         thread::sleep(Duration::from_millis(10));
     }
+    // Next time it is found that the storage is gone, and the age of the last good answer grows from there.
+    fs::remove_file(watched.path(MARKER)).unwrap();
+    watched.watch.forget();
+    watched.await_word(MARKER);
+    let trouble = watched.watch.report().trouble.expect("it is in the report");
+    assert!(trouble.contains(MARKER), "{trouble}");
+    fs::write(watched.path(MARKER), "").unwrap();
+    watched.watch.forget();
+    watched.await_all_well();
+}
+
+/// The new store counts its records from one: what was seen of the one before says that it went back, until
+/// it is forgotten.
+#[test]
+fn a_store_that_went_back_is_an_alarm_until_this_side_lives_under_another() {
+    let watched = Watched::with(&[record(7, 4), record(7, 5)]);
+    watched.await_all_well();
+    for number in 1..=2 {
+        fs::remove_file(watched.path(&format!("demo.{number:020}.record"))).unwrap();
+    }
+    watched.await_word("went back in time");
+    swap(watched.directory.path(), None, &record(8, 5));
+    watched.await_word("went back in time (record 1, after 2 was seen)");
+    watched.watch.expect(Some(Known { store: 8, term: 5 }));
+    watched.await_all_well();
 }

@@ -83,24 +83,8 @@ impl Server {
             path: path.to_owned(),
             source,
         };
-        let (listener, place) = Place::take(path)?;
-        listener.set_nonblocking(true).map_err(failed)?;
-        let shared = Arc::new(Shared {
-            control,
-            ends: AtomicBool::new(false),
-            open: AtomicUsize::new(0),
-            bell: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
-                .map_err(|error| failed(error.into()))?,
-        });
-        let acceptor = Acceptor {
-            shared: shared.clone(),
-            path: path.to_owned(),
-            listener,
-            place,
-            rest: Rest::default(),
-            begun: Instant::now(),
-            told: Found::It,
-        };
+        let acceptor = Acceptor::new(path, control)?;
+        let shared = acceptor.shared.clone();
         let thread = threads::start("control", move || acceptor.run()).map_err(failed)?;
         Ok(Self {
             path: path.to_owned(),
@@ -153,6 +137,31 @@ struct Acceptor {
 }
 
 impl Acceptor {
+    fn new(path: &Path, control: Arc<dyn Control>) -> Result<Self, ServerError> {
+        let failed = |source| ServerError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let (listener, place) = Place::take(path)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC);
+        let shared = Arc::new(Shared {
+            control,
+            ends: AtomicBool::new(false),
+            open: AtomicUsize::new(0),
+            bell: bell.map_err(|error| failed(error.into()))?,
+        });
+        Ok(Self {
+            shared,
+            path: path.to_owned(),
+            listener,
+            place,
+            rest: Rest::default(),
+            begun: Instant::now(),
+            told: Found::It,
+        })
+    }
+
     fn run(mut self) {
         let mut look_ms = LOOK_INTERVAL_MS;
         while !self.shared.ends.load(Ordering::SeqCst) {
@@ -188,9 +197,10 @@ impl Acceptor {
         };
     }
 
-    /// Takes the clients that have come.
+    /// Takes the clients that have come: no more at a time than may be connected, since whoever connects
+    /// without end would keep the thread from its place and from its end.
     fn accept(&mut self, now_ms: u64) {
-        loop {
+        for _ in 0..CONNECTIONS_MAX {
             match self.listener.accept() {
                 Ok((stream, _)) => {
                     self.rest.end();
@@ -360,5 +370,45 @@ impl TapSink<'_> {
             self.wanted = false;
         }
         self.wanted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::{Command, Status};
+
+    struct Nobody;
+
+    impl Control for Nobody {
+        fn status(&self) -> Status {
+            unreachable!("nobody asks")
+        }
+
+        fn tap(&self, _: &TapRequest, _: &mut TapSink<'_>) -> Result<(), String> {
+            unreachable!("nobody asks")
+        }
+
+        fn command(&self, _: Command) -> Result<String, String> {
+            unreachable!("nobody asks")
+        }
+    }
+
+    #[test]
+    fn who_connects_without_end_has_one_turn_after_the_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("demo.sock");
+        let mut acceptor = Acceptor::new(&path, Arc::new(Nobody)).unwrap();
+        let connect = |_| UnixStream::connect(&path).unwrap();
+        let _clients: Vec<_> = (0..2 * CONNECTIONS_MAX).map(connect).collect();
+        acceptor.accept(0);
+        let mut left = 0;
+        while acceptor.listener.accept().is_ok() {
+            left += 1;
+        }
+        assert_eq!(
+            left, CONNECTIONS_MAX,
+            "one turn takes no more than may be connected"
+        );
     }
 }

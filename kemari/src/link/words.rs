@@ -13,7 +13,7 @@ const LETTERS_MAX: usize = 1024;
 /// Decodes a control message, its words made harmless.
 ///
 /// # Errors
-/// If it does not decode, or names a VM or a host as none can be called.
+/// If it does not decode, or names a VM, a host or a disk as none can be called.
 pub fn decode(kind: FrameKind, body: &[u8]) -> Result<Message, FrameError> {
     let mut message = kemari_sync::wire::decode(kind, body)?;
     match &mut message {
@@ -38,7 +38,18 @@ pub fn decode(kind: FrameKind, body: &[u8]) -> Result<Message, FrameError> {
             about.keys.iter_mut().for_each(|(key, _)| tame(key));
             about.images.iter_mut().for_each(|(id, _)| tame(id));
         }
-        _ => {}
+        Message::Ready { disks, .. } => disks.iter().try_for_each(|it| check_name(kind, &it.disk))?,
+        Message::CopyDisks(disks) => disks.iter().try_for_each(|it| check_name(kind, &it.disk))?,
+        Message::Goodbye(Goodbye::Stopped | Goodbye::SwitchOver { .. })
+        | Message::Proof { .. }
+        | Message::Prepare
+        | Message::DisksReady
+        | Message::Begin(_)
+        | Message::Commit(_)
+        | Message::Ack(_)
+        | Message::LetGo(_)
+        | Message::Flushed(_)
+        | Message::Settled(_) => {}
     }
     Ok(message)
 }
@@ -64,8 +75,8 @@ fn tame(reason: &mut String) {
 
 #[cfg(test)]
 mod tests {
-    use kemari_sync::Readiness;
     use kemari_sync::wire::{FrameHeader, HEADER_BYTES, Heartbeat, Welcome, encode};
+    use kemari_sync::{CopyDisk, DiskOffer, Readiness};
 
     use super::*;
 
@@ -124,5 +135,34 @@ mod tests {
         };
         assert!(arrived(&welcome("b")).is_ok());
         assert!(arrived(&welcome("b\n")).is_err());
+    }
+
+    #[test]
+    fn a_disk_with_an_impossible_name_is_refused() {
+        let ready = |disk: &str| Message::Ready {
+            staging_pages_max: 1,
+            disks: vec![DiskOffer {
+                disk: disk.into(),
+                bytes: 512,
+                word: None,
+                overwrite: false,
+            }],
+        };
+        let copy = |disk: &str| {
+            Message::CopyDisks(vec![CopyDisk {
+                disk: disk.into(),
+                lineage: 1,
+                term: 2,
+                base: 3,
+                only_marked: false,
+            }])
+        };
+        for message in [ready("blk0"), copy("blk0")] {
+            assert!(arrived(&message).is_ok(), "{message:?}");
+        }
+        let evil = "blk0\nERROR kemari: all is lost";
+        for message in [ready(evil), copy(evil)] {
+            assert!(arrived(&message).is_err(), "{message:?}");
+        }
     }
 }

@@ -10,24 +10,35 @@ use std::time::Duration;
 use super::own_line;
 use super::queue::Queue;
 
-/// Longest wait for the last words to be written: until it is over, the process holds its sockets, and the
-/// other side does not see it dead.
+/// Longest wait for the last words to be written, and again for a backtrace, if one is asked for: until it is
+/// over, the process holds its sockets, and the other side does not see it dead.
 const LAST_WORDS_MAX: Duration = Duration::from_millis(200);
 
 /// From now on a panic is told to `queue` and ends the process. The default would write to standard error
 /// itself, and wait for whoever does not read it.
 pub fn end_the_process(queue: Queue) {
     set_hook(Box::new(move |info| {
-        queue.push(&last_words(info));
-        let trace = Backtrace::capture();
-        if trace.status() == BacktraceStatus::Captured {
-            for line in trace.to_string().lines() {
-                queue.push(&own_line("ERROR", format_args!("{line}")));
-            }
-        }
-        queue.flush(LAST_WORDS_MAX);
+        say(&queue, &last_words(info), backtrace);
         process::abort();
     }));
+}
+
+/// Says the last words, and then where that was. To find out takes memory and the program's file, and may
+/// fail in turn: by then the last words are out.
+fn say(queue: &Queue, last_words: &[u8], backtrace: impl FnOnce() -> Option<String>) {
+    queue.push(last_words);
+    queue.flush(LAST_WORDS_MAX);
+    let Some(backtrace) = backtrace() else { return };
+    for line in backtrace.lines() {
+        queue.push(&own_line("ERROR", format_args!("{line}")));
+    }
+    queue.flush(LAST_WORDS_MAX);
+}
+
+/// The functions that led here, if the environment asks for them (`RUST_BACKTRACE`).
+fn backtrace() -> Option<String> {
+    let trace = Backtrace::capture();
+    (trace.status() == BacktraceStatus::Captured).then(|| trace.to_string())
 }
 
 fn last_words(info: &PanicHookInfo<'_>) -> Vec<u8> {
@@ -46,7 +57,7 @@ fn last_words(info: &PanicHookInfo<'_>) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::io::{self, Write};
+    use std::io::{self, Read, Write};
     use std::os::unix::process::ExitStatusExt;
     use std::process::{Command, Stdio};
     use std::time::Instant;
@@ -94,6 +105,25 @@ mod tests {
             words.iter().all(|word| said.contains(word)) && !said.contains("went on"),
             "{said}"
         );
+    }
+
+    #[test]
+    fn the_last_words_are_out_before_a_backtrace_is_made() {
+        let (reader, writer) = pipe().expect("a pipe");
+        let queue = Queue::start(File::from(writer)).expect("a thread");
+        rustix::io::ioctl_fionbio(&reader, true).expect("a pipe that does not wait");
+        let mut reader = File::from(reader);
+        let mut read = move || {
+            let mut bytes = [0; 4096];
+            let count = reader.read(&mut bytes).unwrap_or(0);
+            String::from_utf8_lossy(&bytes[..count]).into_owned()
+        };
+        say(&queue, b"last words\n", || {
+            assert_eq!(read(), "last words\n");
+            Some("one\ntwo".into())
+        });
+        let after = read();
+        assert_eq!(after.lines().count(), 2, "{after}");
     }
 
     #[test]

@@ -231,8 +231,11 @@ mod tests {
         let number = full.as_raw_fd();
         let queue = Queue::start(full).expect("a thread");
         queue.push(b"kept\n");
-        queue.flush(Duration::from_millis(20));
-        assert!(queue.0.lock().is_writing, "the thread is at the line");
+        let begun = Instant::now();
+        while !queue.0.lock().is_writing {
+            assert!(begun.elapsed() < PATIENCE, "the thread never comes to the line");
+            thread::sleep(Duration::from_millis(1));
+        }
         let (reader, writer) = pipe().expect("a pipe");
         // SAFETY: both descriptors are open, and the thread keeps its own one for good.
         assert_eq!(unsafe { libc::dup2(writer.as_raw_fd(), number) }, number);

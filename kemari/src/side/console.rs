@@ -11,7 +11,8 @@ use std::time::Duration;
 
 pub use file::ConsoleFile;
 
-/// Bytes that wait for a console that stands still. Beyond them the oldest are lost, and the console is told how many.
+/// Bytes that wait for a console that stands still. Beyond them the oldest are lost. The console is told how
+/// many that were, together with what it failed to take.
 const BACKLOG_BYTES_MAX: usize = 1 << 20;
 /// Most bytes handed to the console at once.
 const CHUNK_BYTES_MAX: usize = 4096;
@@ -21,7 +22,7 @@ const FAREWELL_MAX: Duration = Duration::from_millis(500);
 #[derive(Default)]
 struct Backlog {
     bytes: VecDeque<u8>,
-    /// Bytes that were pushed out and not yet told.
+    /// Bytes that were pushed out, or that the console did not take, and that were not yet told.
     lost: u64,
     /// The console is taking some.
     is_writing: bool,
@@ -100,17 +101,35 @@ fn pass_on(shared: &Shared, mut sink: impl Write) {
         let chunk: Vec<u8> = backlog.bytes.drain(..length).collect();
         backlog.is_writing = true;
         drop(backlog);
-        let told = match lost {
-            0 => Ok(()),
-            lost => write!(sink, "\r\n[kemari: {lost} bytes of console output are lost]\r\n"),
-        };
         // A console that is gone is no reason to stop the guest.
-        let _ = told
-            .and_then(|()| sink.write_all(&chunk))
-            .and_then(|()| sink.flush());
-        shared.lock().is_writing = false;
+        let is_told = lost == 0 || write_out(&mut sink, notice(lost).as_bytes()) == 0;
+        let left = match is_told {
+            true => write_out(&mut sink, &chunk) as u64,
+            false => lost + chunk.len() as u64,
+        };
+        let _ = sink.flush();
+        let mut backlog = shared.lock();
+        backlog.is_writing = false;
+        backlog.lost += left;
         shared.changed.notify_all();
     }
+}
+
+fn notice(lost: u64) -> String {
+    format!("\r\n[kemari: {lost} bytes of console output are lost]\r\n")
+}
+
+/// Writes what the sink takes; how many bytes it does not take.
+fn write_out(sink: &mut impl Write, bytes: &[u8]) -> usize {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        match sink.write(rest) {
+            Ok(count) if count > 0 => rest = &rest[count..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            _ => break,
+        }
+    }
+    rest.len()
 }
 
 #[cfg(test)]
@@ -157,5 +176,51 @@ mod tests {
         assert!(text.ends_with("last"), "the newest output is there");
         assert!(text.contains("bytes of console output are lost"));
         assert!(seen.len() < BACKLOG_BYTES_MAX + 2 * CHUNK_BYTES_MAX);
+    }
+    /// A sink that takes so many bytes, fails so often, and takes all again; what it took is shared.
+    struct Full {
+        room: usize,
+        failures: usize,
+        taken: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let count = match (self.room, self.failures) {
+                (0, 0) => bytes.len(),
+                (0, _) => {
+                    self.failures -= 1;
+                    return Err(io::ErrorKind::StorageFull.into());
+                }
+                (room, _) => room.min(bytes.len()),
+            };
+            self.room = self.room.saturating_sub(count);
+            self.taken.lock().unwrap().extend(&bytes[..count]);
+            Ok(count)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_a_full_file_does_not_take_is_told_when_it_takes_something_again() {
+        let taken = Arc::default();
+        let mut console = Console::to(Full {
+            room: 3,
+            failures: 2,
+            taken: Arc::clone(&taken),
+        })
+        .unwrap();
+        // Each is a chunk of its own: one fails with the rest of its bytes, one with the word of what is
+        // lost.
+        for chunk in ["first", "second", "third"] {
+            console.write_all(chunk.as_bytes()).unwrap();
+            let is_busy = |backlog: &mut Backlog| backlog.is_writing || !backlog.bytes.is_empty();
+            drop(console.0.changed.wait_while(console.0.lock(), is_busy));
+        }
+        let told = format!("fir{}third", notice(2 + 6));
+        assert_eq!(String::from_utf8_lossy(&taken.lock().unwrap()), told);
     }
 }

@@ -1,8 +1,9 @@
 //! The step that a side is in, in a small mapped file: it outlives the process, and tells after a crash where
 //! it hit.
 //!
-//! It lies beside the control socket, in memory where that is (as in `/run`): a file system on a disk may
-//! make whoever writes to a mapped page wait, or find no space for it, which ends the process. See [`map`].
+//! It lies beside the control socket, if that is in memory (as in `/run`): a file system on a disk makes
+//! whoever writes to a mapped page wait when the disk hangs, or finds no space for it, which ends the
+//! process. See [`map`].
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -19,11 +20,10 @@ pub const TRACE_BYTES: usize = 16;
 /// The file's name is that of the control socket with this extension.
 pub const TRACE_EXTENSION: &str = "step";
 
-/// File systems that write a page where it lies, so that one with space needs no more (statfs(2)): tmpfs,
-/// ramfs, ext2 to ext4, XFS. Others, as btrfs, may find none whenever a page is written anew.
-const IN_PLACE: [i64; 4] = [0x0102_1994, 0x8584_58f6, 0xef53, 0x5846_5342];
+/// File systems in memory (statfs(2)): tmpfs, ramfs.
+const IN_MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
 
-/// What a side is doing.
+/// What a side is doing. `cargo xtask demo` has names for the numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Step {
@@ -39,37 +39,6 @@ pub enum Step {
     AwaitingAck = 5,
     /// Primary: the ack is here, output is being released.
     Releasing = 6,
-}
-
-impl Step {
-    /// The step's name for people and result files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Running => "running",
-            Self::Copying => "copying",
-            Self::Capturing => "capturing",
-            Self::Sending => "sending",
-            Self::AwaitingAck => "awaiting ack",
-            Self::Releasing => "releasing",
-        }
-    }
-
-    /// Reads the file that a side left beside its control socket: its last step and epoch.
-    pub fn read(control: &Path) -> Option<(Self, u64)> {
-        let path = control.with_extension(TRACE_EXTENSION);
-        let bytes: [u8; TRACE_BYTES] = fs::read(path).ok()?.try_into().ok()?;
-        let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
-        let all = [
-            Self::Running,
-            Self::Copying,
-            Self::Capturing,
-            Self::Sending,
-            Self::AwaitingAck,
-            Self::Releasing,
-        ];
-        let step = all.into_iter().find(|step| *step as u64 == word(0))?;
-        Some((step, word(8)))
-    }
 }
 
 /// The mapped file, or nothing: a side that has no trace goes on without.
@@ -115,9 +84,9 @@ impl Drop for Trace {
     }
 }
 
-/// Makes the file anew and maps it. It has its bytes on the disk before, where they stay: a page that finds
-/// no space when it is written to would end the process with SIGBUS. Nor does anybody else's file take its
-/// place: what stood there is unlinked, and never written through.
+/// Makes the file anew and maps it. It has its page before, which stays: one that finds no space when it is
+/// written to would end the process with SIGBUS. Nor does anybody else's file take its place: what stood
+/// there is unlinked, and never written through.
 fn map(path: &Path) -> io::Result<NonNull<AtomicU64>> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -129,13 +98,13 @@ fn map(path: &Path) -> io::Result<NonNull<AtomicU64>> {
         .create_new(true)
         .mode(0o600)
         .open(path)?;
-    if !IN_PLACE.contains(&rustix::fs::fstatfs(&file)?.f_type) {
+    if !IN_MEMORY.contains(&rustix::fs::fstatfs(&file)?.f_type) {
+        fs::remove_file(path)?;
         return Err(io::Error::other(
-            "its file system may lack space for a page that is there already; put `control` into /run",
+            "its file system is not in memory, and could hold this side up; put `control` into /run",
         ));
     }
     file.write_all(&[0; TRACE_BYTES])?;
-    file.sync_all()?;
     // SAFETY: a fresh shared mapping of a file of this length, which nobody else has, so nobody shortens it.
     let address = unsafe {
         mmap(
@@ -157,16 +126,69 @@ mod tests {
 
     use super::*;
 
+    fn in_memory() -> tempfile::TempDir {
+        tempfile::tempdir_in("/dev/shm").unwrap()
+    }
+
+    /// The last step and epoch, as numbers.
+    fn noted(control: &Path) -> Option<(u64, u64)> {
+        let bytes = fs::read(control.with_extension(TRACE_EXTENSION)).ok()?;
+        let bytes: [u8; TRACE_BYTES] = bytes.try_into().ok()?;
+        let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+        Some((word(0), word(8)))
+    }
+
     #[test]
     fn the_last_step_outlives_its_writer() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = in_memory();
         let control = directory.path().join("vm.sock");
-        assert_eq!(Step::read(&control), None);
+        assert_eq!(noted(&control), None);
         let trace = Trace::create(&control);
         trace.note(Step::Capturing, 6);
         trace.note(Step::AwaitingAck, 7);
         drop(trace);
-        assert_eq!(Step::read(&control), Some((Step::AwaitingAck, 7)));
+        assert_eq!(noted(&control), Some((5, 7)));
+    }
+
+    /// A small file system that lives on a disk: an image of one, mounted.
+    struct OnDisk(tempfile::TempDir);
+
+    impl OnDisk {
+        fn new() -> Self {
+            let disk = Self(tempfile::tempdir().unwrap());
+            let (image, mount) = (disk.0.path().join("image"), disk.mount());
+            fs::File::create(&image).unwrap().set_len(8 << 20).unwrap();
+            fs::create_dir(&mount).unwrap();
+            let run = |program: &str, words: &[&std::ffi::OsStr]| {
+                let status = Command::new(program).args(words).status().unwrap();
+                assert!(status.success(), "{program}: the tests run as root");
+            };
+            run("mkfs.ext4", &["-q".as_ref(), image.as_ref()]);
+            run(
+                "mount",
+                &["-o".as_ref(), "loop".as_ref(), image.as_ref(), mount.as_ref()],
+            );
+            disk
+        }
+
+        fn mount(&self) -> std::path::PathBuf {
+            self.0.path().join("mount")
+        }
+    }
+
+    impl Drop for OnDisk {
+        fn drop(&mut self) {
+            let _ = Command::new("umount").arg(self.mount()).status();
+        }
+    }
+
+    #[test]
+    fn on_a_disk_there_is_no_trace_which_could_hold_the_side_up() {
+        let disk = OnDisk::new();
+        let control = disk.mount().join("vm.sock");
+        let trace = Trace::create(&control);
+        trace.note(Step::Running, 1);
+        assert_eq!(noted(&control), None);
     }
 
     /// A file system with no space left, as long as the value lives.
@@ -196,12 +218,12 @@ mod tests {
         let control = full.0.path().join("vm.sock");
         let trace = Trace::create(&control);
         trace.note(Step::Running, 1);
-        assert_eq!(Step::read(&control), None);
+        assert_eq!(noted(&control), None);
     }
 
     #[test]
     fn a_trace_is_its_own_file_and_private() {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = in_memory();
         let (control, precious) = (
             directory.path().join("vm.sock"),
             directory.path().join("precious"),

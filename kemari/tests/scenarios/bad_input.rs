@@ -121,7 +121,11 @@ fn another_arbiter_does_not_make_a_second_primary_of_a_shared_disk() {
         fs::write(scene.config("wrong.toml"), wrong)?;
         scene.start(Host::B, &["run"], "wrong.toml", &[])?;
         // Its arbiter lets it: what stops it is the disk's lock, the last of the guards.
-        scene.await_log(Host::B, "is in use by ")?;
+        let image = scene.path("disk.img");
+        scene.await_log(
+            Host::B,
+            &format!("the disk image {} is in use by ", image.display()),
+        )?;
         scene.await_refusal(Host::B)?;
         clients.go_on()?;
         // Nor does A take such a host as its secondary.

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use lab::{Etcd, LocalNet, Netns, Network, Process, guest_address, replication_address};
 use rustix::process::Signal;
+use tempfile::TempDir;
 use toml::Table;
 
 use super::config::{Arbiter, HostPlan, Plan};
@@ -21,10 +22,12 @@ use crate::tools::{output_of, tail};
 
 /// Lines of a program's log that are shown when it has ended.
 const LOG_LINES_MAX: usize = 30;
+/// Where the control sockets lie: a file system in memory, without which a side notes no step.
+const IN_MEMORY: &str = "/dev/shm";
 /// Extension of the file beside the control socket in which a side notes its step: number and epoch, as little-endian u64.
 /// It is mapped, so that what was noted last outlives a SIGKILL.
 const STEP_EXTENSION: &str = "step";
-/// Names of the steps by number (`kemari::side::Step`).
+/// Names of the steps by number (`Step` in kemari/src/side/trace.rs).
 const STEPS: [(u64, &str); 6] = [
     (1, "running"),
     (2, "copying"),
@@ -102,6 +105,7 @@ struct LocalPair<'a> {
     fault: Option<Fault>,
     processes: [Option<Process>; 2],
     link_cut: bool,
+    sockets: TempDir,
 }
 
 impl<'a> LocalPair<'a> {
@@ -121,10 +125,10 @@ impl<'a> LocalPair<'a> {
             let empty = super::pair::Disk::Empty(disk.bytes()? >> 20);
             empty.write_to(&disk_of(&directory, Side::B, true))?;
         }
-        fs::write(
-            directory.join("demo.toml"),
-            place.plan(&directory, number, replicated).to_toml()?,
-        )?;
+        let sockets = tempfile::tempdir_in(IN_MEMORY)
+            .with_context(|| format!("no directory for sockets can be made in {IN_MEMORY}"))?;
+        let plan = place.plan(&directory, sockets.path(), number, replicated);
+        fs::write(directory.join("demo.toml"), plan.to_toml()?)?;
         Ok(Self {
             place,
             directory,
@@ -132,6 +136,7 @@ impl<'a> LocalPair<'a> {
             fault,
             processes: [None, None],
             link_cut: false,
+            sockets,
         })
     }
 
@@ -183,7 +188,7 @@ impl<'a> LocalPair<'a> {
 
     /// The step that a side noted last.
     fn step_of(&self, side: Side) -> Option<String> {
-        let bytes = fs::read(socket(&self.directory, side).with_extension(STEP_EXTENSION)).ok()?;
+        let bytes = fs::read(socket(self.sockets.path(), side).with_extension(STEP_EXTENSION)).ok()?;
         let number = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
         let name = STEPS.iter().find(|(of, _)| *of == number);
         Some(name.map_or(format!("step {number}"), |(_, name)| (*name).to_owned()))
@@ -386,9 +391,9 @@ fn disk_of(directory: &Path, side: Side, replicated: bool) -> PathBuf {
     }
 }
 
-/// The control socket of a side.
-fn socket(directory: &Path, side: Side) -> PathBuf {
-    directory.join(format!("{}.sock", side.name()))
+/// The control socket of a side, in the directory for them.
+fn socket(sockets: &Path, side: Side) -> PathBuf {
+    sockets.join(format!("{}.sock", side.name()))
 }
 
 fn state_dir(side: Side) -> String {
@@ -400,11 +405,11 @@ fn pid_file(side: Side) -> String {
 }
 
 impl LocalPlace {
-    fn plan(&self, directory: &Path, number: u64, replicated: Option<Flush>) -> Plan {
+    fn plan(&self, directory: &Path, sockets: &Path, number: u64, replicated: Option<Flush>) -> Plan {
         let disk = |side| disk_of(directory, side, replicated.is_some());
         let host = |side: Side, other: Side| HostPlan {
             listen: SocketAddr::from((replication_address(side.number()), LINK_PORT)).to_string(),
-            control: socket(directory, side),
+            control: socket(sockets, side),
             console: directory.join(format!("{}.console", side.name())),
             fence: replicated
                 .is_none()

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -84,13 +84,7 @@ impl Store for Directory {
     }
 
     fn read(&self, name: &str, bytes_max: u64) -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        files::own()
-            .read(true)
-            .open(self.0.join(name))?
-            .take(bytes_max)
-            .read_to_end(&mut bytes)?;
-        Ok(bytes)
+        files::read(&self.0.join(name), bytes_max)
     }
 
     fn sync(&mut self) -> io::Result<()> {

@@ -2,9 +2,9 @@
 //! written, the file takes the name of the one before, `PATH.1`, and begins anew.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::files;
@@ -12,12 +12,10 @@ use crate::files;
 /// See the module.
 pub struct ConsoleFile {
     path: PathBuf,
-    file: File,
-    /// Bytes in the file; none are counted of what is no regular file, as a terminal, and does not grow.
-    bytes: Option<u64>,
+    open: Opened,
     /// Bytes of both files together.
     bytes_max: u64,
-    /// Why what was written is lost, as long as the last file cannot be put aside.
+    /// Why what was written is lost, as long as no new file can be begun.
     trouble: Option<String>,
 }
 
@@ -28,36 +26,46 @@ impl ConsoleFile {
     /// # Errors
     /// If it cannot be opened.
     pub fn open(path: &Path, bytes_max: u64) -> io::Result<Self> {
-        let (file, bytes) = open(path)?;
         Ok(Self {
             path: path.to_owned(),
-            file,
-            bytes,
+            open: open(path)?,
             bytes_max,
             trouble: None,
         })
     }
 
-    /// Begins a new file. Without one, nothing more is written to this.
-    fn rotate(&mut self) -> io::Result<()> {
-        let put_aside = match fs::rename(&self.path, before(&self.path)) {
-            // Somebody has removed the file, or moved it elsewhere.
+    /// Whether somebody has removed the file, or moved it elsewhere.
+    fn is_gone(&self) -> bool {
+        let stands_there = fs::symlink_metadata(&self.path).map(|metadata| place(&metadata));
+        match stands_there {
+            Ok(place) => place != self.open.place,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
+    }
+
+    fn is_full_with(&self, bytes: &[u8]) -> bool {
+        let written = self.open.bytes.unwrap_or(0);
+        written > 0 && written + bytes.len() as u64 > self.bytes_max / 2
+    }
+
+    fn put_aside(&self) -> io::Result<()> {
+        match fs::rename(&self.path, before(&self.path)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             result => result,
-        };
-        let rotated = put_aside.and_then(|()| open(&self.path));
-        match rotated {
-            Ok((file, bytes)) => {
-                (self.file, self.bytes, self.trouble) = (file, bytes, None);
+        }
+    }
+
+    /// Begins a new file once the place is free. Without one, nothing more is written to this.
+    fn begin(&mut self, freed: io::Result<()>, why: &str) -> io::Result<()> {
+        match freed.and_then(|()| open(&self.path)) {
+            Ok(open) => {
+                (self.open, self.trouble) = (open, None);
                 Ok(())
             }
             Err(error) => {
                 let trouble = error.to_string();
                 if self.trouble.as_ref() != Some(&trouble) {
-                    tracing::warn!(
-                        "console output is lost: {} is full and cannot be put aside: {trouble}",
-                        self.path.display()
-                    );
+                    tracing::warn!("console output is lost: {} {why}: {trouble}", self.path.display());
                 }
                 self.trouble = Some(trouble);
                 Err(error)
@@ -68,20 +76,33 @@ impl ConsoleFile {
 
 impl Write for ConsoleFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self
-            .bytes
-            .is_some_and(|written| written > 0 && written + bytes.len() as u64 > self.bytes_max / 2)
-        {
-            self.rotate()?;
+        if self.open.bytes.is_some() && self.is_gone() {
+            self.begin(Ok(()), "was removed and cannot be made again")?;
         }
-        let count = self.file.write(bytes)?;
-        self.bytes = self.bytes.map(|written| written + count as u64);
+        if self.is_full_with(bytes) {
+            self.begin(self.put_aside(), "is full and cannot be put aside")?;
+        }
+        let count = self.open.file.write(bytes)?;
+        self.open.bytes = self.open.bytes.map(|written| written + count as u64);
         Ok(count)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+        self.open.file.flush()
     }
+}
+
+/// What is written to.
+struct Opened {
+    file: File,
+    /// Bytes in the file; none are counted of what is no regular file, as a terminal, and does not grow.
+    bytes: Option<u64>,
+    place: (u64, u64),
+}
+
+/// Which file it is, whatever its name: its device and inode.
+fn place(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
 }
 
 /// The name of the file before.
@@ -93,7 +114,7 @@ fn before(path: &Path) -> PathBuf {
 
 /// Opens what stands there, or makes it. A pipe without a reader is an error: this process does not wait for
 /// one.
-fn open(path: &Path) -> io::Result<(File, Option<u64>)> {
+fn open(path: &Path) -> io::Result<Opened> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
     let file = files::own()
         .custom_flags(flags)
@@ -103,7 +124,11 @@ fn open(path: &Path) -> io::Result<(File, Option<u64>)> {
     // Whoever writes waits: it is a thread of the console's own.
     rustix::io::ioctl_fionbio(&file, false)?;
     let metadata = file.metadata()?;
-    Ok((file, metadata.is_file().then_some(metadata.len())))
+    Ok(Opened {
+        file,
+        bytes: metadata.is_file().then_some(metadata.len()),
+        place: place(&metadata),
+    })
 }
 
 #[cfg(test)]
@@ -159,6 +184,23 @@ mod tests {
         fs::remove_file(&path).unwrap();
         console.write_all(b"kept").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"kept");
+    }
+
+    #[test]
+    fn a_file_that_somebody_removed_or_moved_is_made_again_long_before_it_is_full() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, elsewhere) = (directory.path().join("console"), directory.path().join("moved"));
+        let mut console = ConsoleFile::open(&path, 1 << 20).unwrap();
+        console.write_all(b"gone").unwrap();
+        fs::remove_file(&path).unwrap();
+        console.write_all(b"one").unwrap();
+        fs::rename(&path, &elsewhere).unwrap();
+        console.write_all(b"two").unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "another's ").unwrap();
+        console.write_all(b"three").unwrap();
+        assert_eq!(fs::read(&elsewhere).unwrap(), b"one");
+        assert_eq!(fs::read(&path).unwrap(), b"another's three");
     }
 
     #[test]
