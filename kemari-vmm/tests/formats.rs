@@ -315,6 +315,25 @@ fn a_backing_file_elsewhere_is_refused() {
 }
 
 #[test]
+fn a_chain_of_backing_files_that_does_not_end_is_refused() {
+    let (directory, path) = made(&["create", "-q", "-f", "qcow2", "base.qcow2", "8M"]);
+    let in_it = |args: &[&str]| qemu_img(directory.path(), args).expect("qemu-img does it");
+    in_it(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-b",
+        "base.qcow2",
+        "-F",
+        "qcow2",
+        "disk.qcow2",
+    ]);
+    in_it(&["rebase", "-u", "-b", "base.qcow2", "-F", "qcow2", "base.qcow2"]);
+    refused(&path, "more than 16 other files");
+}
+
+#[test]
 fn damaged_and_wrong_images_are_refused_and_not_written_to() {
     let (directory, path) = made(&["create", "-q", "-f", "qcow2", "disk.qcow2", "8M"]);
     let disk = Image::open(&path, Cache::Writeback);

@@ -2,15 +2,16 @@
 
 mod core;
 mod registers;
+mod turns;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::Duration;
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 
-use self::core::{Core, Left};
+use self::core::Core;
 use super::request::{Releasable, RequestList, SavedRequest};
 use super::saved::{STATE_VERSION, SavedDevice, SavedQueue};
 use super::transport as regs;
@@ -22,6 +23,7 @@ use crate::state::{StateBlob, StateError, StateKind};
 
 /// One virtio-mmio device.
 pub struct VirtioDevice<B: Backend> {
+    itself: Weak<Self>,
     hub: Arc<Hub>,
     instance: u16,
     gsi: u32,
@@ -44,7 +46,8 @@ impl<B: Backend> VirtioDevice<B> {
             .iter()
             .map(|spec| EventChannel::new(format!("{id}{}", spec.suffix)))
             .collect();
-        let device = Arc::new(Self {
+        let device = Arc::new_cyclic(|itself| Self {
+            itself: itself.clone(),
             hub,
             instance,
             gsi,
@@ -53,8 +56,7 @@ impl<B: Backend> VirtioDevice<B> {
             wanted: AtomicUsize::new(0),
             finished: Condvar::new(),
         });
-        let weak = Arc::downgrade(&device);
-        device.lock().backend.connect(weak);
+        device.lock().backend.connect(device.itself.clone());
         device
     }
 
@@ -106,54 +108,6 @@ impl<B: Backend> VirtioDevice<B> {
         channel.notify(Direction::Out, held);
     }
 
-    /// Takes what the guest made available in one queue. A queue has to wait for its turn if others wait for room.
-    fn work<'a>(&'a self, mut core: MutexGuard<'a, Core<B>>, index: usize) -> MutexGuard<'a, Core<B>> {
-        if !core.waiting.is_empty() {
-            core.wait_for_room(index);
-            return core;
-        }
-        while self.turn(&mut core, index) == Left::More {
-            core = self.give_way(core);
-        }
-        core
-    }
-
-    /// Something left the list: what waits for room in the budget has its turns, one queue after the other.
-    fn refill<'a>(&'a self, mut core: MutexGuard<'a, Core<B>>) -> MutexGuard<'a, Core<B>> {
-        while let Some(index) = core.waiting.pop_front() {
-            match self.turn(&mut core, index) {
-                Left::Nothing => {}
-                Left::More => {
-                    core.wait_for_room(index);
-                    core = self.give_way(core);
-                }
-                // It took what room there was, and the next one begins when there is some again.
-                Left::Waits => break,
-            }
-        }
-        core
-    }
-
-    /// Takes what the guest made available in one queue, for so long as a turn may take, and interrupts if something was
-    /// finished at once.
-    fn turn(&self, core: &mut Core<B>, index: usize) -> Left {
-        if !core.takes_from(index) {
-            return Left::Nothing;
-        }
-        let (result, left) = core.take(index, &self.hub);
-        self.settle(core, index, result);
-        left
-    }
-
-    /// Lets everybody else have the lock who waits for it.
-    fn give_way<'a>(&'a self, core: MutexGuard<'a, Core<B>>) -> MutexGuard<'a, Core<B>> {
-        drop(core);
-        while self.wanted.load(Ordering::SeqCst) > 0 {
-            std::thread::yield_now();
-        }
-        self.lock()
-    }
-
     /// Interrupts after used buffers; breaks the device down after a fault of the guest.
     fn settle(&self, core: &mut Core<B>, index: usize, result: Result<bool, GuestFault>) {
         match result.and_then(|used| {
@@ -199,6 +153,9 @@ impl<B: Backend> VirtioDevice<B> {
     /// Carries out all requests that are let go, then interrupts once a queue.
     fn start_released(&self, which: Releasable) {
         let mut core = self.lock();
+        if !core.requests.has_unreleased() {
+            return;
+        }
         let mut used = vec![false; core.queues.len()];
         let mut from = 0;
         core.backend.batch_begins();
@@ -228,8 +185,10 @@ impl<B: Backend> VirtioDevice<B> {
         loop {
             core.requests.drop_held(queue);
             if !core.requests.has_started(queue) {
-                core.backend.winding_up(false);
                 core.close(queue, false);
+                if !core.is_closing() {
+                    core.backend.winding_up(false);
+                }
                 return core;
             }
             core = self.finished.wait(core).unwrap_or_else(PoisonError::into_inner);
@@ -262,17 +221,15 @@ impl<B: Backend> Completions for VirtioDevice<B> {
         let mut core = self.lock();
         let mut used = vec![false; core.queues.len()];
         for (id, completion) in completions {
-            let Some(request) = core.requests.get(id) else {
+            let Some(request) = core.requests.finish(id) else {
                 continue;
             };
-            let (index, body) = (usize::from(request.queue), request.body.clone());
             let finished = core
                 .backend
-                .finish(&body, completion, &self.hub.memory)
-                .and_then(|written| core.finish(id, written, &self.hub));
-            core.requests.finish(id);
+                .finish(&request.body, completion, &self.hub.memory)
+                .and_then(|written| core.put_used(&request, written, &self.hub));
             match finished {
-                Ok(()) => used[index] = true,
+                Ok(()) => used[usize::from(request.queue)] = true,
                 Err(fault) => self.break_down(&mut core, &fault),
             }
         }
@@ -281,12 +238,7 @@ impl<B: Backend> Completions for VirtioDevice<B> {
         }
         self.finished.notify_all();
         let had_held = core.requests.has_held();
-        let core = self.refill(core);
-        let found = core.requests.has_held() && !had_held;
-        drop(core);
-        if found {
-            self.channels[0].found_output();
-        }
+        self.tell_found(self.refill(core), had_held);
     }
 
     fn input_ready(&self) {
@@ -361,6 +313,8 @@ impl<B: Backend> Device for VirtioDevice<B> {
         let mut core = self.lock();
         core.requests.clear();
         core.waiting.clear();
+        // A vCPU may still run for a moment: what it asks for now is nobody's.
+        core.close(None, true);
         drop(core);
         self.finished.notify_all();
     }

@@ -12,6 +12,10 @@ use serde::{Deserialize, Serialize};
 use super::GuestFault;
 use super::budget::{Budget, Cost, QUEUE_ENTRIES_MAX};
 
+/// Highest number of a next request that is loaded: beyond what any device comes to, and so far from the end of all
+/// numbers that none comes there.
+const NEXT_ID_MAX: u64 = u64::MAX / 2;
+
 /// How far a request has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stage {
@@ -341,6 +345,9 @@ impl<B: Clone> RequestList<B> {
         next_id: u64,
         cost: impl Fn(&B) -> Cost,
     ) -> Result<Self, GuestFault> {
+        if next_id > NEXT_ID_MAX {
+            return Err(GuestFault(format!("{next_id} requests in a device's life")));
+        }
         let mut list = Self::default();
         for SavedRequest {
             id,
@@ -469,6 +476,8 @@ mod tests {
         swapped.swap(0, 1);
         assert!(RequestList::load(swapped, 2, |_| COST).is_err());
         assert!(RequestList::load(saved(), 1, |_| COST).is_err());
+        assert!(RequestList::load(saved(), NEXT_ID_MAX + 1, |_| COST).is_err());
+        assert!(RequestList::load(saved(), NEXT_ID_MAX, |_| COST).is_ok());
         assert!(RequestList::load(saved(), 2, |_| COST).is_ok());
     }
 

@@ -148,13 +148,16 @@ impl Segments {
         self.split_front(length).unwrap_or_default()
     }
 
-    /// Takes the last byte off and returns its address.
+    /// Takes the last byte off and returns its address. A range of which nothing is left counts no more.
     pub fn split_last_byte(&mut self) -> Option<u64> {
-        while self.0.last()?.length == 0 {
-            self.0.pop();
+        let mut last = self.0.pop()?;
+        while last.length == 0 {
+            last = self.0.pop()?;
         }
-        let last = self.0.last_mut()?;
         last.length -= 1;
+        if last.length > 0 {
+            self.0.push(last);
+        }
         Some(last.address + u64::from(last.length))
     }
 
@@ -246,8 +249,9 @@ mod tests {
     fn the_status_byte_is_the_last_one() {
         let mut all = segments(&[(0x1000, 512), (0x2000, 1), (0x3000, 0)]);
         assert_eq!(all.split_last_byte(), Some(0x2000));
-        assert_eq!(all.len(), 512);
+        assert_eq!(all, segments(&[(0x1000, 512)]));
         assert_eq!(all.split_last_byte(), Some(0x11ff));
+        assert_eq!(all, segments(&[(0x1000, 511)]));
         assert_eq!(Segments::default().split_last_byte(), None);
     }
 }

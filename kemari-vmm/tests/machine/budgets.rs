@@ -73,12 +73,17 @@ impl Rig {
 
     /// Makes a request available whose table, number `table`, names these buffers after the header, and then the status.
     fn offer(&mut self, queue: usize, head: u16, table: u64, buffers: &[(u64, u32)]) {
+        self.offer_as(queue, head, table, buffers, NEXT);
+    }
+
+    /// The same, with flags of the buffers' descriptors.
+    fn offer_as(&mut self, queue: usize, head: u16, table: u64, buffers: &[(u64, u32)], flags: u16) {
         let ring = &mut self.rings[queue];
         let at = TABLES + TABLE_BYTES * table;
-        let all = [(HEADER, 16)].into_iter().chain(buffers.iter().copied());
+        let data = buffers.iter().map(|&(address, length)| (address, length, flags));
         let mut count = 0;
-        for (address, length) in all {
-            ring.descriptor_at(at + 16 * u64::from(count), address, length, NEXT, count + 1);
+        for (address, length, flags) in [(HEADER, 16, NEXT)].into_iter().chain(data) {
+            ring.descriptor_at(at + 16 * u64::from(count), address, length, flags, count + 1);
             count += 1;
         }
         ring.descriptor_at(at + 16 * u64::from(count), STATUS, 1, WRITE, 0);
@@ -166,6 +171,26 @@ fn a_request_that_no_budget_has_room_for_is_refused() {
     assert!(rig.rings[0].used().is_some(), "answered at once");
     let status: u8 = rig.bench.memory().read_obj(GuestAddress(STATUS)).unwrap();
     assert_eq!(status, 1);
+}
+
+/// What was left of the status's own buffer was counted as one more.
+#[test]
+fn a_request_has_as_many_buffers_as_are_offered() {
+    let _watchdog = Watchdog::new("requests of 254 buffers", 60);
+    let mut rig = Rig::new(1);
+    rig.bench.hub.hold_output(false);
+    let buffers = [(DATA, 512); 254];
+    let bytes = 254 * 512;
+    for (kind, flags, written) in [(1u64, NEXT, 1), (0, NEXT | WRITE, bytes + 1)] {
+        let memory = rig.bench.memory();
+        memory.write_obj(kind, GuestAddress(HEADER)).unwrap();
+        memory.write_obj(0xffu8, GuestAddress(STATUS)).unwrap();
+        rig.offer_as(0, kind as u16, 0, &buffers, flags);
+        rig.kick(0);
+        assert_eq!(rig.rings[0].wait_used(), (kind as u16, written));
+        let status: u8 = rig.bench.memory().read_obj(GuestAddress(STATUS)).unwrap();
+        assert_eq!(status, 0);
+    }
 }
 
 /// Output that came into the list when there was room again, on a thread of the disk, asks for a sync.

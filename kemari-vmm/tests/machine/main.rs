@@ -20,3 +20,4 @@ mod state;
 mod support;
 mod taps;
 mod trial;
+mod turns;

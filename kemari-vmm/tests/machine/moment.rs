@@ -105,7 +105,7 @@ fn a_guest_whose_memory_is_gone_shuts_its_processor_down() {
         .expect("it has something to tell");
     let is_seen = match &event {
         MachineEvent::Reset => second.machine.shut_downs() == 1,
-        MachineEvent::Failed(_) => true,
+        MachineEvent::GuestFailed(_) => true,
         _ => false,
     };
     assert!(

@@ -3,6 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use kemari_vmm::arch::preflight;
 use kemari_vmm::arch::vcpu::{VCPU_STATE_VERSION, VcpuState};
 use kemari_vmm::machine::Machine;
 use kemari_vmm::memory::{self, PAGE_BYTES};
@@ -102,9 +103,8 @@ fn a_trial_writes_no_wall_clock_into_the_guests_memory() {
     let none = [varint(WALL_CLOCK), vec![0]].concat();
     let wanted = [varint(WALL_CLOCK), varint(PLACE)].concat();
     let bytes = &mut vcpu(&mut states).bytes;
-    let Some(at) = bytes.windows(none.len()).position(|bytes| bytes == none) else {
-        return eprintln!("this KVM has no such register");
-    };
+    let at = bytes.windows(none.len()).position(|bytes| bytes == none);
+    let at = at.expect("this KVM has such a register, and it is none");
     bytes.splice(at..at + none.len(), wanted);
     let standby = rig.machine();
     let is_written = || {
@@ -137,24 +137,31 @@ fn a_trial_moves_no_time_and_writes_no_memory() {
     let copied = memory();
     standby.try_on(&states).expect("a good state");
     assert!(memory() == copied, "the trial has written");
-    // Had the trial set the counter, it would have gone on from there.
+    drop(standby);
+    // Had the trial set the counter, it would have gone on from there. A look that took long says nothing.
     const GAP: Duration = Duration::from_millis(700);
-    thread::sleep(GAP);
+    const LOOKS: u32 = 3;
+    let kvm = preflight::open().expect("a usable /dev/kvm");
+    let found = preflight::measure(&kvm).expect("it can be measured");
+    let gap_ticks = u64::from(found.tsc_khz) * GAP.as_millis() as u64;
     let ticks = |standby: &Machine| {
         let begin = Instant::now();
         standby.load(&states, false).expect("a good state");
         let mut again = save(standby);
         (tsc(&mut again).wrapping_sub(before), begin.elapsed())
     };
-    let (fresh, took) = ticks(&rig.machine());
-    let (tried, _) = ticks(&standby);
-    eprintln!("{fresh} ticks, {tried} after a trial, in {took:?}");
-    // A KVM that cannot offset the counter shows the host's: then there is nothing to see.
-    let can_be_set = fresh < 1 << 32 && took < GAP / 2;
-    assert!(
-        !can_be_set || tried < 4 * fresh + 200_000_000,
-        "{tried} ticks instead of {fresh}"
-    );
+    for _ in 0..LOOKS {
+        let (never_tried, standby) = (rig.machine(), rig.machine());
+        standby.try_on(&states).expect("a good state");
+        thread::sleep(GAP);
+        let ((fresh, one_look), (tried, other_look)) = (ticks(&never_tried), ticks(&standby));
+        eprintln!("{fresh} ticks in {one_look:?}, {tried} after a trial in {other_look:?}");
+        if one_look.max(other_look) < GAP / 4 {
+            assert!(tried < fresh + gap_ticks / 2, "it went on during the gap");
+            return;
+        }
+    }
+    panic!("this host is too busy to look at a counter");
 }
 
 #[test]

@@ -23,6 +23,8 @@ pub(super) struct Core<B: Backend> {
     /// Queues with chains that the budget had no room for, in the order of their turns. While there are any, something is
     /// on the list, and whatever leaves it makes room.
     pub(super) waiting: VecDeque<usize>,
+    /// A thread of its own has their turns.
+    pub(super) is_refilled_apart: bool,
     /// By queue: how many resets wait for what it has under way. Meanwhile nothing more is taken out of it.
     pub(super) closing: Vec<u32>,
 }
@@ -34,8 +36,8 @@ pub(super) enum Left {
     Nothing,
     /// More may be there: another turn.
     More,
-    /// What is left waits for room in the budget.
-    Waits,
+    /// What is left waits for room in the budget. `served`: something was taken before.
+    Waits { served: bool },
 }
 
 /// A request on its way to the back end.
@@ -67,6 +69,7 @@ impl<B: Backend> Core<B> {
             requests: RequestList::default(),
             backend,
             waiting: VecDeque::new(),
+            is_refilled_apart: false,
         }
     }
 
@@ -86,6 +89,11 @@ impl<B: Backend> Core<B> {
                 *resets = if begins { *resets + 1 } else { *resets - 1 };
             }
         }
+    }
+
+    /// Whether a reset waits.
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.iter().any(|resets| *resets > 0)
     }
 
     /// As after the driver's reset.
@@ -138,8 +146,7 @@ impl<B: Backend> Core<B> {
                 let cost = self.backend.cost(&body);
                 if !self.requests.has_room_for(cost) {
                     self.put_back(index);
-                    self.wait_for_room(index);
-                    *left = Left::Waits;
+                    *left = Left::Waits { served: taken > 0 };
                     return Ok(used);
                 }
                 taken += 1;
@@ -201,11 +208,21 @@ impl<B: Backend> Core<B> {
         }
     }
 
-    /// Puts a finished request into the used ring and takes it off the list: both or neither are in a capture.
-    pub(super) fn finish(&mut self, id: u64, written: u32, hub: &Hub) -> Result<(), GuestFault> {
-        let Some(request) = self.requests.finish(id) else {
-            return Ok(());
-        };
+    /// Takes a request off the list and puts it into the used ring: both or neither are in a capture.
+    fn finish(&mut self, id: u64, written: u32, hub: &Hub) -> Result<(), GuestFault> {
+        match self.requests.finish(id) {
+            Some(request) => self.put_used(&request, written, hub),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts a request that was just taken off the list into the used ring.
+    pub(super) fn put_used(
+        &mut self,
+        request: &Request<B::Request>,
+        written: u32,
+        hub: &Hub,
+    ) -> Result<(), GuestFault> {
         let queue = &mut self.queues[usize::from(request.queue)];
         queue
             .add_used(&hub.memory, request.head, written)

@@ -40,14 +40,16 @@ impl<B: Backend> VirtioDevice<B> {
             _ => {}
         }
         let mut core = self.lock();
-        let offered = core.offered_features();
         let Core {
             transport, backend, ..
         } = &mut *core;
         match offset {
             regs::DEVICE_FEATURES_SEL => transport.device_features_sel = value,
             regs::DRIVER_FEATURES_SEL => transport.driver_features_sel = value,
-            regs::DRIVER_FEATURES => transport.write_driver_features(value, offered),
+            regs::DRIVER_FEATURES => {
+                let offered = regs::TRANSPORT_FEATURES | backend.features();
+                transport.write_driver_features(value, offered);
+            }
             regs::QUEUE_SEL => transport.queue_sel = value,
             regs::INTERRUPT_ACK => transport.interrupt_status &= !value,
             regs::STATUS => {

@@ -1,0 +1,115 @@
+//! Whose turn it is: queues that wait for room in the device's budget have it one after the other, and nobody has it for
+//! so long that others wait for ever.
+
+use std::sync::MutexGuard;
+use std::sync::atomic::Ordering;
+use std::thread;
+
+use super::super::{Backend, QueueRole};
+use super::VirtioDevice;
+use super::core::{Core, Left};
+
+impl<B: Backend> VirtioDevice<B> {
+    /// Takes what the guest made available in one queue. Requests have to wait for their turn if others wait for room;
+    /// input takes no room.
+    pub(super) fn work<'a>(
+        &'a self,
+        mut core: MutexGuard<'a, Core<B>>,
+        index: usize,
+    ) -> MutexGuard<'a, Core<B>> {
+        let is_input = core.backend.queues()[index].role == QueueRole::Supply;
+        loop {
+            if !is_input && !core.waiting.is_empty() {
+                core.wait_for_room(index);
+                return core;
+            }
+            match self.turn(&mut core, index) {
+                Left::Nothing => return core,
+                Left::More => core = self.give_way(core),
+                Left::Waits { .. } => core.wait_for_room(index),
+            }
+        }
+    }
+
+    /// Something left the list: what waits for room in the budget has its turns, one queue after the other. If more is left
+    /// than a turn takes, the guest refills that ring meanwhile, and may do so for ever: no thread of the host's waits for
+    /// that but one that is made for it. Without one it goes on here, for nobody else would come.
+    pub(super) fn refill<'a>(&'a self, mut core: MutexGuard<'a, Core<B>>) -> MutexGuard<'a, Core<B>> {
+        while !core.is_refilled_apart
+            && let Some(left) = self.next_turn(&mut core)
+        {
+            match left {
+                Left::Nothing => {}
+                Left::More => {
+                    core.is_refilled_apart = self.refill_apart();
+                    core = self.give_way(core);
+                }
+                // The next one begins when there is room again.
+                Left::Waits { .. } => break,
+            }
+        }
+        core
+    }
+
+    /// The turn of the first queue that waits, if one does.
+    fn next_turn(&self, core: &mut Core<B>) -> Option<Left> {
+        let index = core.waiting.pop_front()?;
+        let left = self.turn(core, index);
+        match left {
+            Left::Nothing => {}
+            Left::More | Left::Waits { served: true } => core.waiting.push_back(index),
+            // It keeps its turn: others, with smaller requests, would take what room there is for ever.
+            Left::Waits { served: false } => core.waiting.push_front(index),
+        }
+        Some(left)
+    }
+
+    /// Starts a thread that has the turns of the queues that wait. Returns whether there is one.
+    fn refill_apart(&self) -> bool {
+        let device = self.itself.clone();
+        let turns = move || while device.upgrade().is_some_and(|device| device.turn_apart()) {};
+        let started = thread::Builder::new().name("refill".into()).spawn(turns);
+        started.is_ok()
+    }
+
+    /// One turn on the thread made for it. Returns whether another one is to follow.
+    fn turn_apart(&self) -> bool {
+        let _working = self.hub.working();
+        let mut core = self.lock();
+        let had_held = core.requests.has_held();
+        let left = self.next_turn(&mut core);
+        let goes_on = matches!(left, Some(Left::Nothing | Left::More));
+        core.is_refilled_apart = goes_on;
+        self.tell_found(self.give_way(core), had_held);
+        goes_on
+    }
+
+    /// Tells of output that came into the list without a kick.
+    pub(super) fn tell_found(&self, core: MutexGuard<'_, Core<B>>, had_held: bool) {
+        let found = core.requests.has_held() && !had_held;
+        drop(core);
+        if found {
+            self.channels[0].found_output();
+        }
+    }
+
+    /// Takes what the guest made available in one queue, for so long as a turn may take, and interrupts if something was
+    /// finished at once.
+    fn turn(&self, core: &mut Core<B>, index: usize) -> Left {
+        if !core.takes_from(index) {
+            return Left::Nothing;
+        }
+        let (result, left) = core.take(index, &self.hub);
+        self.settle(core, index, result);
+        left
+    }
+
+    /// Lets everybody else have the lock who waits for it.
+    fn give_way<'a>(&'a self, core: MutexGuard<'a, Core<B>>) -> MutexGuard<'a, Core<B>> {
+        drop(core);
+        while self.wanted.load(Ordering::SeqCst) > 0 {
+            thread::yield_now();
+        }
+        self.lock()
+    }
+}
