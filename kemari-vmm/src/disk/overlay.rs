@@ -15,6 +15,13 @@ use super::store::Store;
 /// Bytes of a block of the layer.
 const BLOCK_BYTES: u64 = 4096;
 
+/// What a block of the layer takes beside its bytes: its place in the table, half empty as that may be, and what the
+/// allocator adds.
+const ENTRY_BYTES: u64 = 64;
+
+/// Most that is kept under one lock, in blocks: whoever reads meanwhile waits for no more.
+const KEPT_BLOCKS_AT_ONCE: u64 = (256 << 10) / BLOCK_BYTES;
+
 /// The layer and what it lies over.
 pub struct Overlay {
     /// Closed by whoever it belongs to at any time: then there is nothing more to read.
@@ -29,6 +36,7 @@ pub struct Overlay {
     bytes_max: u64,
     is_over: AtomicBool,
     reads: AtomicU64,
+    written_bytes: AtomicU64,
     failures: AtomicU64,
 }
 
@@ -41,8 +49,8 @@ enum Block {
 impl Block {
     fn held_bytes(&self) -> u64 {
         match self {
-            Self::Zeros => 0,
-            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Zeros => ENTRY_BYTES,
+            Self::Bytes(bytes) => ENTRY_BYTES + bytes.len() as u64,
         }
     }
 }
@@ -59,29 +67,48 @@ impl Overlay {
             bytes_max,
             is_over: AtomicBool::new(false),
             reads: AtomicU64::new(0),
+            written_bytes: AtomicU64::new(0),
             failures: AtomicU64::new(0),
         }
     }
 
     /// The image is about to change here: the layer gets what it lacks of that. If it cannot, it is over.
     pub fn keep(&self, range: &Range<u64>) {
-        if self.is_over() {
-            return;
-        }
-        let mut layer = self.layer_mut();
-        let first = range.start / BLOCK_BYTES;
-        for number in first..range.end.min(self.bytes).div_ceil(BLOCK_BYTES) {
-            if !layer.contains_key(&number)
-                && self
-                    .block_of_image(number)
-                    .and_then(|bytes| self.put(&mut layer, number, Block::Bytes(bytes)))
-                    .is_err()
+        let end = range.end.min(self.bytes).div_ceil(BLOCK_BYTES);
+        for first in (range.start / BLOCK_BYTES..end).step_by(KEPT_BLOCKS_AT_ONCE as usize) {
+            if self.is_over() {
+                return;
+            }
+            if self
+                .keep_blocks(first..end.min(first + KEPT_BLOCKS_AT_ONCE))
+                .is_err()
             {
                 // From here on the image is another moment's.
                 self.is_over.store(true, Ordering::SeqCst);
-                return;
             }
         }
+    }
+
+    /// Of these blocks those that the layer lacks, each run of them read in one piece.
+    fn keep_blocks(&self, numbers: Range<u64>) -> io::Result<()> {
+        let mut layer = self.layer_mut();
+        let mut number = numbers.start;
+        while number < numbers.end {
+            let run = number..numbers.end;
+            let end = run
+                .clone()
+                .find(|number| layer.contains_key(number))
+                .unwrap_or(run.end);
+            if end > number {
+                let bytes = self.read_image(self.range_of(number).start..self.range_of(end - 1).end)?;
+                for (number, block) in (number..).zip(bytes.chunks(BLOCK_BYTES as usize)) {
+                    self.put(&mut layer, number, Block::Bytes(block.into()))?;
+                }
+            }
+            // The block there is in the layer already.
+            number = end + 1;
+        }
+        Ok(())
     }
 
     /// Whether the layer would hold more than it may, or lacks something: what is read and written since fails.
@@ -97,6 +124,11 @@ impl Overlay {
     /// Reads that were answered.
     pub fn reads(&self) -> u64 {
         self.reads.load(Ordering::Relaxed)
+    }
+
+    /// What was written here, in bytes, zeros included.
+    pub fn written_bytes(&self) -> u64 {
+        self.written_bytes.load(Ordering::Relaxed)
     }
 
     /// Reads and writes that failed while the layer was not over.
@@ -122,11 +154,10 @@ impl Overlay {
         start..(start + BLOCK_BYTES).min(self.bytes)
     }
 
-    fn block_of_image(&self, number: u64) -> io::Result<Box<[u8]>> {
-        let range = self.range_of(number);
+    fn read_image(&self, range: Range<u64>) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; (range.end - range.start) as usize];
         self.image()?.store().read(range.start, &mut bytes)?;
-        Ok(bytes.into_boxed_slice())
+        Ok(bytes)
     }
 
     fn put(&self, layer: &mut HashMap<u64, Block>, number: u64, block: Block) -> io::Result<()> {
@@ -156,6 +187,13 @@ impl Overlay {
             self.failures.fetch_add(1, Ordering::Relaxed);
         }
         result
+    }
+
+    fn note_written(&self, result: io::Result<()>, bytes: u64) -> io::Result<()> {
+        if result.is_ok() {
+            self.written_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+        self.note(result)
     }
 
     fn read_range(&self, range: Range<u64>, buffer: &mut [u8]) -> io::Result<()> {
@@ -194,7 +232,7 @@ impl Overlay {
             let end = whole.end.min(range.end);
             let mut bytes = match layer.get(&number) {
                 Some(Block::Bytes(bytes)) => bytes.clone(),
-                None if (at..end) != whole => self.block_of_image(number)?,
+                None if (at..end) != whole => self.read_image(whole.clone())?.into(),
                 _ => vec![0; (whole.end - whole.start) as usize].into_boxed_slice(),
             };
             let part = (at - whole.start) as usize..(end - whole.start) as usize;
@@ -239,12 +277,12 @@ impl Store for Overlay {
                 bytes.copy_from_slice(&data[at..at + bytes.len()])
             })
         });
-        self.note(result)
+        self.note_written(result, data.len() as u64)
     }
 
     fn zero(&self, offset: u64, bytes: u64, _: bool) -> io::Result<()> {
         let range = self.check(offset, bytes);
-        self.note(range.and_then(|range| self.zero_range(range)))
+        self.note_written(range.and_then(|range| self.zero_range(range)), bytes)
     }
 
     /// What is thrown away need not last.

@@ -102,11 +102,10 @@ fn the_disk_is_of_one_moment_whatever_is_written_to_the_image() {
 fn a_layer_that_would_hold_too_much_is_over_and_that_is_no_failure() {
     let image = image(Cache::Writeback);
     for kept in [true, false] {
-        let overlay = Overlay::over(&image.disk, 2 * BLOCK_BYTES);
-        overlay.zero(0, 1 << 19, true).expect("zeros take nothing");
+        let overlay = Overlay::over(&image.disk, 2 * (ENTRY_BYTES + BLOCK_BYTES));
         overlay.write(0, &[1; 8192]).expect("there is room for it");
         overlay.write(4096, &[2; 4096]).expect("and for another version");
-        assert_eq!(overlay.held_bytes(), 2 * BLOCK_BYTES);
+        assert_eq!(overlay.held_bytes(), 2 * (ENTRY_BYTES + BLOCK_BYTES));
         match kept {
             true => overlay.keep(&(1 << 19..(1 << 19) + 1)),
             false => drop(
@@ -119,6 +118,43 @@ fn a_layer_that_would_hold_too_much_is_over_and_that_is_no_failure() {
         assert!(overlay.read(0, &mut [0; 512]).is_err());
         assert_eq!(overlay.failures(), 0);
     }
+}
+
+/// A guest that discards its whole disk made entries without end.
+#[test]
+fn zeros_take_little_and_not_nothing() {
+    let image = image(Cache::Writeback);
+    let overlay = Overlay::over(&image.disk, 64 * ENTRY_BYTES);
+    overlay
+        .write(0, &[1; 4096])
+        .expect_err("there is no room for bytes");
+    let overlay = Overlay::over(&image.disk, 64 * ENTRY_BYTES);
+    for _ in 0..3 {
+        overlay
+            .zero(0, 64 * BLOCK_BYTES, true)
+            .expect("there is room for zeros");
+        assert_eq!(overlay.held_bytes(), 64 * ENTRY_BYTES);
+    }
+    assert!(!overlay.is_over());
+    overlay
+        .zero(64 * BLOCK_BYTES, BLOCK_BYTES, true)
+        .expect_err("there is none for more");
+    assert!(overlay.is_over() && overlay.failures() == 0);
+}
+
+/// What is kept for somebody else's writes is not its user's.
+#[test]
+fn what_was_written_is_told_apart_from_what_was_kept() {
+    let image = image(Cache::Writeback);
+    let overlay = Overlay::over(&image.disk, u64::MAX);
+    overlay.keep(&(0..SIZE_BYTES));
+    let blocks = SIZE_BYTES.div_ceil(BLOCK_BYTES);
+    assert_eq!(overlay.held_bytes(), SIZE_BYTES + blocks * ENTRY_BYTES);
+    assert_eq!(overlay.written_bytes(), 0);
+    overlay.write(512, &[1; 512]).expect("it takes a write");
+    overlay.zero(4096, 8192, false).expect("it takes zeros");
+    overlay.write(SIZE_BYTES, &[1; 512]).expect_err("beyond the end");
+    assert_eq!(overlay.written_bytes(), 512 + 8192);
 }
 
 #[test]

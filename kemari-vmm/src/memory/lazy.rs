@@ -3,8 +3,9 @@
 //! The original goes on changing: whoever changes a page of it calls [`LazyCopy::keep`] before. What the copy's user
 //! touches first is copied at that moment, by a thread that answers the page faults. The original stays as it is: its
 //! pages are neither shared nor protected nor taken apart, so nothing stands still and nothing of it has to be locked
-//! again. The price is memory for every page that the user of the copy touches, read or write, or that changes in
-//! the original meanwhile; pages of zeros that are only read take none.
+//! again. The price is memory for every page that the user of the copy touches, or that changes in the original
+//! meanwhile. A page of zeros takes none before it is written, but nobody tells of that: it counts as soon as the user
+//! touches it.
 
 mod faults;
 
@@ -44,6 +45,15 @@ struct Pages {
     ended: AtomicBool,
 }
 
+/// Why a page is given.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum For {
+    /// The copy's user touches it, and waits.
+    Fault,
+    /// The original's is about to change.
+    Change,
+}
+
 impl LazyCopy {
     /// `copy`, which nobody has touched, becomes one of `original`, as that is when [`LazyCopy::keep`] is first called or
     /// a page of the copy is first touched. At most `bytes_max` are to be copied: see [`LazyCopy::is_over`].
@@ -55,6 +65,10 @@ impl LazyCopy {
         if !is_alike {
             return Err(io::Error::other("the two memories are of different sizes"));
         }
+        Self::start(original, copy, bytes_max)
+    }
+
+    fn start(original: &Memory, copy: &Memory, bytes_max: u64) -> io::Result<Self> {
         let faults = Faults::open()?;
         faults.take(copy)?;
         let words = |pages: u64| vec![0u64; (pages as usize).div_ceil(64)];
@@ -87,7 +101,7 @@ impl LazyCopy {
     /// the guest does not have is none of the copy.
     pub fn keep(&self, gfn: u64) {
         if let Some((region, page)) = self.pages.place(gfn) {
-            self.pages.give(region, page);
+            self.pages.give(region, page, For::Change);
         }
     }
 
@@ -102,10 +116,11 @@ impl LazyCopy {
         let _ = self.stop.write(1);
         // A panic of the thread was reported by the runtime.
         let _ = thread.join();
+        self.pages.leave();
         self.pages.free();
     }
 
-    /// Bytes that were copied so far.
+    /// Bytes that were copied so far, or may have become the user's own.
     pub fn copied_bytes(&self) -> u64 {
         self.pages.copied_bytes.load(Ordering::Relaxed)
     }
@@ -150,42 +165,56 @@ impl Pages {
     }
 
     /// Copies a page, unless it is there.
-    fn give(&self, region: usize, page: u64) {
+    fn give(&self, region: usize, page: u64, why: For) {
         let (Some(from), Some(to)) = (self.original.iter().nth(region), self.copy.iter().nth(region)) else {
             return;
         };
         let address = to.as_ptr() as u64 + page * PAGE_BYTES as u64;
         let mut there = self.there();
-        if self.ended.load(Ordering::Relaxed) {
+        if self.ended.load(Ordering::Relaxed) || self.failed.load(Ordering::Relaxed) {
             return;
         }
         let (word, bit) = (&mut there[region][(page / 64) as usize], 1u64 << (page % 64));
-        let result = if *word & bit != 0 {
-            // It may have come between the fault and now.
-            self.faults.wake(address)
-        } else {
-            *word |= bit;
-            let gfn = range_of(from).0 / PAGE_BYTES as u64 + page;
-            self.fill(gfn, address)
+        let result = match (*word & bit != 0, why) {
+            (true, For::Change) => return,
+            // It has come between the fault and now.
+            (true, For::Fault) => self.faults.wake(address),
+            (false, _) => {
+                *word |= bit;
+                let gfn = range_of(from).0 / PAGE_BYTES as u64 + page;
+                self.fill(gfn, address, why)
+            }
         };
         if let Err(error) = result {
             self.fail(&error);
         }
     }
 
-    fn fill(&self, gfn: u64, address: u64) -> io::Result<()> {
+    fn fill(&self, gfn: u64, address: u64, why: For) -> io::Result<()> {
         let mut content = [0; PAGE_BYTES];
         read_page(&self.original, gfn, &mut content).map_err(io::Error::other)?;
-        if content.iter().all(|byte| *byte == 0) {
-            return self.faults.fill_zero(address);
+        let is_zero = content.iter().all(|byte| *byte == 0);
+        if !is_zero || why == For::Fault {
+            self.copied_bytes.fetch_add(PAGE_BYTES as u64, Ordering::Relaxed);
         }
-        self.copied_bytes.fetch_add(PAGE_BYTES as u64, Ordering::Relaxed);
-        self.faults.fill(address, &content)
+        match is_zero {
+            true => self.faults.fill_zero(address),
+            false => self.faults.fill(address, &content),
+        }
     }
 
+    /// The copy is of no use any more: nobody is to wait for its pages.
     fn fail(&self, error: &io::Error) {
         if !self.failed.swap(true, Ordering::Relaxed) {
             tracing::warn!("a lazy copy of the guest's memory cannot go on: {error}");
+            self.leave();
+        }
+    }
+
+    /// No page fault is answered from here on, and who waits for a page goes on with zeros.
+    fn leave(&self) {
+        if let Err(error) = self.faults.leave(&self.copy) {
+            tracing::warn!("page faults of a lazy copy cannot be left to the kernel: {error}");
         }
     }
 
@@ -206,7 +235,7 @@ impl Pages {
                 None
             }) {
                 if let Some((region, page)) = self.place_of(address) {
-                    self.give(region, page);
+                    self.give(region, page, For::Fault);
                 }
             }
         }
@@ -217,8 +246,8 @@ impl Pages {
         for region in self.copy.iter() {
             for start in (0..region.size()).step_by(FREED_BYTES) {
                 let bytes = FREED_BYTES.min(region.size() - start);
-                // SAFETY: the range lies in a live mapping of a guest's memory that runs no more; its bytes have become
-                // zeros for who looks there all the same.
+                // SAFETY: the range lies in a live mapping of a guest's memory, to whose bytes there are no references. Who
+                // looks there all the same finds zeros: its page faults were left to the kernel.
                 unsafe { libc::madvise(region.as_ptr().add(start).cast(), bytes, libc::MADV_DONTNEED) };
             }
         }

@@ -1,3 +1,7 @@
+use std::time::Duration;
+
+use vm_memory::GuestAddress;
+
 use super::*;
 use crate::memory::{MEMORY_BYTES_MIN, create, page_count, write_page};
 
@@ -48,10 +52,11 @@ fn the_copy_is_of_one_moment_whatever_changes() {
 }
 
 #[test]
-fn zeros_take_no_memory_and_pages_that_do_not_exist_none() {
+fn zeros_that_are_only_kept_take_no_memory_and_pages_that_do_not_exist_none() {
     let (original, copy) = both(MEMORY_BYTES_MIN);
     let lazy = LazyCopy::begin(&original, &copy, 0).expect("page faults can be answered");
     for gfn in 0..page_count(&original) {
+        lazy.keep(gfn);
         assert_eq!(page_of(&copy, gfn), [0; PAGE_BYTES]);
     }
     lazy.keep(page_count(&original));
@@ -72,6 +77,40 @@ fn more_than_there_was_to_be_is_told() {
     assert!(!lazy.is_over());
     assert_eq!(page_of(&copy, 2), [1; PAGE_BYTES]);
     assert!(lazy.is_over() && !lazy.has_failed());
+}
+
+/// They were not counted: a guest could write all its memory.
+#[test]
+fn zeros_count_once_they_are_touched_for_they_may_be_written() {
+    let (original, copy) = both(MEMORY_BYTES_MIN);
+    let lazy = LazyCopy::begin(&original, &copy, 2 * PAGE_BYTES as u64).expect("page faults can be answered");
+    (0..2).for_each(|gfn| fill(&copy, gfn, 1));
+    assert!(!lazy.is_over());
+    fill(&copy, 2, 1);
+    assert!(lazy.is_over() && !lazy.has_failed());
+}
+
+/// Who touched it waited for ever.
+#[test]
+fn a_page_that_cannot_be_given_lets_everybody_go_on() {
+    let memory =
+        |pages: usize| Memory::from_ranges(&[(GuestAddress(0), pages * PAGE_BYTES)]).expect("memory");
+    let (original, copy) = (memory(32), memory(64));
+    fill(&original, 0, 1);
+    // The original has no such page as the last ones.
+    let lazy = LazyCopy::start(&original, &copy, NO_LIMIT).expect("page faults can be answered");
+    assert_eq!(page_of(&copy, 0), [1; PAGE_BYTES]);
+    let (done, ended) = std::sync::mpsc::channel();
+    for gfn in [40, 41] {
+        let (copy, done) = (copy.clone(), done.clone());
+        thread::spawn(move || done.send(Box::new(page_of(&copy, gfn))));
+    }
+    for _ in 0..2 {
+        let page = ended.recv_timeout(Duration::from_secs(20));
+        assert_eq!(*page.expect("nobody waits"), [0; PAGE_BYTES]);
+    }
+    assert!(lazy.has_failed() && lazy.is_over());
+    lazy.keep(1);
 }
 
 #[test]

@@ -32,6 +32,8 @@ pub struct Drill {
     pub memory_copied_bytes: u64,
     /// What was kept aside of the disks for it, in bytes.
     pub disk_kept_bytes: u64,
+    /// What its guest wrote to the disks, in bytes: thrown away.
+    pub disk_written_bytes: u64,
     /// For how long the secondary stood still to begin it, in us.
     pub standstill_us: u64,
 }

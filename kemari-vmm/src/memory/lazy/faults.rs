@@ -17,6 +17,7 @@ const EVENT_PAGEFAULT: u8 = 0x12;
 const NEW: libc::c_ulong = 0xaa00;
 const SET_API: libc::c_ulong = 0xc018_aa3f;
 const REGISTER: libc::c_ulong = 0xc020_aa00;
+const UNREGISTER: libc::c_ulong = 0x8010_aa01;
 const WAKE: libc::c_ulong = 0x8010_aa02;
 const COPY: libc::c_ulong = 0xc028_aa03;
 const ZEROPAGE: libc::c_ulong = 0xc020_aa04;
@@ -116,6 +117,17 @@ impl Faults {
         })
     }
 
+    /// Leaves the page faults in this memory to the kernel again, which makes pages of zeros, also for who waits.
+    pub fn leave(&self, memory: &Memory) -> io::Result<()> {
+        memory.iter().try_for_each(|region| {
+            let mut range = Range {
+                start: region.as_ptr() as u64,
+                bytes: region.len(),
+            };
+            self.ask(UNREGISTER, &mut range)
+        })
+    }
+
     /// The address of the next page fault, if one waits.
     pub fn next(&self) -> io::Result<Option<u64>> {
         let mut bytes = [0; size_of::<Event>()];
@@ -169,8 +181,8 @@ impl Faults {
     }
 
     fn ask<T>(&self, number: libc::c_ulong, request: &mut T) -> io::Result<()> {
-        // SAFETY: the kernel reads and writes one structure of the request's type at the pointer, and fills or registers
-        // only ranges that are mapped for a guest's memory, whose bytes nobody has a Rust reference to.
+        // SAFETY: the kernel reads and writes one structure of the request's type at the pointer, and fills, takes
+        // or leaves only ranges that are mapped for a guest's memory, whose bytes nobody has a Rust reference to.
         checked(unsafe { libc::ioctl(self.0.as_raw_fd(), number, std::ptr::from_mut(request)) }).map(drop)
     }
 }

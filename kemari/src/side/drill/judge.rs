@@ -23,6 +23,8 @@ pub struct Verdict {
     pub memory_copied_bytes: u64,
     /// What the throw-away layers of its disks held in the end, in bytes.
     pub disk_kept_bytes: u64,
+    /// Of its disks what its guest wrote, in bytes.
+    pub disk_written_bytes: u64,
     /// For how long the secondary's loop stood still for it, in microseconds.
     pub standstill_us: u64,
 }

@@ -143,6 +143,7 @@ impl Rehearsal {
         verdict.ran_ms = ran.as_millis() as u64;
         verdict.memory_copied_bytes = self.copy.copied_bytes();
         verdict.disk_kept_bytes = overlays.iter().map(|overlay| overlay.held_bytes()).sum();
+        verdict.disk_written_bytes = overlays.iter().map(|overlay| overlay.written_bytes()).sum();
         match (before, middle, after) {
             // Once something went wrong it is no wonder what did not happen.
             _ if !verdict.failures.is_empty() => {}

@@ -180,6 +180,7 @@ impl SecondarySide {
             vcpus_ran: verdict.vcpus_ran,
             memory_copied_bytes: verdict.memory_copied_bytes,
             disk_kept_bytes: verdict.disk_kept_bytes,
+            disk_written_bytes: verdict.disk_written_bytes,
             standstill_us: verdict.standstill_us,
         };
         let text = format!("the drill: {shown}");
