@@ -122,6 +122,11 @@ impl Staging {
         }
     }
 
+    /// Where it collects: memory of a guest, which its owner may want to treat as such.
+    pub fn block(&self) -> &[u8] {
+        &self.block
+    }
+
     /// Most pages of a sync that certainly fit, if they come in well-filled frames.
     pub fn pages_max(&self) -> u64 {
         // What is around each page is covered by taking an eighth off.

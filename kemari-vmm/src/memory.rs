@@ -1,5 +1,6 @@
 //! Guest memory, and which of its pages the VMM itself has written.
 
+mod dumps;
 mod lazy;
 mod populate;
 mod touched;
@@ -12,9 +13,10 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, Guest
 use crate::arch::layout;
 use crate::pageset::PageSet;
 
+pub use dumps::keep_out_of_dumps;
 pub use lazy::LazyCopy;
 pub use populate::populate_and_lock;
-pub use touched::Touched;
+pub use touched::{Touched, open_pagemap};
 
 /// Bytes of a page frame, the unit of dirty tracking.
 pub const PAGE_BYTES: usize = 4096;
@@ -50,7 +52,8 @@ pub enum MemoryError {
     Lock(#[source] io::Error),
 }
 
-/// Maps guest memory of the given size, laid out around the hole below 4 GiB, ready for huge pages.
+/// Maps guest memory of the given size, laid out around the hole below 4 GiB, ready for huge pages and kept out of
+/// core dumps.
 ///
 /// It is private and anonymous: what nobody has written has no memory behind it, which [`Touched`] goes by.
 pub fn create(bytes: u64) -> Result<Memory, MemoryError> {
@@ -63,6 +66,7 @@ pub fn create(bytes: u64) -> Result<Memory, MemoryError> {
         // SAFETY: the range is a live mapping of ours; the advice changes no content.
         unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_HUGEPAGE) };
     }
+    dumps::keep_guest_out(&memory);
     Ok(memory)
 }
 

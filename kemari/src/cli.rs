@@ -261,6 +261,13 @@ pub enum Action {
     },
 }
 
+impl Action {
+    /// Whether it runs a side of a VM, for as long as that lives.
+    pub fn runs_a_side(&self) -> bool {
+        matches!(self, Self::Run { .. } | Self::Secondary { .. } | Self::Up { .. })
+    }
+}
+
 /// A configuration and the host that it is used on.
 #[derive(Clone, Debug, Args)]
 pub struct Here {

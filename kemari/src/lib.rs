@@ -18,6 +18,7 @@ pub mod log;
 pub mod ports;
 mod replica;
 mod rest;
+pub mod sandbox;
 pub mod side;
 mod threads;
 

@@ -6,7 +6,7 @@ use clap::Parser;
 use kemari::check;
 use kemari::cli::{self, Cli, Next};
 use kemari::side::{self, StartAs};
-use kemari::{limits, log};
+use kemari::{limits, log, sandbox};
 
 fn main() -> ExitCode {
     let code = begin(Cli::parse()).unwrap_or_else(|error| {
@@ -18,6 +18,10 @@ fn main() -> ExitCode {
 }
 
 fn begin(cli: Cli) -> anyhow::Result<ExitCode> {
+    if cli.action.runs_a_side() {
+        // Before there is a second thread.
+        sandbox::begin();
+    }
     cli::init_log(&cli)?;
     limits::raise();
     match cli::perform(cli.action, check::kvm)? {

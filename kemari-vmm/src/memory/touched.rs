@@ -8,6 +8,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::{Arc, LazyLock};
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
@@ -18,6 +19,16 @@ const PIECE_PAGES: u64 = 4096;
 const ENTRY_BYTES: usize = size_of::<u64>();
 const PRESENT_OR_SWAPPED: u64 = 0b11 << 62;
 
+/// What the kernel tells of this process's pages.
+static PAGEMAP: LazyLock<Option<Arc<File>>> =
+    LazyLock::new(|| File::open("/proc/self/pagemap").ok().map(Arc::new));
+
+/// Opens what [`Touched`] reads, for the life of the process: one that makes no core dumps may not open it any more,
+/// unless it is root.
+pub fn open_pagemap() {
+    LazyLock::force(&PAGEMAP);
+}
+
 /// A walk over all of a guest's memory, piece by piece, that finds the pages which may hold something.
 ///
 /// Writers may go on meanwhile. A page that is first written after its piece was looked at is not found: whoever needs it
@@ -25,7 +36,7 @@ const PRESENT_OR_SWAPPED: u64 = 0b11 << 62;
 #[derive(Debug)]
 pub struct Touched {
     /// Nothing if the kernel does not tell: all pages are found then.
-    pagemap: Option<File>,
+    pagemap: Option<Arc<File>>,
     /// Entries of a piece.
     entries: Vec<u8>,
     /// Pages that are behind the walk, counted over all regions.
@@ -35,7 +46,7 @@ pub struct Touched {
 impl Touched {
     /// Begins a walk.
     pub fn new() -> Self {
-        Self::with(File::open("/proc/self/pagemap").ok())
+        Self::with(PAGEMAP.clone())
     }
 
     /// Begins a walk that finds all pages, as where the kernel does not tell.
@@ -43,11 +54,11 @@ impl Touched {
         Self::with(None)
     }
 
-    fn with(pagemap: Option<File>) -> Self {
+    fn with(pagemap: Option<Arc<File>>) -> Self {
         // What was just written is there, or was swapped out. If the file denies that, it is none to believe.
         let probe = Box::new(std::hint::black_box([1u8; PAGE_BYTES]));
         let mut entry = [0; ENTRY_BYTES];
-        let tells = |pagemap: &File| read(pagemap, probe.as_ptr(), &mut entry) && is_touched(entry);
+        let tells = |pagemap: &Arc<File>| read(pagemap, probe.as_ptr(), &mut entry) && is_touched(entry);
         Self {
             pagemap: pagemap.filter(tells),
             entries: Vec::new(),
@@ -187,8 +198,8 @@ mod tests {
         let ends = File::open("/dev/null").expect("an empty file");
         for touched in [
             Touched::blind(),
-            Touched::with(Some(lies)),
-            Touched::with(Some(ends)),
+            Touched::with(Some(lies.into())),
+            Touched::with(Some(ends.into())),
         ] {
             let (passed, found) = walk(touched, &memory);
             assert!(found.into_iter().eq(memory::all_pages(&memory)));

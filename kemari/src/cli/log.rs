@@ -3,13 +3,13 @@
 use anyhow::Context;
 use tracing_subscriber::EnvFilter;
 
-use super::{Action, Cli};
+use super::Cli;
 
 /// Starts logging as `cli` says: by default what a running side does, and of short commands only what is wrong.
 pub fn init(cli: &Cli) -> anyhow::Result<()> {
-    let default = match cli.action {
-        Action::Run { .. } | Action::Secondary { .. } | Action::Up { .. } => "info",
-        _ => "error",
+    let default = match cli.action.runs_a_side() {
+        true => "info",
+        false => "error",
     };
     let text = cli.log.as_deref().unwrap_or(default);
     let filter = EnvFilter::try_new(text).with_context(|| {

@@ -23,6 +23,7 @@ use kemari_sync::{
     SessionId, Staging, Trouble,
 };
 use kemari_vmm::machine::MachineSpec;
+use kemari_vmm::memory;
 use kemari_vmm::state::StateBlob;
 
 use super::about::Questions;
@@ -228,6 +229,7 @@ impl SecondarySide {
             config.protection.staging_bytes_max() as usize,
             spec.state_bytes_max(),
         );
+        memory::keep_out_of_dumps(staging.block());
         mechanism.staging_pages_max = staging.pages_max();
         let views = replica::views(&config, &host)
             .into_iter()

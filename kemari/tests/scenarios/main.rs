@@ -27,6 +27,7 @@ mod partition;
 mod peers;
 mod readiness;
 mod replica;
+mod sandbox;
 mod signals;
 mod smp;
 mod start;

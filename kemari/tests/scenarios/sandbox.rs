@@ -1,0 +1,86 @@
+//! What a side's process has given up, seen from outside.
+
+use std::fs;
+use std::process::Command;
+use std::thread;
+
+use anyhow::{Context, Result, ensure};
+use kemari::control;
+use xtask::tools::wait_for;
+
+use crate::support::{Host, PATIENCE, Plan, play};
+
+/// Mappings of this size are guest memory, staging or a drill's memory, in these scenarios.
+const LARGE_KIB: u64 = 48 << 10;
+
+#[test]
+fn a_side_has_no_dumps_no_new_rights_and_no_files_for_others() {
+    play(&Plan::replicated("memory"), |scene| {
+        scene.protect()?;
+        for host in Host::BOTH {
+            let pid = scene.pid(host)?;
+            has_given_up_rights(pid).with_context(|| format!("the process on {}", host.name()))?;
+            cannot_be_read(pid)?;
+        }
+        // The guest's memory on A; that and the staging on B.
+        ensure!(large_mappings(scene.pid(Host::A)?)? >= 1);
+        let before = large_mappings(scene.pid(Host::B)?)?;
+        ensure!(before >= 2, "{before} large mappings");
+        // And what a drill runs in.
+        let (client, pid) = (scene.client(Host::B), scene.pid(Host::B)?);
+        let drill = thread::spawn(move || client.command(control::Command::Drill { seconds: 3 }));
+        wait_for("the memory of a drill", PATIENCE, || {
+            Ok((large_mappings(pid)? > before).then_some(()))
+        })?;
+        drill.join().expect("it does not panic")?;
+        Ok(())
+    });
+}
+
+/// Every thread has no_new_privs; no core may be written; what is made is root's alone.
+fn has_given_up_rights(pid: u32) -> Result<()> {
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let Ok(status) = fs::read_to_string(task?.path().join("status")) else {
+            // It has ended.
+            continue;
+        };
+        for line in ["NoNewPrivs:\t1\n", "Umask:\t0077\n"] {
+            ensure!(status.contains(line), "it lacks {line:?}: {status}");
+        }
+    }
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let core = limits.lines().find(|line| line.starts_with("Max core file size"));
+    let words: Vec<_> = core
+        .context("a limit of core files")?
+        .split_whitespace()
+        .collect();
+    ensure!(words[4..6] == ["0", "0"], "{words:?}");
+    Ok(())
+}
+
+/// A process of the same user without privileges does not see into it.
+fn cannot_be_read(pid: u32) -> Result<()> {
+    let mut look = Command::new("setpriv");
+    look.args(["--bounding-set=-all", "--inh-caps=-all", "cat"]);
+    let seen = look.arg(format!("/proc/{pid}/maps")).output()?;
+    ensure!(!seen.status.success() && seen.stdout.is_empty(), "{seen:?}");
+    Ok(())
+}
+
+/// How many writable mappings of a process are large. All of them must be kept out of dumps.
+fn large_mappings(pid: u32) -> Result<usize> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    let (mut count, mut kib) = (0, 0);
+    for line in text.lines() {
+        if let Some(size) = line.strip_prefix("Size:") {
+            kib = size.trim().trim_end_matches(" kB").parse()?;
+        } else if let Some(flags) = line.strip_prefix("VmFlags:") {
+            let has = |flag| flags.split_whitespace().any(|word| word == flag);
+            if kib >= LARGE_KIB && has("wr") {
+                ensure!(has("dd"), "{kib} KiB may be dumped: {flags}");
+                count += 1;
+            }
+        }
+    }
+    Ok(count)
+}
