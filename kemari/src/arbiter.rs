@@ -26,7 +26,7 @@ pub use etcd::Etcd;
 pub use file::{FileArbiter, MARKER};
 pub use http::Endpoint;
 pub use none::NoArbiter;
-pub use prober::Prober;
+pub use prober::{Prober, Unproved};
 pub use stored::{FORMAT, StoredError};
 pub use watch::{ArbiterWatch, Known, Report};
 

@@ -56,6 +56,7 @@ fn status() -> Status {
         arbiter: "term 3".into(),
         arbiter_answered_ms: None,
         arbiter_trouble: None,
+        doubt: None,
         counters: Counters {
             syncs: 1234,
             ..Counters::default()

@@ -14,8 +14,8 @@ use std::{slice, thread};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use common::{TestEtcd, free_port, record};
-use kemari::arbiter::{Access, Etcd};
+use common::{TestEtcd, closed_endpoint, free_port, record};
+use kemari::arbiter::{Access, Etcd, Unproved};
 use kemari::config::{Arbiter as Section, ArbiterKind};
 use kemari_sync::{Arbiter, ArbiterAnswer, ArbiterRequest, Record};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
@@ -364,13 +364,21 @@ fn open(section: &Section) -> Etcd {
     .unwrap()
 }
 
+/// What it answers that is no record.
+fn refusal(found: Result<Option<Record>, Unproved>) -> String {
+    match found {
+        Err(Unproved::Refused(why)) => why,
+        other => panic!("that is no refusal: {other:?}"),
+    }
+}
+
 /// Waits until the arbiter can be asked, and written.
 fn await_probe(arbiter: &Etcd, expected: Option<&Record>) {
     let until = Instant::now() + LEADER_LIMIT;
     loop {
         match arbiter.probe() {
             Ok(found) => return assert_eq!(found.as_ref(), expected),
-            Err(why) => assert!(Instant::now() < until, "{why}"),
+            Err(why) => assert!(Instant::now() < until, "{why:?}"),
         }
         thread::sleep(Duration::from_millis(50));
     }
@@ -459,7 +467,7 @@ fn tokens_that_an_administrators_change_makes_old_are_renewed() {
         arbiter.execute(&ArbiterRequest::Read),
         ArbiterAnswer::Record(Some(record(3, "a")))
     );
-    let why = arbiter.probe().unwrap_err();
+    let why = refusal(arbiter.probe());
     assert!(why.contains("permission denied"), "{why}");
 }
 
@@ -563,7 +571,7 @@ fn an_etcd_without_room_is_found_out_by_the_probe_and_reads_go_on() {
         arbiter.execute(&ArbiterRequest::Read),
         ArbiterAnswer::Record(Some(record(1, "a")))
     );
-    let why = arbiter.probe().unwrap_err();
+    let why = refusal(arbiter.probe());
     assert!(why.contains("NOSPACE") && why.contains("alarm disarm"), "{why}");
     let refused = swap(&mut arbiter, Some(&record(1, "a")), &record(2, "a"));
     assert!(
@@ -583,10 +591,15 @@ fn names_are_no_reason_to_refuse_and_a_gateway_that_is_off_is_named() {
     };
     let by_name = etcd.endpoint.replace("127.0.0.1", "localhost");
     await_probe(&open(&["http://nobody.invalid:2379", &by_name]), None);
-    let why = open(&["http://nobody.invalid:2379"]).probe().unwrap_err();
-    assert!(why.contains("etcd cannot be asked"), "{why}");
+    let away = closed_endpoint();
+    for nobody in ["http://nobody.invalid:2379", &away] {
+        match open(&[nobody]).probe() {
+            Err(Unproved::Silent(why)) => assert!(why.contains("etcd cannot be asked"), "{why}"),
+            other => panic!("{nobody}: {other:?}"),
+        }
+    }
     let off = TestEtcd::start_with(&["--enable-grpc-gateway=false"]);
-    let why = open(&[&off.endpoint]).probe().unwrap_err();
+    let why = refusal(open(&[&off.endpoint]).probe());
     assert!(why.contains("--enable-grpc-gateway"), "{why}");
 }
 
@@ -609,7 +622,7 @@ fn a_wiped_etcd_is_an_alarm_until_it_is_said_to_be_the_right_one() {
     etcd.kill();
     etcd.wipe();
     etcd.restart();
-    let why = arbiter.probe().unwrap_err();
+    let why = refusal(arbiter.probe());
     assert!(
         why.contains("went back in time") && why.contains("kemari adopt-record"),
         "{why}"

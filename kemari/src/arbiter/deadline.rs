@@ -39,6 +39,11 @@ impl Deadline {
         })
     }
 
+    /// Whether a request has not come back yet, though its time is over.
+    pub fn hangs(&self) -> bool {
+        self.hanging_since.is_some()
+    }
+
     fn ended(&self) -> ArbiterAnswer {
         ArbiterAnswer::Unknown("the arbiter's thread has ended: see the log, and restart Kemari".into())
     }
@@ -106,7 +111,7 @@ mod tests {
         assert!(
             matches!(arbiter.execute(&ArbiterRequest::Read), ArbiterAnswer::Unavailable(why) if why.contains("mount"))
         );
-        assert!(begun.elapsed() < Duration::from_secs(5));
+        assert!(begun.elapsed() < Duration::from_secs(5) && arbiter.hangs());
         let_go.send(()).unwrap();
         let_go.send(()).unwrap();
         // The first answer was late, the second request was never begun, so this one is the second to be executed.
@@ -114,5 +119,6 @@ mod tests {
             arbiter.execute(&ArbiterRequest::Read),
             ArbiterAnswer::Unavailable("2".into())
         );
+        assert!(!arbiter.hangs());
     }
 }

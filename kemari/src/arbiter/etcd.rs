@@ -23,6 +23,7 @@ use serde_json::json;
 
 use super::access::Access;
 use super::http::Endpoint;
+use super::prober::Unproved;
 use super::{OpenError, WENT_BACK_ADVICE, stored};
 use answers::{Header, KeyValue, RangeAnswer, TxnAnswer};
 use caller::{Call, Caller};
@@ -127,7 +128,7 @@ impl Etcd {
     /// Reads the record, and proves that it could be written: by a transaction that would put it, if a
     /// comparison held that never does. So it goes the whole way of a swap (the right to write this key,
     /// room, a majority that writes its log), and changes nothing.
-    pub fn probe(&self) -> Result<Option<Record>, String> {
+    pub fn probe(&self) -> Result<Option<Record>, Unproved> {
         let body = json!({
             "compare": [{ "key": self.key, "target": "VERSION", "result": "LESS", "version": "0" }],
             "success": [{ "requestPut": { "key": self.key, "ignore_value": true } }],
@@ -143,12 +144,17 @@ impl Etcd {
                 // It changes nothing, however often it is carried out.
                 repeated: true,
             })
-            .map_err(|failed| failed.sentence)?;
-        self.lock().note(&before, &answer.header)?;
-        match answer.into_range() {
-            Some(kvs) => Ok(self.decode(&kvs)?.record),
-            None => Err("etcd's answer to a transaction lacks the record that stood there".into()),
-        }
+            .map_err(|failed| match failed.silent {
+                true => Unproved::Silent(failed.sentence),
+                false => Unproved::Refused(failed.sentence),
+            })?;
+        let found = self.lock().note(&before, &answer.header);
+        found
+            .and_then(|()| match answer.into_range() {
+                Some(kvs) => Ok(self.decode(&kvs)?.record),
+                None => Err("etcd's answer to a transaction lacks the record that stood there".into()),
+            })
+            .map_err(Unproved::Refused)
     }
 
     /// What is wrong with names and files although the cluster may answer, as a sentence.

@@ -13,6 +13,24 @@ use kemari_sync::{Arbiter, ArbiterAnswer, ArbiterRequest, Record};
 use super::file::Seen;
 use super::{Deadline, Etcd, FileArbiter};
 
+/// What a probe found instead of a record. Each is a sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unproved {
+    /// No answer came: what would be answered is not known.
+    Silent(String),
+    /// The answer is that it cannot be used as it is.
+    Refused(String),
+}
+
+impl Unproved {
+    /// Why.
+    pub fn sentence(&self) -> &str {
+        match self {
+            Self::Silent(why) | Self::Refused(why) => why,
+        }
+    }
+}
+
 /// See the module.
 #[derive(Clone)]
 pub enum Prober {
@@ -37,19 +55,21 @@ impl Prober {
     }
 
     /// Reads the record and proves that it could be written, in at most the configured time. Changes nothing.
-    /// The error is a sentence.
-    pub fn probe(&self) -> Result<Option<Record>, String> {
+    pub fn probe(&self) -> Result<Option<Record>, Unproved> {
         match self {
             Self::Etcd(etcd) => etcd.probe(),
             Self::File { way, .. } => {
                 let mut way = way.lock().unwrap_or_else(PoisonError::into_inner);
                 match way.execute(&ArbiterRequest::Read) {
                     ArbiterAnswer::Record(record) => Ok(record),
-                    ArbiterAnswer::Unknown(why) | ArbiterAnswer::Unavailable(why) => Err(why),
-                    ArbiterAnswer::Swapped | ArbiterAnswer::Conflict(_) => Err(
+                    ArbiterAnswer::Unknown(why) | ArbiterAnswer::Unavailable(why) => match way.hangs() {
+                        true => Err(Unproved::Silent(why)),
+                        false => Err(Unproved::Refused(why)),
+                    },
+                    ArbiterAnswer::Swapped | ArbiterAnswer::Conflict(_) => Err(Unproved::Refused(
                         "the arbiter answers a read as if it were a swap: report this as a fault of Kemari"
                             .into(),
-                    ),
+                    )),
                 }
             }
         }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use kemari_sync::{Phase, Record, Term};
 
 use super::Prober;
+use super::prober::Unproved;
 
 /// Time between two probes, in milliseconds: at least this long, and for how much longer at most, so that
 /// many sides do not ask at once.
@@ -41,6 +42,8 @@ pub struct Report {
     pub answered_ms: Option<u64>,
     /// What would keep this side from a new term, as a sentence.
     pub trouble: Option<String>,
+    /// That is only that no answer came.
+    pub is_silent: bool,
     /// What the arbiter says, for people.
     pub says: String,
 }
@@ -50,6 +53,7 @@ struct State {
     known: Option<Known>,
     answered: Option<Instant>,
     trouble: Option<String>,
+    is_silent: bool,
     says: String,
 }
 
@@ -121,6 +125,7 @@ impl ArbiterWatch {
         Report {
             answered_ms: state.answered.map(|at| at.elapsed().as_millis() as u64),
             trouble: state.trouble.clone(),
+            is_silent: state.is_silent,
             says: state.says.clone(),
         }
     }
@@ -163,7 +168,7 @@ impl Shared {
         let found = self.prober.probe();
         let trouble = match &found {
             Ok(record) => judge.trouble(known, record.as_ref()),
-            Err(why) => Some(why.clone()),
+            Err(why) => Some(why.sentence().to_owned()),
         };
         let mut state = self.lock();
         if found.is_ok() {
@@ -181,6 +186,7 @@ impl Shared {
             state.says = format!("{}; {more}", state.says);
         }
         state.trouble.clone_from(&trouble);
+        state.is_silent = matches!(found, Err(Unproved::Silent(_)));
         trouble
     }
 }

@@ -21,7 +21,7 @@ pub fn check(config: &Config, name: &str, running: bool) -> Vec<Finding> {
         Err(error) => return vec![unopened(&error)],
     };
     let found = match running.then(|| trouble_here(config.host(name))).flatten() {
-        None => prober.probe(),
+        None => prober.probe().map_err(|why| why.sentence().to_owned()),
         Some(trouble) => Err(trouble),
     };
     let mut findings = vec![match found {

@@ -37,7 +37,7 @@ pub enum Verdict {
     Ready = 0,
     /// It would not: there is none, or it is not ready.
     NotReady = 1,
-    /// The pair is broken and its outcome open, or the side does not answer.
+    /// It cannot be told: the pair is broken and its outcome open, or its arbiter is silent, or the side itself.
     Doubtful = 2,
     /// No side of the VM runs here.
     NothingHere = 3,
@@ -50,8 +50,8 @@ impl From<Verdict> for ExitCode {
 }
 
 impl Status {
-    /// So much time has passed since the side's loop has said this. One that has stood still for longer than `most` is ready
-    /// for nothing: the other side may have given it up.
+    /// So much time has passed since the side's loop has said this. Of one that has stood still for longer than `most`
+    /// nothing is known: the other side may have given it up.
     pub fn age(&mut self, age: Duration, most: Duration) {
         let Some(readiness) = &mut self.readiness else {
             return;
@@ -61,20 +61,25 @@ impl Status {
         // What is old because the other side is silent says so already.
         if age > most {
             readiness.ready = false;
-            readiness
-                .reasons
-                .push("this side's loop stands still: its log or a debugger may tell why".to_owned());
+            let still = "this side's loop stands still: its log or a debugger may tell why";
+            readiness.reasons.push(still.to_owned());
+            self.doubt = Some(still.to_owned());
         }
     }
 
     /// Notes how the arbiter stands. A secondary counts what is wrong with it among its own findings. A primary that could
     /// not ask could not go on alone if its secondary died, so nobody is to rely on the pair either.
+    ///
+    /// Where no answer comes it is in doubt whether there still is a pair: the record may be gone, or another's.
     pub fn note_arbiter(&mut self, report: crate::arbiter::Report) {
         self.arbiter_answered_ms = report.answered_ms;
         if !report.says.is_empty() {
             self.arbiter = report.says;
         }
         self.arbiter_trouble = report.trouble;
+        if report.is_silent {
+            self.doubt.clone_from(&self.arbiter_trouble);
+        }
         if let (Some(trouble), Some(readiness), Role::Primary) =
             (&self.arbiter_trouble, &mut self.readiness, self.role)
         {
@@ -90,6 +95,7 @@ impl Status {
         match (self.role, self.protection, &self.readiness) {
             (Role::Starting | Role::Stopped, ..) => Verdict::NotReady,
             (_, Protection::Doubtful, _) => Verdict::Doubtful,
+            (_, Protection::On, _) if self.doubt.is_some() => Verdict::Doubtful,
             (_, Protection::On, Some(readiness)) if readiness.ready => Verdict::Ready,
             _ => Verdict::NotReady,
         }
@@ -115,6 +121,9 @@ impl Status {
                     "not yet protected: {percent} % of {} MiB copied",
                     total_bytes >> 20
                 )
+            }
+            (Protection::On, _) if self.doubt.is_some() => {
+                write!(f, "in doubt: {}", self.doubt.as_deref().unwrap_or_default())
             }
             (Protection::On, Some(readiness)) if readiness.ready => f.write_str("protected"),
             (Protection::On, Some(readiness)) => write!(f, "not ready: {}", readiness.reasons.join("; ")),
@@ -160,13 +169,42 @@ mod tests {
         );
     }
 
-    #[test]
-    fn a_primary_that_cannot_ask_the_arbiter_is_not_relied_upon() {
-        let report = |trouble: Option<&str>| crate::arbiter::Report {
+    fn report(trouble: Option<&str>, is_silent: bool) -> crate::arbiter::Report {
+        crate::arbiter::Report {
             answered_ms: Some(4_000),
             trouble: trouble.map(str::to_owned),
+            is_silent,
             says: trouble.unwrap_or("term 5").to_owned(),
-        };
+        }
+    }
+
+    #[test]
+    fn an_arbiter_that_does_not_answer_puts_a_pair_in_doubt_and_nothing_else() {
+        let silence = || report(Some("etcd cannot be asked"), true);
+        for role in ["primary", "secondary"] {
+            for readiness in [(true, ""), (false, "no TAP")] {
+                let mut pair = status(role, "on", Some(readiness));
+                pair.note_arbiter(silence());
+                assert_eq!(pair.verdict(), Verdict::Doubtful);
+                let text = pair.to_string();
+                assert!(
+                    text.contains("protection  in doubt: etcd cannot be asked, for"),
+                    "{text}"
+                );
+                // It has answered again.
+                let mut pair = status(role, "on", Some((true, "")));
+                pair.note_arbiter(report(None, false));
+                assert_eq!((pair.verdict(), pair.doubt), (Verdict::Ready, None));
+            }
+            let mut alone = status(role, "off", None);
+            alone.note_arbiter(silence());
+            assert_eq!(alone.verdict(), Verdict::NotReady, "that it is alone is known");
+        }
+    }
+
+    #[test]
+    fn a_primary_that_cannot_ask_the_arbiter_is_not_relied_upon() {
+        let report = |trouble: Option<&str>| report(trouble, false);
         let mut well = status("primary", "on", Some((true, "")));
         well.note_arbiter(report(None));
         assert_eq!(well.verdict(), Verdict::Ready);
@@ -186,13 +224,14 @@ mod tests {
     }
 
     #[test]
-    fn a_side_that_stands_still_is_not_ready() {
+    fn a_side_that_stands_still_is_in_doubt() {
         let mut status = status("primary", "on", Some((true, "")));
         let most = Duration::from_millis(900);
         status.age(most, most);
         assert_eq!(status.verdict(), Verdict::Ready);
         status.age(most + Duration::from_millis(1), most);
-        assert_eq!(status.verdict(), Verdict::NotReady);
+        assert_eq!(status.verdict(), Verdict::Doubtful);
+        assert!(!status.readiness.as_ref().unwrap().ready);
         assert!(status.to_string().contains("stands still"));
     }
 

@@ -194,6 +194,9 @@ pub struct Status {
     /// What would keep this side from a new term, as it was found then, as a sentence.
     #[serde(default)]
     pub arbiter_trouble: Option<String>,
+    /// Why this side cannot tell whether a takeover would succeed although the pair stands, as a sentence.
+    #[serde(default)]
+    pub doubt: Option<String>,
     /// What happened so far.
     pub counters: Counters,
     /// How often the primary makes syncs at present.

@@ -334,6 +334,7 @@ fn first_status(config: &Config, host: &str) -> Status {
         },
         arbiter_answered_ms: None,
         arbiter_trouble: None,
+        doubt: None,
         counters: Counters::default(),
         pace: None,
         waits: Waits::default(),

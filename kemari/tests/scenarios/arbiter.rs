@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use kemari::control::{Protection, Role};
+use kemari::control::{Protection, Role, Status, Verdict};
 use lab::Network;
 
 use crate::support::{Clients, Cluster, Host, PATIENCE, Plan, Scene, play, wait_for};
@@ -144,6 +144,34 @@ fn members_of_the_arbiters_cluster_die_and_come_back_under_a_protected_vm() {
         clients.go_on()?;
         scene.await_primary(Host::A)?;
         clients.finish()
+    });
+}
+
+/// Whoever gets no answer cannot tell whether the record still names this pair.
+#[test]
+fn without_a_quorum_a_pair_that_is_well_is_in_doubt() {
+    let plan = Plan {
+        etcd: true,
+        ..Plan::default()
+    };
+    play(&plan, |scene| {
+        let mut etcd = Cluster::start(scene.net.outside())?;
+        scene.protect()?;
+        let both_are = |scene: &mut Scene, verdict: Verdict| {
+            for host in Host::BOTH {
+                let is_it =
+                    |status: &Status| status.verdict() == verdict && status.protection == Protection::On;
+                scene.await_status(&format!("{verdict:?}"), host, is_it)?;
+                scene.ask_check(host, verdict as i32)?;
+            }
+            anyhow::Ok(())
+        };
+        both_are(scene, Verdict::Ready)?;
+        etcd.kill(0)?;
+        etcd.kill(2)?;
+        both_are(scene, Verdict::Doubtful)?;
+        etcd.start_member(2)?;
+        both_are(scene, Verdict::Ready)
     });
 }
 

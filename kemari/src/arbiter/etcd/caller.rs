@@ -116,10 +116,11 @@ impl Caller {
             Err(failed) if failed.no_authentication => return Ok(Token::NotNeeded),
             // Whatever happened: the call that it was for was not made.
             Err(failed) => {
-                return Err(Failed::certain(format!(
-                    "the arbiter's user cannot be authenticated: {}",
-                    failed.sentence
-                )));
+                let sentence = format!("the arbiter's user cannot be authenticated: {}", failed.sentence);
+                return Err(Failed {
+                    silent: failed.silent,
+                    ..Failed::certain(sentence)
+                });
             }
         };
         // It goes into a header.
@@ -148,7 +149,9 @@ impl Caller {
             members.rotate_left(first);
         }
         let body = call.body.to_string();
-        let mut last = Failed::certain(String::new());
+        // As long as nobody was reached: names that nobody knows are silence, too.
+        let mut last = Failed::silent(String::new(), false);
+        let mut all_silent = true;
         let mut sentences = Vec::new();
         for (tried, (number, address)) in members.iter().enumerate() {
             let endpoint = self.care.endpoint(*number);
@@ -172,22 +175,21 @@ impl Caller {
                 },
                 Err(failure) => {
                     self.care.look_again();
-                    Failed {
-                        unclear: failure.sent,
-                        ..Failed::certain(failure.sentence)
-                    }
+                    Failed::silent(failure.sentence, failure.sent)
                 }
             };
             if (failed.unclear && !call.repeated) || (failed.renew_token && ends_at_token) {
                 return Err(failed);
             }
             sentences.push(failed.sentence.clone());
+            all_silent &= failed.silent;
             last = failed;
         }
         self.care.look_again();
         sentences.extend(self.care.unknown_names());
         Err(Failed {
             unclear: false,
+            silent: all_silent,
             sentence: format!("etcd cannot be asked: {}", sentences.join("; ")),
             ..last
         })

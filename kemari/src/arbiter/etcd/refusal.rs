@@ -25,6 +25,8 @@ pub struct Failed {
     pub renew_token: bool,
     /// Whether the cluster knows no users at present.
     pub no_authentication: bool,
+    /// Whether nobody said anything that counts: no member was reached, or those that were cannot decide.
+    pub silent: bool,
 }
 
 impl Failed {
@@ -35,6 +37,16 @@ impl Failed {
             unclear: false,
             renew_token: false,
             no_authentication: false,
+            silent: false,
+        }
+    }
+
+    /// No answer came; `sent`: the request may have arrived.
+    pub fn silent(sentence: String, sent: bool) -> Self {
+        Self {
+            unclear: sent,
+            silent: true,
+            ..Self::certain(sentence)
         }
     }
 
@@ -145,6 +157,7 @@ pub fn parse<T: DeserializeOwned>(name: &str, response: &Response) -> Result<T, 
         unclear: !REFUSALS.contains(&response.status) && !known.is_some_and(|known| known.certain),
         renew_token: response.status == 401 || known.is_some_and(|known| known.renew_token),
         no_authentication: text.contains("authentication is not enabled"),
+        silent: known.is_some_and(|known| !known.certain),
     })
 }
 
@@ -222,7 +235,7 @@ mod tests {
             r#"{"code":8,"message":"etcdserver: mvcc: database space exceeded"}"#,
         );
         assert!(
-            full.sentence.contains("alarm disarm") && !full.unclear,
+            full.sentence.contains("alarm disarm") && !full.unclear && !full.silent,
             "{full:?}"
         );
         // 3.3 has another status for it.
@@ -237,7 +250,7 @@ mod tests {
             r#"{"code":14,"message":"etcdserver: no leader","details":[]}"#,
         );
         assert!(
-            headless.sentence.contains("no leader") && headless.unclear,
+            headless.sentence.contains("no leader") && headless.unclear && headless.silent,
             "{headless:?}"
         );
         let denied = refused(403, r#"{"code":7,"message":"etcdserver: permission denied"}"#);
