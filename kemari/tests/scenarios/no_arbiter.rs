@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use crate::support::{Host, Plan, Scene, play};
+use crate::support::{Host, PATIENCE, Plan, Scene, play, wait_for};
 
 fn plan() -> Plan {
     Plan {
@@ -105,5 +105,31 @@ fn a_host_that_left_a_pair_behind_is_not_started_over_it() {
         scene.await_refusal(Host::A)?;
         ensure!(scene.status(Host::B).is_some(), "B is gone");
         Ok(())
+    });
+}
+
+/// Of the hosts that are asked at a start the primary takes no questions, and its secondary says what it holds.
+#[test]
+fn a_host_that_knows_nothing_does_not_start_what_another_holds() {
+    let plan = Plan {
+        third: true,
+        ..plan()
+    };
+    play(&plan, |scene| {
+        scene.protect()?;
+        let clients = scene.clients()?;
+        scene.start_third("run")?;
+        wait_for("the refusal on c", PATIENCE, || {
+            let log = scene.third_log();
+            ensure!(!log.contains("is taken without an arbiter"), "c runs the VM, too");
+            let is_told = log.contains("b holds epoch ") && log.contains("of VM scene: let it take over");
+            Ok(is_told.then_some(()))
+        })?;
+        wait_for("the end of c", PATIENCE, || {
+            Ok(scene.third_status().is_none().then_some(()))
+        })?;
+        clients.work(Duration::from_millis(300))?;
+        scene.await_protected(Host::A)?;
+        clients.finish()
     });
 }

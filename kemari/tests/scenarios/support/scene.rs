@@ -255,17 +255,22 @@ impl Scene {
 
     /// Starts `kemari secondary` as the third host.
     pub fn third(&mut self) -> Result<()> {
+        self.start_third("secondary")
+    }
+
+    /// Starts the program as the third host.
+    pub fn start_third(&mut self, word: &str) -> Result<()> {
         let log = File::create(self.directory.path().join("c.log"))?;
         let netns = self.net.host(Host::B.number()).netns();
         let mut command = netns.command(PROGRAM);
         command
-            .arg("secondary")
+            .arg(word)
             .arg(self.config("scene.toml"))
             .args(["--host", "c"])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
-        let process = Process::spawn("kemari secondary on c", command)?;
+        let process = Process::spawn(&format!("kemari {word} on c"), command)?;
         fs::write(self.directory.path().join("c.pid"), process.pid().to_string())?;
         self.third = Some(process);
         Ok(())
@@ -274,6 +279,11 @@ impl Scene {
     /// What the third host says of itself.
     pub fn third_status(&self) -> Option<Status> {
         Client::new(&self.sockets.path().join("c.sock")).status().ok()
+    }
+
+    /// What it has logged.
+    pub fn third_log(&self) -> String {
+        fs::read_to_string(self.path("c.log")).unwrap_or_default()
     }
 
     /// A file or directory of the scene.
