@@ -42,16 +42,6 @@ pub enum DiskError {
         /// The size it must have, at least.
         expected_bytes: u64,
     },
-    /// The guest's blocks are smaller than what direct I/O takes.
-    #[error(
-        "the disk image {path} takes direct I/O in units of {needed_bytes} bytes only; set block_size = {needed_bytes} for this disk"
-    )]
-    Blocks {
-        /// The image.
-        path: PathBuf,
-        /// The least block.
-        needed_bytes: u32,
-    },
     /// Direct I/O does not work on it.
     #[error(
         "the disk image {path} cannot be read past the page cache (O_DIRECT); put it on a file system that can, or set cache = \"writeback\" if it is not shared"

@@ -144,7 +144,7 @@ impl Disk {
             return Err(size_error(&path, found_bytes, config.block_bytes.into()));
         }
         store
-            .read(0, &mut vec![0; store.block_bytes() as usize])
+            .read(0, &mut [0; SECTOR_BYTES as usize])
             .map_err(open_error(&path))?;
         Ok(Self {
             path,
@@ -168,12 +168,6 @@ impl Disk {
         let found_bytes = store.bytes().map_err(open_error(path))?;
         if whole_blocks(found_bytes, config.block_bytes) == 0 {
             return Err(size_error(path, found_bytes, config.block_bytes.into()));
-        }
-        if config.block_bytes < store.block_bytes() {
-            return Err(DiskError::Blocks {
-                path: path.clone(),
-                needed_bytes: store.block_bytes(),
-            });
         }
         Ok(())
     }
@@ -262,18 +256,6 @@ impl Disk {
         operation.carry_out(&*self.store)
     }
 
-    /// Says that it cannot serve a guest with blocks of so many bytes, if it cannot.
-    pub fn check_blocks(&self, block_bytes: u32) -> Result<(), DiskError> {
-        let needed_bytes = self.store.block_bytes();
-        if block_bytes < needed_bytes {
-            return Err(DiskError::Blocks {
-                path: self.path.clone(),
-                needed_bytes,
-            });
-        }
-        Ok(())
-    }
-
     fn store(&self) -> &Arc<Sticky> {
         &self.store
     }
@@ -347,7 +329,11 @@ fn raw(file: File, kind: FileType, config: &DiskConfig) -> Result<Arc<RawFile>, 
     if kind.is_file() && length.len() == 0 {
         return Err(size_error(path, 0, SECTOR_BYTES));
     }
-    let raw = RawFile::new(file, config.cache == Cache::Direct).map_err(|source| DiskError::Direct {
+    if config.cache == Cache::Writeback {
+        return Ok(Arc::new(RawFile::cached(file)));
+    }
+    let again = || OpenOptions::new().read(true).write(!config.read_only).open(path);
+    let raw = RawFile::direct(file, again).map_err(|source| DiskError::Direct {
         path: path.clone(),
         source,
     })?;

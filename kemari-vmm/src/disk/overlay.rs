@@ -27,7 +27,6 @@ pub struct Overlay {
     /// Closed by whoever it belongs to at any time: then there is nothing more to read.
     image: Weak<Disk>,
     bytes: u64,
-    block_bytes: u32,
     /// The blocks in which the disk differs from the image, by number. Held for writing while the image changes under it
     /// or a block is made.
     layer: RwLock<HashMap<u64, Block>>,
@@ -61,7 +60,6 @@ impl Overlay {
         Self {
             image: Arc::downgrade(image),
             bytes: image.bytes(),
-            block_bytes: image.store().block_bytes(),
             layer: RwLock::default(),
             held_bytes: AtomicU64::new(0),
             bytes_max,
@@ -292,10 +290,6 @@ impl Store for Overlay {
 
     fn bytes(&self) -> io::Result<u64> {
         Ok(self.bytes)
-    }
-
-    fn block_bytes(&self) -> u32 {
-        self.block_bytes
     }
 }
 

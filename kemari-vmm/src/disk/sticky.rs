@@ -93,10 +93,6 @@ impl Store for Sticky {
         self.store.is_hole(offset, bytes)
     }
 
-    fn block_bytes(&self) -> u32 {
-        self.store.block_bytes()
-    }
-
     fn raw(&self) -> Option<&RawFile> {
         self.store.raw()
     }

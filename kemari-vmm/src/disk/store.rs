@@ -33,10 +33,6 @@ pub trait Store: Send + Sync {
     fn is_hole(&self, _offset: u64, _bytes: u64) -> bool {
         false
     }
-    /// Least unit of I/O in bytes.
-    fn block_bytes(&self) -> u32 {
-        512
-    }
     /// The file, if the disk's bytes are the file's.
     fn raw(&self) -> Option<&RawFile> {
         None

@@ -105,8 +105,7 @@ fn opens(disk: &HostDisk<'_>) -> Result<u64, Problem> {
         read_only: true,
         ..image_of(disk, true)
     };
-    let opened = kemari_vmm::disk::Disk::open(&image)
-        .and_then(|image| image.check_blocks(disk.disk.block_size).map(|()| image.bytes()));
+    let opened = kemari_vmm::disk::Disk::open(&image).map(|image| image.bytes());
     opened.map_err(|error| {
         let error = format!("{:#}", anyhow::Error::from(error));
         Problem(

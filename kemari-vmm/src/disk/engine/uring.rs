@@ -88,7 +88,7 @@ impl Uring {
         });
         let helpers = Threads::start(store, ends)?;
         let (result, started) = channel();
-        let (file, direct) = (raw.file().as_raw_fd(), raw.direct());
+        let (file, direct) = (raw.file().as_raw_fd(), raw.alignment());
         let (thread_inbox, ends, store) = (inbox.clone(), ends.clone(), store.clone());
         thread::Builder::new().name("disk ring".into()).spawn(move || {
             let ring = Ring {
@@ -114,6 +114,7 @@ impl Uring {
     /// What the kernel is to work with; the job itself if it is one for the helpers.
     fn flight(&self, job: DiskJob) -> Result<Flight, DiskJob> {
         let parts = match &job.operation {
+            _ if !self.takes(&job.operation) => None,
             Operation::ReadInto { target, .. } => self.in_guest(target),
             Operation::WriteFrom { source, .. } => self.in_guest(source),
             Operation::Write { data, .. } => {
@@ -136,6 +137,13 @@ impl Uring {
             }),
             _ => Err(job),
         }
+    }
+
+    /// Whether direct I/O takes what it touches of the disk as it is.
+    fn takes(&self, operation: &Operation) -> bool {
+        let touched = self.direct.zip(operation.access());
+        touched
+            .is_none_or(|(direct, (range, _))| direct.fits(range.start, (range.end - range.start) as usize))
     }
 
     /// The guest's buffers, if direct I/O takes them as they lie.

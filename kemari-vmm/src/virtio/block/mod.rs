@@ -178,7 +178,6 @@ impl Block {
     /// Opens the image behind the disk: `disk` from here on serves the requests. It must have room for the capacity that
     /// the guest knows already, if it knows one; the guest is told if it is larger.
     pub fn attach(&mut self, disk: Disk) -> Result<(), DiskError> {
-        disk.check_blocks(self.spec.block_bytes)?;
         disk.note_grown(whole_blocks(disk.bytes(), self.spec.block_bytes));
         let sectors = disk.bytes() / SECTOR_BYTES;
         if sectors < self.capacity_sectors {

@@ -1,6 +1,5 @@
 //! Flushes that fail: nothing that they were for is taken for durable.
 
-use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -8,7 +7,7 @@ use kemari_vmm::devices::Device;
 use kemari_vmm::disk::{Cache, Disk, DiskConfig, Io, OnError, Server, Trouble};
 use kemari_vmm::virtio::block::{Block, BlockSpec};
 
-use super::open_with;
+use super::{open_with, run};
 use crate::support::asker::{Asker, FLUSH, IOERR, OK, WRITE};
 use crate::support::bench::{Bench, SECTOR_BYTES};
 use crate::support::random::Random;
@@ -191,14 +190,6 @@ impl Drop for Thin {
         run("losetup", &["--detach", &self.device]);
         run("umount", &["-l", self.directory.path().to_str().expect("a name")]);
     }
-}
-
-fn run(program: &str, args: &[&str]) -> String {
-    let output = Command::new(program).args(args).output();
-    let output = output.unwrap_or_else(|error| panic!("{program} does not start: {error}"));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {args:?}: {said}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// The real kernel: it tells the error once, marks the pages clean, and lets the next flush succeed.

@@ -1,5 +1,6 @@
 //! Disks: what a guest may ask, in which order it happens, and what becomes of failures.
 
+mod blocks;
 mod errors;
 mod flushes;
 mod marks;
@@ -9,6 +10,7 @@ mod requests;
 mod takeovers;
 
 use std::path::Path;
+use std::process::Command;
 
 use kemari_vmm::disk::{Cache, Disk, DiskConfig, Io};
 
@@ -37,4 +39,13 @@ fn open_with(config: &DiskConfig) -> Disk {
             result => return result.expect("the image opens"),
         }
     }
+}
+
+/// Runs a program of the host's, and returns what it says.
+fn run(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output();
+    let output = output.unwrap_or_else(|error| panic!("{program} does not start: {error}"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {args:?}: {said}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }

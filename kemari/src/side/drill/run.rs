@@ -11,6 +11,7 @@ use kemari_vmm::dirty::DirtySource;
 use kemari_vmm::disk::{Disk, OnError, Overlay, Store};
 use kemari_vmm::machine::{Machine, MachineError, MachineEvent, MachineSpec, VcpuDue, VcpuWatch};
 use kemari_vmm::memory::LazyCopy;
+use kemari_vmm::virtio::block::SECTOR_BYTES;
 
 use super::console::Console;
 use super::judge::{EARLY_NS, VcpuSigns, Verdict, judge_vcpus};
@@ -325,12 +326,11 @@ fn counts(watch: &std::io::Result<VcpuWatch>) -> Option<Vec<kemari_vmm::arch::st
 
 /// Reads places all over a disk.
 fn read_places(disk: &Overlay) -> std::io::Result<()> {
-    let unit = u64::from(disk.block_bytes());
-    let blocks = disk.bytes()? / unit;
-    let mut buffer = vec![0; unit as usize];
-    for place in 0..PLACES.min(blocks) {
-        let block = u128::from(blocks - 1) * u128::from(place) / u128::from(PLACES - 1).max(1);
-        disk.read(block as u64 * unit, &mut buffer)?;
+    let sectors = disk.bytes()? / SECTOR_BYTES;
+    let mut buffer = [0; SECTOR_BYTES as usize];
+    for place in 0..PLACES.min(sectors) {
+        let sector = u128::from(sectors - 1) * u128::from(place) / u128::from(PLACES - 1).max(1);
+        disk.read(sector as u64 * SECTOR_BYTES, &mut buffer)?;
     }
     Ok(())
 }
