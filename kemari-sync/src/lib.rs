@@ -40,7 +40,8 @@ pub use primary::{
 };
 pub use readiness::{READINESS_MS_MAX, READINESS_REASON_BYTES_MAX, READINESS_REASONS_MAX, Readiness};
 pub use record::{
-    Arbiter, ArbiterAnswer, ArbiterRequest, Epoch, Incarnation, NAME_BYTES_MAX, Phase, Record, Term, Work,
+    Arbiter, ArbiterAnswer, ArbiterRequest, Epoch, Incarnation, NAME_BYTES_MAX, Phase, Record, TERM_MAX,
+    Term, Work,
 };
 pub use replica::{
     CopyDisk, DiskOffer, ImageState, ImageWord, REPLICAS_MAX, Source, lineage_id, may_start, plan_copy,

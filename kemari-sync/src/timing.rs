@@ -80,6 +80,31 @@ impl Timing {
         // Two lost or late heartbeats are not yet a silence.
         least("suspicion_ms", self.suspicion_ms, 3 * self.heartbeat_ms)?;
         least("progress_ms", self.progress_ms, self.suspicion_ms)?;
-        least("won_stall_ms", self.won_stall_ms, 3 * self.ask_retry_ms)
+        least("won_stall_ms", self.won_stall_ms, 3 * self.ask_retry_ms)?;
+        least("protect_retry_ms", self.protect_retry_ms, 1)?;
+        least(
+            "protect_retry_ms_max",
+            self.protect_retry_ms_max,
+            self.protect_retry_ms,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_pause_is_no_shorter_than_the_first() {
+        let pauses = |protect_retry_ms, protect_retry_ms_max| Timing {
+            protect_retry_ms,
+            protect_retry_ms_max,
+            ..Timing::default()
+        };
+        assert_eq!(Timing::default().check(), Ok(()));
+        assert_eq!(pauses(5, 5).check(), Ok(()));
+        let refused = |timing: Timing| timing.check().map_err(|error| error.name);
+        assert_eq!(refused(pauses(0, 5)), Err("protect_retry_ms"));
+        assert_eq!(refused(pauses(6, 5)), Err("protect_retry_ms_max"));
     }
 }

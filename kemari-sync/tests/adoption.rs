@@ -1,42 +1,24 @@
 //! A record is given back under a living pair, and the pair is cut at every step of it: never do both go on,
 //! wherever the old record may still be.
 
+mod pair;
+
 use std::collections::VecDeque;
 
 use kemari_sync::wire::{Commit, Message};
 use kemari_sync::{
-    ArbiterAnswer, ArbiterRequest, CopyLimits, Incarnation, Mode, OnSecondaryLoss, Phase, Primary,
-    PrimaryAction, PrimaryConfig, PrimaryEvent, Record, Reign, Secondary, SecondaryAction, SecondaryConfig,
-    SecondaryEvent, Timing,
+    ArbiterAnswer, ArbiterRequest, Mode, Primary, PrimaryAction, PrimaryEvent, Record, Secondary,
+    SecondaryAction, SecondaryEvent,
 };
 
 use PrimaryAction as Do;
 use SecondaryAction as Then;
+use pair::{STORE as OLD, alone, primary, secondary};
 
-/// The id of the store at first.
-const OLD: u128 = 9;
 /// Steps after which nothing of the order is left to be cut.
 const STEPS_MAX: usize = 60;
-
-fn host(name: &str, nonce: u128) -> Incarnation {
-    Incarnation {
-        host: name.to_owned(),
-        nonce,
-    }
-}
-
-fn alone() -> Record {
-    Record {
-        vm: "vm".to_owned(),
-        store: OLD,
-        term: 1,
-        base: 1,
-        owner: host("a", 1),
-        peer: None,
-        phase: Phase::Acting,
-        work: Default::default(),
-    }
-}
+/// An answer of the arbiter that comes when the order is long carried out, in milliseconds.
+const LATE_MS: u64 = 1_500;
 
 /// Where the secondary looks for the record, while the primary's store has lost it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -56,7 +38,11 @@ struct Pair {
     look: SecondLook,
     to_a: VecDeque<PrimaryEvent>,
     to_b: VecDeque<SecondaryEvent>,
-    is_cut: bool,
+    /// The arbiter's answers reach the secondary so much later.
+    late_ms: u64,
+    late: VecDeque<(u64, SecondaryEvent)>,
+    /// What is sent to a is lost, and what is sent to b.
+    loses: [bool; 2],
     a_acts: bool,
     b_acts: bool,
     outcome: Option<Result<String, String>>,
@@ -64,38 +50,17 @@ struct Pair {
 
 impl Pair {
     fn protected(look: SecondLook) -> Self {
-        let timing = Timing::default();
-        let primary = PrimaryConfig {
-            me: host("a", 1),
-            config_digest: 7,
-            mode: Mode::Pipelined,
-            timing: timing.clone(),
-            copy: CopyLimits::default(),
-            on_secondary_loss: OnSecondaryLoss::Continue,
-            protect: true,
-            sources: Vec::new(),
-        };
-        let secondary = SecondaryConfig {
-            me: host("b", 2),
-            vm: "vm".to_owned(),
-            config_digest: 7,
-            timing,
-            fence_ms_max: None,
-            staging_pages_max: 100,
-        };
-        let reign = Reign {
-            record: alone(),
-            last_epoch: 0,
-        };
         let mut pair = Self {
-            a: Primary::new(primary, reign, 0),
-            b: Secondary::new(secondary, 0),
+            a: primary(Mode::Pipelined),
+            b: secondary(None),
             now_ms: 0,
             stores: [Some(alone()), None],
             look: SecondLook::SameStore,
             to_a: VecDeque::from([PrimaryEvent::PeerConnected { session: 1 }]),
             to_b: VecDeque::new(),
-            is_cut: false,
+            late_ms: 0,
+            late: VecDeque::new(),
+            loses: [false; 2],
             a_acts: false,
             b_acts: false,
             outcome: None,
@@ -119,18 +84,33 @@ impl Pair {
             self.b.handle(self.now_ms, event, &mut actions);
             actions.into_iter().for_each(|action| self.perform_b(action));
         } else {
-            return false;
+            let answer = self.late.pop_front_if(|(due_ms, _)| *due_ms <= self.now_ms);
+            self.to_b.extend(answer.map(|(_, event)| event));
+            return !self.to_b.is_empty();
         }
         true
     }
 
+    fn steps(&mut self, count: usize) {
+        let _ = (0..count).all(|_| self.step());
+    }
+
+    /// From here on nothing comes to these; what was on the way is lost.
+    fn lose(&mut self, loses: [bool; 2]) {
+        self.loses = loses;
+        if loses[0] {
+            self.to_a
+                .retain(|event| !matches!(event, PrimaryEvent::Message { .. }));
+        }
+        if loses[1] {
+            self.to_b
+                .retain(|event| !matches!(event, SecondaryEvent::Message { .. }));
+        }
+    }
+
     /// The link breaks for good; what was on the way is lost.
     fn cut(&mut self) {
-        self.is_cut = true;
-        self.to_a
-            .retain(|event| !matches!(event, PrimaryEvent::Message { .. }));
-        self.to_b
-            .retain(|event| !matches!(event, SecondaryEvent::Message { .. }));
+        self.lose([true; 2]);
         let reason = || "cut".to_owned();
         self.to_a.push_back(PrimaryEvent::PeerClosed {
             session: 1,
@@ -146,7 +126,8 @@ impl Pair {
         let end_ms = self.now_ms + for_ms;
         while self.step() {}
         loop {
-            let due_ms = [self.a.next_deadline(), self.b.next_deadline()]
+            let late_ms = self.late.front().map(|(due_ms, _)| *due_ms);
+            let due_ms = [self.a.next_deadline(), self.b.next_deadline(), late_ms]
                 .into_iter()
                 .flatten()
                 .min();
@@ -176,7 +157,7 @@ impl Pair {
     }
 
     fn tell_b(&mut self, session: u64, message: Message) {
-        if !self.is_cut {
+        if !self.loses[1] {
             self.to_b.push_back(SecondaryEvent::Message { session, message });
         }
     }
@@ -206,6 +187,11 @@ impl Pair {
                 self.tell_b(session, Message::Commit(commit));
             }
             Do::OpenGate => self.a_acts = true,
+            // What leaves now has the consent of one that goes on itself.
+            Do::Release { .. } => self.a_acts |= self.b_acts,
+            Do::CloseSession { session, reason } if !self.loses[1] => self
+                .to_b
+                .push_back(SecondaryEvent::PeerClosed { session, reason }),
             Do::Ask { ask, request } => {
                 let answer = self.ask(0, request);
                 self.to_a.push_back(PrimaryEvent::Arbiter { ask, answer });
@@ -217,7 +203,7 @@ impl Pair {
 
     fn perform_b(&mut self, action: SecondaryAction) {
         match action {
-            Then::Send { session, message } if !self.is_cut => {
+            Then::Send { session, message } if !self.loses[0] => {
                 self.to_a.push_back(PrimaryEvent::Message { session, message });
             }
             Then::Prepare { session } => self.to_b.push_back(SecondaryEvent::Prepared {
@@ -231,10 +217,15 @@ impl Pair {
             Then::Apply { epoch } => self.to_b.push_back(SecondaryEvent::Applied { epoch }),
             Then::Ask { ask, request } => {
                 let answer = self.ask(1, request);
-                self.to_b.push_back(SecondaryEvent::Arbiter { ask, answer });
+                let due_ms = self.now_ms + self.late_ms;
+                self.late
+                    .push_back((due_ms, SecondaryEvent::Arbiter { ask, answer }));
             }
             Then::Restore { .. } => self.to_b.push_back(SecondaryEvent::Restored { result: Ok(()) }),
             Then::Run(_) => self.b_acts = true,
+            Then::CloseSession { session, reason } if !self.loses[0] => {
+                self.to_a.push_back(PrimaryEvent::PeerClosed { session, reason });
+            }
             _ => {}
         }
     }
@@ -244,11 +235,7 @@ impl Pair {
 fn cut_after(steps: usize, look: SecondLook, store: u128) -> Pair {
     let mut pair = Pair::protected(look);
     pair.to_a.push_back(PrimaryEvent::OperatorAdopt { store });
-    for _ in 0..steps {
-        if !pair.step() {
-            break;
-        }
-    }
+    pair.steps(steps);
     pair.cut();
     pair.wait(60_000);
     pair
@@ -256,15 +243,58 @@ fn cut_after(steps: usize, look: SecondLook, store: u128) -> Pair {
 
 #[test]
 fn after_the_order_somebody_goes_on_whenever_the_pair_is_cut() {
-    let pair = cut_after(STEPS_MAX, SecondLook::SameStore, 77);
-    assert!(matches!(pair.outcome, Some(Ok(_))), "{:?}", pair.outcome);
+    let mut given = 0;
+    for steps in 0..STEPS_MAX {
+        let pair = cut_after(steps, SecondLook::SameStore, 77);
+        let store = pair.stores[0].as_ref().map(|record| record.store);
+        let goes_on = pair.a_acts != pair.b_acts;
+        // Before there is a record again nobody can know.
+        assert_eq!(goes_on, store == Some(77), "cut after {steps} steps: {store:?}");
+        assert_eq!(goes_on, matches!(pair.outcome, Some(Ok(_))), "{:?}", pair.outcome);
+        given += usize::from(goes_on);
+    }
+    assert!((1..STEPS_MAX).contains(&given), "{given} times");
+}
+
+/// The secondary is told to take over, too, after so many steps; so many later the link loses what it carries these ways.
+fn taken_over_after(steps: usize, look: SecondLook, late_ms: u64, later: usize, loses: [bool; 2]) -> Pair {
+    let mut pair = Pair::protected(look);
+    pair.late_ms = late_ms;
+    pair.to_a.push_back(PrimaryEvent::OperatorAdopt { store: 77 });
+    pair.steps(steps);
+    pair.to_b.push_front(SecondaryEvent::OperatorTakeover);
+    pair.steps(later);
+    pair.lose(loses);
+    pair.wait(20_000);
+    pair
+}
+
+#[test]
+fn never_do_both_go_on_when_the_secondary_is_told_to_take_over_meanwhile() {
+    let ways = [[false, false], [true, false], [false, true], [true, true]];
+    let (mut a_acts, mut b_acts) = (0, 0);
+    for look in [SecondLook::SameStore, SecondLook::OldStore] {
+        for late_ms in [0, LATE_MS] {
+            for steps in 0..STEPS_MAX / 2 {
+                for later in 0..6 {
+                    for loses in ways {
+                        let pair = taken_over_after(steps, look, late_ms, later, loses);
+                        assert!(
+                            !(pair.a_acts && pair.b_acts),
+                            "{look:?}, answers late by {late_ms} ms: both go on, told after {steps} steps, {loses:?} \
+                             {later} later"
+                        );
+                        a_acts += usize::from(pair.a_acts);
+                        b_acts += usize::from(pair.b_acts);
+                    }
+                }
+            }
+        }
+    }
     assert!(
-        pair.a_acts != pair.b_acts,
-        "a acts: {}, b acts: {}",
-        pair.a_acts,
-        pair.b_acts
+        a_acts > 0 && b_acts > 0,
+        "a acts {a_acts} times, b {b_acts} times"
     );
-    assert_eq!(pair.stores[0].as_ref().map(|record| record.store), Some(77));
 }
 
 #[test]

@@ -1,40 +1,21 @@
 //! The planned change of roles: both state machines and the arbiter's record, driven until nothing happens any more.
 
+mod pair;
+
 use std::collections::VecDeque;
 
 use kemari_sync::wire::{Commit, Message};
 use kemari_sync::{
-    ArbiterAnswer, ArbiterRequest, CopyLimits, Incarnation, Mode, OnSecondaryLoss, Phase, Primary,
-    PrimaryAction, PrimaryConfig, PrimaryEvent, Protection, Record, Reign, Secondary, SecondaryAction,
-    SecondaryConfig, SecondaryEvent, Timing,
+    ArbiterAnswer, ArbiterRequest, Mode, Phase, Primary, PrimaryAction, PrimaryEvent, Protection, Record,
+    Reign, Secondary, SecondaryAction, SecondaryEvent, Timing,
 };
 
 use PrimaryAction as Do;
 use SecondaryAction as Then;
+use pair::{alone, host, primary, secondary};
 
 /// A fence is over within so long, in milliseconds.
 const FENCE_MS_MAX: u64 = 10_000;
-
-fn host(name: &str, nonce: u128) -> Incarnation {
-    Incarnation {
-        host: name.to_owned(),
-        nonce,
-    }
-}
-
-fn alone() -> Record {
-    let vm = "vm".to_owned();
-    Record {
-        vm,
-        store: 9,
-        term: 1,
-        base: 1,
-        owner: host("a", 1),
-        peer: None,
-        phase: Phase::Acting,
-        work: Default::default(),
-    }
-}
 
 /// What may be kept from happening.
 #[derive(Default)]
@@ -66,35 +47,9 @@ struct Pair {
 impl Pair {
     /// Protected, in term 2.
     fn protected(mode: Mode) -> Self {
-        let timing = Timing::default();
-        let primary = PrimaryConfig {
-            me: host("a", 1),
-            config_digest: 7,
-            mode,
-            timing: timing.clone(),
-            copy: CopyLimits::default(),
-            on_secondary_loss: OnSecondaryLoss::Continue,
-            protect: true,
-            sources: Vec::new(),
-        };
-        let secondary = SecondaryConfig {
-            me: host("b", 2),
-            vm: "vm".to_owned(),
-            config_digest: 7,
-            timing,
-            fence_ms_max: Some(FENCE_MS_MAX),
-            staging_pages_max: 100,
-        };
         let mut pair = Self {
-            a: Primary::new(
-                primary,
-                Reign {
-                    record: alone(),
-                    last_epoch: 0,
-                },
-                0,
-            ),
-            b: Secondary::new(secondary, 0),
+            a: primary(mode),
+            b: secondary(Some(FENCE_MS_MAX)),
             now_ms: 0,
             store: alone(),
             to_a: VecDeque::from([PrimaryEvent::PeerConnected { session: 1 }]),

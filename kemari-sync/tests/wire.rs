@@ -5,7 +5,10 @@ use kemari_sync::wire::{
     Hello, Message, PAGE_BYTES, PAGES_PER_FRAME_MAX, PROOF_BYTES, PageBatch, PageBatchWriter, PageContent,
     REASON_BYTES_MAX, StateFrame, Welcome, decode, encode, encode_state, reason_text,
 };
-use kemari_sync::{Incarnation, Staging, StagingError, SyncTally};
+use kemari_sync::{
+    Incarnation, READINESS_REASON_BYTES_MAX, READINESS_REASONS_MAX, Readiness, Staging, StagingError,
+    SyncTally, Trouble,
+};
 use proptest::prelude::*;
 
 fn split(frame: &[u8]) -> (Result<FrameHeader, FrameError>, &[u8]) {
@@ -71,6 +74,16 @@ fn messages() -> Vec<Message> {
             trouble: None,
             readiness: None,
             wall_clock_ms: 0,
+        }),
+        Message::Heartbeat(Heartbeat {
+            sequence: u64::MAX,
+            epoch: u64::MAX,
+            trouble: Some(Trouble::Disk(long.clone())),
+            readiness: Some(Readiness {
+                reasons: vec!["x".repeat(READINESS_REASON_BYTES_MAX); READINESS_REASONS_MAX],
+                age_ms: u64::MAX,
+            }),
+            wall_clock_ms: u64::MAX,
         }),
         Message::Goodbye(Goodbye::HandOver(long)),
         Message::Goodbye(Goodbye::Stopped),

@@ -78,6 +78,26 @@ impl Asker {
         }
     }
 
+    /// Goes on with a swap from `expected` that may have been carried out: reads at `due_ms` what became of it.
+    pub(crate) fn resolve(expected: Record, new: Record, due_ms: u64, trouble: String) -> Self {
+        Self {
+            job: Job::Swap {
+                expected: Some(expected),
+                new,
+                uncertain: true,
+                read_back: true,
+            },
+            due_ms,
+            trouble: Some(trouble),
+            ..Self::idle()
+        }
+    }
+
+    /// Whether a swap that was asked for may have been carried out, or may yet be.
+    pub(crate) fn is_uncertain(&self) -> bool {
+        matches!(self.job, Job::Swap { uncertain: true, .. })
+    }
+
     /// Why there is no answer yet, as the arbiter's adapter said it.
     pub(crate) fn trouble(&self) -> Option<&str> {
         self.trouble.as_deref()

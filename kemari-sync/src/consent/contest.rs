@@ -255,7 +255,9 @@ impl Contest {
 
     /// Looks whether the won term still stands; the ruling is [`Ruling::Won`] again if it does.
     pub(crate) fn confirm(&mut self, now_ms: u64) {
-        self.asker = Asker::read(now_ms);
+        if !matches!(self.step, Step::Alarmed(_)) {
+            self.asker = Asker::read(now_ms);
+        }
     }
 
     pub(crate) fn answer(

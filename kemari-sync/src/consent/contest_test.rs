@@ -212,6 +212,8 @@ fn a_store_that_contradicts_what_is_known_stops_all_asking() {
         ));
         assert_eq!(bench.contest.deadline(), None);
         assert!(!bench.contest.can_cancel());
+        bench.contest.confirm(bench.now_ms);
+        assert_eq!(bench.contest.deadline(), None, "not even to look again");
     }
 }
 

@@ -222,7 +222,7 @@ impl Start {
             return false;
         }
         let same = self.strikes.as_ref().filter(|(seen, _)| seen == record);
-        let until_ms = same.map_or(now_ms + for_ms, |(_, until_ms)| *until_ms);
+        let until_ms = same.map_or(now_ms.saturating_add(for_ms), |(_, until_ms)| *until_ms);
         if now_ms >= until_ms {
             return false;
         }

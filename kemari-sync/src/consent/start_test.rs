@@ -212,7 +212,20 @@ fn a_fence_that_may_still_strike_is_waited_for() {
     };
     assert!(matches!(request, ArbiterRequest::Swap { .. }));
     assert!(
-        reads == 2 && now_ms >= 1_000 + 20_000,
+        reads == 2 && now_ms >= 1_000 + 21_000,
         "{reads} reads until {now_ms} ms"
     );
+}
+
+#[test]
+fn a_record_may_say_anything_of_a_fence() {
+    let mut found = record(host("b", 1), Some(host("a", 5)), Phase::Won);
+    found.work.fence_ms_max = u64::MAX;
+    let asserted = StartConfig {
+        assert_dead: Some(4),
+        ..config()
+    };
+    let (start, action) = over(asserted, Some(found));
+    assert!(matches!(action, StartAction::Report(_)), "{action:?}");
+    assert_eq!(start.next_deadline(), Some(u64::MAX));
 }

@@ -148,6 +148,8 @@ impl Primary {
                     "the arbiter has the VM's record again, in term {}",
                     self.record.term
                 );
+                // Its own end of a session was no attempt, and what failed for the lost record may succeed now.
+                self.forget_futile();
                 self.end_adoption(Ok(text), actions);
             }
             Verdict::NotDone(reason) => {

@@ -26,15 +26,15 @@ impl Primary {
         let backoff = &mut self.backoff;
         // A pair that stood for long is proof that it can.
         if let Some(paired_ms) = backoff.paired_ms.take()
-            && now_ms >= paired_ms + timing.protect_retry_ms_max
+            && now_ms >= paired_ms.saturating_add(timing.protect_retry_ms_max)
         {
             backoff.pause_ms = 0;
         }
-        let doubled_ms = 2 * backoff.pause_ms;
+        let doubled_ms = backoff.pause_ms.saturating_mul(2);
         backoff.pause_ms = doubled_ms
             .max(timing.protect_retry_ms)
             .min(timing.protect_retry_ms_max);
-        backoff.until_ms = now_ms + backoff.pause_ms;
+        backoff.until_ms = now_ms.saturating_add(backoff.pause_ms);
         backoff.reason = reason.to_owned();
     }
 

@@ -19,14 +19,13 @@ impl Primary {
         self.stepped_down = false;
     }
 
-    /// Steps down as soon as the secondary of a recorded pair is there and known to be well. The record decides, as
+    /// Steps down as soon as the secondary of a recorded pair is there and ready. The record decides, as
     /// for every switchover and hand-over.
     pub(super) fn check_health(&mut self, actions: &mut Actions) {
-        let can_go_on_there = matches!(self.standing, Standing::Paired)
-            && self.is_live()
+        let can_go_on_there = self.is_joined()
             && self.parting.is_none()
             && !self.stop_is_committed()
-            && self.peer_is_well();
+            && self.peer_lacks(self.now_ms).is_none();
         let Some(trouble) = self.trouble.clone().filter(|_| can_go_on_there) else {
             return;
         };
@@ -47,27 +46,12 @@ impl Primary {
         }
     }
 
-    fn peer_is_well(&self) -> bool {
-        self.session
-            .as_ref()
-            .is_some_and(|session| session.peer_health == Some(None))
-            && self.peer_lacks().is_none()
-    }
-
-    pub(super) fn waiting_in_trouble(&self) -> Option<String> {
+    pub(super) fn waiting_in_trouble(&self, now_ms: u64) -> Option<String> {
         let trouble = self.trouble.as_ref()?;
-        let peer = self
-            .session
-            .as_ref()
-            .and_then(|session| session.peer_health.as_ref());
-        let why = match (&self.standing, peer) {
-            (Standing::Paired, Some(None)) if !self.stepped_down && self.peer_lacks().is_some() => format!(
-                "the secondary is no better off: {}",
-                self.peer_lacks().unwrap_or_default()
-            ),
+        let why = match (&self.standing, self.peer_lacks(now_ms)) {
             (Standing::Paired, _) if self.stepped_down => "the secondary did not go on".to_owned(),
-            (Standing::Paired, Some(Some(theirs))) => format!("the secondary is no better off: {theirs}"),
-            (Standing::Paired, _) => "the secondary has not said yet how it is".to_owned(),
+            (Standing::Paired, Some(lacks)) => format!("the secondary is no better off: {lacks}"),
+            (Standing::Paired, None) => "the secondary is to go on".to_owned(),
             _ => "no secondary could go on".to_owned(),
         };
         Some(format!("this host is in trouble ({trouble}), and {why}"))

@@ -385,7 +385,7 @@ impl Primary {
         if let Some(sync) = &self.sync {
             return Some(sync.waiting(now_ms));
         }
-        if let Some(waiting) = self.waiting_in_trouble() {
+        if let Some(waiting) = self.waiting_in_trouble(now_ms) {
             return Some(waiting);
         }
         if let Some(waiting) = self.waiting_to_protect(now_ms) {

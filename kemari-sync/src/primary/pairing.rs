@@ -16,9 +16,40 @@ pub(super) struct Pairing {
     pub(super) new: Record,
     /// Once the secondary has committed the first sync: the swap.
     pub(super) asker: Option<Asker>,
+    /// What was said last of a store that does not know the record.
+    doubt: Option<String>,
+}
+
+/// Why a VM halts that is somebody else's.
+pub(super) const PASSED: &str = "the arbiter's record has passed to another";
+
+/// What the arbiter's record says to a side that is alone.
+pub(super) enum Sight {
+    /// It is this side's own.
+    Mine,
+    /// Another has the VM.
+    Passed,
+    /// Nothing about the VM: the store contradicts what is known of it, in these words.
+    Doubt(String),
 }
 
 impl Primary {
+    pub(super) fn sight(&self, found: Option<&Record>) -> Sight {
+        let mine = &self.record;
+        match found {
+            Some(record) if record == mine => Sight::Mine,
+            None => Sight::Doubt("the arbiter has lost the VM's record".to_owned()),
+            Some(record) if record.store != mine.store => Sight::Doubt(
+                "the arbiter's record is of another store than the one this VM was started with".to_owned(),
+            ),
+            Some(record) if record.term < mine.term => Sight::Doubt(format!(
+                "the arbiter's record went back to term {}, after term {}",
+                record.term, mine.term
+            )),
+            Some(_) => Sight::Passed,
+        }
+    }
+
     pub(super) fn begin_pairing(&mut self, actions: &mut Actions) {
         let peer = self.session.as_ref().and_then(|session| session.peer.clone());
         let term = self.record.term + 1;
@@ -28,7 +59,11 @@ impl Primary {
             peer,
             ..self.record.clone()
         };
-        self.standing = Standing::Pairing(Pairing { new, asker: None });
+        self.standing = Standing::Pairing(Pairing {
+            new,
+            asker: None,
+            doubt: None,
+        });
         self.acked = None;
         self.capture(actions);
     }
@@ -80,20 +115,21 @@ impl Primary {
         if let Standing::Pairing(Pairing {
             asker: Some(asker), ..
         }) = &mut self.standing
-            && let Some(verdict) = asker.answer(now_ms, retry_ms, ask, answer)
         {
-            self.on_pair_verdict(verdict, actions);
+            let was_uncertain = asker.is_uncertain();
+            if let Some(verdict) = asker.answer(now_ms, retry_ms, ask, answer) {
+                self.on_pair_verdict(verdict, was_uncertain, actions);
+            }
         }
         let stage = self.session.as_mut().map(|session| &mut session.stage);
         if let Some(Stage::Verifying(asker) | Stage::Confirming { asker, .. }) = stage
             && let Some(Verdict::Read(found)) = asker.answer(now_ms, retry_ms, ask, answer)
         {
-            let is_mine = found.as_ref() == Some(&self.record);
-            self.on_record_read(is_mine, actions);
+            self.on_record_read(found.as_ref(), actions);
         }
     }
 
-    fn on_pair_verdict(&mut self, verdict: Verdict, actions: &mut Actions) {
+    fn on_pair_verdict(&mut self, verdict: Verdict, was_uncertain: bool, actions: &mut Actions) {
         match verdict {
             Verdict::Done(record) => {
                 self.record = record;
@@ -112,9 +148,30 @@ impl Primary {
             Verdict::NotDone(reason) => {
                 self.abandon_pairing(&format!("the arbiter did not record the pair: {reason}"), actions);
             }
-            Verdict::Lost(_) | Verdict::Read(_) => {
-                self.halt("the arbiter's record has passed to another", actions);
-            }
+            Verdict::Lost(found) | Verdict::Read(found) => match self.sight(found.as_ref()) {
+                Sight::Passed => self.halt(PASSED, actions),
+                Sight::Doubt(doubt) if was_uncertain => self.doubt_pair(doubt, actions),
+                // It was refused, so that the pair is recorded nowhere.
+                Sight::Doubt(doubt) => self.abandon_pairing(&doubt, actions),
+                Sight::Mine => self.abandon_pairing("the arbiter did not record the pair", actions),
+            },
+        }
+    }
+
+    /// What became of the record of the pair is unknown, and this store does not know: another may, to which the secondary
+    /// has a way. Nothing leaves before the record is seen again.
+    fn doubt_pair(&mut self, doubt: String, actions: &mut Actions) {
+        let Standing::Pairing(pairing) = &mut self.standing else {
+            return;
+        };
+        let due_ms = self.now_ms + self.config.timing.ask_retry_ms;
+        let asker = Asker::resolve(self.record.clone(), pairing.new.clone(), due_ms, doubt.clone());
+        pairing.asker = Some(asker);
+        if pairing.doubt.as_ref() != Some(&doubt) {
+            actions.push(PrimaryAction::Report(format!(
+                "whether the pair was recorded is unknown, and output waits until the store has the record again: {doubt}"
+            )));
+            pairing.doubt = Some(doubt);
         }
     }
 }

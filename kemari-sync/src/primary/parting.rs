@@ -31,8 +31,8 @@ impl fmt::Display for Cause {
 pub(super) struct Parting {
     pub(super) contest: Contest,
     pub(super) cause: Cause,
-    /// The peer was heard, and nothing got on: the next pair may fare no better.
-    pub(super) is_stuck: bool,
+    /// The peer was heard, and could not follow: the next pair may fare no better.
+    pub(super) is_futile: bool,
 }
 
 impl Parting {
@@ -147,7 +147,7 @@ impl Primary {
         self.parting = Some(Parting {
             contest,
             cause,
-            is_stuck: progress.is_some_and(|(due_ms, _)| now_ms >= due_ms),
+            is_futile: progress.is_some_and(|(due_ms, _)| now_ms >= due_ms),
         });
     }
 
@@ -156,7 +156,15 @@ impl Primary {
         Contest::new(me, other, self.record.term, self.record.store, goal, self.now_ms)
     }
 
-    /// The peer of the pair has lost its state, or can no longer follow.
+    /// The peer of the pair can no longer follow.
+    pub(super) fn secondary_is_unfit(&mut self, reason: &str, actions: &mut Actions) {
+        self.secondary_is_gone(reason, actions);
+        if let Some(parting) = &mut self.parting {
+            parting.is_futile = true;
+        }
+    }
+
+    /// The peer of the pair has lost its state, or is of no more use.
     pub(super) fn secondary_is_gone(&mut self, reason: &str, actions: &mut Actions) {
         self.close(reason, actions);
         if self.is_over() || self.stop_is_committed() {
@@ -215,7 +223,7 @@ impl Primary {
     fn act_alone(&mut self, record: Record, cause: &str, actions: &mut Actions) {
         self.record = record;
         self.standing = Standing::Alone;
-        if self.parting.as_ref().is_some_and(|parting| parting.is_stuck) {
+        if self.parting.as_ref().is_some_and(|parting| parting.is_futile) {
             self.note_futile(cause);
         }
         (self.parting, self.lost_since_ms, self.acked) = (None, None, None);
@@ -291,7 +299,7 @@ impl Primary {
             self.parting = Some(Parting {
                 contest,
                 cause,
-                is_stuck: false,
+                is_futile: false,
             });
         }
     }

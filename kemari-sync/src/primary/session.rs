@@ -3,13 +3,14 @@
 use crate::consent::ask::Asker;
 use crate::faults::{Fault, fault};
 use crate::readiness::Readiness;
-use crate::record::{Epoch, Incarnation};
+use crate::record::{Epoch, Incarnation, Record};
 use crate::trouble::Trouble;
 use crate::wire::{
     CommitId, Goodbye, Heartbeat, Hello, Message, PROOF_BYTES, PROTOCOL_VERSION, Welcome, reason_text,
 };
 
 use super::disks::DiskStep;
+use super::pairing::{PASSED, Sight};
 use super::{Actions, Primary, PrimaryAction, SessionId, Standing};
 
 /// A confirmation older than this, in milliseconds, calls for another round of the copy before the first sync.
@@ -44,15 +45,15 @@ pub(super) struct Session {
     pub(super) heard_ms: u64,
     beat_ms: u64,
     beats: u64,
-    /// What the peer's last heartbeat said of its host; `None`: none came yet.
-    pub(super) peer_health: Option<Option<Trouble>>,
+    /// What the peer said last that keeps its host from running the VM well.
+    peer_trouble: Option<Trouble>,
     /// What the peer said last of its readiness, and when that came.
     peer_readiness: Option<(Readiness, u64)>,
 }
 
 impl Session {
     fn note_heartbeat(&mut self, heartbeat: Heartbeat, now_ms: u64) {
-        self.peer_health = Some(heartbeat.trouble);
+        self.peer_trouble = heartbeat.trouble;
         if let Some(Readiness { reasons, age_ms }) = heartbeat.readiness {
             // What comes from outside is bounded here, too.
             self.peer_readiness = Some((Readiness::found(reasons).aged(age_ms), now_ms));
@@ -65,18 +66,14 @@ impl Primary {
     /// such pair.
     pub(super) fn peer_readiness(&self, now_ms: u64) -> Option<Readiness> {
         let session = self.session.as_ref().filter(|_| self.is_joined())?;
-        let trouble = session.peer_health.as_ref().and_then(Option::as_ref);
-        Some(Readiness::judged(
-            session.peer_readiness.as_ref(),
-            trouble,
-            now_ms,
-        ))
+        let (noted, trouble) = (session.peer_readiness.as_ref(), session.peer_trouble.as_ref());
+        Some(Readiness::judged(noted, trouble, now_ms))
     }
 
-    /// What the secondary has said last that would keep it from taking over.
-    pub fn peer_lacks(&self) -> Option<&str> {
-        let (readiness, _) = self.session.as_ref()?.peer_readiness.as_ref()?;
-        readiness.reasons.first().map(String::as_str)
+    /// What keeps the secondary of a recorded pair from taking over at `now_ms`, as a sentence. That it has not said so, or
+    /// not lately, is such a thing. `None`: nothing does, or there is no such pair.
+    pub fn peer_lacks(&self, now_ms: u64) -> Option<String> {
+        self.peer_readiness(now_ms)?.reasons.into_iter().next()
     }
 
     pub(super) fn is_live(&self) -> bool {
@@ -130,7 +127,7 @@ impl Primary {
             heard_ms: self.now_ms,
             beat_ms: self.now_ms + self.config.timing.heartbeat_ms,
             beats: 0,
-            peer_health: None,
+            peer_trouble: None,
             peer_readiness: None,
         });
         let hello = Hello {
@@ -263,9 +260,18 @@ impl Primary {
     }
 
     /// The arbiter was read on behalf of the session.
-    pub(super) fn on_record_read(&mut self, is_mine: bool, actions: &mut Actions) {
-        if !is_mine {
-            return self.halt("the arbiter's record has passed to another", actions);
+    pub(super) fn on_record_read(&mut self, found: Option<&Record>, actions: &mut Actions) {
+        match self.sight(found) {
+            Sight::Mine => {}
+            Sight::Passed => return self.halt(PASSED, actions),
+            // The VM goes on: it is alone, and needs nobody's word for that.
+            Sight::Doubt(doubt) => {
+                let text = format!(
+                    "{doubt}; the VM is not protected; if nobody else runs it, `kemari adopt-record`, said here, gives it \
+                     its record back"
+                );
+                return self.close(&text, actions);
+            }
         }
         let now_ms = self.now_ms;
         let Some(session) = &mut self.session else { return };
@@ -298,11 +304,13 @@ impl Primary {
     }
 
     fn on_goodbye(&mut self, goodbye: Goodbye, actions: &mut Actions) {
+        let is_unfit = matches!(goodbye, Goodbye::Unfit(_));
         let reason = match goodbye {
             Goodbye::Unfit(reason) => format!("the secondary is unfit: {reason}"),
             other => format!("the secondary said {other:?}"),
         };
         match self.standing {
+            Standing::Paired if is_unfit => self.secondary_is_unfit(&reason, actions),
             Standing::Paired => self.secondary_is_gone(&reason, actions),
             _ => self.close(&reason, actions),
         }
@@ -312,7 +320,7 @@ impl Primary {
     pub(super) fn check_session(&mut self, actions: &mut Actions) {
         let (now_ms, timing) = (self.now_ms, &self.config.timing);
         let (epoch, is_joined) = (self.acked.unwrap_or(0), self.is_joined());
-        let trouble = self.trouble.as_ref().map(Trouble::shortened);
+        let trouble = self.trouble.as_ref();
         let Some(session) = &mut self.session else { return };
         if now_ms >= session.beat_ms {
             session.beat_ms = now_ms + timing.heartbeat_ms;
@@ -321,7 +329,7 @@ impl Primary {
                 let message = Message::Heartbeat(Heartbeat {
                     sequence: session.beats,
                     epoch,
-                    trouble,
+                    trouble: trouble.map(Trouble::shortened),
                     readiness: None,
                     wall_clock_ms: 0,
                 });

@@ -21,7 +21,7 @@ impl Primary {
             Standing::Alone => true,
             // Whether the pair is recorded is not known.
             Standing::Pairing(pairing) => pairing.asker.is_none(),
-            Standing::Paired => now_ms < self.shows_until_ms || fault(Fault::ShowUnasked),
+            Standing::Paired => (self.is_live() && now_ms < self.shows_until_ms) || fault(Fault::ShowUnasked),
             Standing::Over(_) => false,
         }
     }

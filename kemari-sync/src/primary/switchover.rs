@@ -116,7 +116,7 @@ impl Primary {
         self.parting = Some(Parting {
             contest,
             cause: Cause::Final("the secondary has not gone on after the switchover".to_owned()),
-            is_stuck: false,
+            is_futile: false,
         });
     }
 

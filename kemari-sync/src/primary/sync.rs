@@ -216,7 +216,7 @@ impl Primary {
 
     fn sync_failed(&mut self, reason: &str, actions: &mut Actions) {
         match self.standing {
-            Standing::Paired => self.secondary_is_gone(reason, actions),
+            Standing::Paired => self.secondary_is_unfit(reason, actions),
             _ => self.abandon_pairing(reason, actions),
         }
     }

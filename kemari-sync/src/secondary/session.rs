@@ -238,9 +238,7 @@ impl Secondary {
     pub(super) fn check_session(&mut self, actions: &mut Actions) {
         let (now_ms, timing) = (self.now_ms, &self.config.timing);
         let epoch = self.held.as_ref().map_or(0, |held| held.last.epoch);
-        let trouble = self.trouble.as_ref().map(Trouble::shortened);
-        let noted = self.readiness.as_ref();
-        let readiness = noted.map(|(found, at_ms)| found.aged(now_ms.saturating_sub(*at_ms)));
+        let (trouble, noted) = (self.trouble.as_ref(), self.readiness.as_ref());
         let Some(session) = &mut self.session else { return };
         if now_ms >= session.beat_ms {
             session.beat_ms = now_ms + timing.heartbeat_ms;
@@ -248,8 +246,8 @@ impl Secondary {
             let message = Message::Heartbeat(Heartbeat {
                 sequence: session.beats,
                 epoch,
-                trouble,
-                readiness,
+                trouble: trouble.map(Trouble::shortened),
+                readiness: noted.map(|(found, at_ms)| found.aged(now_ms.saturating_sub(*at_ms))),
                 wall_clock_ms: 0,
             });
             actions.push(SecondaryAction::Send {

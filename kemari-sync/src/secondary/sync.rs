@@ -159,6 +159,10 @@ impl Secondary {
             applying: Some(epoch),
         });
         self.lost_since_ms = None;
+        // A takeover that has asked for nothing yet asks under no other store than what is held.
+        if let Some(takeover) = &mut self.takeover {
+            takeover.contest.follow(store);
+        }
         if !staging.acked {
             self.send(ack(&staging), actions);
         }

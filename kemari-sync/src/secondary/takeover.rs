@@ -214,6 +214,8 @@ impl Secondary {
                 takeover.restored = false;
             }
             Ruling::Alarm(reason) => {
+                // Whatever was under way or was to be tried again leads to nothing.
+                takeover.step = Step::Contesting;
                 let text = format!("nothing more is asked of the arbiter, and the VM waits: {reason}");
                 actions.push(SecondaryAction::Report(text));
             }

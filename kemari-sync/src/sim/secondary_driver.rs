@@ -27,7 +27,14 @@ impl World {
             fence_ms_max: (self.setup.has_disk && !self.setup.replicated).then_some(FENCE_MS_MAX),
             staging_pages_max: STAGING_PAGES_MAX,
         };
-        let machine = Secondary::new(config, self.now_ms());
+        let mut machine = Secondary::new(config, self.now_ms());
+        // Nothing here would keep it from taking over, and no run is so long that this says nothing any more.
+        let reasons = Vec::new();
+        machine.handle(
+            self.now_ms(),
+            SecondaryEvent::Readiness { reasons },
+            &mut Vec::new(),
+        );
         self.note(|| format!("host {host} is a secondary"));
         self.hosts[host].process = Process::Secondary(SecondarySide {
             machine,

@@ -11,6 +11,7 @@
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::checksum::checksum_both;
+use crate::readiness::{READINESS_REASON_BYTES_MAX, READINESS_REASONS_MAX};
 
 use super::about::ABOUT_BYTES_MAX;
 use super::blocks::BLOCK_FRAME_BYTES_MAX;
@@ -28,6 +29,10 @@ pub const FRAME_VERSION: u16 = 2;
 /// Longest body of a control message.
 const CONTROL_BYTES_MAX: usize = 4_096;
 const _: () = assert!(REASON_BYTES_MAX + 16 <= CONTROL_BYTES_MAX);
+/// A number takes up to ten bytes, and so does what says that a text is there and how long it is.
+const HEARTBEAT_BYTES_MAX: usize =
+    (10 + REASON_BYTES_MAX) + READINESS_REASONS_MAX * (10 + READINESS_REASON_BYTES_MAX) + 6 * 10;
+const _: () = assert!(HEARTBEAT_BYTES_MAX <= CONTROL_BYTES_MAX);
 
 /// What a frame's body is. The numbers go over the wire: never reuse one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

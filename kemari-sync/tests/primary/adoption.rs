@@ -236,6 +236,21 @@ fn a_record_that_was_not_taken_is_told_and_the_old_one_stays() {
 }
 
 #[test]
+fn the_session_that_an_order_ends_is_no_attempt_that_failed() {
+    let mut bench = Bench::new(Mode::Pipelined);
+    bench.feed(PrimaryEvent::PeerConnected { session: 1 });
+    let asked = bench.welcome(1, 2, None);
+    bench.read(&asked);
+    let asked = adopt(&mut bench);
+    let actions = bench.answer(&asked, ArbiterAnswer::Record(None));
+    let [Do::CloseSession { .. }, asked @ ..] = &actions[..] else {
+        panic!("{actions:?}")
+    };
+    bench.swap(asked);
+    assert!(bench.primary.wants_peer(), "at once");
+}
+
+#[test]
 fn a_vm_that_is_alone_needs_nobodys_agreement() {
     let mut bench = Bench::new(Mode::Pipelined);
     let asked = adopt(&mut bench);

@@ -51,6 +51,51 @@ fn protection_waits_for_the_arbiter_before_the_first_page() {
     assert!(waiting.contains("no route"), "{waiting}");
 }
 
+/// What a store may show that has lost the record of a VM that runs alone, was restored, or is another one.
+fn doubtful() -> [Option<Record>; 4] {
+    [
+        None,
+        Some(Record {
+            term: 0,
+            base: 0,
+            ..alone(1)
+        }),
+        Some(Record { store: 8, ..alone(1) }),
+        Some(Record {
+            store: 8,
+            owner: host("c", 3),
+            ..alone(5)
+        }),
+    ]
+}
+
+fn assert_goes_on_alone(bench: &Bench, actions: &[PrimaryAction]) {
+    let [Do::CloseSession { reason, .. }] = actions else {
+        panic!("nothing else happens: {actions:?}")
+    };
+    assert!(reason.contains("`kemari adopt-record`"), "{reason}");
+    assert!(!bench.primary.is_over() && bench.primary.may_show(bench.now_ms));
+    assert!(!bench.primary.wants_peer(), "not at once");
+    let waiting = bench.primary.status(bench.now_ms).waiting.expect("it says why");
+    assert!(waiting.contains("`kemari adopt-record`"), "{waiting}");
+}
+
+#[test]
+fn a_lost_record_does_not_end_the_vm_that_a_secondary_would_join() {
+    for found in doubtful() {
+        let mut bench = Bench::new(Mode::Lockstep);
+        bench.feed(PrimaryEvent::PeerConnected { session: 1 });
+        let asked = bench.welcome(1, 2, None);
+        let actions = bench.answer(&asked, ArbiterAnswer::Record(found.clone()));
+        assert_goes_on_alone(&bench, &actions);
+        // The same before the first sync.
+        let mut bench = Bench::new(Mode::Lockstep);
+        let asked = bench.copy_up_to_confirmation();
+        let actions = bench.answer(&asked, ArbiterAnswer::Record(found));
+        assert_goes_on_alone(&bench, &actions);
+    }
+}
+
 #[test]
 fn a_record_that_passed_to_another_halts() {
     let mut bench = Bench::new(Mode::Lockstep);

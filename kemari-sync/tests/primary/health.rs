@@ -1,7 +1,7 @@
 //! A host that lives and is of no use to its VM.
 
-use kemari_sync::wire::{Goodbye, Heartbeat, Message};
-use kemari_sync::{Mode, PrimaryAction, PrimaryEvent, READINESS_MS_MAX, Readiness, Trouble};
+use kemari_sync::wire::{Goodbye, Message};
+use kemari_sync::{Mode, PrimaryAction, PrimaryEvent, READINESS_MS_MAX, Trouble};
 
 use PrimaryAction as Do;
 
@@ -15,25 +15,10 @@ fn disk() -> Option<Trouble> {
     Some(Trouble::Disk("blk0 hangs".to_owned()))
 }
 
-/// The secondary says how it is.
-fn heartbeat(trouble: Option<Trouble>) -> Message {
-    said(trouble, None)
-}
-
-fn said(trouble: Option<Trouble>, reasons: Option<&[&str]>) -> Message {
-    Message::Heartbeat(Heartbeat {
-        sequence: 1,
-        epoch: 1,
-        trouble,
-        readiness: reasons.map(|reasons| Readiness::found(reasons.iter().map(|reason| reason.to_string()))),
-        wall_clock_ms: 0,
-    })
-}
-
 /// A protected primary in trouble whose secondary has said this.
 fn in_trouble(mine: Option<Trouble>, theirs: Option<Trouble>) -> (Bench, Vec<PrimaryAction>) {
     let mut bench = Bench::protected(Mode::Lockstep);
-    bench.hear(1, heartbeat(theirs));
+    bench.hear(1, said(theirs, Some(&[])));
     let actions = bench.feed(PrimaryEvent::Health { trouble: mine });
     (bench, actions)
 }
@@ -65,7 +50,7 @@ fn with_a_disk_that_hangs_it_hands_over_since_a_switchover_would_wait_for_that()
     assert!(hands_over(&actions), "{actions:?}");
     // Also in the middle of a switchover, which waits for the disk.
     let mut bench = Bench::protected(Mode::Lockstep);
-    bench.hear(1, heartbeat(None));
+    bench.hear(1, heartbeat());
     bench.feed(PrimaryEvent::OperatorSwitchover);
     bench.captured(2);
     assert!(bench.ack(2).contains(&Do::Drain));
@@ -80,7 +65,7 @@ fn it_stays_while_the_secondary_is_in_trouble_too_and_goes_when_that_is_well() {
         assert_eq!(actions, []);
         let waiting = bench.primary.status(bench.now_ms).waiting.expect("a reason");
         assert!(waiting.contains("no better off"), "{waiting}");
-        assert_ne!(bench.hear(1, heartbeat(None)), []);
+        assert_ne!(bench.hear(1, heartbeat()), []);
     }
 }
 
@@ -88,7 +73,31 @@ fn it_stays_while_the_secondary_is_in_trouble_too_and_goes_when_that_is_well() {
 fn it_stays_until_the_secondary_has_said_how_it_is() {
     let mut bench = Bench::protected(Mode::Lockstep);
     assert_eq!(bench.feed(PrimaryEvent::Health { trouble: uplink() }), []);
-    assert_eq!(bench.hear(1, heartbeat(None)), [capture(2)]);
+    assert_eq!(
+        bench.hear(1, said(None, None)),
+        [],
+        "its host is well, and whether it could take over is open"
+    );
+    assert_eq!(bench.hear(1, heartbeat()), [capture(2)]);
+}
+
+#[test]
+fn it_stays_while_the_secondary_does_not_look_any_more_whether_it_could_go_on() {
+    for mine in [uplink(), disk()] {
+        let mut bench = Bench::protected(Mode::Pipelined);
+        let Message::Heartbeat(mut late) = heartbeat() else {
+            unreachable!("it is one")
+        };
+        late.readiness = late.readiness.map(|found| found.aged(READINESS_MS_MAX + 1));
+        bench.hear(1, Message::Heartbeat(late));
+        assert_eq!(bench.feed(PrimaryEvent::Health { trouble: mine }), []);
+        let waiting = bench.primary.status(bench.now_ms).waiting.expect("it says why");
+        assert!(
+            waiting.contains("no better off") && waiting.contains("within 5 s"),
+            "{waiting}"
+        );
+        assert_ne!(bench.hear(1, heartbeat()), []);
+    }
 }
 
 #[test]
@@ -140,7 +149,8 @@ fn nobody_switches_over_to_a_secondary_that_is_not_ready() {
     assert_eq!(bench.feed(PrimaryEvent::Health { trouble: uplink() }), []);
     let waiting = bench.primary.status(bench.now_ms).waiting.expect("it says why");
     assert!(waiting.contains("no better off: there is no TAP"), "{waiting}");
-    assert_eq!(bench.primary.peer_lacks(), Some("there is no TAP"));
+    let lacks = bench.primary.peer_lacks(bench.now_ms);
+    assert_eq!(lacks.as_deref(), Some("there is no TAP"));
     let actions = bench.hear(1, said(None, Some(&[])));
     assert_eq!(actions, [capture(2)], "the last sync here");
 }

@@ -1,7 +1,9 @@
 //! From alone to a pair.
 
-use kemari_sync::wire::{Heartbeat, Message};
-use kemari_sync::{ArbiterAnswer, ArbiterRequest, Mode, PrimaryAction, PrimaryEvent, Protection};
+use kemari_sync::wire::Message;
+use kemari_sync::{
+    ArbiterAnswer, ArbiterRequest, Mode, PrimaryAction, PrimaryEvent, Protection, Record, Timing,
+};
 
 use PrimaryAction as Do;
 
@@ -88,6 +90,97 @@ fn while_the_record_of_a_pair_is_in_doubt_nothing_leaves() {
     assert_eq!(bench.status(), Protection::Deciding);
 }
 
+fn lost() -> [Option<Record>; 3] {
+    let older = Record {
+        term: 0,
+        base: 0,
+        ..alone(1)
+    };
+    [None, Some(older), Some(Record { store: 8, ..pair() })]
+}
+
+#[test]
+fn a_pair_that_a_store_without_the_record_refuses_is_given_up() {
+    for found in lost() {
+        let (mut bench, _) = Bench::copied(Mode::Lockstep);
+        bench.captured(1);
+        let asked = bench.ack(1);
+        let actions = bench.answer(&asked, ArbiterAnswer::Conflict(found));
+        assert_eq!(actions[0], Do::GiveBack { epoch: 1 });
+        assert_eq!(
+            actions[2..],
+            [Do::OpenGate, Do::Resume],
+            "it was recorded nowhere"
+        );
+        assert_eq!(*bench.primary.record(), alone(1));
+    }
+}
+
+/// Another store may have it, to which the secondary has a way.
+#[test]
+fn a_pair_whose_record_may_stand_where_it_is_not_seen_keeps_output_waiting() {
+    for found in lost() {
+        let (mut bench, _) = Bench::copied(Mode::Pipelined);
+        bench.captured(1);
+        let mut asked = bench.ack(1);
+        bench.answer(&asked, ArbiterAnswer::Unknown("time-out".to_owned()));
+        for _ in 0..3 {
+            bench.hear(1, heartbeat());
+            asked = bench.wait(Timing::default().ask_retry_ms);
+            assert!(
+                matches!(
+                    &asked[..],
+                    [Do::Ask {
+                        request: ArbiterRequest::Read,
+                        ..
+                    }]
+                ),
+                "{asked:?}"
+            );
+            assert_eq!(bench.answer(&asked, ArbiterAnswer::Record(found.clone())), []);
+        }
+        let waiting = bench.primary.status(bench.now_ms).waiting.expect("it waits");
+        assert!(
+            waiting.contains("output waits") && waiting.contains("the arbiter"),
+            "{waiting}"
+        );
+        // The store is the right one again.
+        asked = bench.wait(Timing::default().ask_retry_ms);
+        bench.store = pair();
+        assert_eq!(bench.read(&asked), [Do::Release { epoch: 1 }]);
+        assert_eq!(bench.status(), Protection::Protected);
+    }
+}
+
+#[test]
+fn a_pair_whose_record_passed_to_another_halts() {
+    let (mut bench, _) = Bench::copied(Mode::Lockstep);
+    bench.captured(1);
+    let asked = bench.ack(1);
+    let other = Record {
+        owner: host("c", 3),
+        ..alone(2)
+    };
+    let actions = bench.answer(&asked, ArbiterAnswer::Conflict(Some(other)));
+    assert!(
+        matches!(actions[..], [Do::Halt { .. }, Do::CloseSession { .. }]),
+        "{actions:?}"
+    );
+}
+
+#[test]
+fn while_a_pair_is_made_the_outside_is_told_until_its_record_is_in_doubt() {
+    let (mut bench, _) = Bench::copied(Mode::Lockstep);
+    let now = |bench: &Bench| bench.primary.may_show(bench.now_ms);
+    assert!(now(&bench), "nobody else can have it");
+    bench.captured(1);
+    assert!(now(&bench));
+    let asked = bench.ack(1);
+    assert!(!now(&bench), "the pair may be recorded");
+    bench.swap(&asked);
+    assert!(now(&bench));
+}
+
 #[test]
 fn a_link_that_breaks_before_the_first_ack_gives_the_right_to_act_alone_back() {
     let (mut bench, _) = Bench::copied(Mode::Lockstep);
@@ -111,16 +204,7 @@ fn a_first_sync_without_ack_does_not_hold_output_for_ever() {
     let (mut bench, _) = Bench::copied(Mode::Lockstep);
     bench.captured(1);
     for _ in 0..60 {
-        bench.hear(
-            1,
-            Message::Heartbeat(Heartbeat {
-                sequence: 1,
-                epoch: 0,
-                trouble: None,
-                readiness: None,
-                wall_clock_ms: 0,
-            }),
-        );
+        bench.hear(1, heartbeat());
         if bench.wait(100).contains(&Do::OpenGate) {
             return;
         }

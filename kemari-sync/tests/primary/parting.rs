@@ -1,6 +1,6 @@
 //! From a pair to alone, or to a halt.
 
-use kemari_sync::wire::{CommitId, Goodbye, Heartbeat, Message};
+use kemari_sync::wire::{CommitId, Goodbye, Message};
 use kemari_sync::{
     ArbiterAnswer, ArbiterRequest, Mode, Phase, PrimaryAction, PrimaryEvent, Protection, Record, Timing,
 };
@@ -143,28 +143,10 @@ fn a_heard_secondary_that_does_not_ack_is_parted_from_at_the_progress_limit() {
     bench.feed(PrimaryEvent::OutputPending);
     bench.captured(2);
     for _ in 0..49 {
-        bench.hear(
-            1,
-            Message::Heartbeat(Heartbeat {
-                sequence: 1,
-                epoch: 1,
-                trouble: None,
-                readiness: None,
-                wall_clock_ms: 0,
-            }),
-        );
+        bench.hear(1, heartbeat());
         assert_eq!(bench.wait(100), []);
     }
-    bench.hear(
-        1,
-        Message::Heartbeat(Heartbeat {
-            sequence: 1,
-            epoch: 1,
-            trouble: None,
-            readiness: None,
-            wall_clock_ms: 0,
-        }),
-    );
+    bench.hear(1, heartbeat());
     assert!(matches!(bench.wait(100)[..], [Do::Ask { .. }]));
 }
 
@@ -217,22 +199,13 @@ fn what_is_won_is_not_handed_over() {
     let mut bench = Bench::protected(Mode::Lockstep);
     bench.feed(PrimaryEvent::OutputPending);
     bench.captured(2);
-    let beat = || {
-        Message::Heartbeat(Heartbeat {
-            sequence: 1,
-            epoch: 0,
-            trouble: None,
-            readiness: None,
-            wall_clock_ms: 0,
-        })
-    };
     let timing = Timing::default();
     let mut asked = Vec::new();
     for _ in 0..timing.progress_ms / (timing.suspicion_ms / 2) {
-        bench.hear(1, beat());
+        bench.hear(1, heartbeat());
         asked = bench.wait(timing.suspicion_ms / 2);
     }
-    bench.hear(1, beat());
+    bench.hear(1, heartbeat());
     assert!(bench.primary.may_hand_over(), "it is heard, and nothing is won");
     let asked = bench.read(&asked);
     bench.swap(&asked);

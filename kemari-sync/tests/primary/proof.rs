@@ -1,6 +1,6 @@
 //! The way to the secondary is proved before output is held for it, and failures back off.
 
-use kemari_sync::wire::{Heartbeat, Message};
+use kemari_sync::wire::{Goodbye, Message};
 use kemari_sync::{Mode, PrimaryAction, PrimaryEvent, Protection, Timing};
 
 use PrimaryAction as Do;
@@ -26,16 +26,7 @@ fn fail_to_prove(bench: &mut Bench, session: u64) -> Vec<PrimaryAction> {
     loop {
         assert!(bench.now_ms <= begun_ms + timing.progress_ms, "it waits for ever");
         let mut actions = bench.wait(timing.heartbeat_ms);
-        actions.extend(bench.hear(
-            session,
-            Message::Heartbeat(Heartbeat {
-                sequence: 1,
-                epoch: 0,
-                trouble: None,
-                readiness: None,
-                wall_clock_ms: 0,
-            }),
-        ));
+        actions.extend(bench.hear(session, heartbeat()));
         actions.retain(|action| !is_heartbeat(action));
         if !actions.is_empty() {
             return actions;
@@ -118,16 +109,14 @@ fn part_for_lack_of_progress(bench: &mut Bench) {
     let mut asked = Vec::new();
     while !asked.iter().any(|action| matches!(action, Do::Ask { .. })) {
         asked = bench.wait(100);
-        let heartbeat = Heartbeat {
-            sequence: 1,
-            epoch: 0,
-            trouble: None,
-            readiness: None,
-            wall_clock_ms: 0,
-        };
-        asked.extend(bench.hear(1, Message::Heartbeat(heartbeat)));
+        asked.extend(bench.hear(1, heartbeat()));
     }
-    let asked = bench.read(&asked);
+    go_on_alone(bench, &asked);
+}
+
+/// The arbiter lets the primary.
+fn go_on_alone(bench: &mut Bench, asked: &[PrimaryAction]) {
+    let asked = bench.read(asked);
     let asked = bench.swap(&asked);
     bench.swap(&asked);
     assert_eq!(bench.status(), Protection::Unprotected);
@@ -141,6 +130,43 @@ fn a_pair_that_parts_for_lack_of_progress_backs_off_too() {
     fail_to_prove_after_wait(&mut bench, 3, 1);
     fail_to_prove_after_wait(&mut bench, 4, 2);
     assert_eq!(waits_for_ms(&mut bench) / 1_000, 4);
+}
+
+#[test]
+fn a_pair_whose_secondary_cannot_follow_backs_off_too() {
+    let unfit = |bench: &mut Bench| {
+        let goodbye = Goodbye::Unfit("its disk is full".to_owned());
+        bench.hear(1, Message::Goodbye(goodbye))
+    };
+    let exceed = |bench: &mut Bench| {
+        bench.feed(PrimaryEvent::OutputPending);
+        bench.feed(PrimaryEvent::Captured {
+            epoch: 2,
+            pages: 1_001,
+            bytes: 1,
+            stop: false,
+        })
+    };
+    for part in [unfit, exceed] {
+        let mut bench = Bench::protected(Mode::Lockstep);
+        let asked = part(&mut bench);
+        go_on_alone(&mut bench, &asked);
+        let waiting = bench.primary.status(bench.now_ms).waiting.expect("it says why");
+        assert!(waiting.contains("tried again in 1 s"), "{waiting}");
+        fail_to_prove_after_wait(&mut bench, 3, 1);
+        assert_eq!(waits_for_ms(&mut bench) / 1_000, 2);
+    }
+}
+
+#[test]
+fn a_secondary_that_was_started_anew_is_taken_at_once() {
+    let mut bench = Bench::protected(Mode::Lockstep);
+    let reason = "reset".to_owned();
+    bench.feed(PrimaryEvent::PeerClosed { session: 1, reason });
+    bench.feed(PrimaryEvent::PeerConnected { session: 2 });
+    let asked = bench.welcome(2, 3, None);
+    go_on_alone(&mut bench, &asked);
+    assert!(bench.primary.wants_peer());
 }
 
 fn fail_to_prove_after_wait(bench: &mut Bench, session: u64, pause_s: u64) {

@@ -1,9 +1,10 @@
 //! A bench for the primary: it plays the rest of the world.
 
-use kemari_sync::wire::{CommitId, Message, PROOF_BYTES, Welcome};
+use kemari_sync::wire::{CommitId, Heartbeat, Message, PROOF_BYTES, Welcome};
 use kemari_sync::{
     ArbiterAnswer, ArbiterRequest, CopyLimits, Incarnation, Mode, OnSecondaryLoss, Opening, Phase, Primary,
-    PrimaryAction, PrimaryConfig, PrimaryEvent, Protection, Record, Reign, Source, Timing,
+    PrimaryAction, PrimaryConfig, PrimaryEvent, Protection, Readiness, Record, Reign, Source, Timing,
+    Trouble,
 };
 
 use PrimaryAction as Do;
@@ -42,6 +43,22 @@ pub fn won() -> Record {
         phase: Phase::Won,
         ..pair()
     }
+}
+
+/// The secondary lives, and could take over.
+pub fn heartbeat() -> Message {
+    said(None, Some(&[]))
+}
+
+/// The secondary says how its host is, and what would keep it from taking over, if it has looked.
+pub fn said(trouble: Option<Trouble>, reasons: Option<&[&str]>) -> Message {
+    Message::Heartbeat(Heartbeat {
+        sequence: 1,
+        epoch: 1,
+        trouble,
+        readiness: reasons.map(|reasons| Readiness::found(reasons.iter().map(|reason| reason.to_string()))),
+        wall_clock_ms: 0,
+    })
 }
 
 /// A primary and the record that its arbiter has.
@@ -178,6 +195,12 @@ impl Bench {
     }
 
     pub fn copy(&mut self) -> Vec<PrimaryAction> {
+        let asked = self.copy_up_to_confirmation();
+        self.read(&asked)
+    }
+
+    /// Up to the last look at the record before the first sync.
+    pub fn copy_up_to_confirmation(&mut self) -> Vec<PrimaryAction> {
         assert!(self.primary.wants_peer());
         let actions = self.feed(PrimaryEvent::PeerConnected { session: 1 });
         assert!(matches!(
@@ -218,11 +241,10 @@ impl Bench {
                 first: true
             }]
         );
-        let asked = self.feed(PrimaryEvent::CopyRoundSent {
+        self.feed(PrimaryEvent::CopyRoundSent {
             session: 1,
             dirty_pages: 10,
-        });
-        self.read(&asked)
+        })
     }
 
     /// Up to a recorded pair in which nothing is under way.

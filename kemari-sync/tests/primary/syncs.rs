@@ -1,6 +1,6 @@
 //! Syncs: when one begins, and what its ack releases.
 
-use kemari_sync::wire::{CommitId, Heartbeat, Message};
+use kemari_sync::wire::{CommitId, Message};
 use kemari_sync::{Mode, Pace, PrimaryAction, PrimaryEvent, Timing};
 
 use PrimaryAction as Do;
@@ -102,16 +102,7 @@ fn one_sync_is_under_way_and_the_rest_joins_the_next() {
 fn without_output_a_sync_starts_at_the_interval_and_at_the_dirty_limit() {
     let mut bench = Bench::protected(Mode::Pipelined);
     assert_eq!(bench.wait(500), []);
-    bench.hear(
-        1,
-        Message::Heartbeat(Heartbeat {
-            sequence: 1,
-            epoch: 1,
-            trouble: None,
-            readiness: None,
-            wall_clock_ms: 0,
-        }),
-    );
+    bench.hear(1, heartbeat());
     assert_eq!(bench.wait(Timing::default().max_interval_ms)[..1], [capture(2)]);
     bench.captured(2);
     assert_eq!(
@@ -242,6 +233,29 @@ fn the_outside_is_told_where_the_vm_is_only_with_consent() {
     // Parting from the secondary.
     bench.wait(Timing::default().suspicion_ms);
     assert!(!now(&bench));
+}
+
+/// However young the last ack is.
+#[test]
+fn nothing_is_shown_without_a_secondary_that_is_there() {
+    let fresh = || {
+        let bench = Bench::protected(Mode::Lockstep);
+        assert!(bench.primary.may_show(bench.now_ms));
+        bench
+    };
+    let mut bench = fresh();
+    bench.feed(PrimaryEvent::OperatorUnprotect);
+    assert!(bench.primary.is_leaving());
+    assert!(
+        !bench.primary.may_show(bench.now_ms),
+        "the arbiter is being asked"
+    );
+
+    let mut bench = fresh();
+    let reason = "reset".to_owned();
+    bench.feed(PrimaryEvent::PeerClosed { session: 1, reason });
+    assert!(!bench.primary.is_leaving());
+    assert!(!bench.primary.may_show(bench.now_ms), "the link broke");
 }
 
 #[test]

@@ -367,6 +367,19 @@ fn a_restore_that_fails_again_and_again_counts_as_stuck() {
 }
 
 #[test]
+fn whoever_cannot_trust_the_arbiter_asks_and_tries_nothing_more() {
+    let mut bench = Bench::holding(false);
+    assert!(bench.winning().contains(&Do::Restore { epoch: 1 }));
+    let asked = bench.wait(Timing::default().won_stall_ms / 3);
+    assert_eq!(bench.answer(&asked, ArbiterAnswer::Conflict(None)), []);
+    let result = Err("no disk".to_owned());
+    assert_eq!(bench.feed(SecondaryEvent::Restored { result }), []);
+    assert_eq!(bench.wait(60_000), []);
+    let waiting = bench.secondary.status(bench.now_ms).waiting.expect("it says why");
+    assert!(waiting.contains("cannot be trusted"), "{waiting}");
+}
+
+#[test]
 fn who_wins_again_fences_and_restores_again() {
     let mut bench = Bench::holding(true);
     bench.winning();

@@ -3,7 +3,7 @@
 //! What was added to a record later is left out where it says nothing: so one that an older version can act upon is
 //! written in the older form, and an older one is read.
 
-use kemari_sync::{Incarnation, Phase, Record, Work};
+use kemari_sync::{Incarnation, Phase, Record, TERM_MAX, Work};
 use serde::{Deserialize, Serialize};
 
 /// Number of the form below. A store written by a later form is refused.
@@ -28,6 +28,9 @@ pub enum StoredError {
     /// It was changed after it was written.
     #[error("its checksum is wrong: it was damaged, or edited by hand")]
     Checksum,
+    /// No VM comes so far.
+    #[error("its term is {0}, to which no VM comes: it was damaged, or edited by hand")]
+    Term(u64),
     /// It is the record of another VM.
     #[error("it is the record of the VM `{0}`: two VMs are configured to use one place")]
     OtherVm(String),
@@ -134,6 +137,10 @@ pub fn decode(bytes: &[u8], vm: &str) -> Result<Record, StoredError> {
     if body.vm != vm {
         return Err(StoredError::OtherVm(body.vm));
     }
+    let term = body.term.max(body.base);
+    if term >= TERM_MAX {
+        return Err(StoredError::Term(term));
+    }
     Ok(Record {
         store: number(&body.store)?,
         term: body.term,
@@ -154,7 +161,7 @@ mod tests {
         Record {
             vm: "demo".into(),
             store: u128::MAX - 5,
-            term: u64::MAX,
+            term: TERM_MAX - 1,
             base: 7,
             owner: Incarnation {
                 host: "a".into(),
@@ -187,9 +194,9 @@ mod tests {
     #[test]
     fn a_record_of_the_form_before_is_read_and_written_as_it_was() {
         let old = concat!(
-            r#"{"format":1,"record":{"vm":"demo","store":"fffffffffffffffffffffffffffffffa","term":18446744073709551615,"#,
+            r#"{"format":1,"record":{"vm":"demo","store":"fffffffffffffffffffffffffffffffa","term":9223372036854775806,"#,
             r#""base":7,"phase":"won","owner":{"host":"a","nonce":"00000010000000000000000000000000"},"#,
-            r#""peer":{"host":"b","nonce":"00000000000000000000000000000002"}},"crc32":"a843aa9a"}"#,
+            r#""peer":{"host":"b","nonce":"00000000000000000000000000000002"}},"crc32":"0edf315b"}"#,
             "\n"
         );
         assert_eq!(decode(old.as_bytes(), "demo"), Ok(record()));
@@ -210,6 +217,21 @@ mod tests {
             }
         }
         assert!(decode(&[0; 512], "demo").is_err());
+    }
+
+    #[test]
+    fn a_term_to_which_no_vm_comes_is_refused() {
+        for term in [TERM_MAX, u64::MAX] {
+            for record in [
+                Record { term, ..record() },
+                Record {
+                    base: term,
+                    ..record()
+                },
+            ] {
+                assert_eq!(decode(&encode(&record), "demo"), Err(StoredError::Term(term)));
+            }
+        }
     }
 
     #[test]

@@ -57,7 +57,10 @@ impl PrimarySide {
             Command::AdoptRecord => self.begin_adoption(),
             Command::Pace(change) => return answer(&order, self.change_pace(change)),
             // A process that is to end tries all the same: what fails there goes on here.
-            Command::Switchover => match (self.core.refuses_switchover(), self.core.peer_lacks()) {
+            Command::Switchover => match (
+                self.core.refuses_switchover(),
+                self.core.peer_lacks(self.clock.now_ms()),
+            ) {
                 (Some(reason), _) => Err(reason),
                 (None, Some(lacks)) if !is_leaving => {
                     Err(format!("the secondary could not go on now: {lacks}"))

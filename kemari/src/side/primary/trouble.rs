@@ -27,7 +27,8 @@ impl PrimarySide {
     /// tried again; or the other host goes on.
     pub(super) fn on_disk_trouble(&mut self, disk: &str, reason: &str, fail_over: bool) {
         let sentence = format!("disk {disk} fails: {reason}");
-        let can_go_on_there = self.core.refuses_switchover().is_none() && self.core.peer_lacks().is_none();
+        let lacks = self.core.peer_lacks(self.clock.now_ms());
+        let can_go_on_there = self.core.refuses_switchover().is_none() && lacks.is_none();
         if fail_over && can_go_on_there {
             tracing::error!("{sentence}; the other host goes on");
             let reason = sentence;
