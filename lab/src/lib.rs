@@ -13,6 +13,8 @@
 pub mod agent;
 pub mod build;
 mod cache;
+mod control_group;
+mod descriptors;
 mod emulated;
 mod error;
 mod etcd;
@@ -31,6 +33,8 @@ mod scratch;
 mod tsc;
 mod volatile;
 
+pub use control_group::{LittleMemory, Tasks};
+pub use descriptors::{Descriptors, TICKS_PER_S, processor_ticks};
 pub use emulated::{CLOCK_STEP, Lab, LabConfig};
 pub use error::{Error, Result};
 pub use etcd::Etcd;

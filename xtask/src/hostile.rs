@@ -35,11 +35,9 @@ pub fn hostile(options: &Options) -> Result<bool> {
             false => println!("{line}"),
         }
     }
-    let succeeded = child
-        .wait()
-        .context("the scenario cannot be waited for")?
-        .success();
-    println!("{}", last_line(result.filter(|_| succeeded)));
+    let status = child.wait().context("the scenario cannot be waited for")?;
+    let (last_line, succeeded) = outcome(result, status.success());
+    println!("{last_line}");
     Ok(succeeded)
 }
 
@@ -47,9 +45,13 @@ fn is_result(line: &str) -> bool {
     line.starts_with("{\"kinds\":")
 }
 
-/// The scenario ends with the first kind that hurts somebody else.
-fn last_line(result: Option<String>) -> String {
-    result.unwrap_or_else(|| "{\"kinds\":null,\"failed\":1}".to_owned())
+/// The last line, and whether all went well. The scenario ends with the first kind that hurts somebody else, and one that was
+/// not played has no result.
+fn outcome(result: Option<String>, succeeded: bool) -> (String, bool) {
+    match result.filter(|_| succeeded) {
+        Some(result) => (result, true),
+        None => ("{\"kinds\":null,\"failed\":1}".to_owned(), false),
+    }
 }
 
 #[cfg(test)]
@@ -57,10 +59,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_line_says_that_something_failed_unless_all_went_well() {
+    fn it_succeeds_only_with_a_result_and_says_the_same() {
         let good = "{\"kinds\":6,\"failed\":0,\"ms_each\":10000,\"memory_mib_max\":120}";
         assert!(is_result(good) && !is_result("test hostile ... ok"));
-        assert_eq!(last_line(Some(good.to_owned())), good);
-        assert!(last_line(None).contains("\"failed\":1"));
+        assert_eq!(outcome(Some(good.to_owned()), true), (good.to_owned(), true));
+        for (result, succeeded) in [(None, true), (None, false), (Some(good.to_owned()), false)] {
+            let (last_line, all_well) = outcome(result, succeeded);
+            assert!(last_line.contains("\"failed\":1") && !all_well);
+        }
     }
 }

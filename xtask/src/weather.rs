@@ -19,6 +19,7 @@ mod link;
 mod log;
 mod mounts;
 mod names;
+mod pairs;
 mod rehearsal;
 mod setup;
 mod signals;
@@ -27,6 +28,7 @@ mod taps;
 mod terminal;
 mod world;
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -55,10 +57,16 @@ pub struct Options {
     /// Names the cases, and what happens in them, and runs none
     #[arg(long)]
     pub list: bool,
-    /// Instead of the cases: kill the primary as often as this whenever `kemari status --check` says 0, with weather in
+    /// Instead of the cases: kill the primary as often as this when `kemari status --check` says 0, with weather in
     /// between
     #[arg(long, value_name = "N")]
     pub kills: Option<u32>,
+    /// With --kills: so many pairs side by side, each with a VM of its own
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub pairs: u32,
+    /// Kemari and the bare guest, which are built already
+    #[arg(long, hide = true, num_args = 2)]
+    pub programs: Vec<PathBuf>,
     /// Makes the load, and the weather of --kills, repeatable
     #[arg(long)]
     pub seed: Option<u64>,
@@ -114,13 +122,13 @@ pub fn weather(options: &Options) -> Result<bool> {
     }
     mounts::become_private()?;
     packages::ensure_installed(&[IP, ETCD, FAKETIME, OPENSSL, CURL])?;
-    let programs = Programs {
-        kemari: keep(build_kemari(&["faults"])?, "weather")?,
-        guest: build_bare_guest()?,
-    };
+    let programs = programs(options)?;
     let seed = options.seed.unwrap_or_else(rand::random);
     if let Some(count) = options.kills {
-        return kills::kills(count, &programs, seed);
+        return match options.pairs {
+            0 | 1 => kills::kills(count, &programs, seed),
+            pairs => pairs::side_by_side(count, pairs, &programs, seed),
+        };
     }
     ensure!(!cases.is_empty(), "no case has such a name: see --list");
     let begin = Instant::now();
@@ -137,6 +145,19 @@ pub fn weather(options: &Options) -> Result<bool> {
     }
     println!("{}", serde_json::to_string(&outcome)?);
     Ok(outcome.failed == 0)
+}
+
+fn programs(options: &Options) -> Result<Programs> {
+    Ok(match options.programs.as_slice() {
+        [kemari, guest] => Programs {
+            kemari: kemari.clone(),
+            guest: guest.clone(),
+        },
+        _ => Programs {
+            kemari: keep(build_kemari(&["faults"])?, "weather")?,
+            guest: build_bare_guest()?,
+        },
+    })
 }
 
 /// The quick cases as a test: in a process of its own, for mounts that nobody else sees.
@@ -189,7 +210,7 @@ mod tests {
     use super::*;
 
     /// Fewest cases, and most that are quick.
-    const CASES_MIN: usize = 40;
+    const CASES_MIN: usize = 90;
     const QUICK_CASES_MAX: usize = 10;
 
     #[test]

@@ -42,9 +42,7 @@ fn waits_for_its_tap(plan: &Plan) {
         // What it holds by now is whole: it can be given away again.
         scene.secondary(Host::A)?;
         scene.await_protected(Host::B)?;
-        scene.kill(Host::B)?;
-        clients.go_on()?;
-        scene.await_primary(Host::A)?;
+        scene.take_over_from(Host::B, &clients)?;
         clients.finish()
     });
 }
@@ -78,9 +76,7 @@ fn an_old_primary_that_cannot_listen_follows_as_soon_as_it_can() {
         scene.await_log(Host::A, "this host cannot follow yet: cannot listen on")?;
         drop(other);
         scene.await_protected(Host::B)?;
-        scene.kill(Host::B)?;
-        clients.go_on()?;
-        scene.await_primary(Host::A)?;
+        scene.take_over_from(Host::B, &clients)?;
         clients.finish()
     });
 }
@@ -99,9 +95,7 @@ fn a_switchover_to_a_host_without_its_tap_ends_where_it_began() {
         ensure!(scene.is_running(Host::B), "B has ended");
         set_tap(scene, Host::B, true)?;
         scene.await_protected(Host::A)?;
-        scene.kill(Host::A)?;
-        clients.go_on()?;
-        scene.await_primary(Host::B)?;
+        scene.take_over_from(Host::A, &clients)?;
         clients.finish()
     });
 }

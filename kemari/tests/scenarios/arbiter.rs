@@ -107,9 +107,7 @@ fn a_record_that_was_lost_under_a_pair_is_told_and_given_back_while_the_vm_runs(
             })?;
         }
         clients.work(Duration::from_millis(300))?;
-        scene.kill(Host::A)?;
-        clients.go_on()?;
-        scene.await_primary(Host::B)?;
+        scene.take_over_from(Host::A, &clients)?;
         clients.finish()
     });
 }
@@ -132,17 +130,13 @@ fn members_of_the_arbiters_cluster_die_and_come_back_under_a_protected_vm() {
         }
         // One of them is away when it comes to it, and the next one when the roles change back.
         etcd.kill(0)?;
-        scene.kill(Host::A)?;
-        clients.go_on()?;
-        scene.await_primary(Host::B)?;
+        scene.take_over_from(Host::A, &clients)?;
         scene.secondary(Host::A)?;
         scene.await_protected(Host::B)?;
         etcd.start_member(0)?;
         etcd.await_healthy(0)?;
         etcd.kill(1)?;
-        scene.kill(Host::B)?;
-        clients.go_on()?;
-        scene.await_primary(Host::A)?;
+        scene.take_over_from(Host::B, &clients)?;
         clients.finish()
     });
 }

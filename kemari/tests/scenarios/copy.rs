@@ -49,9 +49,7 @@ fn a_cut_during_the_new_protection_after_a_takeover_loses_nothing() {
         scene.secondary(Host::B)?;
         scene.await_protected(Host::A)?;
         let clients = scene.clients()?;
-        scene.kill(Host::A)?;
-        clients.go_on()?;
-        scene.await_primary(Host::B)?;
+        scene.take_over_from(Host::A, &clients)?;
         // The host that returns dies again while it is copied to, and then the link breaks in the next copy.
         scene.secondary(Host::A)?;
         await_copying_on(scene, Host::B)?;
@@ -65,9 +63,7 @@ fn a_cut_during_the_new_protection_after_a_takeover_loses_nothing() {
         scene.net.join(Host::A.number(), Network::Replication)?;
         scene.await_protected(Host::B)?;
         clients.go_on()?;
-        scene.kill(Host::B)?;
-        clients.go_on()?;
-        scene.await_primary(Host::A)?;
+        scene.take_over_from(Host::B, &clients)?;
         clients.finish()
     });
 }

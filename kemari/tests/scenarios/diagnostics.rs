@@ -9,11 +9,11 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use lab::replication_address;
+use lab::{Descriptors, Tasks, processor_ticks, replication_address};
 use rustix::pipe::pipe;
 use rustix::process::Signal;
 
-use crate::support::{Descriptors, Host, LINK_PORT, Plan, Tasks, play, processor_ticks};
+use crate::support::{Host, LINK_PORT, Plan, play};
 
 /// A pipe that is full: the end that is written to, and the one that nobody reads.
 fn stuck_pipe() -> Result<(OwnedFd, OwnedFd)> {
@@ -35,9 +35,7 @@ fn take_over_with_log(log: impl FnOnce() -> Result<(OwnedFd, Option<OwnedFd>)>) 
         scene.await_service(Host::A)?;
         scene.await_protected(Host::A)?;
         let clients = scene.clients()?;
-        scene.kill(Host::A)?;
-        scene.await_primary(Host::B)?;
-        clients.go_on()?;
+        scene.take_over_from(Host::A, &clients)?;
         clients.finish()
     });
 }
@@ -183,9 +181,7 @@ fn a_secondary_at_its_limit_of_files_waits_quietly_and_takes_over_when_there_is_
         );
         descriptors.allow_all()?;
         let clients = scene.clients()?;
-        scene.kill(Host::A)?;
-        scene.await_primary(Host::B)?;
-        clients.go_on()?;
+        scene.take_over_from(Host::A, &clients)?;
         clients.finish()
     });
 }

@@ -124,9 +124,7 @@ fn qcow2_images_are_made_larger_while_the_vm_runs() {
         })?;
         scene.order(&["BLKTEST", "200", "32"])?;
         // Who takes over has it as large; then it grows there, and here only afterwards.
-        scene.kill(Host::A)?;
-        scene.await_primary(Host::B)?;
-        clients.go_on()?;
+        scene.take_over_from(Host::A, &clients)?;
         scene.order(&["BLKTEST", "100", "8"])?;
         scene.secondary(Host::A)?;
         scene.await_protected(Host::B)?;

@@ -202,11 +202,7 @@ fn drills_come_by_themselves_and_are_refused_where_there_is_nothing_to_try() {
 #[test]
 fn a_state_that_was_destroyed_is_found_and_the_pair_is_not_ready() {
     play(&Plan::replicated("memory"), |scene| {
-        scene.run(Host::A)?;
-        let spoilt = [("KEMARI_FAULTS", "SpoilMemoryMib=64")];
-        scene.start(Host::B, &["secondary"], "scene.toml", &spoilt)?;
-        scene.await_service(Host::A)?;
-        scene.await_protected(Host::A)?;
+        scene.protect_with(Host::B, "SpoilMemoryMib=64")?;
         let (success, text, drill) = drill(scene, "3")?;
         ensure!(
             !success && !drill.passed && !drill.inconclusive,

@@ -16,11 +16,7 @@ const CUT_AT: u64 = 60;
 #[test]
 fn half_a_sync_is_rolled_back_and_nothing_is_lost() {
     play(&Plan::default(), |scene| {
-        scene.secondary(Host::B)?;
-        let fault = format!("CutFrameAtEpoch={CUT_AT}");
-        scene.start(Host::A, &["run"], "scene.toml", &[("KEMARI_FAULTS", &fault)])?;
-        scene.await_service(Host::A)?;
-        scene.await_protected(Host::A)?;
+        scene.protect_with(Host::A, &format!("CutFrameAtEpoch={CUT_AT}"))?;
         let clients = scene.clients()?;
         scene.await_log(Host::A, "the link to b is gone")?;
         clients.go_on()?;
@@ -32,9 +28,7 @@ fn half_a_sync_is_rolled_back_and_nothing_is_lost() {
         );
         ensure!(protected.counters.syncs_failed > 0, "no sync failed: {protected}");
         clients.work(Duration::from_millis(200))?;
-        scene.kill(Host::A)?;
-        clients.go_on()?;
-        scene.await_primary(Host::B)?;
+        scene.take_over_from(Host::A, &clients)?;
         clients.finish()
     });
 }
@@ -51,11 +45,7 @@ fn output_that_gathers_leaves_when_it_has_gathered() {
         ..Plan::default()
     };
     play(&plan, |scene| {
-        scene.secondary(Host::B)?;
-        let fault = format!("GatherUs={}", GATHERS.as_micros());
-        scene.start(Host::A, &["run"], "scene.toml", &[("KEMARI_FAULTS", &fault)])?;
-        scene.await_service(Host::A)?;
-        scene.await_protected(Host::A)?;
+        scene.protect_with(Host::A, &format!("GatherUs={}", GATHERS.as_micros()))?;
         const ORDERS: u32 = 5;
         let begin = Instant::now();
         for _ in 0..ORDERS {
@@ -68,9 +58,7 @@ fn output_that_gathers_leaves_when_it_has_gathered() {
         );
         let clients = scene.clients()?;
         clients.work(2 * GATHERS)?;
-        scene.kill(Host::A)?;
-        clients.go_on()?;
-        scene.await_primary(Host::B)?;
+        scene.take_over_from(Host::A, &clients)?;
         clients.finish()
     });
 }
@@ -125,9 +113,7 @@ fn a_guest_that_stands_still_for_acks_does_so_for_ten_milliseconds_at_most() {
         );
         let clients = scene.clients()?;
         clients.work(Duration::from_secs(1))?;
-        scene.kill(Host::A)?;
-        clients.go_on()?;
-        scene.await_primary(Host::B)?;
+        scene.take_over_from(Host::A, &clients)?;
         clients.finish()
     });
 }
@@ -140,15 +126,7 @@ fn a_primary_that_acts_alone_without_a_term_is_seen_beside_its_successor() {
         ..Plan::default()
     };
     play(&plan, |scene| {
-        scene.secondary(Host::B)?;
-        scene.start(
-            Host::A,
-            &["run"],
-            "scene.toml",
-            &[("KEMARI_FAULTS", "ActAloneWithoutTerm")],
-        )?;
-        scene.await_service(Host::A)?;
-        scene.await_protected(Host::A)?;
+        scene.protect_with(Host::A, "ActAloneWithoutTerm")?;
         scene.net.cut(Host::A.number(), Network::Replication)?;
         wait_for("two primaries", PATIENCE, || {
             let runs = |host| {
@@ -168,10 +146,7 @@ fn a_slow_disk_of_the_secondary_slows_the_guest_and_parts_nobody() {
         ..Plan::replicated("memory")
     };
     play(&plan, |scene| {
-        scene.run(Host::A)?;
-        let slow = [("KEMARI_FAULTS", "ReplicaDelayMs=30")];
-        scene.start(Host::B, &["secondary"], "scene.toml", &slow)?;
-        scene.await_service(Host::A)?;
+        scene.protect_with(Host::B, "ReplicaDelayMs=30")?;
         let term = scene.await_protected(Host::A)?.term;
         scene.order(&["BLKTEST", "2000", "32"])?;
         let status = scene.await_protected(Host::A)?;
@@ -273,11 +248,7 @@ fn a_winner_whose_image_has_no_room_goes_on_when_there_is_some() {
         let bytes = fs::metadata(scene.image(Host::A))?.len();
         let _small = SmallDisk::over(directory, 4 * bytes)?;
         fs::File::create(&image)?.set_len(bytes)?;
-        scene.run(Host::A)?;
-        let slow = [("KEMARI_FAULTS", "ReplicaDelayMs=100")];
-        scene.start(Host::B, &["secondary"], "scene.toml", &slow)?;
-        scene.await_service(Host::A)?;
-        scene.await_protected(Host::A)?;
+        scene.protect_with(Host::B, "ReplicaDelayMs=100")?;
         let clients = scene.clients()?;
         let load = scene.load();
         // Checks each block that it reads against what it has written.

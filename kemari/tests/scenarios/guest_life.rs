@@ -46,9 +46,7 @@ fn a_guest_that_resets_its_queues_at_the_cut_loses_nothing() {
         let load = scene.load();
         let reset = std::thread::spawn(move || crate::support::ask(&load, &["RESETQ"]).map(drop));
         std::thread::sleep(Duration::from_millis(4));
-        scene.kill(Host::A)?;
-        clients.go_on()?;
-        scene.await_primary(Host::B)?;
+        scene.take_over_from(Host::A, &clients)?;
         reset.join().expect("the thread does not panic")?;
         scene.order(&["CHECK"])?;
         clients.finish()

@@ -40,16 +40,12 @@ fn the_vm_survives_its_primary_and_the_next_one_too() {
             .try_for_each(|host| ensure_loud(scene, host))?;
         let clients = scene.clients()?;
         clients.work(Duration::from_millis(300))?;
-        scene.kill(Host::A)?;
-        clients.go_on()?;
-        scene.await_primary(Host::B)?;
+        scene.take_over_from(Host::A, &clients)?;
         ensure_loud(scene, Host::B)?;
         scene.secondary(Host::A)?;
         scene.await_protected(Host::B)?;
         clients.work(Duration::from_millis(300))?;
-        scene.kill(Host::B)?;
-        clients.go_on()?;
-        scene.await_primary(Host::A)?;
+        scene.take_over_from(Host::B, &clients)?;
         clients.finish()
     });
 }

@@ -128,15 +128,6 @@ fn a_guest_that_dirties_memory_during_a_slow_sync_waits_and_stays_protected() {
             writing.join().expect("it does not panic")
         })?;
         scene.order(&["CHECK"])?;
-        let after = scene.await_protected(Host::A)?;
-        ensure!(
-            after.term == before.term && after.counters.syncs_failed == before.counters.syncs_failed,
-            "the pair has parted: term {} after {}, {} syncs failed\n{}",
-            after.term,
-            before.term,
-            after.counters.syncs_failed,
-            scene.log(Host::A)
-        );
-        Ok(())
+        scene.ensure_together(&before)
     });
 }

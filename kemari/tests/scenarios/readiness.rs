@@ -60,9 +60,7 @@ fn found_out(
         mend(scene)?;
         await_ready(scene)?;
         // What is said is true.
-        scene.kill(Host::A)?;
-        scene.await_primary(Host::B)?;
-        clients.go_on()?;
+        scene.take_over_from(Host::A, &clients)?;
         clients.finish()
     });
 }
@@ -292,16 +290,7 @@ fn a_state_that_kvm_refuses_makes_the_secondary_unfit() {
     /// The first that is refused: the pair stands by then.
     const REFUSED_AT: u64 = 50;
     play(&Plan::default(), |scene| {
-        let fault = format!("RefuseStateAt={REFUSED_AT}");
-        scene.start(
-            Host::B,
-            &["secondary"],
-            "scene.toml",
-            &[("KEMARI_FAULTS", &fault)],
-        )?;
-        scene.run(Host::A)?;
-        scene.await_service(Host::A)?;
-        scene.await_protected(Host::A)?;
+        scene.protect_with(Host::B, &format!("RefuseStateAt={REFUSED_AT}"))?;
         let clients = scene.clients()?;
         scene.await_log(Host::B, "committed state does not load here: a deliberate fault")?;
         scene.await_log(Host::A, "does not load here")?;
@@ -318,11 +307,7 @@ fn a_state_that_kvm_refuses_makes_the_secondary_unfit() {
 #[test]
 fn the_secondarys_wall_clock_is_ahead() {
     play(&Plan::default(), |scene| {
-        let fault = [("KEMARI_FAULTS", "ClockAheadMs=300000")];
-        scene.start(Host::B, &["secondary"], "scene.toml", &fault)?;
-        scene.run(Host::A)?;
-        scene.await_service(Host::A)?;
-        scene.await_protected(Host::A)?;
+        scene.protect_with(Host::B, "ClockAheadMs=300000")?;
         await_unready(scene, "300 s ahead of the primary's")
     });
 }

@@ -48,16 +48,12 @@ fn goes_to_and_fro(flush: &'static str) {
         let clients = scene.clients()?;
         clients.work(Duration::from_millis(300))?;
         scene.order(&["BLKTEST", "200", "32"])?;
-        scene.kill(Host::A)?;
-        clients.go_on()?;
-        scene.await_primary(Host::B)?;
+        scene.take_over_from(Host::A, &clients)?;
         scene.order(&["BLKTEST", "200", "32"])?;
         scene.secondary(Host::A)?;
         scene.await_protected(Host::B)?;
         clients.work(Duration::from_millis(300))?;
-        scene.kill(Host::B)?;
-        clients.go_on()?;
-        scene.await_primary(Host::A)?;
+        scene.take_over_from(Host::B, &clients)?;
         scene.secondary(Host::B)?;
         scene.await_protected(Host::A)?;
         scene.order(&["BLKTEST", "100", "8"])?;
@@ -422,9 +418,7 @@ fn a_replicated_disk_grows_on_both_hosts_and_the_guest_is_told() {
         );
         // Who goes on knows the size; and an image that has grown meanwhile is told to the guest then.
         grow(scene, Host::B, 48)?;
-        scene.kill(Host::A)?;
-        scene.await_primary(Host::B)?;
-        clients.go_on()?;
+        scene.take_over_from(Host::A, &clients)?;
         grow(scene, Host::A, 48)?;
         scene.secondary(Host::A)?;
         scene.await_protected(Host::B)?;

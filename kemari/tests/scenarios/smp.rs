@@ -35,16 +35,12 @@ fn killed_there_and_back(mode: &'static str) {
         let clients = scene.clients()?;
         clients.work(Duration::from_millis(300))?;
         both_work(scene)?;
-        scene.kill(Host::A)?;
-        clients.go_on()?;
-        scene.await_primary(Host::B)?;
+        scene.take_over_from(Host::A, &clients)?;
         both_work(scene)?;
         scene.secondary(Host::A)?;
         scene.await_protected(Host::B)?;
         clients.work(Duration::from_millis(300))?;
-        scene.kill(Host::B)?;
-        clients.go_on()?;
-        scene.await_primary(Host::A)?;
+        scene.take_over_from(Host::B, &clients)?;
         both_work(scene)?;
         clients.finish()
     });
@@ -66,9 +62,7 @@ fn two_vcpus_survive_a_power_cut_and_a_switchover() {
         scene.protect()?;
         let clients = scene.clients()?;
         scene.net.down(Host::A.number())?;
-        scene.kill(Host::A)?;
-        clients.go_on()?;
-        scene.await_primary(Host::B)?;
+        scene.take_over_from(Host::A, &clients)?;
         both_work(scene)?;
         scene.net.up(Host::A.number())?;
         scene.secondary(Host::A)?;

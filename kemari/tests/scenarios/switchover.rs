@@ -14,9 +14,7 @@ fn the_hosts_exchange_their_roles_and_exchange_them_back_under_load() {
         switch_over(scene, &clients, Host::A)?;
         switch_over(scene, &clients, Host::B)?;
         // The pair that comes out of it is a pair like any other.
-        scene.kill(Host::A)?;
-        clients.go_on()?;
-        scene.await_primary(Host::B)?;
+        scene.take_over_from(Host::A, &clients)?;
         clients.finish()
     });
 }

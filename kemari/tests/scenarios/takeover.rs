@@ -22,9 +22,7 @@ fn a_vm_goes_from_a_to_b_and_back_to_a_with_its_connections() {
         scene.secondary(Host::A)?;
         scene.await_protected(Host::B)?;
         clients.work(Duration::from_millis(300))?;
-        scene.kill(Host::B)?;
-        clients.go_on()?;
-        scene.await_primary(Host::A)?;
+        scene.take_over_from(Host::B, &clients)?;
         clients.finish()
     });
 }
@@ -43,9 +41,7 @@ fn a_primary_whose_secondary_dies_goes_on_alone_and_takes_it_back() {
         let protected = scene.await_protected(Host::A)?;
         ensure!(protected.term > term, "the new pair has the old term {term}");
         clients.work(Duration::from_millis(300))?;
-        scene.kill(Host::A)?;
-        clients.go_on()?;
-        scene.await_primary(Host::B)?;
+        scene.take_over_from(Host::A, &clients)?;
         clients.finish()
     });
 }

@@ -17,9 +17,7 @@ fn an_encrypted_pair_takes_over_and_is_made_again() {
         scene.protect()?;
         let clients = scene.clients()?;
         clients.work(Duration::from_millis(300))?;
-        scene.kill(Host::A)?;
-        clients.go_on()?;
-        scene.await_primary(Host::B)?;
+        scene.take_over_from(Host::A, &clients)?;
         scene.secondary(Host::A)?;
         let paired = scene.await_protected(Host::B)?;
         // A silence shorter than the suspicion time parts nobody.
@@ -31,9 +29,7 @@ fn an_encrypted_pair_takes_over_and_is_made_again() {
             scene.await_protected(Host::B)?.term == paired.term,
             "the pair parted"
         );
-        scene.kill(Host::B)?;
-        clients.go_on()?;
-        scene.await_primary(Host::A)?;
+        scene.take_over_from(Host::B, &clients)?;
         clients.finish()
     });
 }

@@ -33,8 +33,6 @@ const HEARTBEAT_INTERVAL_MS: u64 = 100;
 pub const SUSPICION_TIMEOUT_MS: u64 = 1000;
 /// The pairs' time-out of a link that was reset, in ms.
 pub const RECONNECT_TIMEOUT_MS: u64 = 300;
-/// The kernel counts processor time in this unit.
-const TICK_MS: f64 = 10.0;
 
 /// What a VM is to be.
 #[derive(Clone, Debug)]
@@ -209,11 +207,7 @@ impl<'a> Vm<'a> {
         let process = self.processes[side.number()]
             .as_ref()
             .context("nothing runs on that side")?;
-        let path = format!("/proc/{}/stat", process.pid());
-        let text = fs::read_to_string(&path).with_context(|| format!("{path} cannot be read"))?;
-        processor_ticks(&text)
-            .map(|ticks| ticks as f64 * TICK_MS)
-            .with_context(|| format!("{path} is not as expected: {text}"))
+        Ok(lab::processor_ticks(process.pid())? as f64 * 1000.0 / lab::TICKS_PER_S as f64)
     }
 
     /// SIGKILL: the connections are reset.
@@ -293,15 +287,6 @@ fn fence(pid_file: &Path) -> Vec<String> {
     ["/bin/sh", "-c", &script].map(String::from).to_vec()
 }
 
-/// utime + stime of a line of /proc/PID/stat: fields 14 and 15, counted behind the program's name, which may hold
-/// anything.
-fn processor_ticks(stat: &str) -> Option<u64> {
-    let (_, behind) = stat.rsplit_once(')')?;
-    let fields: Vec<&str> = behind.split_ascii_whitespace().collect();
-    let ticks = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
-    Some(ticks(14)? + ticks(15)?)
-}
-
 /// Waits until side B executes the VM, and says how long after the last sign of side A its guest ran again, in ms.
 pub fn takeover_ms(vm: &Vm<'_>, limit: Duration) -> Result<f64> {
     let takeover = wait_for("the takeover", limit, || {
@@ -309,16 +294,4 @@ pub fn takeover_ms(vm: &Vm<'_>, limit: Duration) -> Result<f64> {
     })?;
     ensure!(takeover.ms > 0.0, "the takeover took {} ms", takeover.ms);
     Ok(takeover.ms)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn processor_time_is_read_behind_any_name() {
-        let stat = "123 (a (b) c) S 1 123 123 0 -1 4194560 1099 0 0 0 7 5 0 0 20 0 6 0 100 1000 200";
-        assert_eq!(processor_ticks(stat), Some(12));
-        assert_eq!(processor_ticks("123 (a"), None);
-    }
 }

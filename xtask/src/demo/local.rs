@@ -173,7 +173,7 @@ impl<'a> LocalPair<'a> {
             command.env("KEMARI_FAULTS", words);
         }
         let process = Process::spawn(format!("kemari {subcommand}"), command)?;
-        fs::write(self.directory.join(pid_file(side)), process.pid().to_string())?;
+        fs::write(self.directory.join(side.pid_file()), process.pid().to_string())?;
         self.processes[side.number()] = Some(process);
         Ok(())
     }
@@ -396,14 +396,6 @@ fn socket(sockets: &Path, side: Side) -> PathBuf {
     sockets.join(format!("{}.sock", side.name()))
 }
 
-fn state_dir(side: Side) -> String {
-    format!("{}.state", side.name())
-}
-
-fn pid_file(side: Side) -> String {
-    format!("{}.pid", side.name())
-}
-
 impl LocalPlace {
     fn plan(&self, directory: &Path, sockets: &Path, number: u64, replicated: Option<Flush>) -> Plan {
         let disk = |side| disk_of(directory, side, replicated.is_some());
@@ -413,8 +405,8 @@ impl LocalPlace {
             console: directory.join(format!("{}.console", side.name())),
             fence: replicated
                 .is_none()
-                .then(|| fence(&directory.join(pid_file(other)))),
-            state_dir: directory.join(state_dir(side)),
+                .then(|| fence(&directory.join(other.pid_file()))),
+            state_dir: directory.join(side.state_dir()),
             tap: self.net.host(side.number()).tap(0),
             disk: disk(side),
         };

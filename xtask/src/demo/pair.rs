@@ -192,6 +192,16 @@ impl Side {
     pub fn number(self) -> usize {
         self as usize
     }
+
+    /// The file with the process id of its program, for the other's fence.
+    pub fn pid_file(self) -> String {
+        format!("{}.pid", self.name())
+    }
+
+    /// The directory of what must outlive its program.
+    pub fn state_dir(self) -> String {
+        format!("{}.state", self.name())
+    }
 }
 
 /// Two hosts with a VM between them.

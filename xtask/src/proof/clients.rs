@@ -114,6 +114,11 @@ impl Seen {
     pub fn judge(&mut self) -> Result<()> {
         let read = read_all_keys(&self.load, self.clock, &self.history)?;
         self.history.merge(read);
+        self.judge_answers()
+    }
+
+    /// Judges what was seen so far, where nothing can be read any more.
+    pub fn judge_answers(&self) -> Result<()> {
         let verdict = check(&self.history)?;
         let shown = |sentences: &[String]| sentences[..sentences.len().min(SHOWN_MAX)].join("\n");
         ensure!(verdict.acknowledged > 0, "the clients wrote nothing");

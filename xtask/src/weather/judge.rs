@@ -12,8 +12,10 @@ use crate::proof::client::{ask, ping};
 use crate::proof::clients::{Clients, PATIENCE};
 use crate::tools::{output_of, wait_for};
 
-/// Weather is known to both sides after so long: twice the time between two looks, and a heartbeat.
+/// Weather on the hosts is known to both sides after so long: twice the time between two looks, and a heartbeat.
 pub const KNOWN_AFTER: Duration = Duration::from_secs(4);
+/// What is wrong with the arbiter is known later: it is asked every 3 to 5 s, and given a second for its answer.
+pub const ARBITER_KNOWN_AFTER: Duration = Duration::from_secs(7);
 /// How long an order to the guest may take.
 const ORDER_MAX: Duration = Duration::from_secs(15);
 
@@ -66,6 +68,16 @@ impl Status {
     pub fn is_alone(&self) -> bool {
         self.is_primary() && self.protection == "off"
     }
+}
+
+/// The lines of a status that say why the VM is not protected: others name the arbiter, disks and drills that are well.
+fn reasons(status: &str) -> String {
+    let gives_one = |line: &&str| {
+        ["protection ", "waits "]
+            .iter()
+            .any(|word| line.trim_start().starts_with(word))
+    };
+    status.lines().filter(gives_one).collect::<Vec<_>>().join("\n")
 }
 
 impl World {
@@ -132,7 +144,7 @@ impl World {
         let found = wait_for(&format!("not ready, said on {}", side.name()), PATIENCE, || {
             ensure!(self.is_running(side), "the process on {} has ended", side.name());
             last = self.said_in_words(side);
-            let lower = last.to_lowercase();
+            let lower = reasons(&last).to_lowercase();
             let named = words.is_empty() || words.iter().any(|word| lower.contains(word));
             Ok((named && matches!(self.check(side)?, Said::NotReady | Said::Doubt)).then_some(()))
         });
@@ -257,5 +269,19 @@ impl World {
             status.success(),
             std::fs::read_to_string(said).unwrap_or_default(),
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_not_what_else_a_status_names() {
+        let status = "weather on a: primary, term 2, epoch 7\n  protection  not ready: no tap0; it hangs, for 2 s\n  \
+                      waits       for the other\n  arbiter     etcd\n  disk        blk0";
+        let found = reasons(status);
+        assert!(found.contains("tap0") && found.contains("the other"));
+        assert!(!found.contains("etcd") && !found.contains("blk0") && !found.contains("primary"));
     }
 }

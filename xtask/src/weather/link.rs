@@ -132,17 +132,8 @@ fn write_fence(world: &World) -> Result<()> {
     shell(&format!("chmod 755 {}", path.display()))
 }
 
-/// The hosts think that the link carries frames of 9000 bytes.
-fn set_link_mtu(world: &World, mtu: u32) -> Result<()> {
-    for side in Side::BOTH {
-        // Without segmentation by the device: frames are as large as the hosts make them.
-        world.ip(side, &format!("link set replication mtu {mtu} gso_max_segs 1"))?;
-    }
-    Ok(())
-}
-
 fn jumbo_frames(world: &mut World) -> Result<()> {
-    set_link_mtu(world, 9000)?;
+    world.net.set_replication_mtu(9000)?;
     world.start(A, "run", super::world::TO_FILE)?;
     world.await_service()?;
     let clients = world.clients()?;
@@ -158,7 +149,7 @@ fn jumbo_frames(world: &mut World) -> Result<()> {
     let gap = seen.longest_gap();
     ensure!(gap <= GAP_MAX, "a client waited {gap:?} for an answer");
     seen.judge()?;
-    set_link_mtu(world, 1500)?;
+    world.net.set_replication_mtu(1500)?;
     crate::tools::wait_for("protection", PROTECTED_AGAIN_MAX, || {
         Ok((world.check(A)? == super::judge::Said::Ready).then_some(()))
     })?;
@@ -171,14 +162,15 @@ fn jumbo_frames(world: &mut World) -> Result<()> {
 fn large_frames_lost(world: &mut World) -> Result<()> {
     world.protect()?;
     let clients = world.clients()?;
-    set_link_mtu(world, 1500)?;
+    world.net.set_replication_mtu(1500)?;
     let ports = |mtu: u32| format!("link set h0-repl mtu {mtu}\nlink set h1-repl mtu {mtu}");
     world.net.outside().ip(&ports(600))?;
-    let begin = Instant::now();
-    while begin.elapsed() < WATCHED {
-        std::thread::sleep(Duration::from_millis(500));
-    }
-    clients.go_on()?;
+    clients.work(WATCHED)?;
+    let mut seen = clients.stop()?;
+    let gap = seen.longest_gap();
+    ensure!(gap <= GAP_MAX, "a client waited {gap:?} for an answer");
+    seen.judge()?;
+    let clients = world.clients()?;
     world.net.outside().ip(&ports(1500))?;
     let runs = world.await_one_vm(&clients)?;
     if !world.is_running(runs.other()) {

@@ -24,12 +24,8 @@ pub fn become_private() -> Result<()> {
         bail!("network namespaces and mounts need root: run it as root (for example with sudo)");
     }
     let program = OwnProgram::open()?;
-    let error = Command::new("unshare")
-        .args(["--mount", "--propagation", "private"])
-        .arg(program.path())
-        .args(std::env::args_os().skip(1))
-        .env(MARK, "1")
-        .exec();
+    let mut command = program.with_mounts_of_its_own();
+    let error = command.args(std::env::args_os().skip(1)).exec();
     Err(error).context("`unshare` (Debian package util-linux) cannot be started")
 }
 
@@ -48,6 +44,16 @@ impl OwnProgram {
     /// Where a child finds it.
     pub fn path(&self) -> String {
         format!("/proc/self/fd/{}", self.0.as_raw_fd())
+    }
+
+    /// Starts it so that nobody else sees its mounts.
+    pub fn with_mounts_of_its_own(&self) -> Command {
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "--propagation", "private"])
+            .arg(self.path())
+            .env(MARK, "1");
+        command
     }
 }
 

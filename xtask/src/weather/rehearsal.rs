@@ -113,5 +113,7 @@ fn restore_fails(world: &mut World, times: usize) -> Result<()> {
         tried("load the state") > times,
         "the state was loaded at once: these are no steps of a takeover any more:\n{passed}"
     );
+    let left = fs::read_to_string(steps.join("fail"))?;
+    ensure!(left.is_empty(), "these steps have not failed:\n{left}");
     clients.finish()
 }

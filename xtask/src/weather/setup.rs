@@ -88,8 +88,8 @@ impl Setup {
             listen: SocketAddr::from((replication_address(side.number()), LINK_PORT)).to_string(),
             control: sockets.join(format!("{}.sock", side.name())),
             console: dir.join(format!("{}.console", side.name())),
-            fence: (self.disk == Disk::Shared).then(|| fence(&dir.join(pid_file(side.other())))),
-            state_dir: dir.join(state_dir(side)),
+            fence: (self.disk == Disk::Shared).then(|| fence(&dir.join(side.other().pid_file()))),
+            state_dir: dir.join(side.state_dir()),
             tap: "tap0".into(),
             disk: self.image(dir, side),
         };
@@ -134,16 +134,6 @@ impl Setup {
         }
         toml::to_string(&table).context("the configuration of the case cannot be written")
     }
-}
-
-/// The file with the process id of a host's program, for the other's fence.
-pub fn pid_file(side: Side) -> String {
-    format!("{}.pid", side.name())
-}
-
-/// What must outlive a host's program.
-pub fn state_dir(side: Side) -> String {
-    format!("{}.state", side.name())
 }
 
 fn parse(text: &str) -> Result<Table> {

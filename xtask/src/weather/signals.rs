@@ -1,5 +1,7 @@
 //! Signals that a process gets without anybody's wish.
 
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -15,6 +17,8 @@ use crate::tools::wait_for;
 const MEANINGLESS: [Signal; 4] = [Signal::PIPE, Signal::XFSZ, Signal::TTOU, Signal::TTIN];
 /// A pair is watched for so long after them.
 const WATCHED: Duration = Duration::from_secs(1);
+/// How the status is asked for on a control socket.
+const QUESTION: &[u8] = b"\"status\"\n";
 
 /// The cases.
 pub const CASES: &[Case] = &[
@@ -34,7 +38,7 @@ pub const CASES: &[Case] = &[
     Case::new(
         "signal-hangup-both",
         "nav#244",
-        "SIGHUP to both at once, as when a terminal is closed: no acknowledged write is lost, and one may go on",
+        "SIGHUP to both at once, as when a terminal is closed: no answer contradicts another, and one may go on",
         hangup_both,
     ),
     Case::new(
@@ -52,7 +56,7 @@ pub const CASES: &[Case] = &[
     Case::new(
         "signal-broken-pipe-status",
         "lightning#4240",
-        "whoever asks for the status goes away at once, a hundred times: nothing happens",
+        "whoever asks for the status goes away before the answer, a hundred times: nothing happens",
         gone_askers,
     ),
 ];
@@ -95,7 +99,7 @@ fn hangup_both(world: &mut World) -> Result<()> {
     })?;
     if !world.is_running(A) && !world.is_running(B) {
         // Who ends both has stopped the VM: no more can be asked for than that it was done in order.
-        clients.abandon()?;
+        clients.abandon()?.judge_answers()?;
         world.await_end(A)?;
         return world.await_end(B);
     }
@@ -139,7 +143,7 @@ fn gone_askers(world: &mut World) -> Result<()> {
     let clients = world.clients()?;
     for side in [A, B] {
         for _ in 0..50 {
-            drop(std::os::unix::net::UnixStream::connect(world.socket(side))?);
+            UnixStream::connect(world.socket(side))?.write_all(QUESTION)?;
         }
     }
     world.await_ready(A)?;

@@ -1,8 +1,11 @@
 //! Short weather, that comes and goes while one VM lives on: what `--kills` mixes in.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use rustix::process::Signal;
 
+use super::judge::{ARBITER_KNOWN_AFTER, KNOWN_AFTER};
 use super::world::{World, fill, make_room};
 use crate::demo::pair::Side;
 
@@ -58,6 +61,15 @@ impl Squall {
         }
     }
 
+    /// Both sides know it after so long: what has just happened nobody can know yet.
+    pub fn known_after(self) -> Duration {
+        match self {
+            Squall::Calm => Duration::ZERO,
+            Squall::ArbiterSilent | Squall::NamesDead => ARBITER_KNOWN_AFTER,
+            _ => KNOWN_AFTER,
+        }
+    }
+
     /// Begins, over a VM that runs on `primary`.
     pub fn begin(self, world: &mut World, primary: Side) -> Result<()> {
         let secondary = primary.other();
@@ -66,7 +78,7 @@ impl Squall {
             Squall::TapUnbridged => world.ip(secondary, "link set tap0 nomaster"),
             Squall::TapGone => world.ip(secondary, "link del tap0"),
             Squall::BridgeDown => world.ip(secondary, "link set br0 down"),
-            Squall::StateFull => fill(&world.path(&super::setup::state_dir(secondary)), &[]),
+            Squall::StateFull => fill(&world.path(&secondary.state_dir()), &[]),
             Squall::LogFull => fill(&world.path("small"), &["a", "b"]),
             Squall::ArbiterSilent => world.etcd()?.set_running(false),
             Squall::NamesDead => world.set_names(""),
@@ -88,10 +100,26 @@ impl Squall {
             Squall::TapUnbridged => world.ip(secondary, "link set tap0 master br0"),
             Squall::TapGone => world.ip(secondary, super::taps::MADE),
             Squall::BridgeDown => world.ip(secondary, "link set br0 up"),
-            Squall::StateFull => make_room(&world.path(&super::setup::state_dir(secondary))),
+            Squall::StateFull => make_room(&world.path(&secondary.state_dir())),
             Squall::LogFull => make_room(&world.path("small")),
             Squall::ArbiterSilent => world.etcd()?.set_running(true),
             Squall::NamesDead => world.name_arbiter(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weather_is_waited_for_and_the_arbiter_until_it_was_asked() {
+        // The longest time between two questions, and the limit of an answer.
+        let asked = Duration::from_secs(5 + 1);
+        assert!(Squall::ArbiterSilent.known_after() > asked);
+        for squall in Squall::ALL {
+            let is_calm = squall == Squall::Calm;
+            assert_eq!(squall.known_after().is_zero(), is_calm, "{}", squall.name());
         }
     }
 }

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use super::etcd::{Etcd, Flavour, NAME};
 use super::mounts::Mounts;
-use super::setup::{Arbiter, SERVICE_PORT, Setup, pid_file};
+use super::setup::{Arbiter, SERVICE_PORT, Setup};
 use crate::demo::pair::Side;
 use crate::proof::clients::PATIENCE;
 use crate::proof::load::Load;
@@ -157,7 +157,7 @@ impl World {
     /// the directory of the case and the host's log.
     pub fn start(&mut self, side: Side, subcommand: &str, script: &str) -> Result<()> {
         let process = self.launch(side, subcommand, script, &self.log_path(side))?;
-        fs::write(self.path(&pid_file(side)), process.pid().to_string())?;
+        fs::write(self.path(&side.pid_file()), process.pid().to_string())?;
         self.processes[side.number()] = Some(process);
         Ok(())
     }

@@ -9,10 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use kemari::control::{Client, Protection, Role, Status};
+use kemari::control::{Client, Status};
 use lab::{LocalNet, Process, guest_address};
 use tempfile::TempDir;
-use xtask::proof::client::ping;
 use xtask::proof::load::Load;
 use xtask::tools::{build_bare_guest, output_of, root, tail};
 
@@ -414,56 +413,6 @@ impl Scene {
     /// What the side on a host says of itself; `None` while it says nothing.
     pub fn status(&self, host: Host) -> Option<Status> {
         self.client(host).status().ok()
-    }
-
-    /// Waits for a status of a host that `is_it`, while its process lives.
-    pub fn await_status(
-        &mut self,
-        what: &str,
-        host: Host,
-        is_it: impl Fn(&Status) -> bool,
-    ) -> Result<Status> {
-        let mut last = None;
-        let found = wait_for(&format!("{what} on {}", host.name()), PATIENCE, || {
-            ensure!(self.is_running(host), "the process on {} has ended", host.name());
-            last = self.status(host);
-            Ok(last.clone().filter(|status| is_it(status)))
-        });
-        found.with_context(|| format!("the last status of {}: {last:?}", host.name()))
-    }
-
-    /// Waits until the VM that `host` runs is protected by the other.
-    pub fn await_protected(&mut self, host: Host) -> Result<Status> {
-        let protected = |status: &Status| status.role == Role::Primary && status.protection == Protection::On;
-        self.await_status("protection", host, protected)
-    }
-
-    /// Waits until `host` runs the VM.
-    pub fn await_primary(&mut self, host: Host) -> Result<Status> {
-        self.await_status("the VM", host, |status| status.role == Role::Primary)
-    }
-
-    /// Waits until `host` runs the VM without a secondary.
-    pub fn await_alone(&mut self, host: Host) -> Result<Status> {
-        let alone = |status: &Status| status.role == Role::Primary && status.protection == Protection::Off;
-        self.await_status("running alone", host, alone)
-    }
-
-    /// Waits until the guest's service answers.
-    pub fn await_service(&mut self, host: Host) -> Result<()> {
-        let load = self.load();
-        wait_for("an answer of the guest's service", PATIENCE, || {
-            ensure!(self.is_running(host), "the process on {} has ended", host.name());
-            Ok(ping(&load).ok())
-        })
-    }
-
-    /// Runs the VM on A, protected by B.
-    pub fn protect(&mut self) -> Result<()> {
-        self.run(Host::A)?;
-        self.secondary(Host::B)?;
-        self.await_service(Host::A)?;
-        self.await_protected(Host::A).map(drop)
     }
 
     /// A load whose keys no other load has.

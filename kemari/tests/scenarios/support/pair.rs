@@ -1,0 +1,92 @@
+//! What a pair does in the end, waited for from outside.
+
+use anyhow::{Context, Result, ensure};
+use kemari::control::{Protection, Role, Status};
+use xtask::proof::client::ping;
+
+use super::{Clients, Host, PATIENCE, Scene, wait_for};
+
+impl Scene {
+    /// Waits for a status of a host that `is_it`, while its process lives.
+    pub fn await_status(
+        &mut self,
+        what: &str,
+        host: Host,
+        is_it: impl Fn(&Status) -> bool,
+    ) -> Result<Status> {
+        let mut last = None;
+        let found = wait_for(&format!("{what} on {}", host.name()), PATIENCE, || {
+            ensure!(self.is_running(host), "the process on {} has ended", host.name());
+            last = self.status(host);
+            Ok(last.clone().filter(|status| is_it(status)))
+        });
+        found.with_context(|| format!("the last status of {}: {last:?}", host.name()))
+    }
+
+    /// Waits until the VM that `host` runs is protected by the other.
+    pub fn await_protected(&mut self, host: Host) -> Result<Status> {
+        let protected = |status: &Status| status.role == Role::Primary && status.protection == Protection::On;
+        self.await_status("protection", host, protected)
+    }
+
+    /// Waits until `host` runs the VM.
+    pub fn await_primary(&mut self, host: Host) -> Result<Status> {
+        self.await_status("the VM", host, |status| status.role == Role::Primary)
+    }
+
+    /// Waits until `host` runs the VM without a secondary.
+    pub fn await_alone(&mut self, host: Host) -> Result<Status> {
+        let alone = |status: &Status| status.role == Role::Primary && status.protection == Protection::Off;
+        self.await_status("running alone", host, alone)
+    }
+
+    /// Waits until the guest's service answers.
+    pub fn await_service(&mut self, host: Host) -> Result<()> {
+        let load = self.load();
+        wait_for("an answer of the guest's service", PATIENCE, || {
+            ensure!(self.is_running(host), "the process on {} has ended", host.name());
+            Ok(ping(&load).ok())
+        })
+    }
+
+    /// Runs the VM on A, protected by B.
+    pub fn protect(&mut self) -> Result<()> {
+        self.run(Host::A)?;
+        self.secondary(Host::B)?;
+        self.await_service(Host::A)?;
+        self.await_protected(Host::A).map(drop)
+    }
+
+    /// The same, with a fault of the program on one host.
+    #[cfg(feature = "faults")]
+    pub fn protect_with(&mut self, host: Host, fault: &str) -> Result<()> {
+        for (side, word) in [(Host::A, "run"), (Host::B, "secondary")] {
+            let faults = [("KEMARI_FAULTS", fault)];
+            let env = if side == host { &faults[..] } else { &[] };
+            self.start(side, &[word], "scene.toml", env)?;
+        }
+        self.await_service(Host::A)?;
+        self.await_protected(Host::A).map(drop)
+    }
+
+    /// The pair that A leads has not parted since `before`: it is in the same term, and no sync has failed.
+    pub fn ensure_together(&mut self, before: &Status) -> Result<()> {
+        let after = self.await_protected(Host::A)?;
+        ensure!(
+            after.term == before.term && after.counters.syncs_failed == before.counters.syncs_failed,
+            "the pair has parted: term {} after {}, {} syncs failed after {}",
+            after.term,
+            before.term,
+            after.counters.syncs_failed,
+            before.counters.syncs_failed
+        );
+        Ok(())
+    }
+
+    /// Kills the primary on `host`: the other goes on, and so do the clients.
+    pub fn take_over_from(&mut self, host: Host, clients: &Clients) -> Result<()> {
+        self.kill(host)?;
+        self.await_primary(host.other())?;
+        clients.go_on()
+    }
+}
