@@ -269,7 +269,7 @@ impl Scene {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
-        let process = Process::spawn(&format!("kemari {word} on c"), command)?;
+        let process = Process::spawn(format!("kemari {word} on c"), command)?;
         fs::write(self.directory.path().join("c.pid"), process.pid().to_string())?;
         self.third = Some(process);
         Ok(())
