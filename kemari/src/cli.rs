@@ -220,9 +220,9 @@ pub enum Action {
     },
     /// Tell the guest that images of its disks have grown, or make one larger.
     ///
-    /// Make the raw image or the block device larger first. With --disk and --size Kemari does that itself: nobody else
-    /// may, while the VM runs, if it is a qcow2 image. Of a replicated disk say it to the secondary, too: there it makes
-    /// that host's image larger, no more. A disk never shrinks. Said to the primary.
+    /// Make the image or the block device larger first. With --disk and --size Kemari does that itself, to an image that is
+    /// a file. Of a replicated disk say it to the secondary, too: there it makes that host's image larger, no more. A disk
+    /// never shrinks. Said to the primary.
     Resize {
         /// The disk whose image on this host is made larger.
         #[arg(long, value_name = "ID", requires = "size")]

@@ -3,6 +3,7 @@
 //! And a VM by itself that uses all that its disk offers.
 
 mod discard;
+pub mod replay;
 mod trial;
 
 use std::collections::BTreeSet;
@@ -53,6 +54,12 @@ pub struct Options {
     /// Makes moments and load repeatable
     #[arg(long)]
     pub seed: Option<u64>,
+    /// Instead: records what reaches an image, and looks at every power cut that could have happened; the last line is JSON
+    #[arg(long, conflicts_with_all = ["trials", "flush"])]
+    pub replay: bool,
+    /// For how long cuts are tried
+    #[arg(long, default_value_t = 60, requires = "replay")]
+    pub seconds: u64,
 }
 
 /// What all trials have shown: the last line printed, as JSON.
@@ -70,6 +77,12 @@ struct Outcome {
 
 /// Runs the trials; whether all went as they should.
 pub fn disks(options: &Options) -> Result<bool> {
+    if options.replay {
+        let time = Duration::from_secs(options.seconds);
+        let outcome = replay::replay(time, options.seed, &Ui::default())?;
+        println!("{}", serde_json::to_string(&outcome)?);
+        return Ok(outcome.failed == 0);
+    }
     let _lock = demo::lock()?;
     let ui = Ui::default();
     let seed = options.seed.unwrap_or_else(rand::random);

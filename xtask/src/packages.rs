@@ -20,7 +20,7 @@ pub const CURL: Need = ("curl", "curl");
 pub const FAKETIME: Need = ("faketime", "faketime");
 /// Makes certificates.
 pub const OPENSSL: Need = ("openssl", "openssl");
-/// Makes and judges qcow2 images.
+/// Makes images of other formats than raw, and compares them.
 pub const QEMU_IMG: Need = ("qemu-img", "qemu-utils");
 /// The service of the Linux guest, and of the tests of the proof.
 pub const REDIS: Need = ("redis-server", "redis-server");

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
+use crate::disks;
 use crate::packages;
 use crate::tools::{self, cargo, run_quietly};
 use crate::weather;
@@ -72,6 +73,11 @@ pub fn test(options: &Options) -> bool {
     workspace_tests(&mut tally, options);
     if options.wants_all_packages() && options.wants(Place::Here) {
         tally.programs(Place::Here, "documentation tests", programs::doc_tests);
+        tally.stage(
+            Place::Here,
+            "disks: every power cut of a recording",
+            disks::replay::briefly,
+        );
     }
     if options.wants_all_packages() {
         demos::run(&mut tally, emulated::kvm_place(), |place| options.wants(place));

@@ -63,6 +63,17 @@ pub enum DiskError {
         /// What is wrong.
         reason: String,
     },
+    /// Its format is only read, and it was to be written to.
+    #[error(
+        "the disk image {path} is qcow2, which is only read: a power cut would damage it while it is written to; make a raw \
+         image of it with `kemari import {path} --format qcow2 {raw}`, or set read_only = true for this disk"
+    )]
+    OnlyRead {
+        /// The image.
+        path: PathBuf,
+        /// Where a raw image of it could be.
+        raw: PathBuf,
+    },
     /// It could not be made larger.
     #[error("the disk image {path} cannot be made larger")]
     Enlarge {

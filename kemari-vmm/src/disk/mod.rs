@@ -2,7 +2,7 @@
 //!
 //! From the guest downwards: a [`Server`] takes jobs, keeps those that overlap in order and decides what a failure means;
 //! an engine carries them out side by side, by io_uring or by threads; a [`Store`] is the image itself, a raw file or
-//! block device, or qcow2.
+//! block device, or qcow2, which is only read.
 
 mod buffer;
 mod engine;
@@ -54,7 +54,7 @@ pub enum Cache {
 pub enum Format {
     /// They are the disk's.
     Raw,
-    /// QEMU's copy-on-write format, version 2 or 3.
+    /// QEMU's copy-on-write format, version 2 or 3: only to be read.
     Qcow2,
 }
 
@@ -130,7 +130,7 @@ pub struct Disk {
 impl Disk {
     /// Opens an image and takes its lock. Nothing is written.
     pub fn open(config: &DiskConfig) -> Result<Self, DiskError> {
-        check_io(config)?;
+        check_use(config)?;
         let (file, kind) = open_file(config, true)?;
         lock::take(&file, config)?;
         let path = config.path.clone();
@@ -155,10 +155,10 @@ impl Disk {
         })
     }
 
-    /// Looks whether [`Disk::open`] would succeed, taking no lock: also of an image that somebody uses. Of a qcow2 image,
-    /// which its user may be changing, only whether it can be opened at all, and whether its backing files are there.
+    /// Looks whether [`Disk::open`] would succeed, taking no lock: also of an image that somebody uses. Of a qcow2 image
+    /// its header and those of its backing files are looked at, not all of their tables.
     pub fn examine(config: &DiskConfig) -> Result<(), DiskError> {
-        check_io(config)?;
+        check_use(config)?;
         let (file, kind) = open_file(config, false)?;
         if config.format == Format::Qcow2 {
             return qcow2::examine(&file, config);
@@ -198,8 +198,7 @@ impl Disk {
         self.store.bytes()
     }
 
-    /// Makes the image larger, by this process itself: nobody else may change the tables of a qcow2 image that is in use.
-    /// The guest does not know of it yet. Durable with the next flush.
+    /// Makes the image larger. The guest does not know of it yet. Durable with the next flush.
     ///
     /// # Errors
     /// Also if it is larger already: it never shrinks.
@@ -287,10 +286,14 @@ fn open_error(path: &Path) -> impl Fn(io::Error) -> DiskError + Copy {
     }
 }
 
-/// Whether there is what is to carry out the I/O. Said here, and not only when a [`Server`] starts: that is too late for a
-/// host that takes a VM over.
-fn check_io(config: &DiskConfig) -> Result<(), DiskError> {
+/// Whether its format can be used so, and there is what is to carry out the I/O. Said here, and not only when a [`Server`]
+/// starts: that is too late for a host that takes a VM over.
+fn check_use(config: &DiskConfig) -> Result<(), DiskError> {
     match (config.format, config.io) {
+        (Format::Qcow2, _) if !config.read_only => Err(DiskError::OnlyRead {
+            path: config.path.clone(),
+            raw: config.path.with_extension("img"),
+        }),
         (Format::Raw, Io::Uring) => Uring::probe().map_err(DiskError::Uring),
         _ => Ok(()),
     }

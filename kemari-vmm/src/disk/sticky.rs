@@ -80,13 +80,7 @@ impl Store for Sticky {
     }
 
     fn enlarge(&self, bytes: u64) -> io::Result<()> {
-        let _turn = self.turn();
-        let result = self.store.enlarge(bytes);
-        // Growing, other formats make what they hold durable by themselves, and may have been told what no flush is now.
-        if result.is_err() && self.store.raw().is_none() {
-            self.note_failed();
-        }
-        result
+        self.store.enlarge(bytes)
     }
 
     fn is_hole(&self, offset: u64, bytes: u64) -> bool {

@@ -374,8 +374,9 @@ fn every_key_is_documented() {
 #[test]
 fn keys_of_a_disk_have_their_values() {
     let disk = |lines: &str| changed("cache = \"direct\"", &format!("cache = \"direct\"\n{lines}"));
-    let good =
-        disk("format = \"qcow2\"\nio = \"threads\"\non_error = \"failover\"\nblock_size = 4096\nqueues = 4");
+    let good = disk(
+        "format = \"qcow2\"\nread_only = true\nio = \"threads\"\non_error = \"failover\"\nblock_size = 4096\nqueues = 4",
+    );
     let config = Config::parse(&good, "vm.toml").unwrap();
     let found = &config.disks[0];
     assert_eq!(
@@ -399,8 +400,9 @@ fn keys_of_a_disk_have_their_values() {
         ("block_size = 1024", "must be 512 or 4096"),
         ("queues = 9", "must be 1 to 8"),
         ("queues = 0", "must be 1 to 8"),
+        ("format = \"qcow2\"", "`kemari import IMAGE --format qcow2 DEST`"),
         (
-            "format = \"qcow2\"\nio = \"io_uring\"",
+            "format = \"qcow2\"\nread_only = true\nio = \"io_uring\"",
             "io_uring is for raw disks only",
         ),
     ] {

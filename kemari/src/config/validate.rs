@@ -145,6 +145,16 @@ fn devices(config: &Config, wrong: &mut Wrong) {
                 ),
             );
         }
+        if disk.format == Format::Qcow2 && !disk.read_only {
+            wrong.at(
+                &["disk", &index, "format"],
+                format!(
+                    "disk `{}` is qcow2, which is only read: make a raw image of it with `kemari import IMAGE --format \
+                     qcow2 DEST` and name that one, or say `read_only = true`",
+                    disk.id
+                ),
+            );
+        }
         if disk.format == Format::Qcow2 && disk.io == Io::IoUring {
             wrong.at(
                 &["disk", &index, "io"],

@@ -253,14 +253,13 @@ fn the_secondarys_fence_is_a_script_without_its_interpreter() {
 #[test]
 fn the_secondarys_backing_file_is_gone() {
     let plan = Plan {
-        disk_keys: "format = \"qcow2\"",
+        reads_qcow2: true,
         ..Plan::replicated("memory")
     };
-    let base = |scene: &Scene, host| scene.image(host).with_extension("base");
+    let base = |scene: &Scene, host| scene.read_only_image(host).with_extension("base");
     play(&plan, |scene| {
         for host in Host::BOTH {
-            let (image, base) = (scene.image(host), base(scene, host));
-            fs::remove_file(&image)?;
+            let (image, base) = (scene.read_only_image(host), base(scene, host));
             let name = base.file_name().context("a name")?;
             let create = ["create", "-q", "-f", "qcow2"];
             output_of(Command::new("qemu-img").args(create).arg(&base).arg("16M"))?;

@@ -34,45 +34,27 @@ const EXTERNAL_DATA: u64 = 1 << 2;
 const COMPRESSION: u64 = 1 << 3;
 const EXTENDED_L2: u64 = 1 << 4;
 
-/// Checks that the image of an open file, which its caller may have opened with O_DIRECT, is one that can be used: its
+/// The file that an image reads from where it has nothing itself.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Backing {
+    /// Its name, as it stands in the header.
+    pub name: PathBuf,
+    /// Whether it is a qcow2 image too; otherwise it is raw.
+    pub is_qcow2: bool,
+}
+
+/// Checks that the image of an open file, which its caller may have opened with O_DIRECT, is one that can be read: its
 /// first tables lie in the file and are as large as they must be, and there is nothing in it that is not understood.
+/// Returns its backing file.
 ///
 /// # Errors
 /// As a sentence, with the command that helps.
-pub fn check(mut file: &File) -> io::Result<Layout> {
+pub fn check(mut file: &File) -> io::Result<Option<Backing>> {
     // Of a block device `metadata` knows no length.
     let length = file.seek(SeekFrom::End(0))?;
     let mut bytes = AlignedBuffer::new(DIRECT_ALIGNMENT);
     let read = file.read_at(&mut bytes, 0)?;
     Header(&bytes[..read]).check(length).map_err(io::Error::other)
-}
-
-/// The name of the image's backing file, as it stands in the header, and whether that is a qcow2 image too. `None`: it has
-/// none, or none that lies where every program puts it.
-pub fn backing(file: &File) -> io::Result<Option<(PathBuf, bool)>> {
-    let mut bytes = AlignedBuffer::new(DIRECT_ALIGNMENT);
-    let read = file.read_at(&mut bytes, 0)?;
-    let header = Header(&bytes[..read]);
-    Ok(header.backing().ok().flatten())
-}
-
-/// Where the first tables of an image are.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Layout {
-    /// Bytes of the file.
-    pub file_bytes: u64,
-    /// Bytes of a cluster.
-    pub cluster_bytes: u64,
-    /// Where the L1 table begins, and its entries of 8 bytes.
-    pub l1_offset: u64,
-    /// See above.
-    pub l1_entries: u64,
-    /// Where the refcount table begins, and its bytes.
-    pub refcount_offset: u64,
-    /// See above.
-    pub refcount_bytes: u64,
-    /// A refcount has 2^this bits.
-    pub refcount_order: u32,
 }
 
 struct Header<'a>(&'a [u8]);
@@ -87,7 +69,7 @@ impl Header<'_> {
         Ok(u64::from(self.word(at)?) << 32 | u64::from(self.word(at + 4)?))
     }
 
-    fn check(&self, length: u64) -> Result<Layout, String> {
+    fn check(&self, length: u64) -> Result<Option<Backing>, String> {
         if self.0.len() < HEADER_BYTES_MIN {
             return Err(short());
         }
@@ -104,15 +86,10 @@ impl Header<'_> {
             version => return Err(format!("it is of version {version}, and 2 and 3 are known")),
         };
         if self.word(32)? != 0 {
-            return Err(
-                "it is encrypted, and what is written to it would not be; decrypt it with `qemu-img convert \
-                        --image-opts`"
-                    .into(),
-            );
+            return Err("it is encrypted; decrypt it with `qemu-img convert --image-opts`".into());
         }
-        let layout = self.check_tables(length)?;
-        self.check_backing(header_bytes)?;
-        Ok(layout)
+        self.check_tables(length)?;
+        self.backing(header_bytes)
     }
 
     /// Returns the length of the header.
@@ -162,7 +139,7 @@ impl Header<'_> {
             .ok_or_else(|| format!("its header says that it has {header_bytes} bytes"))
     }
 
-    fn check_tables(&self, length: u64) -> Result<Layout, String> {
+    fn check_tables(&self, length: u64) -> Result<(), String> {
         let cluster_bits = self.word(20)?;
         if !CLUSTER_BITS.contains(&cluster_bits) {
             return Err(format!("its clusters have 2^{cluster_bits} bytes"));
@@ -189,47 +166,30 @@ impl Header<'_> {
         if refcount_bytes == 0 {
             return Err("it has no refcounts; see `qemu-img check -r all`".into());
         }
-        Ok(Layout {
-            file_bytes: length,
-            cluster_bytes,
-            l1_offset,
-            l1_entries,
-            refcount_offset,
-            refcount_bytes,
-            // Of version 2 they have 16 bits.
-            refcount_order: if self.word(4)? == 2 { 4 } else { self.word(96)? },
-        })
+        Ok(())
     }
 
     /// A backing file whose format is not said would have to be guessed, from bytes that a guest may have written.
-    fn check_backing(&self, header_bytes: usize) -> Result<(), String> {
-        let (name_offset, name_bytes) = (self.long(8)?, self.word(16)?);
+    fn backing(&self, header_bytes: usize) -> Result<Option<Backing>, String> {
+        let (offset, name_bytes) = (self.long(8)?, self.word(16)?);
         if name_bytes > BACKING_NAME_BYTES_MAX {
             return Err(format!("its backing file has a name of {name_bytes} bytes"));
         }
-        let has_backing = name_offset != 0 && name_bytes > 0;
-        let format = self.extensions(header_bytes, has_backing.then_some(name_offset))?;
-        match has_backing && format.is_none() {
-            true => Err("it does not say which format its backing file has; say it with `qemu-img rebase -u -F FORMAT \
-                         -b NAME`"
-                .into()),
-            false => Ok(()),
-        }
-    }
-
-    fn backing(&self) -> Result<Option<(PathBuf, bool)>, String> {
-        let (offset, bytes) = (self.long(8)?, self.word(16)? as usize);
-        let header_bytes = match self.word(4)? {
-            2 => HEADER_BYTES_MIN,
-            _ => self.check_features()?,
-        };
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let name = self.0.get(start..start.saturating_add(bytes));
-        let Some(name) = name.filter(|name| offset != 0 && !name.is_empty()) else {
+        let is_named = offset != 0 && name_bytes > 0;
+        let is_qcow2 = self.extensions(header_bytes, is_named.then_some(offset))?;
+        if !is_named {
             return Ok(None);
-        };
-        let is_qcow2 = self.extensions(header_bytes, Some(offset))?;
-        Ok(is_qcow2.map(|is_qcow2| (PathBuf::from(OsStr::from_bytes(name)), is_qcow2)))
+        }
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let name = self.0.get(start..start.saturating_add(name_bytes as usize));
+        let name = name.ok_or("the name of its backing file lies where none can")?;
+        let is_qcow2 = is_qcow2.ok_or(
+            "it does not say which format its backing file has; say it with `qemu-img rebase -u -F FORMAT -b NAME`",
+        )?;
+        Ok(Some(Backing {
+            name: PathBuf::from(OsStr::from_bytes(name)),
+            is_qcow2,
+        }))
     }
 
     /// Whether the backing file is a qcow2 image too, if one of the extensions says its format. They end before `end`, or with

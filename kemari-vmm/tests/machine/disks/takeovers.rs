@@ -1,9 +1,8 @@
 //! Hosts that die at any moment of a disk's life: who goes on finds the disk as the guest's requests, in their order, made
 //! it.
 
-use imago::FormatCreateBuilder;
 use kemari_vmm::devices::Device;
-use kemari_vmm::disk::{Cache, DiskConfig, Format, Io};
+use kemari_vmm::disk::{Cache, DiskConfig, Io};
 use kemari_vmm::memory::Memory;
 use kemari_vmm::state::StateBlob;
 use kemari_vmm::virtio::block::{Block, BlockSpec};
@@ -400,24 +399,4 @@ fn hosts_die_with_threads() {
 #[test]
 fn hosts_die_with_threads_past_the_page_cache() {
     raw(Io::Threads, Cache::Direct, 64);
-}
-
-#[test]
-fn hosts_die_with_a_qcow2_image() {
-    let _watchdog = Watchdog::new("hosts that die with a qcow2 image", 100);
-    let directory = tempfile::tempdir().expect("a directory");
-    let path = directory.path().join("disk.qcow2");
-    let file = std::fs::File::create_new(&path).expect("a file");
-    // Small clusters: its tables change often.
-    let storage = imago::file::File::try_from(file).expect("a file");
-    imago::qcow2::Qcow2::<imago::file::File>::create_builder(storage)
-        .size(SECTORS * SECTOR_BYTES as u64)
-        .cluster_size(512)
-        .create()
-        .expect("an image");
-    let config = DiskConfig {
-        format: Format::Qcow2,
-        ..DiskConfig::new(&path)
-    };
-    hosts_die(config, 65, 60);
 }

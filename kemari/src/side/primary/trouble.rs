@@ -134,7 +134,7 @@ impl PrimarySide {
             .map(|(disk, bytes)| format!("disk {disk} has {bytes} bytes now"))
             .collect();
         match sentences.is_empty() {
-            true => Err("no disk's image has grown: make it larger first, as with `truncate -s`, or say which with --disk and --size, as for a qcow2 image".into()),
+            true => Err("no disk's image has grown: make it larger first, as with `truncate -s`, or say which with --disk and --size".into()),
             false => Ok(sentences.join("; ")),
         }
     }

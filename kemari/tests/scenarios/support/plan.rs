@@ -62,6 +62,8 @@ pub struct Plan {
     pub no_arbiter: bool,
     /// More lines of `[[disk]]`.
     pub disk_keys: &'static str,
+    /// Whether there is a second disk, which is only read: the qcow2 image [`Plan::read_only_image`].
+    pub reads_qcow2: bool,
     /// Whether there is a third host `c`, which lives in the network of B.
     pub third: bool,
     /// More lines of `[protection]`.
@@ -86,6 +88,7 @@ impl Default for Plan {
             etcd: false,
             no_arbiter: false,
             disk_keys: "",
+            reads_qcow2: false,
             third: false,
             protection: "",
         }
@@ -110,6 +113,11 @@ impl Plan {
         }
     }
 
+    /// The image of a host that is only read.
+    pub fn read_only_image(host: Host, directory: &Path) -> PathBuf {
+        directory.join(format!("{}.qcow2", host.name()))
+    }
+
     /// The configuration file, for hosts whose files lie in `directory` and whose sockets lie in `sockets`.
     pub fn to_toml(&self, directory: &Path, sockets: &Path, kernel: &Path) -> String {
         let hosts: String = Host::BOTH
@@ -131,6 +139,7 @@ id = "blk0"
 cache = "writeback"
 {disk}
 {disk_keys}
+{second_disk}
 [[net]]
 id = "net0"
 mac = "52:54:00:4b:00:02"
@@ -153,6 +162,10 @@ allow_cached_shared_disk = true
             plaintext = !self.tls,
             protection = self.protection,
             disk_keys = self.disk_keys,
+            second_disk = match self.reads_qcow2 {
+                true => "[[disk]]\nid = \"base\"\nformat = \"qcow2\"\nread_only = true",
+                false => "",
+            },
             disk = match self.disk {
                 Disk::Shared => "shared = true".to_owned(),
                 Disk::Replicated(flush) => format!("flush = \"{flush}\""),
@@ -230,13 +243,17 @@ state_dir = "{state}"
 {fence}
 {tls}
 taps = {{ net0 = "tap0" }}
-disks = {{ blk0 = "{disk}" }}
+disks = {{ blk0 = "{disk}"{second_disk} }}
 "#,
             address = replication_address(host.number()),
             control = sockets.join(format!("{name}.sock")).display(),
             console = directory.join(format!("{name}.console")).display(),
             state = directory.join(format!("{name}.state")).display(),
             disk = self.image(host, directory).display(),
+            second_disk = match self.reads_qcow2 {
+                true => format!(", base = {:?}", Self::read_only_image(host, directory)),
+                false => String::new(),
+            },
         )
     }
 }

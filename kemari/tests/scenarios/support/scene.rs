@@ -143,6 +143,11 @@ impl Scene {
         Ok(scene)
     }
 
+    /// The image of a host that is only read, of [`Plan::reads_qcow2`].
+    pub fn read_only_image(&self, host: Host) -> PathBuf {
+        Plan::read_only_image(host, self.directory.path())
+    }
+
     /// The image of a host's disk.
     pub fn image(&self, host: Host) -> PathBuf {
         self.plan.image(host, self.directory.path())
