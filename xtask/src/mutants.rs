@@ -1,0 +1,108 @@
+//! `cargo xtask mutants`: wrong edits, one at a time, each of which a test must notice.
+//!
+//! The edits stand in `xtask/mutants/*.toml`, a file for each part of the code: what rule a line keeps, how the line would be
+//! wrong, and the narrowest tests that must fail then. They are made in a copy of the tree, never in the checkout.
+
+mod list;
+mod tree;
+mod trial;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+
+use crate::ui::Ui;
+use list::Mutant;
+use tree::Tree;
+use trial::{Tests, Verdict};
+
+/// Which edits.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Options {
+    /// Only edits of files whose path contains this (may be repeated)
+    #[arg(long = "file", value_name = "FILE")]
+    pub files: Vec<String>,
+    /// In a random order, and none is begun after so many minutes
+    #[arg(long)]
+    pub minutes: Option<u64>,
+    /// Makes the random order repeatable
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Only shows the edits, and the rules that they break
+    #[arg(long)]
+    pub list: bool,
+}
+
+/// What all edits have shown: the last line printed, as JSON.
+#[derive(Debug, Default, Serialize)]
+struct Outcome {
+    mutants: u32,
+    caught: u32,
+    /// Rules that nobody missed.
+    survived: Vec<String>,
+    /// Edits that do not compile: they show nothing.
+    unviable: u32,
+}
+
+/// Makes the edits; whether every one was caught.
+pub fn mutants(options: &Options) -> Result<bool> {
+    let mut mutants = list::read()?;
+    mutants.retain(|mutant| {
+        options.files.is_empty() || options.files.iter().any(|file| mutant.file.contains(file))
+    });
+    ensure!(
+        !mutants.is_empty(),
+        "there is no edit of such a file: see `cargo xtask mutants --list`"
+    );
+    if options.list {
+        for mutant in &mutants {
+            println!("{}: {}", mutant.file, mutant.rule);
+        }
+        return Ok(true);
+    }
+    if options.minutes.is_some() {
+        let seed = options.seed.unwrap_or_else(rand::random);
+        println!("  · seed {seed}");
+        mutants.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+    }
+    let limit = options.minutes.map(|minutes| Duration::from_secs(60 * minutes));
+    let outcome = try_each(&mutants, limit, &Ui::default())?;
+    println!("{}", serde_json::to_string(&outcome)?);
+    Ok(outcome.caught == outcome.mutants)
+}
+
+fn try_each(mutants: &[Mutant], limit: Option<Duration>, ui: &Ui) -> Result<Outcome> {
+    let tree = ui.step("a copy of the tree", |_| Tree::copied())?;
+    let mut tests = Tests::default();
+    let mut outcome = Outcome::default();
+    let begin = Instant::now();
+    for mutant in mutants {
+        if limit.is_some_and(|limit| begin.elapsed() > limit) {
+            break;
+        }
+        outcome.mutants += 1;
+        let name = format!("{}: {}", mutant.file, mutant.rule);
+        let verdict = ui.step(&name, |_| {
+            tests.pass_unedited(&tree, mutant)?;
+            tree.edited(mutant, || tests.judge(&tree, mutant))
+                .with_context(|| name.clone())
+        })?;
+        match verdict {
+            Verdict::Caught => outcome.caught += 1,
+            Verdict::Survived => outcome.survived.push(name),
+            Verdict::Unviable(why) => {
+                println!("does not compile: {name}\n{why}");
+                outcome.unviable += 1;
+            }
+        }
+    }
+    for name in &outcome.survived {
+        println!("NOT CAUGHT: {name}");
+    }
+    Ok(outcome)
+}
