@@ -13,6 +13,7 @@ mod keys;
 mod machine;
 mod parse;
 mod protection;
+mod rate;
 #[cfg(test)]
 mod tests;
 mod validate;
@@ -29,6 +30,7 @@ pub use machine::{Cache, Disk, Flush, Format, Io, Machine, Net, OnError};
 pub use protection::{
     DRILL_INTERVAL_S, Delta, Gather, INTERVAL_MS, Latency, Mode, OnSecondaryLoss, Pace, Protection,
 };
+pub use rate::Rate;
 pub use values::{Console, Mac};
 
 /// Largest configuration file, in bytes.

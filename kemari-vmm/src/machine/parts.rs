@@ -14,9 +14,11 @@ use crate::devices::serial::Console;
 use crate::dirty::DirtyLog;
 use crate::disk::{Trouble, TroubleSink};
 use crate::vcpu::Bus;
+use crate::virtio::Backend;
 use crate::virtio::block::Block;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::net::Net;
+use crate::virtio::rate::RateSpec;
 use crate::virtio::rng::Rng;
 
 /// The machine's devices, as the vCPU threads reach them.
@@ -64,7 +66,7 @@ impl Parts {
             dirty,
             shut_downs: AtomicU32::new(0),
         };
-        for DiskSpec { id, block } in &spec.disks {
+        for DiskSpec { id, block, rate } in &spec.disks {
             let (instance, gsi) = parts.slot(2)?;
             let disk = VirtioDevice::new(hub.clone(), id, instance, gsi, Block::new(block.clone()));
             let (events, name) = (parts.events.clone(), id.clone());
@@ -75,13 +77,25 @@ impl Parts {
                     fail_over: trouble.fail_over,
                 });
             });
-            disk.with_backend(|block| block.set_trouble_sink(sink));
+            disk.with_backend(|block| {
+                block.set_trouble_sink(sink);
+                block.set_rate(*rate);
+            });
+            pace(&disk, *rate)?;
             parts.virtio.push(disk.clone());
             parts.disks.push((id.clone(), disk));
         }
-        for NetSpec { id, mac, offload } in &spec.nets {
+        for NetSpec {
+            id,
+            mac,
+            offload,
+            rate,
+        } in &spec.nets
+        {
             let (instance, gsi) = parts.slot(1)?;
             let net = VirtioDevice::new(hub.clone(), id, instance, gsi, Net::new(*mac, *offload));
+            net.with_backend(|net| net.set_rate(*rate));
+            pace(&net, *rate)?;
             parts.virtio.push(net.clone());
             parts.nets.push((id.clone(), net));
         }
@@ -180,6 +194,14 @@ impl Bus for Parts {
 
     fn failed(&self, why: String) {
         (self.events)(MachineEvent::Failed(why));
+    }
+}
+
+/// What a rate leaves in a device's rings goes on by a thread, made now: nobody lacks it later.
+fn pace<B: Backend>(device: &VirtioDevice<B>, rate: RateSpec) -> Result<(), MachineError> {
+    match rate.is_unlimited() {
+        true => Ok(()),
+        false => device.start_resumer().map_err(MachineError::Thread),
     }
 }
 

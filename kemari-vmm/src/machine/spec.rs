@@ -7,6 +7,7 @@ use crate::devices::serial::CONSOLE_BYTES_MAX;
 use crate::dirty::DirtySource;
 use crate::virtio::block::BlockSpec;
 use crate::virtio::budget::DEVICE_STATE_BYTES_MAX;
+use crate::virtio::rate::RateSpec;
 
 /// Most vCPUs of a machine.
 pub const VCPUS_MAX: u8 = 8;
@@ -20,6 +21,8 @@ pub struct NetSpec {
     pub mac: [u8; 6],
     /// Whether checksums and segmentation are offered to the guest.
     pub offload: bool,
+    /// What it may receive, and what it may transmit. The guest sees nothing of it.
+    pub rate: RateSpec,
 }
 
 /// A disk of a machine.
@@ -29,6 +32,8 @@ pub struct DiskSpec {
     pub id: String,
     /// What the guest sees of it.
     pub block: BlockSpec,
+    /// What it carries out at most. The guest sees nothing of it.
+    pub rate: RateSpec,
 }
 
 /// What a machine is made of. Both hosts' machines are made from equal ones.

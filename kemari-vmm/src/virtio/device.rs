@@ -5,13 +5,14 @@ mod registers;
 mod turns;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
 use std::time::Duration;
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 
 use self::core::Core;
+use super::rate::Resumer;
 use super::request::{Releasable, RequestList, SavedRequest};
 use super::saved::{STATE_VERSION, SavedDevice, SavedQueue};
 use super::transport as regs;
@@ -33,6 +34,8 @@ pub struct VirtioDevice<B: Backend> {
     wanted: AtomicUsize,
     /// Told whenever a request finishes or is given back; a reset waits for it.
     finished: Condvar,
+    /// Goes on with what a rate has left, where there is one.
+    resumer: OnceLock<Resumer>,
 }
 
 /// The requests that a saved state lists, and that of the back end.
@@ -55,6 +58,7 @@ impl<B: Backend> VirtioDevice<B> {
             core: Mutex::new(Core::new(backend)),
             wanted: AtomicUsize::new(0),
             finished: Condvar::new(),
+            resumer: OnceLock::new(),
         });
         device.lock().backend.connect(device.itself.clone());
         device
@@ -66,6 +70,19 @@ impl<B: Backend> VirtioDevice<B> {
         let result = function(&mut core.backend);
         self.tell_config_change(&mut core);
         result
+    }
+
+    /// Starts what goes on with requests that the back end's rate leaves in the rings.
+    ///
+    /// # Errors
+    /// If there is no thread to be had.
+    pub fn start_resumer(&self) -> std::io::Result<()> {
+        if self.resumer.get().is_none() {
+            let resumer = Resumer::start(self.itself.clone())?;
+            // There is one for the life of the device.
+            let _ = self.resumer.set(resumer);
+        }
+        Ok(())
     }
 
     /// The requests that a saved state of this device lists, in order, and what it says of the back end.
@@ -249,6 +266,10 @@ impl<B: Backend> Completions for VirtioDevice<B> {
                 core = self.work(core, index);
             }
         }
+    }
+
+    fn resume(&self) {
+        self.go_on();
     }
 }
 

@@ -9,6 +9,7 @@ pub mod budget;
 pub mod device;
 pub mod net;
 mod offload;
+pub mod rate;
 pub mod request;
 pub mod rng;
 mod saved;
@@ -17,6 +18,7 @@ pub mod tap;
 mod transport;
 
 use std::sync::Weak;
+use std::time::Instant;
 
 use serde::{Serialize, de::DeserializeOwned};
 use virtio_queue::Queue;
@@ -88,6 +90,8 @@ pub trait Completions: Send + Sync {
     }
     /// Tells that input may have come.
     fn input_ready(&self);
+    /// Goes on with what a rate has left in the rings.
+    fn resume(&self) {}
 }
 
 /// What became of the input that waited outside.
@@ -97,6 +101,18 @@ pub struct Input {
     pub used: bool,
     /// Whether more waits, for which there was no time in one turn.
     pub more: bool,
+    /// Nothing more is let in by the rate before then.
+    pub paced: Option<Instant>,
+}
+
+impl Input {
+    /// Nothing more is there.
+    pub fn idle(used: bool) -> Self {
+        Self {
+            used,
+            ..Self::default()
+        }
+    }
 }
 
 /// What makes one kind of virtio device: what its requests are, and how they are carried out.
@@ -139,6 +155,13 @@ pub trait Backend: Send + 'static {
     fn check(&self, request: &Self::Request, memory: &Memory) -> Result<(), GuestFault>;
     /// What a request takes of the device's budget.
     fn cost(&self, request: &Self::Request) -> Cost;
+    /// Counts a request against the device's rate, if it has one.
+    ///
+    /// # Errors
+    /// It is too early for one more; when to ask again.
+    fn admit(&mut self, _request: &Self::Request) -> Result<(), Instant> {
+        Ok(())
+    }
     /// The bytes that an output shows, taken from the guest's memory now.
     fn copy_aside(&self, request: &Self::Request, memory: &Memory) -> Result<Vec<u8>, GuestFault>;
     /// Several requests are about to be submitted: they may be gathered until [`Backend::batch_ends`].

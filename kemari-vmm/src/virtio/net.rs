@@ -2,6 +2,7 @@
 
 use std::sync::Weak;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_net::{
@@ -15,6 +16,7 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use super::budget::Cost;
 use super::device::check_range;
 use super::offload;
+use super::rate::{self, Limiter, RateSpec};
 use super::segment::{Chain, Segments};
 use super::tap::{PACKET_BYTES_MAX, Tap, TapError, VNET_HEADER_BYTES};
 use super::{Backend, Completions, GuestFault, Input, Nature, QueueRole, QueueSpec, Submission};
@@ -39,6 +41,14 @@ pub struct Net {
     config_changed: bool,
     /// A packet read from the TAP for which the guest had no room yet, and its length.
     waiting: (Box<[u8]>, usize),
+    /// What it may receive and transmit, if that is limited.
+    rates: Option<Rates>,
+}
+
+/// Each direction has buckets of its own.
+struct Rates {
+    receive: Limiter,
+    transmit: Limiter,
 }
 
 /// What a guest asks of its network card.
@@ -75,7 +85,30 @@ impl Net {
             announce_wanted: false,
             config_changed: false,
             waiting: (vec![0; PACKET_BYTES_MAX].into_boxed_slice(), 0),
+            rates: None,
         }
+    }
+
+    /// Limits what it receives, and what it transmits, to this rate each.
+    pub fn set_rate(&mut self, rate: RateSpec) {
+        let limiter = || Limiter::new(rate, Instant::now());
+        self.rates = (!rate.is_unlimited()).then(|| Rates {
+            receive: limiter(),
+            transmit: limiter(),
+        });
+    }
+
+    /// The next packet from the TAP: its length, if there is one that may be received now.
+    fn receive(&mut self) -> Result<Option<usize>, Instant> {
+        let Some(tap) = &self.tap else { return Ok(None) };
+        if let Some(rates) = &mut self.rates {
+            rates.receive.is_open(Instant::now())?;
+        }
+        let received = tap.receive(&mut self.waiting.0);
+        if let (Some(rates), Some(length)) = (&mut self.rates, received) {
+            rates.receive.spend(packet_bytes(length as u64));
+        }
+        Ok(received)
     }
 
     /// Plugs the cable in: opens the TAP, which brings its carrier up. A cable that was in is pulled out; what the guest has
@@ -306,6 +339,16 @@ impl Backend for Net {
         }
     }
 
+    fn admit(&mut self, request: &NetRequest) -> Result<(), Instant> {
+        match request {
+            NetRequest::Transmit(packet) => {
+                let rates = self.rates.as_mut().map(|rates| &mut rates.transmit);
+                rate::admit(rates, packet_bytes(packet.len()))
+            }
+            NetRequest::Control { .. } => Ok(()),
+        }
+    }
+
     fn copy_aside(&self, request: &NetRequest, memory: &Memory) -> Result<Vec<u8>, GuestFault> {
         match request {
             NetRequest::Transmit(segments) => segments.read(memory),
@@ -342,11 +385,16 @@ impl Backend for Net {
         let mut used = false;
         for _ in 0..PACKETS_AT_ONCE {
             if self.waiting.1 == 0 {
-                let Some(tap) = &self.tap else {
-                    return Ok(Input { used, more: false });
-                };
-                let Some(length) = tap.receive(&mut self.waiting.0) else {
-                    return Ok(Input { used, more: false });
+                let length = match self.receive() {
+                    Ok(Some(length)) => length,
+                    Ok(None) => return Ok(Input::idle(used)),
+                    Err(until) => {
+                        let paced = Some(until);
+                        return Ok(Input {
+                            paced,
+                            ..Input::idle(used)
+                        });
+                    }
                 };
                 if length < VNET_HEADER_BYTES {
                     continue;
@@ -356,10 +404,14 @@ impl Backend for Net {
             if self.deliver(queue, memory)? {
                 used = true;
             } else if !wants_more_buffers(queue, memory)? {
-                return Ok(Input { used, more: false });
+                return Ok(Input::idle(used));
             }
         }
-        Ok(Input { used, more: true })
+        let more = true;
+        Ok(Input {
+            more,
+            ..Input::idle(used)
+        })
     }
 
     fn take_config_change(&mut self) -> bool {
@@ -393,6 +445,11 @@ fn wants_more_buffers(queue: &mut Queue, memory: &Memory) -> Result<bool, GuestF
     let more = queue.enable_notification(memory);
     queue.set_next_avail(unused);
     more.map_err(fault)
+}
+
+/// What a packet counts for: its header is between guest and host only.
+fn packet_bytes(length: u64) -> u64 {
+    length.saturating_sub(VNET_HEADER_BYTES as u64)
 }
 
 fn check_length(packet: &Segments) -> Result<(), GuestFault> {

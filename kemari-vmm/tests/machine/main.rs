@@ -12,6 +12,7 @@ mod gate;
 mod large;
 mod moment;
 mod pause;
+mod rates;
 mod reattach;
 mod replicas;
 mod resets;

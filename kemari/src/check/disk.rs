@@ -198,6 +198,7 @@ mod tests {
             shared: true,
             replicate: None,
             flush: Flush::Memory,
+            rate: None,
         }
     }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::Mac;
+use super::{Mac, Rate};
 
 /// `[machine]`
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -131,6 +131,9 @@ pub struct Disk {
     /// When a guest's flush of a replicated disk is done.
     #[serde(default)]
     pub flush: Flush,
+    /// What it carries out at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Rate>,
 }
 
 /// When a guest's flush of a replicated disk is done.
@@ -170,4 +173,7 @@ pub struct Net {
     /// Whether checksum and segmentation offloads are offered to the guest where the TAP can carry them.
     #[serde(default = "yes")]
     pub offload: bool,
+    /// What it receives, and what it transmits, at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Rate>,
 }

@@ -344,6 +344,7 @@ fn every_key_is_documented() {
         fields_of::<Machine>(),
         fields_of::<Disk>(),
         fields_of::<Net>(),
+        fields_of::<Rate>(),
         fields_of::<Protection>(),
         fields_of::<Arbiter>(),
         fields_of::<Host>(),
@@ -384,6 +385,16 @@ fn keys_of_a_disk_have_their_values() {
         (Format::Qcow2, Io::Threads, OnError::Failover)
     );
     assert_eq!((found.block_size, found.queues), (4096, 4));
+    let limited = Config::parse(&disk("rate = { kib_per_s = 100 }"), "vm.toml").unwrap();
+    let paced = limited.disks[0].rate.and_then(|rate| rate.bytes());
+    assert_eq!(
+        paced.map(|paced| (paced.per_s, paced.burst)),
+        Some((100 << 10, 10 << 10))
+    );
+    assert_ne!(
+        limited.digest(),
+        Config::parse(EXAMPLE, "vm.toml").unwrap().digest()
+    );
     let config = Config::parse(EXAMPLE, "vm.toml").unwrap();
     assert_eq!(
         (config.disks[0].format, config.disks[0].block_size),
@@ -405,6 +416,15 @@ fn keys_of_a_disk_have_their_values() {
             "format = \"qcow2\"\nread_only = true\nio = \"io_uring\"",
             "io_uring is for raw disks only",
         ),
+        (
+            "rate = { kib_per_s = 0 }",
+            "`disk.rate.kib_per_s` is 0, but must be 1 to",
+        ),
+        (
+            "rate = { burst_operations = 5 }",
+            "`disk.rate.burst_operations` says nothing without `operations_per_s`",
+        ),
+        ("rate = { mib_per_s = 5 }", "`mib_per_s`"),
     ] {
         let errors = errors(&disk(lines)).join("\n");
         assert!(errors.contains(says), "{lines}: {errors}");

@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use kemari_sync::NAME_BYTES_MAX;
 
 use super::fields::nearest;
-use super::{Arbiter, ArbiterKind, Cache, Config, DRILL_INTERVAL_S, Format, Host, INTERVAL_MS, Io};
+use super::{Arbiter, ArbiterKind, Cache, Config, DRILL_INTERVAL_S, Format, Host, INTERVAL_MS, Io, Rate};
 
 /// Least and most memory of a guest in MiB.
 const MEMORY_MIB: RangeInclusive<u32> = 64..=1 << 20;
@@ -136,6 +136,7 @@ fn devices(config: &Config, wrong: &mut Wrong) {
             );
         }
         wrong.range(&["disk", &index, "queues"], disk.queues, DISK_QUEUES);
+        rate("disk", &index, disk.rate, wrong);
         if !DISK_BLOCK_BYTES.contains(&disk.block_size) {
             wrong.at(
                 &["disk", &index, "block_size"],
@@ -188,6 +189,7 @@ fn devices(config: &Config, wrong: &mut Wrong) {
             &net.mac.to_string(),
             &mut macs,
         );
+        rate("net", &index, net.rate, wrong);
         if let Some(tap) = &net.tap {
             tap_name(&["net", &index, "tap"], tap, wrong);
         }
@@ -199,6 +201,15 @@ fn devices(config: &Config, wrong: &mut Wrong) {
                 );
             }
         }
+    }
+}
+
+fn rate(section: &str, index: &str, rate: Option<Rate>, wrong: &mut Wrong) {
+    for (key, fault) in rate.iter().flat_map(Rate::faults) {
+        wrong.at(
+            &[section, index, "rate", key],
+            format!("`{section}.rate.{key}` {fault}"),
+        );
     }
 }
 

@@ -10,10 +10,11 @@ use kemari_vmm::boot::{BootConfig, Kernel};
 use kemari_vmm::dirty::DirtySource;
 use kemari_vmm::machine::{DiskSpec, Machine, MachineSpec, NetSpec};
 use kemari_vmm::virtio::block::BlockSpec;
+use kemari_vmm::virtio::rate::RateSpec;
 
 use super::console::ConsoleFile;
 use super::faults;
-use crate::config::{Config, Console, Flush, Host, HostDisk, HostNet};
+use crate::config::{Config, Console, Flush, Host, HostDisk, HostNet, Rate};
 use crate::image::image_of;
 use crate::replica::{Image, Replica, Report, Tracker};
 
@@ -43,6 +44,7 @@ pub fn machine_spec(config: &Config) -> anyhow::Result<MachineSpec> {
                     block_bytes: disk.block_size,
                     queues: disk.queues,
                 },
+                rate: rate_spec(disk.rate),
             })
             .collect(),
         nets: config
@@ -52,11 +54,20 @@ pub fn machine_spec(config: &Config) -> anyhow::Result<MachineSpec> {
                 id: net.id.clone(),
                 mac: net.mac.0,
                 offload: net.offload,
+                rate: rate_spec(net.rate),
             })
             .collect(),
         rng: true,
         dirty_source: DirtySource::Best,
     })
+}
+
+fn rate_spec(rate: Option<Rate>) -> RateSpec {
+    let rate = rate.unwrap_or_default();
+    RateSpec {
+        bytes: rate.bytes(),
+        operations: rate.operations(),
+    }
 }
 
 /// Digest of all that both hosts must have in common: the configuration's shared part and the kernel's files.

@@ -25,6 +25,7 @@ mod no_arbiter;
 mod pace;
 mod partition;
 mod peers;
+mod rates;
 mod readiness;
 mod replica;
 mod sandbox;

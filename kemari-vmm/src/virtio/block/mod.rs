@@ -4,6 +4,7 @@ mod config;
 mod request;
 
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::{
@@ -11,6 +12,7 @@ use virtio_bindings::virtio_blk::{
 };
 
 use super::budget::{BYTES_HELD_MAX, Cost};
+use super::rate::{self, Limiter, RateSpec};
 use super::segment::Segments;
 use super::{Backend, Chain, Completion, Completions, GuestFault, Nature, QueueRole, QueueSpec, Submission};
 use crate::disk::{Disk, DiskError, DiskJob, GuestBuffers, Operation, Server, TroubleSink, whole_blocks};
@@ -99,6 +101,8 @@ pub struct Block {
     may_lack: bool,
     /// What it is asked for waits, since nobody may touch its image.
     mute: bool,
+    /// What it may be asked for, if that is limited.
+    rate: Option<Limiter>,
 }
 
 /// What of a disk is neither transport nor queue nor request.
@@ -136,7 +140,13 @@ impl Block {
             applied: None,
             may_lack: false,
             mute: false,
+            rate: None,
         }
+    }
+
+    /// Limits what it carries out to this rate.
+    pub fn set_rate(&mut self, rate: RateSpec) {
+        self.rate = (!rate.is_unlimited()).then(|| Limiter::new(rate, Instant::now()));
     }
 
     /// From the next [`Block::attach`] on, `watch` is told of all changes.
@@ -429,6 +439,10 @@ impl Backend for Block {
             segments: request.data.count(),
             bytes: request.data.len(),
         }
+    }
+
+    fn admit(&mut self, request: &BlockRequest) -> Result<(), Instant> {
+        rate::admit(self.rate.as_mut(), request.data.len())
     }
 
     fn copy_aside(&self, request: &BlockRequest, memory: &Memory) -> Result<Vec<u8>, GuestFault> {

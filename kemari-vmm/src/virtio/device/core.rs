@@ -1,6 +1,7 @@
 //! What of a device is under its lock: how requests are taken out of the rings, and put back finished.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
@@ -25,6 +26,8 @@ pub(super) struct Core<B: Backend> {
     pub(super) waiting: VecDeque<usize>,
     /// A thread of its own has their turns.
     pub(super) is_refilled_apart: bool,
+    /// The queue that goes on first when the rate lets something go on.
+    pub(super) resumed_first: usize,
     /// By queue: how many resets wait for what it has under way. Meanwhile nothing more is taken out of it.
     pub(super) closing: Vec<u32>,
 }
@@ -38,6 +41,8 @@ pub(super) enum Left {
     More,
     /// What is left waits for room in the budget. `served`: something was taken before.
     Waits { served: bool },
+    /// What is left waits for its time, which does not come before this.
+    Paced(Instant),
 }
 
 /// A request on its way to the back end.
@@ -70,6 +75,7 @@ impl<B: Backend> Core<B> {
             backend,
             waiting: VecDeque::new(),
             is_refilled_apart: false,
+            resumed_first: 0,
         }
     }
 
@@ -122,8 +128,11 @@ impl<B: Backend> Core<B> {
                 (result, left)
             }
             QueueRole::Supply => match self.backend.input(&mut self.queues[index], &hub.memory) {
-                Ok(input) if input.more => (Ok(input.used), Left::More),
-                Ok(input) => (Ok(input.used), Left::Nothing),
+                Ok(input) => match (input.paced, input.more) {
+                    (Some(until), _) => (Ok(input.used), Left::Paced(until)),
+                    (None, true) => (Ok(input.used), Left::More),
+                    (None, false) => (Ok(input.used), Left::Nothing),
+                },
                 Err(fault) => (Err(fault), Left::Nothing),
             },
         }
@@ -147,6 +156,11 @@ impl<B: Backend> Core<B> {
                 if !self.requests.has_room_for(cost) {
                     self.put_back(index);
                     *left = Left::Waits { served: taken > 0 };
+                    return Ok(used);
+                }
+                if let Err(until) = self.backend.admit(&body) {
+                    self.put_back(index);
+                    *left = Left::Paced(until);
                     return Ok(used);
                 }
                 taken += 1;

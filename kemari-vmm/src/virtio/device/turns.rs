@@ -24,7 +24,7 @@ impl<B: Backend> VirtioDevice<B> {
                 return core;
             }
             match self.turn(&mut core, index) {
-                Left::Nothing => return core,
+                Left::Nothing | Left::Paced(_) => return core,
                 Left::More => core = self.give_way(core),
                 Left::Waits { .. } => core.wait_for_room(index),
             }
@@ -39,7 +39,7 @@ impl<B: Backend> VirtioDevice<B> {
             && let Some(left) = self.next_turn(&mut core)
         {
             match left {
-                Left::Nothing => {}
+                Left::Nothing | Left::Paced(_) => {}
                 Left::More => {
                     core.is_refilled_apart = self.refill_apart();
                     core = self.give_way(core);
@@ -56,7 +56,7 @@ impl<B: Backend> VirtioDevice<B> {
         let index = core.waiting.pop_front()?;
         let left = self.turn(core, index);
         match left {
-            Left::Nothing => {}
+            Left::Nothing | Left::Paced(_) => {}
             Left::More | Left::Waits { served: true } => core.waiting.push_back(index),
             // It keeps its turn: others, with smaller requests, would take what room there is for ever.
             Left::Waits { served: false } => core.waiting.push_front(index),
@@ -78,7 +78,7 @@ impl<B: Backend> VirtioDevice<B> {
         let mut core = self.lock();
         let had_held = core.requests.has_held();
         let left = self.next_turn(&mut core);
-        let goes_on = matches!(left, Some(Left::Nothing | Left::More));
+        let goes_on = matches!(left, Some(Left::Nothing | Left::More | Left::Paced(_)));
         core.is_refilled_apart = goes_on;
         self.tell_found(self.give_way(core), had_held);
         goes_on
@@ -101,7 +101,23 @@ impl<B: Backend> VirtioDevice<B> {
         }
         let (result, left) = core.take(index, &self.hub);
         self.settle(core, index, result);
+        if let (Left::Paced(until), Some(resumer)) = (left, self.resumer.get()) {
+            resumer.resume_at(until);
+        }
         left
+    }
+
+    /// The rate may let something go on. Each time another queue is the first: it may take all that there is.
+    pub(super) fn go_on(&self) {
+        let _working = self.hub.working();
+        let mut core = self.lock();
+        let had_held = core.requests.has_held();
+        let (queues, first) = (core.queues.len(), core.resumed_first);
+        core.resumed_first = (first + 1) % queues;
+        for index in (first..queues).chain(0..first) {
+            core = self.work(core, index);
+        }
+        self.tell_found(core, had_held);
     }
 
     /// Lets everybody else have the lock who waits for it.

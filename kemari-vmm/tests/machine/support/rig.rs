@@ -13,6 +13,7 @@ use kemari_vmm::dirty::DirtySource;
 use kemari_vmm::disk::{DiskConfig, DiskError};
 use kemari_vmm::machine::{DiskSpec, Machine, MachineError, MachineEvent, MachineSpec, NetSpec};
 use kemari_vmm::virtio::block::BlockSpec;
+use kemari_vmm::virtio::rate::RateSpec;
 use tempfile::NamedTempFile;
 
 use super::network;
@@ -82,11 +83,13 @@ impl Rig {
             disks: vec![DiskSpec {
                 id: "blk0".into(),
                 block: BlockSpec::new("kemari-test", false),
+                rate: RateSpec::default(),
             }],
             nets: vec![NetSpec {
                 id: "net0".into(),
                 mac: [0x52, 0x54, 0, 0x4b, 9, 9],
                 offload: false,
+                rate: RateSpec::default(),
             }],
             rng: true,
             dirty_source: DirtySource::Best,

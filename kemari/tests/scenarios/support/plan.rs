@@ -64,6 +64,8 @@ pub struct Plan {
     pub disk_keys: &'static str,
     /// Whether there is a second disk, which is only read: the qcow2 image [`Plan::read_only_image`].
     pub reads_qcow2: bool,
+    /// More lines of `[[net]]`.
+    pub net_keys: &'static str,
     /// Whether there is a third host `c`, which lives in the network of B.
     pub third: bool,
     /// More lines of `[protection]`.
@@ -89,6 +91,7 @@ impl Default for Plan {
             no_arbiter: false,
             disk_keys: "",
             reads_qcow2: false,
+            net_keys: "",
             third: false,
             protection: "",
         }
@@ -143,6 +146,7 @@ cache = "writeback"
 [[net]]
 id = "net0"
 mac = "52:54:00:4b:00:02"
+{net_keys}
 [protection]
 mode = "{mode}"
 suspicion_timeout_ms = 1000
@@ -166,6 +170,7 @@ allow_cached_shared_disk = true
                 true => "[[disk]]\nid = \"base\"\nformat = \"qcow2\"\nread_only = true",
                 false => "",
             },
+            net_keys = self.net_keys,
             disk = match self.disk {
                 Disk::Shared => "shared = true".to_owned(),
                 Disk::Replicated(flush) => format!("flush = \"{flush}\""),

@@ -1,0 +1,84 @@
+//! The timer of a device with a rate: a thread that goes on with what was left in the rings, once it may.
+
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+use std::time::Instant;
+
+use super::super::Completions;
+
+#[derive(Default)]
+struct State {
+    due: Option<Instant>,
+    is_over: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until something is due. False: nobody wants it any more.
+    fn await_due(&self) -> bool {
+        let mut state = self.lock();
+        while !state.is_over {
+            let now = Instant::now();
+            state = match state.due {
+                Some(due) if due <= now => {
+                    state.due = None;
+                    return true;
+                }
+                Some(due) => {
+                    let waited = self.changed.wait_timeout(state, due - now);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+        false
+    }
+}
+
+/// See the module. The thread ends when this is dropped.
+pub struct Resumer(Arc<Shared>);
+
+impl Resumer {
+    /// Starts the thread, which resumes `device`.
+    ///
+    /// # Errors
+    /// If the system has none left.
+    pub fn start(device: Weak<dyn Completions>) -> io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let timer = shared.clone();
+        thread::Builder::new().name("rate".into()).spawn(move || {
+            while timer.await_due()
+                && let Some(device) = device.upgrade()
+            {
+                device.resume();
+            }
+        })?;
+        Ok(Self(shared))
+    }
+
+    /// The device is resumed then, or before.
+    pub fn resume_at(&self, due: Instant) {
+        let mut state = self.0.lock();
+        if state.due.is_none_or(|earlier| due < earlier) {
+            state.due = Some(due);
+            self.0.changed.notify_one();
+        }
+    }
+}
+
+impl Drop for Resumer {
+    fn drop(&mut self) {
+        self.0.lock().is_over = true;
+        self.0.changed.notify_one();
+    }
+}
