@@ -387,3 +387,7 @@ fn engine(disk: &Disk, server: Weak<Server>) -> Result<Box<dyn Engine>, DiskErro
     })?;
     Ok(Box::new(threads))
 }
+
+#[cfg(test)]
+#[path = "server_test.rs"]
+mod tests;

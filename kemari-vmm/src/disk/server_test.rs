@@ -1,0 +1,81 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender};
+
+use super::*;
+use crate::virtio::Completion;
+
+/// A disk whose flushes succeed, each when the test lets it.
+struct Slow {
+    begun: Mutex<Sender<()>>,
+    may_end: Mutex<Receiver<()>>,
+}
+
+impl Store for Slow {
+    fn read(&self, _: u64, _: &mut [u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn write(&self, _: u64, _: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn zero(&self, _: u64, _: u64, _: bool) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        let told = self.begun.lock().unwrap().send(());
+        let may_end = self.may_end.lock().unwrap().recv();
+        told.map_err(io::Error::other)
+            .and(may_end.map_err(io::Error::other))
+    }
+
+    fn bytes(&self) -> io::Result<u64> {
+        Ok(1 << 20)
+    }
+}
+
+/// Passes the ends of jobs on.
+struct Told(Mutex<Sender<(u64, Completion)>>);
+
+impl Completions for Told {
+    fn complete(&self, id: u64, completion: Completion) {
+        // The test may be over.
+        let _ = self.0.lock().unwrap().send((id, completion));
+    }
+
+    fn input_ready(&self) {}
+}
+
+/// The kernel tells a failed write-back to one flush of a file only: the one under way must not be taken for a good one.
+#[test]
+fn a_flush_that_succeeds_while_another_fails_has_failed() {
+    let ((begins, begun), (ends, may_end), (tells, told)) = (channel(), channel(), channel());
+    let store = Arc::new(Slow {
+        begun: Mutex::new(begins),
+        may_end: Mutex::new(may_end),
+    });
+    let completions: Arc<dyn Completions> = Arc::new(Told(Mutex::new(tells)));
+    let disk = Arc::new(Disk::with_store(store, OnError::Report).expect("it has a size"));
+    let is_in_trouble = Arc::new(AtomicBool::new(false));
+    let noted = is_in_trouble.clone();
+    let trouble: TroubleSink = Arc::new(move |_| noted.store(true, Ordering::SeqCst));
+    let server = Server::start(disk, Arc::downgrade(&completions), trouble).expect("threads start");
+    let flush = |id, meanwhile: &dyn Fn()| {
+        server.submit(DiskJob {
+            id,
+            operation: Operation::Flush,
+        });
+        begun.recv().expect("it begins");
+        meanwhile();
+        ends.send(()).expect("it waits");
+        told.recv().expect("it ends")
+    };
+    assert!(matches!(flush(0, &|| {}), (0, Ok(_))));
+    let (id, result) = flush(1, &|| server.disk.store().note_failed());
+    let why = result.expect_err("another has failed").to_string();
+    assert!(id == 1 && why.contains("another flush has failed"), "{why}");
+    // What that one was for is written again now: nothing is, here.
+    assert!(matches!(flush(2, &|| {}), (2, Ok(_))));
+    assert!(!is_in_trouble.load(Ordering::SeqCst), "the guest is told");
+}
