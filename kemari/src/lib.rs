@@ -5,6 +5,7 @@
 pub mod announce;
 pub mod arbiter;
 pub mod certs;
+mod cgroup;
 pub mod check;
 pub mod cli;
 pub mod config;

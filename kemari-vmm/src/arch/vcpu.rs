@@ -121,6 +121,11 @@ impl VcpuState {
         &self.regs
     }
 
+    /// The same, for who damages them on purpose.
+    pub fn regs_mut(&mut self) -> &mut kvm_regs {
+        &mut self.regs
+    }
+
     /// The TSC at the save: (its index, its value).
     #[cfg(test)]
     pub(super) fn tsc(&self) -> (u32, u64) {

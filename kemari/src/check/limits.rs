@@ -2,11 +2,11 @@
 //! machine has. A service manager or a container may set others: run the check where the VM is to run.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use rustix::process::{Resource, getrlimit};
 
 use super::Finding;
+use crate::cgroup::{Groups, MemoryLimit};
 use crate::config::Config;
 
 /// The bit of CAP_IPC_LOCK in a set of capabilities: who has it may lock any amount of memory.
@@ -16,14 +16,11 @@ const CAP_IPC_LOCK: u32 = 14;
 const FILES_BASE: u64 = 96;
 /// Files for each vCPU, disk and card at most: KVM's, those of its queues, their events and images.
 const FILES_EACH: u64 = 12;
-/// Where a control group says how much memory its processes may use: version 2, version 1.
-const MEMORY_FILE_NAMES: [&str; 2] = ["memory.max", "memory.limit_in_bytes"];
 
 /// Looks at what this process may use, for a VM that needs `needed_mib` in all.
 pub fn check(config: &Config, name: &str, needed_mib: u64) -> Vec<Finding> {
-    let (own, mounts) = (Path::new("/proc/self/cgroup"), Path::new("/sys/fs/cgroup"));
     let mut findings = Vec::new();
-    findings.extend(memory(cgroup_limit(own, mounts), needed_mib));
+    findings.extend(memory(Groups::own().memory_limit(), needed_mib));
     if config.protection.enabled && !may_lock_all() {
         findings.extend(locked(
             getrlimit(Resource::Memlock).current,
@@ -41,42 +38,8 @@ pub fn check(config: &Config, name: &str, needed_mib: u64) -> Vec<Finding> {
     findings
 }
 
-/// The tightest limit of memory, in bytes, of the control groups that this process is in, and where it
-/// stands.
-fn cgroup_limit(own: &Path, mounts: &Path) -> Option<(u64, PathBuf)> {
-    let text = fs::read_to_string(own).ok()?;
-    let mut tightest: Option<(u64, PathBuf)> = None;
-    for line in text.lines() {
-        let mut parts = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(group)) = (parts.next(), parts.next()) else {
-            continue;
-        };
-        let root = match controllers {
-            "" => mounts.to_owned(),
-            _ if controllers.split(',').any(|name| name == "memory") => mounts.join("memory"),
-            _ => continue,
-        };
-        // A group above the root of this namespace cannot be seen: then what can be seen counts.
-        let group = Path::new(group.trim_start_matches('/'));
-        for ancestor in group.ancestors() {
-            for name in MEMORY_FILE_NAMES {
-                let path = root.join(ancestor).join(name);
-                let limit = fs::read_to_string(&path)
-                    .ok()
-                    .and_then(|text| text.trim().parse::<u64>().ok());
-                if let Some(limit) =
-                    limit.filter(|limit| tightest.as_ref().is_none_or(|(least, _)| limit < least))
-                {
-                    tightest = Some((limit, path));
-                }
-            }
-        }
-    }
-    tightest
-}
-
-fn memory(limit: Option<(u64, PathBuf)>, needed_mib: u64) -> Option<Finding> {
-    let (bytes, path) = limit?;
+fn memory(limit: Option<MemoryLimit>, needed_mib: u64) -> Option<Finding> {
+    let MemoryLimit { bytes, path } = limit?;
     (bytes >> 20 < needed_mib).then(|| {
         Finding::error(
             format!(
@@ -167,32 +130,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_tightest_group_counts_in_either_version() {
-        let directory = tempfile::tempdir().unwrap();
-        let own = directory.path().join("cgroup");
-        let put = |path: &str, text: &str| {
-            let path = directory.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
+    fn a_group_with_too_little_memory_is_named() {
+        let limit = || {
+            Some(MemoryLimit {
+                bytes: 200 << 20,
+                path: "a/memory.max".into(),
+            })
         };
-        put("a/b/memory.max", "max\n");
-        put("a/memory.max", "209715200\n");
-        fs::write(&own, "0::/a/b\n").unwrap();
-        let found = cgroup_limit(&own, directory.path()).unwrap();
-        assert_eq!(found.0, 200 << 20);
-        let finding = memory(Some(found), 300).unwrap();
+        let finding = memory(limit(), 300).unwrap();
         assert!(
             finding.sentence.contains("200 MiB") && finding.sentence.contains("a/memory.max"),
             "{finding}"
         );
-        put("memory/x/memory.limit_in_bytes", "104857600\n");
-        put("memory/memory.limit_in_bytes", "9223372036854771712\n");
-        fs::write(&own, "5:cpu,cpuacct:/x\n4:memory:/x\n0::/a/b\n").unwrap();
-        assert_eq!(cgroup_limit(&own, directory.path()).unwrap().0, 100 << 20);
-        assert_eq!(memory(Some((100 << 20, own.clone())), 100), None);
-        fs::write(&own, "0::/../elsewhere\nrubbish\n").unwrap();
-        assert!(cgroup_limit(&own, directory.path()).is_none_or(|(limit, _)| limit > 0));
-        assert_eq!(cgroup_limit(Path::new("/nonexistent"), directory.path()), None);
+        assert_eq!(memory(limit(), 200), None);
+        assert_eq!(memory(None, 300), None);
     }
 
     #[test]

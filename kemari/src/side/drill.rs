@@ -13,6 +13,7 @@
 
 mod console;
 mod judge;
+mod room;
 mod run;
 
 use std::sync::Arc;

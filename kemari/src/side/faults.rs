@@ -12,6 +12,7 @@
 //! | `PrepareDelayMs=N` | a standby VM takes so much longer to build, its images open |
 //! | `StepsIn=DIRECTORY` | each [step](super::step) is written into the file `passed` there once the process has a role; one that the file `fail` names fails, and its line goes. `NAME` fails before it is done, `NAME!` after it |
 //! | `SpoilMemoryMib=N` | as a drill begins, the first so many MiB of the committed memory become zeros |
+//! | `SpoilVcpus` | as a drill begins, each vCPU of the committed state has lost its place in the program; at each second drill, its stack |
 //! | `RefuseStateAt=N` | KVM refuses the state of that sync, and of all after it, on the secondary |
 //! | `ReplicaDelayMs=N` | the secondary's disks take so much longer for each piece of work |
 
@@ -23,13 +24,15 @@ mod injected {
     use std::fmt::Display;
     use std::path::PathBuf;
     use std::sync::OnceLock;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
     use std::time::Duration;
 
     use anyhow::{Context, bail};
     use kemari_sync::wire::Message;
     use kemari_sync::{Fault, inject};
+    use kemari_vmm::arch::vcpu::{VCPU_STATE_VERSION, VcpuState};
     use kemari_vmm::memory::{self, Memory, PAGE_BYTES};
+    use kemari_vmm::state::{StateBlob, StateKind};
 
     #[derive(Default)]
     struct Faults {
@@ -44,6 +47,7 @@ mod injected {
         prepare_delay: Duration,
         steps_in: Option<PathBuf>,
         spoil_mib: u64,
+        spoil_vcpus: bool,
     }
 
     static FAULTS: OnceLock<Faults> = OnceLock::new();
@@ -85,6 +89,7 @@ mod injected {
                 Some(("StepsIn", directory)) => faults.steps_in = Some(directory.into()),
                 Some(_) => bail!("there is no fault {word}"),
                 None if word == "GuestWaits" => faults.guest_waits = true,
+                None if word == "SpoilVcpus" => faults.spoil_vcpus = true,
                 None => {
                     faults.rule =
                         Some(Fault::from_name(word).with_context(|| format!("there is no fault {word}"))?)
@@ -143,6 +148,23 @@ mod injected {
         }
     }
 
+    pub fn spoil_vcpus(states: &mut [StateBlob]) {
+        /// No guest has memory there.
+        const NOWHERE: u64 = 0x7eee_dead_0000;
+        static DRILLS: AtomicU32 = AtomicU32::new(0);
+        if !FAULTS.get().is_some_and(|faults| faults.spoil_vcpus) {
+            return;
+        }
+        let is_odd = DRILLS.fetch_add(1, Ordering::SeqCst).is_multiple_of(2);
+        for blob in states.iter_mut().filter(|blob| blob.kind == StateKind::Vcpu) {
+            if let Ok(mut vcpu) = blob.decode::<VcpuState>(VCPU_STATE_VERSION) {
+                let regs = vcpu.regs_mut();
+                *if is_odd { &mut regs.rip } else { &mut regs.rsp } = NOWHERE;
+                *blob = StateBlob::encode(blob.kind, blob.instance, blob.version, &vcpu);
+            }
+        }
+    }
+
     pub fn gather_us() -> Option<u64> {
         FAULTS.get().and_then(|faults| faults.gather_us)
     }
@@ -170,7 +192,7 @@ mod injected {
 #[cfg(feature = "faults")]
 pub use injected::{
     after_step, before_sending, before_step, clock_ahead_ms, cuts_frame, gather_us, guest_waits, note_role,
-    on_this_thread, prepare_delay, refuses_state, replica_delay, set_up, spoil_memory,
+    on_this_thread, prepare_delay, refuses_state, replica_delay, set_up, spoil_memory, spoil_vcpus,
 };
 
 #[cfg(not(feature = "faults"))]
@@ -215,6 +237,9 @@ mod none {
     /// Destroys the committed memory.
     pub fn spoil_memory(_: &kemari_vmm::memory::Memory) {}
 
+    /// Damages the vCPUs of a committed state.
+    pub fn spoil_vcpus(_: &mut [kemari_vmm::state::StateBlob]) {}
+
     /// How long output gathers.
     pub fn gather_us() -> Option<u64> {
         None
@@ -244,5 +269,5 @@ mod none {
 #[cfg(not(feature = "faults"))]
 pub use none::{
     after_step, before_sending, before_step, clock_ahead_ms, cuts_frame, gather_us, guest_waits, note_role,
-    on_this_thread, prepare_delay, refuses_state, replica_delay, set_up, spoil_memory,
+    on_this_thread, prepare_delay, refuses_state, replica_delay, set_up, spoil_memory, spoil_vcpus,
 };

@@ -93,7 +93,12 @@ fn answers_per_s(clients: &Clients) -> f64 {
     (clients.acknowledged() - before) as f64 * 1000.0 / COUNTED_MS as f64
 }
 
-/// A machine with few processors, all of it busy, says little of how much slower syncs are; but they are made.
+/// Least part of the answers that are left beside a drill.
+const LEFT_MIN: f64 = 0.8;
+/// Times that both are counted, in turns: what else this host does must not count for one of them only.
+const ROUNDS_MIN: usize = 3;
+const ROUNDS_MAX: usize = 10;
+
 #[test]
 fn syncs_go_on_while_a_drill_runs() {
     let plan = Plan {
@@ -103,23 +108,26 @@ fn syncs_go_on_while_a_drill_runs() {
     play(&plan, |scene| {
         scene.protect()?;
         let clients = scene.clients()?;
-        let (mut alone, mut beside) = (answers_per_s(&clients), 0.0);
-        const ROUNDS: usize = 2;
-        for _ in 0..ROUNDS {
+        let (mut alone, mut beside) = (0.0, 0.0);
+        for round in 1..=ROUNDS_MAX {
+            alone += answers_per_s(&clients);
             let client = scene.client(Host::B);
             let asked = thread::spawn(move || client.command(Command::Drill { seconds: 2 }));
-            thread::sleep(Duration::from_millis(300));
+            // Its preparation counts, too.
             beside += answers_per_s(&clients);
             asked.join().map_err(|_| anyhow!("the order panicked"))??;
-            alone += answers_per_s(&clients);
+            println!(
+                "answers in a second, mean of {round}: {:.0} alone, {:.0} beside a drill",
+                alone / round as f64,
+                beside / round as f64
+            );
+            if round >= ROUNDS_MIN && beside >= alone * LEFT_MIN {
+                return clients.finish();
+            }
         }
-        let (alone, beside) = (alone / (ROUNDS + 1) as f64, beside / ROUNDS as f64);
-        println!("answers in a second: {alone:.0} alone, {beside:.0} beside a drill");
-        ensure!(
-            beside > alone / 4.0,
-            "of {alone:.0} answers in a second {beside:.0} are left beside a drill"
-        );
-        clients.finish()
+        Err(anyhow!(
+            "of {alone:.0} answers {beside:.0} are left beside a drill"
+        ))
     });
 }
 
@@ -198,31 +206,46 @@ fn drills_come_by_themselves_and_are_refused_where_there_is_nothing_to_try() {
     });
 }
 
+/// What a drill says of a state that nobody can go on from.
+#[cfg(feature = "faults")]
+fn fails(scene: &mut Scene, seconds: &str) -> Result<()> {
+    let (success, text, drill) = drill(scene, seconds)?;
+    ensure!(
+        !success && !drill.passed && !drill.inconclusive,
+        "it passed: {text}"
+    );
+    ensure!(!drill.reasons.is_empty() && text.contains("FAILED"), "{text}");
+    println!("{text}");
+    let says_so = |status: &Status| {
+        let readiness = status.readiness.as_ref();
+        readiness.is_some_and(|readiness| {
+            let mut reasons = readiness.reasons.iter();
+            !readiness.ready && reasons.any(|reason| reason.contains("the last drill failed"))
+        })
+    };
+    for host in Host::BOTH {
+        scene.await_status("a pair that is not ready", host, says_so)?;
+    }
+    Ok(())
+}
+
 #[cfg(feature = "faults")]
 #[test]
 fn a_state_that_was_destroyed_is_found_and_the_pair_is_not_ready() {
     play(&Plan::replicated("memory"), |scene| {
         scene.protect_with(Host::B, "SpoilMemoryMib=64")?;
-        let (success, text, drill) = drill(scene, "3")?;
-        ensure!(
-            !success && !drill.passed && !drill.inconclusive,
-            "it passed: {text}"
-        );
-        ensure!(!drill.reasons.is_empty() && text.contains("FAILED"), "{text}");
-        println!("{text}");
-        let says_so = |status: &Status| {
-            let readiness = status.readiness.as_ref();
-            readiness.is_some_and(|readiness| {
-                !readiness.ready
-                    && readiness
-                        .reasons
-                        .iter()
-                        .any(|reason| reason.contains("the last drill failed"))
-            })
-        };
-        for host in Host::BOTH {
-            scene.await_status("a pair that is not ready", host, says_so)?;
-        }
-        Ok(())
+        fails(scene, "3")
+    });
+}
+
+/// All else of the state is whole, and it loads.
+#[cfg(feature = "faults")]
+#[test]
+fn vcpus_that_were_damaged_are_found_and_the_pair_is_not_ready() {
+    play(&Plan::replicated("memory"), |scene| {
+        scene.protect_with(Host::B, "SpoilVcpus")?;
+        // Where the guest was, and its stack.
+        fails(scene, "3")?;
+        fails(scene, "3")
     });
 }

@@ -1,12 +1,11 @@
 //! The thread of a drill.
 
-use std::fs;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use kemari_vmm::dirty::DirtySource;
 use kemari_vmm::disk::{Disk, OnError, Overlay, Store};
 use kemari_vmm::machine::{Machine, MachineError, MachineEvent, MachineSpec, VcpuDue, VcpuWatch};
@@ -15,16 +14,12 @@ use kemari_vmm::virtio::block::SECTOR_BYTES;
 
 use super::console::Console;
 use super::judge::{EARLY_NS, VcpuSigns, Verdict, judge_vcpus};
-use super::{Moment, MomentOfDisk, Plan, Signal};
+use super::{Moment, MomentOfDisk, Plan, Signal, room};
 use crate::config::HostDisk;
 use crate::image::image_of;
 
 /// How much less than others the drill's threads are to get of the processors: see nice(1).
 const NICE: i32 = 15;
-/// Least memory that a drill may copy, in bytes; else a quarter of the guest's.
-const MEMORY_BYTES_MIN: u64 = 256 << 20;
-/// With less than so much memory at hand, in bytes, there is no drill.
-const AVAILABLE_BYTES_MIN: u64 = 64 << 20;
 /// Most that the throw-away layer of a disk may hold, in bytes.
 pub const LAYER_BYTES_MAX: u64 = 64 << 20;
 /// Longest time that the images may take to come to the moment.
@@ -75,7 +70,7 @@ struct Rehearsal {
 
 impl Rehearsal {
     fn build(plan: Plan, to_self: Sender<Signal>) -> anyhow::Result<Self> {
-        let bytes_max = memory_bytes_max(plan.spec.memory_bytes)?;
+        let bytes_max = room::copied_bytes_max(plan.spec.memory_bytes)?;
         let console = Console::default();
         let events = Arc::new(move |event| {
             // The drill may be over.
@@ -265,6 +260,10 @@ impl Rehearsal {
                 }
                 Ok(Signal::Moment(_)) | Err(RecvTimeoutError::Timeout) => {}
             }
+            if let Some(why) = room::shortage() {
+                verdict.doubt(why);
+                return Err(Cut::Judged);
+            }
             if self.copy.is_over() {
                 verdict.doubt("the guest touched more memory than a drill may copy, so it was ended early");
                 return Err(Cut::Judged);
@@ -333,40 +332,4 @@ fn read_places(disk: &Overlay) -> std::io::Result<()> {
         disk.read(sector as u64 * SECTOR_BYTES, &mut buffer)?;
     }
     Ok(())
-}
-
-/// How much a drill of a guest with so much memory may copy, in bytes: it must not bring this host into need.
-fn memory_bytes_max(guest_bytes: u64) -> anyhow::Result<u64> {
-    let text = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
-    let available_bytes = available_bytes(&text).context("/proc/meminfo names no available memory")?;
-    if available_bytes < AVAILABLE_BYTES_MIN {
-        bail!(
-            "only {} MiB of memory are available on this host",
-            available_bytes >> 20
-        );
-    }
-    let wanted = MEMORY_BYTES_MIN.max(guest_bytes / 4);
-    Ok(wanted.min(available_bytes / 2))
-}
-
-fn available_bytes(meminfo: &str) -> Option<u64> {
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib << 10)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_drill_takes_a_part_of_what_is_available() {
-        let meminfo = "MemTotal:  100 kB\nMemAvailable:    2048 kB\nSwapFree: 7 kB\n";
-        assert_eq!(available_bytes(meminfo), Some(2 << 20));
-        assert_eq!(available_bytes("MemTotal: 1 kB\n"), None);
-        let most = memory_bytes_max(64 << 20).expect("this host has memory");
-        assert!(most <= MEMORY_BYTES_MIN);
-    }
 }

@@ -8,7 +8,7 @@ use super::super::board::Order;
 use super::super::clock::wall_clock_ms;
 use super::super::drill::{Drill, DrillId, LAYER_BYTES_MAX, Moment, News, Plan, Verdict};
 use super::super::faults;
-use super::super::readiness::Source;
+use super::super::readiness::{Findings, Source};
 use super::{Input, SecondarySide, answer};
 use crate::control::{self, DRILL_SECONDS, DRILL_SECONDS_DEFAULT};
 
@@ -126,7 +126,8 @@ impl SecondarySide {
                     return;
                 };
                 faults::spoil_memory(standby.seat.machine.memory());
-                let states = standby.states.clone();
+                let mut states = standby.states.clone();
+                faults::spoil_vcpus(&mut states);
                 let disks = standby.disks.moment(LAYER_BYTES_MAX);
                 standby.copy = Some(copy);
                 tracing::info!("a drill begins");
@@ -173,7 +174,7 @@ impl SecondarySide {
         let shown = control::Drill {
             passed: verdict.failures.is_empty() && verdict.doubts.is_empty(),
             inconclusive: verdict.failures.is_empty() && !verdict.doubts.is_empty(),
-            reasons: [verdict.failures.clone(), verdict.doubts].concat(),
+            reasons: [&verdict.failures[..], &verdict.doubts].concat(),
             at: wall_clock_ms() / 1000,
             age_s: 0,
             ran_ms: verdict.ran_ms,
@@ -188,12 +189,7 @@ impl SecondarySide {
             true => tracing::info!("{text}"),
             false => tracing::warn!("{text}"),
         }
-        // One that says nothing does not take back what an earlier one has said.
-        if !shown.inconclusive {
-            let failures = verdict.failures.into_iter();
-            let reasons = failures.map(|reason| format!("the last drill failed: {reason}"));
-            self.board.findings().note(Source::Drill, None, reasons);
-        }
+        note_finding(self.board.findings(), &verdict);
         if let Some(order) = order {
             answer(&order, if shown.passed { Ok(text) } else { Err(text) });
         }
@@ -201,5 +197,40 @@ impl SecondarySide {
             shown,
             ended_ms: self.clock.now_ms(),
         });
+    }
+}
+
+/// Whether this host could take over, as far as a drill tells. One that says nothing does not take back what an earlier one
+/// has said.
+fn note_finding(findings: &Findings, verdict: &Verdict) {
+    if verdict.failures.is_empty() && !verdict.doubts.is_empty() {
+        return;
+    }
+    let failures = verdict.failures.iter();
+    let reasons = failures.map(|reason| format!("the last drill failed: {reason}"));
+    findings.note(Source::Drill, None, reasons);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_drill_with_a_result_says_something_else_than_the_one_before() {
+        let findings = Findings::new();
+        let (mut failed, mut cut) = (Verdict::default(), Verdict::default());
+        failed.fail("no vCPU ran");
+        cut.doubt("it was ended early");
+        let reasons = |verdict: &Verdict| {
+            note_finding(&findings, verdict);
+            findings.reasons()
+        };
+        assert_eq!(reasons(&cut), [""; 0]);
+        assert_eq!(reasons(&failed), ["the last drill failed: no vCPU ran"]);
+        assert_eq!(reasons(&cut), ["the last drill failed: no vCPU ran"]);
+        // What was wrong is wrong, whatever else is not known.
+        cut.fail("a timer did not fire");
+        assert_eq!(reasons(&cut), ["the last drill failed: a timer did not fire"]);
+        assert_eq!(reasons(&Verdict::default()), [""; 0]);
     }
 }
