@@ -32,6 +32,10 @@ pub enum Fault {
     RunBeforeActing,
     /// The secondary runs the guest before the old host is fenced.
     RunBeforeFence,
+    /// The secondary runs the guest without a fence although the old host has not said that its disks are closed.
+    SpareSilent,
+    /// A primary that hands over says that its disks are closed while requests of it are under way.
+    CloseUndrained,
     /// A winner is replaced while its fence may still strike.
     ReplaceFencing,
     /// A fence begins that may strike later than the record says.
@@ -117,7 +121,7 @@ pub enum Fault {
 
 impl Fault {
     /// All that must be noticed.
-    pub const ALL: [Self; 44] = [
+    pub const ALL: [Self; 46] = [
         Self::ReleaseBeforeAck,
         Self::AckBeforeCheck,
         Self::AckBeforeWhole,
@@ -131,6 +135,8 @@ impl Fault {
         Self::KeepRightToActAlone,
         Self::RunBeforeActing,
         Self::RunBeforeFence,
+        Self::SpareSilent,
+        Self::CloseUndrained,
         Self::ReplaceFencing,
         Self::FenceLate,
         Self::ResurrectStop,

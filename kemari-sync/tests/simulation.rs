@@ -12,7 +12,7 @@ const CLEAN_SEEDS: u64 = 20_000;
 const EXPLORED: [Fault; 2] = [Fault::HearOvertaken, Fault::ForgetAtWon];
 
 /// Within so many seeds each fault is found.
-const SEEDS_MAX: [(Fault, u64); 42] = [
+const SEEDS_MAX: [(Fault, u64); 44] = [
     (Fault::ReleaseBeforeAck, 10),
     (Fault::AckBeforeCheck, 10),
     (Fault::AckBeforeWhole, 10),
@@ -26,6 +26,8 @@ const SEEDS_MAX: [(Fault, u64); 42] = [
     (Fault::KeepRightToActAlone, 10),
     (Fault::RunBeforeActing, 50),
     (Fault::RunBeforeFence, 600),
+    (Fault::SpareSilent, 2_000),
+    (Fault::CloseUndrained, 2_000),
     (Fault::ReplaceFencing, 5_000),
     (Fault::FenceLate, 4_000),
     (Fault::ResurrectStop, 600),

@@ -174,6 +174,13 @@ impl Pair {
                     self.to_a.push_back(PrimaryEvent::Drained);
                 }
             }
+            Do::CloseDisks => {
+                self.log.push("a closes its disks".to_owned());
+                if !self.trouble.keeps_draining {
+                    let result = Ok(());
+                    self.to_a.push_back(PrimaryEvent::DisksClosed { result });
+                }
+            }
             Do::Ask { ask, request } => {
                 let answer = self.ask(request);
                 self.to_a.push_back(PrimaryEvent::Arbiter { ask, answer });
@@ -344,11 +351,34 @@ fn a_secondary_that_cannot_restore_gives_the_vm_back() {
 }
 
 #[test]
-fn an_unclean_hand_over_is_fenced() {
+fn a_failing_host_that_has_closed_its_disks_is_not_fenced() {
     let mut pair = Pair::protected(Mode::Lockstep);
     let reason = "its disk fails".to_owned();
     pair.order(PrimaryEvent::HostFailing { reason });
     let expected = [
+        "a closes its disks",
+        "a says Closed(\"its disk fails\")",
+        "a halts",
+        "b restores",
+        "b runs",
+    ];
+    assert_eq!(pair.log, expected);
+}
+
+#[test]
+fn a_failing_host_whose_disks_do_not_close_in_time_is_fenced() {
+    let mut pair = Pair::protected(Mode::Lockstep);
+    pair.trouble.keeps_draining = true;
+    let reason = "its disk fails".to_owned();
+    pair.order(PrimaryEvent::HostFailing { reason });
+    let limit_ms = Timing::default().suspicion_ms;
+    pair.wait(limit_ms - 1);
+    assert_eq!(pair.log, ["a closes its disks"], "neither is it taken for silent");
+    pair.wait(1);
+    // Too late.
+    pair.order(PrimaryEvent::DisksClosed { result: Ok(()) });
+    let expected = [
+        "a closes its disks",
         "a says HandOver(\"its disk fails\")",
         "a halts",
         "b fences",

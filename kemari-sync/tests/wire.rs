@@ -86,6 +86,7 @@ fn messages() -> Vec<Message> {
             wall_clock_ms: u64::MAX,
         }),
         Message::Goodbye(Goodbye::HandOver(long)),
+        Message::Goodbye(Goodbye::Closed("KVM".to_owned())),
         Message::Goodbye(Goodbye::Stopped),
         Message::About(largest_about()),
     ]

@@ -154,6 +154,10 @@ impl State {
                 side.paused = true;
                 todo.push_back(PrimaryEvent::Drained);
             }
+            PrimaryAction::CloseDisks => {
+                side.paused = true;
+                todo.push_back(PrimaryEvent::DisksClosed { result: Ok(()) });
+            }
             PrimaryAction::Halt { .. } | PrimaryAction::Exit { .. } => self.end_process(host),
             // Nothing is dirty here without a sync.
             PrimaryAction::SendAhead(_) => {}

@@ -2,11 +2,13 @@
 //!
 //! The way of a sync is in `sync`, the way from alone to a pair in `session` (handshake, first copy) and `pairing`
 //! (first sync, record), the way back to alone, or to the end, in `parting`, the planned change of roles in
-//! `switchover`, a host that lives and is in trouble in `health`, a record that was lost under a living VM in `adoption`.
+//! `switchover`, a host that lives and is in trouble in `health`, how it gives the VM away in `hand_over`, a record that was
+//! lost under a living VM in `adoption`.
 
 mod adoption;
 mod backoff;
 mod disks;
+mod hand_over;
 mod health;
 mod pairing;
 mod parting;
@@ -31,6 +33,7 @@ use crate::trouble::Trouble;
 
 use adoption::Adoption;
 use backoff::Backoff;
+use hand_over::HandOver;
 use pairing::Pairing;
 use parting::{Parting, Stop};
 use session::{Session, Stage};
@@ -93,6 +96,8 @@ pub struct Primary {
     backoff: Backoff,
     stop: Option<Stop>,
     switchover: Option<Switchover>,
+    /// The guest has ended here, and the secondary is about to hear of it.
+    hand_over: Option<HandOver>,
     /// What keeps this host from running the VM well.
     trouble: Option<Trouble>,
     /// For this trouble a switchover was begun: if it fails it is not begun again and again.
@@ -131,6 +136,7 @@ impl Primary {
             backoff: Backoff::default(),
             stop: None,
             switchover: None,
+            hand_over: None,
             trouble: None,
             stepped_down: false,
             next_ask: 1,
@@ -158,7 +164,7 @@ impl Primary {
     pub fn handle(&mut self, now_ms: u64, event: PrimaryEvent, actions: &mut Actions) {
         self.advance_clock(now_ms);
         if self.is_over() {
-            return;
+            return self.go_on_handing_over(event, actions);
         }
         self.dispatch(event, actions);
         // Each step below may end the machine, and asks that first.
@@ -208,12 +214,14 @@ impl Primary {
             PrimaryEvent::OperatorPace(pace) => self.set_pace(pace),
             PrimaryEvent::GuestWaits(waits) => self.on_guest_waits(waits, actions),
             PrimaryEvent::Drained => self.on_drained(),
+            // Only somebody who hands over closes them.
+            PrimaryEvent::DisksClosed { .. } => {}
             PrimaryEvent::Health { trouble } => self.on_health(trouble, actions),
             PrimaryEvent::HostFailing { reason } => self.hand_over(&reason, actions),
         }
     }
 
-    /// Whether it halted or exited: no event does anything any more.
+    /// Whether the guest never runs here again: it halted or exited, or is about to.
     pub fn is_over(&self) -> bool {
         matches!(self.standing, Standing::Over(_))
     }
@@ -251,7 +259,8 @@ impl Primary {
     /// When the next [`PrimaryEvent::Tick`] is due.
     pub fn next_deadline(&self) -> Option<u64> {
         if self.is_over() {
-            return None;
+            let hand_over = self.hand_over.as_ref()?;
+            return Some(hand_over.due_ms.min(self.beat_deadline()));
         }
         let session = self
             .session

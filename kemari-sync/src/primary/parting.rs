@@ -304,12 +304,6 @@ impl Primary {
         }
     }
 
-    /// This host fails: the secondary goes on, if there is one.
-    pub(super) fn hand_over(&mut self, reason: &str, actions: &mut Actions) {
-        self.send(Message::Goodbye(Goodbye::HandOver(reason_text(reason))), actions);
-        self.halt(&format!("this host fails: {reason}"), actions);
-    }
-
     pub(super) fn halt(&mut self, reason: &str, actions: &mut Actions) {
         self.end(reason);
         // The guest stops before anything else may fail.
@@ -331,7 +325,7 @@ impl Primary {
         actions.push(PrimaryAction::Exit { reason });
     }
 
-    fn end(&mut self, reason: &str) {
+    pub(super) fn end(&mut self, reason: &str) {
         self.standing = Standing::Over(reason.to_owned());
         (self.parting, self.sync, self.adoption) = (None, None, None);
     }

@@ -316,14 +316,13 @@ impl Primary {
         }
     }
 
-    /// Heartbeats, and silence where no pair is at stake.
-    pub(super) fn check_session(&mut self, actions: &mut Actions) {
-        let (now_ms, timing) = (self.now_ms, &self.config.timing);
-        let (epoch, is_joined) = (self.acked.unwrap_or(0), self.is_joined());
+    /// Says that this side lives, when that is due.
+    pub(super) fn beat(&mut self, actions: &mut Actions) {
+        let (now_ms, epoch) = (self.now_ms, self.acked.unwrap_or(0));
         let trouble = self.trouble.as_ref();
         let Some(session) = &mut self.session else { return };
         if now_ms >= session.beat_ms {
-            session.beat_ms = now_ms + timing.heartbeat_ms;
+            session.beat_ms = now_ms + self.config.timing.heartbeat_ms;
             if !matches!(session.stage, Stage::Greeting) {
                 session.beats += 1;
                 let message = Message::Heartbeat(Heartbeat {
@@ -339,6 +338,18 @@ impl Primary {
                 });
             }
         }
+    }
+
+    /// When that is.
+    pub(super) fn beat_deadline(&self) -> u64 {
+        self.session.as_ref().map_or(u64::MAX, |session| session.beat_ms)
+    }
+
+    /// Heartbeats, and silence where no pair is at stake.
+    pub(super) fn check_session(&mut self, actions: &mut Actions) {
+        self.beat(actions);
+        let (now_ms, timing, is_joined) = (self.now_ms, &self.config.timing, self.is_joined());
+        let Some(session) = &self.session else { return };
         let is_silent = now_ms >= session.heard_ms + timing.suspicion_ms;
         let is_stuck = match &self.standing {
             Standing::Pairing(pairing) if pairing.asker.is_none() => {

@@ -206,6 +206,11 @@ pub enum PrimaryEvent {
     GuestWaits(bool),
     /// [`PrimaryAction::Drain`] is done.
     Drained,
+    /// [`PrimaryAction::CloseDisks`] is done.
+    DisksClosed {
+        /// Why something may yet be written to an image by this host.
+        result: Result<(), String>,
+    },
     /// What keeps this host from running the VM well, although it lives, has changed.
     Health {
         /// `None`: nothing.
@@ -317,6 +322,10 @@ pub enum PrimaryAction {
     /// The VM ends here, or goes on elsewhere: pause the guest, finish every released request, flush; answer with
     /// [`PrimaryEvent::Drained`]. Only a switchover that failed is followed by [`Self::Resume`].
     Drain,
+    /// This host fails: the guest never runs again here, nothing more is released, its TAP goes down. Begin no request of a
+    /// disk that both hosts see any more, wait for those under way, and close its image; answer with
+    /// [`PrimaryEvent::DisksClosed`]. [`Self::Halt`] follows, whether or not that comes in time.
+    CloseDisks,
     /// Another rules, or this host fails: the guest never runs again here, nothing more is released, its TAP goes
     /// down. The state machine is over.
     Halt {

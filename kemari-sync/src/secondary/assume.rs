@@ -18,7 +18,9 @@ impl Secondary {
             Goodbye::Stopped => Phase::Stopped,
             Goodbye::Alone(_) => Phase::Acting,
             // The VM is this side's.
-            Goodbye::HandOver(_) | Goodbye::Unfit(_) | Goodbye::SwitchOver { .. } => return,
+            Goodbye::HandOver(_) | Goodbye::Closed(_) | Goodbye::Unfit(_) | Goodbye::SwitchOver { .. } => {
+                return;
+            }
         };
         let term = self.held.as_ref().map_or(0, |held| held.last.term + 1);
         self.assume(term, None, phase, actions);

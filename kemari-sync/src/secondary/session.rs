@@ -218,18 +218,20 @@ impl Secondary {
 
     fn on_goodbye(&mut self, goodbye: Goodbye, actions: &mut Actions) {
         self.assume_end(&goodbye, actions);
-        let is_planned = matches!(goodbye, Goodbye::SwitchOver { .. });
+        let spares_fence = goodbye.spares_fence();
         let reason = match goodbye {
             Goodbye::Stopped => "the primary has stopped the VM".to_owned(),
             Goodbye::Alone(reason) => format!("the primary goes on alone: {reason}"),
-            Goodbye::HandOver(reason) => format!("the primary's host fails: {reason}"),
+            Goodbye::HandOver(reason) | Goodbye::Closed(reason) => {
+                format!("the primary's host fails: {reason}")
+            }
             Goodbye::Unfit(reason) => format!("the primary cannot go on: {reason}"),
             Goodbye::SwitchOver { .. } => "the operator switches over".to_owned(),
         };
         self.close(&reason, actions);
         // Whatever it said, the record says what is so.
         self.primary_is_gone(&reason, actions);
-        if is_planned {
+        if spares_fence {
             self.need_no_fence();
         }
     }

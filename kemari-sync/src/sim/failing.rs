@@ -101,6 +101,23 @@ impl World {
         again.iter().for_each(|entry| self.issue(host, entry));
     }
 
+    /// A primary that hands over gives its disk nothing more, and waits for what the disk has, if another host could see what
+    /// becomes of it.
+    pub(super) fn close_disk(&mut self, host: usize) {
+        let is_shared = self.setup.has_disk && !self.setup.replicated;
+        let Some(side) = self.hosts[host].primary() else {
+            return;
+        };
+        (side.paused, side.gate_open, side.draining, side.closing) = (true, false, true, true);
+        side.writes_in_flight = match is_shared {
+            // What has failed is left to whoever goes on.
+            true => side.writes_in_flight - side.failed.len() as u32,
+            false => 0,
+        };
+        side.failed.clear();
+        self.check_drained(host);
+    }
+
     /// The host of a primary cannot go on.
     pub(super) fn fail_host(&mut self, host: usize) {
         let reason = "its disk fails".to_owned();

@@ -41,6 +41,8 @@ pub(super) struct PrimarySide {
     pub(super) failed: Vec<u64>,
     /// Paused for good, waiting for I/O.
     pub(super) draining: bool,
+    /// Nothing is given to the disk any more: this side hands over.
+    pub(super) closing: bool,
     pub(super) captures: Vec<Capture>,
     pub(super) ahead: Option<Ahead>,
     /// Requests of clients and completions of the disk, while the machine is paused.

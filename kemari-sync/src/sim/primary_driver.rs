@@ -74,6 +74,7 @@ impl World {
             resizes: false,
             failed: Vec::new(),
             draining: false,
+            closing: false,
             captures: Vec::new(),
             ahead: None,
             inbox: Vec::new(),
@@ -218,6 +219,7 @@ impl World {
                 }
                 self.check_drained(host);
             }
+            PrimaryAction::CloseDisks => self.close_disk(host),
             PrimaryAction::Halt { .. } | PrimaryAction::Exit { .. } => self.end_process(host),
             PrimaryAction::Progress { .. }
             | PrimaryAction::Report(_)
@@ -464,6 +466,9 @@ impl World {
 
     /// Gives a request to the disk.
     pub(super) fn issue(&mut self, host: usize, entry: &Entry) {
+        if self.hosts[host].primary().is_some_and(|side| side.closing) {
+            return;
+        }
         let (boot, life) = (self.hosts[host].boot, self.hosts[host].life);
         match entry.output {
             Output::Packet(_) => {}
@@ -560,14 +565,19 @@ impl World {
         self.check_drained(host);
     }
 
-    fn check_drained(&mut self, host: usize) {
-        if self.hosts[host]
-            .primary()
-            .is_some_and(|side| side.draining && side.writes_in_flight == 0)
-        {
-            self.stop_image(host);
-            self.tell_after(0, host, ToProcess::Primary(PrimaryEvent::Drained));
+    pub(super) fn check_drained(&mut self, host: usize) {
+        let Some(side) = self.hosts[host].primary() else {
+            return;
+        };
+        if !side.draining || side.writes_in_flight > 0 {
+            return;
         }
+        if side.closing {
+            let result = Ok(());
+            return self.tell_after(0, host, ToProcess::Primary(PrimaryEvent::DisksClosed { result }));
+        }
+        self.stop_image(host);
+        self.tell_after(0, host, ToProcess::Primary(PrimaryEvent::Drained));
     }
 }
 

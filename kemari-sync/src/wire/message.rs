@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::faults::{Fault, fault};
 use crate::readiness::Readiness;
 use crate::record::{Epoch, Incarnation, Term};
 use crate::replica::{CopyDisk, DiskOffer};
@@ -141,6 +142,21 @@ pub enum Goodbye {
         /// For how long the guest has been paused for it so far, in milliseconds; for humans only.
         paused_ms: u64,
     },
+    /// The primary's host fails, and lives: its guest has ended for good, and it has closed the disks that both hosts see. The
+    /// secondary should take over now, and need not fence it.
+    Closed(String),
+}
+
+impl Goodbye {
+    /// Whether its sender has finished its I/O, and begins none any more without a new term: a fence is for those who do not
+    /// say so.
+    pub(crate) fn spares_fence(&self) -> bool {
+        match self {
+            Self::SwitchOver { .. } | Self::Closed(_) => true,
+            Self::HandOver(_) => fault(Fault::SpareSilent),
+            Self::Stopped | Self::Alone(_) | Self::Unfit(_) => false,
+        }
+    }
 }
 
 /// One control message. Pages and state never appear here: see [`super::PageBatch`] and [`super::StateFrame`].

@@ -1,7 +1,7 @@
 //! A host that fails.
 
 use kemari_sync::wire::{Goodbye, Message};
-use kemari_sync::{Mode, PrimaryAction, PrimaryEvent};
+use kemari_sync::{Mode, PrimaryAction, PrimaryEvent, Protection};
 
 use PrimaryAction as Do;
 
@@ -10,20 +10,65 @@ use super::support::*;
 #[test]
 fn a_failing_host_hands_over() {
     let mut bench = Bench::protected(Mode::Lockstep);
-    let actions = bench.feed(PrimaryEvent::HostFailing {
+    assert_eq!(bench.feed(failing()), [Do::CloseDisks]);
+    assert_eq!(bench.status(), Protection::Over);
+    // Nothing else concerns it any more.
+    assert_eq!(bench.feed(PrimaryEvent::OutputPending), []);
+    assert_eq!(bench.feed(PrimaryEvent::OperatorStop), []);
+    let actions = bench.feed(PrimaryEvent::DisksClosed { result: Ok(()) });
+    assert!(matches!(said(&actions), Goodbye::Closed(_)), "{actions:?}");
+    assert_eq!(bench.primary.next_deadline(), None);
+}
+
+#[test]
+fn a_failing_host_whose_disks_cannot_be_closed_says_no_more_than_that_it_fails() {
+    let mut bench = Bench::protected(Mode::Lockstep);
+    bench.feed(failing());
+    let result = Err("its cache cannot be written".to_owned());
+    let actions = bench.feed(PrimaryEvent::DisksClosed { result });
+    assert!(matches!(said(&actions), Goodbye::HandOver(_)), "{actions:?}");
+}
+
+#[test]
+fn a_failing_host_that_nobody_hears_waits_for_nothing() {
+    let mut bench = Bench::protected(Mode::Lockstep);
+    let closed = || PrimaryEvent::PeerClosed {
+        session: 1,
+        reason: "reset".to_owned(),
+    };
+    bench.feed(closed());
+    assert!(matches!(bench.feed(failing())[..], [Do::Halt { .. }]));
+    // The secondary goes while the disks are being closed.
+    let mut bench = Bench::protected(Mode::Lockstep);
+    bench.feed(failing());
+    let actions = bench.feed(closed());
+    assert!(matches!(actions.last(), Some(Do::Halt { .. })), "{actions:?}");
+    assert_eq!(bench.primary.next_deadline(), None);
+    // Alone it has nobody to go on.
+    let mut bench = Bench::new(Mode::Lockstep);
+    assert!(matches!(bench.feed(failing())[..], [Do::Halt { .. }]));
+}
+
+fn failing() -> PrimaryEvent {
+    PrimaryEvent::HostFailing {
         reason: "KVM".to_owned(),
-    });
-    assert!(matches!(
-        actions[..],
-        [
-            Do::Send {
-                message: Message::Goodbye(Goodbye::HandOver(_)),
-                ..
-            },
-            Do::Halt { .. },
-            Do::CloseSession { .. }
-        ]
-    ));
+    }
+}
+
+/// The last word of a side that halts with these.
+fn said(actions: &[PrimaryAction]) -> &Goodbye {
+    let [
+        Do::Send {
+            message: Message::Goodbye(goodbye),
+            ..
+        },
+        Do::Halt { .. },
+        Do::CloseSession { .. },
+    ] = actions
+    else {
+        panic!("it does not end: {actions:?}")
+    };
+    goodbye
 }
 
 #[test]
@@ -36,10 +81,5 @@ fn captures_that_fail_again_and_again_are_the_hosts_failure() {
     };
     assert_eq!(bench.feed(failed(2)), [Do::GiveBack { epoch: 2 }, capture(3)]);
     assert_eq!(bench.feed(failed(3)), [Do::GiveBack { epoch: 3 }, capture(4)]);
-    assert!(
-        bench
-            .feed(failed(4))
-            .iter()
-            .any(|action| matches!(action, Do::Halt { .. }))
-    );
+    assert!(bench.feed(failed(4)).contains(&Do::CloseDisks));
 }

@@ -343,6 +343,27 @@ fn a_hand_over_is_taken_at_once_and_an_operators_word_too() {
     );
 }
 
+#[test]
+fn only_who_says_that_its_disks_are_closed_is_not_fenced() {
+    for (goodbye, fences) in [
+        (Goodbye::Closed("KVM".to_owned()), false),
+        (Goodbye::SwitchOver { paused_ms: 0 }, false),
+        (Goodbye::HandOver("KVM".to_owned()), true),
+        (Goodbye::Alone("it wants to".to_owned()), true),
+        (Goodbye::Unfit("it is".to_owned()), true),
+    ] {
+        let mut bench = Bench::holding(true);
+        let asked = bench.hear(1, Message::Goodbye(goodbye.clone()));
+        let asked = bench.read(&asked, pair());
+        assert_eq!(new_record(&asked).work.fence_ms_max > 0, fences, "{goodbye:?}");
+        let actions = bench.answer(&asked, ArbiterAnswer::Swapped);
+        match (fences, &actions[..]) {
+            (true, [Do::Fence { .. }]) | (false, [Do::Restore { .. }]) => {}
+            _ => panic!("{goodbye:?}: {actions:?}"),
+        }
+    }
+}
+
 /// Each attempt takes longer than the pause between two beats.
 #[test]
 fn a_restore_that_fails_again_and_again_counts_as_stuck() {

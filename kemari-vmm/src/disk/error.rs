@@ -104,6 +104,15 @@ pub enum DiskError {
         #[source]
         source: io::Error,
     },
+    /// What the host's page cache has of it could not be written.
+    #[error("the disk image {path} cannot be closed: what the page cache has of it cannot be written")]
+    Close {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The kernel has no io_uring for this process.
     #[error("io_uring cannot be used on this host; set io = \"threads\" or \"auto\" for this disk")]
     Uring(#[source] io::Error),

@@ -88,6 +88,11 @@ impl RawFile {
         self.direct
     }
 
+    /// Whether any of it passes through the page cache.
+    pub fn is_cached(&self) -> bool {
+        self.direct.is_none() || self.cached.is_some()
+    }
+
     /// Asks the kernel, or tries it out where that does not know.
     fn find_alignment(&self) -> io::Result<Alignment> {
         let told = self.told_alignment();

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use super::engine::{Ended, Ends, Engine, Threads, Uring};
 use super::error::DiskError;
@@ -40,6 +40,8 @@ pub struct Server {
     completions: Weak<dyn Completions>,
     trouble: TroubleSink,
     state: Mutex<State>,
+    /// Something that was under way has ended.
+    ended: Condvar,
 }
 
 #[derive(Default)]
@@ -69,6 +71,8 @@ struct State {
     always_reports: bool,
     /// Jobs come in a batch; the engine begins at its end.
     batch: bool,
+    /// Nothing begins any more.
+    is_closed: bool,
 }
 
 /// The end of a job, by its number.
@@ -94,6 +98,7 @@ impl Server {
             completions,
             trouble,
             state: Mutex::default(),
+            ended: Condvar::new(),
         });
         let weak: Weak<Self> = Arc::downgrade(&server);
         let engine = engine(&server.disk, weak)?;
@@ -184,6 +189,25 @@ impl Server {
             .unwrap_or_else(|_| Err(io::Error::other("the disk is not served any more")))
     }
 
+    /// Begins nothing more, and waits until what is under way has ended: this process then does nothing to the image any
+    /// more. What has not begun, or has failed, is left undone, without a word.
+    ///
+    /// # Errors
+    /// If the kernel may yet write what its page cache has of the image.
+    pub fn close(&self) -> io::Result<()> {
+        let mut state = self.lock();
+        state.is_closed = true;
+        self.begin(&mut state);
+        while state.in_flight > 0 {
+            state = self.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(state);
+        match self.disk.is_cached() {
+            true => self.disk.flush(),
+            false => Ok(()),
+        }
+    }
+
     /// Makes the image larger, durably. See [`Disk::enlarge`].
     pub fn enlarge(&self, bytes: u64) -> Result<(), DiskError> {
         self.disk.enlarge(bytes)?;
@@ -194,6 +218,11 @@ impl Server {
     }
 
     fn begin(&self, state: &mut State) {
+        if state.is_closed {
+            // Who waits for a flush of these learns it from the end of the channel.
+            (state.ready, state.flushes) = Default::default();
+            return;
+        }
         while !self.must_wait(state)
             && let Some(job) = state.ready.pop_front()
         {
@@ -335,7 +364,7 @@ impl Server {
     /// Whether what has failed waits for the operator, or for another host to go on, instead of being told to the guest.
     /// What can never be made good waits only once: the operator's next word is that the guest is to be told.
     fn is_to_wait(&self, state: &State, is_flush: bool) -> bool {
-        let may_wait = self.disk.on_error() != OnError::Report && !state.always_reports;
+        let may_wait = self.disk.on_error() != OnError::Report && !state.always_reports && !state.is_closed;
         may_wait && !(is_flush && state.is_lost)
     }
 }
@@ -362,6 +391,7 @@ impl Ends for Server {
             self.begin(&mut state);
             finished
         };
+        self.ended.notify_all();
         self.finish(finished);
     }
 }

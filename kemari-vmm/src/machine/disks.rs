@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::parts::find;
 use super::{Machine, MachineError};
 use crate::devices::Device;
-use crate::disk::{Disk, DiskConfig, Operation, Server};
+use crate::disk::{Disk, DiskConfig, DiskError, Operation, Server};
 use crate::state::{StateBlob, StateError};
 use crate::virtio::block::Block;
 use crate::watch::DiskWatch;
@@ -58,6 +58,26 @@ impl Machine {
     /// From now on the guest is told of whatever its disks cannot do: nobody will try it again.
     pub fn report_all_disk_errors(&self) {
         self.servers().for_each(|server| server.set_always_reports(true));
+    }
+
+    /// Closes the images of these disks of a machine that was halted: when it returns, nothing here does anything to them any
+    /// more. See [`Server::close`].
+    ///
+    /// # Errors
+    /// If the kernel may yet write to one by itself.
+    pub fn close_disks(&self, ids: &[String]) -> Result<(), MachineError> {
+        for id in ids {
+            let disk = find(&self.parts.disks, id)?;
+            let Some(server) = disk.with_backend(|block| block.server().cloned()) else {
+                continue;
+            };
+            server.close().map_err(|source| DiskError::Close {
+                path: server.disk().path().to_owned(),
+                source,
+            })?;
+            disk.with_backend(Block::detach);
+        }
+        Ok(())
     }
 
     fn servers(&self) -> impl Iterator<Item = Arc<Server>> + '_ {

@@ -23,7 +23,12 @@ pub fn decode(kind: FrameKind, body: &[u8]) -> Result<Message, FrameError> {
         }
         Message::Welcome(welcome) => check_host(kind, &welcome.incarnation)?,
         Message::Refuse(reason)
-        | Message::Goodbye(Goodbye::Alone(reason) | Goodbye::HandOver(reason) | Goodbye::Unfit(reason)) => {
+        | Message::Goodbye(
+            Goodbye::Alone(reason)
+            | Goodbye::HandOver(reason)
+            | Goodbye::Closed(reason)
+            | Goodbye::Unfit(reason),
+        ) => {
             tame(reason);
         }
         Message::Heartbeat(heartbeat) => {

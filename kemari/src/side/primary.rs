@@ -71,6 +71,8 @@ pub enum Input {
     Connected(Result<Connected, String>),
     /// Every released request is finished and durable, says the drain of this number.
     Drained(u64),
+    /// The disks that both hosts see are closed, or why not.
+    DisksClosed(Result<(), String>),
     /// Nothing is under way on the disks: the first capture of a pair, of this epoch, may be taken.
     DisksAreStill(Epoch),
     /// From the control socket.
@@ -322,6 +324,7 @@ impl PrimarySide {
         self.pump_disks();
         self.pump_copy();
         self.check_time();
+        self.leave_standstill();
         self.settle();
         self.settle_disks();
         self.answer_orders();
@@ -382,6 +385,7 @@ impl PrimarySide {
                 // A switchover that failed meanwhile has let the guest run on.
                 self.run_unless_paused();
             }
+            Input::DisksClosed(result) => self.events.push_back(PrimaryEvent::DisksClosed { result }),
             Input::Order(order) => self.on_order(order),
             Input::Enlarged(order, result) => self.on_enlarged(order, result),
         }

@@ -96,6 +96,41 @@ fn a_vm_whose_own_disk_is_full_goes_on_at_the_other_host() {
     });
 }
 
+/// Who lives and says that its disks are closed is not fenced: its host may have other VMs.
+#[test]
+fn a_host_whose_disk_fails_closes_it_and_follows_the_other_without_a_fence() {
+    let plan = Plan {
+        disk_keys: "on_error = \"failover\"",
+        ..Plan::default()
+    };
+    play(&plan, |scene| {
+        scene.protect()?;
+        let old = scene.pid(Host::A)?;
+        // Both hosts have one image; what is behind this limit fails for A.
+        limit_files(old, "4096:")?;
+        let clients = scene.clients()?;
+        scene.await_primary(Host::B)?;
+        limit_files(old, "unlimited:")?;
+        clients.go_on()?;
+        scene.await_protected(Host::B)?;
+        ensure!(
+            scene.is_running(Host::A) && scene.pid(Host::A)? == old,
+            "A was fenced"
+        );
+        clients.finish()?;
+        scene.order(&["CHECK"])
+    });
+}
+
+/// A process writes nothing behind this byte of a file, as setrlimit(2) has it: the soft limit, which can be lifted again.
+fn limit_files(process: u32, bytes: &str) -> Result<()> {
+    let limited = Command::new("prlimit")
+        .args([format!("--pid={process}"), format!("--fsize={bytes}")])
+        .status()?;
+    ensure!(limited.success(), "the process cannot be limited");
+    Ok(())
+}
+
 #[test]
 fn a_stop_does_not_wait_for_a_full_disk() {
     let plan = Plan {

@@ -241,6 +241,11 @@ impl Block {
         Ok(server)
     }
 
+    /// Lets go of the image. Nothing of it may be under way.
+    pub fn detach(&mut self) {
+        (self.server, self.watched) = (None, None);
+    }
+
     /// Looks whether the image has grown, and tells the guest if so. Returns the new size in bytes.
     ///
     /// # Errors

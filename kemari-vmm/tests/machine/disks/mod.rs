@@ -1,6 +1,7 @@
 //! Disks: what a guest may ask, in which order it happens, and what becomes of failures.
 
 mod blocks;
+mod closing;
 mod errors;
 mod flushes;
 mod marks;

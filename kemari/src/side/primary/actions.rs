@@ -74,6 +74,7 @@ impl PrimarySide {
             PrimaryAction::Ask { ask, request } => self.ask(ask, request),
             PrimaryAction::OpenGate => self.open_gate(),
             PrimaryAction::Drain => self.drain(),
+            PrimaryAction::CloseDisks => self.close_disks(),
             PrimaryAction::Halt { reason } => self.halt(reason),
             PrimaryAction::CloseSession { session, reason } => self.close_session(session, &reason),
             PrimaryAction::Exit { reason } => self.end = Some(End::Stopped(reason)),

@@ -1,4 +1,4 @@
-//! Disks of this host that fail or grow.
+//! Disks of this host that fail or grow, or are closed since the host fails.
 
 use kemari_sync::{PrimaryEvent, Protection};
 use kemari_vmm::disk::whole_blocks;
@@ -13,11 +13,13 @@ use crate::threads::helpers;
 pub struct Standstill {
     pub disk: String,
     pub reason: String,
+    /// Whether the other host goes on as soon as it can.
+    fail_over: bool,
 }
 
 impl Standstill {
     pub fn sentence(&self) -> String {
-        let Self { disk, reason } = self;
+        let Self { disk, reason, .. } = self;
         format!("disk {disk} fails: {reason}; repair it, then say `kemari resume`")
     }
 }
@@ -26,20 +28,41 @@ impl PrimarySide {
     /// A disk could not do something. The request stays unfinished, and the guest stands still until the operator has it
     /// tried again; or the other host goes on.
     pub(super) fn on_disk_trouble(&mut self, disk: &str, reason: &str, fail_over: bool) {
-        let sentence = format!("disk {disk} fails: {reason}");
-        let lacks = self.core.peer_lacks(self.clock.now_ms());
-        let can_go_on_there = self.core.refuses_switchover().is_none() && lacks.is_none();
-        if fail_over && can_go_on_there {
-            tracing::error!("{sentence}; the other host goes on");
-            let reason = sentence;
-            return self.events.push_back(PrimaryEvent::HostFailing { reason });
+        if self.core.is_over() {
+            return;
         }
-        tracing::error!("{sentence}; the VM stands still until `kemari resume`");
-        self.standstill.get_or_insert(Standstill {
+        self.machine.begin_pause();
+        let standstill = self.standstill.get_or_insert_with(|| Standstill {
             disk: disk.to_owned(),
             reason: reason.to_owned(),
+            fail_over: false,
         });
-        self.machine.begin_pause();
+        standstill.fail_over |= fail_over;
+        if !self.leave_standstill() {
+            tracing::error!("disk {disk} fails: {reason}; the VM stands still until `kemari resume`");
+        }
+    }
+
+    /// Lets the other host go on with a guest that stands still here, if that is wanted and it can now. It may not have been
+    /// ready when the disk failed.
+    pub(super) fn leave_standstill(&mut self) -> bool {
+        if !self
+            .standstill
+            .as_ref()
+            .is_some_and(|standstill| standstill.fail_over)
+        {
+            return false;
+        }
+        let lacks = self.core.peer_lacks(self.clock.now_ms());
+        let can_go_on_there = self.core.refuses_switchover().is_none() && lacks.is_none();
+        let failed = self.standstill.take_if(|_| can_go_on_there);
+        let Some(Standstill { disk, reason, .. }) = failed else {
+            return false;
+        };
+        let reason = format!("disk {disk} fails: {reason}");
+        tracing::error!("{reason}; the other host goes on");
+        self.events.push_back(PrimaryEvent::HostFailing { reason });
+        true
     }
 
     /// Tries again what failed, and lets the guest run.
@@ -52,6 +75,24 @@ impl PrimarySide {
         Ok(format!(
             "the VM goes on; {count} requests of its disks are tried again"
         ))
+    }
+
+    /// The guest has ended here, and whoever goes on is to know whether this host may yet write to a disk that both see.
+    pub(super) fn close_disks(&mut self) {
+        self.attached = None;
+        self.machine.detach_nets();
+        let disks = self.config.disks.iter();
+        let shared = disks.filter(|disk| disk.shared && !disk.read_only);
+        let shared: Vec<String> = shared.map(|disk| disk.id.clone()).collect();
+        let (machine, mailbox) = (self.machine.clone(), self.mailbox.clone());
+        // Other threads end what is under way, and maybe never; the loop must go on meanwhile.
+        helpers::run("close disks", move || {
+            machine.halt();
+            let closed = machine.close_disks(&shared);
+            mailbox.post(Input::DisksClosed(
+                closed.map_err(|error| super::super::capture::explain(&error)),
+            ));
+        });
     }
 
     /// Looks which images have grown, and tells the guest. A replicated one grows only while the VM is alone, since the
