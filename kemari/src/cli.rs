@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::certs::DAYS_DEFAULT;
 use crate::control::{DRILL_SECONDS, DRILL_SECONDS_DEFAULT, Direction, PaceChange, TAP_SECONDS_MAX};
+use crate::import::ImageFormat;
 
 pub use commands::{Next, Start, perform};
 pub use log::init as init_log;
@@ -27,6 +28,7 @@ Examples:
   kemari mode lockstep                    change how syncs are made, while the VM runs
   kemari drill                            on the secondary: would a takeover succeed? try it, in isolation
   kemari stop                             end the VM on both hosts, cleanly
+  kemari import old.qcow2 disk.img --format qcow2   a raw image, to be written to
   kemari certs set --hosts a,b            certificates for the link between the hosts
 
 One file configures both hosts. Each finds its part by the machine's name, or by --host.";
@@ -243,6 +245,27 @@ pub enum Action {
         #[command(flatten)]
         target: Target,
     },
+    /// Make a raw image of one of another format, or a copy of a raw one, with its holes.
+    ///
+    /// Kemari writes to raw images alone. IMAGE must not be in use, and is only read, with all the images that it is based on.
+    /// DEST is there only when all of it is durable. Formats other than raw and qcow2 are read with qemu-img, of Debian's
+    /// package qemu-utils.
+    Import {
+        /// The image: a file or a block device.
+        image: PathBuf,
+        /// The raw image that is made: a file.
+        #[arg(value_name = "DEST")]
+        destination: PathBuf,
+        /// What IMAGE is. It is never guessed: whoever could write to a disk could make it look like another format.
+        #[arg(long, value_enum)]
+        format: ImageFormat,
+        /// Replace DEST, and remove its record, if there are such.
+        #[arg(long)]
+        force: bool,
+        /// The disk's `block_size`: its size is made a multiple of that.
+        #[arg(long, value_name = "BYTES", default_value_t = 512, value_parser = block_bytes)]
+        block_size: u32,
+    },
     /// Make certificates for the link between the hosts.
     ///
     /// An authority of your own and, for each host, a directory with its certificate and key. Copy it there, and name it
@@ -276,6 +299,13 @@ pub struct Here {
     /// This host's name in the configuration [default: the machine's name]
     #[arg(long, value_name = "NAME")]
     pub host: Option<String>,
+}
+
+fn block_bytes(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(bytes @ (512 | 4096)) => Ok(bytes),
+        _ => Err("a block has 512 or 4096 bytes".to_owned()),
+    }
 }
 
 /// A size in bytes, or in units of 1024, 1024² and so on.

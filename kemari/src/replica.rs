@@ -15,7 +15,7 @@ mod tracker;
 mod writer;
 
 pub use copier::{CopiedDisk, Copier, CopyProgress};
-pub use image::{Image, ImageView, describe_record, views};
+pub use image::{Image, ImageView, describe_record, record_beside, views};
 pub use record::{Map, State};
 pub use tracker::{MARK_AGE_MIN, Tracker};
 pub use writer::{Barrier, Remains, Replica, Report};

@@ -273,6 +273,17 @@ impl Disk {
     }
 }
 
+/// Opens an image, whatever is in it, and locks it as one that is read, or written to. The locks go with the file.
+pub fn hold(path: &Path, write: bool) -> Result<File, DiskError> {
+    let config = DiskConfig {
+        read_only: !write,
+        ..DiskConfig::new(path)
+    };
+    let (file, _) = open_file(&config, true)?;
+    lock::take(&file, &config)?;
+    Ok(file)
+}
+
 /// So many bytes of an image are in use, of those that it has.
 pub fn whole_blocks(bytes: u64, block_bytes: u32) -> u64 {
     bytes - bytes % u64::from(block_bytes)

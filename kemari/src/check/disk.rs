@@ -1,7 +1,7 @@
 //! Disks: there, of a usable size, opened the way they will be, and in nobody else's hands.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -12,6 +12,7 @@ use rustix::process::{Flock, FlockType, fcntl_getlk};
 use super::Finding;
 use crate::config::{Cache, Format, HostDisk};
 use crate::image::image_of;
+use crate::magic::begins_like;
 use crate::replica::describe_record;
 
 /// Alignment that satisfies O_DIRECT everywhere, in bytes.
@@ -21,11 +22,15 @@ const ALIGNMENT: usize = 4096;
 pub fn check(disk: &HostDisk<'_>, running: bool) -> Finding {
     let name = format!("disk `{}` at {}", disk.disk.id, disk.path.display());
     match problem(disk, running) {
-        Ok(_) if looks_like_qcow2(disk) => Finding::warning(
-            format!("{name} begins like a qcow2 image, but the guest will see it raw"),
-            "say `format = \"qcow2\"` if it is one",
-        ),
-        Ok(bytes) => Finding::ok(format!("{name}: {} MiB", bytes >> 20)),
+        Ok(bytes) => match other_format(disk) {
+            Some(format) => Finding::warning(
+                format!("{name} begins like a {format} image, but the guest will see it raw"),
+                format!(
+                    "if it is one, make a raw image of it with `kemari import IMAGE --format {format} DEST`"
+                ),
+            ),
+            None => Finding::ok(format!("{name}: {} MiB", bytes >> 20)),
+        },
         Err(problem) => Finding::error(format!("{name} {}", problem.0), problem.1),
     }
 }
@@ -116,10 +121,8 @@ fn opens(disk: &HostDisk<'_>) -> Result<u64, Problem> {
 }
 
 /// A raw disk that begins as images of another format do is most likely one, and its guest would see the wrong bytes.
-fn looks_like_qcow2(disk: &HostDisk<'_>) -> bool {
-    let mut magic = [0; 4];
-    let read = File::open(&disk.path).and_then(|mut file| file.read_exact(&mut magic));
-    disk.disk.format == Format::Raw && read.is_ok() && &magic == b"QFI\xfb"
+fn other_format(disk: &HostDisk<'_>) -> Option<&'static str> {
+    begins_like(&disk.path).filter(|_| disk.disk.format == Format::Raw)
 }
 
 fn open(path: &Path, write: bool, flags: OFlags) -> io::Result<File> {
@@ -242,7 +245,7 @@ mod tests {
             finding.sentence.contains("begins like a qcow2 image"),
             "{finding}"
         );
-        disk.format = Format::Qcow2;
+        (disk.format, disk.read_only) = (Format::Qcow2, true);
         let finding = found(&disk, &path);
         assert_eq!(
             finding.level,

@@ -11,6 +11,7 @@ use crate::certs;
 use crate::check::{self, Finding, Level};
 use crate::config::Config;
 use crate::control::{ClientError, Command, TapLine, TapRequest, Verdict};
+use crate::import::Import;
 
 /// A side of a VM to be started.
 #[derive(Clone, Debug)]
@@ -115,6 +116,19 @@ pub fn perform(action: Action, machine: impl Fn(&Config) -> Vec<Finding>) -> any
         Action::Switchover { target } => order(&target, Command::Switchover)?,
         Action::Mode { change, target } => order(&target, Command::Pace(change))?,
         Action::Stop { target } => order(&target, Command::Stop)?,
+        Action::Import {
+            image,
+            destination,
+            format,
+            force,
+            block_size,
+        } => import(&Import {
+            image,
+            destination,
+            format,
+            force,
+            block_bytes: block_size,
+        })?,
         Action::Certs {
             directory,
             hosts,
@@ -177,6 +191,16 @@ fn verdict_without_status(error: &anyhow::Error) -> Verdict {
 
 fn order(target: &Target, command: Command) -> anyhow::Result<()> {
     say(&target.client()?.command(command)?)
+}
+
+fn import(import: &Import) -> anyhow::Result<()> {
+    let made = import.run()?;
+    say(&format_args!(
+        "{}: {} bytes, of which {} MiB were no holes",
+        import.destination.display(),
+        made.disk_bytes,
+        made.data_bytes.div_ceil(1 << 20)
+    ))
 }
 
 fn load(here: &Here) -> anyhow::Result<Start> {

@@ -367,12 +367,15 @@ impl Image {
 fn record_path(disk: &HostDisk<'_>, is_device: bool, state_dir: &Path) -> PathBuf {
     match is_device {
         true => state_dir.join(format!("{}.kemari", disk.disk.id)),
-        false => {
-            let mut name = disk.path.clone().into_os_string();
-            name.push(".kemari");
-            name.into()
-        }
+        false => record_beside(&disk.path),
     }
+}
+
+/// The record of an image that is a file.
+pub fn record_beside(image: &Path) -> PathBuf {
+    let mut name = image.as_os_str().to_owned();
+    name.push(".kemari");
+    name.into()
 }
 
 fn read_record(vm: &str, disk: &HostDisk<'_>, path: &Path) -> anyhow::Result<Option<Record>> {
