@@ -1,216 +1,157 @@
-//! What no driver does: abuse of the devices, to find out whether the machine minds. Afterwards the devices are to be reset.
+//! What no driver does: abuse of the devices and of the machine, to find out whether it minds. Afterwards the devices are to
+//! be reset.
+
+mod ends;
+mod requests;
+mod ring;
+mod storms;
+
+use alloc::string::String;
 
 use crate::abi::{BootDevice, DEVICE_ID_BLOCK, DEVICE_ID_NET};
-use crate::virtio::memory::Dma;
-use crate::virtio::mmio::{F_INDIRECT_DESC, Registers};
-use crate::virtio::queue::Addresses;
-use crate::{clock, cpu};
+use crate::clock;
+use crate::pattern::PatternArea;
 
 /// A kind of abuse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Abuse {
     /// Requests to the disk with tens of thousands of empty descriptors.
     Chains,
+    /// Descriptors that lead back to themselves, and behind the end of their table.
+    Loops,
+    /// Buffers where no memory is, of any length.
+    Addresses,
     /// The network card's queue full of packets in as many pieces as there can be, and in more.
     Transmits,
     /// The disk's queue full of the largest writes, over and over.
     Writes,
+    /// Large reads, all into one page.
+    Reads,
+    /// Reads into the rings in which they stand.
+    Overwrites,
+    /// Everything on the disk is discarded and zeroed, again and again.
+    Discards,
     /// A queue that lies where no memory is.
     BadQueue,
     /// Any value in any register of any device.
     Registers,
+    /// Resets, one after the other, with requests in flight.
+    Resets,
+    /// Sizes and addresses of queues that change while they are in use.
+    Sizes,
+    /// Notifications of every queue, of those too that do not exist, without a request.
+    Doorbells,
+    /// Bytes on the console without a look whether it takes them.
+    Console,
+    /// Memory that is written faster than it can be synchronised, and kicks meanwhile.
+    Dirty,
+    /// Interrupts from the processor to itself.
+    Interrupts,
+    /// The processor shuts down: no handler for an exception, nor for the exception that this is.
+    Shutdown,
     /// Instructions fetched from a device.
     Execute,
 }
 
-/// Descriptors and entries of a queue.
-const QUEUE_SIZE: u16 = 256;
-const TRANSMIT: u16 = 1;
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-const INDIRECT: u16 = 4;
-const DESCRIPTOR_BYTES: usize = 16;
-/// Where available and used ring lie behind the descriptors.
-const AVAIL: usize = DESCRIPTOR_BYTES * QUEUE_SIZE as usize;
-const USED: usize = 2 * AVAIL;
-const RING_BYTES: usize = 3 * AVAIL;
-/// Descriptors of the longest indirect table.
-const TABLE_MAX: usize = 65_535;
-/// Address and length of data, which is whatever lies there.
-const DATA: u64 = 0x10_0000;
-const DATA_BYTES: u32 = 1 << 20;
-/// Bytes of a header and a status.
-const HEADER_BYTES: u32 = 16;
+/// Their names in requests.
+const NAMES: [(&str, Abuse); 18] = [
+    ("chains", Abuse::Chains),
+    ("loops", Abuse::Loops),
+    ("addresses", Abuse::Addresses),
+    ("transmits", Abuse::Transmits),
+    ("writes", Abuse::Writes),
+    ("reads", Abuse::Reads),
+    ("overwrites", Abuse::Overwrites),
+    ("discards", Abuse::Discards),
+    ("badqueue", Abuse::BadQueue),
+    ("registers", Abuse::Registers),
+    ("resets", Abuse::Resets),
+    ("sizes", Abuse::Sizes),
+    ("doorbells", Abuse::Doorbells),
+    ("console", Abuse::Console),
+    ("dirty", Abuse::Dirty),
+    ("interrupts", Abuse::Interrupts),
+    ("shutdown", Abuse::Shutdown),
+    ("execute", Abuse::Execute),
+];
 
-/// A queue that its driver fills without asking whether it may.
-struct Ring {
-    registers: Registers,
-    queue: u16,
-    rings: Dma,
-    table: Dma,
-    header: Dma,
-    offered: u16,
-}
-
-impl Ring {
-    fn new(device: BootDevice, queue: u16) -> Self {
-        // SAFETY: it is a device of this machine. Its driver waits until the abuse is over, and resets it then.
-        let registers = unsafe { Registers::new(device.base, device.device_id) };
-        Self {
-            registers,
-            queue,
-            rings: Dma::new(RING_BYTES, 4096),
-            table: Dma::new((TABLE_MAX + 1) * DESCRIPTOR_BYTES, 4096),
-            header: Dma::new(4096, 4096),
-            offered: 0,
-        }
-    }
-
-    /// Resets the device, and makes it take the queue.
-    fn begin(&mut self) {
-        self.registers.reset();
-        self.registers.negotiate(F_INDIRECT_DESC);
-        self.rings.bytes_mut().fill(0);
-        self.offered = 0;
-        let at = self.rings.address();
-        let addresses = Addresses {
-            descriptors: at,
-            driver: at + AVAIL as u64,
-            device: at + USED as u64,
-        };
-        self.registers.set_queue(self.queue, QUEUE_SIZE, addresses);
-        self.registers.finish();
-    }
-
-    fn describe(table: &mut Dma, index: usize, address: u64, bytes: u32, flags: u16) {
-        let entry = &mut table.bytes_mut()[index * DESCRIPTOR_BYTES..][..DESCRIPTOR_BYTES];
-        entry[..8].copy_from_slice(&address.to_le_bytes());
-        entry[8..12].copy_from_slice(&bytes.to_le_bytes());
-        entry[12..14].copy_from_slice(&flags.to_le_bytes());
-        entry[14..].copy_from_slice(&(index as u16).wrapping_add(1).to_le_bytes());
-    }
-
-    /// The table is so many pieces of data, of so many bytes each; between the header of a write and the place for its
-    /// status, if it `is_disk`.
-    fn fill_table(&mut self, pieces: usize, bytes: u32, is_disk: bool) -> usize {
-        let mut count = 0;
-        if is_disk {
-            self.header.bytes_mut()[0] = 1;
-            Self::describe(&mut self.table, 0, self.header.address(), HEADER_BYTES, NEXT);
-            count = 1;
-        }
-        for _ in 0..pieces {
-            Self::describe(&mut self.table, count, DATA, bytes, NEXT);
-            count += 1;
-        }
-        match is_disk {
-            true => {
-                let status = self.header.address() + u64::from(HEADER_BYTES);
-                Self::describe(&mut self.table, count, status, 1, WRITE);
-                count += 1;
-            }
-            false => Self::describe(&mut self.table, count - 1, DATA, bytes, 0),
-        }
-        count
-    }
-
-    /// Makes so many requests available, all with the first descriptors of the table.
-    fn offer(&mut self, requests: u16, descriptors: usize) {
-        let bytes = (descriptors * DESCRIPTOR_BYTES) as u32;
-        for _ in 0..requests {
-            let head = self.offered % QUEUE_SIZE;
-            let table = self.table.address();
-            Self::describe(&mut self.rings, usize::from(head), table, bytes, INDIRECT);
-            let place = AVAIL + 4 + 2 * usize::from(head);
-            self.rings.bytes_mut()[place..place + 2].copy_from_slice(&head.to_le_bytes());
-            self.offered = self.offered.wrapping_add(1);
-        }
-        self.rings.bytes_mut()[AVAIL + 2..AVAIL + 4].copy_from_slice(&self.offered.to_le_bytes());
-        self.registers.notify(self.queue);
+impl Abuse {
+    /// The kind with a name.
+    pub fn named(name: &[u8]) -> Result<Self, String> {
+        let found = NAMES.iter().find(|(known, _)| known.as_bytes() == name);
+        found.map(|(_, kind)| *kind).ok_or_else(|| {
+            let names = NAMES.map(|(name, _)| name);
+            String::from("kind must be one of ") + &names.join(", ")
+        })
     }
 }
 
-/// The memory is somebody else's afterwards: the device must be done with it.
-impl Drop for Ring {
-    fn drop(&mut self) {
-        self.registers.reset();
+/// What is abused, and for how long.
+struct Victims<'a> {
+    disk: BootDevice,
+    card: BootDevice,
+    all: &'a [BootDevice],
+    area: &'a mut PatternArea,
+    until_us: u64,
+}
+
+impl Victims<'_> {
+    fn goes_on(&self) -> bool {
+        clock::now_us() < self.until_us
     }
 }
 
-/// Abuses the devices until then, in microseconds of the clock.
-pub fn commit(abuse: Abuse, devices: &[BootDevice], until_us: u64) -> Result<(), &'static str> {
+/// Abuses the devices until then, in microseconds of the clock. The area may be written.
+pub fn commit(
+    abuse: Abuse,
+    devices: &[BootDevice],
+    area: &mut PatternArea,
+    until_us: u64,
+) -> Result<(), &'static str> {
     let device = |id| {
         let found = devices.iter().find(|device| device.device_id == id);
         found.copied().ok_or("there is no such device")
     };
-    let round = || clock::now_us() < until_us;
+    let victims = &mut Victims {
+        disk: device(DEVICE_ID_BLOCK)?,
+        card: device(DEVICE_ID_NET)?,
+        all: devices,
+        area,
+        until_us,
+    };
     match abuse {
-        Abuse::Chains => {
-            let mut ring = Ring::new(device(DEVICE_ID_BLOCK)?, 0);
-            let descriptors = ring.fill_table(TABLE_MAX - 2, 0, true);
-            while round() {
-                ring.begin();
-                ring.offer(1, descriptors);
-            }
-        }
-        Abuse::Transmits => {
-            let mut ring = Ring::new(device(DEVICE_ID_NET)?, TRANSMIT);
-            while round() {
-                for pieces in [usize::from(QUEUE_SIZE), 30_000] {
-                    let descriptors = ring.fill_table(pieces, (65_000 / pieces) as u32, false);
-                    ring.begin();
-                    ring.offer(QUEUE_SIZE, descriptors);
-                }
-            }
-        }
-        Abuse::Writes => {
-            let mut ring = Ring::new(device(DEVICE_ID_BLOCK)?, 0);
-            let descriptors = ring.fill_table(8, DATA_BYTES, true);
-            while round() {
-                ring.begin();
-                ring.offer(QUEUE_SIZE, descriptors);
-                // Some of them are on their way when the next reset comes.
-                (0..3).for_each(|_| cpu::kick());
-            }
-        }
-        Abuse::BadQueue => {
-            let ring = Ring::new(device(DEVICE_ID_BLOCK)?, 0);
-            ring.registers.reset();
-            ring.registers.negotiate(F_INDIRECT_DESC);
-            let nowhere = 0x7fff_ffff_ffff_f000;
-            let addresses = Addresses {
-                descriptors: nowhere,
-                driver: nowhere,
-                device: nowhere,
-            };
-            ring.registers.set_queue(0, QUEUE_SIZE, addresses);
-            ring.registers.finish();
-            while round() {
-                cpu::kick();
-            }
-        }
-        Abuse::Registers => {
-            let mut random = clock::now_us() | 1;
-            let mut next = || {
-                random ^= random << 13;
-                random ^= random >> 7;
-                random ^= random << 17;
-                random
-            };
-            while round() {
-                let device = devices[next() as usize % devices.len()];
-                let offset = next() % 0x40 * 4;
-                // SAFETY: a register page of this machine. Memory that a device could write by it is in no queue that is
-                // set up here, but by chance.
-                unsafe { ((device.base + offset) as *mut u32).write_volatile(next() as u32 & 0x8000_000f) };
-            }
-        }
-        Abuse::Execute => {
-            let base = device(DEVICE_ID_BLOCK)?.base;
-            // SAFETY: it is not; nothing of this guest runs after it.
-            let nothing: extern "C" fn() = unsafe { core::mem::transmute(base as *const ()) };
-            nothing();
-        }
+        Abuse::Chains => requests::chains(victims),
+        Abuse::Loops => requests::loops(victims),
+        Abuse::Addresses => requests::addresses(victims),
+        Abuse::Transmits => requests::transmits(victims),
+        Abuse::Writes => requests::writes(victims),
+        Abuse::Reads => requests::reads(victims),
+        Abuse::Overwrites => requests::overwrites(victims),
+        Abuse::Discards => requests::discards(victims),
+        Abuse::BadQueue => storms::bad_queue(victims),
+        Abuse::Registers => storms::registers(victims),
+        Abuse::Resets => storms::resets(victims),
+        Abuse::Sizes => storms::sizes(victims),
+        Abuse::Doorbells => storms::doorbells(victims),
+        Abuse::Console => storms::console(victims),
+        Abuse::Dirty => storms::dirty(victims),
+        Abuse::Interrupts => storms::interrupts(victims),
+        Abuse::Shutdown => ends::shut_down(),
+        Abuse::Execute => ends::execute(victims.disk),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_a_name_of_its_own_and_a_refusal_names_them() {
+        for (name, kind) in NAMES {
+            assert_eq!(Abuse::named(name.as_bytes()), Ok(kind));
+        }
+        let refused = Abuse::named(b"nothing").unwrap_err();
+        assert!(NAMES.iter().all(|(name, _)| refused.contains(name)));
+    }
 }

@@ -126,22 +126,10 @@ pub fn parse(arguments: &[&[u8]]) -> Result<Command, String> {
                 count(seconds, "seconds", DISK_LOOP_SECONDS_MAX)?,
             ))
         }
-        ("ABUSE", [kind, ms]) => {
-            let kind = match *kind {
-                b"chains" => Abuse::Chains,
-                b"transmits" => Abuse::Transmits,
-                b"writes" => Abuse::Writes,
-                b"badqueue" => Abuse::BadQueue,
-                b"registers" => Abuse::Registers,
-                b"execute" => Abuse::Execute,
-                _ => {
-                    return Err(
-                        "kind must be chains, transmits, writes, badqueue, registers or execute".into(),
-                    );
-                }
-            };
-            Ok(Command::Abuse(kind, count(ms, "ms", STALL_MS_MAX)?))
-        }
+        ("ABUSE", [kind, ms]) => Ok(Command::Abuse(
+            Abuse::named(kind)?,
+            count(ms, "ms", STALL_MS_MAX)?,
+        )),
         ("STALL", [ms]) => Ok(Command::Stall(count(ms, "ms", STALL_MS_MAX)?)),
         ("QUIT", []) => Ok(Command::Quit),
         ("SET", _) => Err(usage("SET key value")),

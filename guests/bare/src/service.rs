@@ -81,7 +81,8 @@ impl Guest {
                 self.connections[i].activity = Activity::Other;
             }
             Command::Abuse(abuse, ms) => {
-                abuse::commit(abuse, &self.devices, clock::now_us() + ms as u64 * 1000)?;
+                let until_us = clock::now_us() + ms as u64 * 1000;
+                abuse::commit(abuse, &self.devices, &mut self.area, until_us)?;
                 self.reset_queues(client)?;
             }
             Command::Stall(ms) => {

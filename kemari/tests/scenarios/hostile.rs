@@ -11,14 +11,35 @@ use xtask::proof::client;
 
 use crate::support::{Host, Plan, Scene, ask, play};
 
-/// What the bare guest's `ABUSE` knows and survives, and what the log says of those that a device finds out.
-const KINDS: [(&str, &str); 5] = [
+/// What the bare guest's `ABUSE` knows and survives, and what the log says of those that are found out for certain:
+/// of lines that come often few are logged.
+const KINDS: [(&str, &str); 16] = [
     ("chains", ""),
+    ("loops", "broke the rules"),
+    ("addresses", ""),
     ("transmits", "a descriptor chain longer than"),
     ("writes", ""),
+    ("reads", ""),
+    ("overwrites", ""),
+    ("discards", ""),
     ("badqueue", "is not accessible"),
     ("registers", ""),
+    ("resets", ""),
+    ("sizes", "invalid size"),
+    ("doorbells", ""),
+    ("console", ""),
+    ("dirty", ""),
+    ("interrupts", ""),
 ];
+
+/// Those after which the guest boots again, or never.
+const ENDS: usize = 2;
+
+/// The hostile guest's host logs at most so much of a kind of abuse.
+const LOG_BYTES_MAX: usize = 64 << 10;
+
+/// The innocent VM's clients wait no longer for any answer.
+const INNOCENT_GAP_MAX: Duration = Duration::from_secs(3);
 
 /// For how long each kind goes on, in milliseconds, unless the environment says otherwise.
 const ABUSE_MS: u64 = 700;
@@ -60,18 +81,28 @@ fn a_hostile_guest_hurts_nobody_and_is_not_taken_over() {
                 most_mib = most_mib.max(most_memory_mib(hostile)?);
                 clients.go_on()?;
             }
+            shuts_down(hostile)?;
             ends_with_an_instruction_that_nobody_can_emulate(hostile)
         });
+        let allowed_mib = MEMORY_MIB + STAGING_MIB + OVERHEAD_MIB;
         ensure!(
-            most_mib <= MEMORY_MIB + STAGING_MIB + OVERHEAD_MIB,
-            "a process of the hostile guest took {most_mib} MiB"
+            most_mib <= allowed_mib,
+            "a process of the hostile guest took {most_mib} MiB, {allowed_mib} MiB are allowed"
         );
         innocent.ensure_together(&before).context("the innocent VM")?;
-        println!(
-            "{{\"kinds\":{},\"failed\":0,\"ms_each\":{abuse_ms},\"memory_mib_max\":{most_mib}}}",
-            KINDS.len() + 1
+        let mut seen = clients.stop()?;
+        let gap = seen.longest_gap();
+        ensure!(
+            gap <= INNOCENT_GAP_MAX,
+            "the innocent VM answered nobody for {gap:?}"
         );
-        clients.finish()
+        println!(
+            "{{\"kinds\":{},\"failed\":0,\"ms_each\":{abuse_ms},\"memory_mib_max\":{most_mib},\
+             \"memory_mib_allowed\":{allowed_mib},\"innocent_gap_ms_max\":{}}}",
+            KINDS.len() + ENDS,
+            gap.as_millis()
+        );
+        seen.judge()
     });
 }
 
@@ -82,7 +113,25 @@ fn abuse(scene: &mut Scene, kind: &str, minds: &str, ms: u64) -> Result<()> {
     client::ask(&scene.load(), &["ABUSE", kind, &ms.to_string()], ABUSE_TIMEOUT)?;
     scene.order(&["PING"])?;
     let log = scene.log(Host::A).split_off(logged);
+    ensure!(
+        log.len() <= LOG_BYTES_MAX,
+        "the primary has logged {} bytes",
+        log.len()
+    );
     ensure!(log.contains(minds), "nothing minds:\n{log}");
+    scene.ensure_together(&before)
+}
+
+/// A processor that shuts down resets its machine, as in a PC.
+fn shuts_down(scene: &mut Scene) -> Result<()> {
+    let before = scene.await_protected(Host::A)?;
+    let load = scene.load();
+    // There will be no answer.
+    let asking = thread::spawn(move || ask(&load, &["ABUSE", "shutdown", "0"]).map(drop));
+    scene.await_log(Host::A, "the guest's processor shut down (a triple fault)")?;
+    scene.await_service(Host::A)?;
+    // It fails, for want of an answer.
+    let _ = asking.join();
     scene.ensure_together(&before)
 }
 

@@ -34,6 +34,9 @@ const FAILURES_MAX: u32 = 10;
 const TO_SMALL: &str = "exec \"$0\" \"$@\" >>{dir}/small/{host} 2>&1";
 /// The sizes of that, which must do for a VM's whole life, and of the state directories, in KiB.
 const SMALL: [(&str, u32); 3] = [("small", 32 << 10), ("a.state", 4 << 10), ("b.state", 4 << 10)];
+/// Several pairs and what else runs here share few processors: a host that gets none for a while has not died. Who is killed
+/// is known by its connections, which are reset.
+const PATIENT: &str = "[protection]\nsuspicion_timeout_ms = 8000";
 /// Deaths between two words about them.
 const TOLD_EVERY: u32 = 50;
 
@@ -95,7 +98,8 @@ pub fn kills(count: u32, programs: &Programs, seed: u64) -> Result<bool> {
     let mut tally = Tally::of(seed);
     while tally.kills < count && tally.failed < FAILURES_MAX {
         let enough = count.min(tally.kills + KILLS_OF_ONE_VM_MAX);
-        let world = World::new(&Setup::etcd(Flavour::Named), programs, random.random())?;
+        let setup = Setup::etcd(Flavour::Named).with(PATIENT);
+        let world = World::new(&setup, programs, random.random())?;
         let mut life = Life {
             world,
             primary: Side::A,

@@ -9,14 +9,19 @@ const DEVICE_FEATURES: u64 = 0x010;
 const DEVICE_FEATURES_SELECT: u64 = 0x014;
 const DRIVER_FEATURES: u64 = 0x020;
 const DRIVER_FEATURES_SELECT: u64 = 0x024;
-const QUEUE_SELECT: u64 = 0x030;
+/// Register: which queue the others are about.
+pub const QUEUE_SELECT: u64 = 0x030;
 const QUEUE_SIZE_MAX: u64 = 0x034;
-const QUEUE_SIZE: u64 = 0x038;
-const QUEUE_READY: u64 = 0x044;
-const QUEUE_NOTIFY: u64 = 0x050;
+/// Register: descriptors of the queue.
+pub const QUEUE_SIZE: u64 = 0x038;
+/// Register: the device has the queue.
+pub const QUEUE_READY: u64 = 0x044;
+/// Register: there are new buffers in a queue.
+pub const QUEUE_NOTIFY: u64 = 0x050;
 const INTERRUPT_ACK: u64 = 0x064;
 const STATUS: u64 = 0x070;
-const QUEUE_DESCRIPTORS: u64 = 0x080;
+/// Register: where the queue's descriptors are, in two halves.
+pub const QUEUE_DESCRIPTORS: u64 = 0x080;
 const QUEUE_DRIVER: u64 = 0x090;
 const QUEUE_DEVICE: u64 = 0x0a0;
 const CONFIG: u64 = 0x100;
@@ -165,6 +170,14 @@ impl Registers {
     /// would be one more exit, and the rings tell it anyway.
     pub fn acknowledge(&self) {
         self.write(INTERRUPT_ACK, INTERRUPT_ALL);
+    }
+
+    /// Any value in any register, as no driver writes it.
+    ///
+    /// # Safety
+    /// The device may write wherever it is told to.
+    pub unsafe fn poke(&self, offset: u64, value: u32) {
+        self.write(offset, value);
     }
 
     /// One byte of the device's configuration.
