@@ -8,6 +8,8 @@ mod access;
 mod deadline;
 mod etcd;
 mod file;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod http;
 mod none;
 mod prober;

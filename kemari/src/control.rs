@@ -21,6 +21,8 @@ use crate::config::Mode;
 pub use client::{Client, ClientError};
 pub use drill::{DRILL_SECONDS, DRILL_SECONDS_DEFAULT, Drill};
 pub use readiness::{Readiness, Verdict};
+#[cfg(feature = "fuzzing")]
+pub(crate) use server::serve;
 pub use server::{Server, ServerError, TapSink};
 pub use status::{
     Counters, DiskKind, DiskState, DiskStatus, Peer, Protection, Role, Status, Takeover, Waits,

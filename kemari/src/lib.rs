@@ -11,6 +11,9 @@ pub mod cli;
 pub mod config;
 pub mod control;
 mod files;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod image;
 pub mod import;
 pub mod limits;

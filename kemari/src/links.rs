@@ -78,7 +78,7 @@ pub fn links() -> io::Result<Vec<Link>> {
 
 /// Reads a part of the kernel's answer; returns whether it was the last one. A device that is not understood, as those of a
 /// kernel from tomorrow, is left out: the others are there all the same.
-fn read_part(part: &[u8], links: &mut Vec<Link>) -> io::Result<bool> {
+pub(crate) fn read_part(part: &[u8], links: &mut Vec<Link>) -> io::Result<bool> {
     let mut rest = part;
     while !rest.is_empty() {
         let message = NetlinkBuffer::new_checked(rest).map_err(io::Error::other)?;
@@ -86,7 +86,7 @@ fn read_part(part: &[u8], links: &mut Vec<Link>) -> io::Result<bool> {
         let length = (message.length() as usize).next_multiple_of(4);
         match NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map(|message| message.payload) {
             Ok(NetlinkPayload::Done(_)) => return Ok(true),
-            Ok(NetlinkPayload::Error(error)) => return Err(error.to_io()),
+            Ok(NetlinkPayload::Error(error)) => return Err(refusal(error.raw_code())),
             Ok(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link))) => {
                 links.push(Link::from(link));
             }
@@ -96,6 +96,11 @@ fn read_part(part: &[u8], links: &mut Vec<Link>) -> io::Result<bool> {
         rest = rest.get(length..).unwrap_or_default();
     }
     Ok(false)
+}
+
+/// What the kernel means by a negative number, which need not be one.
+fn refusal(code: i32) -> io::Error {
+    io::Error::from_raw_os_error(code.saturating_neg())
 }
 
 impl From<LinkMessage> for Link {

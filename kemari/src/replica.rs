@@ -16,6 +16,10 @@ mod writer;
 
 pub use copier::{CopiedDisk, Copier, CopyProgress};
 pub use image::{Image, ImageView, describe_record, record_beside, views};
+#[cfg(feature = "fuzzing")]
+pub(crate) use record::{EXTENT_BYTES, Head, Record};
 pub use record::{Map, State};
+#[cfg(feature = "fuzzing")]
+pub(crate) use store::{SECTOR_BYTES, Store as RecordStore};
 pub use tracker::{MARK_AGE_MIN, Tracker};
 pub use writer::{Barrier, Remains, Replica, Report};

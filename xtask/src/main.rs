@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, demo, disks, hostile, mutants, sim, soak, test, weather};
+use xtask::{bench, demo, disks, fuzz, hostile, mutants, sim, soak, test, weather};
 
 /// Shows, tests and simulates Kemari
 #[derive(Parser)]
@@ -20,6 +20,8 @@ enum Command {
     /// A VM whose hosts' disks are slow, fail or are full: it lives, and the status says what is the matter. And one whose
     /// guest uses two queues, discards and zeroes
     Disks(disks::Options),
+    /// What reads bytes from a guest, a peer, a file or the arbiter, under libFuzzer; the last line is JSON
+    Fuzz(fuzz::Options),
     /// Every kind of abuse by the driver of a protected guest: it hurts only itself, and no VM beside it
     Hostile(hostile::Options),
     /// Wrong edits of the code, one at a time: each must be noticed by the tests beside it
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         Command::Bench(options) => bench::bench(&options),
         Command::Demo(options) => demo::demo(&options),
         Command::Disks(options) => disks::disks(&options),
+        Command::Fuzz(options) => fuzz::fuzz(&options),
         Command::Hostile(options) => hostile::hostile(&options),
         Command::Mutants(options) => mutants::mutants(&options),
         Command::Sim(options) => sim::sim(&options),

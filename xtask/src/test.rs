@@ -114,6 +114,11 @@ fn static_checks(tally: &mut Tally) {
     };
     tally.stage(Place::Here, "format", || {
         run_quietly(cargo().args(["fmt", "--all", "--check"]))?;
+        run_quietly(
+            cargo()
+                .current_dir(tools::root().join("fuzz"))
+                .args(["fmt", "--check"]),
+        )?;
         in_bare_guest(&["fmt", "--check"])
     });
     tally.stage(Place::Here, "one version of each rust-vmm crate", lockfile::check);

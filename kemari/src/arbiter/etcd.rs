@@ -174,6 +174,25 @@ impl Etcd {
         self.lock().forget();
     }
 
+    /// For fuzzing: takes a member's bytes as the answer to each of the calls.
+    #[cfg(feature = "fuzzing")]
+    pub(super) fn take_any_answer(&self, bytes: &[u8]) {
+        let Ok(response) = super::http::read_response(bytes) else {
+            return;
+        };
+        self.forget();
+        let before = self.lock().clone();
+        if let Ok(answer) = refusal::parse::<RangeAnswer>("m:1", &response) {
+            let _ = self.lock().note(&before, &answer.header);
+            let _ = self.decode(&answer.kvs);
+        }
+        if let Ok(answer) = refusal::parse::<TxnAnswer>("m:1", &response) {
+            let _ = self.lock().note(&before, &answer.header);
+            let _ = answer.into_range().map(|kvs| self.decode(&kvs));
+        }
+        let _ = refusal::parse::<answers::AuthAnswer>("m:1", &response);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -218,7 +218,8 @@ impl Write for Until {
     }
 }
 
-fn read_response(mut reader: impl BufRead) -> io::Result<Response> {
+/// Reads a server's answer up to its end.
+pub(super) fn read_response(mut reader: impl BufRead) -> io::Result<Response> {
     let status_line = line(&mut reader)?;
     let status = status_line
         .strip_prefix("HTTP/1.")

@@ -293,7 +293,8 @@ impl Drop for Leave {
     }
 }
 
-fn serve(stream: &UnixStream, control: &dyn Control) -> io::Result<()> {
+/// Takes one client's request, and answers it.
+pub(crate) fn serve(stream: &UnixStream, control: &dyn Control) -> io::Result<()> {
     let timeout = Some(Duration::from_millis(IO_TIMEOUT_MS));
     stream.set_read_timeout(timeout)?;
     stream.set_write_timeout(timeout)?;

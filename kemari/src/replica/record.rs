@@ -105,6 +105,13 @@ impl Map {
         }
     }
 
+    /// How many sectors the map of an image of so many bytes takes.
+    fn sectors_for(image_bytes: u64) -> u64 {
+        image_bytes
+            .div_ceil(EXTENT_BYTES)
+            .div_ceil(8 * MAP_SECTOR_BYTES as u64)
+    }
+
     /// The extents that a range of bytes touches.
     pub fn touched(range: &Range<u64>) -> Range<u64> {
         range.start / EXTENT_BYTES..range.end.div_ceil(EXTENT_BYTES)
@@ -221,7 +228,7 @@ impl Map {
 impl Record {
     /// How many bytes the record of an image needs.
     pub fn bytes_for(image_bytes: u64) -> u64 {
-        MAP_OFFSET + Map::new(image_bytes).sectors() * SECTOR_BYTES as u64
+        MAP_OFFSET + Map::sectors_for(image_bytes) * SECTOR_BYTES as u64
     }
 
     /// Writes a first record, with no bit set, into a store of [`Record::bytes_for`] bytes.
@@ -256,10 +263,11 @@ impl Record {
             }
         }
         let (sequence, head) = best.ok_or(RecordError::Damaged)?;
-        let mut map = Map::new(head.image_bytes);
+        // Before there is a map: the size that it says may be any number.
         if store.bytes()? < Self::bytes_for(head.image_bytes) {
             return Err(RecordError::Damaged);
         }
+        let mut map = Map::new(head.image_bytes);
         for sector in 0..map.sectors() {
             let mut bytes = [0; SECTOR_BYTES];
             store.read_at(MAP_OFFSET + sector * SECTOR_BYTES as u64, &mut bytes)?;

@@ -290,6 +290,23 @@ fn rubbish_is_no_record() {
     let cut = store.after_cut(0);
     cut.0.lock().unwrap().durable.truncate(MAP_OFFSET as usize + 100);
     assert!(matches!(Record::load(Box::new(cut)), Err(RecordError::Damaged)));
+    // No memory is asked for before the store was found to be as long as it says.
+    for image_bytes in [u64::MAX, 1 << 60] {
+        let head = Head {
+            image_bytes,
+            ..head(1)
+        };
+        let mut short = Record::create(
+            Box::new(Forgetful::new(MAP_OFFSET)),
+            Head {
+                image_bytes: 0,
+                ..head.clone()
+            },
+        )
+        .unwrap();
+        short.set_head(head).unwrap();
+        assert!(matches!(Record::load(short.store), Err(RecordError::Damaged)));
+    }
     let later = store.after_cut(0);
     for slot in [0, SLOT_BYTES as usize] {
         let mut inner = later.0.lock().unwrap();

@@ -49,10 +49,10 @@ impl Program {
         self.package == "kemari-vmm" && !self.is_test("formats") || self.is_test("kvm")
     }
 
-    /// Whether it needs the KVM of the machine on which the namespaces are, with more speed than an emulated one has:
-    /// integration tests named `scenarios*`.
+    /// Whether it needs the KVM of this machine: integration tests named `scenarios*`, which need the namespaces too, and
+    /// more speed than an emulated host has; and `corpus`, which needs the files of `fuzz/`.
     pub fn needs_local_kvm(&self) -> bool {
-        self.is_test("scenarios")
+        self.is_test("scenarios") || self.is_test("corpus")
     }
 
     /// Where it runs, if tests that need KVM run at `kvm`.
@@ -265,6 +265,7 @@ mod tests {
         let scenarios = program("kemari", "test", "scenarios");
         assert!(scenarios.needs_local_kvm() && !scenarios.needs_kvm());
         assert_eq!(scenarios.place(Place::Here), Place::Here);
+        assert!(program("kemari", "test", "corpus").needs_local_kvm());
         assert!(!program("kemari", "test", "cli").needs_local_kvm());
     }
 

@@ -1,0 +1,6 @@
+//! What the targets share.
+
+pub mod bench;
+pub mod driver;
+pub mod scratch;
+pub mod tape;
