@@ -54,6 +54,16 @@ impl Ports {
                 bridge.name,
                 wanted.map_or("", String::as_str)
             )),
+            // Who has renamed that bridge, or made another one instead, knows what he does.
+            (Some(bridge), Some(first))
+                if &bridge.name != first && links.iter().any(|link| &link.name == first) =>
+            {
+                Some(format!(
+                    "the TAP {tap} of the card {id} is on the bridge {}, and was on {first}: \
+                     `ip link set {tap} master {first}`, or say in `bridges` where it belongs",
+                    bridge.name
+                ))
+            }
             (Some(bridge), _) if bridge.is_bridge && !bridge.is_up => Some(format!(
                 "the bridge {0} of the card {id} is down: `ip link set {0} up`",
                 bridge.name
@@ -215,6 +225,25 @@ mod tests {
         assert!(says(&all[2], "is down"), "{all:?}");
         assert!(says(&all[3], "is gone"), "{all:?}");
         assert!(says(&all[5], "the bridge br0"), "{all:?}");
+    }
+
+    #[test]
+    fn a_tap_that_was_moved_to_another_bridge_is_told_unless_its_own_is_gone() {
+        let all = said(
+            "tap0",
+            None,
+            &[
+                |_| {},
+                |links| {
+                    links.push(link(8, "br1", None, false, true));
+                    links[4].bridge = Some(8);
+                },
+                |links| links[4].bridge = Some(3),
+                |links| links[2].name = "br9".to_owned(),
+            ],
+        );
+        assert!(says(&all[1], "on the bridge br1, and was on br0"), "{all:?}");
+        assert_eq!((&all[0], &all[2], &all[3]), (&None, &None, &None), "{all:?}");
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub use overlay::Overlay;
 pub use server::{Server, Trouble, TroubleSink};
 pub use store::Store;
 
-use std::fs::{File, FileType, OpenOptions};
+use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -156,20 +156,23 @@ impl Disk {
     }
 
     /// Looks whether [`Disk::open`] would succeed, taking no lock: also of an image that somebody uses. Of a qcow2 image
-    /// its header and those of its backing files are looked at, not all of their tables.
-    pub fn examine(config: &DiskConfig) -> Result<(), DiskError> {
+    /// its header and those of its backing files are looked at, not all of their tables. Returns what its files are: itself,
+    /// and its backing files from the first down.
+    pub fn examine(config: &DiskConfig) -> Result<Vec<Metadata>, DiskError> {
         check_use(config)?;
         let (file, kind) = open_file(config, false)?;
-        if config.format == Format::Qcow2 {
-            return qcow2::examine(&file, config);
-        }
         let path = &config.path;
+        let mut files = vec![file.metadata().map_err(open_error(path))?];
+        if config.format == Format::Qcow2 {
+            files.extend(qcow2::examine(&file, config)?);
+            return Ok(files);
+        }
         let store = raw(file, kind, config)?;
         let found_bytes = store.bytes().map_err(open_error(path))?;
         if whole_blocks(found_bytes, config.block_bytes) == 0 {
             return Err(size_error(path, found_bytes, config.block_bytes.into()));
         }
-        Ok(())
+        Ok(files)
     }
 
     /// An image of another kind, as tests have them, whose errors are treated so.

@@ -1,5 +1,6 @@
 //! The guest's network cards on this host: whether packets get out by them, and whether a takeover could plug them in.
 
+use std::fs::OpenOptions;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,8 +16,11 @@ use crate::ports::Ports;
 const VALID: Duration = Duration::from_secs(3);
 
 /// What matters of a TAP for whether it can be attached to: it is tried again when that has changed. It has a carrier while
-/// somebody is attached to it, and a try is over before anybody looks.
-type Look = Option<(u32, bool, bool)>;
+/// somebody is attached to it, and a try is over before anybody looks. The last: whether the kernel lets any be attached to.
+type Look = Option<(u32, bool, bool, bool)>;
+
+/// What TAPs are attached to by.
+const TUN: &str = "/dev/net/tun";
 
 /// Watches the cards of one host, which is this one.
 pub struct Cards {
@@ -154,11 +158,12 @@ impl Cards {
     fn try_taps(&mut self, links: &[Link]) {
         let nets = self.config.nets_of(&self.host);
         self.tried.resize(nets.len(), (None, None));
+        let has_tun = OpenOptions::new().read(true).write(true).open(TUN).is_ok();
         for (net, tried) in nets.iter().zip(&mut self.tried) {
             let link = links.iter().find(|link| link.name == net.tap);
             let look = link.map(|link| {
                 let tun = link.tun.unwrap_or_default();
-                (link.index, tun.multi_queue, link.has_carrier)
+                (link.index, tun.multi_queue, link.has_carrier, has_tun)
             });
             if look.is_some() && *tried == (look, None) {
                 continue;
@@ -261,6 +266,37 @@ mod tests {
                 assert_eq!(cards.of_standby(), trouble);
                 cards.begin_role();
                 assert_eq!(cards.of_running(None), None);
+            });
+        });
+    }
+
+    #[test]
+    fn a_tap_that_nobody_can_attach_to_any_more_is_told_although_it_looks_as_before() {
+        let mut cards = cards();
+        let net = &cards.config.nets_of(&cards.host)[0];
+        let tap = net.tap.clone();
+        thread::scope(|threads| {
+            threads.spawn(|| {
+                // SAFETY: the call has no arguments in memory.
+                let unshared = unsafe { libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWNS) };
+                assert_eq!(unshared, 0);
+                let run = |words: &str| {
+                    let mut words = words.split(' ');
+                    let mut command = std::process::Command::new(words.next().unwrap());
+                    assert!(command.args(words).status().unwrap().success());
+                };
+                run("mount --make-rprivate /");
+                run(&format!("ip tuntap add dev {tap} mode tap vnet_hdr"));
+                let mut refused = || {
+                    cards.of_standby();
+                    cards.tried[0].1.clone().unwrap_or_default()
+                };
+                assert_eq!(refused(), "");
+                run("mount -t tmpfs tmpfs /dev/net");
+                let why = refused();
+                assert!(why.contains(TUN), "{why}");
+                run("umount /dev/net");
+                assert_eq!(refused(), "");
             });
         });
     }

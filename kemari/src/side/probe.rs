@@ -1,5 +1,5 @@
-//! Whether a secondary's disks would answer, and open: it reads a block of each now and then, past the page cache where
-//! the configuration says so, and looks at each image as a takeover would.
+//! Whether a secondary's disks would answer, and open: it reads a block of each now and then, past the page cache wherever
+//! that can be, since that would answer for a disk that is gone; and looks at each image as a takeover would.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -86,21 +86,22 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Reads the first block, or what there is of it.
+/// Reads the first block, or what there is of it: from the disk itself, if its file system can.
 fn read_block(image: &DiskConfig) -> io::Result<()> {
-    let flags = if image.cache == Cache::Direct {
-        libc::O_DIRECT
-    } else {
-        0
+    let read = |flags| {
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(flags)
+            .open(&image.path)?;
+        let mut storage = vec![0; 2 * BLOCK_BYTES];
+        let start = storage.as_ptr().align_offset(BLOCK_BYTES);
+        file.read_at(&mut storage[start..start + BLOCK_BYTES], 0)
+            .map(drop)
     };
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags)
-        .open(&image.path)?;
-    let mut storage = vec![0; 2 * BLOCK_BYTES];
-    let start = storage.as_ptr().align_offset(BLOCK_BYTES);
-    file.read_at(&mut storage[start..start + BLOCK_BYTES], 0)
-        .map(drop)
+    match read(libc::O_DIRECT) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput && image.cache != Cache::Direct => read(0),
+        result => result,
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The backing files of an image: all of them are looked at, by our own eyes and as their image says they are, before the
 //! library has any. What a file is, is never guessed.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -54,6 +54,11 @@ impl Chain {
             above = named;
         }
         Ok(Self(chain))
+    }
+
+    /// What each of them is.
+    pub fn files(&self) -> io::Result<Vec<Metadata>> {
+        self.0.iter().map(|base| base.file.metadata()).collect()
     }
 
     /// The open file of this name.

@@ -7,7 +7,7 @@
 mod chain;
 mod header;
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 
 use imago::format::gate::ImplicitOpenGate;
@@ -40,10 +40,11 @@ impl Qcow2Image {
     }
 }
 
-/// Looks at the headers of the image in an open file and of its backing files, and takes no lock.
-pub fn examine(file: &File, config: &DiskConfig) -> Result<(), DiskError> {
+/// Looks at the headers of the image in an open file and of its backing files, and takes no lock. Returns what those are.
+pub fn examine(file: &File, config: &DiskConfig) -> Result<Vec<Metadata>, DiskError> {
     let chain = Chain::of(&config.path, file, |_, _| Ok(()));
-    chain.map(drop).map_err(|error| wrong(config, &error))
+    let files = chain.and_then(|chain| chain.files());
+    files.map_err(|error| wrong(config, &error))
 }
 
 fn wrong(config: &DiskConfig, error: &io::Error) -> DiskError {

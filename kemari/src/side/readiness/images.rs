@@ -6,7 +6,7 @@ use std::fs::{File, Metadata};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kemari_vmm::disk::{Disk as Image, DiskConfig};
 use rustix::fs::{major, minor};
@@ -25,22 +25,35 @@ type Known = (u64, u64, u64);
 
 /// The files that the standby VM's replicas write to, by the id of the disk.
 #[derive(Clone, Default)]
-pub struct InUse(Arc<Mutex<BTreeMap<String, Known>>>);
+pub struct InUse(Arc<Mutex<Images>>);
+
+#[derive(Default)]
+struct Images {
+    files: BTreeMap<String, Known>,
+    /// Which standby VM these are of, counted.
+    standby: u64,
+}
 
 impl InUse {
-    /// These images are open now, and no others.
+    fn lock(&self) -> MutexGuard<'_, Images> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// These images are open now, and no others: there is another standby VM, or none any more.
     pub fn set<'a>(&self, images: impl IntoIterator<Item = (&'a str, &'a Path)>) {
         let files = images.into_iter().filter_map(|(disk, path)| {
             let file = std::fs::metadata(path).ok()?;
             Some((disk.to_owned(), known(&file)))
         });
         let files = files.collect();
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = files;
+        let mut images = self.lock();
+        images.files = files;
+        images.standby += 1;
     }
 
-    fn of(&self, disk: &str) -> Option<Known> {
-        let files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        files.get(disk).copied()
+    fn of(&self, disk: &str) -> (u64, Option<Known>) {
+        let images = self.lock();
+        (images.standby, images.files.get(disk).copied())
     }
 }
 
@@ -53,6 +66,23 @@ pub struct Target {
     id: String,
     image: DiskConfig,
     is_shared: bool,
+    seen: Mutex<Seen>,
+}
+
+/// What an image was made of when it was first looked at for a standby VM: the guest has read from the primary's, and must
+/// find the same here.
+#[derive(Default)]
+struct Seen {
+    standby: u64,
+    files: Vec<FileSeen>,
+}
+
+#[derive(PartialEq, Eq)]
+struct FileSeen {
+    /// Its device and number.
+    file: (u64, u64),
+    /// Of what nobody writes: its size, and when it was last changed, in seconds and nanoseconds.
+    unchanged: Option<(u64, i64, i64)>,
 }
 
 impl Target {
@@ -67,6 +97,7 @@ impl Target {
             id: disk.disk.id.clone(),
             image: image_of(disk, false),
             is_shared: disk.disk.shared,
+            seen: Mutex::default(),
         }
     }
 
@@ -89,13 +120,15 @@ impl Target {
 
     fn problem(&self, in_use: &InUse) -> Result<(), String> {
         let path: &PathBuf = &self.image.path;
-        Image::examine(&self.image)
+        let files = Image::examine(&self.image)
             .map_err(|error| format!("cannot be used: {:#}", anyhow::Error::from(error)))?;
+        let (standby, in_use) = in_use.of(&self.id);
+        self.same(standby, &files)?;
         let look = |error: std::io::Error| format!("cannot be looked at: {error}");
         let file = File::open(path).map_err(look)?;
         let found = file.metadata().map_err(look)?;
         let (device, number, bytes) = known(&found);
-        if let Some((its_device, its_number, its_bytes)) = in_use.of(&self.id) {
+        if let Some((its_device, its_number, its_bytes)) = in_use {
             if (device, number) != (its_device, its_number) {
                 return Err(
                     "is another file than the one that holds the VM's blocks: put that one back".to_owned(),
@@ -113,6 +146,33 @@ impl Target {
             _ if self.image.read_only => Ok(()),
             true => unheld(found.rdev()),
             false => room(&file, &found),
+        }
+    }
+}
+
+impl Target {
+    /// Whether the image is made of what it was made of before, for this standby VM.
+    fn same(&self, standby: u64, files: &[Metadata]) -> Result<(), String> {
+        let look = |(place, file): (usize, &Metadata)| FileSeen {
+            file: (file.dev(), file.ino()),
+            unchanged: (place > 0 || self.image.read_only)
+                .then(|| (file.len(), file.mtime(), file.mtime_nsec())),
+        };
+        let files: Vec<FileSeen> = files.iter().enumerate().map(look).collect();
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.standby != standby || seen.files.is_empty() {
+            *seen = Seen { standby, files };
+            return Ok(());
+        }
+        let is_known = |(file, known): (&FileSeen, &FileSeen)| file == known;
+        match files.iter().zip(&seen.files).position(|pair| !is_known(pair)) {
+            None if files.len() == seen.files.len() => Ok(()),
+            Some(0) => Err("is another file than before, or was changed, since this host follows the VM: put the first one \
+                            back, or protect the VM anew"
+                .to_owned()),
+            _ => Err("has another backing file than before, or one that was changed, since this host follows the VM: put \
+                      the first one back, or protect the VM anew"
+                .to_owned()),
         }
     }
 }
@@ -239,6 +299,7 @@ mod tests {
             id: "blk0".to_owned(),
             image: DiskConfig::new(path),
             is_shared,
+            seen: Mutex::default(),
         }
     }
 
@@ -274,6 +335,65 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         std::fs::create_dir(&path).unwrap();
         says("neither");
+    }
+
+    #[test]
+    fn an_image_that_was_replaced_under_a_side_that_follows_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, aside) = (directory.path().join("disk.img"), directory.path().join("aside"));
+        let make = |byte| std::fs::write(&path, vec![byte; 1 << 20]).unwrap();
+        make(1);
+        let in_use = InUse::default();
+        let shared = target(&path, true);
+        let read_only = Target {
+            image: DiskConfig {
+                read_only: true,
+                ..DiskConfig::new(&path)
+            },
+            ..target(&path, false)
+        };
+        let said = |target: &Target| target.trouble(&in_use).unwrap_or_default();
+        assert_eq!((said(&shared), said(&read_only)), Default::default());
+        std::fs::rename(&path, &aside).unwrap();
+        make(1);
+        for target in [&shared, &read_only] {
+            assert!(said(target).contains("is another file"), "{}", said(target));
+        }
+        std::fs::rename(&aside, &path).unwrap();
+        assert_eq!((said(&shared), said(&read_only)), Default::default());
+        // Somebody writes it: its user a shared one, nobody one that is only read.
+        make(2);
+        assert_eq!(said(&shared), "");
+        assert!(said(&read_only).contains("was changed"), "{}", said(&read_only));
+        // Another standby VM begins with what is there.
+        in_use.set([]);
+        assert_eq!(said(&read_only), "");
+    }
+
+    #[test]
+    fn a_backing_file_that_was_replaced_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = |name: &str| directory.path().join(name);
+        let (base, top) = (place("base.img"), place("top.qcow2"));
+        std::fs::write(&base, vec![1; 1 << 20]).unwrap();
+        let [create, quiet, qcow2, format, raw, on] =
+            ["create", "-q", "-fqcow2", "-F", "raw", "-b"].map(Path::new);
+        ran("qemu-img", &[create, quiet, qcow2, format, raw, on, &base, &top]);
+        let overlay = Target {
+            image: DiskConfig {
+                format: kemari_vmm::disk::Format::Qcow2,
+                read_only: true,
+                ..DiskConfig::new(&top)
+            },
+            ..target(&top, false)
+        };
+        let said = || overlay.trouble(&InUse::default()).unwrap_or_default();
+        assert_eq!(said(), "");
+        std::fs::rename(&base, place("aside")).unwrap();
+        std::fs::write(&base, vec![2; 1 << 20]).unwrap();
+        assert!(said().contains("another backing file"), "{}", said());
+        std::fs::rename(place("aside"), &base).unwrap();
+        assert_eq!(said(), "");
     }
 
     /// Takes a loop device, and what is mounted of it, away again.
