@@ -11,6 +11,8 @@ mod identity;
 mod listener;
 mod refusal;
 mod transport;
+mod validity;
+pub mod way;
 mod words;
 
 use std::io;

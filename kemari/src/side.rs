@@ -13,6 +13,7 @@ mod capture;
 #[cfg(test)]
 mod capture_test;
 mod cards;
+mod certificates;
 mod clock;
 mod console;
 mod copy;

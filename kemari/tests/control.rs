@@ -57,6 +57,7 @@ fn status() -> Status {
         arbiter_answered_ms: None,
         arbiter_trouble: None,
         doubt: None,
+        warnings: Vec::new(),
         counters: Counters {
             syncs: 1234,
             ..Counters::default()

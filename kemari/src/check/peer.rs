@@ -12,7 +12,7 @@ use kemari_vmm::boot::{BootConfig, Kernel};
 use super::{Finding, host};
 use crate::config::{Config, Host};
 use crate::control::{Client, Role};
-use crate::link::{LinkError, Security};
+use crate::link::{LinkError, Security, way};
 use crate::side::{CLOCKS_MS_MAX, PeerAnswer, about, question, wall_clock_ms};
 
 /// Longest wait for a peer's answer, in ms.
@@ -30,6 +30,12 @@ pub fn check(config: &Config, name: &str, running: bool) -> Vec<Finding> {
     let security = Security::of(config, name).ok().flatten();
     let mut findings = Vec::new();
     for (peer, host) in config.peers(name) {
+        findings.extend(way::narrow(host.listen).map(|narrow| {
+            Finding::error(
+                narrow.sentence(peer),
+                "`ip link set DEVICE mtu N` on both hosts, with what the narrowest switch or tunnel lets pass",
+            )
+        }));
         if connected.as_deref() == Some(peer) {
             findings.push(Finding::ok(format!(
                 "peer `{peer}` is connected: the two sides that run agree in version and configuration"

@@ -90,6 +90,18 @@ impl Status {
         }
     }
 
+    /// Notes a certificate of the link that ends soon, or is over: then the pair, if it breaks, is not made again, and nobody
+    /// is to rely on it.
+    pub fn note_certificate(&mut self, sentence: String, is_over: bool) {
+        if let Some(readiness) = self.readiness.as_mut().filter(|_| is_over) {
+            readiness.ready = false;
+            if !readiness.reasons.contains(&sentence) {
+                readiness.reasons.push(sentence.clone());
+            }
+        }
+        self.warnings.push(sentence);
+    }
+
     /// Whether a takeover would succeed now. What is not known is no "yes".
     pub fn verdict(&self) -> Verdict {
         match (self.role, self.protection, &self.readiness) {
@@ -221,6 +233,24 @@ mod tests {
         let mut secondary = status("secondary", "on", Some((false, "etcd is full")));
         secondary.note_arbiter(report(Some("etcd is full")));
         assert_eq!(secondary.readiness.unwrap().reasons, ["etcd is full"]);
+    }
+
+    #[test]
+    fn a_certificate_that_ends_is_a_warning_and_one_that_has_ended_is_not_relied_upon() {
+        let mut pair = status("primary", "on", Some((true, "")));
+        pair.note_certificate("it ends in 3 days".to_owned(), false);
+        assert_eq!(pair.verdict(), Verdict::Ready);
+        assert!(
+            pair.to_string().contains("  warning     it ends in 3 days\n"),
+            "{pair}"
+        );
+        // The other side may have said it, too.
+        let mut pair = status("primary", "on", Some((false, "it has ended")));
+        for _ in 0..2 {
+            pair.note_certificate("it has ended".to_owned(), true);
+        }
+        assert_eq!(pair.verdict(), Verdict::NotReady);
+        assert_eq!(pair.readiness.unwrap().reasons, ["it has ended"]);
     }
 
     #[test]

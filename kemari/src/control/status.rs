@@ -197,6 +197,9 @@ pub struct Status {
     /// Why this side cannot tell whether a takeover would succeed although the pair stands, as a sentence.
     #[serde(default)]
     pub doubt: Option<String>,
+    /// What will keep this side from a pair before long, as sentences.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// What happened so far.
     pub counters: Counters,
     /// How often the primary makes syncs at present.
@@ -260,6 +263,9 @@ impl fmt::Display for Status {
         match self.arbiter_answered_ms {
             Some(ms) => writeln!(f, "; answered {} ago", duration(ms / 1000))?,
             None => writeln!(f)?,
+        }
+        for warning in &self.warnings {
+            writeln!(f, "  warning     {warning}")?;
         }
         match self.takeover.as_ref().filter(|_| self.role == Role::Primary) {
             Some(Takeover {

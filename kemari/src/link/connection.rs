@@ -151,6 +151,11 @@ impl Connection {
         matches!(self.transport, Transport::Tls(_))
     }
 
+    /// When the other end's certificate ends, in seconds since 1970, if it has shown one.
+    pub fn peer_ends_s(&self) -> Option<u64> {
+        self.transport.peer_ends_s()
+    }
+
     /// Whether the other end may say this: a host that it names as its own must be the one of its certificate. In
     /// plaintext anyone may say anything.
     pub fn check_claim(&self, message: &Message) -> Result<(), LinkError> {

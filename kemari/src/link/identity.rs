@@ -18,6 +18,7 @@ use rustls::{ClientConfig, Error, RootCertStore, ServerConfig};
 
 use super::LinkError;
 use super::refusal::certificate as why;
+use super::validity::ends_s;
 
 /// The authority's certificate, in a host's directory.
 pub const CA_FILE: &str = "ca.pem";
@@ -58,6 +59,8 @@ pub enum IdentityError {
 pub struct Identity {
     host: String,
     chain: Vec<CertificateDer<'static>>,
+    /// When what it hangs on ends, in seconds since 1970.
+    ends_s: Vec<(&'static str, u64)>,
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
     checks_servers: Arc<WebPkiServerVerifier>,
@@ -77,6 +80,10 @@ impl Identity {
             certificates(&directory.join(CERTIFICATE_FILE))?,
         );
         let key = key(&directory.join(KEY_FILE))?;
+        // While an authority is replaced there are two, and the new one counts; of those between, the first that ends.
+        let of_authority = ca.iter().filter_map(|certificate| ends_s(certificate)).max();
+        let of_host = chain.iter().filter_map(|certificate| ends_s(certificate)).min();
+        let ends_s = [(CERTIFICATE_FILE, of_host), (CA_FILE, of_authority)];
         let mut roots = RootCertStore::empty();
         for certificate in ca {
             roots.add(certificate).map_err(failed)?;
@@ -109,6 +116,10 @@ impl Identity {
         let identity = Self {
             host: host.to_owned(),
             chain,
+            ends_s: ends_s
+                .into_iter()
+                .filter_map(|(file, ends)| Some((file, ends?)))
+                .collect(),
             server,
             client,
             checks_servers,
@@ -143,6 +154,11 @@ impl Identity {
             }
             other => other.to_string(),
         })
+    }
+
+    /// When this host's certificate and the authority's end, in seconds since 1970, each with its file's name.
+    pub fn ends_s(&self) -> &[(&'static str, u64)] {
+        &self.ends_s
     }
 
     pub(super) fn server(&self) -> Arc<ServerConfig> {

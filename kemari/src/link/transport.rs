@@ -9,6 +9,7 @@ use rustls::{ClientConnection, ServerConnection};
 
 use super::identity::name_of;
 use super::refusal::sentence;
+use super::validity::ends_s;
 use super::{LinkError, Security};
 
 /// Bytes of TLS records read from the socket at a time.
@@ -124,6 +125,16 @@ impl Transport {
         let parsed = ParsedCertificate::try_from(certificate).map_err(|error| sentence(&error))?;
         let name = ServerName::DnsName(name_of(host)?);
         rustls::client::verify_server_name(&parsed, &name).map_err(|_| refused())
+    }
+
+    /// When the other end's certificate ends, in seconds since 1970, if it has shown one.
+    pub fn peer_ends_s(&self) -> Option<u64> {
+        let Self::Tls(tls) = self else { return None };
+        let certificates = tls.session.peer_certificates()?;
+        certificates
+            .iter()
+            .filter_map(|certificate| ends_s(certificate))
+            .min()
     }
 
     /// Throws away what the socket has. Returns whether the other end has closed it.

@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 use kemari_vmm::event::{Direction as EventDirection, Event, Interest, MeasuringTap, Tap};
 use kemari_vmm::machine::Machine;
 
+use super::certificates::Certificates;
 use super::readiness::Findings;
 use crate::arbiter::{ArbiterWatch, Known};
 use crate::control::{
     Bucket, Command, Control, Direction, Status, TapLine, TapRequest, TapSink, TapStatistics,
 };
+use crate::link::Connection;
 
 /// Longest time that a command waits for the loop's answer.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
@@ -39,6 +41,7 @@ pub struct Board {
     shown: Mutex<Shown>,
     findings: Arc<Findings>,
     arbiter: OnceLock<ArbiterWatch>,
+    certificates: OnceLock<Certificates>,
 }
 
 impl Board {
@@ -54,6 +57,7 @@ impl Board {
             }),
             findings: Findings::new(),
             arbiter: OnceLock::new(),
+            certificates: OnceLock::new(),
         })
     }
 
@@ -70,6 +74,19 @@ impl Board {
     pub fn watch_arbiter(&self, watch: ArbiterWatch) {
         // There is one for the life of the process.
         let _ = self.arbiter.set(watch);
+    }
+
+    /// Shows what this watch of the certificates finds, from now on.
+    pub fn watch_certificates(&self, watch: Certificates) {
+        // There is one for the life of the process.
+        let _ = self.certificates.set(watch);
+    }
+
+    /// The side on that host has connected, or was connected to.
+    pub fn note_peer(&self, host: &str, connection: &Connection) {
+        if let (Some(watch), Some(ends_s)) = (self.certificates.get(), connection.peer_ends_s()) {
+            watch.note_peer(host, ends_s);
+        }
     }
 
     /// Says under which record this side lives: its store, and the term of its last commit.
@@ -118,6 +135,11 @@ impl Control for Board {
         status.age(age, self.still_max);
         if let Some(watch) = self.arbiter.get() {
             status.note_arbiter(watch.report());
+        }
+        if let Some(watch) = self.certificates.get() {
+            for ending in watch.found() {
+                status.note_certificate(ending.sentence, ending.is_over);
+            }
         }
         status
     }

@@ -15,6 +15,7 @@ use kemari_vmm::machine::{Machine, MachineSpec};
 use super::arbiter_thread::{ArbiterThread, NO_ARBITER};
 use super::assembly;
 use super::board::Board;
+use super::certificates::Certificates;
 use super::clock::Clock;
 use super::health::HealthWatch;
 use super::primary::{self, PrimarySide};
@@ -143,6 +144,10 @@ impl Life {
         let mut arbiter = ConfiguredArbiter::open(&config)?;
         arbiter.keep_in(state_dir, &config.vm)?;
         watch_arbiter(&config, &arbiter, &board)?;
+        if let Some(security @ Security::Tls(_)) = &security {
+            let watch = Certificates::watch(security.clone(), host.clone(), board.findings().clone())?;
+            board.watch_certificates(watch);
+        }
         let arbiter = ArbiterThread::start(Box::new(arbiter))?;
         let server = control::Server::start(config.host(&host).control(), board.clone())?;
         let trace = Arc::new(Trace::create(config.host(&host).control()));
@@ -335,6 +340,7 @@ fn first_status(config: &Config, host: &str) -> Status {
         arbiter_answered_ms: None,
         arbiter_trouble: None,
         doubt: None,
+        warnings: Vec::new(),
         counters: Counters::default(),
         pace: None,
         waits: Waits::default(),

@@ -69,6 +69,8 @@ pub enum Input {
     Arbiter(AskId, kemari_sync::ArbiterAnswer),
     /// A connection to a secondary stands, or could not be made.
     Connected(Result<Connected, String>),
+    /// Why large packets do not arrive at the secondary's host, if that was found.
+    Way(Option<String>),
     /// Every released request is finished and durable, says the drain of this number.
     Drained(u64),
     /// The disks that both hosts see are closed, or why not.
@@ -376,6 +378,7 @@ impl PrimarySide {
                 self.events.push_back(PrimaryEvent::Arbiter { ask, answer });
             }
             Input::Connected(outcome) => self.on_connected(outcome),
+            Input::Way(narrow) => self.connector.on_way(narrow),
             Input::DisksAreStill(epoch) => self.capture_still(epoch),
             Input::Drained(drain) => {
                 if drain == self.drains {

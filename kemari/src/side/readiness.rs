@@ -38,6 +38,8 @@ pub enum Source {
     Clock,
     /// The arbiter: readable, writable, its record in place.
     Arbiter,
+    /// The certificates of the link, this side's and the other's.
+    Certificates,
     /// The last drill.
     Drill,
 }
@@ -52,6 +54,7 @@ impl Source {
         Self::Memory,
         Self::Clock,
         Self::Arbiter,
+        Self::Certificates,
         Self::Drill,
     ];
 
@@ -65,6 +68,7 @@ impl Source {
             Self::Memory => "the guest's memory",
             Self::Clock => "the wall clocks",
             Self::Arbiter => "the arbiter",
+            Self::Certificates => "the certificates",
             Self::Drill => "the last drill",
         }
     }
@@ -124,12 +128,12 @@ impl Findings {
         self.lock()[source as usize] = None;
     }
 
-    /// This side begins another role: what was found out about a takeover is void. What the arbiter's watch and the last
-    /// drill have said stands.
+    /// This side begins another role: what was found out about a takeover is void. What is watched for the life of the
+    /// process, and what the last drill has said, stands.
     pub fn begin_role(&self) {
         let of_takeover = Source::ALL
             .into_iter()
-            .filter(|source| !matches!(source, Source::Arbiter | Source::Drill));
+            .filter(|source| !matches!(source, Source::Arbiter | Source::Certificates | Source::Drill));
         of_takeover.for_each(|source| self.forget(source));
     }
 
@@ -225,7 +229,10 @@ mod tests {
             findings.note(source, None, [source.what().to_owned()]);
         }
         findings.begin_role();
-        assert_eq!(findings.reasons(), ["the arbiter", "the last drill"]);
+        assert_eq!(
+            findings.reasons(),
+            ["the arbiter", "the certificates", "the last drill"]
+        );
     }
 
     #[test]

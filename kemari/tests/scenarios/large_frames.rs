@@ -35,9 +35,19 @@ fn a_switch_that_drops_large_frames_costs_the_guest_nothing_and_is_named() {
         }
         ensure!(slowest < ANSWER_MAX, "the guest stood still for {slowest:?}");
         scene.await_log(Host::A, "something on the way drops large packets")?;
+        let narrow = format!(
+            "packets above {SWITCH} bytes do not arrive at `b`, though this host sends up to {JUMBO} bytes"
+        );
+        scene.await_log(Host::A, &narrow)?;
+        let checked = scene.ask(Host::A, &["check"])?;
+        ensure!(
+            checked.text.contains(&narrow),
+            "check does not say so: {}",
+            checked.text
+        );
         let says_why = |status: &Status| {
             let because = status.waiting_because.as_deref().unwrap_or_default();
-            because.contains("large packets")
+            because.contains("large packets") && because.contains(&narrow)
         };
         let status = scene.await_status("the reason", Host::A, says_why)?;
         ensure!(status.term == 1, "terms are used up: {status}");

@@ -8,7 +8,7 @@ use kemari_sync::{Primary, PrimaryEvent};
 use super::super::mailbox::Mailbox;
 use super::{Input, PrimarySide, Session};
 use crate::config::Config;
-use crate::link::{self, Connection, Preface, Purpose, Security};
+use crate::link::{self, Connection, Preface, Purpose, Security, way};
 use crate::threads::helpers;
 
 /// Pause between two attempts, in milliseconds.
@@ -34,6 +34,10 @@ pub struct Connector {
     wanted: bool,
     /// Why the last attempt failed.
     trouble: Option<String>,
+    /// Whether it is to be looked how large the packets are that arrive: not while a broken pair is joined again.
+    looks_at_way: bool,
+    /// What the last look has found in the way.
+    narrow: Option<String>,
 }
 
 impl Connector {
@@ -50,6 +54,8 @@ impl Connector {
             next_ms: 0,
             wanted: false,
             trouble: None,
+            looks_at_way: true,
+            narrow: None,
         }
     }
 
@@ -65,10 +71,32 @@ impl Connector {
         let (host, address) = self.peers[self.attempts % self.peers.len()].clone();
         self.attempts += 1;
         self.trying = true;
-        let mailbox = mailbox.clone();
+        let (mailbox, looks_at_way) = (mailbox.clone(), self.looks_at_way);
         helpers::run("connect", move || {
-            mailbox.post(Input::Connected(connect(&security, host, address)));
+            let outcome = connect(&security, host.clone(), address);
+            let looks_at_way = looks_at_way && outcome.is_ok();
+            mailbox.post(Input::Connected(outcome));
+            if looks_at_way {
+                let narrow = way::narrow(address).map(|narrow| narrow.sentence(&host));
+                mailbox.post(Input::Way(narrow));
+            }
         });
+    }
+
+    /// It was looked how large the packets are that arrive.
+    pub fn on_way(&mut self, narrow: Option<String>) {
+        if let Some(narrow) = narrow
+            .as_ref()
+            .filter(|narrow| self.narrow.as_ref() != Some(narrow))
+        {
+            tracing::warn!("{narrow}");
+        }
+        self.narrow = narrow;
+    }
+
+    /// Why large packets do not arrive.
+    pub fn narrow(&self) -> Option<&str> {
+        self.narrow.as_deref()
     }
 
     /// Why there is no secondary although one is wanted.
@@ -125,6 +153,7 @@ impl PrimarySide {
     /// A session has ended. A pair that is broken is to be joined again at once, all else can wait.
     pub(super) fn note_session_end(&mut self) {
         self.ahead.end_session(&mut self.owed);
+        self.connector.looks_at_way = !self.machine.holds_output();
         if !self.machine.holds_output() {
             self.connector.next_ms = self.clock.now_ms() + FUTILE_RETRY_MS;
         }
@@ -142,6 +171,7 @@ impl PrimarySide {
                 let id = self.next_session;
                 self.next_session += 1;
                 tracing::info!("connected to the secondary on {host}");
+                self.board.note_peer(&host, &main);
                 if let Err(error) = self
                     .waiter
                     .add(main.fd())

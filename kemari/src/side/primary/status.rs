@@ -55,6 +55,11 @@ impl PrimarySide {
                 .or(self.connector.trouble().map(str::to_owned))
                 .or(trouble.filter(|_| self.core.wants_peer())),
         };
+        let narrow = self.connector.narrow().filter(|_| protection == Protection::Off);
+        let waiting = match (waiting, narrow) {
+            (Some(waiting), Some(narrow)) => Some(format!("{waiting}; {narrow}")),
+            (waiting, _) => waiting,
+        };
         let disks = self.disks.shown(&self.config, &core, self.standstill.as_ref());
         let standstill = self.standstill.as_ref().map(trouble::Standstill::sentence);
         let role = match self.end {

@@ -113,10 +113,12 @@ impl SecondarySide {
                 "`{host}` is no other host of this VM's configuration"
             )));
         }
-        session
-            .main
-            .check_claim(message)
-            .and_then(|()| session.heartbeat.check_claim(message))
+        session.main.check_claim(message)?;
+        session.heartbeat.check_claim(message)?;
+        if let Message::Hello(hello) = message {
+            self.board.note_peer(&hello.incarnation.host, &session.main);
+        }
+        Ok(())
     }
 
     /// Ends a session that the core has not heard of.

@@ -54,6 +54,8 @@ pub struct Plan {
     pub progress_timeout_ms: u32,
     /// Whether the link is encrypted, with the certificates of [`certificates`].
     pub tls: bool,
+    /// For how many days those certificates are good.
+    pub certificate_days: u32,
     /// Where the guest's disk is.
     pub disk: Disk,
     /// Whether the arbiter is the etcd of [`super::Cluster`]; else it is a file.
@@ -86,6 +88,7 @@ impl Default for Plan {
             fence: Fence::Kills,
             progress_timeout_ms: 5000,
             tls: false,
+            certificate_days: 100,
             disk: Disk::Shared,
             etcd: false,
             no_arbiter: false,

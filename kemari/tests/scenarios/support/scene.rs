@@ -137,7 +137,8 @@ impl Scene {
         if plan.tls {
             let mut certs = Command::new(PROGRAM);
             certs.arg("certs").arg(certificates(scene.directory.path()));
-            output_of(certs.args(["--hosts", "a,b"]))?;
+            certs.args(["--hosts", "a,b", "--days", &plan.certificate_days.to_string()]);
+            output_of(&mut certs)?;
         }
         scene.write_config("scene.toml", plan)?;
         Ok(scene)
