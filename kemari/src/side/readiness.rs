@@ -34,6 +34,8 @@ pub enum Source {
     Fence,
     /// The guest's memory: whole, and locked.
     Memory,
+    /// Threads: as many as a takeover makes can be made.
+    Threads,
     /// The wall clocks of both hosts.
     Clock,
     /// The arbiter: readable, writable, its record in place.
@@ -52,6 +54,7 @@ impl Source {
         Self::Images,
         Self::Fence,
         Self::Memory,
+        Self::Threads,
         Self::Clock,
         Self::Arbiter,
         Self::Certificates,
@@ -66,6 +69,7 @@ impl Source {
             Self::Images => "the disk images",
             Self::Fence => "the fence command",
             Self::Memory => "the guest's memory",
+            Self::Threads => "this host's threads",
             Self::Clock => "the wall clocks",
             Self::Arbiter => "the arbiter",
             Self::Certificates => "the certificates",

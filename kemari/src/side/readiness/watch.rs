@@ -1,22 +1,26 @@
 //! The secondary's own watch: it looks about once a second, on a thread of its own, and tells what stands on the list.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::thread;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::{Findings, Source};
 use crate::config::Config;
+use crate::threads;
 
 /// How often it looks whether somebody has found something else.
 const ROUND_INTERVAL: Duration = Duration::from_millis(250);
 /// In every so manieth round it looks itself, and tells what stands on the list in any case.
 const LOOK_ROUNDS: u32 = 4;
+/// Most threads that a takeover makes for a disk, and for a card: those that serve them. All else is made beforehand.
+const DISK_THREADS: usize = 5;
+const CARD_THREADS: usize = 2;
 /// So many bytes of a script's first line count for the kernel.
 const LINE_BYTES_MAX: u64 = 256;
 
@@ -37,7 +41,8 @@ impl ReadinessWatch {
         let (alive, ended) = channel();
         let locked_bytes = Arc::new(AtomicU64::new(0));
         let wanted = Arc::downgrade(&locked_bytes);
-        thread::Builder::new().name("readiness".into()).spawn(move || {
+        let threads_wanted = config.disks.len() * DISK_THREADS + config.nets.len() * CARD_THREADS;
+        threads::start("readiness", move || {
             let (mut round, mut told) = (0, None);
             while let Some(locked_bytes) = wanted.upgrade() {
                 let looks = round % LOOK_ROUNDS == 0;
@@ -45,6 +50,7 @@ impl ReadinessWatch {
                     findings.note(Source::Fence, None, fence_trouble(&config, &host));
                     let locked_bytes = locked_bytes.load(Ordering::Relaxed);
                     findings.note(Source::Memory, None, memory_trouble(locked_bytes));
+                    findings.note(Source::Threads, None, threads_trouble(threads_wanted, start_one));
                 }
                 let reasons = findings.reasons();
                 if looks || told.as_ref() != Some(&reasons) {
@@ -150,6 +156,32 @@ fn memory_trouble(wanted_bytes: u64) -> Option<String> {
     })
 }
 
+type Work = Box<dyn FnOnce() + Send>;
+
+fn start_one(work: Work) -> io::Result<JoinHandle<()>> {
+    threads::start("trial", work)
+}
+
+/// Why this process cannot have so many threads more, all at a time: they are made, and end at once.
+fn threads_trouble(wanted: usize, start: impl Fn(Work) -> io::Result<JoinHandle<()>>) -> Option<String> {
+    let gate = Arc::new(Mutex::new(()));
+    let closed = gate.lock().unwrap_or_else(PoisonError::into_inner);
+    let one = |_| {
+        let gate = gate.clone();
+        start(Box::new(move || drop(gate.lock())))
+    };
+    let made: io::Result<Vec<_>> = (0..wanted).map(one).collect();
+    drop(closed);
+    match made {
+        Ok(threads) => {
+            // So that no two looks have theirs at a time.
+            threads.into_iter().for_each(|thread| drop(thread.join()));
+            None
+        }
+        Err(error) => Some(format!("a takeover needs {wanted} threads more: {error}")),
+    }
+}
+
 fn locked_bytes(status: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmLck:"));
     let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
@@ -158,6 +190,8 @@ fn locked_bytes(status: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     #[test]
@@ -196,6 +230,21 @@ mod tests {
                 .unwrap_err()
                 .contains("`no-such-python`")
         );
+    }
+
+    #[test]
+    fn as_many_threads_as_a_takeover_needs_can_be_made_or_not() {
+        assert_eq!(threads_trouble(12, start_one), None);
+        let left = Cell::new(5);
+        let limited = |work| {
+            let left_now = left.replace(left.get() - 1);
+            match left_now {
+                0 => Err(io::Error::from(io::ErrorKind::WouldBlock)),
+                _ => start_one(work),
+            }
+        };
+        let said = threads_trouble(6, limited).expect("so many cannot be made");
+        assert!(said.contains("6 threads more"), "{said}");
     }
 
     #[test]
