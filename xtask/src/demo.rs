@@ -7,6 +7,7 @@
 pub mod config;
 pub mod emulated;
 pub mod ending;
+mod forgetful;
 pub mod local;
 pub mod options;
 pub mod pair;

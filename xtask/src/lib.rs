@@ -7,6 +7,7 @@ pub mod disks;
 pub mod fuzz;
 pub mod hostile;
 pub mod mutants;
+pub mod own_file;
 pub mod packages;
 pub mod proof;
 pub mod sim;

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::{Etcd, LocalNet, Netns, Network, Process, guest_address, replication_address};
@@ -13,11 +14,13 @@ use tempfile::TempDir;
 use toml::Table;
 
 use super::config::{Arbiter, HostPlan, Plan};
+use super::forgetful::Forgetful;
 use super::options::{Cut, Disk, Fault, Flush, Options, Pace};
 use super::pair::{
     FORGET_HOST, FORGET_OUTSIDE, GUEST_MAC, Image, LINK_PORT, Pair, Place, Role, STOP_MAX, Side, Status,
     run_dir, term_in,
 };
+use crate::own_file::OwnFile;
 use crate::tools::{output_of, tail};
 
 /// Lines of a program's log that are shown when it has ended.
@@ -76,14 +79,6 @@ impl Place for LocalPlace {
     }
 
     fn make(&mut self, number: u64, options: &Options) -> Result<Box<dyn Pair + '_>> {
-        let replicated = (options.disk == Disk::Replicated).then_some(options.flush);
-        Ok(Box::new(self.pair(number, replicated, options.fault)?))
-    }
-}
-
-impl LocalPlace {
-    /// Makes two fresh hosts, with nothing started on them; with a shared disk, or images that are replicated.
-    fn pair(&self, number: u64, replicated: Option<Flush>, fault: Option<Fault>) -> Result<LocalPair<'_>> {
         for side in Side::BOTH {
             let host = self.net.host(side.number());
             // Administratively up: its carrier comes when the program opens it.
@@ -92,50 +87,80 @@ impl LocalPlace {
             self.net.up(side.number())?;
         }
         self.net.outside().ip(FORGET_OUTSIDE)?;
-        LocalPair::new(self, number, replicated, fault)
+        Ok(Box::new(LocalPair::new(self, number, options)?))
     }
 }
 
 /// Two namespaces with a VM between them.
-#[derive(Debug)]
+// The order of the fields is the order of their end.
 struct LocalPair<'a> {
     place: &'a LocalPlace,
     directory: PathBuf,
-    replicated: Option<Flush>,
+    /// The image of each side.
+    images: Vec<PathBuf>,
     fault: Option<Fault>,
     processes: [Option<Process>; 2],
     link_cut: bool,
+    /// Those of the images that forget.
+    forgetful: Vec<ForgetfulImage>,
+    _images_dir: TempDir,
     sockets: TempDir,
 }
 
+/// The image of a host that forgets what was not flushed when its power is cut.
+struct ForgetfulImage {
+    file: OwnFile,
+    content: Arc<Forgetful>,
+}
+
+impl ForgetfulImage {
+    fn new(path: PathBuf, bytes: u64, fault: Option<Fault>) -> Result<Self> {
+        let content = Arc::new(Forgetful::new(bytes, fault == Some(Fault::NoFsync)));
+        let file = OwnFile::mount(path, content.clone())?;
+        Ok(Self { file, content })
+    }
+}
+
 impl<'a> LocalPair<'a> {
-    fn new(
-        place: &'a LocalPlace,
-        number: u64,
-        replicated: Option<Flush>,
-        fault: Option<Fault>,
-    ) -> Result<Self> {
+    /// Makes two fresh hosts, with nothing started on them; with a shared disk, or images that are replicated.
+    fn new(place: &'a LocalPlace, number: u64, options: &Options) -> Result<Self> {
         let directory = run_dir();
         let _ = fs::remove_dir_all(&directory);
         fs::create_dir_all(&directory).with_context(|| format!("{} cannot be made", directory.display()))?;
-        let disk = &place.image.disk;
-        disk.write_to(&disk_of(&directory, Side::A, replicated.is_some()))?;
-        if replicated.is_some() {
-            // What is on the secondary's image at first does not matter.
-            let empty = super::pair::Disk::Empty(disk.bytes()? >> 20);
-            empty.write_to(&disk_of(&directory, Side::B, true))?;
+        let replicated = (options.disk == Disk::Replicated).then_some(options.flush);
+        let (disk, images_dir) = (&place.image.disk, tempfile::tempdir()?);
+        let (mut forgetful, mut images) = (Vec::new(), Vec::new());
+        for side in Side::BOTH {
+            match (replicated, disk) {
+                (Some(_), super::pair::Disk::Empty(mib)) if options.cut == Cut::Both => {
+                    let path = disk_of(images_dir.path(), side, true);
+                    let image = ForgetfulImage::new(path, mib << 20, options.fault)?;
+                    images.push(image.file.path().to_owned());
+                    forgetful.push(image);
+                }
+                _ => images.push(disk_of(&directory, side, replicated.is_some())),
+            }
+        }
+        if forgetful.is_empty() {
+            disk.write_to(&images[0])?;
+            if replicated.is_some() {
+                // What is on the secondary's image at first does not matter.
+                super::pair::Disk::Empty(disk.bytes()? >> 20).write_to(&images[1])?;
+            }
         }
         let sockets = tempfile::tempdir_in(IN_MEMORY)
             .with_context(|| format!("no directory for sockets can be made in {IN_MEMORY}"))?;
-        let plan = place.plan(&directory, sockets.path(), number, replicated);
+        let plan = place.plan(&directory, sockets.path(), number, replicated, &images);
         fs::write(directory.join("demo.toml"), plan.to_toml()?)?;
         Ok(Self {
             place,
             directory,
-            replicated,
-            fault,
+            images,
+            fault: options.fault,
             processes: [None, None],
             link_cut: false,
+            forgetful,
+            _images_dir: images_dir,
             sockets,
         })
     }
@@ -270,7 +295,11 @@ impl Pair for LocalPair<'_> {
             Cut::Both => self.kill(side.other())?,
             Cut::Kill => {}
         }
-        self.kill(side)
+        self.kill(side)?;
+        if cut == Cut::Both {
+            self.forgetful.iter().for_each(|image| image.content.lose_power());
+        }
+        Ok(())
     }
 
     fn mend(&mut self, side: Side) -> Result<()> {
@@ -346,8 +375,9 @@ impl Pair for LocalPair<'_> {
         self.launch_with(side, Role::Primary, &["--assert-dead", &term])
     }
 
-    fn loss(&self, _: Side) -> Option<lab::Loss> {
-        None
+    fn loss(&self, side: Side) -> Option<lab::Loss> {
+        let image = self.forgetful.get(side.number())?;
+        Some(image.content.loss())
     }
 
     fn stop(&mut self, primary: Side) -> Result<Vec<PathBuf>> {
@@ -368,8 +398,8 @@ impl Pair for LocalPair<'_> {
                 )
             );
         }
-        let disk = |side| disk_of(&self.directory, side, self.replicated.is_some());
-        let mut images = vec![disk(primary), disk(primary.other())];
+        let image = |side: Side| self.images[side.number()].clone();
+        let mut images = vec![image(primary), image(primary.other())];
         images.dedup();
         Ok(images)
     }
@@ -397,8 +427,15 @@ fn socket(sockets: &Path, side: Side) -> PathBuf {
 }
 
 impl LocalPlace {
-    fn plan(&self, directory: &Path, sockets: &Path, number: u64, replicated: Option<Flush>) -> Plan {
-        let disk = |side| disk_of(directory, side, replicated.is_some());
+    fn plan(
+        &self,
+        directory: &Path,
+        sockets: &Path,
+        number: u64,
+        replicated: Option<Flush>,
+        images: &[PathBuf],
+    ) -> Plan {
+        let disk = |side: Side| images[side.number()].clone();
         let host = |side: Side, other: Side| HostPlan {
             listen: SocketAddr::from((replication_address(side.number()), LINK_PORT)).to_string(),
             control: socket(sockets, side),

@@ -128,7 +128,8 @@ pub enum Cut {
 pub enum Fault {
     /// Output leaves before the (delayed) ack: acknowledged writes must get lost.
     ReleaseBeforeAck,
-    /// PostgreSQL does not flush: when both hosts lose power, acknowledged transactions must get lost.
+    /// PostgreSQL does not flush, or, with the bare guest, no disk does: when both hosts lose power, what was acknowledged must
+    /// get lost.
     NoFsync,
 }
 
@@ -174,13 +175,18 @@ impl Options {
             "--flush is for replicated disks: add --disk replicated"
         );
         anyhow::ensure!(
-            self.cut != Cut::Both || (self.guest == Guest::Linux && self.disk == Disk::Replicated),
-            "--cut both boots the VM anew from the disk of its host: it is for --guest linux --disk replicated"
+            self.cut != Cut::Both || self.disk == Disk::Replicated,
+            "--cut both boots the VM anew from the disk of its host: it is for --disk replicated"
         );
         anyhow::ensure!(
             self.fault != Some(Fault::NoFsync)
-                || (self.service == Service::Postgres && self.cut == Cut::Both),
-            "--fault no-fsync is for --service postgres --cut both"
+                || (self.cut == Cut::Both
+                    && (self.service == Service::Postgres || self.guest == Guest::Bare)),
+            "--fault no-fsync is for --cut both, with --service postgres or --guest bare"
+        );
+        anyhow::ensure!(
+            !(self.fault == Some(Fault::NoFsync) && self.guest == Guest::Bare && self.hosts == Hosts::Lab),
+            "--fault no-fsync with --guest bare is for hosts on this machine: leave out --hosts lab"
         );
         anyhow::ensure!(
             self.fault.is_none() || !self.same_vm,

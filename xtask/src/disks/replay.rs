@@ -8,12 +8,12 @@
 mod crash;
 mod log;
 mod model;
-mod recorded;
 mod storm;
 mod subject;
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -22,11 +22,11 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
+use crate::own_file::{OwnFile, SECTOR_BYTES};
 use crate::ui::Ui;
 use crash::{Cut, Stretch, stretches};
-use log::Entry;
-use model::{Model, SECTOR_BYTES, Times};
-use recorded::RecordedFile;
+use log::{Entry, Log};
+use model::{Model, Times};
 use storm::Storm;
 use subject::{Place, SUBJECTS, Subject};
 
@@ -118,18 +118,19 @@ fn record_and_replay(
 /// Lets a disk of zeros have a lot to do.
 fn record(subject: &Subject, directory: &Path, random: &mut ChaCha8Rng) -> Result<(Model, Vec<Entry>)> {
     let zeros = vec![0; (SECTORS * SECTOR_BYTES) as usize];
-    let file = RecordedFile::mount(directory.join("image"), zeros, subject.makes_holes)?;
+    let log = Arc::new(Log::new(zeros, subject.makes_holes));
+    let file = OwnFile::mount(directory.join("image"), log.clone())?;
     let place = Place::of(subject, &file)?;
     let disk = Disk::open(&subject.config(place.path()))?;
     let grow = |server: &Server, sectors| place.grow(server, sectors);
     let storm = Storm {
-        log: file.log(),
+        log: &log,
         grow: &grow,
         grown_sectors: GROWN_SECTORS,
         write_through: subject.write_through,
     };
     let model = storm.rage(disk, Model::new(SECTORS, subject.write_through), random)?;
-    Ok((model, file.log().take()))
+    Ok((model, log.take()))
 }
 
 /// What has happened to one image.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use kemari_vmm::disk::{OnError, Store};
 
-use super::log::{Change, Log};
 use super::*;
+use crate::own_file::{Change, Storage};
 
 /// A disk whose file is a log.
 struct Recorded {
@@ -57,7 +57,7 @@ impl Store for Recorded {
 /// What comes out for such a disk; an error if it was seen already while it had a lot to do.
 fn tried(forgets_flushes: bool, takes_along: bool) -> Result<Outcome> {
     let mut random = ChaCha8Rng::seed_from_u64(7);
-    let log = Arc::new(Log::new(vec![0; (SECTORS * SECTOR_BYTES) as usize]));
+    let log = Arc::new(Log::new(vec![0; (SECTORS * SECTOR_BYTES) as usize], true));
     let store = Recorded {
         log: log.clone(),
         forgets_flushes,

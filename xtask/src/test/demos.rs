@@ -18,8 +18,14 @@ const BARE: Options = Options {
 /// Linux on emulated hosts, one of which loses its power.
 const LINUX: Options = Options::LAB;
 
+/// The same, where both hosts lose their power, and their disks what was not flushed.
+const BOTH: Options = Options {
+    cut: Cut::Both,
+    ..BARE
+};
+
 /// What is shown where.
-const DEMOS: [(Place, Options); 8] = [
+const DEMOS: [(Place, Options); 10] = [
     (Place::Here, BARE),
     (
         Place::Here,
@@ -55,6 +61,21 @@ const DEMOS: [(Place, Options); 8] = [
         },
     ),
     (
+        Place::Here,
+        Options {
+            repeat: 3,
+            same_vm: true,
+            ..BOTH
+        },
+    ),
+    (
+        Place::Here,
+        Options {
+            fault: Some(Fault::NoFsync),
+            ..BOTH
+        },
+    ),
+    (
         Place::Lab,
         Options {
             disk: Disk::Shared,
@@ -87,10 +108,11 @@ pub(super) fn run(tally: &mut Tally, kvm: Place, wants: impl Fn(Place) -> bool) 
         } else {
             (place, options.hosts)
         };
-        if !wants(place) {
+        let options = Options { hosts, ..options };
+        // Emulated hosts have no disks that ignore flushes.
+        if !wants(place) || options.validate().is_err() {
             continue;
         }
-        let options = Options { hosts, ..options };
         let Options {
             guest,
             disk,

@@ -5,8 +5,7 @@ use std::ops::Range;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
-use super::log::{Change, Entry};
-use super::model::SECTOR_BYTES;
+use super::log::Entry;
 
 /// How a cut treats what was not durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,29 +65,9 @@ impl Stretch {
                 Cut::Killed | Cut::Prefix => change.apply(&mut content),
                 Cut::Subset if is_kept() => change.apply(&mut content),
                 Cut::Subset => {}
-                Cut::Torn => apply_torn(change, &mut content, &mut is_kept),
+                Cut::Torn => change.apply_torn(&mut content, &mut is_kept),
             }
         }
         content
-    }
-}
-
-fn apply_torn(change: &Change, content: &mut Vec<u8>, is_kept: &mut impl FnMut() -> bool) {
-    match change {
-        Change::Write { offset, data } => {
-            let mut at = *offset;
-            let mut rest = &data[..];
-            while !rest.is_empty() {
-                let length = (SECTOR_BYTES - at % SECTOR_BYTES).min(rest.len() as u64);
-                let (part, behind) = rest.split_at(length as usize);
-                if is_kept() {
-                    let (offset, data) = (at, part.to_vec());
-                    Change::Write { offset, data }.apply(content);
-                }
-                (at, rest) = (at + length, behind);
-            }
-        }
-        Change::Zero { .. } | Change::Resize { .. } if is_kept() => change.apply(content),
-        Change::Zero { .. } | Change::Resize { .. } => {}
     }
 }

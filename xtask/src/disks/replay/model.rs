@@ -6,9 +6,8 @@ use std::ops::Range;
 use anyhow::{Result, bail, ensure};
 
 use super::log::Entry;
+use crate::own_file::SECTOR_BYTES;
 
-/// What a power cut leaves as it was or makes whole, in bytes.
-pub const SECTOR_BYTES: u64 = 512;
 /// Sectors that are named in a finding.
 const FINDINGS_MAX: usize = 3;
 

@@ -12,7 +12,8 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
 use super::log::{Entry, Log};
-use super::model::{Asked, Model, SECTOR_BYTES, content};
+use super::model::{Asked, Model, content};
+use crate::own_file::SECTOR_BYTES;
 
 /// Requests of a storm, and most of them under way at a time.
 const REQUESTS: u64 = 400;

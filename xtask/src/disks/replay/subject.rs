@@ -6,8 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use kemari_vmm::disk::{Cache, DiskConfig, Io, Server};
 
-use super::model::SECTOR_BYTES;
-use super::recorded::RecordedFile;
+use crate::own_file::{OwnFile, SECTOR_BYTES};
 use crate::tools::{output_of, run_quietly};
 
 /// One kind of disk.
@@ -95,7 +94,7 @@ pub enum Place {
 
 impl Place {
     /// Makes what the subject wants of a file.
-    pub fn of(subject: &Subject, file: &RecordedFile) -> Result<Self> {
+    pub fn of(subject: &Subject, file: &OwnFile) -> Result<Self> {
         Ok(match subject.device_block_bytes {
             Some(block_bytes) => Self::Device(LoopDevice::on(file.path(), block_bytes)?),
             None => Self::File(file.path().to_owned()),

@@ -1,7 +1,7 @@
-//! A file that keeps a log of what reaches it: the kernel's FUSE, spoken directly, with the file as all that there is.
+//! A file whose storage is this process: the kernel's FUSE, spoken directly, with the file as all that there is.
 //!
 //! It lies below whatever writes it, be that system calls, io_uring, direct I/O or a block device on it. One thread
-//! carries out one request at a time, so the log has one order. The layout of requests is that of Linux'
+//! carries out one request at a time, so what happens to it has one order. The layout of requests is that of Linux'
 //! include/uapi/linux/fuse.h.
 
 use std::ffi::CString;
@@ -16,8 +16,8 @@ use anyhow::{Context, Result};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-use super::log::{Change, Entry, Log};
-
+/// What a power cut leaves as it was or makes whole, in bytes.
+pub const SECTOR_BYTES: u64 = 512;
 /// Most bytes of one write.
 const WRITE_BYTES_MAX: usize = 1 << 20;
 /// Bytes before the body of a request, and before what is written.
@@ -57,19 +57,97 @@ mod request {
     pub const FALLOCATE: u32 = 43;
 }
 
-/// A file with a log, there as long as this.
+/// A change of the file.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// These bytes were written.
+    Write {
+        /// From this byte on.
+        offset: u64,
+        /// The bytes.
+        data: Vec<u8>,
+    },
+    /// A range was made zeros.
+    Zero {
+        /// From this byte on.
+        offset: u64,
+        /// So many.
+        bytes: u64,
+    },
+    /// It has another length.
+    Resize {
+        /// In bytes.
+        bytes: u64,
+    },
+}
+
+impl Change {
+    /// Makes it in a copy of the file.
+    pub fn apply(&self, content: &mut Vec<u8>) {
+        match self {
+            Self::Write { offset, data } => {
+                let (start, end) = (*offset as usize, *offset as usize + data.len());
+                if content.len() < end {
+                    content.resize(end, 0);
+                }
+                content[start..end].copy_from_slice(data);
+            }
+            Self::Zero { offset, bytes } => {
+                let end = content.len().min((offset + bytes) as usize);
+                content[end.min(*offset as usize)..end].fill(0);
+            }
+            Self::Resize { bytes } => content.resize(*bytes as usize, 0),
+        }
+    }
+
+    /// Makes it in part: of each write some sectors, of all else the whole or nothing.
+    pub fn apply_torn(&self, content: &mut Vec<u8>, mut is_kept: impl FnMut() -> bool) {
+        let Self::Write { offset, data } = self else {
+            if is_kept() {
+                self.apply(content);
+            }
+            return;
+        };
+        let (mut offset, mut rest) = (*offset, &data[..]);
+        while !rest.is_empty() {
+            let length = (SECTOR_BYTES - offset % SECTOR_BYTES).min(rest.len() as u64);
+            let (part, behind) = rest.split_at(length as usize);
+            if is_kept() {
+                let data = part.to_vec();
+                Self::Write { offset, data }.apply(content);
+            }
+            (offset, rest) = (offset + length, behind);
+        }
+    }
+}
+
+/// What a file consists of.
+pub trait Storage: Send + Sync {
+    /// Its length in bytes.
+    fn bytes(&self) -> u64;
+    /// Some of its bytes, fewer at its end.
+    fn read(&self, offset: u64, bytes: usize) -> Vec<u8>;
+    /// It is changed.
+    fn change(&self, change: Change);
+    /// All changes are to be durable.
+    fn sync(&self);
+    /// Whether it can make zeros without writing them.
+    fn makes_holes(&self) -> bool {
+        true
+    }
+}
+
+/// A file with such a storage, there as long as this.
 #[derive(Debug)]
-pub struct RecordedFile {
+pub struct OwnFile {
     path: PathBuf,
-    log: Arc<Log>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl RecordedFile {
-    /// Puts it there. `makes_holes`: it can make zeros without writing them.
-    pub fn mount(path: PathBuf, content: Vec<u8>, makes_holes: bool) -> Result<Self> {
+impl OwnFile {
+    /// Puts it there.
+    pub fn mount(path: PathBuf, storage: Arc<dyn Storage>) -> Result<Self> {
         File::create_new(&path).with_context(|| format!("{} cannot be made", path.display()))?;
-        let log = Arc::new(Log::new(content));
         let device = OpenOptions::new()
             .read(true)
             .write(true)
@@ -77,24 +155,19 @@ impl RecordedFile {
             .context("/dev/fuse cannot be opened")?;
         let options = format!("fd={},rootmode={MODE:o},user_id=0,group_id=0", device.as_raw_fd());
         mount(
-            "recorded",
+            "kemari",
             &path,
             "fuse",
             MountFlags::NOSUID | MountFlags::NODEV,
             &*CString::new(options)?,
         )
         .with_context(|| format!("{} cannot be mounted; this needs root", path.display()))?;
-        let server = Server {
-            device,
-            log: log.clone(),
-            makes_holes,
-        };
+        let server = Server { device, storage };
         let thread = thread::Builder::new()
-            .name("recorded".into())
+            .name("own file".into())
             .spawn(move || server.serve())?;
         Ok(Self {
             path,
-            log,
             thread: Some(thread),
         })
     }
@@ -103,18 +176,13 @@ impl RecordedFile {
     pub fn path(&self) -> &Path {
         &self.path
     }
-
-    /// What has happened to it.
-    pub fn log(&self) -> &Arc<Log> {
-        &self.log
-    }
 }
 
-impl Drop for RecordedFile {
+impl Drop for OwnFile {
     fn drop(&mut self) {
-        let _ = unmount(&self.path, UnmountFlags::DETACH);
-        // It ends when the last who has the file open has closed it.
-        if let Some(thread) = self.thread.take() {
+        // Whoever has it open gets errors from now on.
+        let unmounted = unmount(&self.path, UnmountFlags::DETACH | UnmountFlags::FORCE);
+        if let (Ok(()), Some(thread)) = (unmounted, self.thread.take()) {
             let _ = thread.join();
         }
         let _ = fs::remove_file(&self.path);
@@ -146,8 +214,7 @@ impl Request<'_> {
 
 struct Server {
     device: File,
-    log: Arc<Log>,
-    makes_holes: bool,
+    storage: Arc<dyn Storage>,
 }
 
 impl Server {
@@ -204,15 +271,15 @@ impl Server {
             request::SETATTR => {
                 if asked.word(0) & SIZE_CHANGES != 0 {
                     let bytes = asked.long(16);
-                    self.log.change(Change::Resize { bytes });
+                    self.storage.change(Change::Resize { bytes });
                 }
                 Ok(self.attributes())
             }
             request::OPEN => Ok(vec![0; 16]),
-            request::READ => Ok(self.log.read(asked.long(8), asked.word(16) as usize)),
+            request::READ => Ok(self.storage.read(asked.long(8), asked.word(16) as usize)),
             request::WRITE => Ok(self.write(asked)),
             request::FSYNC => {
-                self.log.note(Entry::Synced);
+                self.storage.sync();
                 Ok(Vec::new())
             }
             request::FALLOCATE => self.make_zeros(asked),
@@ -226,23 +293,23 @@ impl Server {
         let (offset, bytes) = (asked.long(8), asked.word(16));
         let data = asked.body.get(WRITE_HEADER_BYTES..).unwrap_or_default();
         let data = data[..data.len().min(bytes as usize)].to_vec();
-        self.log.change(Change::Write { offset, data });
+        self.storage.change(Change::Write { offset, data });
         longs(&[u64::from(bytes)])
     }
 
     fn make_zeros(&self, asked: &Request<'_>) -> Result<Vec<u8>, Errno> {
         let mode = asked.word(24);
         let is_known = mode & MAKES_ZEROS != 0 && mode & !MAKES_ZEROS == KEEPS_SIZE;
-        if !is_known || !self.makes_holes {
+        if !is_known || !self.storage.makes_holes() {
             return Err(Errno::OPNOTSUPP);
         }
         let (offset, bytes) = (asked.long(8), asked.long(16));
-        self.log.change(Change::Zero { offset, bytes });
+        self.storage.change(Change::Zero { offset, bytes });
         Ok(Vec::new())
     }
 
     fn attributes(&self) -> Vec<u8> {
-        let bytes = self.log.bytes();
+        let bytes = self.storage.bytes();
         // No time for which they hold; number, size, blocks, times.
         let mut answer = longs(&[0, 0, 1, bytes, bytes / 512, 0, 0, 0]);
         answer.extend(words(&[0, 0, 0, MODE, 1, 0, 0, 0, PAGE_BYTES as u32, 0]));
