@@ -1,0 +1,93 @@
+//! The copy of the primary's images into this side's.
+
+use kemari_sync::wire::{BlockFrame, FrameHeader, FrameKind, encode_blocks};
+use kemari_sync::{CopyDisk, SecondaryEvent, SessionId};
+
+use super::super::SecondarySide;
+use super::Wait;
+use crate::link::LinkError;
+use crate::replica::Barrier;
+
+impl SecondarySide {
+    /// Tells the primary which extents may differ.
+    pub(in crate::side::secondary) fn send_maps(&mut self, session: SessionId) {
+        let Some(standby) = &self.standby else { return };
+        let mut frames = Vec::new();
+        for (index, image) in standby.disks.images.iter().enumerate() {
+            let map = image.map().to_bytes();
+            let frame = BlockFrame {
+                disk: index as u16,
+                count: map.len() as u32,
+                place: 0,
+                bytes: &map,
+            };
+            encode_blocks(FrameKind::DiskMap, &frame, &mut frames);
+        }
+        self.send_frames(session, frames);
+    }
+
+    pub(in crate::side::secondary) fn mark_targets(&mut self, session: SessionId, plans: &[CopyDisk]) {
+        let result = match &mut self.standby {
+            Some(standby) => standby
+                .disks
+                .mark_targets(plans)
+                .map_err(|error| format!("{error:#}")),
+            None => Err("there is no standby VM".into()),
+        };
+        self.events
+            .push_back(SecondaryEvent::TargetsMarked { session, result });
+    }
+
+    /// A frame of the disks' copy.
+    pub(in crate::side::secondary) fn take_blocks(
+        &mut self,
+        session: SessionId,
+        header: &FrameHeader,
+        body: &[u8],
+    ) -> Result<(), LinkError> {
+        let copying = self.copying == Some(session);
+        let Some(standby) = self
+            .standby
+            .as_ref()
+            .filter(|standby| copying && standby.disks.are_targets)
+        else {
+            return Err(LinkError::Refused(
+                "blocks came before they were asked for".into(),
+            ));
+        };
+        header.check(body)?;
+        let frame = BlockFrame::parse(header.kind, body)?;
+        let Some(replica) = standby.disks.replicas.get(usize::from(frame.disk)) else {
+            return Err(LinkError::Refused(format!(
+                "there is no replicated disk {}",
+                frame.disk
+            )));
+        };
+        self.counters.wire_bytes += body.len() as u64;
+        match header.kind {
+            FrameKind::DiskSums => replica.compare(frame.place, frame.bytes),
+            _ => replica.write_blocks(frame.place, frame.count.into(), frame.bytes),
+        }
+        Ok(())
+    }
+
+    /// The check of the first sync of a pair passes when the images are whole, and durably so. Returns whether it waits.
+    pub(in crate::side::secondary) fn wait_for_whole_disks(&mut self, epoch: u64) -> bool {
+        let term = self.begun_term;
+        let Some(standby) = &mut self.standby else {
+            return false;
+        };
+        if standby.disks.replicas.is_empty() {
+            return false;
+        }
+        standby.disks.barrier(Barrier::Whole(term));
+        self.waits_for_disks = Some(Wait::Check(epoch));
+        true
+    }
+
+    /// The check that may be under way will not be needed.
+    pub(in crate::side::secondary) fn forget_check(&mut self) {
+        self.waits_for_disks
+            .take_if(|wait| matches!(wait, Wait::Check(_)));
+    }
+}

@@ -1,0 +1,63 @@
+//! The disks, for humans.
+
+use kemari_sync::Protection as Stage;
+
+use super::super::SecondarySide;
+use crate::control::{DiskState, DiskStatus};
+use crate::replica::{ImageView, State};
+
+impl SecondarySide {
+    /// For humans.
+    pub(in crate::side::secondary) fn disks_shown(&mut self, stage: Stage) -> Vec<DiskStatus> {
+        if let Some(standby) = self.standby.as_ref().or(self.leaving.as_ref()) {
+            self.views = standby
+                .disks
+                .images
+                .iter()
+                .map(|image| Ok(image.view()))
+                .collect();
+        }
+        let is_copied = self
+            .copying
+            .is_some_and(|copying| self.sessions.iter().any(|session| session.id == copying));
+        let unanswered = self.image_in_use();
+        let config = self.config.clone();
+        let mut place = 0;
+        let shown = config.disks.iter().map(|disk| {
+            let mut shown = DiskStatus::of(&config, disk);
+            if !config.replicates(disk) {
+                return shown;
+            }
+            let replica = self
+                .standby
+                .as_ref()
+                .and_then(|standby| standby.disks.replicas.get(place));
+            let failure = match replica {
+                Some(replica) => {
+                    (shown.queued_requests, shown.queued_bytes) = replica.queued();
+                    replica.failure()
+                }
+                None => unanswered.clone(),
+            };
+            let view = self.views.get(place).cloned().unwrap_or(Ok(ImageView::default()));
+            let view = failure.map_or(view, Err);
+            shown.state = match &view {
+                Err(_) => DiskState::Failed,
+                Ok(view) => {
+                    shown.changed_bytes = view.changed_bytes;
+                    match view.state {
+                        Some(State::Target) if is_copied => DiskState::Copying,
+                        Some(State::Target) => DiskState::Inconsistent,
+                        Some(_) if stage == Stage::Protected => DiskState::InSync,
+                        Some(_) => DiskState::Whole,
+                        None => DiskState::Unknown,
+                    }
+                }
+            };
+            shown.failure = view.err();
+            place += 1;
+            shown
+        });
+        shown.collect()
+    }
+}
