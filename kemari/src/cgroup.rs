@@ -20,6 +20,9 @@ struct Version {
     reclaimable: &'static str,
 }
 
+/// From here on a number of bytes is no limit: version 1 says so of groups without one.
+const NO_LIMIT_BYTES: u64 = 1 << 60;
+
 const VERSIONS: [Version; 2] = [
     Version {
         limit: "memory.max",
@@ -74,7 +77,7 @@ impl Groups {
         let of_group = |group: PathBuf| {
             VERSIONS.iter().filter_map(move |version| {
                 let path = group.join(version.limit);
-                let bytes = number_in(&path)?;
+                let bytes = number_in(&path).filter(|bytes| *bytes < NO_LIMIT_BYTES)?;
                 Some((MemoryLimit { bytes, path }, version))
             })
         };
@@ -145,6 +148,7 @@ mod tests {
         let both = limit("5:cpu,cpuacct:/x\n4:memory:/x\n0::/a/b\n").unwrap();
         assert_eq!(both.bytes, 100 << 20);
         assert_eq!(limit("0::/../elsewhere\nrubbish\n"), None);
+        assert_eq!(limit("4:memory:/y\n"), None, "that of the root is none");
         let none = Groups {
             own: "/nonexistent".into(),
             mounts: "/nonexistent".into(),

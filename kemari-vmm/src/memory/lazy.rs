@@ -9,11 +9,13 @@
 
 mod faults;
 
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -23,6 +25,12 @@ use faults::Faults;
 
 /// Memory that is given back at a time: the process can map memory in between.
 const FREED_BYTES: usize = 2 << 20;
+
+/// Whoever changes the original gives at most this part of his time for [`LazyCopy::keep`], beside
+/// [`KEEPING_GRACE`].
+const KEEPING_SHARE: u32 = 10;
+/// So much of his time at any rate: a large change may come at the begin.
+const KEEPING_GRACE: Duration = Duration::from_millis(50);
 
 /// A copy of guest memory that is made page by page.
 pub struct LazyCopy {
@@ -40,7 +48,11 @@ struct Pages {
     there: Mutex<Vec<Vec<u64>>>,
     copied_bytes: AtomicU64,
     bytes_max: u64,
-    failed: AtomicBool,
+    begun: Instant,
+    /// Processor time that was spent to keep pages, in nanoseconds.
+    keeping_ns: AtomicU64,
+    /// Why the copy lacks pages.
+    failure: OnceLock<String>,
     /// Its user is gone. Changed under the lock of `there`.
     ended: AtomicBool,
 }
@@ -82,7 +94,9 @@ impl LazyCopy {
             there: Mutex::new(there.collect()),
             copied_bytes: AtomicU64::new(0),
             bytes_max,
-            failed: AtomicBool::new(false),
+            begun: Instant::now(),
+            keeping_ns: AtomicU64::new(0),
+            failure: OnceLock::new(),
             ended: AtomicBool::new(false),
         });
         let stop = EventFd::new(EFD_NONBLOCK)?;
@@ -98,10 +112,15 @@ impl LazyCopy {
     }
 
     /// The original's page `gfn` is about to change: the copy gets it as it is, if it has not got it yet. A page frame that
-    /// the guest does not have is none of the copy.
+    /// the guest does not have is none of the copy. If this comes to take too much of the caller's time, the copy fails
+    /// instead.
     pub fn keep(&self, gfn: u64) {
-        if let Some((region, page)) = self.pages.place(gfn) {
+        if let Some((region, page)) = self.pages.place(gfn)
+            && !self.has_failed()
+        {
+            let begin = processor_time();
             self.pages.give(region, page, For::Change);
+            self.pages.note_keeping(processor_time().saturating_sub(begin));
         }
     }
 
@@ -132,7 +151,12 @@ impl LazyCopy {
 
     /// Whether the copy lacks pages, so that what its user has seen says nothing.
     pub fn has_failed(&self) -> bool {
-        self.pages.failed.load(Ordering::Relaxed)
+        self.failure().is_some()
+    }
+
+    /// Why it lacks pages, if it does.
+    pub fn failure(&self) -> Option<&str> {
+        self.pages.failure.get().map(String::as_str)
     }
 }
 
@@ -171,7 +195,7 @@ impl Pages {
         };
         let address = to.as_ptr() as u64 + page * PAGE_BYTES as u64;
         let mut there = self.there();
-        if self.ended.load(Ordering::Relaxed) || self.failed.load(Ordering::Relaxed) {
+        if self.ended.load(Ordering::Relaxed) || self.failure.get().is_some() {
             return;
         }
         let (word, bit) = (&mut there[region][(page / 64) as usize], 1u64 << (page % 64));
@@ -204,10 +228,18 @@ impl Pages {
     }
 
     /// The copy is of no use any more: nobody is to wait for its pages.
-    fn fail(&self, error: &io::Error) {
-        if !self.failed.swap(true, Ordering::Relaxed) {
-            tracing::warn!("a lazy copy of the guest's memory cannot go on: {error}");
+    fn fail(&self, why: &dyn fmt::Display) {
+        if self.failure.set(why.to_string()).is_ok() {
+            tracing::warn!("a lazy copy of the guest's memory cannot go on: {why}");
             self.leave();
+        }
+    }
+
+    fn note_keeping(&self, took: Duration) {
+        let took_ns = took.as_nanos() as u64;
+        let keeping_ns = self.keeping_ns.fetch_add(took_ns, Ordering::Relaxed) + took_ns;
+        if is_too_much(Duration::from_nanos(keeping_ns), self.begun.elapsed()) {
+            self.fail(&"the guest changes so much of its memory that keeping it would slow it down");
         }
     }
 
@@ -252,6 +284,17 @@ impl Pages {
             }
         }
     }
+}
+
+/// Whether so much time was spent to keep pages, of so much that has passed, that their keeper is slowed down.
+fn is_too_much(keeping: Duration, passed: Duration) -> bool {
+    keeping > KEEPING_GRACE + passed / KEEPING_SHARE
+}
+
+/// Time that this thread was on a processor: what others on this host do must not count.
+fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// Guest physical address and size of a region, in bytes.

@@ -113,6 +113,30 @@ fn a_page_that_cannot_be_given_lets_everybody_go_on() {
     lazy.keep(1);
 }
 
+/// A secondary's loop has something else to do.
+#[test]
+fn keeping_takes_a_part_of_the_time_only() {
+    let ms = Duration::from_millis;
+    assert!(!is_too_much(ms(50), ms(0)) && is_too_much(ms(51), ms(0)));
+    assert!(!is_too_much(ms(150), ms(1000)) && is_too_much(ms(151), ms(1000)));
+    let (original, copy) = both(MEMORY_BYTES_MIN);
+    (0..3).for_each(|gfn| fill(&original, gfn, 1));
+    let lazy = LazyCopy::begin(&original, &copy, NO_LIMIT).expect("page faults can be answered");
+    lazy.keep(0);
+    let hour_ns = ms(3_600_000).as_nanos() as u64;
+    lazy.pages.keeping_ns.store(hour_ns, Ordering::Relaxed);
+    assert!(!lazy.is_over());
+    lazy.keep(1);
+    assert!(lazy.is_over());
+    let why = lazy.failure().expect("it has failed");
+    assert!(why.contains("slow it down"), "{why}");
+    // From here on nothing is kept, and nobody waits.
+    let copied_bytes = lazy.copied_bytes();
+    lazy.keep(2);
+    assert_eq!(lazy.copied_bytes(), copied_bytes);
+    assert_eq!(page_of(&copy, 2), [0; PAGE_BYTES]);
+}
+
 #[test]
 fn threads_that_touch_and_change_the_same_pages_see_one_moment() {
     let (original, copy) = both(MEMORY_BYTES_MIN);

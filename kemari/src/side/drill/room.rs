@@ -10,7 +10,7 @@ use crate::cgroup::Groups;
 const COPIED_BYTES_MIN: u64 = 256 << 20;
 /// With less than so much memory at hand, in bytes, there is no drill.
 const LEFT_BYTES_MIN: u64 = 64 << 20;
-/// With less than so much left, in bytes, a drill ends: more than its guest can touch between two looks.
+/// With less than so much left, in bytes, a drill ends. It takes at most half of what there was: others have taken the rest.
 const SHORT_BYTES: u64 = 32 << 20;
 
 /// Memory that is left, in bytes, and whose it is, in words.
@@ -48,13 +48,8 @@ pub fn shortage() -> Option<String> {
 }
 
 fn short(left: &Left) -> Option<String> {
-    (left.bytes < SHORT_BYTES).then(|| {
-        format!(
-            "only {} MiB of memory are left {}, so it was ended early",
-            left.bytes >> 20,
-            left.whose
-        )
-    })
+    (left.bytes < SHORT_BYTES)
+        .then(|| format!("only {} MiB of memory are left {}", left.bytes >> 20, left.whose))
 }
 
 /// The least of what the host has and what the control groups of this process leave.
@@ -111,7 +106,7 @@ mod tests {
     fn a_drill_ends_when_little_is_left() {
         assert_eq!(short(&left_mib(32)), None);
         let why = short(&left_mib(31)).unwrap();
-        assert!(why.contains("31 MiB") && why.contains("ended early"), "{why}");
+        assert!(why.contains("only 31 MiB of memory are left to a group"), "{why}");
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub const LAYER_BYTES_MAX: u64 = 64 << 20;
 const IMAGES_WAIT_MAX: Duration = Duration::from_secs(10);
 /// How often it is looked whether a limit is reached.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// How often it is looked whether memory has become short, which takes ten times as long as the rest.
+const MEMORY_INTERVAL: Duration = Duration::from_millis(200);
 /// Places of a disk that are read, whatever the guest reads.
 const PLACES: u64 = 16;
 
@@ -157,10 +159,10 @@ impl Rehearsal {
         if verdict.failures.is_empty() {
             self.judge_devices(&overlays, &broken, verdict);
         }
-        if self.copy.has_failed() {
+        if let Some(why) = self.copy.failure() {
             // Whatever went wrong, it may be for want of a page.
             verdict.failures.clear();
-            verdict.doubt("the copy of the memory was not whole");
+            verdict.doubt(format!("the copy of the memory was not whole: {why}"));
         }
         result
     }
@@ -245,6 +247,7 @@ impl Rehearsal {
         overlays: &[Arc<Overlay>],
         verdict: &mut Verdict,
     ) -> Result<(), Cut> {
+        let mut memory_due = Instant::now();
         loop {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -260,22 +263,31 @@ impl Rehearsal {
                 }
                 Ok(Signal::Moment(_)) | Err(RecvTimeoutError::Timeout) => {}
             }
-            if let Some(why) = room::shortage() {
-                verdict.doubt(why);
+            // Why it has failed is said when it is judged.
+            if self.copy.has_failed() {
                 return Err(Cut::Judged);
             }
-            if self.copy.is_over() {
-                verdict.doubt("the guest touched more memory than a drill may copy, so it was ended early");
-                return Err(Cut::Judged);
+            let mut reached = self.limit_reached(overlays);
+            if reached.is_none() && memory_due <= Instant::now() {
+                memory_due = Instant::now() + MEMORY_INTERVAL;
+                reached = room::shortage();
             }
-            if overlays.iter().any(|overlay| overlay.is_over()) {
-                verdict.doubt(format!(
-                    "more of a disk changed than the {} MiB that a drill may keep, so it was ended early",
-                    LAYER_BYTES_MAX >> 20
-                ));
+            if let Some(why) = reached {
+                verdict.doubt(format!("{why}, so it was ended early"));
                 return Err(Cut::Judged);
             }
         }
+    }
+
+    fn limit_reached(&self, overlays: &[Arc<Overlay>]) -> Option<String> {
+        if self.copy.is_over() {
+            return Some("the guest touched more memory than a drill may copy".to_owned());
+        }
+        let is_over = overlays.iter().any(|overlay| overlay.is_over());
+        is_over.then(|| {
+            let most_mib = LAYER_BYTES_MAX >> 20;
+            format!("more of a disk changed than the {most_mib} MiB that a drill may keep")
+        })
     }
 
     fn explain(&self, event: MachineEvent) -> String {
