@@ -266,7 +266,6 @@ pub(super) fn close_frame(out: &mut [u8], start: usize, kind: FrameKind) -> Fram
 ///
 /// # Panics
 /// If the body is longer than its kind may be.
-#[cfg(feature = "fuzzing")]
 pub fn seal(kind: FrameKind, body: &[u8], out: &mut Vec<u8>) -> FrameHeader {
     let start = open_frame(out);
     out.extend_from_slice(body);

@@ -13,9 +13,9 @@ pub use about::{ABOUT_BYTES_MAX, About, FeatureLeaf};
 pub use blocks::{
     BLOCK_BYTES_MAX, BlockFrame, CHUNK_BYTES, CHUNK_SUM_BYTES, CHUNKS_PER_FRAME_MAX, encode_blocks,
 };
-#[cfg(feature = "fuzzing")]
-pub use frame::seal;
-pub use frame::{FRAME_VERSION, FrameError, FrameHeader, FrameKind, HEADER_BYTES, MAGIC, decode, encode};
+pub use frame::{
+    FRAME_VERSION, FrameError, FrameHeader, FrameKind, HEADER_BYTES, MAGIC, decode, encode, seal,
+};
 pub use message::{
     Begin, Channel, Commit, CommitId, DiskMark, Goodbye, Heartbeat, Hello, Message, PROOF_BYTES,
     PROTOCOL_VERSION, REASON_BYTES_MAX, Welcome, reason_text, shortened,

@@ -45,7 +45,8 @@ fn bare_guest() -> PathBuf {
     program
 }
 
-pub(super) fn machine(memory_mib: u64, dirty_source: DirtySource) -> Machine {
+/// A machine with the bare guest, busy.
+pub(super) fn spec(memory_mib: u64, dirty_source: DirtySource) -> MachineSpec {
     let config = BootConfig {
         kernel: bare_guest(),
         initrd: None,
@@ -53,7 +54,7 @@ pub(super) fn machine(memory_mib: u64, dirty_source: DirtySource) -> Machine {
         // a little more.
         cmdline: "kickloop=30:600 pattern=2000".into(),
     };
-    let spec = MachineSpec {
+    MachineSpec {
         memory_bytes: memory_mib << 20,
         vcpus: 1,
         kernel: Arc::new(Kernel::open(&config).expect("the bare guest is a kernel")),
@@ -61,7 +62,11 @@ pub(super) fn machine(memory_mib: u64, dirty_source: DirtySource) -> Machine {
         nets: Vec::new(),
         rng: true,
         dirty_source,
-    };
+    }
+}
+
+pub(super) fn machine(memory_mib: u64, dirty_source: DirtySource) -> Machine {
+    let spec = spec(memory_mib, dirty_source);
     let machine = Machine::new(spec, Box::new(std::io::sink()), Arc::new(|_| {})).expect("a machine");
     machine.boot().expect("it boots");
     machine

@@ -6,6 +6,8 @@ mod disks;
 mod drill;
 mod receive;
 mod restore;
+#[cfg(test)]
+mod session_test;
 mod standby;
 mod status;
 mod trial;

@@ -167,7 +167,7 @@ impl SecondarySide {
 }
 
 /// The states that the staged sync brings.
-fn staged_states(staging: &Staging) -> Result<Vec<StateBlob>, String> {
+pub(super) fn staged_states(staging: &Staging) -> Result<Vec<StateBlob>, String> {
     let blobs = staging.states().map(|frame| {
         let kind = StateKind::from_wire(frame.kind)
             .ok_or_else(|| format!("state of an unknown kind {}", frame.kind))?;
