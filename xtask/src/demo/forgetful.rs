@@ -1,21 +1,48 @@
 //! A file that forgets at a power cut what was not flushed, for hosts on this machine: there the kernel, and with it the page
 //! cache, outlives what is killed.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use anyhow::Result;
 use lab::Loss;
 
-use crate::own_file::{Change, Storage};
+use crate::own_file::{Change, OwnFile, Storage};
+
+/// Such a file, there as long as this.
+pub struct ForgetfulFile {
+    content: Arc<Forgetful>,
+    _file: OwnFile,
+}
+
+impl ForgetfulFile {
+    /// Puts one of zeros there. `ignores_flushes`: as if nobody had asked for one.
+    pub fn mount(path: PathBuf, bytes: u64, ignores_flushes: bool) -> Result<Self> {
+        let content = Arc::new(Forgetful::new(bytes, ignores_flushes));
+        Ok(Self {
+            _file: OwnFile::mount(path, content.clone())?,
+            content,
+        })
+    }
+
+    /// The power is gone: of what was not flushed a random part is forgotten, sector by sector.
+    pub fn lose_power(&self) {
+        self.content.lose_power();
+    }
+
+    /// What power cuts have done so far.
+    pub fn loss(&self) -> Loss {
+        self.content.lock().loss
+    }
+}
 
 /// Bytes of a file: as they are read, and as they are durable.
-#[derive(Debug)]
-pub struct Forgetful {
+struct Forgetful {
     state: Mutex<State>,
     /// Flushes make nothing durable.
     ignores_flushes: bool,
 }
 
-#[derive(Debug)]
 struct State {
     content: Vec<u8>,
     durable: Vec<u8>,
@@ -24,8 +51,7 @@ struct State {
 }
 
 impl Forgetful {
-    /// So many zeros. `ignores_flushes`: as if nobody had asked for one.
-    pub fn new(bytes: u64, ignores_flushes: bool) -> Self {
+    fn new(bytes: u64, ignores_flushes: bool) -> Self {
         let zeros = vec![0; bytes as usize];
         Self {
             state: Mutex::new(State {
@@ -42,8 +68,7 @@ impl Forgetful {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The power is gone: of what was not flushed a random part is forgotten, sector by sector.
-    pub fn lose_power(&self) {
+    fn lose_power(&self) {
         let mut state = self.lock();
         let State {
             content,
@@ -62,11 +87,6 @@ impl Forgetful {
             });
         }
         content.clone_from(durable);
-    }
-
-    /// What power cuts have done so far.
-    pub fn loss(&self) -> Loss {
-        self.lock().loss
     }
 }
 
@@ -130,7 +150,7 @@ mod tests {
             let kept = other.chunks(512).filter(|sector| **sector == [2; 512]).count();
             let gone = other.chunks(512).filter(|sector| **sector == [0; 512]).count();
             assert!(kept > 20 && gone > 20 && kept + gone == 128, "{kept} {gone}");
-            assert_eq!(file.loss().flushes, 1);
+            assert_eq!(file.lock().loss.flushes, 1);
         }
     }
 }

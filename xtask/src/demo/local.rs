@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::{Etcd, LocalNet, Netns, Network, Process, guest_address, replication_address};
@@ -14,19 +13,20 @@ use tempfile::TempDir;
 use toml::Table;
 
 use super::config::{Arbiter, HostPlan, Plan};
-use super::forgetful::Forgetful;
+use super::forgetful::ForgetfulFile;
 use super::options::{Cut, Disk, Fault, Flush, Options, Pace};
 use super::pair::{
     FORGET_HOST, FORGET_OUTSIDE, GUEST_MAC, Image, LINK_PORT, Pair, Place, Role, STOP_MAX, Side, Status,
     run_dir, term_in,
 };
-use crate::own_file::OwnFile;
-use crate::tools::{output_of, tail};
+use crate::tools::{output_of, tail, wait_for};
 
 /// Lines of a program's log that are shown when it has ended.
 const LOG_LINES_MAX: usize = 30;
 /// Where the control sockets lie: a file system in memory, without which a side notes no step.
 const IN_MEMORY: &str = "/dev/shm";
+/// Starts of a VM whose hosts were both dead, at most: the record may change once more.
+const BOOTS_MAX: u32 = 3;
 /// Extension of the file beside the control socket in which a side notes its step: number and epoch, as little-endian u64.
 /// It is mapped, so that what was noted last outlives a SIGKILL.
 const STEP_EXTENSION: &str = "step";
@@ -102,23 +102,9 @@ struct LocalPair<'a> {
     processes: [Option<Process>; 2],
     link_cut: bool,
     /// Those of the images that forget.
-    forgetful: Vec<ForgetfulImage>,
+    forgetful: Vec<ForgetfulFile>,
     _images_dir: TempDir,
     sockets: TempDir,
-}
-
-/// The image of a host that forgets what was not flushed when its power is cut.
-struct ForgetfulImage {
-    file: OwnFile,
-    content: Arc<Forgetful>,
-}
-
-impl ForgetfulImage {
-    fn new(path: PathBuf, bytes: u64, fault: Option<Fault>) -> Result<Self> {
-        let content = Arc::new(Forgetful::new(bytes, fault == Some(Fault::NoFsync)));
-        let file = OwnFile::mount(path, content.clone())?;
-        Ok(Self { file, content })
-    }
 }
 
 impl<'a> LocalPair<'a> {
@@ -134,9 +120,9 @@ impl<'a> LocalPair<'a> {
             match (replicated, disk) {
                 (Some(_), super::pair::Disk::Empty(mib)) if options.cut == Cut::Both => {
                     let path = disk_of(images_dir.path(), side, true);
-                    let image = ForgetfulImage::new(path, mib << 20, options.fault)?;
-                    images.push(image.file.path().to_owned());
-                    forgetful.push(image);
+                    images.push(path.clone());
+                    let ignores_flushes = options.fault == Some(Fault::NoFsync);
+                    forgetful.push(ForgetfulFile::mount(path, mib << 20, ignores_flushes)?);
                 }
                 _ => images.push(disk_of(&directory, side, replicated.is_some())),
             }
@@ -292,12 +278,16 @@ impl Pair for LocalPair<'_> {
                 return Ok(self.place.net.cut(number, Network::Replication)?);
             }
             Cut::Power => self.place.net.down(number)?,
-            Cut::Both => self.kill(side.other())?,
+            Cut::Both => {
+                // At once: neither sees the other one die.
+                self.signal(side, Signal::KILL)?;
+                self.kill(side.other())?;
+            }
             Cut::Kill => {}
         }
         self.kill(side)?;
         if cut == Cut::Both {
-            self.forgetful.iter().for_each(|image| image.content.lose_power());
+            self.forgetful.iter().for_each(ForgetfulFile::lose_power);
         }
         Ok(())
     }
@@ -369,15 +359,25 @@ impl Pair for LocalPair<'_> {
     }
 
     fn boot_anew(&mut self, side: Side) -> Result<()> {
-        // It may find errors, as that the peer does not answer.
-        let check = self.asking(side, &["check"]).stdin(Stdio::null()).output()?;
-        let term = term_in(&String::from_utf8_lossy(&check.stdout))?.to_string();
-        self.launch_with(side, Role::Primary, &["--assert-dead", &term])
+        for _ in 0..BOOTS_MAX {
+            // It may find errors, as that the peer does not answer.
+            let check = self.asking(side, &["check"]).stdin(Stdio::null()).output()?;
+            let term = term_in(&String::from_utf8_lossy(&check.stdout))?.to_string();
+            self.launch_with(side, Role::Primary, &["--assert-dead", &term])?;
+            let has_begun = wait_for("a start or a refusal", Pace::LOCAL.boot_max, || {
+                let runs = self.is_running(side)?;
+                Ok((!runs || self.status(side)?.is_some()).then_some(runs))
+            })?;
+            // Else the record has changed meanwhile: of the dead one's asks one was still on its way to the arbiter.
+            if has_begun {
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn loss(&self, side: Side) -> Option<lab::Loss> {
-        let image = self.forgetful.get(side.number())?;
-        Some(image.content.loss())
+        self.forgetful.get(side.number()).map(ForgetfulFile::loss)
     }
 
     fn stop(&mut self, primary: Side) -> Result<Vec<PathBuf>> {
