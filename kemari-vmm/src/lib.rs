@@ -6,6 +6,7 @@
 
 pub mod arch;
 pub mod boot;
+pub mod confine;
 pub mod devices;
 pub mod dirty;
 pub mod disk;

@@ -17,6 +17,23 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
+use crate::confine::{self, COMMON, Calls, DEVICES, OPEN_FILES, STREAMS, call};
+
+/// What a vCPU's thread asks of the kernel. It runs the guest, its devices and, parked, a sync.
+pub const CALLS: Calls = Calls {
+    of: "vcpu",
+    parts: &[
+        COMMON,
+        DEVICES,
+        STREAMS,
+        OPEN_FILES,
+        &[
+            call(libc::SYS_eventfd2, "a disk's queue that is set up"),
+            call(libc::SYS_mlock2, "memory of the guest that came back"),
+        ],
+    ],
+};
+
 /// What a vCPU's guest does to the rest of the machine.
 pub trait Bus: Send + Sync {
     /// Reads from an I/O port.
@@ -206,6 +223,7 @@ impl Vcpus {
             let (at_access, dead) = (vcpu.at_access.clone(), vcpu.dead.clone());
             let name = format!("vcpu{index}");
             vcpu.thread = Some(thread::Builder::new().name(name).spawn(move || {
+                confine::thread(&CALLS);
                 vcpu_loop(&fd, &pauser, &bus, &at_access, &dead);
             })?);
         }

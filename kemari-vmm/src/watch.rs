@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 
+use crate::confine::{self, COMMON, Calls, DEVICES, OPEN_FILES};
 use crate::disk::{DiskJob, Operation};
 use crate::virtio::{Completion, Completions};
 
@@ -18,6 +19,12 @@ const PREPARED_MAX: usize = 256;
 
 /// Tells the device that a flush has ended.
 pub type Tell = Box<dyn FnOnce() + Send>;
+
+/// What a watch's thread asks of the kernel.
+pub const CALLS: Calls = Calls {
+    of: "disk watch",
+    parts: &[COMMON, DEVICES, OPEN_FILES],
+};
 
 /// Who must know of a disk's changes. Ranges are in bytes of the image; requests are named by their numbers, which rise
 /// over the life of the device.
@@ -104,9 +111,10 @@ impl Watched {
             unprepared,
         });
         let weak = Arc::downgrade(&watched);
-        thread::Builder::new()
-            .name("disk watch".into())
-            .spawn(move || prepare(&weak, &jobs))?;
+        thread::Builder::new().name("disk watch".into()).spawn(move || {
+            confine::thread(&CALLS);
+            prepare(&weak, &jobs);
+        })?;
         Ok(watched)
     }
 

@@ -19,8 +19,10 @@ mod watch;
 use std::path::{Path, PathBuf};
 
 use kemari_sync::{Arbiter, ArbiterAnswer, ArbiterRequest, Record};
+use kemari_vmm::confine::{COMMON, Calls, OPEN_FILES, STREAMS};
 
 use crate::config::{ArbiterKind, Config};
+use crate::sandbox::{FILES, SOCKETS};
 
 pub use access::Access;
 pub use deadline::Deadline;
@@ -31,6 +33,12 @@ pub use none::NoArbiter;
 pub use prober::{Prober, Unproved};
 pub use stored::{FORMAT, StoredError};
 pub use watch::{ArbiterWatch, Known, Report};
+
+/// What the threads ask of the kernel that speak with an arbiter, or look after it.
+pub const CALLS: Calls = Calls {
+    of: "arbiter",
+    parts: &[COMMON, OPEN_FILES, STREAMS, FILES, SOCKETS],
+};
 
 /// What an operator does about a store that went back in time.
 const WENT_BACK_ADVICE: &str = "If the VM runs, and nobody else has it, `kemari adopt-record` gives it its record back; \

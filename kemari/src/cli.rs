@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::certs::DAYS_DEFAULT;
 use crate::control::{DRILL_SECONDS, DRILL_SECONDS_DEFAULT, Direction, PaceChange, TAP_SECONDS_MAX};
 use crate::import::ImageFormat;
+use crate::sandbox::Sandbox;
 
 pub use commands::{Next, Start, perform};
 pub use log::init as init_log;
@@ -44,6 +45,17 @@ pub struct Cli {
     /// `info,kemari::arbiter=debug`.
     #[arg(long, global = true, env = "KEMARI_LOG", value_name = "FILTER")]
     pub log: Option<String>,
+    /// Whether a side that is started gives up what it does not need: files, ports, system calls, programs. `off` is for
+    /// debugging: who gets hold of such a side has all rights of its user.
+    #[arg(
+        long,
+        global = true,
+        env = "KEMARI_SANDBOX",
+        value_name = "ON|OFF",
+        value_enum,
+        default_value_t
+    )]
+    pub sandbox: Sandbox,
     /// What to do.
     #[command(subcommand)]
     pub action: Action,

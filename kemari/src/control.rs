@@ -23,7 +23,7 @@ pub use drill::{DRILL_SECONDS, DRILL_SECONDS_DEFAULT, Drill};
 pub use readiness::{Readiness, Verdict};
 #[cfg(feature = "fuzzing")]
 pub(crate) use server::serve;
-pub use server::{Server, ServerError, TapSink};
+pub use server::{CALLS, Server, ServerError, TapSink};
 pub use status::{
     Counters, DiskKind, DiskState, DiskStatus, Peer, Protection, Role, Status, Takeover, Waits,
 };

@@ -26,6 +26,7 @@ mod replica;
 mod rest;
 pub mod sandbox;
 pub mod side;
+pub mod steward;
 mod threads;
 
 /// Version of the program.

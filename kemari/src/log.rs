@@ -26,6 +26,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use limit::Limits;
+pub use queue::CALLS;
 use queue::Queue;
 pub use text::printable;
 

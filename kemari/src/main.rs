@@ -6,9 +6,15 @@ use clap::Parser;
 use kemari::check;
 use kemari::cli::{self, Cli, Next};
 use kemari::side::{self, StartAs};
-use kemari::{limits, log, sandbox};
+use kemari::{limits, log, sandbox, steward};
 
 fn main() -> ExitCode {
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|word| word == steward::ARGUMENT)
+    {
+        return steward::serve();
+    }
     let code = begin(Cli::parse()).unwrap_or_else(|error| {
         log::say_last(&format!("kemari: {error:#}\n"));
         ExitCode::FAILURE
@@ -18,14 +24,14 @@ fn main() -> ExitCode {
 }
 
 fn begin(cli: Cli) -> anyhow::Result<ExitCode> {
-    if cli.action.runs_a_side() {
-        // Before there is a second thread.
-        sandbox::begin();
-    }
-    cli::init_log(&cli)?;
     limits::raise();
-    match cli::perform(cli.action, check::kvm)? {
-        Next::Exit(code) => Ok(code),
+    let (runs_a_side, words, sandbox) = (cli.action.runs_a_side(), cli.log, cli.sandbox);
+    let begin_log = || cli::init_log(words.as_deref(), runs_a_side);
+    if !runs_a_side {
+        begin_log()?;
+    }
+    let (start, start_as) = match cli::perform(cli.action, check::kvm)? {
+        Next::Exit(code) => return Ok(code),
         Next::Run {
             start,
             assert_dead,
@@ -35,12 +41,17 @@ fn begin(cli: Cli) -> anyhow::Result<ExitCode> {
                 assert_dead,
                 adopt_disks,
             };
-            side::run(start.config, start.host, start_as)
+            (start, start_as)
         }
         Next::Secondary {
             start,
             overwrite_disks,
-        } => side::run(start.config, start.host, StartAs::Secondary { overwrite_disks }),
-        Next::Up(start) => side::run(start.config, start.host, StartAs::Either),
-    }
+        } => (start, StartAs::Secondary { overwrite_disks }),
+        Next::Up(start) => (start, StartAs::Either),
+    };
+    // While there is no second thread: the log's is the first one.
+    sandbox::begin(sandbox, &start.config, &start.host)?;
+    begin_log()?;
+    sandbox::tell();
+    side::run(start.config, start.host, start_as)
 }

@@ -14,7 +14,7 @@ mod testing;
 mod tracker;
 mod writer;
 
-pub use copier::{CopiedDisk, Copier, CopyProgress};
+pub use copier::{CALLS as COPY_CALLS, CopiedDisk, Copier, CopyProgress};
 pub use image::{Image, ImageView, describe_record, record_beside, views};
 #[cfg(feature = "fuzzing")]
 pub(crate) use record::{EXTENT_BYTES, Head, Record};
@@ -22,4 +22,4 @@ pub use record::{Map, State};
 #[cfg(feature = "fuzzing")]
 pub(crate) use store::{SECTOR_BYTES, Store as RecordStore};
 pub use tracker::{MARK_AGE_MIN, Tracker};
-pub use writer::{Barrier, Remains, Replica, Report};
+pub use writer::{Barrier, CALLS as REPLICA_CALLS, Remains, Replica, Report};

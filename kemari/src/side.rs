@@ -9,6 +9,7 @@ mod ahead;
 mod arbiter_thread;
 mod assembly;
 mod board;
+mod calls;
 mod capture;
 #[cfg(test)]
 mod capture_test;
@@ -40,7 +41,10 @@ mod trace;
 mod wait;
 
 pub use about::{about, memory_available_mib};
+pub(crate) use calls::LISTS;
 pub use clock::wall_clock_ms;
+pub(crate) use faults::directories as directories_of_faults;
+pub(crate) use fence::fence;
 pub use life::{StartAs, run};
 pub use query::{PeerAnswer, question};
 pub use readiness::{CLOCKS_MS_MAX, executable};

@@ -65,6 +65,7 @@ fn status() -> Status {
         disks: Vec::new(),
         takeover: None,
         drill: None,
+        sandbox: None,
         pace: None,
         waits: Default::default(),
         timings: Timings::default(),

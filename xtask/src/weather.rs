@@ -173,6 +173,7 @@ impl Outcome {
         self.cases += 1;
         let ended = World::new(&case.setup, programs, self.seed).and_then(|mut world| {
             let ended = (case.run)(&mut world);
+            let ended = world.breaches().and(ended);
             self.passed += world.passed;
             if ended.is_err() {
                 self.look_closer(case, &mut world);

@@ -19,6 +19,7 @@ mod sticky;
 mod store;
 mod unflushed;
 
+pub use engine::{RING_CALLS, THREADS_CALLS};
 pub use error::DiskError;
 pub use kept::KeptDisk;
 pub use operation::{DiskJob, GuestBuffers, Operation};

@@ -4,6 +4,8 @@ mod core;
 mod registers;
 mod turns;
 
+pub use turns::CALLS;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
 use std::time::Duration;

@@ -12,6 +12,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Completions;
+use crate::confine::{self, COMMON, Calls, DEVICES, call};
 
 /// Bytes of the virtio-net header before each packet (virtio 1.2, section 5.1.6).
 pub const VNET_HEADER_BYTES: usize = 12;
@@ -60,6 +61,19 @@ const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
 const TUN_F_CSUM: libc::c_uint = 1;
 const TUN_F_TSO4: libc::c_uint = 2;
 const TUN_F_TSO6: libc::c_uint = 4;
+
+/// What the thread of a TAP asks of the kernel.
+pub const CALLS: Calls = Calls {
+    of: "net-rx",
+    parts: &[
+        COMMON,
+        DEVICES,
+        &[
+            call(libc::SYS_epoll_wait, "packets are waited for"),
+            call(libc::SYS_epoll_pwait, "the same"),
+        ],
+    ],
+};
 
 impl Tap {
     /// Opens an existing TAP.
@@ -142,6 +156,7 @@ impl Tap {
         )?;
         let keep_open = (self.file.clone(), self.stop.try_clone()?);
         thread::Builder::new().name("net-rx".into()).spawn(move || {
+            confine::thread(&CALLS);
             let _keep_open = keep_open;
             watch_loop(&epoll, stop_fd, &completions);
         })?;

@@ -5,7 +5,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use kemari_sync::{Arbiter, ArbiterAnswer, ArbiterRequest};
+use kemari_vmm::confine;
 
+use super::CALLS;
 use crate::threads;
 
 /// Runs an arbiter on a thread of its own and waits for it no longer than the limit.
@@ -24,6 +26,7 @@ impl Deadline {
         let (requests, incoming) = channel::<ArbiterRequest>();
         let (outgoing, answers) = channel();
         let serve = move || {
+            confine::thread(&CALLS);
             for request in incoming {
                 if outgoing.send(arbiter.execute(&request)).is_err() {
                     return;

@@ -67,6 +67,20 @@ impl Endpoint {
         Ok(self.authority.to_socket_addrs()?.collect())
     }
 
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        let port = self
+            .authority
+            .rsplit_once(':')
+            .and_then(|(_, port)| port.parse().ok());
+        port.expect("an endpoint was parsed with its port")
+    }
+
+    /// Whether it has to be resolved.
+    pub fn has_name(&self) -> bool {
+        self.authority.parse::<SocketAddr>().is_err()
+    }
+
     /// `host:port`
     pub fn authority(&self) -> &str {
         &self.authority

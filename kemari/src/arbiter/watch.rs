@@ -12,9 +12,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kemari_sync::{Phase, Record, Term};
+use kemari_vmm::confine;
 
-use super::Prober;
 use super::prober::Unproved;
+use super::{CALLS, Prober};
 
 /// Time between two probes, in milliseconds: at least this long, and for how much longer at most, so that
 /// many sides do not ask at once.
@@ -85,7 +86,10 @@ impl ArbiterWatch {
         let valid = Duration::from_millis(PROBE_INTERVAL_MS + PROBE_INTERVAL_RANGE_MS) + timeout + SLACK;
         thread::Builder::new()
             .name("arbiter watch".into())
-            .spawn(move || watched.run(&woken, |trouble| tell(trouble, valid)))?;
+            .spawn(move || {
+                confine::thread(&CALLS);
+                watched.run(&woken, |trouble| tell(trouble, valid));
+            })?;
         Ok(Self { shared, wake })
     }
 

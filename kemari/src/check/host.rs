@@ -8,6 +8,7 @@ use std::path::Path;
 use super::{Finding, limits};
 use crate::config::{Config, Host};
 use crate::control::{self, Client};
+use crate::sandbox;
 
 /// Memory of the program beside the guest's and the staging, in MiB.
 const OVERHEAD_MIB: u64 = 64;
@@ -50,6 +51,7 @@ pub fn check(config: &Config, name: &str, running: bool) -> Vec<Finding> {
         }
     }
     findings.extend(limits::check(config, name, needed_mib(config)));
+    findings.extend(sandbox());
     if config.protection.enabled && !host.fence.is_empty() {
         findings.push(fence(&host.fence[0]));
     }
@@ -171,6 +173,21 @@ fn listen(host: &Host) -> Finding {
             format!("cannot listen on {}: {error}", host.listen),
             "correct `listen` of this host",
         ),
+    }
+}
+
+/// What this kernel cannot keep a side from.
+fn sandbox() -> Vec<Finding> {
+    let advice = "a newer kernel, or one with it switched on, confines a side better; see docs/security.md";
+    let lacks = sandbox::lacks();
+    match lacks.is_empty() {
+        true => vec![Finding::ok(
+            "sandbox: this kernel confines a side in files, ports and system calls",
+        )],
+        false => lacks
+            .into_iter()
+            .map(|lack| Finding::warning(lack, advice))
+            .collect(),
     }
 }
 

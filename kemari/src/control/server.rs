@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use kemari_vmm::confine::{self, COMMON, Calls, OPEN_FILES, STREAMS};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use tracing::{debug, warn};
 
@@ -18,6 +19,7 @@ use super::{
     TapRequest,
 };
 use crate::rest::{self, Rest};
+use crate::sandbox::{FILES, SOCKETS};
 use crate::threads::{self, helpers};
 
 /// How often it is looked whether the socket is still in its place, in milliseconds: what cleans up `/run` or
@@ -59,6 +61,12 @@ pub enum ServerError {
     },
 }
 
+/// What the threads of the control socket and of its clients ask of the kernel.
+pub const CALLS: Calls = Calls {
+    of: "control",
+    parts: &[COMMON, OPEN_FILES, STREAMS, FILES, SOCKETS],
+};
+
 /// A served control socket. Dropping it ends the service and removes the socket.
 pub struct Server {
     path: PathBuf,
@@ -85,7 +93,11 @@ impl Server {
         };
         let acceptor = Acceptor::new(path, control)?;
         let shared = acceptor.shared.clone();
-        let thread = threads::start("control", move || acceptor.run()).map_err(failed)?;
+        let thread = threads::start("control", move || {
+            confine::thread(&CALLS);
+            acceptor.run();
+        })
+        .map_err(failed)?;
         Ok(Self {
             path: path.to_owned(),
             shared,

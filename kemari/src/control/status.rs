@@ -217,6 +217,9 @@ pub struct Status {
     /// The last takeover that this side carried out.
     #[serde(default)]
     pub takeover: Option<Takeover>,
+    /// What this process is not kept from, in words; nothing: it is confined as it should be.
+    #[serde(default)]
+    pub sandbox: Option<String>,
     /// The last drill of this secondary.
     #[serde(default)]
     pub drill: Option<Drill>,
@@ -284,6 +287,9 @@ impl fmt::Display for Status {
                 )?;
             }
             None => {}
+        }
+        if let Some(lacking) = &self.sandbox {
+            writeln!(f, "  sandbox     {lacking}")?;
         }
         if let Some(drill) = &self.drill {
             writeln!(f, "  drill       {} ago {drill}", duration(drill.age_s))?;

@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use kemari_vmm::confine::{self, COMMON, Calls};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
@@ -26,6 +27,12 @@ const BACKLOG_BYTES_AGAIN: usize = BACKLOG_BYTES_MAX / 2;
 const LINE_BYTES_MAX: usize = 16 << 10;
 /// Pause after a write that failed.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+/// What the thread asks of the kernel.
+pub const CALLS: Calls = Calls {
+    of: "log",
+    parts: &[COMMON],
+};
 
 #[derive(Default)]
 struct Backlog {
@@ -98,6 +105,7 @@ impl Queue {
         let shared = Arc::new(Shared::default());
         let lines = shared.clone();
         thread::Builder::new().name("log".into()).spawn(move || {
+            confine::thread(&CALLS);
             loop {
                 write_out(&sink, &lines.next_line());
             }

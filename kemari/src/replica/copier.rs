@@ -8,11 +8,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kemari_sync::wire::{BlockFrame, CHUNK_BYTES, FrameKind, encode_blocks};
+use kemari_vmm::confine::{self, COMMON, Calls, OPEN_FILES};
 use kemari_vmm::disk::{Disk, Server};
 
 use super::chunk::{chunk_sum, read_chunk};
 use super::record::EXTENT_BYTES;
 use super::tracker::Tracker;
+
+/// What the copying thread asks of the kernel.
+pub const CALLS: Calls = Calls {
+    of: "disk copy",
+    parts: &[COMMON, OPEN_FILES],
+};
 
 /// Chunks of an extent.
 const EXTENT_CHUNKS: u64 = EXTENT_BYTES / CHUNK_BYTES;
@@ -232,6 +239,7 @@ struct Worker {
 
 impl Worker {
     fn run(mut self) {
+        confine::thread(&CALLS);
         match self.copy() {
             Ok(()) | Err(Stop::Over) => {}
             Err(Stop::Failed(reason)) => {

@@ -11,11 +11,19 @@ use std::time::Duration;
 
 use anyhow::Context;
 use kemari_sync::Term;
+use kemari_vmm::confine::{self, COMMON, Calls, OPEN_FILES};
 use kemari_vmm::disk::{Disk, DiskConfig, KeptDisk, Operation, Overlay};
 
 use super::image::Image;
+use crate::sandbox::FILES;
 use queue::Queue;
 use worker::Worker;
+
+/// What a replica's thread asks of the kernel.
+pub const CALLS: Calls = Calls {
+    of: "replica",
+    parts: &[COMMON, OPEN_FILES, FILES],
+};
 
 /// How often it is looked whether a replica is finished.
 const FINISH_LOOK_INTERVAL: Duration = Duration::from_millis(2);
@@ -126,7 +134,10 @@ impl Replica {
         let worker = Worker::new(image.clone(), disk, queue.clone(), delay, report);
         let thread = thread::Builder::new()
             .name("replica".into())
-            .spawn(move || worker.run(&receiver))
+            .spawn(move || {
+                confine::thread(&CALLS);
+                worker.run(&receiver);
+            })
             .context("cannot start a replica's thread")?;
         Ok(Self {
             image,

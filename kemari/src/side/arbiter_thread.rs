@@ -5,9 +5,11 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
 use super::step::step;
+use crate::arbiter::CALLS;
 use crate::config::ArbiterKind;
 use anyhow::Context;
 use kemari_sync::{Arbiter, ArbiterAnswer, ArbiterRequest, Record};
+use kemari_vmm::confine;
 
 /// Names a request to the arbiter.
 pub type AskId = u64;
@@ -35,6 +37,7 @@ impl ArbiterThread {
         thread::Builder::new()
             .name("arbiter".into())
             .spawn(move || {
+                confine::thread(&CALLS);
                 for order in receiver {
                     match order {
                         Order::Ask(ask, request, answer) => {

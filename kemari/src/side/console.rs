@@ -9,6 +9,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use kemari_vmm::confine::{self, COMMON, Calls, OPEN_FILES};
+
+use crate::sandbox::FILES;
+
 pub use file::ConsoleFile;
 
 /// Bytes that wait for a console that stands still. Beyond them the oldest are lost. The console is told how
@@ -42,6 +46,12 @@ impl Shared {
     }
 }
 
+/// What the writing thread asks of the kernel.
+pub const CALLS: Calls = Calls {
+    of: "console out",
+    parts: &[COMMON, OPEN_FILES, FILES],
+};
+
 /// A writer that never waits.
 pub struct Console(Arc<Shared>);
 
@@ -50,9 +60,10 @@ impl Console {
     pub fn to(sink: impl Write + Send + 'static) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let reader = shared.clone();
-        thread::Builder::new()
-            .name("console out".into())
-            .spawn(move || pass_on(&reader, sink))?;
+        thread::Builder::new().name("console out".into()).spawn(move || {
+            confine::thread(&CALLS);
+            pass_on(&reader, sink);
+        })?;
         Ok(Self(shared))
     }
 }

@@ -22,6 +22,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
+use kemari_vmm::confine::{self, COMMON, Call, Calls, DEVICES, OPEN_FILES, STREAMS, call, call_if};
 use kemari_vmm::disk::Overlay;
 use kemari_vmm::machine::{MachineEvent, MachineSpec};
 use kemari_vmm::memory::{LazyCopy, Memory};
@@ -31,6 +32,27 @@ use crate::config::Config;
 
 pub use judge::Verdict;
 pub use run::LAYER_BYTES_MAX;
+
+/// What the thread of a drill asks of the kernel. Its machine's threads are started from it, so that they have no more.
+pub const CALLS: Calls = Calls {
+    of: "drill",
+    parts: &[COMMON, DEVICES, OPEN_FILES, STREAMS, DRILLS],
+};
+
+const DRILLS: &[Call] = &[
+    call(libc::SYS_openat, "KVM, memory of this host, page faults"),
+    call(libc::SYS_userfaultfd, "memory that is copied as it is touched"),
+    call_if(libc::SYS_ioctl, 1, IOCTL_KIND, USERFAULTFD, "the same"),
+    call(libc::SYS_eventfd2, "events of its machine"),
+    call(libc::SYS_epoll_create1, "the same"),
+    call(libc::SYS_mlock2, "what its vCPUs may do"),
+    call(libc::SYS_getpriority, "its vCPUs are of low priority"),
+    call(libc::SYS_setpriority, "the same"),
+    call(libc::SYS_mlock, "the pages of a vCPU"),
+];
+/// The second byte of an ioctl's number: page faults that are answered here (<linux/userfaultfd.h>).
+const IOCTL_KIND: u64 = 0xff00;
+const USERFAULTFD: u64 = 0xaa00;
 
 /// Number of a drill in this process.
 pub type DrillId = u64;
@@ -92,6 +114,7 @@ impl Drill {
         thread::Builder::new()
             .name("drill".into())
             .spawn(move || {
+                confine::thread(&CALLS);
                 let verdict = run::drill(plan, machine_signals, &received, |copy| tell(News::Built(copy)));
                 tell(News::Ended(verdict));
             })

@@ -19,6 +19,16 @@
 #[cfg(feature = "faults")]
 mod steps;
 
+/// The directories that faults of this process write into.
+pub fn directories() -> Vec<std::path::PathBuf> {
+    #[cfg(feature = "faults")]
+    if let Ok(words) = std::env::var("KEMARI_FAULTS") {
+        let directories = words.split(',').filter_map(|word| word.strip_prefix("StepsIn="));
+        return directories.map(Into::into).collect();
+    }
+    Vec::new()
+}
+
 #[cfg(feature = "faults")]
 mod injected {
     use std::fmt::Display;

@@ -27,8 +27,9 @@ pub fn strikes_ms_max(timeout_ms: u32) -> u64 {
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Runs the command, which cannot strike any more at `until`; fails unless it ends with status 0 a bit before. One that
-/// hangs is killed, with all that it has begun, and counts as failed; one whose time is over already does not begin.
-pub fn fence(command: &[String], until: Instant) -> Result<(), String> {
+/// hangs is killed, with all that it has begun, and counts as failed; one whose time is over already does not begin. Says how
+/// it succeeded.
+pub fn fence(command: &[String], until: Instant) -> Result<String, String> {
     let [program, arguments @ ..] = command else {
         return Err(
             "no fence command is configured, but disks are shared; set `fence` in this host's section".into(),
@@ -56,8 +57,7 @@ pub fn fence(command: &[String], until: Instant) -> Result<(), String> {
     };
     match (ended, status) {
         (Ok(true), Ok(status)) if status.success() => {
-            tracing::info!("the fence command `{shown}` has succeeded{said}");
-            Ok(())
+            Ok(format!("the fence command `{shown}` has succeeded{said}"))
         }
         (Ok(true), Ok(status)) => Err(format!("the fence command `{shown}` failed: {status}{said}")),
         (Ok(false), _) => Err(format!(
@@ -138,7 +138,7 @@ mod tests {
 
     fn run_within(time: Duration, words: &[&str]) -> Result<(), String> {
         let command: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-        fence(&command, Instant::now() + time + ALARM_AFTER)
+        fence(&command, Instant::now() + time + ALARM_AFTER).map(drop)
     }
 
     /// For what does not end by itself.

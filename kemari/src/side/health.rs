@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use kemari_sync::Trouble;
+use kemari_vmm::confine::{self, COMMON, Calls, DEVICES, OPEN_FILES, STREAMS, call};
 use kemari_vmm::machine::Machine;
 
 use super::cards::Cards;
@@ -16,6 +17,7 @@ use super::probe::Probe;
 use super::readiness::Findings;
 use crate::config::Config;
 use crate::replica::Tracker;
+use crate::sandbox::{CARDS, SOCKETS};
 
 /// How often it looks, in milliseconds.
 const LOOK_INTERVAL_MS: u64 = 200;
@@ -74,6 +76,7 @@ impl HealthWatch {
         let io_limit = config.protection.progress_timeout();
         let mut cards = Cards::new(config, host, findings);
         let watch = move || {
+            confine::thread(&CALLS);
             let mut subject: Option<Subject> = None;
             let interval = Duration::from_millis(LOOK_INTERVAL_MS);
             loop {
@@ -114,6 +117,20 @@ impl HealthWatch {
         let _ = self.subjects.send(subject);
     }
 }
+
+/// What the watching thread asks of the kernel.
+pub const CALLS: Calls = Calls {
+    of: "health",
+    parts: &[
+        COMMON,
+        DEVICES,
+        OPEN_FILES,
+        STREAMS,
+        SOCKETS,
+        CARDS,
+        &[call(libc::SYS_openat, "TAPs")],
+    ],
+};
 
 impl Subject {
     fn look(&mut self, cards: &mut Cards, io_limit: Duration) {

@@ -348,5 +348,6 @@ fn first_status(config: &Config, host: &str) -> Status {
         disks: Vec::new(),
         takeover: None,
         drill: None,
+        sandbox: crate::sandbox::lacking(),
     }
 }

@@ -8,11 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use kemari_vmm::confine::{self, COMMON, Calls, OPEN_FILES, RINGS};
 use kemari_vmm::disk::{Cache, DiskConfig};
 
 use super::health::stuck;
 use super::readiness::{Findings, InUse, Source, Target};
 use crate::config::Config;
+use crate::sandbox::{BLOCK_DEVICES, FILES};
 
 /// Pause between two rounds, in milliseconds.
 const ROUND_INTERVAL_MS: u64 = 1000;
@@ -56,7 +58,14 @@ impl Probe {
     }
 }
 
+/// What the probing thread asks of the kernel.
+pub const CALLS: Calls = Calls {
+    of: "disk probe",
+    parts: &[COMMON, OPEN_FILES, FILES, RINGS, BLOCK_DEVICES],
+};
+
 fn run(targets: &[Target], state: &Weak<Mutex<State>>, findings: &Findings, in_use: &InUse) {
+    confine::thread(&CALLS);
     loop {
         let mut failed = None;
         let mut troubles = Vec::new();

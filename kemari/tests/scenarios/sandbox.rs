@@ -6,6 +6,7 @@ use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use kemari::control;
+use rustix::process::{Pid, Signal, kill_process};
 use xtask::tools::wait_for;
 
 use crate::support::{Host, PATIENCE, Plan, play};
@@ -37,14 +38,14 @@ fn a_side_has_no_dumps_no_new_rights_and_no_files_for_others() {
     });
 }
 
-/// Every thread has no_new_privs; no core may be written; what is made is root's alone.
+/// Every thread has no_new_privs and a filter of system calls; no core may be written; what is made is root's alone.
 fn has_given_up_rights(pid: u32) -> Result<()> {
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         let Ok(status) = fs::read_to_string(task?.path().join("status")) else {
             // It has ended.
             continue;
         };
-        for line in ["NoNewPrivs:\t1\n", "Umask:\t0077\n"] {
+        for line in ["NoNewPrivs:\t1\n", "Umask:\t0077\n", "Seccomp:\t2\n"] {
             ensure!(status.contains(line), "it lacks {line:?}: {status}");
         }
     }
@@ -83,4 +84,35 @@ fn large_mappings(pid: u32) -> Result<usize> {
         }
     }
     Ok(count)
+}
+
+#[test]
+fn a_pair_whose_steward_has_died_is_not_ready() {
+    play(&Plan::default(), |scene| {
+        scene.protect()?;
+        let steward = child(scene.pid(Host::B)?)?;
+        kill_process(steward, Signal::KILL)?;
+        scene.await_status("the loss of the steward", Host::B, |status| {
+            let reasons = status.readiness.as_ref().map(|readiness| &readiness.reasons);
+            reasons.is_some_and(|reasons| reasons.iter().any(|reason| reason.contains("the steward")))
+        })?;
+        // Nothing else ends for it.
+        scene.await_service(Host::A)
+    });
+}
+
+#[test]
+fn a_side_that_is_not_confined_says_so() {
+    play(&Plan::default(), |scene| {
+        scene.start(Host::A, &["run"], "scene.toml", &[("KEMARI_SANDBOX", "off")])?;
+        let status = scene.await_status("the sandbox", Host::A, |status| status.sandbox.is_some())?;
+        ensure!(status.to_string().contains("--sandbox off"), "{status}");
+        scene.await_log(Host::A, "--sandbox off")
+    });
+}
+
+/// The only process that a process has started.
+fn child(pid: u32) -> Result<Pid> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+    Pid::from_raw(children.trim().parse()?).context("a process has an id")
 }

@@ -57,6 +57,9 @@ pub struct World {
     pub(super) passed: u64,
 }
 
+/// The file into which sides write system calls that they should not have made.
+const BREACHES: &str = "breaches";
+
 impl World {
     /// Makes hosts with nothing started on them.
     pub fn new(setup: &Setup, programs: &Programs, seed: u64) -> Result<Self> {
@@ -147,10 +150,18 @@ impl World {
         let netns = self.net.host(side.number()).netns();
         let mut command = netns.command(&self.programs.kemari);
         command
+            .env("KEMARI_BREACHES", self.path(BREACHES))
             .args(words)
             .arg(self.path("vm.toml"))
             .args(["--host", side.name()]);
         command
+    }
+
+    /// Fails if a side has made a system call that is on no list of its thread's: it died of it.
+    pub fn breaches(&self) -> Result<()> {
+        let breaches = fs::read_to_string(self.path(BREACHES)).unwrap_or_default();
+        ensure!(breaches.is_empty(), "beyond the sandbox: {breaches}");
+        Ok(())
     }
 
     /// Starts a side by a script of the shell, in which `"$0" "$@"` is the program, and `{dir}` and `{log}` stand for
@@ -169,6 +180,7 @@ impl World {
             .replace("{dir}", &self.dir.path().display().to_string());
         let mut command = self.net.host(side.number()).netns().command("/bin/sh");
         command
+            .env("KEMARI_BREACHES", self.path(BREACHES))
             .args(["-c", &script])
             .arg(&self.programs.kemari)
             .arg(subcommand)

@@ -3,8 +3,8 @@
 mod threads;
 mod uring;
 
-pub use threads::Threads;
-pub use uring::Uring;
+pub use threads::{CALLS as THREADS_CALLS, Threads};
+pub use uring::{CALLS as RING_CALLS, Uring};
 
 use std::io;
 

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 
 use super::{Ended, Ends, Engine};
+use crate::confine::{self, COMMON, Calls, DEVICES, OPEN_FILES};
 use crate::disk::operation::DiskJob;
 use crate::disk::store::Store;
 
@@ -41,7 +42,14 @@ impl Engine for Threads {
     fn start(&self) {}
 }
 
+/// What a thread of a disk asks of the kernel.
+pub const CALLS: Calls = Calls {
+    of: "disk",
+    parts: &[COMMON, DEVICES, OPEN_FILES],
+};
+
 fn work(store: &dyn Store, jobs: &Mutex<Receiver<DiskJob>>, ends: &Weak<dyn Ends>) {
+    confine::thread(&CALLS);
     loop {
         let next = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(job) = next else { return };

@@ -14,10 +14,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use io_uring::register::Restriction;
 use io_uring::{IoUring, opcode, squeue, types};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{Ended, Ends, Engine, Threads};
+use crate::confine::{self, COMMON, Calls, DEVICES, OPEN_FILES, RINGS};
 use crate::disk::buffer::AlignedBuffer;
 use crate::disk::operation::{DiskJob, GuestBuffers, Operation};
 use crate::disk::raw::{Alignment, RawFile};
@@ -29,8 +31,16 @@ const ENTRIES: u32 = 256;
 const INLINE_BYTES_MAX: usize = 64 << 10;
 /// For so long a thread that had a ring believes that it could have another.
 const PROBE_HOLDS: Duration = Duration::from_secs(10);
+/// IORING_REGISTER_ENABLE_RINGS of <linux/io_uring.h>: the only registration that is left to do.
+const REGISTER_ENABLE_RINGS: u8 = 12;
 /// Names the entry that waits for the bell.
 const BELL: u64 = u64::MAX;
+
+/// What the ring's thread asks of the kernel.
+pub const CALLS: Calls = Calls {
+    of: "disk ring",
+    parts: &[COMMON, DEVICES, OPEN_FILES, RINGS],
+};
 
 /// A ring, and its thread. What it cannot do is done by other threads. It ends when this is dropped and nothing is under
 /// way any more.
@@ -207,6 +217,7 @@ struct Ring {
 
 impl Ring {
     fn run(mut self, started: &Sender<io::Result<()>>) {
+        confine::thread(&CALLS);
         let made = make();
         let told = made
             .as_ref()
@@ -302,11 +313,33 @@ impl Ring {
 
 /// A ring that ends requests only when its thread waits for them, where the kernel can do that (Linux 6.1).
 fn make() -> io::Result<IoUring> {
-    IoUring::builder()
+    let mut modern = IoUring::builder();
+    modern
         .setup_single_issuer()
         .setup_defer_taskrun()
+        .setup_r_disabled();
+    let ring = modern
         .build(ENTRIES)
-        .or_else(|_| IoUring::new(ENTRIES))
+        .or_else(|_| IoUring::builder().setup_r_disabled().build(ENTRIES))?;
+    let submitter = ring.submitter();
+    submitter.register_restrictions(&mut restrictions())?;
+    submitter.register_enable_rings()?;
+    Ok(ring)
+}
+
+/// All that a ring may be used for (io_uring_register(2), IORING_REGISTER_RESTRICTIONS): seccomp does not see what is
+/// asked of it. It opens, connects and starts nothing.
+fn restrictions() -> Vec<Restriction> {
+    let operations = [
+        opcode::Readv::CODE,
+        opcode::Writev::CODE,
+        opcode::Fsync::CODE,
+        opcode::PollAdd::CODE,
+    ];
+    let mut restrictions: Vec<_> = operations.into_iter().map(Restriction::sqe_op).collect();
+    restrictions.push(Restriction::sqe_flags_allowed(squeue::Flags::ASYNC.bits()));
+    restrictions.push(Restriction::register_op(REGISTER_ENABLE_RINGS));
+    restrictions
 }
 
 /// Puts an entry into the submission queue; if that is full, lets the kernel take what is in it.

@@ -8,6 +8,13 @@ use std::thread;
 use super::super::{Backend, QueueRole};
 use super::VirtioDevice;
 use super::core::{Core, Left};
+use crate::confine::{self, COMMON, Calls, DEVICES, OPEN_FILES};
+
+/// What the thread that is made for queues that wait asks of the kernel.
+pub const CALLS: Calls = Calls {
+    of: "refill",
+    parts: &[COMMON, DEVICES, OPEN_FILES],
+};
 
 impl<B: Backend> VirtioDevice<B> {
     /// Takes what the guest made available in one queue. Requests have to wait for their turn if others wait for room;
@@ -67,7 +74,10 @@ impl<B: Backend> VirtioDevice<B> {
     /// Starts a thread that has the turns of the queues that wait. Returns whether there is one.
     fn refill_apart(&self) -> bool {
         let device = self.itself.clone();
-        let turns = move || while device.upgrade().is_some_and(|device| device.turn_apart()) {};
+        let turns = move || {
+            confine::thread(&CALLS);
+            while device.upgrade().is_some_and(|device| device.turn_apart()) {}
+        };
         let started = thread::Builder::new().name("refill".into()).spawn(turns);
         started.is_ok()
     }

@@ -9,8 +9,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::arbiter::Access;
+use kemari_vmm::confine;
+
 use crate::arbiter::http::Endpoint;
+use crate::arbiter::{Access, CALLS};
 
 /// How often the files are looked at.
 const FILES_LOOK_INTERVAL: Duration = Duration::from_secs(2);
@@ -79,7 +81,10 @@ impl Care {
             let weak = Arc::downgrade(&care);
             thread::Builder::new()
                 .name("arbiter care".into())
-                .spawn(move || look_after(&weak, &woken, has_names))?;
+                .spawn(move || {
+                    confine::thread(&CALLS);
+                    look_after(&weak, &woken, has_names);
+                })?;
         }
         Ok(care)
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::{Findings, Source};
 use crate::config::Config;
-use crate::threads;
+use crate::{steward, threads};
 
 /// How often it looks whether somebody has found something else.
 const ROUND_INTERVAL: Duration = Duration::from_millis(250);
@@ -47,7 +47,7 @@ impl ReadinessWatch {
             while let Some(locked_bytes) = wanted.upgrade() {
                 let looks = round % LOOK_ROUNDS == 0;
                 if looks {
-                    findings.note(Source::Fence, None, fence_trouble(&config, &host));
+                    findings.note(Source::Fence, None, steward::fence_trouble(&config, &host));
                     let locked_bytes = locked_bytes.load(Ordering::Relaxed);
                     findings.note(Source::Memory, None, memory_trouble(locked_bytes));
                     findings.note(Source::Threads, None, threads_trouble(threads_wanted, start_one));
@@ -73,16 +73,6 @@ impl ReadinessWatch {
     pub fn expect_locked(&self, bytes: u64) {
         self.locked_bytes.store(bytes, Ordering::Relaxed);
     }
-}
-
-/// Why a fence command could not be started here, if a takeover needs one.
-fn fence_trouble(config: &Config, host: &str) -> Option<String> {
-    let shares_disk = config.disks.iter().any(|disk| disk.shared && !disk.read_only);
-    let program = config.host(host).fence.first()?;
-    let why = shares_disk.then(|| executable(program).err()).flatten()?;
-    Some(format!(
-        "the fence command `{program}` {why}: install it, or correct `fence`"
-    ))
 }
 
 /// The file that a command of this name is started from, found as `execvp` finds it.

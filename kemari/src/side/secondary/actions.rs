@@ -8,8 +8,9 @@ use kemari_vmm::state::{StateBlob, StateKind};
 
 use super::super::readiness::Source;
 use super::super::step::step;
-use super::super::{clock, faults, fence};
+use super::super::{clock, faults};
 use super::{End, Input, LastSign, SecondarySide, trial};
+use crate::steward;
 use crate::threads::helpers;
 
 impl SecondarySide {
@@ -153,13 +154,12 @@ impl SecondarySide {
     }
 
     fn fence(&mut self, old: &Incarnation, until_ms: u64) {
-        let host = self.config.host(&self.host);
-        let command = host.fence_against(&old.host);
+        let (config, host, peer) = (self.config.clone(), self.host.clone(), old.host.clone());
         let left = Duration::from_millis(until_ms.saturating_sub(self.clock.now_ms()));
         let until = Instant::now() + left;
         let mailbox = self.mailbox.clone();
         helpers::run("fence", move || {
-            let fence = || fence::fence(&command, until).map_err(anyhow::Error::msg);
+            let fence = || steward::fence(&config, &host, &peer, until).map_err(anyhow::Error::msg);
             let result = step("fence", fence).map_err(|error| format!("{error:#}"));
             mailbox.post(Input::Fenced(result));
         });

@@ -1,5 +1,6 @@
 //! Hosts, clients and the guest, as the scenarios need them.
 
+mod breaches;
 mod cluster;
 mod guest;
 mod hang;

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 use xtask::proof::load::Load;
 use xtask::tools::{build_bare_guest, output_of, root, tail};
 
+use super::breaches;
 use super::plan::{Plan, certificates};
 use super::{Clients, PATIENCE, guest, wait_for};
 
@@ -92,7 +93,10 @@ pub struct Scene {
 /// Plays a scenario on hosts of its own. What failed is told with the end of the logs.
 pub fn play(plan: &Plan, scenario: impl FnOnce(&mut Scene) -> Result<()>) {
     let mut scene = Scene::new(plan).unwrap_or_else(|error| panic!("no hosts for the scenario: {error:#}"));
-    if let Err(error) = scenario(&mut scene) {
+    let played = scenario(&mut scene);
+    // What was beyond the sandbox may be why it failed.
+    let played = breaches::none_in(scene.directory.path()).and(played);
+    if let Err(error) = played {
         let logs: String = Host::BOTH.into_iter().map(|host| scene.shown_log(host)).collect();
         panic!("{error:#}\n{logs}");
     }
@@ -269,6 +273,7 @@ impl Scene {
         let netns = self.net.host(Host::B.number()).netns();
         let mut command = netns.command(PROGRAM);
         command
+            .env(breaches::VARIABLE, self.path(breaches::NAME))
             .arg(word)
             .arg(self.config("scene.toml"))
             .args(["--host", "c"])
@@ -325,6 +330,7 @@ impl Scene {
         let netns = self.net.host(host.number()).netns();
         let mut command = netns.command(PROGRAM);
         command
+            .env(breaches::VARIABLE, self.path(breaches::NAME))
             .args(words)
             .arg(self.config(config))
             .args(["--host", host.name()]);

@@ -1,0 +1,149 @@
+//! What threads may ask of the kernel: seccomp(2).
+//!
+//! Each kind of thread has a list of the system calls that it makes, beside its code, each with its reason. What is not on
+//! the list of the thread that asks ends the process, before the kernel has done anything: so ends whoever got hold of a
+//! thread by a mistake in what it reads of a guest. The other host takes over then, as after any death.
+//!
+//! A thread that others are started from gives them its own list; theirs can only be shorter. So the process as a whole has
+//! one as well, set before there is a second thread.
+
+mod common;
+mod filter;
+mod report;
+
+use std::fs::File;
+use std::io;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+pub use common::{COMMON, DEVICES, OPEN_FILES, RINGS, STREAMS};
+
+/// A list of calls.
+#[derive(Clone, Copy, Debug)]
+pub struct Calls {
+    /// Whose it is, for people.
+    pub of: &'static str,
+    /// The calls, in parts that several lists have in common.
+    pub parts: &'static [&'static [Call]],
+}
+
+/// A system call that may be made.
+#[derive(Clone, Copy, Debug)]
+pub struct Call {
+    number: libc::c_long,
+    when: When,
+    /// What it is needed for.
+    pub why: &'static str,
+}
+
+/// For which arguments a call may be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// For all.
+    Always,
+    /// If these bits of an argument are these.
+    Bits {
+        /// Which argument, from 0 on.
+        argument: u8,
+        /// The bits.
+        mask: u64,
+        /// What they must be.
+        are: u64,
+    },
+}
+
+/// A call that may be made with any arguments.
+pub const fn call(number: libc::c_long, why: &'static str) -> Call {
+    let when = When::Always;
+    Call { number, when, why }
+}
+
+/// A call that may be made with some arguments. With several of one number, one of them must fit.
+pub const fn call_if(number: libc::c_long, argument: u8, mask: u64, are: u64, why: &'static str) -> Call {
+    let when = When::Bits { argument, mask, are };
+    Call { number, when, why }
+}
+
+/// What happens at a call that is not on the list.
+#[derive(Debug)]
+pub enum Breach {
+    /// The kernel ends the process by SIGSYS, and says so in its audit log.
+    Kill,
+    /// For tests: number and thread are written into the file, and the process ends with [`BREACH_STATUS`].
+    Report(File),
+}
+
+/// Exit status of a process of a test that made a call which is on no list: 128 and SIGSYS.
+pub const BREACH_STATUS: i32 = 128 + libc::SIGSYS;
+
+const OFF: u8 = 0;
+const KILL: u8 = 1;
+const REPORT: u8 = 2;
+
+/// How breaches end, once the process has its list.
+static BREACHES_END: AtomicU8 = AtomicU8::new(OFF);
+
+/// Gives the process its list. To be called while it has one thread; it must have no_new_privs.
+///
+/// # Errors
+/// If the kernel has no seccomp filters: then no thread gets a list.
+pub fn process(calls: &Calls, breach: Breach) -> io::Result<()> {
+    let end = match breach {
+        Breach::Kill => KILL,
+        Breach::Report(file) => {
+            report::to(file)?;
+            REPORT
+        }
+    };
+    filter::refuse_some()?;
+    filter::install(calls, end == REPORT)?;
+    BREACHES_END.store(end, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Gives the calling thread its list, if the process has one.
+pub fn thread(calls: &Calls) {
+    let end = BREACHES_END.load(Ordering::Relaxed);
+    if end == OFF {
+        return;
+    }
+    if let Err(error) = filter::install(calls, end == REPORT) {
+        tracing::warn!(
+            "the thread `{}` keeps the rights of the whole process: {error}",
+            calls.of
+        );
+    }
+}
+
+/// The lists of this crate's threads.
+pub const LISTS: [Calls; 7] = [
+    crate::vcpu::CALLS,
+    crate::virtio::tap::CALLS,
+    crate::virtio::device::CALLS,
+    crate::disk::THREADS_CALLS,
+    crate::disk::RING_CALLS,
+    crate::watch::CALLS,
+    crate::memory::COPY_CALLS,
+];
+
+impl Calls {
+    /// How many different system calls it allows.
+    pub fn count(&self) -> usize {
+        let mut numbers: Vec<_> = self.all().map(|call| call.number).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        numbers.len()
+    }
+
+    /// Whether all that it allows is allowed by the other as well. What is on neither is refused by both.
+    pub fn is_within(&self, other: &Self) -> bool {
+        let allows = |call: &Call| {
+            let mut same = other.all().filter(|known| known.number == call.number);
+            same.any(|known| known.when == When::Always || known.when == call.when)
+        };
+        self.all().all(allows)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Call> {
+        self.parts.iter().copied().flatten()
+    }
+}

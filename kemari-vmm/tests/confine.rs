@@ -1,0 +1,89 @@
+//! What ends a thread that makes a call which is on no list, in a process of its own: this program starts itself anew.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus};
+use std::thread;
+
+use kemari_vmm::confine::{self, Breach, COMMON, Calls, call};
+
+/// Set in the process that is to be confined.
+const CONFINED: &str = "CONFINED";
+
+const ALL: Calls = Calls {
+    of: "the process",
+    parts: &[
+        COMMON,
+        &[call(libc::SYS_getppid, "a thread may, another may not")],
+    ],
+};
+const LESS: Calls = Calls {
+    of: "a thread",
+    parts: &[COMMON],
+};
+
+/// Runs the test of this name in a process of its own. `None`: this is the process, and it is confined.
+fn ended(test: &str) -> Option<ExitStatus> {
+    if std::env::var_os(CONFINED).is_none() {
+        let program = std::env::current_exe().expect("this program");
+        let mut command = Command::new(program);
+        command.args(["--exact", test]).env(CONFINED, "");
+        return Some(command.output().expect("it is started").status);
+    }
+    // SAFETY: the call takes a right away from this thread, by value.
+    assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
+    confine::process(&ALL, Breach::Kill).expect("this kernel has seccomp");
+    None
+}
+
+fn ask() -> i32 {
+    // SAFETY: the call has no arguments and no effect.
+    unsafe { libc::getppid() }
+}
+
+#[test]
+fn a_call_that_is_on_the_list_is_made() {
+    if let Some(status) = ended("a_call_that_is_on_the_list_is_made") {
+        assert!(status.success(), "{status}");
+        return;
+    }
+    assert!(ask() > 0);
+    let other = thread::spawn(ask);
+    assert!(other.join().expect("it does not panic") > 0);
+}
+
+#[test]
+fn a_thread_has_a_shorter_list_than_its_process() {
+    if let Some(status) = ended("a_thread_has_a_shorter_list_than_its_process") {
+        assert_eq!(status.signal(), Some(libc::SIGSYS), "{status}");
+        return;
+    }
+    assert!(ask() > 0);
+    let shorter = thread::spawn(|| {
+        confine::thread(&LESS);
+        ask()
+    });
+    unreachable!("it went on: {:?}", shorter.join());
+}
+
+#[test]
+fn new_code_and_new_processes_are_refused() {
+    if let Some(status) = ended("new_code_and_new_processes_are_refused") {
+        assert_eq!(status.signal(), Some(libc::SIGSYS), "{status}");
+        return;
+    }
+    // SAFETY: a mapping of its own, at a place that the kernel chooses.
+    let code = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            4096,
+            libc::PROT_READ | libc::PROT_EXEC,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    // An answer, and no end: the C library tries it for plug-ins.
+    if code == libc::MAP_FAILED {
+        let _ = Command::new("/bin/true").status();
+    }
+}

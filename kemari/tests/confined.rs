@@ -1,0 +1,152 @@
+//! What a confined process can still do, tried out by one: this program starts itself anew for it.
+
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use kemari::config::Config;
+use kemari::sandbox;
+use kemari_vmm::confine::BREACH_STATUS;
+use tempfile::TempDir;
+
+/// Set in the process that is to be confined: the directory of its files.
+const CONFINED: &str = "CONFINED_IN";
+
+/// A configuration whose files lie in `directory`, and whose link is at `port`.
+fn config(directory: &Path, port: u16) -> Config {
+    let shown = directory.display();
+    let host = |name, port| {
+        format!(
+            "[hosts.{name}]\nlisten = \"127.0.0.1:{port}\"\ncontrol = \"{shown}/run/{name}.sock\"\n\
+             state_dir = \"{shown}/state\"\ndisks = {{ blk0 = \"{shown}/images/disk.img\" }}\n"
+        )
+    };
+    let text = format!(
+        "vm = \"confined\"\n[machine]\nmemory_mib = 64\nkernel = \"{shown}/boot/kernel\"\n[[disk]]\nid = \"blk0\"\n\
+         [protection]\nplaintext = true\n[arbiter]\nkind = \"file\"\npath = \"{shown}/arbiter\"\n{}{}",
+        host("a", port),
+        host("b", port + 1),
+    );
+    Config::parse(&text, "a test").expect("a configuration")
+}
+
+/// Runs the test of this name in a process of its own, which finds its files in the directory.
+fn in_a_process_of_its_own(test: &str, directory: &TempDir) -> Output {
+    for name in ["boot", "images", "arbiter", "elsewhere"] {
+        fs::create_dir(directory.path().join(name)).expect("a directory");
+    }
+    for name in ["boot/kernel", "images/disk.img", "elsewhere/secret"] {
+        fs::write(directory.path().join(name), name).expect("a file");
+    }
+    let program = std::env::current_exe().expect("this program");
+    let mut command = Command::new(program);
+    command
+        .args(["--exact", test, "--nocapture"])
+        .env(CONFINED, directory.path());
+    command.env("KEMARI_BREACHES", directory.path().join("elsewhere/breaches"));
+    command.output().expect("it is started")
+}
+
+/// The directory of this process's files, if it is the one to be confined; it is, then. Says also whether the kernel can do
+/// all of it.
+fn confined(port: u16) -> Option<(PathBuf, bool)> {
+    let directory = PathBuf::from(std::env::var_os(CONFINED)?);
+    let lacks = sandbox::lacks();
+    let lacking = sandbox::confine(&config(&directory, port), "a").expect("it is confined");
+    assert_eq!(lacking, lacks, "nothing is lacking but what this kernel lacks");
+    Some((directory, lacks.is_empty()))
+}
+
+fn is_denied<T>(result: io::Result<T>) -> bool {
+    result.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+}
+
+fn shown(output: &Output, directory: &TempDir) -> String {
+    let said = [&output.stdout[..], &output.stderr].concat();
+    let breaches = fs::read_to_string(directory.path().join("elsewhere/breaches")).unwrap_or_default();
+    format!("{}{breaches}{}", output.status, String::from_utf8_lossy(&said))
+}
+
+#[test]
+fn files_are_those_of_the_configuration_also_when_they_are_replaced() {
+    let Some((directory, is_whole)) = confined(7710) else {
+        let directory = tempfile::tempdir().expect("a directory");
+        let name = "files_are_those_of_the_configuration_also_when_they_are_replaced";
+        let ended = in_a_process_of_its_own(name, &directory);
+        assert!(ended.status.success(), "{}", shown(&ended, &directory));
+        return;
+    };
+    if !is_whole {
+        return;
+    }
+    let path = |name: &str| directory.join(name);
+    fs::read(path("boot/kernel")).expect("the kernel");
+    assert!(is_denied(fs::write(path("boot/kernel"), "another")));
+    fs::write(path("images/disk.img"), "written").expect("the image");
+    fs::write(path("images/new"), "a larger one").expect("a file beside it");
+    fs::rename(path("images/new"), path("images/disk.img")).expect("the image is replaced");
+    assert_eq!(
+        fs::read(path("images/disk.img")).expect("the new one"),
+        b"a larger one"
+    );
+    fs::write(path("arbiter/record"), "1").expect("the arbiter's directory");
+    fs::hard_link(path("arbiter/record"), path("arbiter/second")).expect("records are linked");
+    fs::read_to_string("/proc/self/status").expect("what the kernel tells of it");
+    for name in ["elsewhere/secret", "elsewhere"] {
+        assert!(is_denied(File::open(path(name))), "{name}");
+    }
+    assert!(is_denied(File::open("/etc/passwd")) && is_denied(fs::read_dir("/")));
+    assert!(is_denied(fs::write("/proc/sys/kernel/hostname", "x")));
+    let mode = fs::metadata(path("arbiter/record"))
+        .expect("it was made")
+        .permissions();
+    assert_eq!(mode.mode() & 0o777, 0o600);
+}
+
+#[test]
+fn ports_are_those_of_the_configuration() {
+    let Some((_, is_whole)) = confined(7720) else {
+        let directory = tempfile::tempdir().expect("a directory");
+        let ended = in_a_process_of_its_own("ports_are_those_of_the_configuration", &directory);
+        assert!(ended.status.success(), "{}", shown(&ended, &directory));
+        return;
+    };
+    if !is_whole {
+        return;
+    }
+    let _own = TcpListener::bind("127.0.0.1:7720").expect("its own port");
+    assert!(is_denied(TcpListener::bind("127.0.0.1:7722")));
+    // Nobody is there, which is another reason.
+    let refused = TcpStream::connect("127.0.0.1:7721").expect_err("nobody listens");
+    assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    assert!(is_denied(TcpStream::connect("127.0.0.1:22")));
+}
+
+#[test]
+fn who_makes_a_call_that_is_on_no_list_ends_and_is_told_of() {
+    let Some((directory, _)) = confined(7730) else {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::set_permissions(directory.path(), Permissions::from_mode(0o700)).expect("its own");
+        let ended = in_a_process_of_its_own(
+            "who_makes_a_call_that_is_on_no_list_ends_and_is_told_of",
+            &directory,
+        );
+        assert_eq!(
+            ended.status.code(),
+            Some(BREACH_STATUS),
+            "{}",
+            shown(&ended, &directory)
+        );
+        let told = fs::read_to_string(directory.path().join("elsewhere/breaches")).expect("it is told");
+        assert!(
+            told.starts_with("system call ") && told.contains(" by the thread "),
+            "{told}"
+        );
+        return;
+    };
+    let parent = rustix::process::getppid();
+    unreachable!("{parent:?} was told in {}", directory.display());
+}
