@@ -12,11 +12,12 @@ use kemari_sync::wire::{
     PageBatchWriter, PageContent, encode, seal,
 };
 use kemari_sync::{
-    ArbiterAnswer, ArbiterRequest, DiskOffer, Incarnation, Phase, Record, Secondary, SecondaryAction,
-    SecondaryConfig, SecondaryEvent, SessionId, Staging, SyncTally, Timing, Work, apply_delta, base_checksum,
+    DiskOffer, Secondary, SecondaryAction, SecondaryConfig, SecondaryEvent, SessionId, Staging, SyncTally,
+    Timing, apply_delta, base_checksum,
 };
 use kemari_vmm::state::{StateBlob, StateKind};
 
+use super::support::store::{Store, host, record};
 use super::support::tape::Tape;
 
 /// Pages of the guest's memory.
@@ -41,7 +42,7 @@ struct Intake {
     tally: SyncTally,
     epoch: u64,
     memory: BTreeMap<u64, Box<[u8; PAGE_BYTES]>>,
-    record: Record,
+    store: Store,
     has_disk: bool,
 }
 
@@ -53,13 +54,6 @@ pub fn run(bytes: &[u8]) {
             break;
         }
         intake.step(&mut tape);
-    }
-}
-
-fn host(name: &str, nonce: u128) -> Incarnation {
-    Incarnation {
-        host: name.into(),
-        nonce,
     }
 }
 
@@ -84,16 +78,7 @@ impl Intake {
             tally: SyncTally::default(),
             epoch: 0,
             memory: BTreeMap::new(),
-            record: Record {
-                vm: "vm".into(),
-                store: 9,
-                term: 2,
-                base: 2,
-                owner: host("a", 1),
-                peer: Some(host("b", 2)),
-                phase: Phase::Acting,
-                work: Work::default(),
-            },
+            store: Store(record(2, Some(host("b", 2)))),
             has_disk: how & 2 != 0,
         }
     }
@@ -228,7 +213,7 @@ impl Intake {
                 return Some(SecondaryEvent::Applied { epoch });
             }
             SecondaryAction::Ask { ask, request } => {
-                let answer = self.ask(request);
+                let answer = self.store.ask(request);
                 return Some(SecondaryEvent::Arbiter { ask, answer });
             }
             SecondaryAction::Fence { .. } => return Some(SecondaryEvent::Fenced { result: Ok(()) }),
@@ -251,17 +236,6 @@ impl Intake {
             overwrite: false,
         };
         Vec::from_iter(self.has_disk.then_some(offer))
-    }
-
-    fn ask(&mut self, request: ArbiterRequest) -> ArbiterAnswer {
-        match request {
-            ArbiterRequest::Read => ArbiterAnswer::Record(Some(self.record.clone())),
-            ArbiterRequest::Swap { expected, new } if expected.as_ref() == Some(&self.record) => {
-                self.record = new;
-                ArbiterAnswer::Swapped
-            }
-            ArbiterRequest::Swap { .. } => ArbiterAnswer::Conflict(Some(self.record.clone())),
-        }
     }
 
     fn discard(&mut self) {

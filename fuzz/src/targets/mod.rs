@@ -1,6 +1,7 @@
 //! The targets: each takes any bytes, and neither panics, hangs nor takes much memory. They are run by libFuzzer
 //! (`cargo xtask fuzz`), and over their seeds and `fuzz/corpus/` by a plain test (`kemari/tests/corpus.rs`).
 
+mod answers;
 mod arbiter;
 mod config;
 mod control;
@@ -24,7 +25,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub static TARGETS: [Target; 10] = [
+pub static TARGETS: [Target; 11] = [
     Target {
         name: "devices",
         run: devices::run,
@@ -39,6 +40,11 @@ pub static TARGETS: [Target; 10] = [
         name: "frames",
         run: frames::run,
         seeds: frames::seeds,
+    },
+    Target {
+        name: "answers",
+        run: answers::run,
+        seeds: answers::seeds,
     },
     Target {
         name: "control",

@@ -68,7 +68,7 @@ pub struct Head {
 pub struct Record {
     store: Box<dyn Store>,
     head: Head,
-    sequence: u64,
+    sequence: u32,
     map: Map,
 }
 
@@ -254,10 +254,10 @@ impl Record {
             return Err(RecordError::Damaged);
         }
         let slots = [0, SLOT_BYTES].map(|offset| read_slot(&*store, offset));
-        let mut best: Option<(u64, Head)> = None;
+        let mut best: Option<(u32, Head)> = None;
         for slot in slots {
             if let Some((sequence, head)) = slot?
-                && best.as_ref().is_none_or(|(other, _)| *other < sequence)
+                && best.as_ref().is_none_or(|(other, _)| is_later(sequence, *other))
             {
                 best = Some((sequence, head));
             }
@@ -301,10 +301,10 @@ impl Record {
             encoded.len() <= HEAD_BYTES_MAX,
             "a head has names of bounded length"
         );
-        let sequence = self.sequence + 1;
+        let sequence = self.sequence.wrapping_add(1);
         let mut sector = Vec::with_capacity(SECTOR_BYTES);
         sector.extend_from_slice(&MAGIC);
-        sector.extend_from_slice(&sequence.to_le_bytes()[..4]);
+        sector.extend_from_slice(&sequence.to_le_bytes());
         sector.extend_from_slice(&encoded);
         sector.resize(SECTOR_BYTES - 4, 0);
         let checksum = crc32fast::hash(&sector);
@@ -385,11 +385,16 @@ impl Record {
     }
 }
 
-fn slot_of(sequence: u64) -> u64 {
-    sequence % 2 * SLOT_BYTES
+/// Whether a slot was written after another: the numbers begin anew behind the last one.
+fn is_later(sequence: u32, other: u32) -> bool {
+    sequence.wrapping_sub(other).cast_signed() > 0
 }
 
-fn read_slot(store: &dyn Store, offset: u64) -> Result<Option<(u64, Head)>, RecordError> {
+fn slot_of(sequence: u32) -> u64 {
+    u64::from(sequence % 2) * SLOT_BYTES
+}
+
+fn read_slot(store: &dyn Store, offset: u64) -> Result<Option<(u32, Head)>, RecordError> {
     let mut bytes = [0; SECTOR_BYTES];
     store.read_at(offset, &mut bytes)?;
     let (content, checksum) = bytes.split_at(SECTOR_BYTES - 4);
@@ -401,7 +406,7 @@ fn read_slot(store: &dyn Store, offset: u64) -> Result<Option<(u64, Head)>, Reco
     }
     let sequence = u32::from_le_bytes(content[8..12].try_into().expect("four bytes"));
     match postcard::take_from_bytes(&content[12..]) {
-        Ok((head, _)) => Ok(Some((sequence.into(), head))),
+        Ok((head, _)) => Ok(Some((sequence, head))),
         Err(_) => Ok(None),
     }
 }

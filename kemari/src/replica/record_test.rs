@@ -278,6 +278,17 @@ fn a_damaged_sector_of_the_map_counts_as_all_changed() {
 }
 
 #[test]
+fn the_last_head_is_read_also_when_the_numbers_begin_anew() {
+    let (store, mut record) = fresh();
+    record.sequence = u32::MAX - 1;
+    for term in 2..6 {
+        record.set_head(head(term)).unwrap();
+        let loaded = Record::load(Box::new(store.clone())).unwrap();
+        assert_eq!(loaded.head(), &head(term));
+    }
+}
+
+#[test]
 fn rubbish_is_no_record() {
     let nothing = Forgetful::new(Record::bytes_for(IMAGE_BYTES));
     assert!(matches!(

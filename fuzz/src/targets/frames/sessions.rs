@@ -6,7 +6,8 @@ use kemari_sync::wire::{
 };
 use kemari_sync::{CopyDisk, Readiness, Trouble};
 
-use super::{host, on_tape, said};
+use super::super::support::store::host;
+use super::{on_tape, said};
 
 /// A good commit, and one that is the last.
 const COMMIT: [u8; 1] = [5];

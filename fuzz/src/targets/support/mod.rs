@@ -3,4 +3,5 @@
 pub mod bench;
 pub mod driver;
 pub mod scratch;
+pub mod store;
 pub mod tape;

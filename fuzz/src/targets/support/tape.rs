@@ -53,7 +53,7 @@ impl<'a> Tape<'a> {
         match self.u8() % 8 {
             0 => 0,
             1 => u64::MAX - near(self),
-            2 => size - near(self),
+            2 => size.wrapping_sub(near(self)),
             3 => size + near(self),
             4 => self.u64(),
             5 => (1 << 32) - u64::from(self.u8()),
