@@ -74,6 +74,7 @@ fn messages() -> Vec<Message> {
             trouble: None,
             readiness: None,
             wall_clock_ms: 0,
+            mtus: Vec::new(),
         }),
         Message::Heartbeat(Heartbeat {
             sequence: u64::MAX,
@@ -84,6 +85,7 @@ fn messages() -> Vec<Message> {
                 age_ms: u64::MAX,
             }),
             wall_clock_ms: u64::MAX,
+            mtus: Vec::new(),
         }),
         Message::Goodbye(Goodbye::HandOver(long)),
         Message::Goodbye(Goodbye::Closed("KVM".to_owned())),

@@ -45,6 +45,8 @@ pub struct Link {
     pub is_bridge: bool,
     /// If it is a TAP (or TUN).
     pub tun: Option<Tun>,
+    /// The largest packet that it takes, in bytes; 0: the kernel does not say.
+    pub mtu: u32,
     /// Whether its owner has set it up.
     pub is_up: bool,
     /// Whether it is up, and something is at its other end.
@@ -115,6 +117,7 @@ impl From<LinkMessage> for Link {
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::Controller(bridge) => link.bridge = Some(bridge),
                 LinkAttribute::LinkInfo(infos) => {
                     link.tun = tun(&infos);

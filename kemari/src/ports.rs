@@ -142,6 +142,7 @@ mod tests {
             bridge,
             is_bridge: name.starts_with("br"),
             tun: is_tap.then(Tun::default),
+            mtu: 1500,
             is_up: true,
             has_carrier,
         }

@@ -331,6 +331,7 @@ impl Primary {
                     trouble: trouble.map(Trouble::shortened),
                     readiness: None,
                     wall_clock_ms: 0,
+                    mtus: Vec::new(),
                 });
                 actions.push(PrimaryAction::Send {
                     session: session.id,

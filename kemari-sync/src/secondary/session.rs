@@ -251,6 +251,7 @@ impl Secondary {
                 trouble: trouble.map(Trouble::shortened),
                 readiness: noted.map(|(found, at_ms)| found.aged(now_ms.saturating_sub(*at_ms))),
                 wall_clock_ms: 0,
+                mtus: Vec::new(),
             });
             actions.push(SecondaryAction::Send {
                 session: session.id,

@@ -12,7 +12,7 @@ use super::about::About;
 use super::frame::FrameKind;
 
 /// Version of the conversation. Both sides must speak the same.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// Longest reason in a message, in bytes; longer ones are cut by [`reason_text`].
 pub const REASON_BYTES_MAX: usize = 512;
@@ -123,6 +123,9 @@ pub struct Heartbeat {
     /// The sender's wall clock, in milliseconds since 1970. The driver sets it when it sends: the mechanism knows no such
     /// clock.
     pub wall_clock_ms: u64,
+    /// The MTU of each network card's TAP on the sender's host, in the configuration's order; 0: it is not known. The driver
+    /// sets it as well.
+    pub mtus: Vec<u32>,
 }
 
 /// Why a side ends a session.

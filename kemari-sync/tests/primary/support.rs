@@ -58,6 +58,7 @@ pub fn said(trouble: Option<Trouble>, reasons: Option<&[&str]>) -> Message {
         trouble,
         readiness: reasons.map(|reasons| Readiness::found(reasons.iter().map(|reason| reason.to_string()))),
         wall_clock_ms: 0,
+        mtus: Vec::new(),
     })
 }
 

@@ -124,6 +124,7 @@ mod tests {
                 age_ms: 3,
             }),
             wall_clock_ms: 4,
+            mtus: Vec::new(),
         })
     }
 

@@ -8,7 +8,7 @@ use kemari_vmm::event::{Direction as EventDirection, Event, Interest, MeasuringT
 use kemari_vmm::machine::Machine;
 
 use super::certificates::Certificates;
-use super::readiness::Findings;
+use super::readiness::{Findings, Mtus};
 use crate::arbiter::{ArbiterWatch, Known};
 use crate::control::{
     Bucket, Command, Control, Direction, Status, TapLine, TapRequest, TapSink, TapStatistics,
@@ -40,6 +40,7 @@ pub struct Board {
     still_max: Duration,
     shown: Mutex<Shown>,
     findings: Arc<Findings>,
+    mtus: Arc<Mtus>,
     arbiter: OnceLock<ArbiterWatch>,
     certificates: OnceLock<Certificates>,
 }
@@ -56,6 +57,7 @@ impl Board {
                 orders: None,
             }),
             findings: Findings::new(),
+            mtus: Arc::default(),
             arbiter: OnceLock::new(),
             certificates: OnceLock::new(),
         })
@@ -68,6 +70,11 @@ impl Board {
     /// Where everybody notes what would keep this host from taking over.
     pub fn findings(&self) -> &Arc<Findings> {
         &self.findings
+    }
+
+    /// What the guest's TAPs take, on both hosts.
+    pub fn mtus(&self) -> &Arc<Mtus> {
+        &self.mtus
     }
 
     /// Shows what this watch of the arbiter finds, from now on.

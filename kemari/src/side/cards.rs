@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use kemari_vmm::machine::Machine;
 use kemari_vmm::virtio::tap::Tap;
 
-use super::readiness::{Findings, Source};
+use super::readiness::{Findings, Mtus, Source};
 use crate::config::{Config, HostNet};
 use crate::links::{Link, Watched};
 use crate::ports::Ports;
@@ -27,6 +27,7 @@ pub struct Cards {
     config: Arc<Config>,
     host: String,
     findings: Arc<Findings>,
+    mtus: Arc<Mtus>,
     watched: Option<Watched>,
     ports: Ports,
     lost_since: Option<Instant>,
@@ -41,11 +42,12 @@ pub struct Cards {
 }
 
 impl Cards {
-    pub fn new(config: Arc<Config>, host: String, findings: Arc<Findings>) -> Self {
+    pub fn new(config: Arc<Config>, host: String, findings: Arc<Findings>, mtus: Arc<Mtus>) -> Self {
         Self {
             config,
             host,
             findings,
+            mtus,
             watched: None,
             ports: Ports::default(),
             lost_since: None,
@@ -60,6 +62,7 @@ impl Cards {
     pub fn begin_role(&mut self) {
         (self.lost_since, self.said, self.unattached) = (None, None, None);
         self.tried.clear();
+        self.mtus.forget_theirs();
     }
 
     /// Why the packets of a guest that runs here do not get out, if that has lasted. As long as the devices cannot be looked at
@@ -85,10 +88,11 @@ impl Cards {
         let trouble = self.ports.trouble(&links, &self.config, &self.host);
         self.try_taps(&links);
         let refused = self.tried.iter().filter_map(|(_, refused)| refused.clone());
+        let narrower = self.mtus.narrower(&self.config.nets_of(&self.host));
         self.findings.note(
             Source::Cards,
             Some(VALID),
-            trouble.clone().into_iter().chain(refused),
+            trouble.clone().into_iter().chain(refused).chain(narrower),
         );
         self.lasting(trouble)
     }
@@ -105,9 +109,12 @@ impl Cards {
             Ok(looked)
         });
         match looked {
-            Ok(looked) => {
+            Ok((links, changed)) => {
                 self.unreadable = None;
-                Some(looked)
+                if changed {
+                    self.note_mtus(&links);
+                }
+                Some((links, changed))
             }
             Err(error) => {
                 let why = format!("the network devices cannot be watched: {error}");
@@ -118,6 +125,15 @@ impl Cards {
                 None
             }
         }
+    }
+
+    fn note_mtus(&self, links: &[Link]) {
+        let mtu = |net: HostNet<'_>| {
+            let link = links.iter().find(|link| link.name == net.tap);
+            link.map_or(0, |link| link.mtu)
+        };
+        let nets = self.config.nets_of(&self.host);
+        self.mtus.note_ours(nets.into_iter().map(mtu).collect());
     }
 
     /// A card counts as cut off when it has been for as long as a silent peer is waited for: cables are moved, switches
@@ -201,7 +217,7 @@ mod tests {
         let text = include_str!("../../../docs/example.toml");
         let config = Arc::new(Config::parse(text, "test").unwrap());
         let host = config.hosts.keys().next().unwrap().clone();
-        Cards::new(config, host, Findings::new())
+        Cards::new(config, host, Findings::new(), Arc::default())
     }
 
     #[test]

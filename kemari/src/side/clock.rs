@@ -5,6 +5,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use kemari_sync::wire::Message;
 
 use super::faults;
+use super::readiness::Mtus;
 
 /// This host's wall clock, in milliseconds since 1970; a clock before that reads as 0.
 pub fn wall_clock_ms() -> u64 {
@@ -17,10 +18,11 @@ pub fn wall_clock_ms() -> u64 {
         .map_or(0, |since| since.as_millis() as u64 + faults::clock_ahead_ms())
 }
 
-/// A heartbeat says what time it is as it is sent.
-pub fn stamp(message: &mut Message) {
+/// A heartbeat says what time it is as it is sent, and what the guest's TAPs here take.
+pub fn stamp(message: &mut Message, mtus: &Mtus) {
     if let Message::Heartbeat(heartbeat) = message {
         heartbeat.wall_clock_ms = wall_clock_ms();
+        heartbeat.mtus = mtus.ours();
     }
 }
 

@@ -12,9 +12,9 @@ use kemari_sync::Trouble;
 use kemari_vmm::confine::{self, COMMON, Calls, DEVICES, OPEN_FILES, STREAMS, call};
 use kemari_vmm::machine::Machine;
 
+use super::board::Board;
 use super::cards::Cards;
 use super::probe::Probe;
-use super::readiness::Findings;
 use crate::config::Config;
 use crate::replica::Tracker;
 use crate::sandbox::{CARDS, SOCKETS};
@@ -69,12 +69,12 @@ pub struct HealthWatch {
 }
 
 impl HealthWatch {
-    /// Watches the host `host`, which is this one, as soon as a role wants it. In `findings` it notes what a secondary's
-    /// network cards are good for.
-    pub fn start(config: Arc<Config>, host: String, findings: Arc<Findings>) -> anyhow::Result<Self> {
+    /// Watches the host `host`, which is this one, as soon as a role wants it. On `board` it notes what a secondary's network
+    /// cards are good for.
+    pub fn start(config: Arc<Config>, host: String, board: &Board) -> anyhow::Result<Self> {
         let (subjects, wanted) = channel();
         let io_limit = config.protection.progress_timeout();
-        let mut cards = Cards::new(config, host, findings);
+        let mut cards = Cards::new(config, host, board.findings().clone(), board.mtus().clone());
         let watch = move || {
             confine::thread(&CALLS);
             let mut subject: Option<Subject> = None;

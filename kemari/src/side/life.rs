@@ -157,7 +157,7 @@ impl Life {
             _ => None,
         };
         let config = Arc::new(config);
-        let health = HealthWatch::start(config.clone(), host.clone(), board.findings().clone())?;
+        let health = HealthWatch::start(config.clone(), host.clone(), &board)?;
         Ok(Self {
             terminal,
             config,

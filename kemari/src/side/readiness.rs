@@ -9,6 +9,7 @@
 
 mod clocks;
 mod images;
+mod mtus;
 mod watch;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,6 +20,7 @@ use kemari_sync::{READINESS_REASON_BYTES_MAX, READINESS_REASONS_MAX, Readiness};
 
 pub use clocks::{CLOCKS_MS_MAX, Clocks};
 pub use images::{InUse, Target};
+pub use mtus::Mtus;
 pub use watch::{ReadinessWatch, executable};
 
 /// Who finds something out. What is found stands on the list in this order.

@@ -74,6 +74,7 @@ fn sessions_that_say_nothing_keep_nobody_out_and_a_strangers_words_are_not_the_p
             trouble: None,
             readiness: None,
             wall_clock_ms: u64::MAX >> 1,
+            mtus: Vec::new(),
         };
         encode(&Message::Heartbeat(heartbeat), &mut bytes);
         for _ in 0..HEARTBEATS {

@@ -108,6 +108,16 @@ fn the_secondarys_tap_is_down() {
 }
 
 #[test]
+fn the_secondarys_tap_takes_smaller_packets_than_the_primarys() {
+    found_out(
+        &Plan::default(),
+        "the TAP tap0 of the card net0 takes packets of 1400 bytes, and that of the primary 1500",
+        |scene| ip(scene, Host::B, "link set tap0 mtu 1400"),
+        |scene| ip(scene, Host::B, "link set tap0 mtu 1500"),
+    );
+}
+
+#[test]
 fn the_secondarys_bridge_is_down() {
     found_out(
         &Plan::default(),

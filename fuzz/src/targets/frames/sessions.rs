@@ -133,6 +133,7 @@ fn heartbeat() -> Message {
             age_ms: 3,
         }),
         wall_clock_ms: 4,
+        mtus: Vec::new(),
     })
 }
 

@@ -93,7 +93,7 @@ impl PrimarySide {
     }
 
     pub(super) fn send(&mut self, id: SessionId, mut message: Message) {
-        clock::stamp(&mut message);
+        clock::stamp(&mut message, self.board.mtus());
         let mut bytes = Vec::new();
         encode(&message, &mut bytes);
         self.on_link(id, |session| match message.channel() {

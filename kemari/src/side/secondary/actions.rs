@@ -89,7 +89,7 @@ impl SecondarySide {
     }
 
     fn send(&mut self, id: SessionId, mut message: Message) {
-        clock::stamp(&mut message);
+        clock::stamp(&mut message, self.board.mtus());
         let Some(session) = self.sessions.iter_mut().find(|session| session.id == id) else {
             return;
         };

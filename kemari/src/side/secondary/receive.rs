@@ -89,7 +89,7 @@ impl SecondarySide {
                 self.poll_until_us = self.clock.now_us() + POLL_US_MAX;
             }
             self.note_step(&message);
-            self.note_clock(&message);
+            self.note_host(&message);
         }
         self.events
             .push_back(SecondaryEvent::Message { session, message });
@@ -174,11 +174,13 @@ impl SecondarySide {
         }
     }
 
-    /// What the primary's wall clock shows.
-    fn note_clock(&mut self, message: &Message) {
-        if let Message::Heartbeat(heartbeat) = message
-            && let Some(trouble) = self.clocks.note(wall_clock_ms(), heartbeat.wall_clock_ms)
-        {
+    /// What the primary's wall clock shows, and what the guest's TAPs there take.
+    fn note_host(&mut self, message: &Message) {
+        let Message::Heartbeat(heartbeat) = message else {
+            return;
+        };
+        self.board.mtus().note_theirs(&heartbeat.mtus);
+        if let Some(trouble) = self.clocks.note(wall_clock_ms(), heartbeat.wall_clock_ms) {
             self.board.findings().note(Source::Clock, None, trouble);
         }
     }
