@@ -24,7 +24,7 @@ use serde::Serialize;
 
 use crate::own_file::{OwnFile, SECTOR_BYTES};
 use crate::ui::Ui;
-use crash::{Cut, Stretch, stretches};
+use crash::{Cut, moments};
 use log::{Entry, Log};
 use model::{Model, Times};
 use storm::Storm;
@@ -35,6 +35,8 @@ const SECTORS: u64 = 4096;
 const GROWN_SECTORS: u64 = 6144;
 /// Parts of what was not durable that are tried for each change, beside all of it.
 const SUBSETS: [Cut; 4] = [Cut::Subset, Cut::Torn, Cut::Subset, Cut::Torn];
+/// Moments of each recording that are tried at least.
+const MOMENTS_MIN: usize = 10;
 /// Most time for one recording.
 const SHARE_MAX: Duration = Duration::from_secs(10);
 /// How long it takes as a part of the tests.
@@ -107,7 +109,9 @@ fn record_and_replay(
         is_device: subject.device_block_bytes.is_some(),
     };
     let crashed = directory.path().join("crashed");
-    recording.replay(time, random, outcome, |content| {
+    let begin = Instant::now();
+    let enough = |_: &Outcome| begin.elapsed() > time;
+    recording.replay(random, outcome, enough, |content| {
         fs::write(&crashed, content)?;
         let disk = Disk::open(&DiskConfig::new(&crashed))?;
         let (offset, bytes) = (0, disk.bytes() as usize);
@@ -143,38 +147,35 @@ struct Recording {
 }
 
 impl Recording {
-    /// Tries the cuts behind every change, in any order, until there is no time left. `reopen`: what a disk has whose file is so.
+    /// Tries the cuts behind every change, in any order, until it is `enough`. `reopen`: what a disk has whose file is so.
     fn replay(
         &self,
-        time: Duration,
         random: &mut ChaCha8Rng,
         outcome: &mut Outcome,
+        enough: impl Fn(&Outcome) -> bool,
         reopen: impl Fn(Vec<u8>) -> Result<Vec<u8>>,
     ) -> Result<()> {
         outcome.recordings += 1;
-        let begin = Instant::now();
-        let zeros = vec![0; (SECTORS * SECTOR_BYTES) as usize];
-        let stretches = stretches(zeros, &self.entries);
-        let mut moments: Vec<(&Stretch, usize)> = Vec::new();
-        for stretch in &stretches {
-            let is_one = |place: &usize| matches!(self.entries[*place], Entry::Changed(_) | Entry::Ended(_));
-            let places = stretch.places.clone().filter(is_one);
-            moments.extend(places.map(|place| (stretch, place + 1)));
-        }
+        let mut moments = moments(&self.entries);
         ensure!(!moments.is_empty(), "nothing has reached the file");
-        while begin.elapsed() < time && !moments.is_empty() {
-            let (stretch, place) = moments.swap_remove(random.random_range(0..moments.len()));
+        let zeros = vec![0; (SECTORS * SECTOR_BYTES) as usize];
+        for tried in 0.. {
+            if moments.is_empty() || (tried >= MOMENTS_MIN && enough(outcome)) {
+                break;
+            }
+            let moment = moments.swap_remove(random.random_range(0..moments.len()));
+            let durable = moment.durable(zeros.clone(), &self.entries);
             // What a device's own cache holds is not in the file yet; it outlives the process all the same.
             let killed = (!self.is_device).then_some(Cut::Killed);
             for cut in killed.into_iter().chain([Cut::Prefix]).chain(SUBSETS) {
-                let expected = self.model.at(&self.times, place, cut == Cut::Killed);
-                let content = stretch.cut(&self.entries, place, cut, random);
+                let expected = self.model.at(&self.times, moment.place, cut == Cut::Killed);
+                let content = moment.cut(durable.clone(), &self.entries, cut, random);
                 let judged = reopen(content).and_then(|found| expected.judge(&found));
                 outcome.subsets += 1;
                 if let Err(error) = judged {
                     outcome.failed += 1;
                     if outcome.failed <= FINDINGS_MAX {
-                        println!("  ! {}, {cut:?} at entry {place}: {error:#}", self.name);
+                        println!("  ! {}, {cut:?} at entry {}: {error:#}", self.name, moment.place);
                     }
                 }
             }

@@ -1,11 +1,10 @@
 //! What a power cut may leave: all that was made durable, and of what was written since any part.
 
-use std::ops::Range;
-
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
 use super::log::Entry;
+use crate::own_file::Change;
 
 /// How a cut treats what was not durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,47 +19,41 @@ pub enum Cut {
     Torn,
 }
 
-/// The changes between two moments at which all is durable, with the file as it was at the first.
-pub struct Stretch {
-    /// The file, durable.
-    pub durable: Vec<u8>,
-    /// The log of it.
-    pub places: Range<usize>,
+/// A place in a log at which the power may be cut: behind this many entries.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// Entries before it.
+    pub place: usize,
+    /// So many of them are from before all became durable the last time.
+    durable: usize,
 }
 
-/// Cuts a log where all became durable.
-pub fn stretches(mut content: Vec<u8>, entries: &[Entry]) -> Vec<Stretch> {
-    let mut stretches = Vec::new();
-    let mut start = 0;
-    let mut durable = content.clone();
-    for (place, entry) in entries.iter().enumerate() {
+/// Each moment behind a change of the file, or the end of a request.
+pub fn moments(entries: &[Entry]) -> Vec<Moment> {
+    let mut durable = 0;
+    let mut moments = Vec::new();
+    for (place, entry) in (1..).zip(entries) {
         match entry {
-            Entry::Changed(change) => change.apply(&mut content),
-            Entry::Synced => {
-                let places = start..place + 1;
-                stretches.push(Stretch { durable, places });
-                (start, durable) = (place + 1, content.clone());
-            }
-            Entry::Asked(_) | Entry::Ended(_) => {}
+            Entry::Synced => durable = place,
+            Entry::Changed(_) | Entry::Ended(_) => moments.push(Moment { place, durable }),
+            Entry::Asked(_) => {}
         }
     }
-    let places = start..entries.len();
-    stretches.push(Stretch { durable, places });
-    stretches
+    moments
 }
 
-impl Stretch {
-    /// The file as a cut at this place leaves it.
-    pub fn cut(&self, entries: &[Entry], place: usize, cut: Cut, random: &mut ChaCha8Rng) -> Vec<u8> {
-        let mut content = self.durable.clone();
-        let changes = entries[self.places.start..place].iter();
-        let changes = changes.filter_map(|entry| match entry {
-            Entry::Changed(change) => Some(change),
-            _ => None,
-        });
+impl Moment {
+    /// A file of zeros, with all that is durable.
+    pub fn durable(&self, mut content: Vec<u8>, entries: &[Entry]) -> Vec<u8> {
+        changes(&entries[..self.durable]).for_each(|change| change.apply(&mut content));
+        content
+    }
+
+    /// The file with all that is durable, as a cut leaves it.
+    pub fn cut(&self, mut content: Vec<u8>, entries: &[Entry], cut: Cut, random: &mut ChaCha8Rng) -> Vec<u8> {
         let kept_of_ten = random.random_range(1..10);
         let mut is_kept = || random.random_range(0..10) < kept_of_ten;
-        for change in changes {
+        for change in changes(&entries[self.durable..self.place]) {
             match cut {
                 Cut::Killed | Cut::Prefix => change.apply(&mut content),
                 Cut::Subset if is_kept() => change.apply(&mut content),
@@ -70,4 +63,11 @@ impl Stretch {
         }
         content
     }
+}
+
+fn changes(entries: &[Entry]) -> impl Iterator<Item = &Change> {
+    entries.iter().filter_map(|entry| match entry {
+        Entry::Changed(change) => Some(change),
+        _ => None,
+    })
 }
