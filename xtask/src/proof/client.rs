@@ -70,10 +70,15 @@ impl Swarm {
 
     /// Number of connections lost so far.
     pub fn lost(&self) -> usize {
+        self.live.iter().filter(|live| live.lost.get().is_some()).count()
+    }
+
+    /// Why the first of them was lost.
+    pub fn loss(&self) -> Option<&str> {
         self.live
             .iter()
-            .filter(|live| live.lost.load(Ordering::Relaxed))
-            .count()
+            .find_map(|live| live.lost.get())
+            .map(String::as_str)
     }
 
     /// Tells every client to stop at once, and to leave open what was not answered.

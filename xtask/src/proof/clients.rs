@@ -46,8 +46,9 @@ impl Clients {
         wait_for("an answer to each connection", PATIENCE, || {
             ensure!(
                 self.swarm.lost() == 0,
-                "{} connections were lost",
-                self.swarm.lost()
+                "{} connections were lost: {}",
+                self.swarm.lost(),
+                self.swarm.loss().unwrap_or_default()
             );
             let now = self.swarm.acknowledged();
             Ok(now

@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rand::{Rng, SeedableRng};
@@ -30,8 +31,8 @@ pub(super) const STOP: u8 = 2;
 pub(super) struct Live {
     /// Acknowledged writes so far.
     pub acknowledged: AtomicU64,
-    /// Set when the connection is lost.
-    pub lost: AtomicBool,
+    /// Why the connection was lost, when it was.
+    pub lost: OnceLock<String>,
 }
 
 /// The connection and what it has seen.
@@ -195,7 +196,9 @@ impl<'a> Connection<'a> {
             stray_answers = self.strays();
         }
         let lost = result.err();
-        self.live.lost.store(lost.is_some(), Ordering::Relaxed);
+        if let Some(why) = &lost {
+            let _ = self.live.lost.set(why.clone());
+        }
         let connections = vec![ConnectionEnd {
             connection: self.id,
             lost,

@@ -128,7 +128,12 @@ impl World {
 
     /// Waits until the primary on `side` is protected, and both sides say that it is ready.
     pub fn await_ready(&mut self, side: Side) -> Result<()> {
-        wait_for("protected and ready", PATIENCE, || {
+        self.await_ready_within(side, PATIENCE)
+    }
+
+    /// The same, where much else runs.
+    pub fn await_ready_within(&mut self, side: Side, limit: Duration) -> Result<()> {
+        wait_for("protected and ready", limit, || {
             ensure!(self.is_running(side), "the process on {} has ended", side.name());
             let runs = self.status(side).is_some_and(|status| status.is_primary());
             let both = || -> Result<bool> {

@@ -115,9 +115,9 @@ impl Worker<'_> {
             End::Told => None,
             End::Lost(why) => Some(why),
         };
-        self.lives[usize::from(self.id)]
-            .lost
-            .store(lost.is_some(), Ordering::Relaxed);
+        if let Some(why) = &lost {
+            let _ = self.lives[usize::from(self.id)].lost.set(why.clone());
+        }
         let end = ConnectionEnd {
             connection: self.id,
             lost,
