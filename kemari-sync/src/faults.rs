@@ -43,11 +43,9 @@ pub enum Fault {
     /// A VM is booted while the fence of its last winner may still strike. Not among [`Self::ALL`]: in the simulation the
     /// next host that could be struck is never ready so soon; a test of the start finds it.
     BootUnderFence,
-    /// Output is held for a secondary to which the way is not proved. Not among [`Self::ALL`]: it costs the guest time and
-    /// no data; a test of the handshake finds it.
+    /// Output is held for a secondary to which the way is not proved.
     HoldUnproved,
-    /// A primary says that the VM is here although its peer may have taken over. Not among [`Self::ALL`]: the simulation
-    /// has no switches; a test of the syncs finds it.
+    /// A primary says that the VM is here although its peer may have taken over.
     ShowUnasked,
     /// A secondary that holds a committed stop runs the guest.
     ResurrectStop,
@@ -92,6 +90,18 @@ pub enum Fault {
     RecordAfterWrite,
     /// A block's mark is taken as soon as the block is durable on the primary's image.
     UnmarkEarly,
+    /// The mark of a block goes as soon as the other image has stored a copy of it, durable here or not.
+    UnmarkCopied,
+    /// The secondary says that what was copied is durable when it has only taken it.
+    StoredEarly,
+    /// An image is compared with whatever its cache shows, also after a flush of it has failed.
+    TrustCache,
+    /// A flush that failed on the primary is forgotten: the next one proves nothing, and counts.
+    ForgetFailedFlush,
+    /// A flush that failed on the secondary is forgotten, and it goes on.
+    ForgetFailedReplicaFlush,
+    /// A flush that failed is forgotten by the last one, with which a VM ends.
+    ForgetFailedDrain,
     /// The guest is told of a flush that should wait for both disks when the primary's has done it.
     FlushWithoutPeer,
     /// The secondary says that a flush is done when it is only in its disk's queue.
@@ -121,7 +131,7 @@ pub enum Fault {
 
 impl Fault {
     /// All that must be noticed.
-    pub const ALL: [Self; 46] = [
+    pub const ALL: [Self; 54] = [
         Self::ReleaseBeforeAck,
         Self::AckBeforeCheck,
         Self::AckBeforeWhole,
@@ -153,11 +163,19 @@ impl Fault {
         Self::RollBackAcked,
         Self::StopBeforeDrained,
         Self::StayInTrouble,
+        Self::HoldUnproved,
+        Self::ShowUnasked,
         Self::ApplyBeforeCommit,
         Self::ForgetInFlight,
         Self::WholeEarly,
         Self::RecordAfterWrite,
         Self::UnmarkEarly,
+        Self::UnmarkCopied,
+        Self::StoredEarly,
+        Self::TrustCache,
+        Self::ForgetFailedFlush,
+        Self::ForgetFailedReplicaFlush,
+        Self::ForgetFailedDrain,
         Self::FlushWithoutPeer,
         Self::FlushedEarly,
         Self::StartFromAnyImage,
@@ -177,8 +195,6 @@ impl Fault {
             Self::DeltaAgainstUnacked,
             Self::CopyOverNewer,
             Self::BootUnderFence,
-            Self::HoldUnproved,
-            Self::ShowUnasked,
         ]);
         all.find(|fault| format!("{fault:?}") == name)
     }

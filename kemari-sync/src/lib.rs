@@ -11,6 +11,7 @@ mod consent;
 mod delta;
 mod faults;
 mod gather;
+mod marks;
 #[cfg(feature = "sim")]
 pub mod model;
 mod primary;
@@ -34,6 +35,7 @@ pub use faults::Fault;
 #[cfg(feature = "faults")]
 pub use faults::inject;
 pub use gather::GatherGovernor;
+pub use marks::{Extent, Marks, ReplicaMarks, RequestId, Settled};
 pub use primary::{
     CAPTURE_FAILURES_MAX, CopyLimits, Mode, OnSecondaryLoss, Opening, Pace, Primary, PrimaryAction,
     PrimaryConfig, PrimaryEvent, Reign, SessionId,

@@ -31,7 +31,7 @@ impl fmt::Display for Cause {
 pub(super) struct Parting {
     pub(super) contest: Contest,
     pub(super) cause: Cause,
-    /// The peer was heard, and could not follow: the next pair may fare no better.
+    /// The peer could not follow, or was silent: the next pair may fare no better.
     pub(super) is_futile: bool,
 }
 
@@ -143,11 +143,15 @@ impl Primary {
             return self.act_alone(record, &cause.to_string(), actions);
         }
         let contest = self.contest(Goal::Rule);
-        let (now_ms, progress) = (self.now_ms, self.progress_deadline());
+        // A link that breaks says so, and who was started anew is back at once. Of one that carries nothing any more, or whose
+        // peer gets on with nothing, the next pair may fare no better.
+        let [_, silent, stuck] = self.loss_deadlines();
+        let is_over = |due_ms: Option<u64>| due_ms.is_some_and(|due_ms| self.now_ms >= due_ms);
+        let is_futile = is_over(silent) || is_over(stuck);
         self.parting = Some(Parting {
             contest,
             cause,
-            is_futile: progress.is_some_and(|(due_ms, _)| now_ms >= due_ms),
+            is_futile,
         });
     }
 

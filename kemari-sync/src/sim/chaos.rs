@@ -56,6 +56,8 @@ pub(super) enum Blow {
     DiskStuck(Target),
     /// So many requests of the disk fail, from here on.
     DiskFails(Target, u32),
+    /// So many flushes of an image fail, from here on: what they were for is lost, and later ones succeed.
+    FlushFails(Target, u32),
     /// The operator makes a host's image of the replicated disk larger.
     Enlarge(usize),
     /// The operator says to the primary that the image has grown.
@@ -83,6 +85,7 @@ pub(super) struct Flags {
     pub(super) uplink_lost: [bool; HOSTS],
     pub(super) disk_stuck: [bool; HOSTS],
     pub(super) disk_failures: [u32; HOSTS],
+    pub(super) flush_failures: [u32; HOSTS],
     /// The link breaks when the first sync of a pair is committed, before its ack arrives.
     pub(super) breaks_pairing: bool,
 }
@@ -166,6 +169,14 @@ impl Script {
                 ));
             }
         }
+        // One of what a flush has lost just before.
+        for (at_us, blow) in &blows {
+            if matches!(blow, Blow::OperatorStop | Blow::PowerOff) && rng.random_bool(0.4) {
+                let before_us = rng.random_range(1_000..20_000);
+                let blow = Blow::FlushFails(Target::Primary, 1);
+                interruptions.push((at_us - before_us, blow));
+            }
+        }
         blows.extend(interruptions);
         let grows = rng.random_bool(0.5);
         if grows {
@@ -203,7 +214,7 @@ fn single(rng: &mut ChaCha8Rng) -> Blow {
         Target::Secondary
     };
     let for_us = rng.random_range(10_000..500_000);
-    match rng.random_range(0..17) {
+    match rng.random_range(0..19) {
         0 | 1 => Blow::Kill(target),
         2 | 3 => Blow::CutPower(target),
         4 => Blow::Freeze(target, for_us),
@@ -225,6 +236,7 @@ fn single(rng: &mut ChaCha8Rng) -> Blow {
         12 => Blow::UplinkLost(target),
         13 => Blow::DiskStuck(target),
         14 | 15 => Blow::DiskFails(target, failures(rng)),
+        16 | 17 => Blow::FlushFails(target, rng.random_range(1..4)),
         _ => Blow::HostFailing,
     }
 }
@@ -236,7 +248,7 @@ fn any(rng: &mut ChaCha8Rng) -> Blow {
         _ => Target::Any(rng.random_range(0..HOSTS)),
     };
     let for_us = rng.random_range(5_000..400_000);
-    match rng.random_range(0..43) {
+    match rng.random_range(0..46) {
         0..=2 => Blow::Kill(target),
         3..=5 => Blow::CutPower(target),
         6 | 7 => Blow::Freeze(target, for_us),
@@ -272,6 +284,7 @@ fn any(rng: &mut ChaCha8Rng) -> Blow {
         35 | 36 => Blow::UplinkLost(target),
         37 => Blow::DiskStuck(target),
         38..=41 => Blow::DiskFails(target, failures(rng)),
+        42..=44 => Blow::FlushFails(target, rng.random_range(1..4)),
         _ => Blow::PowerOff,
     }
 }
@@ -392,6 +405,10 @@ impl World {
             Blow::DiskFails(target, failures) => {
                 let host = self.resolve(target);
                 self.flags.disk_failures[host] = failures;
+            }
+            Blow::FlushFails(target, failures) => {
+                let host = self.resolve(target);
+                self.flags.flush_failures[host] = failures;
             }
             Blow::Enlarge(host) => self.enlarge_image(host),
             Blow::Resize => self.order_resize(),

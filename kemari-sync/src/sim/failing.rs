@@ -37,6 +37,17 @@ impl World {
         true
     }
 
+    /// Whether a flush of a host's image that ends now fails.
+    pub(super) fn flush_fails(&mut self, host: usize) -> bool {
+        let left = &mut self.flags.flush_failures[host];
+        let fails = *left > 0;
+        *left = left.saturating_sub(1);
+        if fails {
+            self.note(|| format!("host {host}: a flush of its image fails"));
+        }
+        fails || self.disk_fails(host)
+    }
+
     /// The disk of a primary could not do a request of its guest.
     pub(super) fn request_failed(&mut self, host: usize, number: u64) {
         let on_error = self.setup.on_error;
@@ -69,9 +80,9 @@ impl World {
     pub(super) fn tell_failed(&mut self, host: usize, number: u64) {
         if let Some(side) = self.hosts[host].primary()
             && let Some(Output::Write(reply)) = side.output(number)
-            && !fault(Fault::UnmarkFailed)
         {
-            side.copy.marks.doubt(reply.page, number);
+            let page = reply.page;
+            self.write_ended(host, number, page, false);
         }
         let done = fault(Fault::HideFailure);
         self.tell_after(0, host, ToProcess::WriteDone(number, done));

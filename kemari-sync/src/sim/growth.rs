@@ -7,8 +7,8 @@ use crate::faults::{Fault, fault};
 use crate::primary::PrimaryEvent;
 use crate::status::Protection;
 
+use super::image::Image;
 use super::invariants::replica::Blocks;
-use super::replicas::Image;
 use super::vm::{PAGES, Vm};
 use super::world::{ToProcess, World};
 
@@ -22,15 +22,6 @@ pub(super) fn below(blocks: usize) -> u32 {
 }
 
 impl Image {
-    /// An image of so many blocks, without a record.
-    pub(super) fn of(size: usize) -> Self {
-        Self {
-            size,
-            recorded: size,
-            ..Self::default()
-        }
-    }
-
     /// The record is opened, or told that the image has grown: what is new counts as changed.
     pub(super) fn note_size(&mut self) {
         if !fault(Fault::GrowUnmarked) {

@@ -6,7 +6,9 @@ use crate::record::Incarnation;
 use crate::secondary::{Secondary, SecondaryAction};
 
 use super::client::Request;
-use super::replicas::{Image, ImageCopy, ImageSide};
+use super::copies::ImageCopy;
+use super::image::Image;
+use super::replicas::ImageSide;
 use super::vm::{PAGES, Vm};
 
 /// A sync as the primary's driver keeps it until it is released or given back.

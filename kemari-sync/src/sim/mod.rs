@@ -7,12 +7,14 @@
 
 mod chaos;
 mod client;
+mod copies;
 mod exhaustive;
 mod failing;
 mod fences;
 mod flushes;
 mod growth;
 mod host;
+mod image;
 mod invariants;
 mod net;
 mod operator;

@@ -18,6 +18,8 @@ pub(super) enum Frame {
     Blocks(Vec<(usize, (u64, u64))>),
     /// Blocks of the secondary's image that may differ.
     Marks(u32),
+    /// So many frames of blocks are durable on the secondary's image.
+    Stored(u64),
     /// Damaged on the way.
     Rubbish,
     /// The other end closed or died.
@@ -40,6 +42,8 @@ pub(super) struct Connection {
     pub(super) id: SessionId,
     pub(super) ends: [End; 2],
     pub(super) open: [bool; 2],
+    /// A message as long as a sync's has come back over it.
+    pub(super) is_proved: bool,
     /// By sender, then by channel (main, heartbeat): frames with the time in microseconds at which they arrive.
     pub(super) queues: [[VecDeque<(u64, Frame)>; 2]; 2],
 }

@@ -72,6 +72,9 @@ impl World {
 
     pub(super) fn start_cold(&mut self, host: usize, assert_dead: Option<Term>) {
         self.new_process(host);
+        if !self.open_image(host) {
+            return self.start_secondary(host);
+        }
         self.hosts[host].image.note_size();
         let config = StartConfig {
             me: self.hosts[host].me.clone(),

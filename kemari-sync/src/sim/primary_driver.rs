@@ -10,11 +10,11 @@ use crate::record::ArbiterRequest;
 use crate::wire::{Commit, Message};
 
 use super::client::Request;
+use super::copies::ImageCopy;
 use super::flushes::SETTLE_US;
 use super::host::{Ahead, Capture, Input, PrimarySide, Process};
-use super::invariants::{Invariant, consent, succession, terms};
+use super::invariants::{Invariant, consent, hold, show, succession, terms};
 use super::net::{Frame, PRIMARY};
-use super::replicas::ImageCopy;
 use super::vm::{Entry, Output, Phase, Vm};
 use super::world::{Event, STAGING_PAGES_MAX, ToProcess, World};
 
@@ -100,6 +100,7 @@ impl World {
         if self.steps_into(host, "primary", &event) {
             return;
         }
+        self.judge_show(host);
         let is_captured = matches!(event, PrimaryEvent::Captured { .. });
         let it = &mut self.hosts[host];
         let mut actions = std::mem::take(&mut it.primary_actions);
@@ -143,7 +144,7 @@ impl World {
             }
             PrimaryAction::Ask { ask, request } => {
                 if let ArbiterRequest::Swap { new, .. } = &request
-                    && !self.announce_reign(host, new.term)
+                    && !self.announce_reign(host, self.announced_term(host, new))
                 {
                     // Who won it could not write anything under it.
                     return self.fail_host(host);
@@ -228,6 +229,18 @@ impl World {
         }
     }
 
+    /// Announcements do not wait for an event: they may come before whatever comes next.
+    fn judge_show(&mut self, host: usize) {
+        let (now_ms, now_us) = (self.now_ms(), self.now_us);
+        let timing = &self.setup.timing;
+        let grace_us = timing.suspicion_ms.min(timing.reconnect_ms) * 1_000;
+        let side = self.hosts[host].primary();
+        if side.is_some_and(|side| side.machine.may_show(now_ms)) {
+            let verdict = show::shows(&self.store, &self.hosts[host].me, now_us, grace_us);
+            self.judge(Invariant::Show, verdict);
+        }
+    }
+
     /// A driver may find at any time that the guest had better wait for acks, or not.
     fn change_waiting(&mut self, host: usize) {
         if self.setup.mode == Mode::Pipelined && self.rng.random_bool(0.2) {
@@ -296,6 +309,7 @@ impl World {
             return;
         };
         side.paused = true;
+        let begins_to_hold = hold && side.gate_open;
         side.gate_open &= !hold;
         let last = std::mem::take(&mut side.vm.dirty);
         let (ahead, sent) = side
@@ -316,6 +330,10 @@ impl World {
         let stop = side.vm.powered_off;
         let (nonce, memory, seq) = (side.machine.record().owner.nonce, side.vm.pages, side.vm.seq);
         self.checks.memory.captured(nonce, epoch, memory, seq);
+        if begins_to_hold {
+            let verdict = hold::holds(&self.connections, self.hosts[host].life);
+            self.judge(Invariant::Hold, verdict);
+        }
         let event = match fails {
             true => PrimaryEvent::CaptureFailed {
                 epoch,
@@ -477,7 +495,7 @@ impl World {
                 self.flush_image(host, entry.number, delay_us);
             }
             Output::Write(reply) => {
-                if !self.mark_write(host, reply.page) {
+                if !self.mark_write(host, entry.number, reply.page) {
                     return self.tell_failed(host, entry.number);
                 }
                 let delay_us = self.disk_us(host);

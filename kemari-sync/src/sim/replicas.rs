@@ -1,21 +1,21 @@
-//! Replicated disks in the simulation: an image on each host, with its record, what a power cut leaves of both, and what
-//! the drivers do with them.
+//! Replicated disks in the simulation: what the drivers do with the image on each host, and with its record.
 
 use rand::Rng;
 
 use crate::faults::{Fault, fault};
+use crate::marks::ReplicaMarks;
 use crate::primary::{PrimaryEvent, SessionId};
-use crate::record::Term;
-use crate::replica::{CopyDisk, DiskOffer, ImageState, ImageWord, Source};
+use crate::record::{Phase as RecordPhase, Record, Term};
+use crate::replica::{CopyDisk, DiskOffer, ImageState, ImageWord};
 use crate::secondary::SecondaryEvent;
 
 use super::client::Reply;
-use super::flushes::{FlushMode, LastWrites, PrimaryMarks};
+use super::flushes::FlushMode;
 use super::growth::below;
 use super::invariants::replica::{self, Blocks};
-use super::invariants::{Invariant, flush};
+use super::invariants::{Invariant, flush, marks};
 use super::net::{Frame, PRIMARY, SECONDARY};
-use super::vm::{Output, PAGES, Phase, Vm};
+use super::vm::{Output, Phase, Vm};
 use super::world::{ToProcess, World};
 
 /// A rule taken out: the record is written so long after the write, in microseconds.
@@ -23,70 +23,6 @@ const LATE_MARK_US: u64 = 20_000;
 
 /// How likely a commit is followed by a flush of the secondary's own.
 const OWN_FLUSH: f64 = 0.2;
-
-/// An image, and its record, which is durable as soon as it is written.
-#[derive(Clone, Default)]
-pub(super) struct Image {
-    /// What its kernel has.
-    pub(super) blocks: Blocks,
-    /// What a power cut certainly leaves.
-    pub(super) durable: Blocks,
-    /// Blocks that may differ from the other image.
-    pub(super) marks: u32,
-    /// Its size in blocks, and its size as the record has it.
-    pub(super) size: usize,
-    pub(super) recorded: usize,
-    pub(super) word: Option<ImageWord>,
-    pub(super) paired_term: Term,
-}
-
-impl Image {
-    fn offer(&self) -> DiskOffer {
-        DiskOffer {
-            disk: "blk0".to_owned(),
-            bytes: self.recorded as u64,
-            word: self.word.clone(),
-            overwrite: false,
-        }
-    }
-
-    pub(super) fn flush(&mut self) {
-        self.durable = self.blocks;
-    }
-
-    pub(super) fn source(&self) -> Source {
-        let word = self.word.as_ref();
-        Source {
-            disk: "blk0".to_owned(),
-            bytes: self.recorded as u64,
-            lineage: word.map_or(0, |word| word.lineage),
-            base: word.map_or(0, |word| word.base),
-            paired_term: self.paired_term,
-        }
-    }
-
-    fn rule(&mut self, term: Term) {
-        if let Some(word) = &mut self.word {
-            (word.term, word.next_term, word.state) = (term, 0, ImageState::Whole);
-        }
-    }
-}
-
-/// A primary's copy of its image to a secondary.
-#[derive(Clone, Default)]
-pub(super) struct ImageCopy {
-    /// What the secondary of the session has marked.
-    pub(super) peer_marks: u32,
-    /// Blocks that have changed since they were sent; none while there is no copy.
-    pub(super) changed: Option<u32>,
-    /// Blocks written since the last of the copy was sent, or being written then.
-    pub(super) touched: u32,
-    /// The reign that the record knows.
-    pub(super) ruled: Term,
-    /// Where the last sync was sent.
-    pub(super) session: Option<SessionId>,
-    pub(super) marks: PrimaryMarks,
-}
 
 /// A secondary's image.
 #[derive(Clone, Default)]
@@ -98,8 +34,9 @@ pub(super) struct ImageSide {
     commits: u64,
     /// Which standby this is, counted over all hosts: flushes of older ones are void.
     pub(super) generation: u64,
-    /// By block: the last write that touched it since the copy.
-    pub(super) last: LastWrites,
+    pub(super) marks: ReplicaMarks,
+    /// Frames of the copy that were taken.
+    pub(super) frames: u64,
     /// When the flush that began last is done, in microseconds.
     pub(super) flushed_us: u64,
     /// The image could not be written, and nothing more is carried out on it; its machine knows.
@@ -113,21 +50,6 @@ impl World {
             true => vec![self.hosts[host].image.offer()],
             false => Vec::new(),
         }
-    }
-
-    /// What the power cut leaves: of what was not flushed, anything.
-    pub(super) fn lose_unflushed(&mut self, host: usize) {
-        if !self.setup.replicated {
-            return;
-        }
-        for block in 0..PAGES {
-            let survives = self.rng.random_bool(0.5);
-            let image = &mut self.hosts[host].image;
-            if !survives {
-                image.blocks[block] = image.durable[block];
-            }
-        }
-        self.hosts[host].image.flush();
     }
 
     /// A process ends: what is left of a copy into its image says what it is.
@@ -153,12 +75,21 @@ impl World {
             false => self.checks.promised,
         };
         let kept = flush::keeps(&promised, &image.blocks);
-        (image.blocks, image.durable) = (Blocks::default(), Blocks::default());
+        image.format();
         image.marks = below(image.recorded);
         image.rule(term);
         (self.checks.promised, self.checks.last_blocks) = (Blocks::default(), Blocks::default());
         self.judge(Invariant::Replica, verdict);
         self.judge(Invariant::Flush, kept);
+    }
+
+    /// Which reign may begin on the image when this record is written. A stop's does not on one that lacks what was written.
+    pub(super) fn announced_term(&self, host: usize, new: &Record) -> Term {
+        let lacks = new.phase == RecordPhase::Stopped && self.hosts[host].image.may_lack();
+        match lacks && !fault(Fault::ForgetFailedDrain) {
+            true => 0,
+            false => new.term,
+        }
     }
 
     /// The next reign is noted before it is asked for. False: the record cannot be written.
@@ -187,14 +118,12 @@ impl World {
             return false;
         };
         let term = side.machine.won_term();
-        if side.image.has_failed || self.disk_fails(host) {
+        if side.image.has_failed || !self.flush_target(host) {
             self.replica_fails(host);
             return false;
         }
-        let image = &mut self.hosts[host].image;
-        image.flush();
         if let Some(term) = term {
-            image.rule(term);
+            self.hosts[host].image.rule(term);
         }
         true
     }
@@ -249,48 +178,20 @@ impl World {
         self.tell_after(delay_us, host, ToProcess::Primary(event));
     }
 
-    pub(super) fn copy_image(&mut self, host: usize, session: SessionId) {
-        let delay_us = self.some_us(6_000);
-        if self.disk_fails(host) {
-            return self.copy_fails(host, session, delay_us);
-        }
-        let image = &self.hosts[host].image;
-        let blocks = blocks_of(&image.blocks, image.marks);
-        if let Some(side) = self.hosts[host].primary() {
-            side.copy.changed = Some(0);
-        }
-        self.transmit(session, PRIMARY, Frame::Blocks(blocks));
-        let result = Ok(());
-        let event = PrimaryEvent::DisksCopied { session, result };
-        self.tell_after(delay_us, host, ToProcess::Primary(event));
-    }
-
-    /// An image here cannot be read for the copy.
-    fn copy_fails(&mut self, host: usize, session: SessionId, delay_us: u64) {
-        let result = Err("the image cannot be read".to_owned());
-        let event = PrimaryEvent::DisksCopied { session, result };
-        self.tell_after(delay_us, host, ToProcess::Primary(event));
-    }
-
     /// Before the first sync: what has changed since, and, in the record, the reign that may begin. False: that failed.
     pub(super) fn finish_image_copy(&mut self, host: usize, session: SessionId, term: Term) -> bool {
         if !self.setup.replicated {
             return true;
         }
-        if !self.announce_reign(host, term) || self.disk_fails(host) {
-            self.copy_fails(host, session, 0);
+        if !self.announce_reign(host, term) || !self.flush_source(host, Fault::ForgetFailedFlush) {
+            self.copy_fails(host, session);
             return false;
         }
         let image = self.hosts[host].image.blocks;
         let Some(side) = self.hosts[host].primary() else {
             return false;
         };
-        let changed = side.copy.changed.take().unwrap_or(0);
-        let under_way = side.vm.list.iter().filter(|entry| entry.phase == Phase::Released);
-        side.copy.touched = under_way.fold(0, |touched, entry| match entry.output {
-            Output::Write(reply) => touched | 1 << reply.page,
-            Output::Packet(_) | Output::Flush(_) => touched,
-        });
+        let changed = side.copy.finish();
         self.transmit(session, PRIMARY, Frame::Blocks(blocks_of(&image, changed)));
         true
     }
@@ -300,7 +201,7 @@ impl World {
         let Some(side) = self.hosts[host].primary() else {
             return false;
         };
-        let (term, touched) = (side.machine.record().term, side.copy.touched);
+        let term = side.machine.record().term;
         if !self.setup.replicated || side.copy.ruled == term {
             return true;
         }
@@ -308,34 +209,34 @@ impl World {
             self.fail_host(host);
             return false;
         }
-        if let Some(side) = self.hosts[host].primary() {
-            side.copy.ruled = term;
-            if paired {
-                side.copy.marks.begin_pair();
-                side.copy.marks.trust_copied(touched);
-            }
-        }
         let image = &mut self.hosts[host].image;
         image.rule(term);
+        let marked = image.marked();
+        let copied = self.hosts[host].primary().map(|side| {
+            side.copy.ruled = term;
+            match paired {
+                true => side.copy.marks.begin_pair(marked),
+                false => Vec::new(),
+            }
+        });
         if paired {
-            // Both have durably what was copied.
-            image.flush();
-            image.marks &= touched;
+            let image = &mut self.hosts[host].image;
+            image.unmark(&copied.unwrap_or_default());
             image.paired_term = term;
         }
         true
     }
 
     /// A write is about to be issued. False: the record cannot be written, so it must not be.
-    pub(super) fn mark_write(&mut self, host: usize, page: usize) -> bool {
+    pub(super) fn mark_write(&mut self, host: usize, number: u64, page: usize) -> bool {
         if !self.setup.replicated {
             return true;
         }
+        if let Some(side) = self.hosts[host].primary() {
+            side.copy.marks.begin_write(number, page);
+        }
         if self.hosts[host].image.marks & 1 << page == 0 && self.disk_fails(host) {
             return false;
-        }
-        if let Some(side) = self.hosts[host].primary() {
-            side.copy.touched |= 1 << page;
         }
         match fault(Fault::RecordAfterWrite) {
             true => self.tell_after(LATE_MARK_US, host, ToProcess::Marked(page)),
@@ -349,13 +250,26 @@ impl World {
     }
 
     /// A write has reached the primary's own image.
-    pub(super) fn image_written(&mut self, host: usize, number: u64, page: usize, value: (u64, u64)) {
-        let now_us = self.now_us;
-        self.hosts[host].image.blocks[page] = value;
-        if let Some(side) = self.hosts[host].primary() {
-            side.copy.marks.last[page] = Some((number, now_us));
-            if let Some(changed) = &mut side.copy.changed {
-                *changed |= 1 << page;
+    pub(super) fn image_written(&mut self, host: usize, page: usize, value: (u64, u64)) {
+        self.hosts[host].image.write(page, value);
+        self.note_changed(host, page);
+    }
+
+    fn note_changed(&mut self, host: usize, page: usize) {
+        if let Some(side) = self.hosts[host].primary()
+            && let Some(changed) = &mut side.copy.changed
+        {
+            *changed |= 1 << page;
+        }
+    }
+
+    /// A write has ended, well or not: of one that failed nobody knows what it has left.
+    pub(super) fn write_ended(&mut self, host: usize, number: u64, page: usize, is_done: bool) {
+        let now_ms = self.now_ms();
+        if self.setup.replicated {
+            self.note_changed(host, page);
+            if let Some(side) = self.hosts[host].primary() {
+                side.copy.marks.end_write(number, page, is_done, now_ms);
             }
         }
     }
@@ -401,8 +315,9 @@ impl World {
             self.replica_fails(host);
         } else {
             for (block, value) in blocks {
-                self.hosts[host].image.blocks[block] = value;
+                self.hosts[host].image.write(block, value);
             }
+            self.blocks_taken(host);
         }
     }
 
@@ -411,7 +326,7 @@ impl World {
         let Some(side) = self.hosts[host].secondary().filter(|side| side.image.is_copying) else {
             return true;
         };
-        if side.image.has_failed || self.disk_fails(host) {
+        if side.image.has_failed || !self.flush_target(host) {
             self.replica_fails(host);
             return false;
         }
@@ -421,7 +336,6 @@ impl World {
         side.image.is_copying = false;
         let term = side.begun_term;
         let image = &mut self.hosts[host].image;
-        image.flush();
         image.rule(term);
         image.paired_term = term;
         if let Some(word) = &mut image.word {
@@ -465,17 +379,17 @@ impl World {
     }
 
     fn apply_write(&mut self, host: usize, number: u64, reply: &Reply) {
-        let now_us = self.now_us;
+        let now_ms = self.now_ms();
         if let Some(side) = self.hosts[host].secondary() {
-            side.image.last[reply.page] = Some((number, now_us));
+            side.image.marks.begin(number, [reply.page as u64], now_ms);
         }
         self.hosts[host].image.marks |= 1 << reply.page;
         let is_beyond = reply.page >= self.hosts[host].image.recorded;
         if is_beyond || self.disk_fails(host) {
             return self.replica_fails(host);
         }
-        let image = &mut self.hosts[host].image;
-        image.blocks[reply.page] = (reply.seq, reply.hash);
+        let value = (reply.seq, reply.hash);
+        self.hosts[host].image.write(reply.page, value);
     }
 
     pub(super) fn image_follows(&mut self, host: usize, vm: &Vm, epoch: u64) {
@@ -491,6 +405,22 @@ impl World {
             false => replica::follows(&self.hosts[host].image, vm, epoch),
         };
         self.judge(Invariant::Replica, verdict);
+    }
+}
+
+impl World {
+    /// After each event.
+    pub(super) fn judge_marks(&mut self) {
+        if !self.setup.replicated {
+            return;
+        }
+        for (a, b) in [(0, 1), (0, 2), (1, 2)] {
+            let (a, b) = (&self.hosts[a].image, &self.hosts[b].image);
+            if marks::have_common_base(a, b) {
+                let verdict = marks::cover(a, b);
+                self.judge(Invariant::Marks, verdict);
+            }
+        }
     }
 }
 

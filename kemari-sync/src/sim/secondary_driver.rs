@@ -108,7 +108,7 @@ impl World {
                 if let Some(side) = self.hosts[host].secondary() {
                     side.image.generation = generation;
                 }
-                let fails = fails || (self.setup.replicated && self.disk_fails(host));
+                let fails = fails || !self.open_image(host);
                 self.hosts[host].image.note_size();
                 let offers = self.image_offers(host);
                 let marks = self.hosts[host].image.marks;

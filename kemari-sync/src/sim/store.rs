@@ -7,6 +7,8 @@ pub(super) struct Store {
     pub(super) record: Option<Record>,
     /// Every record that ever stood there.
     pub(super) history: Vec<Record>,
+    /// When the last of them was written, in microseconds.
+    pub(super) changed_us: u64,
     /// No host reaches it.
     pub(super) is_down: bool,
     /// Answers get lost, and requests are carried out late.

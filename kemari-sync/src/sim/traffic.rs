@@ -4,7 +4,7 @@ use rand::Rng;
 
 use crate::primary::PrimaryEvent;
 use crate::secondary::SecondaryEvent;
-use crate::wire::Channel;
+use crate::wire::{Channel, Message};
 
 use super::client::{Reply, Request};
 use super::host::Process;
@@ -60,6 +60,7 @@ impl World {
             id: session,
             ends,
             open: [true; 2],
+            is_proved: false,
             queues: Default::default(),
         });
         self.note(|| format!("session {session}: host {from} to host {to}"));
@@ -136,6 +137,7 @@ impl World {
                 }
             }
             (Frame::Message(message), PRIMARY) => {
+                connection.is_proved |= matches!(message, Message::Proof { .. });
                 self.note(|| format!("host {} <- {message:?}", to.host));
                 self.feed_primary(to.host, PrimaryEvent::Message { session, message });
             }
@@ -144,6 +146,7 @@ impl World {
                     side.copy.peer_marks = marks;
                 }
             }
+            (Frame::Stored(frames), PRIMARY) => self.copy_stored(to.host, session, frames),
             (_, PRIMARY) => {}
             (frame, _) => self.secondary_receives(to.host, session, frame),
         }
@@ -269,8 +272,11 @@ impl World {
         self.judge(Invariant::Disk, verdict);
         self.note(|| format!("disk: host {host} writes {} to block {}", reply.seq, reply.page));
         match self.setup.replicated {
-            true => self.image_written(host, number, reply.page, (reply.seq, reply.hash)),
+            true => self.image_written(host, reply.page, (reply.seq, reply.hash)),
             false => self.disk[reply.page] = (reply.seq, reply.hash),
+        }
+        if !fails {
+            self.write_ended(host, number, reply.page, true);
         }
     }
 }

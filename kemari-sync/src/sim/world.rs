@@ -19,10 +19,9 @@ use super::failing::OnError;
 use super::fences::Fence;
 use super::flushes::FlushMode;
 use super::host::{Host, Process};
-use super::invariants::replica::Blocks;
+use super::image::{Flush, Image};
 use super::invariants::{Checks, Invariant};
 use super::net::{Connection, Cuts};
-use super::replicas::Image;
 use super::store::Store;
 use super::vm::PAGES;
 use super::{HOSTS, Outcome, Violation};
@@ -102,13 +101,22 @@ pub(super) enum ToProcess {
     Marked(usize),
     ImageFlushed {
         number: u64,
-        ended: u64,
-        blocks: Box<Blocks>,
+        flush: Flush,
     },
     ReplicaFlushed {
         generation: u64,
         number: u64,
-        blocks: Box<Blocks>,
+        flush: Flush,
+    },
+    CopyFlushed {
+        session: u64,
+        flush: Flush,
+    },
+    CopyStep(u64),
+    ReplicaStored {
+        generation: u64,
+        frames: u64,
+        flush: Flush,
     },
     Settle,
     Look,
@@ -336,6 +344,7 @@ impl World {
             self.now_us = next.at_us;
             self.events += 1;
             self.dispatch(next.event);
+            self.judge_marks();
         }
     }
 
@@ -409,16 +418,19 @@ impl World {
             ToProcess::Resize => self.begin_resize(host),
             ToProcess::ReplicaFailed(generation) => self.replica_failed(host, generation),
             ToProcess::Marked(page) => self.marked(host, page),
-            ToProcess::ImageFlushed {
-                number,
-                ended,
-                blocks,
-            } => self.image_flushed(host, number, ended, &blocks),
+            ToProcess::ImageFlushed { number, flush } => self.image_flushed(host, number, &flush),
             ToProcess::ReplicaFlushed {
                 generation,
                 number,
-                blocks,
-            } => self.replica_flushed(host, generation, number, &blocks),
+                flush,
+            } => self.replica_flushed(host, generation, number, &flush),
+            ToProcess::CopyFlushed { session, flush } => self.copy_flushed(host, session, &flush),
+            ToProcess::CopyStep(session) => self.copy_step(host, session),
+            ToProcess::ReplicaStored {
+                generation,
+                frames,
+                flush,
+            } => self.replica_stored(host, generation, frames, &flush),
             ToProcess::Settle => self.settle_image(host),
             ToProcess::Look => self.look(host),
         }
@@ -499,6 +511,7 @@ impl World {
         let before = self.store.history.len();
         let answer = self.store.execute(request);
         if self.store.history.len() > before {
+            self.store.changed_us = self.now_us;
             let record = self.store.record.clone();
             self.note(|| {
                 format!(

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use kemari_sync::Marks;
 use kemari_sync::wire::CHUNK_BYTES;
 use kemari_vmm::watch::{DiskWatch, Tell};
 
@@ -21,6 +22,8 @@ pub struct Tracker {
     image: Arc<Image>,
     /// Whether a guest's flush waits for the other host's disk, too, while there is one.
     both: bool,
+    /// Times are counted from here.
+    begun: Instant,
     state: Mutex<Tracked>,
 }
 
@@ -29,94 +32,31 @@ struct Tracked {
     marked: Map,
     /// Chunks that have changed since they were last read for the copy; none while there is no copy.
     changed: Option<BTreeSet<u64>>,
-    /// Extents that were written, or may have been, since the copy began, or since its last block was read.
-    touched: Map,
-    /// Whether all extents that are not touched are durable here: marks go only then.
-    is_rest_durable: bool,
-    /// Changes under way, by the extents that they touch.
-    in_flight: BTreeMap<u64, u32>,
-    /// The last change of each extent since this side rules, and when it ended.
-    last: BTreeMap<u64, (u64, Instant)>,
-    /// Extents of changes that failed, and the first of those: what they hold here, nobody knows. Only a copy ends that.
-    doubtful: BTreeMap<u64, u64>,
-    /// Flushes under way, and up to which request everything had ended when they began.
-    flushes: BTreeMap<u64, Option<u64>>,
-    /// Up to this request everything is durable here; on the other host.
-    durable: Option<u64>,
-    peer_durable: Option<u64>,
-    /// Whether the other host follows.
-    is_paired: bool,
+    marks: Marks,
     /// Flushes of the guest that wait for the other host.
     tells: BTreeMap<u64, Tell>,
 }
 
 impl Tracked {
-    fn begin(&mut self, range: &Range<u64>) {
-        for extent in Map::touched(range) {
-            self.touched.set(extent);
-            *self.in_flight.entry(extent).or_default() += 1;
-        }
-    }
-
-    fn end(&mut self, id: u64, range: &Range<u64>, ok: bool) {
-        for extent in Map::touched(range) {
-            if let Some(count) = self.in_flight.get_mut(&extent) {
-                *count -= 1;
-                if *count == 0 {
-                    self.in_flight.remove(&extent);
-                }
-            }
-            let last = self.last.entry(extent).or_insert((id, Instant::now()));
-            *last = (id.max(last.0), Instant::now());
-            if !ok {
-                self.doubtful.entry(extent).or_insert(id);
-            }
-        }
-    }
-
-    /// The first change that failed on an extent which is not durably marked, since that failed too.
-    fn first_unmarked_doubt(&self) -> Option<u64> {
-        let unmarked = self
-            .doubtful
-            .iter()
-            .filter(|(extent, _)| !self.marked.has(**extent));
-        unmarked.map(|(_, id)| *id).min()
-    }
-
-    /// Takes the flushes that need not wait any more.
-    fn take_tells(&mut self) -> Vec<Tell> {
-        let waiting = match (self.is_paired, self.peer_durable) {
-            (false, _) => BTreeMap::new(),
-            (true, None) => return Vec::new(),
-            (true, Some(durable)) => self.tells.split_off(&(durable + 1)),
-        };
-        std::mem::replace(&mut self.tells, waiting)
-            .into_values()
-            .collect()
+    /// Takes what tells the guest of these flushes.
+    fn take_tells(&mut self, flushes: &[u64]) -> Vec<Tell> {
+        flushes.iter().filter_map(|id| self.tells.remove(id)).collect()
     }
 }
 
 impl Tracker {
     /// Watches, with what is marked already. `both`: a guest's flush waits for the other host's disk, too.
     pub fn new(image: Arc<Image>, both: bool) -> Arc<Self> {
-        let (marked, image_bytes) = (image.map(), image.bytes());
         Arc::new(Self {
-            image,
             both,
+            begun: Instant::now(),
             state: Mutex::new(Tracked {
-                marked,
+                marked: image.map(),
                 changed: None,
-                touched: Map::new(image_bytes),
-                is_rest_durable: false,
-                in_flight: BTreeMap::new(),
-                last: BTreeMap::new(),
-                doubtful: BTreeMap::new(),
-                flushes: BTreeMap::new(),
-                durable: None,
-                peer_durable: None,
-                is_paired: false,
+                marks: Marks::default(),
                 tells: BTreeMap::new(),
             }),
+            image,
         })
     }
 
@@ -129,23 +69,21 @@ impl Tracker {
         &self.image
     }
 
+    fn now_ms(&self) -> u64 {
+        self.begun.elapsed().as_millis() as u64
+    }
+
     /// A copy begins: what changes from here on is remembered.
     pub fn begin_copy(&self) {
         let mut state = self.lock();
         state.marked = self.image.map();
         state.changed = Some(BTreeSet::new());
-        state.touched = Map::new(self.image.bytes());
-        // What was written before may lie in the page cache still.
-        state.is_rest_durable = false;
-        let in_flight: Vec<u64> = state.in_flight.keys().copied().collect();
-        in_flight.iter().for_each(|extent| {
-            state.touched.set(*extent);
-        });
+        state.marks.begin_copy();
     }
 
     /// The image was flushed since the copy began.
     pub fn note_flushed(&self) {
-        self.lock().is_rest_durable = true;
+        self.lock().marks.note_flushed();
     }
 
     /// The copy is over, done or given up.
@@ -166,74 +104,56 @@ impl Tracker {
         taken
     }
 
-    /// The last block of the copy was read, nothing is under way, and all that was written is durable here: what is
-    /// touched from here on is not in it.
+    /// The last block of the copy was read, and all that was written is durable here: what is touched from here on is not
+    /// in it.
     pub fn note_copied(&self) {
-        let mut state = self.lock();
-        state.touched = Map::new(self.image.bytes());
-        state.is_rest_durable = true;
+        self.lock().marks.note_copied();
     }
 
     /// These extents were copied, and are durable on the other image: their marks go if they are durable here, too, and
     /// were not written meanwhile.
     pub fn clear_copied(&self, extents: &[u64]) {
         let mut state = self.lock();
-        if !state.is_rest_durable {
-            return;
-        }
-        let untouched = extents
-            .iter()
-            .copied()
-            .filter(|extent| !state.touched.has(*extent))
-            .collect();
-        self.clear(&mut state, untouched);
+        let copied = state.marks.copied(extents);
+        self.clear(&mut state, &copied);
     }
 
     /// Under the lock: nothing may be written meanwhile that counts on a mark. While marks are being made durable, which
     /// may take a disk long, these stay until the next time: the side's loop must not wait for that.
-    fn clear(&self, state: &mut Tracked, extents: Vec<u64>) {
-        let Some(result) = self.image.try_clear(&extents) else {
+    fn clear(&self, state: &mut Tracked, extents: &[u64]) {
+        let Some(result) = self.image.try_clear(extents) else {
             return;
         };
         if let Err(error) = result {
             tracing::warn!("marks of the disk {} stay: {error:#}", self.image.disk());
         }
-        for extent in &extents {
-            state.marked.clear(*extent);
-            state.last.remove(extent);
-        }
+        extents.iter().for_each(|extent| state.marked.clear(*extent));
+        state.marks.forget(extents);
     }
 
     /// The other host follows from here on: it has durably what was copied, and outputs are applied there, too.
     pub fn begin_pair(&self) {
-        let mut state = self.lock();
-        if state.is_rest_durable {
-            let copied = state
-                .marked
-                .iter()
-                .filter(|extent| !state.touched.has(*extent))
-                .collect();
-            self.clear(&mut state, copied);
-        }
-        state.doubtful.clear();
-        // What the other host has flushed since the first sync may be what a flush here waits for.
-        (state.is_paired, state.durable) = (true, None);
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let copied = state.marks.begin_pair(state.marked.iter());
+        self.clear(state, &copied);
     }
 
     /// No other host follows any more, or the guest will not go on here: nothing waits for the other disk.
     pub fn end_pair(&self) {
-        let mut state = self.lock();
-        (state.is_paired, state.peer_durable) = (false, None);
-        let tells = state.take_tells();
-        drop(state);
-        tells.into_iter().for_each(|tell| tell());
+        self.tell(Marks::end_pair);
     }
 
     /// All outputs up to this one are durable on the secondary's image.
     pub fn note_peer_flushed(&self, request: u64) {
+        self.tell(|marks| marks.peer_flushed(request));
+    }
+
+    /// Something happens that may end what flushes of the guest wait for.
+    fn tell(&self, event: impl FnOnce(&mut Marks) -> Vec<u64>) {
         let mut state = self.lock();
-        state.peer_durable = state.peer_durable.max(Some(request));
-        let tells = state.take_tells();
+        let told = event(&mut state.marks);
+        let tells = state.take_tells(&told);
         drop(state);
         tells.into_iter().for_each(|tell| tell());
     }
@@ -241,40 +161,25 @@ impl Tracker {
     /// Takes the marks of what is durable on both images and was not written for `age`. Returns up to which request
     /// everything is durable on both, if it is known.
     pub fn settle(&self, age: Duration) -> Option<u64> {
+        let (now_ms, age_ms) = (self.now_ms(), age.as_millis() as u64);
         let mut state = self.lock();
         let settled = state
-            .durable
-            .min(state.peer_durable)
-            .filter(|_| state.is_paired)?;
-        // The secondary has carried out what could not be marked here: it keeps its marks from there on.
-        let settled = match state.first_unmarked_doubt() {
-            Some(doubtful) => settled.min(doubtful.checked_sub(1)?),
-            None => settled,
-        };
-        let now = Instant::now();
-        let extents = state
-            .last
-            .iter()
-            .filter(|(extent, (id, at))| {
-                *id <= settled
-                    && now.duration_since(*at) >= age
-                    && !state.in_flight.contains_key(extent)
-                    && !state.doubtful.contains_key(extent)
-            })
-            .map(|(extent, _)| *extent)
-            .collect();
-        self.clear(&mut state, extents);
-        Some(settled)
+            .marks
+            .settle(now_ms, age_ms, |extent| state.marked.has(extent))?;
+        self.clear(&mut state, &settled.extents);
+        Some(settled.request)
     }
 
     /// Whether a guest's flush waits for the other host's disk.
     pub fn waits_for_peer(&self) -> bool {
-        !self.lock().tells.is_empty()
+        self.lock().marks.waiting() > 0
     }
 
     /// How many flushes of the guest wait for the other host's disk; none if a disk would have to be waited for to know.
     pub fn waiting_flushes(&self) -> u64 {
-        self.state.try_lock().map_or(0, |state| state.tells.len() as u64)
+        self.state
+            .try_lock()
+            .map_or(0, |state| state.marks.waiting() as u64)
     }
 
     /// How many chunks have changed.
@@ -289,7 +194,7 @@ impl DiskWatch for Tracker {
             return Ok(());
         }
         let state = self.lock();
-        if state.is_paired || state.changed.is_some() {
+        if state.marks.is_paired() || state.changed.is_some() {
             return Err(io::Error::other(
                 "the other host's image follows, or is being copied to",
             ));
@@ -301,7 +206,6 @@ impl DiskWatch for Tracker {
         let mut state = self.lock();
         // What was marked meanwhile is in the record's map.
         state.marked = self.image.map();
-        state.touched = Map::new(bytes);
         Ok(())
     }
 
@@ -309,7 +213,7 @@ impl DiskWatch for Tracker {
         let mut state = self.lock();
         let may = Map::touched(range).all(|extent| state.marked.has(extent));
         if may {
-            state.begin(range);
+            state.marks.begin(Map::touched(range));
         }
         may
     }
@@ -317,9 +221,8 @@ impl DiskWatch for Tracker {
     fn prepare(&self, ranges: &[Range<u64>]) -> io::Result<()> {
         // First, so that no mark is cleared from here on.
         let extents: Vec<u64> = ranges.iter().flat_map(Map::touched).collect();
-        let mut state = self.lock();
-        ranges.iter().for_each(|range| state.begin(range));
-        drop(state);
+        let under_way = ranges.iter().flat_map(Map::touched);
+        self.lock().marks.begin(under_way);
         self.image.mark(extents.iter().copied()).map_err(|error| {
             tracing::error!("the disk {} cannot be written: {error:#}", self.image.disk());
             io::Error::other(format!("{error:#}"))
@@ -332,8 +235,9 @@ impl DiskWatch for Tracker {
     }
 
     fn changed(&self, id: u64, range: &Range<u64>, ok: bool) {
+        let now_ms = self.now_ms();
         let mut state = self.lock();
-        state.end(id, range, ok);
+        state.marks.end(id, Map::touched(range), ok, now_ms);
         // Also what failed: nobody knows what it has left.
         if let Some(changed) = &mut state.changed {
             changed.extend(range.start / CHUNK_BYTES..range.end.div_ceil(CHUNK_BYTES));
@@ -345,22 +249,12 @@ impl DiskWatch for Tracker {
     }
 
     fn flush_begins(&self, id: u64, ended: Option<u64>) {
-        self.lock().flushes.insert(id, ended);
+        self.lock().marks.flush_begins(id, ended);
     }
 
     fn flushed(&self, id: u64, tell: Tell) {
-        let mut state = self.lock();
-        let ended = state.flushes.remove(&id).flatten();
-        state.durable = state.durable.max(ended);
-        if self.both && state.is_paired {
-            state.tells.insert(id, tell);
-            let tells = state.take_tells();
-            drop(state);
-            tells.into_iter().for_each(|tell| tell());
-        } else {
-            drop(state);
-            tell();
-        }
+        self.lock().tells.insert(id, tell);
+        self.tell(|marks| marks.flushed(id, self.both));
     }
 }
 

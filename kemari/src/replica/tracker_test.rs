@@ -156,6 +156,8 @@ fn what_could_not_even_be_marked_keeps_the_marks_of_the_secondary() {
     tracker.note_peer_flushed(4);
     assert_eq!(tracker.settle(Duration::ZERO), Some(2));
     // The next secondary is copied to, whatever differs.
+    tracker.begin_copy();
+    tracker.note_copied();
     tracker.begin_pair();
     flush(&tracker, 5, Some(5), &told);
     tracker.note_peer_flushed(5);

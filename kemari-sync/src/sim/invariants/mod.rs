@@ -6,9 +6,12 @@ pub(super) mod disk;
 pub(super) mod fence;
 pub(super) mod flush;
 pub(super) mod history;
+pub(super) mod hold;
 pub(super) mod liveness;
+pub(super) mod marks;
 pub(super) mod memory;
 pub(super) mod replica;
+pub(super) mod show;
 pub(super) mod stop;
 pub(super) mod succession;
 pub(super) mod terms;
@@ -24,6 +27,10 @@ pub enum Invariant {
     History,
     /// Who rules next starts from a state that contains all that left before; a deposed side adds nothing to it.
     Succession,
+    /// Nobody tells the outside that the VM is there who may have been deposed.
+    Show,
+    /// Output is held only for a secondary to which the way is proved.
+    Hold,
     /// Never two sides release in one term.
     Terms,
     /// The secondary's memory after a commit is the primary's at the capture.
@@ -34,6 +41,8 @@ pub enum Invariant {
     Disk,
     /// An image of a replicated disk is explained by the one execution, and half a copy never runs.
     Replica,
+    /// What may differ between two images is marked on one of them, at every moment.
+    Marks,
     /// What the guest was told is flushed outlives power cuts of both hosts, and a stop keeps all.
     Flush,
     /// A VM that was stopped does not run from the stop.
@@ -65,15 +74,18 @@ pub(super) struct Checks {
 
 impl Invariant {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 16] = [
         Self::Consent,
         Self::History,
         Self::Succession,
+        Self::Show,
+        Self::Hold,
         Self::Terms,
         Self::Memory,
         Self::Fence,
         Self::Disk,
         Self::Replica,
+        Self::Marks,
         Self::Flush,
         Self::Stop,
         Self::ColdBoot,

@@ -2,7 +2,7 @@
 //! at is equal; old never goes over new.
 
 use crate::replica::{ImageState, ImageWord};
-use crate::sim::replicas::Image;
+use crate::sim::image::Image;
 use crate::sim::vm::{PAGES, Vm};
 
 /// Blocks of an image: number and hash of the last write.

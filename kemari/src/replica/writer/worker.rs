@@ -1,6 +1,6 @@
 //! The thread that writes the image of a replica.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
+use kemari_sync::ReplicaMarks;
 use kemari_sync::wire::CHUNK_SUM_BYTES;
 use kemari_vmm::disk::{KeptDisk, Operation, Overlay};
 
@@ -37,8 +38,9 @@ pub struct Worker {
     left: VecDeque<Job>,
     /// When the first of them was that no flush has followed.
     unflushed: Option<Instant>,
-    /// The last output that touched each marked extent, and when.
-    last: BTreeMap<u64, (u64, Instant)>,
+    marks: ReplicaMarks,
+    /// Times of marks are counted from here.
+    begun: Instant,
     /// A fault for tests: so long it takes to carry out a job.
     delay: Duration,
     /// Frames of the copy that were carried out, and those of them that are durable.
@@ -65,7 +67,8 @@ impl Worker {
             outputs: None,
             left: VecDeque::new(),
             unflushed: None,
-            last: BTreeMap::new(),
+            marks: ReplicaMarks::default(),
+            begun: Instant::now(),
             delay,
             copied: 0,
             stored: 0,
@@ -140,6 +143,10 @@ impl Worker {
             }
         }
         jobs.recv().ok()
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.begun.elapsed().as_millis() as u64
     }
 
     /// Makes durable what was carried out.
@@ -235,9 +242,11 @@ impl Worker {
                 continue;
             }
             let is_flush = matches!(**operation, Operation::Flush);
-            for extent in operation.changes().iter().flat_map(Map::touched) {
-                self.last.insert(extent, (id, Instant::now()));
-            }
+            let extents = operation
+                .changes()
+                .into_iter()
+                .flat_map(|range| Map::touched(&range));
+            self.marks.begin(id, extents, self.now_ms());
             if let (Some(overlay), Some(range)) = (self.overlay.upgrade(), operation.changes()) {
                 overlay.keep(&range);
             }
@@ -263,16 +272,8 @@ impl Worker {
 
     /// Takes the marks of what is durable on both images, and was not written for `age`.
     fn settle(&mut self, request: u64, age: Duration) -> anyhow::Result<()> {
-        let now = Instant::now();
-        let settled: Vec<u64> = self
-            .last
-            .iter()
-            .filter(|(_, (id, at))| *id <= request && now.duration_since(*at) >= age)
-            .map(|(extent, _)| *extent)
-            .collect();
-        settled.iter().for_each(|extent| {
-            self.last.remove(extent);
-        });
+        let age_ms = age.as_millis() as u64;
+        let settled = self.marks.settle(request, self.now_ms(), age_ms);
         self.image.clear(&settled)
     }
 

@@ -368,10 +368,13 @@ impl PrimarySide {
         };
         let acts_alone = new.phase == Phase::Acting && new.peer.is_none();
         for image in self.disks.images() {
+            // No VM is to be started from an image that lacks what it was stopped with.
+            let lacks = new.phase == Phase::Stopped && self.machine.disk_may_lack(image.disk())?;
             step(
                 format_args!("note the term of {}", image.disk()),
                 || match acts_alone {
                     true => image.rule(new.term, false),
+                    false if lacks => image.announce(0),
                     false => image.announce(new.term),
                 },
             )?;
