@@ -254,6 +254,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
             age_ms: 0,
         }),
         wall_clock_ms: 0,
+        mtus: vec![1500],
     });
     let paired = [
         vec![0, 4],
