@@ -32,6 +32,8 @@ struct Shared {
     host: String,
     /// The other side's host, and when the certificate ends that it has shown, in seconds since 1970.
     peer: Mutex<Option<(String, u64)>>,
+    /// What the last look has found: who asks opens no file.
+    found: Mutex<Vec<Ending>>,
 }
 
 /// See the module. The watch ends when this is dropped.
@@ -51,13 +53,15 @@ impl Certificates {
             security,
             host,
             peer: Mutex::default(),
+            found: Mutex::default(),
         });
         let (wake, woken) = channel();
         let watched = shared.clone();
         threads::start("certificates", move || {
             let mut told = Vec::new();
             loop {
-                let found = watched.found();
+                let found = watched.look();
+                watched.found().clone_from(&found);
                 let over = found.iter().filter(|ending| ending.is_over);
                 findings.note(
                     Source::Certificates,
@@ -87,9 +91,9 @@ impl Certificates {
         }
     }
 
-    /// What ends soon, or has ended.
+    /// What ends soon, or has ended, as it was found last.
     pub fn found(&self) -> Vec<Ending> {
-        self.shared.found()
+        self.shared.found().clone()
     }
 }
 
@@ -98,7 +102,11 @@ impl Shared {
         self.peer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn found(&self) -> Vec<Ending> {
+    fn found(&self) -> MutexGuard<'_, Vec<Ending>> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn look(&self) -> Vec<Ending> {
         let Security::Tls(credentials) = &self.security else {
             return Vec::new();
         };
