@@ -10,6 +10,7 @@ pub mod mutants;
 pub mod own_file;
 pub mod packages;
 pub mod proof;
+pub mod rehearsal;
 pub mod sim;
 pub mod soak;
 pub mod test;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, demo, disks, fuzz, hostile, mutants, sim, soak, test, weather};
+use xtask::{bench, demo, disks, fuzz, hostile, mutants, rehearsal, sim, soak, test, weather};
 
 /// Shows, tests and simulates Kemari
 #[derive(Parser)]
@@ -26,6 +26,8 @@ enum Command {
     Hostile(hostile::Options),
     /// Wrong edits of the code, one at a time: each must be noticed by the tests beside it
     Mutants(mutants::Options),
+    /// Drills of a Linux guest on emulated hosts: of a state that is whole, and of damaged ones
+    Rehearsal(rehearsal::Options),
     /// Runs everything that must hold: form, warnings, unit, property, simulation, KVM and lab tests
     Test(test::Options),
     /// Crashes the mechanism in a simulated world, from seeds that can be replayed
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Command::Fuzz(options) => fuzz::fuzz(&options),
         Command::Hostile(options) => hostile::hostile(&options),
         Command::Mutants(options) => mutants::mutants(&options),
+        Command::Rehearsal(options) => rehearsal::rehearsal(&options),
         Command::Sim(options) => sim::sim(&options),
         Command::Soak(options) => soak::soak(&options),
         Command::Test(options) => Ok(test::test(&options)),

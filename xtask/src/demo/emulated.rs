@@ -208,6 +208,7 @@ impl EmulatedPlace {
             plan,
             toml,
             fault,
+            words: fault.and_then(Fault::environment),
             programs: [None, None],
             link_cut: false,
         })
@@ -260,6 +261,8 @@ pub(crate) struct EmulatedPair<'a> {
     plan: Plan,
     toml: String,
     fault: Option<Fault>,
+    /// What `KEMARI_FAULTS` says to programs that are started.
+    words: Option<&'static str>,
     programs: [Option<u32>; 2],
     link_cut: bool,
 }
@@ -272,18 +275,18 @@ fn await_end_of_the_killed(host: &Host) -> Result<()> {
 
 impl EmulatedPair<'_> {
     fn launch(&mut self, side: Side, role: Role, more: &[&str]) -> Result<()> {
-        let env: Vec<_> = self
-            .fault
-            .and_then(Fault::environment)
-            .iter()
-            .map(|words| ("KEMARI_FAULTS", *words))
-            .collect();
+        let env: Vec<_> = self.words.iter().map(|words| ("KEMARI_FAULTS", *words)).collect();
         let words = [PROGRAM, role.subcommand(), CONFIG, "--host", side.name()];
         let words = [&words[..], more].concat();
         let host = self.place.host(side);
         await_end_of_the_killed(host)?;
         self.programs[side.number()] = Some(host.spawn(&words, &env, LOG)?);
         Ok(())
+    }
+
+    /// Programs that are started from here on behave as these words of `KEMARI_FAULTS` say.
+    pub(crate) fn break_programs(&mut self, words: &'static str) {
+        self.words = Some(words);
     }
 
     /// A secondary whose image is a new file on a file system that is far too small for it.

@@ -124,7 +124,9 @@ impl Faults {
                 start: region.as_ptr() as u64,
                 bytes: region.len(),
             };
-            self.ask(UNREGISTER, &mut range)
+            self.ask(UNREGISTER, &mut range)?;
+            // The kernel wakes waiting threads before it unregisters: one that came in between waits still.
+            self.ask(WAKE, &mut range)
         })
     }
 
