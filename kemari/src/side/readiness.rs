@@ -80,6 +80,9 @@ impl Source {
     }
 }
 
+/// How a finding begins that only says that nothing is known yet.
+const UNSEEN: &str = "nobody has looked yet at";
+
 /// What one source has said.
 struct Noted {
     reasons: Vec<String>,
@@ -118,7 +121,7 @@ impl Findings {
 
     /// A source will say something soon; as long as it has not, that is a finding.
     pub fn expect(&self, source: Source) {
-        let reason = format!("nobody has looked yet at {}", source.what());
+        let reason = format!("{UNSEEN} {}", source.what());
         self.note(source, None, [reason]);
     }
 
@@ -174,6 +177,15 @@ impl Announced {
             return;
         }
         match &now {
+            // So it is at the beginning of every pair.
+            Some(reasons)
+                if !reasons.is_empty() && reasons.iter().all(|reason| reason.starts_with(UNSEEN)) =>
+            {
+                tracing::info!(
+                    "it is not known yet whether a takeover would succeed: {}",
+                    reasons.join("; ")
+                );
+            }
             Some(reasons) if !reasons.is_empty() => {
                 tracing::warn!(
                     "not ready, a takeover would not succeed now: {}",

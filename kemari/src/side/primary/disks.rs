@@ -368,8 +368,9 @@ impl PrimarySide {
         };
         let acts_alone = new.phase == Phase::Acting && new.peer.is_none();
         for image in self.disks.images() {
-            // No VM is to be started from an image that lacks what it was stopped with.
-            let lacks = new.phase == Phase::Stopped && self.machine.disk_may_lack(image.disk())?;
+            // No VM is to be started from an image that lacks what it was stopped with, or of which nobody can tell.
+            let lacks =
+                new.phase == Phase::Stopped && self.machine.disk_may_lack(image.disk()).unwrap_or(true);
             step(
                 format_args!("note the term of {}", image.disk()),
                 || match acts_alone {

@@ -23,10 +23,18 @@ impl Scene {
         found.with_context(|| format!("the last status of {}: {last:?}", host.name()))
     }
 
-    /// Waits until the VM that `host` runs is protected by the other.
+    /// Waits until the VM that `host` runs is protected by the other, and somebody has looked whether a takeover would
+    /// succeed.
     pub fn await_protected(&mut self, host: Host) -> Result<Status> {
-        let protected = |status: &Status| status.role == Role::Primary && status.protection == Protection::On;
-        self.await_status("protection", host, protected)
+        let is_known = |status: &Status| {
+            let reasons = status.readiness.iter().flat_map(|readiness| &readiness.reasons);
+            reasons
+                .into_iter()
+                .all(|reason| !reason.starts_with("nobody has looked yet"))
+        };
+        self.await_status("protection", host, |status| {
+            status.role == Role::Primary && status.protection == Protection::On && is_known(status)
+        })
     }
 
     /// Waits until `host` runs the VM.
