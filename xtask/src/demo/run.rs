@@ -20,6 +20,8 @@ use crate::ui::{Step, Ui};
 
 /// How long clients wait for answers after the cut when the mechanism was broken on purpose.
 const BROKEN_RECOVER_MAX: Duration = Duration::from_secs(8);
+/// How long is looked for the side that executes the VM after all.
+const SURVEY_MAX: Duration = Duration::from_secs(5);
 
 /// One VM on two hosts, and what its clients of earlier runs saw.
 pub struct Session<'a> {
@@ -179,10 +181,14 @@ impl<'a> Session<'a> {
     /// Asks the side that executes the VM now what happened.
     fn survey(&mut self, victim: Side, aftermath: &mut Aftermath) {
         let cut = self.options.cut;
-        let found = [victim.other(), victim].into_iter().find_map(|side| {
-            let status = self.pair.status(side).ok().flatten().filter(Status::is_primary)?;
-            Some((side, status))
+        // One that has only just begun may not answer the first time.
+        let found = wait_for("a side that executes the VM", SURVEY_MAX, || {
+            Ok([victim.other(), victim].into_iter().find_map(|side| {
+                let status = self.pair.status(side).ok().flatten().filter(Status::is_primary)?;
+                Some((side, status))
+            }))
         });
+        let found = found.ok();
         let Some((side, status)) = found else {
             aftermath
                 .failures
