@@ -63,8 +63,8 @@ impl ImageCopy {
         self.changed.take().unwrap_or(0)
     }
 
-    /// Blocks of the next step, which are to be read after this; none: few are left.
-    fn take_step(&mut self) -> Option<u32> {
+    /// Blocks of the next step, which are to be read after this, and whether they are compared first; none: few are left.
+    fn take_step(&mut self) -> Option<(u32, bool)> {
         let compares = self.todo != 0;
         let changed = self.changed.unwrap_or(0);
         let left = match compares {
@@ -86,7 +86,7 @@ impl ImageCopy {
                 self.changed = Some(changed & !step);
             }
         }
-        Some(step)
+        Some((step, compares))
     }
 }
 
@@ -142,7 +142,7 @@ impl World {
             return self.copy_fails(host, session);
         }
         let step = self.hosts[host].primary().and_then(|side| side.copy.take_step());
-        let Some(step) = step else {
+        let Some((step, compares)) = step else {
             let event = PrimaryEvent::DisksCopied {
                 session,
                 result: Ok(()),
@@ -152,8 +152,9 @@ impl World {
         let target = self.connections[session as usize].ends[SECONDARY].host;
         let (here, there) = (&self.hosts[host].image.blocks, &self.hosts[target].image.blocks);
         let blocks = (0..PAGES).filter(|block| step & 1 << block != 0);
-        // What is equal is not sent.
-        let differing = blocks.filter(|&block| here[block] != there[block]);
+        // What is equal is not sent. What has changed since it was compared is sent unseen: an older block, still on its way,
+        // may be about to go over what the other image has now.
+        let differing = blocks.filter(|&block| !compares || here[block] != there[block]);
         let blocks = differing.map(|block| (block, here[block])).collect();
         self.transmit(session, PRIMARY, Frame::Blocks(blocks));
         let delay_us = self.some_us(STEP_US);

@@ -375,7 +375,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Sends what has changed, round by round, until little is left.
+    /// Sends what has changed, round by round, until little is left. Nothing of it is compared: in the order of the frames
+    /// it comes after what was sent of it before.
     fn send_changed(&mut self) -> Result<(), Stop> {
         for _ in 0..ROUNDS_MAX {
             for index in 0..self.disks.len() {
