@@ -122,6 +122,9 @@ impl World {
         side.copy.marks.rules.flush_begins(number, Some(ended));
         for (page, durable) in durable.iter().enumerate() {
             let is_later = side.copy.marks.rules.last_change(page as u64) > Some(number);
+            // A later write that has failed, and is tried again now, may have left what it is for: that was not asked of
+            // this flush, and the other image may have it in a cache still.
+            let is_later = is_later || side.is_of_later(number, page, flush.blocks[page]);
             if is_later || side.failed.iter().any(|failed| side.writes(*failed, page)) {
                 flush.leave_out(page, *durable);
             }

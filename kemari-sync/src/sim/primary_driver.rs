@@ -610,6 +610,14 @@ impl PrimarySide {
         matches!(self.output(number), Some(Output::Write(reply)) if reply.page == page)
     }
 
+    /// Whether that is what an unfinished write after the request with this number makes of this block.
+    pub(super) fn is_of_later(&self, number: u64, page: usize, value: (u64, u64)) -> bool {
+        let mut later = self.vm.list.iter().filter(|entry| entry.number > number);
+        later.any(|entry| {
+            matches!(&entry.output, Output::Write(reply) if reply.page == page && (reply.seq, reply.hash) == value)
+        })
+    }
+
     /// What the request with this number is.
     pub(super) fn output(&self, number: u64) -> Option<&Output> {
         let entry = self.vm.list.iter().find(|entry| entry.number == number);
