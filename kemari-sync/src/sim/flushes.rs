@@ -16,7 +16,7 @@ use super::image::Flush;
 use super::invariants::replica::Blocks;
 use super::invariants::{Invariant, flush};
 use super::net::{Frame, PRIMARY};
-use super::vm::{Output, Phase};
+use super::vm::{Output, PAGES, Phase};
 use super::world::{ToProcess, World};
 
 /// How often marks are looked at, in microseconds.
@@ -102,7 +102,6 @@ impl World {
     pub(super) fn flush_image(&mut self, host: usize, number: u64, delay_us: u64) {
         self.rewrite_lost(host, Fault::ForgetFailedFlush);
         let mut flush = self.hosts[host].image.begin_flush();
-        let durable = self.hosts[host].image.durable;
         let Some(side) = self.hosts[host].primary() else {
             return;
         };
@@ -120,13 +119,13 @@ impl World {
             .min();
         let ended = first_open.map_or(number, |open| open - 1);
         side.copy.marks.rules.flush_begins(number, Some(ended));
-        for (page, durable) in durable.iter().enumerate() {
+        for page in 0..PAGES {
             let is_later = side.copy.marks.rules.last_change(page as u64) > Some(number);
             // A later write that has failed, and is tried again now, may have left what it is for: that was not asked of
             // this flush, and the other image may have it in a cache still.
             let is_later = is_later || side.is_of_later(number, page, flush.blocks[page]);
             if is_later || side.failed.iter().any(|failed| side.writes(*failed, page)) {
-                flush.leave_out(page, *durable);
+                flush.leave_out(page);
             }
         }
         self.tell_after(delay_us, host, ToProcess::ImageFlushed { number, flush });

@@ -148,9 +148,10 @@ impl Image {
 }
 
 impl Flush {
-    /// What this image has durably of a block is all that the flush says of it.
-    pub(super) fn leave_out(&mut self, block: usize, durable: (u64, u64)) {
-        (self.blocks[block], self.writes[block]) = (durable, 0);
+    /// The flush says nothing of a block. Nor of what this image has of it durably: that may be of a later flush, of which
+    /// the guest is not told since it waits for the other image.
+    pub(super) fn leave_out(&mut self, block: usize) {
+        (self.blocks[block], self.writes[block]) = ((0, 0), 0);
     }
 }
 
