@@ -33,6 +33,7 @@ mod query;
 mod readiness;
 mod said;
 mod secondary;
+mod shown;
 mod signals;
 mod step;
 mod sync_tap;

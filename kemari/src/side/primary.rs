@@ -33,6 +33,7 @@ use super::deltas::Deltas;
 use super::gather::Gather;
 use super::mailbox::Mailbox;
 use super::readiness::Announced;
+use super::shown::Shown;
 use super::sync_tap::{Attached, SyncTap, Waits};
 use super::trace::{Step, Trace};
 use super::wait::{Waiter, prefer_latency};
@@ -187,7 +188,7 @@ pub struct PrimarySide {
     loop_polls: bool,
     /// Until when the loop's thread polls for acks, in microseconds.
     train_until_us: u64,
-    shown_ms: u64,
+    shown: Shown,
     announced: Announced,
     orders: Vec<orders::Pending>,
     end: Option<End>,
@@ -274,7 +275,7 @@ impl PrimarySide {
             ack_us_expected: 0,
             loop_polls,
             train_until_us: 0,
-            shown_ms: 0,
+            shown: Shown::default(),
             announced: Announced::default(),
             orders: Vec::new(),
             end: None,
@@ -565,6 +566,7 @@ impl PrimarySide {
             self.announcement_due_ms(now_ms),
             look_ms,
             self.ahead_due_ms(),
+            self.shown.due_ms(),
         ];
         due_ms.into_iter().flatten().min().map_or(WAIT_MS_MAX, |due_ms| {
             due_ms.saturating_sub(now_ms).min(WAIT_MS_MAX)

@@ -35,6 +35,7 @@ use super::clock::Clock;
 use super::drill::{DrillId, News};
 use super::mailbox::Mailbox;
 use super::readiness::{Announced, Clocks, InUse, ReadinessWatch, Source};
+use super::shown::Shown;
 use super::step::step;
 use super::wait::{prefer_latency, wait};
 use crate::config::{Config, Latency};
@@ -184,7 +185,7 @@ pub struct SecondarySide {
     paused_ms: Option<u64>,
     /// Orders to take over, whose outcome is open. There are no more of them than clients of the control socket.
     takeovers: Vec<Order>,
-    shown_ms: u64,
+    shown: Shown,
     announced: Announced,
     clocks: Clocks,
     readiness: ReadinessWatch,
@@ -285,7 +286,7 @@ impl SecondarySide {
             step: "running",
             paused_ms: None,
             takeovers: Vec::new(),
-            shown_ms: 0,
+            shown: Shown::default(),
             announced: Announced::default(),
             clocks: Clocks::default(),
             readiness,
@@ -370,6 +371,7 @@ impl SecondarySide {
         let due_ms = [
             self.core.next_deadline(),
             self.listener.due_ms(now_ms),
+            self.shown.due_ms(),
             idle_ms,
             at_once,
         ];

@@ -6,19 +6,17 @@ use kemari_vmm::memory::PAGE_BYTES;
 use super::{End, PrimarySide, trouble};
 use crate::control::{Peer, Protection, Role, Waits};
 
-/// How often the status is renewed, in milliseconds.
-const SHOW_INTERVAL_MS: u64 = 20;
-
 impl PrimarySide {
     pub(super) fn show_now_and_then(&mut self) {
-        if self.clock.now_ms() >= self.shown_ms + SHOW_INTERVAL_MS {
+        if self.shown.is_due(self.clock.now_ms()) {
             self.show();
         }
     }
 
     pub(super) fn show(&mut self) {
-        self.shown_ms = self.clock.now_ms();
-        let core = self.core.status(self.shown_ms);
+        let now_ms = self.clock.now_ms();
+        self.shown.note(now_ms);
+        let core = self.core.status(now_ms);
         let record = self.core.record();
         self.board.lives_under(Some((record.store, record.term)));
         let protection = match core.protection {
@@ -34,9 +32,7 @@ impl PrimarySide {
             host: session.host.clone(),
             address: session.main.peer_address(),
             connected: true,
-            silent_ms: self
-                .heard_ms
-                .map(|heard_ms| self.shown_ms.saturating_sub(heard_ms)),
+            silent_ms: self.heard_ms.map(|heard_ms| now_ms.saturating_sub(heard_ms)),
         });
         let (counters, pace, timings) = (self.counters, self.pace, &self.timings);
         let readiness = core.readiness.clone();

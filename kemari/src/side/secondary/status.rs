@@ -6,16 +6,13 @@ use kemari_vmm::memory::PAGE_BYTES;
 use super::SecondarySide;
 use crate::control::{Peer, Protection, Role};
 
-/// How often the status is renewed, in milliseconds.
-const SHOW_INTERVAL_MS: u64 = 20;
-
 impl SecondarySide {
     pub(super) fn show_now_and_then(&mut self) {
         let now_ms = self.clock.now_ms();
-        if now_ms < self.shown_ms + SHOW_INTERVAL_MS {
+        if !self.shown.is_due(now_ms) {
             return;
         }
-        self.shown_ms = now_ms;
+        self.shown.note(now_ms);
         let core = self.core.status(now_ms);
         self.board.lives_under(self.core.lives_under());
         let protection = match core.protection {
