@@ -22,6 +22,8 @@ const NAME_SERVICE: [&str; 4] = [
 const TOLD_BY_KERNEL: [&str; 2] = ["/proc", "/sys"];
 /// KVM, TAPs (a directory: a module may be loaded again), page faults of a drill's memory.
 const DEVICES: [&str; 3] = ["/dev/kvm", "/dev/net", "/dev/userfaultfd"];
+/// Random numbers, for a program whose C library is linked into it: it does not find `getrandom` there.
+const RANDOM: [&str; 2] = ["/dev/random", "/dev/urandom"];
 /// Where disks are that are block devices.
 const DEV: &str = "/dev";
 
@@ -46,6 +48,7 @@ pub fn of(config: &Config, host: &str, words: &mut Vec<String>) -> BTreeSet<(Pat
     };
     TOLD_BY_KERNEL
         .iter()
+        .chain(&RANDOM)
         .for_each(|path| add(path.as_ref(), May::Read));
     DEVICES.iter().for_each(|path| add(path.as_ref(), May::Use));
     for file in [own.control(), &own.state_dir().join("lock")] {
