@@ -26,7 +26,10 @@ const CONFIG: &str = "/demo.toml";
 const KERNEL: &str = "/guest-kernel";
 const INITRD: &str = "/guest-initrd";
 const LOG: &str = "/kemari.log";
-const CONSOLE: &str = "/console.log";
+/// Where the control socket and the guest's console are. A side may make no files in the root directory.
+const RUN: &str = "/run/kemari";
+const CONTROL: &str = "/run/kemari/control.sock";
+const CONSOLE: &str = "/run/kemari/console.log";
 const DISK: &str = "/dev/vda";
 /// Where the program keeps what must outlive it: on a disk of the host's own, which is kept over a power cut.
 const STATE: &str = "/state";
@@ -114,7 +117,7 @@ impl EmulatedPlace {
         // The TAP is administratively up: its carrier comes when the program opens it.
         self.host(side).sh(&format!(
             "pidof kemari >/dev/null && kill -9 $(pidof kemari); while pidof kemari >/dev/null; do sleep 0.1; done; \
-             ip link set {} up; echo 1 >/sys/class/net/br0/bridge/flush; rm -f {LOG} {CONSOLE} /kemari.sock; \
+             ip link set {} up; echo 1 >/sys/class/net/br0/bridge/flush; mkdir -p {RUN}; rm -f {LOG} {CONSOLE} {CONTROL}; \
              while grep -q ' {STATE} ' /proc/mounts; do umount {STATE} || sleep 0.1; done",
             self.host(side).tap(0)
         ))?;
@@ -134,6 +137,7 @@ impl EmulatedPlace {
         if self.lab.nfs().is_some() {
             host.sh(&format!("lab-nfs {ARBITER}"))?;
         }
+        host.sh(&format!("mkdir -p {RUN}"))?;
         host.put(&self.program, PROGRAM)?;
         host.put(&self.image.kernel, KERNEL)?;
         if let Some(initrd) = &self.image.initrd {
@@ -221,7 +225,7 @@ impl EmulatedPlace {
         };
         let host = |side: Side, other: Side| HostPlan {
             listen: SocketAddr::from((replication_address(side.number()), LINK_PORT)).to_string(),
-            control: "/kemari.sock".into(),
+            control: CONTROL.into(),
             console: CONSOLE.into(),
             fence: matches!(self.disk, GuestDisk::Shared(_))
                 .then(|| vec!["/bin/lab-fence".into(), other.number().to_string()]),
