@@ -40,13 +40,14 @@ pub use primary::{
     CAPTURE_FAILURES_MAX, CopyLimits, Mode, OnSecondaryLoss, Opening, Pace, Primary, PrimaryAction,
     PrimaryConfig, PrimaryEvent, Reign, SessionId,
 };
-pub use readiness::{READINESS_MS_MAX, READINESS_REASON_BYTES_MAX, READINESS_REASONS_MAX, Readiness};
+pub use readiness::{READINESS_MS_MAX, READINESS_REASON_BYTES_MAX, READINESS_REASONS_MAX, Readiness, UNSEEN};
 pub use record::{
     Arbiter, ArbiterAnswer, ArbiterRequest, Epoch, Incarnation, NAME_BYTES_MAX, Phase, Record, TERM_MAX,
     Term, Work,
 };
 pub use replica::{
-    CopyDisk, DiskOffer, ImageState, ImageWord, REPLICAS_MAX, Source, lineage_id, may_start, plan_copy,
+    CopyDisk, DiskOffer, ImageState, ImageWord, REPLICAS_MAX, Source, announced_term, lineage_id, may_start,
+    plan_copy,
 };
 pub use secondary::{Secondary, SecondaryAction, SecondaryConfig, SecondaryEvent};
 pub use staging::{Staging, StagingError, SyncTally};

@@ -15,6 +15,9 @@ pub const READINESS_REASONS_MAX: usize = 8;
 /// Longest reason, in bytes.
 pub const READINESS_REASON_BYTES_MAX: usize = 256;
 
+/// How a reason begins that only says that nothing is known yet.
+pub const UNSEEN: &str = "nobody has looked yet";
+
 /// What a secondary has found out about itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Readiness {
@@ -48,9 +51,7 @@ impl Readiness {
     /// have it, too. Findings that are too old, or never came, are a reason themselves.
     pub fn judged(noted: Option<&(Self, u64)>, trouble: Option<&Trouble>, now_ms: u64) -> Self {
         let Some((readiness, at_ms)) = noted else {
-            return Self::found(
-                ["the secondary has not found out yet whether it could take over".to_owned()],
-            );
+            return Self::found([format!("{UNSEEN} whether the secondary could take over")]);
         };
         let mut judged = readiness.aged(now_ms.saturating_sub(*at_ms));
         if judged.age_ms > READINESS_MS_MAX {
@@ -66,6 +67,12 @@ impl Readiness {
             .splice(0..0, trouble.filter(|trouble| !judged.reasons.contains(trouble)));
         judged.reasons.truncate(READINESS_REASONS_MAX);
         judged
+    }
+
+    /// Whether nothing speaks against a takeover but that somebody has yet to look: so it is at the beginning of every
+    /// pair.
+    pub fn is_unseen(&self) -> bool {
+        !self.reasons.is_empty() && self.reasons.iter().all(|reason| reason.starts_with(UNSEEN))
     }
 
     /// Whether a takeover at this moment would succeed, as far as anybody knows.
@@ -100,6 +107,20 @@ mod tests {
         let judged = Readiness::judged(Some(&well), Some(&uplink()), 1000);
         assert_eq!(judged.reasons, ["eth1 has no carrier"]);
         assert!(!judged.is_ready());
+    }
+
+    #[test]
+    fn what_nobody_has_looked_at_yet_is_neither_well_nor_wrong() {
+        let judged = |reasons: &[&str], trouble: Option<&Trouble>| {
+            let reasons = reasons.iter().map(|reason| (*reason).to_owned());
+            Readiness::judged(Some(&(Readiness::found(reasons), 1000)), trouble, 1000)
+        };
+        let unseen = format!("{UNSEEN} at the disk images");
+        assert!(Readiness::judged(None, None, 1000).is_unseen());
+        assert!(judged(&[&unseen], None).is_unseen() && !judged(&[&unseen], None).is_ready());
+        assert!(!judged(&[&unseen], Some(&uplink())).is_unseen());
+        assert!(!judged(&[&unseen, "no TAP"], None).is_unseen());
+        assert!(!judged(&[], None).is_unseen());
     }
 
     #[test]

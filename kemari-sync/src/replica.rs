@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::faults::{Fault, fault};
 use crate::record::{Phase, Record, Term};
 
 /// Most replicated disks of a VM.
@@ -229,6 +230,15 @@ fn is_last(word: &ImageWord, host: &str, record: &Record) -> bool {
         Phase::Stopped => {
             is_of(record.term) || (word.state == ImageState::Stopped && word.term + 1 == record.term)
         }
+    }
+}
+
+/// The reign that an image's record says may begin, when `new` is about to be asked for. That of a stop begins on no image
+/// that `lacks` durably what the VM was stopped with: none is to be started from it.
+pub fn announced_term(new: &Record, lacks: impl FnOnce() -> bool) -> Term {
+    match new.phase == Phase::Stopped && lacks() && !fault(Fault::ForgetFailedDrain) {
+        true => 0,
+        false => new.term,
     }
 }
 

@@ -261,6 +261,23 @@ fn after_a_clean_stop_either_image_that_has_everything_starts() {
 }
 
 #[test]
+fn no_vm_starts_from_an_image_that_lacks_what_it_was_stopped_with() {
+    let stopped = record(5, 5, Phase::Stopped);
+    for lacks in [false, true] {
+        let image = ImageWord {
+            next_term: announced_term(&stopped, || lacks),
+            ..word()
+        };
+        assert_eq!(starts(Some(image), Some(&stopped)), !lacks);
+    }
+    let acting = record(5, 4, Phase::Acting);
+    let term = announced_term(&acting, || {
+        unreachable!("only what is stopped lacks something for good")
+    });
+    assert_eq!(term, 5);
+}
+
+#[test]
 fn a_half_copied_image_never_starts_whatever_the_operator_says() {
     let target = ImageWord {
         state: ImageState::Target,

@@ -5,15 +5,14 @@ mod pair;
 
 use std::collections::VecDeque;
 
-use kemari_sync::wire::{Commit, Message};
+use kemari_sync::wire::Message;
 use kemari_sync::{
-    ArbiterAnswer, ArbiterRequest, Mode, Primary, PrimaryAction, PrimaryEvent, Record, Secondary,
-    SecondaryAction, SecondaryEvent,
+    ArbiterAnswer, ArbiterRequest, Mode, PrimaryAction, PrimaryEvent, Record, SecondaryAction, SecondaryEvent,
 };
 
 use PrimaryAction as Do;
 use SecondaryAction as Then;
-use pair::{STORE as OLD, alone, primary, secondary};
+use pair::{STORE as OLD, Sides, Wanted, alone, captured, commit, primary, secondary};
 
 /// Steps after which nothing of the order is left to be cut.
 const STEPS_MAX: usize = 60;
@@ -30,14 +29,10 @@ enum SecondLook {
 }
 
 struct Pair {
-    a: Primary,
-    b: Secondary,
-    now_ms: u64,
+    sides: Sides,
     /// The primary's store, and the secondary's.
     stores: [Option<Record>; 2],
     look: SecondLook,
-    to_a: VecDeque<PrimaryEvent>,
-    to_b: VecDeque<SecondaryEvent>,
     /// The arbiter's answers reach the secondary so much later.
     late_ms: u64,
     late: VecDeque<(u64, SecondaryEvent)>,
@@ -51,13 +46,9 @@ struct Pair {
 impl Pair {
     fn protected(look: SecondLook) -> Self {
         let mut pair = Self {
-            a: primary(Mode::Pipelined),
-            b: secondary(None),
-            now_ms: 0,
+            sides: Sides::new(primary(Mode::Pipelined), secondary(None)),
             stores: [Some(alone()), None],
             look: SecondLook::SameStore,
-            to_a: VecDeque::from([PrimaryEvent::PeerConnected { session: 1 }]),
-            to_b: VecDeque::new(),
             late_ms: 0,
             late: VecDeque::new(),
             loses: [false; 2],
@@ -75,18 +66,15 @@ impl Pair {
 
     /// Delivers one event. Returns whether there was one.
     fn step(&mut self) -> bool {
-        if let Some(event) = self.to_a.pop_front() {
-            let mut actions = Vec::new();
-            self.a.handle(self.now_ms, event, &mut actions);
-            actions.into_iter().for_each(|action| self.perform_a(action));
-        } else if let Some(event) = self.to_b.pop_front() {
-            let mut actions = Vec::new();
-            self.b.handle(self.now_ms, event, &mut actions);
-            actions.into_iter().for_each(|action| self.perform_b(action));
-        } else {
-            let answer = self.late.pop_front_if(|(due_ms, _)| *due_ms <= self.now_ms);
-            self.to_b.extend(answer.map(|(_, event)| event));
-            return !self.to_b.is_empty();
+        match self.sides.step() {
+            Some(Wanted::ByA(actions)) => actions.into_iter().for_each(|action| self.perform_a(action)),
+            Some(Wanted::ByB(actions)) => actions.into_iter().for_each(|action| self.perform_b(action)),
+            None => {
+                let now_ms = self.sides.now_ms;
+                let answer = self.late.pop_front_if(|(due_ms, _)| *due_ms <= now_ms);
+                self.sides.to_b.extend(answer.map(|(_, event)| event));
+                return !self.sides.to_b.is_empty();
+            }
         }
         true
     }
@@ -99,11 +87,13 @@ impl Pair {
     fn lose(&mut self, loses: [bool; 2]) {
         self.loses = loses;
         if loses[0] {
-            self.to_a
+            self.sides
+                .to_a
                 .retain(|event| !matches!(event, PrimaryEvent::Message { .. }));
         }
         if loses[1] {
-            self.to_b
+            self.sides
+                .to_b
                 .retain(|event| !matches!(event, SecondaryEvent::Message { .. }));
         }
     }
@@ -112,31 +102,35 @@ impl Pair {
     fn cut(&mut self) {
         self.lose([true; 2]);
         let reason = || "cut".to_owned();
-        self.to_a.push_back(PrimaryEvent::PeerClosed {
+        self.sides.to_a.push_back(PrimaryEvent::PeerClosed {
             session: 1,
             reason: reason(),
         });
-        self.to_b.push_back(SecondaryEvent::PeerClosed {
+        self.sides.to_b.push_back(SecondaryEvent::PeerClosed {
             session: 1,
             reason: reason(),
         });
     }
 
     fn wait(&mut self, for_ms: u64) {
-        let end_ms = self.now_ms + for_ms;
+        let end_ms = self.sides.now_ms + for_ms;
         while self.step() {}
         loop {
             let late_ms = self.late.front().map(|(due_ms, _)| *due_ms);
-            let due_ms = [self.a.next_deadline(), self.b.next_deadline(), late_ms]
-                .into_iter()
-                .flatten()
-                .min();
+            let due_ms = [
+                self.sides.a.next_deadline(),
+                self.sides.b.next_deadline(),
+                late_ms,
+            ]
+            .into_iter()
+            .flatten()
+            .min();
             let Some(due_ms) = due_ms.filter(|due_ms| *due_ms <= end_ms) else {
                 return;
             };
-            self.now_ms = self.now_ms.max(due_ms);
-            self.to_a.push_back(PrimaryEvent::Tick);
-            self.to_b.push_back(SecondaryEvent::Tick);
+            self.sides.now_ms = self.sides.now_ms.max(due_ms);
+            self.sides.to_a.push_back(PrimaryEvent::Tick);
+            self.sides.to_b.push_back(SecondaryEvent::Tick);
             while self.step() {}
         }
     }
@@ -158,43 +152,35 @@ impl Pair {
 
     fn tell_b(&mut self, session: u64, message: Message) {
         if !self.loses[1] {
-            self.to_b.push_back(SecondaryEvent::Message { session, message });
+            self.sides
+                .to_b
+                .push_back(SecondaryEvent::Message { session, message });
         }
     }
 
     fn perform_a(&mut self, action: PrimaryAction) {
         match action {
             Do::Send { session, message } => self.tell_b(session, message),
-            Do::CopyRound { session, .. } => self.to_a.push_back(PrimaryEvent::CopyRoundSent {
+            Do::CopyRound { session, .. } => self.sides.to_a.push_back(PrimaryEvent::CopyRoundSent {
                 session,
                 dirty_pages: 0,
             }),
-            Do::Capture { epoch, .. } => self.to_a.push_back(PrimaryEvent::Captured {
-                epoch,
-                pages: 1,
-                bytes: 1,
-                stop: false,
-            }),
+            Do::Capture { epoch, .. } => self.sides.to_a.push_back(captured(epoch)),
             Do::Transmit { session, begin, stop } => {
+                let epoch = begin.epoch;
                 self.tell_b(session, Message::Begin(begin));
-                let commit = Commit {
-                    epoch: begin.epoch,
-                    pages: 1,
-                    states: 1,
-                    digest: 5,
-                    stop,
-                };
-                self.tell_b(session, Message::Commit(commit));
+                self.tell_b(session, commit(epoch, stop));
             }
             Do::OpenGate => self.a_acts = true,
             // What leaves now has the consent of one that goes on itself.
             Do::Release { .. } => self.a_acts |= self.b_acts,
             Do::CloseSession { session, reason } if !self.loses[1] => self
+                .sides
                 .to_b
                 .push_back(SecondaryEvent::PeerClosed { session, reason }),
             Do::Ask { ask, request } => {
                 let answer = self.ask(0, request);
-                self.to_a.push_back(PrimaryEvent::Arbiter { ask, answer });
+                self.sides.to_a.push_back(PrimaryEvent::Arbiter { ask, answer });
             }
             Do::Adopted(outcome) => self.outcome = Some(outcome),
             _ => {}
@@ -204,27 +190,34 @@ impl Pair {
     fn perform_b(&mut self, action: SecondaryAction) {
         match action {
             Then::Send { session, message } if !self.loses[0] => {
-                self.to_a.push_back(PrimaryEvent::Message { session, message });
+                self.sides
+                    .to_a
+                    .push_back(PrimaryEvent::Message { session, message });
             }
-            Then::Prepare { session } => self.to_b.push_back(SecondaryEvent::Prepared {
+            Then::Prepare { session } => self.sides.to_b.push_back(SecondaryEvent::Prepared {
                 session,
                 result: Ok(Vec::new()),
             }),
-            Then::Check { commit } => self.to_b.push_back(SecondaryEvent::Checked {
+            Then::Check { commit } => self.sides.to_b.push_back(SecondaryEvent::Checked {
                 epoch: commit.epoch,
                 result: Ok(()),
             }),
-            Then::Apply { epoch } => self.to_b.push_back(SecondaryEvent::Applied { epoch }),
+            Then::Apply { epoch } => self.sides.to_b.push_back(SecondaryEvent::Applied { epoch }),
             Then::Ask { ask, request } => {
                 let answer = self.ask(1, request);
-                let due_ms = self.now_ms + self.late_ms;
+                let due_ms = self.sides.now_ms + self.late_ms;
                 self.late
                     .push_back((due_ms, SecondaryEvent::Arbiter { ask, answer }));
             }
-            Then::Restore { .. } => self.to_b.push_back(SecondaryEvent::Restored { result: Ok(()) }),
+            Then::Restore { .. } => self
+                .sides
+                .to_b
+                .push_back(SecondaryEvent::Restored { result: Ok(()) }),
             Then::Run(_) => self.b_acts = true,
             Then::CloseSession { session, reason } if !self.loses[0] => {
-                self.to_a.push_back(PrimaryEvent::PeerClosed { session, reason });
+                self.sides
+                    .to_a
+                    .push_back(PrimaryEvent::PeerClosed { session, reason });
             }
             _ => {}
         }
@@ -234,7 +227,7 @@ impl Pair {
 /// The order is given, the link is cut after so many steps, and a minute passes.
 fn cut_after(steps: usize, look: SecondLook, store: u128) -> Pair {
     let mut pair = Pair::protected(look);
-    pair.to_a.push_back(PrimaryEvent::OperatorAdopt { store });
+    pair.sides.to_a.push_back(PrimaryEvent::OperatorAdopt { store });
     pair.steps(steps);
     pair.cut();
     pair.wait(60_000);
@@ -260,9 +253,11 @@ fn after_the_order_somebody_goes_on_whenever_the_pair_is_cut() {
 fn taken_over_after(steps: usize, look: SecondLook, late_ms: u64, later: usize, loses: [bool; 2]) -> Pair {
     let mut pair = Pair::protected(look);
     pair.late_ms = late_ms;
-    pair.to_a.push_back(PrimaryEvent::OperatorAdopt { store: 77 });
+    pair.sides
+        .to_a
+        .push_back(PrimaryEvent::OperatorAdopt { store: 77 });
     pair.steps(steps);
-    pair.to_b.push_front(SecondaryEvent::OperatorTakeover);
+    pair.sides.to_b.push_front(SecondaryEvent::OperatorTakeover);
     pair.steps(later);
     pair.lose(loses);
     pair.wait(20_000);

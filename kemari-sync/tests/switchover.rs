@@ -2,17 +2,15 @@
 
 mod pair;
 
-use std::collections::VecDeque;
-
-use kemari_sync::wire::{Commit, Message};
+use kemari_sync::wire::Message;
 use kemari_sync::{
-    ArbiterAnswer, ArbiterRequest, Mode, Phase, Primary, PrimaryAction, PrimaryEvent, Protection, Record,
-    Reign, Secondary, SecondaryAction, SecondaryEvent, Timing,
+    ArbiterAnswer, ArbiterRequest, Mode, Phase, PrimaryAction, PrimaryEvent, Protection, Record, Reign,
+    SecondaryAction, SecondaryEvent, Timing,
 };
 
 use PrimaryAction as Do;
 use SecondaryAction as Then;
-use pair::{alone, host, primary, secondary};
+use pair::{Sides, Wanted, alone, captured, commit, host, primary, secondary};
 
 /// A fence is over within so long, in milliseconds.
 const FENCE_MS_MAX: u64 = 10_000;
@@ -30,12 +28,8 @@ struct Trouble {
 
 /// A primary on `a` and a secondary on `b` with a link and a record.
 struct Pair {
-    a: Primary,
-    b: Secondary,
-    now_ms: u64,
+    sides: Sides,
     store: Record,
-    to_a: VecDeque<PrimaryEvent>,
-    to_b: VecDeque<SecondaryEvent>,
     trouble: Trouble,
     session: u64,
     /// What happened to the guest and its output, in order.
@@ -48,12 +42,8 @@ impl Pair {
     /// Protected, in term 2.
     fn protected(mode: Mode) -> Self {
         let mut pair = Self {
-            a: primary(mode),
-            b: secondary(Some(FENCE_MS_MAX)),
-            now_ms: 0,
+            sides: Sides::new(primary(mode), secondary(Some(FENCE_MS_MAX))),
             store: alone(),
-            to_a: VecDeque::from([PrimaryEvent::PeerConnected { session: 1 }]),
-            to_b: VecDeque::new(),
             trouble: Trouble::default(),
             session: 1,
             log: Vec::new(),
@@ -61,48 +51,48 @@ impl Pair {
             runs: None,
         };
         pair.settle();
-        assert_eq!(pair.a.status(0).protection, Protection::Protected);
+        assert_eq!(pair.sides.a.status(0).protection, Protection::Protected);
         pair.log.clear();
         pair
     }
 
     fn order(&mut self, event: PrimaryEvent) {
-        self.to_a.push_back(event);
+        self.sides.to_a.push_back(event);
         self.settle();
     }
 
     fn settle(&mut self) {
-        loop {
-            if let Some(event) = self.to_a.pop_front() {
-                let mut actions = Vec::new();
-                self.a.handle(self.now_ms, event, &mut actions);
-                actions.into_iter().for_each(|action| self.perform_a(action));
-            } else if let Some(event) = self.to_b.pop_front() {
-                let mut actions = Vec::new();
-                self.b.handle(self.now_ms, event, &mut actions);
-                actions.into_iter().for_each(|action| self.perform_b(action));
-            } else {
-                return;
+        while let Some(wanted) = self.sides.step() {
+            match wanted {
+                Wanted::ByA(actions) => actions.into_iter().for_each(|action| self.perform_a(action)),
+                Wanted::ByB(actions) => actions.into_iter().for_each(|action| self.perform_b(action)),
             }
         }
     }
 
     fn wait(&mut self, for_ms: u64) {
-        let end_ms = self.now_ms + for_ms;
+        let end_ms = self.sides.now_ms + for_ms;
         loop {
-            let b_due_ms = self.b.next_deadline().filter(|_| !self.trouble.secondary_is_dead);
-            let due_ms = [self.a.next_deadline(), b_due_ms].into_iter().flatten().min();
+            let b_due_ms = self
+                .sides
+                .b
+                .next_deadline()
+                .filter(|_| !self.trouble.secondary_is_dead);
+            let due_ms = [self.sides.a.next_deadline(), b_due_ms]
+                .into_iter()
+                .flatten()
+                .min();
             let Some(due_ms) = due_ms.filter(|due_ms| *due_ms <= end_ms) else {
                 break;
             };
-            self.now_ms = self.now_ms.max(due_ms);
-            self.to_a.push_back(PrimaryEvent::Tick);
+            self.sides.now_ms = self.sides.now_ms.max(due_ms);
+            self.sides.to_a.push_back(PrimaryEvent::Tick);
             if !self.trouble.secondary_is_dead {
-                self.to_b.push_back(SecondaryEvent::Tick);
+                self.sides.to_b.push_back(SecondaryEvent::Tick);
             }
             self.settle();
         }
-        self.now_ms = end_ms;
+        self.sides.now_ms = end_ms;
     }
 
     fn ask(&mut self, request: ArbiterRequest) -> ArbiterAnswer {
@@ -118,7 +108,7 @@ impl Pair {
 
     fn tell_b(&mut self, message: Message) {
         if !self.trouble.secondary_is_dead {
-            self.to_b.push_back(SecondaryEvent::Message {
+            self.sides.to_b.push_back(SecondaryEvent::Message {
                 session: self.session,
                 message,
             });
@@ -139,30 +129,19 @@ impl Pair {
                 self.tell_b(message);
             }
             Do::CopyRound { session, .. } => {
-                self.to_a.push_back(PrimaryEvent::CopyRoundSent {
+                self.sides.to_a.push_back(PrimaryEvent::CopyRoundSent {
                     session,
                     dirty_pages: 0,
                 });
             }
             Do::Capture { epoch, .. } => {
                 self.log.push("a captures".to_owned());
-                self.to_a.push_back(PrimaryEvent::Captured {
-                    epoch,
-                    pages: 1,
-                    bytes: 1,
-                    stop: false,
-                });
+                self.sides.to_a.push_back(captured(epoch));
             }
             Do::Transmit { begin, stop, .. } => {
-                self.tell_b(Message::Begin(begin));
                 let epoch = begin.epoch;
-                self.tell_b(Message::Commit(Commit {
-                    epoch,
-                    pages: 1,
-                    states: 1,
-                    digest: 5,
-                    stop,
-                }));
+                self.tell_b(Message::Begin(begin));
+                self.tell_b(commit(epoch, stop));
             }
             Do::Release { .. } => self.log.push("a releases".to_owned()),
             Do::Pause => self.log.push("a pauses".to_owned()),
@@ -171,25 +150,26 @@ impl Pair {
             Do::Drain => {
                 self.log.push("a drains".to_owned());
                 if !self.trouble.keeps_draining {
-                    self.to_a.push_back(PrimaryEvent::Drained);
+                    self.sides.to_a.push_back(PrimaryEvent::Drained);
                 }
             }
             Do::CloseDisks => {
                 self.log.push("a closes its disks".to_owned());
                 if !self.trouble.keeps_draining {
                     let result = Ok(());
-                    self.to_a.push_back(PrimaryEvent::DisksClosed { result });
+                    self.sides.to_a.push_back(PrimaryEvent::DisksClosed { result });
                 }
             }
             Do::Ask { ask, request } => {
                 let answer = self.ask(request);
-                self.to_a.push_back(PrimaryEvent::Arbiter { ask, answer });
+                self.sides.to_a.push_back(PrimaryEvent::Arbiter { ask, answer });
             }
             Do::Halt { reason } => {
                 self.log.push("a halts".to_owned());
                 self.ended = Some(reason);
             }
             Do::CloseSession { session, reason } => self
+                .sides
                 .to_b
                 .push_back(SecondaryEvent::PeerClosed { session, reason }),
             Do::GiveBack { .. } | Do::Progress { .. } | Do::Report(_) => {}
@@ -200,27 +180,30 @@ impl Pair {
     fn perform_b(&mut self, action: SecondaryAction) {
         match action {
             Then::MarkTargets { .. } | Then::Settled(_) => unreachable!("there is no disk"),
-            Then::Send { session, message } => {
-                self.to_a.push_back(PrimaryEvent::Message { session, message })
-            }
-            Then::Prepare { session } => self.to_b.push_back(SecondaryEvent::Prepared {
+            Then::Send { session, message } => self
+                .sides
+                .to_a
+                .push_back(PrimaryEvent::Message { session, message }),
+            Then::Prepare { session } => self.sides.to_b.push_back(SecondaryEvent::Prepared {
                 session,
                 result: Ok(Vec::new()),
             }),
             Then::Check { commit } => {
-                self.to_b.push_back(SecondaryEvent::Checked {
+                self.sides.to_b.push_back(SecondaryEvent::Checked {
                     epoch: commit.epoch,
                     result: Ok(()),
                 });
             }
-            Then::Apply { epoch } => self.to_b.push_back(SecondaryEvent::Applied { epoch }),
+            Then::Apply { epoch } => self.sides.to_b.push_back(SecondaryEvent::Applied { epoch }),
             Then::Ask { ask, request } => {
                 let answer = self.ask(request);
-                self.to_b.push_back(SecondaryEvent::Arbiter { ask, answer });
+                self.sides.to_b.push_back(SecondaryEvent::Arbiter { ask, answer });
             }
             Then::Fence { .. } => {
                 self.log.push("b fences".to_owned());
-                self.to_b.push_back(SecondaryEvent::Fenced { result: Ok(()) });
+                self.sides
+                    .to_b
+                    .push_back(SecondaryEvent::Fenced { result: Ok(()) });
             }
             Then::Restore { .. } => {
                 self.log.push("b restores".to_owned());
@@ -229,15 +212,16 @@ impl Pair {
                 } else {
                     Ok(())
                 };
-                self.to_b.push_back(SecondaryEvent::Restored { result });
+                self.sides.to_b.push_back(SecondaryEvent::Restored { result });
             }
             Then::Run(reign) => {
                 self.log.push("b runs".to_owned());
                 self.runs = Some(reign);
             }
-            Then::CloseSession { session, reason } => {
-                self.to_a.push_back(PrimaryEvent::PeerClosed { session, reason })
-            }
+            Then::CloseSession { session, reason } => self
+                .sides
+                .to_a
+                .push_back(PrimaryEvent::PeerClosed { session, reason }),
             Then::Forget { .. } => self.log.push("b forgets".to_owned()),
             Then::Stage { .. } | Then::Discard { .. } | Then::Assume(_) | Then::Report(_) => {}
             Then::Leave => panic!("nobody was told to leave"),
@@ -257,7 +241,7 @@ const HANDED_OVER: [&str; 4] = [
 fn the_roles_change_without_a_fence_and_the_guest_never_runs_twice() {
     for mode in [Mode::Lockstep, Mode::Pipelined] {
         let mut pair = Pair::protected(mode);
-        assert_eq!(pair.a.refuses_switchover(), None);
+        assert_eq!(pair.sides.a.refuses_switchover(), None);
         pair.order(PrimaryEvent::OperatorSwitchover);
         let after = ["b restores", "b runs"];
         assert_eq!(
@@ -280,9 +264,9 @@ fn the_roles_change_without_a_fence_and_the_guest_never_runs_twice() {
 fn a_sync_that_is_under_way_is_not_the_last() {
     let mut pair = Pair::protected(Mode::Pipelined);
     let mut actions = Vec::new();
-    pair.a.handle(0, PrimaryEvent::OutputPending, &mut actions);
+    pair.sides.a.handle(0, PrimaryEvent::OutputPending, &mut actions);
     // Ordered while the capture is being sent.
-    pair.to_a.push_back(PrimaryEvent::OperatorSwitchover);
+    pair.sides.to_a.push_back(PrimaryEvent::OperatorSwitchover);
     actions.into_iter().for_each(|action| pair.perform_a(action));
     pair.settle();
     let first = ["a captures", "a resumes", "a releases"];
@@ -298,7 +282,8 @@ fn nothing_is_handed_over_before_all_io_is_finished() {
     pair.wait(700);
     assert_eq!(pair.log, HANDED_OVER[..3], "neither a word nor another sync");
     assert!(
-        pair.a
+        pair.sides
+            .a
             .refuses_switchover()
             .is_some_and(|reason| reason.contains("under way"))
     );
@@ -324,9 +309,12 @@ fn a_secondary_that_dies_at_the_switchover_leaves_the_vm_where_it_was() {
     assert_eq!(pair.log, HANDED_OVER, "the secondary may still be winning");
     pair.wait(1000);
     assert_eq!(pair.log[4..], ["a opens its gate", "a resumes"]);
-    assert_eq!(pair.a.status(pair.now_ms).protection, Protection::Unprotected);
+    assert_eq!(
+        pair.sides.a.status(pair.sides.now_ms).protection,
+        Protection::Unprotected
+    );
     assert_eq!(pair.store.owner, host("a", 1));
-    assert!(pair.a.wants_peer(), "a new secondary may come");
+    assert!(pair.sides.a.wants_peer(), "a new secondary may come");
 }
 
 #[test]
@@ -395,14 +383,16 @@ fn what_cannot_be_switched_over_is_refused_with_the_reason() {
     let reason = "reset".to_owned();
     pair.order(PrimaryEvent::PeerClosed { session: 1, reason });
     assert!(
-        pair.a
+        pair.sides
+            .a
             .refuses_switchover()
             .is_some_and(|reason| reason.contains("not connected"))
     );
     pair.order(PrimaryEvent::OperatorSwitchover);
     pair.wait(2000);
     assert!(
-        pair.a
+        pair.sides
+            .a
             .refuses_switchover()
             .is_some_and(|reason| reason.contains("not protected"))
     );

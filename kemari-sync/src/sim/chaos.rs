@@ -8,10 +8,11 @@ use crate::secondary::SecondaryEvent;
 use crate::trouble::Trouble;
 
 use super::HOSTS;
+use super::events::{Event, ToProcess};
 use super::failing::UNTIL_HEALED;
 use super::host::Process;
 use super::net::PRIMARY;
-use super::world::{Event, ToProcess, World};
+use super::world::World;
 
 /// Whom a blow hits, decided when it falls.
 #[derive(Clone, Copy, Debug)]

@@ -7,11 +7,12 @@ use crate::faults::{Fault, fault};
 use crate::primary::{PrimaryEvent, SessionId};
 use crate::record::Term;
 
+use super::events::ToProcess;
 use super::flushes::PrimaryMarks;
 use super::image::Flush;
 use super::net::{Frame, PRIMARY, SECONDARY};
 use super::vm::PAGES;
-use super::world::{ToProcess, World};
+use super::world::World;
 
 /// Longest flush, and longest step of a copy, in microseconds.
 const FLUSH_US: u64 = 3_000;

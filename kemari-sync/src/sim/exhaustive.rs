@@ -16,7 +16,8 @@ use crate::primary::Mode;
 
 use super::chaos::Script;
 use super::flushes::FlushMode;
-use super::world::{Setup, World};
+use super::setup::Setup;
+use super::world::World;
 use super::{Invariant, Violation};
 
 /// Seed of the scenario's delays and of its clients.

@@ -5,8 +5,9 @@ use crate::faults::{Fault, fault};
 use crate::primary::PrimaryEvent;
 use crate::secondary::SecondaryEvent;
 
+use super::events::ToProcess;
 use super::vm::{Entry, Output};
-use super::world::{ToProcess, World};
+use super::world::World;
 
 /// A disk that fails until everything is healed.
 pub(super) const UNTIL_HEALED: u32 = u32::MAX;

@@ -5,10 +5,11 @@ use rand::Rng;
 use crate::record::Term;
 use crate::secondary::SecondaryEvent;
 
+use super::events::{Event, ToProcess};
 use super::host::Process;
 use super::invariants::{Invariant, fence};
 use super::secondary_driver::outcome;
-use super::world::{Event, ToProcess, World};
+use super::world::World;
 
 /// A fence is over within so long, in milliseconds: one that hangs is ended.
 pub(super) const FENCE_MS_MAX: u64 = 200;

@@ -11,13 +11,14 @@ use crate::replica::ImageState;
 use crate::secondary::SecondaryEvent;
 use crate::wire::{DiskMark, Message};
 
+use super::events::ToProcess;
 use super::host::Process;
 use super::image::Flush;
 use super::invariants::replica::Blocks;
 use super::invariants::{Invariant, flush};
 use super::net::{Frame, PRIMARY};
 use super::vm::{Output, PAGES, Phase};
-use super::world::{ToProcess, World};
+use super::world::World;
 
 /// How often marks are looked at, in microseconds.
 pub(super) const SETTLE_US: u64 = 5_000;
@@ -84,7 +85,7 @@ impl World {
         for entry in side.vm.list.iter_mut().filter(|entry| entry.output.is_disk()) {
             match (&entry.output, entry.phase) {
                 (_, Phase::Released) => {}
-                (Output::Flush(_), Phase::Held) => {
+                (Output::Flush(..), Phase::Held) => {
                     entry.phase = Phase::Released;
                     started.push(entry.clone());
                 }
@@ -97,11 +98,11 @@ impl World {
         }
     }
 
-    /// A flush is given to the primary's disk: it covers what has ended, and was requested before it. (One that is tried
-    /// again may come after later writes.)
-    pub(super) fn flush_image(&mut self, host: usize, number: u64, delay_us: u64) {
+    /// A flush is given to the primary's disk: the guest is promised what has ended, and was requested before it. (One that is
+    /// tried again may come after later writes.) Of each block it is at least what was `known` to be done.
+    pub(super) fn flush_image(&mut self, host: usize, number: u64, known: &Blocks, delay_us: u64) {
         self.rewrite_lost(host, Fault::ForgetFailedFlush);
-        let mut flush = self.hosts[host].image.begin_flush();
+        let flush = self.hosts[host].image.begin_flush();
         let Some(side) = self.hosts[host].primary() else {
             return;
         };
@@ -119,26 +120,32 @@ impl World {
             .min();
         let ended = first_open.map_or(number, |open| open - 1);
         side.copy.marks.rules.flush_begins(number, Some(ended));
+        let mut covered = flush.blocks.clone();
         for page in 0..PAGES {
             let is_later = side.copy.marks.rules.last_change(page as u64) > Some(number);
             // A later write that has failed, and is tried again now, may have left what it is for: that was not asked of
             // this flush, and the other image may have it in a cache still.
             let is_later = is_later || side.is_of_later(number, page, flush.blocks[page]);
             if is_later || side.failed.iter().any(|failed| side.writes(*failed, page)) {
-                flush.leave_out(page);
+                covered[page] = known[page];
             }
         }
-        self.tell_after(delay_us, host, ToProcess::ImageFlushed { number, flush });
+        let what = ToProcess::ImageFlushed {
+            number,
+            flush,
+            covered,
+        };
+        self.tell_after(delay_us, host, what);
     }
 
     /// The primary's disk has carried a flush out.
-    pub(super) fn image_flushed(&mut self, host: usize, number: u64, flush: &Flush) {
+    pub(super) fn image_flushed(&mut self, host: usize, number: u64, flush: &Flush, covered: Blocks) {
         if !self.end_flush(host, flush, Fault::ForgetFailedFlush) {
             return self.request_failed(host, number);
         }
         let waits = self.setup.flush == FlushMode::Both;
         self.tell_flushes(host, |marks| {
-            marks.untold.insert(number, *flush.blocks);
+            marks.untold.insert(number, covered);
             marks.rules.flushed(number, waits)
         });
     }

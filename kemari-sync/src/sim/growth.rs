@@ -7,10 +7,11 @@ use crate::faults::{Fault, fault};
 use crate::primary::PrimaryEvent;
 use crate::status::Protection;
 
+use super::events::ToProcess;
 use super::image::Image;
 use super::invariants::replica::Blocks;
 use super::vm::{PAGES, Vm};
-use super::world::{ToProcess, World};
+use super::world::World;
 
 /// Blocks of a disk that is to grow, and of one that has grown.
 pub(super) const SMALL_BLOCKS: usize = 9;

@@ -39,7 +39,7 @@ pub(super) struct Image {
 /// A flush under way.
 #[derive(Clone, Debug)]
 pub(super) struct Flush {
-    /// What it is for.
+    /// What it is for: all that lay in the cache when it began.
     pub(super) blocks: Box<Blocks>,
     writes: [u64; PAGES],
     /// How many had failed when it began.
@@ -144,14 +144,6 @@ impl Image {
     fn forget_cached(&mut self) {
         (self.blocks, self.writes, self.lost) = (self.durable, self.durable_writes, 0);
         self.has_failed = false;
-    }
-}
-
-impl Flush {
-    /// The flush says nothing of a block. Nor of what this image has of it durably: that may be of a later flush, of which
-    /// the guest is not told since it waits for the other image.
-    pub(super) fn leave_out(&mut self, block: usize) {
-        (self.blocks[block], self.writes[block]) = ((0, 0), 0);
     }
 }
 

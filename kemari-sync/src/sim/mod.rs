@@ -5,14 +5,17 @@
 //! of it, each in its own file under `invariants`. A run is a function of its seed: it is replayed exactly, and its
 //! trace can be read.
 
+mod captures;
 mod chaos;
 mod client;
 mod copies;
+mod events;
 mod exhaustive;
 mod failing;
 mod fences;
 mod flushes;
 mod growth;
+mod guest;
 mod host;
 mod image;
 mod invariants;
@@ -21,6 +24,7 @@ mod operator;
 mod primary_driver;
 mod replicas;
 mod secondary_driver;
+mod setup;
 mod store;
 mod traffic;
 mod vm;

@@ -4,12 +4,13 @@ use crate::consent::{PeerWord, Start, StartAction, StartConfig, StartEvent};
 use crate::primary::Reign;
 use crate::record::{ArbiterRequest, Phase, Record, Term};
 
+use super::events::{Event, ToProcess};
 use super::flushes::FlushMode;
 use super::host::Process;
 use super::invariants::{Invariant, cold_boot, liveness};
 use super::net::{Frame, PRIMARY, SECONDARY};
 use super::vm::Vm;
-use super::world::{Event, ToProcess, World};
+use super::world::World;
 
 /// The operator looks this often, in microseconds.
 const LOOK_US: u64 = 100_000;

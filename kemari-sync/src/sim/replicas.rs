@@ -5,18 +5,19 @@ use rand::Rng;
 use crate::faults::{Fault, fault};
 use crate::marks::ReplicaMarks;
 use crate::primary::{PrimaryEvent, SessionId};
-use crate::record::{Phase as RecordPhase, Record, Term};
+use crate::record::Term;
 use crate::replica::{CopyDisk, DiskOffer, ImageState, ImageWord};
 use crate::secondary::SecondaryEvent;
 
 use super::client::Reply;
+use super::events::ToProcess;
 use super::flushes::FlushMode;
 use super::growth::below;
 use super::invariants::replica::{self, Blocks};
 use super::invariants::{Invariant, flush, marks};
 use super::net::{Frame, PRIMARY, SECONDARY};
 use super::vm::{Output, Phase, Vm};
-use super::world::{ToProcess, World};
+use super::world::World;
 
 /// A rule taken out: the record is written so long after the write, in microseconds.
 const LATE_MARK_US: u64 = 20_000;
@@ -81,15 +82,6 @@ impl World {
         (self.checks.promised, self.checks.last_blocks) = (Blocks::default(), Blocks::default());
         self.judge(Invariant::Replica, verdict);
         self.judge(Invariant::Flush, kept);
-    }
-
-    /// Which reign may begin on the image when this record is written. A stop's does not on one that lacks what was written.
-    pub(super) fn announced_term(&self, host: usize, new: &Record) -> Term {
-        let lacks = new.phase == RecordPhase::Stopped && self.hosts[host].image.may_lack();
-        match lacks && !fault(Fault::ForgetFailedDrain) {
-            true => 0,
-            false => new.term,
-        }
     }
 
     /// The next reign is noted before it is asked for. False: the record cannot be written.
@@ -359,7 +351,7 @@ impl World {
             let is_forgotten = is_first && entry.phase == Phase::Released && fault(Fault::ForgetInFlight);
             match &entry.output {
                 Output::Write(reply) if !is_forgotten => self.apply_write(host, entry.number, reply),
-                Output::Flush(_) => self.flush_replica(host, entry.number),
+                Output::Flush(..) => self.flush_replica(host, entry.number),
                 Output::Write(_) | Output::Packet(_) => {}
             }
             match self.hosts[host].secondary() {

@@ -5,13 +5,15 @@ use crate::primary::Reign;
 use crate::secondary::{Secondary, SecondaryAction, SecondaryConfig, SecondaryEvent};
 use crate::wire::{Commit, CommitId, Message};
 
+use super::events::ToProcess;
 use super::fences::FENCE_MS_MAX;
 use super::host::{Process, SecondarySide, Staged};
 use super::invariants::{Invariant, stop};
 use super::net::{Frame, SECONDARY};
 use super::replicas::ImageSide;
+use super::setup::STAGING_PAGES_MAX;
 use super::vm::PAGES;
-use super::world::{STAGING_PAGES_MAX, ToProcess, World};
+use super::world::World;
 
 /// Actions that one event may lead to.
 const ACTIONS_MAX: usize = 16;

@@ -7,10 +7,11 @@ use crate::secondary::SecondaryEvent;
 use crate::wire::{Channel, Message};
 
 use super::client::{Reply, Request};
+use super::events::{Event, ToProcess};
 use super::host::Process;
 use super::invariants::{Invariant, disk, stop};
 use super::net::{Connection, End, Frame, PRIMARY, SECONDARY};
-use super::world::{Event, ToProcess, World};
+use super::world::World;
 
 /// How long a stalled frame waits before it is tried again, in microseconds.
 const STALL_US: u64 = 3_000;

@@ -6,6 +6,7 @@
 use crate::faults::{Fault, fault};
 
 use super::client::{CLIENTS, Reply, Request};
+use super::invariants::replica::Blocks;
 
 /// Pages of memory.
 pub(super) const PAGES: usize = 16;
@@ -16,8 +17,9 @@ pub(super) enum Output {
     Packet(Reply),
     /// A write of the reply's number and hash to the block named by its page; the reply leaves when it is done.
     Write(Reply),
-    /// A flush of the disk, which follows a write that is to be durable; the reply leaves when it is done.
-    Flush(Reply),
+    /// A flush of the disk, which follows a write that is to be durable; the reply leaves when it is done. And of each
+    /// block the last write that the guest knew to be done.
+    Flush(Reply, Box<Blocks>),
 }
 
 impl Output {
@@ -56,9 +58,9 @@ pub(super) struct Vm {
     pub(super) list: Vec<Entry>,
     pub(super) powered_off: bool,
     /// Per block: number and hash of the last write that was ever requested.
-    pub(super) blocks: [(u64, u64); PAGES],
+    pub(super) blocks: Blocks,
     /// Per block: the last write that the disk is known to have done.
-    pub(super) done: [(u64, u64); PAGES],
+    pub(super) done: Blocks,
     /// Blocks whose last write has failed: until the next one they have that, or what they had before.
     pub(super) doubtful: u32,
     /// Blocks of its disk, as far as the guest knows; 0: it has none.
@@ -275,11 +277,11 @@ impl Vm {
             }
         }
         match output {
-            Output::Write(reply) | Output::Flush(reply) if !done => self.refuse(reply),
+            Output::Write(reply) | Output::Flush(reply, _) if !done => self.refuse(reply),
             Output::Write(reply) if self.flushes && reply.id.is_multiple_of(FLUSHED_WRITES) => {
-                self.push(Output::Flush(reply));
+                self.push(Output::Flush(reply, Box::new(self.done)));
             }
-            Output::Write(reply) | Output::Flush(reply) => self.reply(reply),
+            Output::Write(reply) | Output::Flush(reply, _) => self.reply(reply),
             Output::Packet(_) => {}
         }
         self.try_reset();

@@ -1,204 +1,36 @@
-//! The world: its clock, its queue of events, and who takes each of them.
+//! The world: what there is, and who takes each event.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::VecDeque;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::consent::StartEvent;
 use crate::primary::{Mode, PrimaryEvent};
-use crate::record::{ArbiterAnswer, ArbiterRequest, Incarnation};
+use crate::record::Incarnation;
 use crate::secondary::SecondaryEvent;
-use crate::timing::Timing;
 
-use super::chaos::{Blow, Flags, Script};
-use super::client::{CLIENTS, Client, Reply, Request};
+use super::chaos::{Flags, Script};
+use super::client::{CLIENTS, Client};
+use super::events::{Event, Queue, ToProcess};
 use super::exhaustive::Steps;
-use super::failing::OnError;
 use super::fences::Fence;
-use super::flushes::FlushMode;
 use super::host::{Host, Process};
-use super::image::{Flush, Image};
+use super::image::Image;
+use super::invariants::replica::Blocks;
 use super::invariants::{Checks, Invariant};
 use super::net::{Connection, Cuts};
+use super::setup::Setup;
 use super::store::Store;
 use super::vm::PAGES;
 use super::{HOSTS, Outcome, Violation};
-
-/// How a VM is set up in one run.
-pub(super) struct Setup {
-    pub(super) mode: Mode,
-    /// A disk.
-    pub(super) has_disk: bool,
-    /// Each host has an image of it. Otherwise it is shared, and there is a fence.
-    pub(super) replicated: bool,
-    /// When a flush of the replicated disk is done.
-    pub(super) flush: FlushMode,
-    /// Fences take long, or hang.
-    pub(super) slow_fences: bool,
-    /// What follows when a disk of the primary fails.
-    pub(super) on_error: OnError,
-    /// A VM that was stopped is started again.
-    pub(super) restarts: bool,
-    /// The host on which the operator tries to start the VM first.
-    pub(super) first_tried: usize,
-    pub(super) timing: Timing,
-    /// Longest delay of a frame, in microseconds.
-    pub(super) delay_us: u64,
-}
-
-impl Setup {
-    pub(super) fn new(mode: Mode, has_disk: bool, delay_us: u64) -> Self {
-        let timing = Timing {
-            heartbeat_ms: 20,
-            suspicion_ms: 100,
-            reconnect_ms: 40,
-            progress_ms: 300,
-            won_stall_ms: 120,
-            ask_retry_ms: 15,
-            max_interval_ms: 80,
-            interval_ms: 7,
-            protect_retry_ms: 10,
-            protect_retry_ms_max: 80,
-            takeover_retry_ms: 60,
-        };
-        Self {
-            mode,
-            has_disk,
-            replicated: false,
-            flush: FlushMode::Memory,
-            slow_fences: false,
-            on_error: OnError::Report,
-            restarts: false,
-            first_tried: 0,
-            timing,
-            delay_us,
-        }
-    }
-}
-
-/// Most pages of one sync in staging.
-pub(super) const STAGING_PAGES_MAX: u64 = 14;
-
-/// Events for a process; they reach it only while it lives, and wait while it is stopped.
-#[derive(Clone, Debug)]
-pub(super) enum ToProcess {
-    Tick,
-    Primary(PrimaryEvent),
-    Secondary(SecondaryEvent),
-    Start(StartEvent),
-    Answer(u64, ArbiterAnswer),
-    Dial,
-    CopyRoundSent(u64),
-    VmTick,
-    Request(Request),
-    WriteDone(u64, bool),
-    RequestFailed(u64),
-    RetryDisk,
-    Resize,
-    ReplicaFailed(u64),
-    Marked(usize),
-    ImageFlushed {
-        number: u64,
-        flush: Flush,
-    },
-    ReplicaFlushed {
-        generation: u64,
-        number: u64,
-        flush: Flush,
-    },
-    CopyFlushed {
-        session: u64,
-        flush: Flush,
-    },
-    CopyStep(u64),
-    ReplicaStored {
-        generation: u64,
-        frames: u64,
-        flush: Flush,
-    },
-    Settle,
-    Look,
-}
-
-#[derive(Clone, Debug)]
-pub(super) enum Event {
-    Process {
-        host: usize,
-        life: u64,
-        what: ToProcess,
-    },
-    Pump {
-        connection: usize,
-        sender: usize,
-        channel: usize,
-    },
-    Connect {
-        from: usize,
-        life: u64,
-        to: usize,
-    },
-    Ask {
-        host: usize,
-        life: u64,
-        ask: u64,
-        request: ArbiterRequest,
-        answered: bool,
-    },
-    WriteLands {
-        host: usize,
-        boot: u64,
-        life: u64,
-        number: u64,
-        reply: Reply,
-    },
-    FenceEnds(Fence),
-    Client {
-        client: usize,
-        alarm: u64,
-    },
-    Reply(Reply),
-    Blow(Blow),
-    Heal,
-    Operator,
-    CheckProgress,
-    End,
-}
-
-struct Scheduled {
-    at_us: u64,
-    order: u64,
-    event: Event,
-}
-
-impl PartialEq for Scheduled {
-    fn eq(&self, other: &Self) -> bool {
-        self.order == other.order
-    }
-}
-
-impl Eq for Scheduled {}
-
-impl PartialOrd for Scheduled {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Scheduled {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at_us, self.order).cmp(&(other.at_us, other.order))
-    }
-}
 
 /// Lines kept of a trace: the last ones.
 const TRACE_LINES_MAX: usize = 20_000;
 
 pub(super) struct World {
     pub(super) now_us: u64,
-    queue: BinaryHeap<Reverse<Scheduled>>,
-    order: u64,
+    pub(super) queue: Queue,
     pub(super) rng: ChaCha8Rng,
     pub(super) setup: Setup,
     pub(super) script: Script,
@@ -208,7 +40,7 @@ pub(super) struct World {
     pub(super) cuts: Cuts,
     pub(super) store: Store,
     /// Per block: number and hash of the last write.
-    pub(super) disk: [(u64, u64); PAGES],
+    pub(super) disk: Blocks,
     pub(super) clients: [Client; CLIENTS],
     pub(super) checks: Checks,
     pub(super) fences: Vec<Fence>,
@@ -235,18 +67,9 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64, mode: Option<Mode>, traced: bool) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let drawn = [Mode::Lockstep, Mode::Pipelined, Mode::Interval][rng.random_range(0..3)];
-        let has_disk = rng.random_bool(0.5);
-        let delay_us = [300, 1_000, 4_000][rng.random_range(0..3)];
-        let mut setup = Setup::new(mode.unwrap_or(drawn), has_disk, delay_us);
         // Drawn apart, so that the other runs stay what they are.
         let mut apart = ChaCha8Rng::seed_from_u64(!seed);
-        setup.replicated = has_disk && apart.random_bool(0.5);
-        setup.flush = [FlushMode::Memory, FlushMode::Both][apart.random_range(0..2)];
-        setup.restarts = apart.random_bool(0.5);
-        setup.first_tried = apart.random_range(0..HOSTS);
-        setup.on_error = [OnError::Report, OnError::Pause, OnError::Failover][apart.random_range(0..3)];
-        setup.slow_fences = apart.random_bool(0.5);
+        let setup = Setup::draw(mode, &mut rng, &mut apart);
         let first_fence_fails = apart.random_bool(0.2);
         let script = Script::draw(&mut rng);
         let mut world = Self::begun(rng, setup, script, Steps::default(), traced);
@@ -273,8 +96,7 @@ impl World {
         };
         let mut world = Self {
             now_us: 0,
-            queue: BinaryHeap::new(),
-            order: 0,
+            queue: Queue::default(),
             rng,
             setup,
             script,
@@ -336,14 +158,14 @@ impl World {
     }
 
     pub(super) fn run(&mut self) {
-        while let Some(Reverse(next)) = self.queue.pop() {
+        while let Some((at_us, event)) = self.queue.take_next() {
             if self.over || self.checks.violation.is_some() {
                 break;
             }
-            debug_assert!(next.at_us >= self.now_us);
-            self.now_us = next.at_us;
+            debug_assert!(at_us >= self.now_us);
+            self.now_us = at_us;
             self.events += 1;
-            self.dispatch(next.event);
+            self.dispatch(event);
             self.judge_marks();
         }
     }
@@ -418,7 +240,11 @@ impl World {
             ToProcess::Resize => self.begin_resize(host),
             ToProcess::ReplicaFailed(generation) => self.replica_failed(host, generation),
             ToProcess::Marked(page) => self.marked(host, page),
-            ToProcess::ImageFlushed { number, flush } => self.image_flushed(host, number, &flush),
+            ToProcess::ImageFlushed {
+                number,
+                flush,
+                covered,
+            } => self.image_flushed(host, number, &flush, *covered),
             ToProcess::ReplicaFlushed {
                 generation,
                 number,
@@ -470,93 +296,8 @@ impl World {
         }
     }
 
-    /// Hands a request to the arbiter's store, if it gets there.
-    pub(super) fn send_ask(&mut self, host: usize, ask: u64, request: ArbiterRequest) {
-        let life = self.hosts[host].life;
-        let (delay_us, lossy) = (self.rng.random_range(100..2_000), self.store.is_lossy);
-        if self.store.is_down || self.flags.store_cut[host] {
-            let answer = match self.rng.random_bool(0.5) {
-                true => ArbiterAnswer::Unavailable("cannot connect".to_owned()),
-                false => ArbiterAnswer::Unknown("no answer in time".to_owned()),
-            };
-            return self.tell_after(delay_us, host, ToProcess::Answer(ask, answer));
-        }
-        let answered = !(lossy && self.rng.random_bool(0.4));
-        // Without an answer the request may be lost, carried out, or carried out late.
-        let late_us = if answered {
-            0
-        } else {
-            [0, 0, 30_000, 120_000][self.rng.random_range(0..4)]
-        };
-        if !answered {
-            let answer = ArbiterAnswer::Unknown("no answer in time".to_owned());
-            self.tell_after(20_000, host, ToProcess::Answer(ask, answer));
-            if self.rng.random_bool(0.4) {
-                return;
-            }
-        }
-        self.after(
-            delay_us + late_us,
-            Event::Ask {
-                host,
-                life,
-                ask,
-                request,
-                answered,
-            },
-        );
-    }
-
-    fn ask(&mut self, host: usize, life: u64, ask: u64, request: &ArbiterRequest, answered: bool) {
-        let before = self.store.history.len();
-        let answer = self.store.execute(request);
-        if self.store.history.len() > before {
-            self.store.changed_us = self.now_us;
-            let record = self.store.record.clone();
-            self.note(|| {
-                format!(
-                    "store: {}",
-                    record.map(|record| describe(&record)).unwrap_or_default()
-                )
-            });
-        }
-        if answered {
-            let delay_us = self.rng.random_range(100..2_000);
-            let what = ToProcess::Answer(ask, answer);
-            self.after(delay_us, Event::Process { host, life, what });
-        }
-    }
-
     pub(super) fn now_ms(&self) -> u64 {
         self.now_us / 1_000
-    }
-
-    pub(super) fn at(&mut self, at_us: u64, event: Event) {
-        self.order += 1;
-        self.queue.push(Reverse(Scheduled {
-            at_us: at_us.max(self.now_us),
-            order: self.order,
-            event,
-        }));
-    }
-
-    pub(super) fn after(&mut self, delay_us: u64, event: Event) {
-        self.at(self.now_us + delay_us, event);
-    }
-
-    pub(super) fn tell_at(&mut self, at_us: u64, host: usize, what: ToProcess) {
-        let life = self.hosts[host].life;
-        self.at(at_us, Event::Process { host, life, what });
-    }
-
-    /// Tells the process that now lives on a host, after so long.
-    pub(super) fn tell_after(&mut self, delay_us: u64, host: usize, what: ToProcess) {
-        self.tell_at(self.now_us + delay_us, host, what);
-    }
-
-    /// A delay up to `most_us`.
-    pub(super) fn some_us(&mut self, most_us: u64) -> u64 {
-        self.rng.random_range(1..=most_us)
     }
 
     pub(super) fn note(&mut self, line: impl FnOnce() -> String) {
@@ -603,17 +344,4 @@ impl World {
             events: self.events,
         }
     }
-}
-
-/// A record in few words.
-pub(super) fn describe(record: &crate::record::Record) -> String {
-    let peer = record
-        .peer
-        .as_ref()
-        .map(|peer| peer.host.clone())
-        .unwrap_or_else(|| "nobody".to_owned());
-    format!(
-        "term {} (base {}) of {} with {peer}: {:?}",
-        record.term, record.base, record.owner.host, record.phase
-    )
 }

@@ -1,8 +1,11 @@
-//! A primary on `a` and a secondary on `b`: what each is, and the record before they are a pair.
+//! A primary on `a` and a secondary on `b`: what each is, the record before they are a pair, and what reaches them.
 
+use std::collections::VecDeque;
+
+use kemari_sync::wire::{Commit, Message};
 use kemari_sync::{
-    CopyLimits, Incarnation, Mode, OnSecondaryLoss, Phase, Primary, PrimaryConfig, Record, Reign, Secondary,
-    SecondaryConfig, Timing,
+    CopyLimits, Epoch, Incarnation, Mode, OnSecondaryLoss, Phase, Primary, PrimaryAction, PrimaryConfig,
+    PrimaryEvent, Record, Reign, Secondary, SecondaryAction, SecondaryConfig, SecondaryEvent, Timing,
 };
 
 /// The id of the store at first.
@@ -56,4 +59,66 @@ pub fn secondary(fence_ms_max: Option<u64>) -> Secondary {
         staging_pages_max: 100,
     };
     Secondary::new(config, 0)
+}
+
+/// Both, and what is about to reach them.
+pub struct Sides {
+    pub a: Primary,
+    pub b: Secondary,
+    pub now_ms: u64,
+    pub to_a: VecDeque<PrimaryEvent>,
+    pub to_b: VecDeque<SecondaryEvent>,
+}
+
+/// What a side wants done.
+pub enum Wanted {
+    ByA(Vec<PrimaryAction>),
+    ByB(Vec<SecondaryAction>),
+}
+
+impl Sides {
+    /// They are being connected.
+    pub fn new(a: Primary, b: Secondary) -> Self {
+        Self {
+            a,
+            b,
+            now_ms: 0,
+            to_a: VecDeque::from([PrimaryEvent::PeerConnected { session: 1 }]),
+            to_b: VecDeque::new(),
+        }
+    }
+
+    /// One event reaches the side that it is for; `None`: there is none.
+    pub fn step(&mut self) -> Option<Wanted> {
+        if let Some(event) = self.to_a.pop_front() {
+            let mut actions = Vec::new();
+            self.a.handle(self.now_ms, event, &mut actions);
+            return Some(Wanted::ByA(actions));
+        }
+        let event = self.to_b.pop_front()?;
+        let mut actions = Vec::new();
+        self.b.handle(self.now_ms, event, &mut actions);
+        Some(Wanted::ByB(actions))
+    }
+}
+
+/// A capture is taken.
+pub fn captured(epoch: Epoch) -> PrimaryEvent {
+    PrimaryEvent::Captured {
+        epoch,
+        pages: 1,
+        bytes: 1,
+        stop: false,
+    }
+}
+
+/// What ends its sync.
+pub fn commit(epoch: Epoch, stop: bool) -> Message {
+    Message::Commit(Commit {
+        epoch,
+        pages: 1,
+        states: 1,
+        digest: 5,
+        stop,
+    })
 }

@@ -1,8 +1,7 @@
 //! Output leaves only with consent: the recorded peer's commit of a sync that contains it, or the right to act alone.
 
 use crate::record::{Phase, Record};
-use crate::sim::store::Store;
-use crate::sim::world::describe;
+use crate::sim::store::{Store, describe};
 
 use super::memory::Memory;
 
