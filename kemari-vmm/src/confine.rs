@@ -4,18 +4,24 @@
 //! the list of the thread that asks ends the process, before the kernel has done anything: so ends whoever got hold of a
 //! thread by a mistake in what it reads of a guest. The other host takes over then, as after any death.
 //!
+//! The lists hold with any C library, whatever its version and however it is linked: an entry stands for all calls that do
+//! the same ([`same`]), and a call that is newer than the lists is answered as an older kernel answers it, so that its
+//! caller goes on with one that was there before.
+//!
 //! A thread that others are started from gives them its own list; theirs can only be shorter. So the process as a whole has
 //! one as well, set before there is a second thread.
 
 mod common;
 mod filter;
 mod report;
+mod same;
 
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-pub use common::{COMMON, DEVICES, OPEN_FILES, RINGS, STREAMS};
+pub use common::{COMMON, DEVICES, FAULTS, OPEN_FILES, RINGS, STREAMS};
+pub use filter::refuse;
 
 /// A list of calls.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +32,7 @@ pub struct Calls {
     pub parts: &'static [&'static [Call]],
 }
 
-/// A system call that may be made.
+/// A system call that may be made, with those that do the same.
 #[derive(Clone, Copy, Debug)]
 pub struct Call {
     number: libc::c_long,
@@ -51,16 +57,29 @@ pub enum When {
     },
 }
 
-/// A call that may be made with any arguments.
+/// All of an int.
+const INT: u64 = u32::MAX as u64;
+
+/// A call that may be made with any arguments, as all that do the same.
 pub const fn call(number: libc::c_long, why: &'static str) -> Call {
     let when = When::Always;
     Call { number, when, why }
 }
 
-/// A call that may be made with some arguments. With several of one number, one of them must fit.
+/// A call that may be made with some arguments, it alone. With several of one number, one of them must fit.
 pub const fn call_if(number: libc::c_long, argument: u8, mask: u64, are: u64, why: &'static str) -> Call {
     let when = When::Bits { argument, mask, are };
     Call { number, when, why }
+}
+
+/// The ioctl of this number.
+pub const fn ioctl(number: libc::c_ulong, why: &'static str) -> Call {
+    call_if(libc::SYS_ioctl, 1, INT, number, why)
+}
+
+/// Sockets of this family.
+pub const fn socket(family: libc::c_int, why: &'static str) -> Call {
+    call_if(libc::SYS_socket, 0, INT, family as u64, why)
 }
 
 /// What happens at a call that is not on the list.
@@ -94,7 +113,9 @@ pub fn process(calls: &Calls, breach: Breach) -> io::Result<()> {
             REPORT
         }
     };
-    filter::refuse_some()?;
+    // Where the kernel keeps its clocks is looked up once (rustix), while that may be done in any way.
+    let _ = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    filter::refuse(filter::REFUSED, libc::ENOSYS)?;
     filter::install(calls, end == REPORT)?;
     BREACHES_END.store(end, Ordering::Relaxed);
     Ok(())
@@ -115,20 +136,31 @@ pub fn thread(calls: &Calls) {
 }
 
 /// The lists of this crate's threads.
-pub const LISTS: [Calls; 7] = [
+pub const LISTS: [Calls; 8] = [
     crate::vcpu::CALLS,
     crate::virtio::tap::CALLS,
     crate::virtio::device::CALLS,
+    crate::virtio::rate::CALLS,
     crate::disk::THREADS_CALLS,
     crate::disk::RING_CALLS,
     crate::watch::CALLS,
     crate::memory::COPY_CALLS,
 ];
 
+impl Call {
+    fn all(&self) -> impl Iterator<Item = (libc::c_long, When)> {
+        let numbers = match self.when {
+            When::Always => same::as_one(&self.number),
+            When::Bits { .. } => std::slice::from_ref(&self.number),
+        };
+        numbers.iter().map(|number| (*number, self.when))
+    }
+}
+
 impl Calls {
     /// How many different system calls it allows.
     pub fn count(&self) -> usize {
-        let mut numbers: Vec<_> = self.all().map(|call| call.number).collect();
+        let mut numbers: Vec<_> = self.all().map(|(number, _)| number).collect();
         numbers.sort_unstable();
         numbers.dedup();
         numbers.len()
@@ -136,14 +168,47 @@ impl Calls {
 
     /// Whether all that it allows is allowed by the other as well. What is on neither is refused by both.
     pub fn is_within(&self, other: &Self) -> bool {
-        let allows = |call: &Call| {
-            let mut same = other.all().filter(|known| known.number == call.number);
-            same.any(|known| known.when == When::Always || known.when == call.when)
-        };
-        self.all().all(allows)
+        self.all().all(|(number, when)| {
+            other
+                .all()
+                .any(|known| known == (number, When::Always) || known == (number, when))
+        })
     }
 
-    fn all(&self) -> impl Iterator<Item = &Call> {
-        self.parts.iter().copied().flatten()
+    /// Each number, and when it may be called.
+    fn all(&self) -> impl Iterator<Item = (libc::c_long, When)> {
+        self.parts.iter().copied().flatten().flat_map(Call::all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// What is limited by its arguments is no whole line by itself: the others stand beside it.
+    #[test]
+    fn who_may_make_a_call_may_make_all_that_do_the_same() {
+        for list in LISTS {
+            let numbers: BTreeSet<_> = list.all().map(|(number, _)| number).collect();
+            for line in same::SAME {
+                let allowed = line.iter().filter(|number| numbers.contains(number)).count();
+                assert!(
+                    [0, line.len()].contains(&allowed),
+                    "{} may make {allowed} of {line:?}",
+                    list.of
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_call_is_in_one_line_at_most_and_none_is_newer_than_the_lists() {
+        let all: Vec<_> = same::SAME.iter().copied().flatten().collect();
+        let different: BTreeSet<_> = all.iter().collect();
+        assert_eq!(all.len(), different.len());
+        let of_lists = LISTS.iter().flat_map(Calls::all).map(|(number, _)| number);
+        assert!(of_lists.max() <= Some(filter::NEWEST));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
-use std::thread;
+use std::{io, ptr, thread};
 
 use kemari_vmm::confine::{self, Breach, COMMON, Calls, call};
 
@@ -65,6 +65,60 @@ fn a_thread_has_a_shorter_list_than_its_process() {
     unreachable!("it went on: {:?}", shorter.join());
 }
 
+fn made(result: libc::c_long) -> bool {
+    result >= 0
+}
+
+fn is_unknown(result: libc::c_long) -> bool {
+    result == -1 && io::Error::last_os_error().raw_os_error() == Some(libc::ENOSYS)
+}
+
+/// Opens a file as C libraries did once.
+fn open(flags: libc::c_int) -> libc::c_long {
+    // SAFETY: the name is a terminated string, and the kernel only reads it.
+    unsafe { libc::syscall(libc::SYS_open, c"/dev/null".as_ptr(), flags) }
+}
+
+#[test]
+fn calls_that_do_the_same_are_made_and_newer_ones_are_unknown() {
+    if let Some(status) = ended("calls_that_do_the_same_are_made_and_newer_ones_are_unknown") {
+        assert!(status.success(), "{status}");
+        return;
+    }
+    /// The newest that this version of the C library's headers knows.
+    const NEWER: libc::c_long = libc::SYS_mseal;
+    let mut room = [0_u8; 256];
+    let none = ptr::null_mut::<libc::c_void>();
+    let null = c"/dev/null".as_ptr();
+    assert!(made(open(libc::O_RDONLY)));
+    // SAFETY: all of them read at most a terminated string, and write at most a stat into the room.
+    unsafe {
+        assert!(made(libc::syscall(libc::SYS_stat, null, room.as_mut_ptr())));
+        assert!(made(libc::syscall(
+            libc::SYS_select,
+            0,
+            none,
+            none,
+            none,
+            &raw mut room
+        )));
+        assert!(made(libc::syscall(libc::SYS_time, none)));
+        for number in [NEWER, NEWER + 100, libc::SYS_clone3, libc::SYS_openat2] {
+            assert!(is_unknown(libc::syscall(number, none, 0, 0, 0)), "{number}");
+        }
+    }
+}
+
+#[test]
+fn a_file_is_opened_only_to_be_read() {
+    if let Some(status) = ended("a_file_is_opened_only_to_be_read") {
+        assert_eq!(status.signal(), Some(libc::SIGSYS), "{status}");
+        return;
+    }
+    assert!(made(open(libc::O_RDONLY)));
+    unreachable!("it was opened: {}", open(libc::O_WRONLY));
+}
+
 #[test]
 fn new_code_and_new_processes_are_refused() {
     if let Some(status) = ended("new_code_and_new_processes_are_refused") {
@@ -74,7 +128,7 @@ fn new_code_and_new_processes_are_refused() {
     // SAFETY: a mapping of its own, at a place that the kernel chooses.
     let code = unsafe {
         libc::mmap(
-            std::ptr::null_mut(),
+            ptr::null_mut(),
             4096,
             libc::PROT_READ | libc::PROT_EXEC,
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,

@@ -5,18 +5,25 @@ use std::io;
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch, apply_filter,
+    TargetArch, apply_filter, sock_filter,
 };
 
 use super::{Call, Calls, When, call, call_if};
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// What is answered with ENOSYS instead of done: nobody is harmed by the try.
-const REFUSED: &[Call] = &[
+/// The newest call that a list may name: of Linux 5.11. C libraries do without newer ones, as kernels may lack them.
+pub(super) const NEWEST: libc::c_long = libc::SYS_epoll_pwait2;
+
+/// What is refused instead of ending the process: nobody is harmed by the try.
+pub const REFUSED: &[Call] = &[
     call(
         libc::SYS_clone3,
         "its flags lie in memory, where no filter sees them; the C library goes on with clone",
+    ),
+    call(
+        libc::SYS_openat2,
+        "the same; whoever tries it goes on with openat",
     ),
     call_if(
         libc::SYS_mmap,
@@ -34,12 +41,12 @@ const REFUSED: &[Call] = &[
     ),
 ];
 
-/// Has what is only refused refused, in this thread and all that it starts.
-pub fn refuse_some() -> io::Result<()> {
+/// Answers these calls with an error instead of making them, in this thread and all that it starts.
+pub fn refuse(calls: &[Call], error: i32) -> io::Result<()> {
     apply(
-        rules(REFUSED.iter())?,
+        rules(calls.iter().flat_map(Call::all))?,
         SeccompAction::Allow,
-        SeccompAction::Errno(libc::ENOSYS as u32),
+        SeccompAction::Errno(error as u32),
     )
 }
 
@@ -49,22 +56,51 @@ pub fn install(calls: &Calls, reports: bool) -> io::Result<()> {
         true => SeccompAction::Trap,
         false => SeccompAction::KillProcess,
     };
-    apply(rules(calls.all())?, otherwise, SeccompAction::Allow)
+    // The answer to what is refused is the other filter's.
+    let refused = REFUSED.iter().map(|call| (call.number, When::Always));
+    apply(
+        rules(calls.all().chain(refused))?,
+        otherwise,
+        SeccompAction::Allow,
+    )
+}
+
+/// Before all else: what is newer than the lists is answered with ENOSYS. A call in another form of the processor's, which
+/// has a bit above all numbers (x32), is as new.
+fn newer_are_unknown() -> [sock_filter; 3] {
+    let step = |code: u32, jf: u8, k: u32| sock_filter {
+        code: code as u16,
+        jt: 0,
+        jf,
+        k,
+    };
+    [
+        // The number is the first of what a filter is given (struct seccomp_data).
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+        step(libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K, 1, NEWEST as u32),
+        step(
+            libc::BPF_RET | libc::BPF_K,
+            0,
+            libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32,
+        ),
+    ]
 }
 
 fn apply(rules: Rules, otherwise: SeccompAction, on_match: SeccompAction) -> io::Result<()> {
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(io::Error::other)?;
     let filter = SeccompFilter::new(rules, otherwise, on_match, arch).map_err(io::Error::other)?;
     let program = BpfProgram::try_from(filter).map_err(io::Error::other)?;
+    // Its jumps are relative.
+    let program = [&newer_are_unknown()[..], &program].concat();
     apply_filter(&program).map_err(io::Error::other)
 }
 
 /// A call that is on the list for all arguments is on it whatever else is said of it.
-fn rules<'a>(calls: impl Iterator<Item = &'a Call>) -> io::Result<Rules> {
+fn rules(calls: impl Iterator<Item = (libc::c_long, When)>) -> io::Result<Rules> {
     let mut rules: BTreeMap<i64, Option<Vec<SeccompRule>>> = BTreeMap::new();
-    for call in calls {
-        let known = rules.entry(call.number).or_insert_with(|| Some(Vec::new()));
-        match call.when {
+    for (number, when) in calls {
+        let known = rules.entry(number).or_insert_with(|| Some(Vec::new()));
+        match when {
             When::Always => *known = None,
             When::Bits { argument, mask, are } => {
                 let is = SeccompCmpOp::MaskedEq(mask);

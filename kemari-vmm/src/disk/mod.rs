@@ -310,10 +310,13 @@ fn open_error(path: &Path) -> impl Fn(io::Error) -> DiskError + Copy {
 /// starts: that is too late for a host that takes a VM over.
 fn check_use(config: &DiskConfig) -> Result<(), DiskError> {
     match (config.format, config.io) {
-        (Format::Qcow2, _) if !config.read_only => Err(DiskError::OnlyRead {
-            path: config.path.clone(),
-            raw: config.path.with_extension("img"),
-        }),
+        (Format::Qcow2, _) if !config.read_only => {
+            let path = config.path.clone();
+            // A name of its own, also where the image itself is called so.
+            let raw = ["img", "raw"].map(|extension| path.with_extension(extension));
+            let raw = raw.into_iter().find(|raw| *raw != path).unwrap_or_default();
+            Err(DiskError::OnlyRead { path, raw })
+        }
         (Format::Raw, Io::Uring) => Uring::probe().map_err(DiskError::Uring),
         _ => Ok(()),
     }

@@ -1,6 +1,7 @@
 //! Images that are opened, and those that cannot be.
 
 use super::*;
+use crate::confine::{self, call};
 use std::io::Write;
 
 fn config(path: &Path, cache: Cache) -> DiskConfig {
@@ -31,40 +32,6 @@ fn what_is_written_is_read_with_and_without_the_page_cache() {
     }
 }
 
-/// Takes io_uring away from the calling thread: its calls fail as those of a kernel without.
-fn lose_uring() {
-    let jump_unless = |number: libc::c_long, skipped| libc::sock_filter {
-        code: (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16,
-        jt: 0,
-        jf: skipped,
-        k: number as u32,
-    };
-    let plain = |code, k| libc::sock_filter {
-        code,
-        jt: 0,
-        jf: 0,
-        k,
-    };
-    let give = (libc::BPF_RET | libc::BPF_K) as u16;
-    let mut rules = [
-        // The number of the call is the first word of what a filter sees.
-        plain((libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, 0),
-        jump_unless(libc::SYS_io_uring_setup, 1),
-        plain(give, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
-        plain(give, libc::SECCOMP_RET_ALLOW),
-    ];
-    let program = libc::sock_fprog {
-        len: rules.len() as u16,
-        filter: rules.as_mut_ptr(),
-    };
-    // SAFETY: the kernel copies the program, whose rules live until the call returns.
-    unsafe {
-        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-        let filter = libc::SECCOMP_MODE_FILTER;
-        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, filter, &raw const program), 0);
-    }
-}
-
 #[test]
 fn an_image_that_io_uring_is_to_serve_is_of_no_use_without() {
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -75,7 +42,9 @@ fn an_image_that_io_uring_is_to_serve_is_of_no_use_without() {
     };
     std::thread::scope(|threads| {
         threads.spawn(|| {
-            lose_uring();
+            // As a kernel without.
+            let rings = [call(libc::SYS_io_uring_setup, "what this thread gets no more")];
+            confine::refuse(&rings, libc::ENOSYS).unwrap();
             assert!(matches!(
                 Disk::examine(&with(Io::Uring)),
                 Err(DiskError::Uring(_))

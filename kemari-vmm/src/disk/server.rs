@@ -221,7 +221,6 @@ impl Server {
         if state.is_closed {
             // Who waits for a flush of these learns it from the end of the channel.
             (state.ready, state.flushes) = Default::default();
-            return;
         }
         while !self.must_wait(state)
             && let Some(job) = state.ready.pop_front()

@@ -2,6 +2,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 
 use super::*;
+use crate::disk::DiskConfig;
 use crate::virtio::Completion;
 
 /// A disk whose flushes succeed, each when the test lets it.
@@ -78,4 +79,30 @@ fn a_flush_that_succeeds_while_another_fails_has_failed() {
     // What that one was for is written again now: nothing is, here.
     assert!(matches!(flush(2, &|| {}), (2, Ok(_))));
     assert!(!is_in_trouble.load(Ordering::SeqCst), "the guest is told");
+}
+
+/// Who ended the batch began nothing any more, and what the ring had of it was waited for, for ever.
+#[test]
+fn what_a_batch_has_begun_ends_although_the_disk_is_closed() {
+    let image = tempfile::NamedTempFile::new().expect("a file");
+    image.as_file().set_len(4096).expect("a sparse file");
+    let disk = Arc::new(Disk::open(&DiskConfig::new(image.path())).expect("it opens"));
+    let (tells, told) = channel();
+    let completions: Arc<dyn Completions> = Arc::new(Told(Mutex::new(tells)));
+    let trouble: TroubleSink = Arc::new(|trouble| panic!("{}", trouble.reason));
+    let server = Server::start(disk, Arc::downgrade(&completions), trouble).expect("it starts");
+    server.batch_begins();
+    let data = vec![1; 512];
+    let operation = Operation::Write { offset: 0, data };
+    server.submit(DiskJob { id: 0, operation });
+    let (closes, closed) = channel();
+    let closing = server.clone();
+    std::thread::spawn(move || closes.send(closing.close()));
+    while !server.lock().is_closed {
+        std::thread::yield_now();
+    }
+    server.batch_ends();
+    let closed = closed.recv_timeout(std::time::Duration::from_secs(20));
+    closed.expect("it ends").expect("all is written");
+    assert!(matches!(told.recv(), Ok((0, Ok(_)))));
 }

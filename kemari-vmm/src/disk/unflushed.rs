@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::operation::Operation;
 
-/// Most bytes that are kept of a disk: of a largest request, at least. A guest that changes more before it flushes has to be told if that flush fails.
+/// Most bytes that are kept of a disk: of a largest request, at least. A guest that changes more before it flushes has to
+/// be told if that flush fails.
 pub const KEPT_BYTES_MAX: usize = (16 << 20) + (64 << 10);
 /// What a change takes beside its data, in bytes.
 const CHANGE_BYTES: usize = 128;

@@ -21,7 +21,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{Memory, PAGE_BYTES, read_page};
-use crate::confine::{self, COMMON, Call, Calls, call_if};
+use crate::confine::{self, COMMON, Calls, FAULTS};
 use faults::Faults;
 
 /// Memory that is given back at a time: the process can map memory in between.
@@ -32,18 +32,6 @@ const FREED_BYTES: usize = 2 << 20;
 const KEEPING_SHARE: u32 = 10;
 /// So much of his time at any rate: a large change may come at the begin.
 const KEEPING_GRACE: Duration = Duration::from_millis(50);
-
-/// The second byte of an ioctl's number (<linux/userfaultfd.h>).
-const IOCTL_KIND: u64 = 0xff00;
-const USERFAULTFD: u64 = 0xaa00;
-/// What whoever gives the copy its pages asks of the kernel.
-const FAULTS: &[Call] = &[call_if(
-    libc::SYS_ioctl,
-    1,
-    IOCTL_KIND,
-    USERFAULTFD,
-    "page faults are answered",
-)];
 
 /// What the copying thread asks of the kernel.
 pub const CALLS: Calls = Calls {

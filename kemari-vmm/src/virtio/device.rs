@@ -191,6 +191,7 @@ impl<B: Backend> VirtioDevice<B> {
             self.settle(&mut core, index, Ok(used));
         }
         self.finished.notify_all();
+        // Whoever releases looks himself what is held then.
         drop(self.refill(core));
     }
 
@@ -222,7 +223,7 @@ impl<B: Backend> VirtioDevice<B> {
         if let Some(queue) = core.queues.get_mut(usize::from(selected)) {
             queue.reset();
         }
-        drop(self.refill(core));
+        self.refill_and_tell(core);
     }
 
     fn reset_device(&self) {
@@ -256,8 +257,7 @@ impl<B: Backend> Completions for VirtioDevice<B> {
             self.settle(&mut core, index, Ok(used));
         }
         self.finished.notify_all();
-        let had_held = core.requests.has_held();
-        self.tell_found(self.refill(core), had_held);
+        self.refill_and_tell(core);
     }
 
     fn input_ready(&self) {

@@ -9,7 +9,7 @@ mod resumer;
 
 use std::time::{Duration, Instant};
 
-pub use resumer::Resumer;
+pub use resumer::{CALLS, Resumer};
 
 /// Nobody is asked to come again sooner: what comes in a moment is taken together. A bucket that holds less than that brings
 /// does not reach its rate ([`BucketSpec::burst_min`]).

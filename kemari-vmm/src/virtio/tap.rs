@@ -12,7 +12,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Completions;
-use crate::confine::{self, COMMON, Calls, DEVICES, call};
+use crate::confine::{self, COMMON, Calls, DEVICES};
 
 /// Bytes of the virtio-net header before each packet (virtio 1.2, section 5.1.6).
 pub const VNET_HEADER_BYTES: usize = 12;
@@ -65,14 +65,7 @@ const TUN_F_TSO6: libc::c_uint = 4;
 /// What the thread of a TAP asks of the kernel.
 pub const CALLS: Calls = Calls {
     of: "net-rx",
-    parts: &[
-        COMMON,
-        DEVICES,
-        &[
-            call(libc::SYS_epoll_wait, "packets are waited for"),
-            call(libc::SYS_epoll_pwait, "the same"),
-        ],
-    ],
+    parts: &[COMMON, DEVICES],
 };
 
 impl Tap {

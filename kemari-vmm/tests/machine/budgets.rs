@@ -2,19 +2,18 @@
 //! driver may ask loses its device.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kemari_vmm::devices::Device;
 use kemari_vmm::disk::{Disk, DiskConfig};
-use kemari_vmm::event::{Event, Interest, Tap};
 use kemari_vmm::virtio::block::{Block, BlockSpec};
 use kemari_vmm::virtio::budget::{BYTES_HELD_MAX, DEVICE_STATE_BYTES_MAX, SEGMENTS_HELD_MAX};
 use kemari_vmm::virtio::rng::Rng;
 use tempfile::NamedTempFile;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::support::bench::{self, Bench};
+use crate::support::bench::{self, Bench, Found};
 use crate::support::driver::{self, NEXT, Ring, TABLE, WRITE, needs_reset, write_register};
 use crate::support::watchdog::Watchdog;
 
@@ -196,26 +195,18 @@ fn a_request_has_as_many_buffers_as_are_offered() {
 /// Output that came into the list when there was room again, on a thread of the disk, asks for a sync.
 #[test]
 fn output_that_waited_for_room_is_told_to_the_taps() {
-    struct Found(AtomicU32);
-    impl Tap for Found {
-        fn event(&self, event: &Event<'_>) {
-            self.0
-                .fetch_add(u32::from(event.output_held && !event.notified), Ordering::SeqCst);
-        }
-    }
     let _watchdog = Watchdog::new("output that waited", 60);
     let mut rig = Rig::new(1);
-    let found = Arc::new(Found(AtomicU32::new(0)));
     let device = rig.bench.device.clone();
-    device.channels()[0].attach(Interest::Out, found.clone()).unwrap();
+    let found = Found::by(&*device);
     for head in 0..8 {
         rig.offer(0, head, 0, &[(DATA, DATA_BYTES); 4]);
     }
     rig.kick(0);
     device.capture(1);
-    assert!(!device.output_held() && found.0.load(Ordering::SeqCst) == 0);
+    assert!(!device.output_held() && found.count() == 0);
     device.release(1);
-    while found.0.load(Ordering::SeqCst) == 0 {
+    while found.count() == 0 {
         std::thread::sleep(Duration::from_millis(1));
     }
     assert!(device.output_held());

@@ -16,7 +16,7 @@ use kemari_vmm::virtio::{
 use virtio_queue::Queue;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::support::bench::Bench;
+use crate::support::bench::{Bench, Found};
 use crate::support::driver::{self, Ring, regs, write_register};
 use crate::support::watchdog::Watchdog;
 
@@ -284,6 +284,21 @@ fn the_end_of_one_reset_is_not_the_end_of_another() {
         let is_winding_up = rig.seen.is_winding_up.load(Ordering::SeqCst);
         assert_eq!(is_winding_up, epoch == 1, "after the first {epoch}");
     }
+}
+
+/// Nobody kicks for what waited in another queue.
+#[test]
+fn output_that_a_reset_makes_room_for_is_told_to_the_taps() {
+    let _watchdog = Watchdog::new("room by a reset", 60);
+    let mut rig = Rig::new(true, false);
+    let device = rig.bench.device.clone();
+    rig.bench.hub.hold_output(true);
+    rig.ask(OUTPUT, 0..1, LARGE);
+    rig.ask(MORE_OUTPUT, 0..1, SMALL);
+    let found = Found::by(&*device);
+    rig.retire(OUTPUT).join().expect("the reset ends");
+    assert!(device.output_held(), "what waited is in the list");
+    assert_eq!(found.count(), 1);
 }
 
 /// A vCPU runs on for a moment after its machine was given up.

@@ -49,13 +49,21 @@ impl<B: Backend> VirtioDevice<B> {
                 Left::Nothing | Left::Paced(_) => {}
                 Left::More => {
                     core.is_refilled_apart = self.refill_apart();
-                    core = self.give_way(core);
+                    if !core.is_refilled_apart {
+                        core = self.give_way(core);
+                    }
                 }
                 // The next one begins when there is room again.
                 Left::Waits { .. } => break,
             }
         }
         core
+    }
+
+    /// The same, and tells of output that came into the list by it.
+    pub(super) fn refill_and_tell(&self, core: MutexGuard<'_, Core<B>>) {
+        let had_held = core.requests.has_held();
+        self.tell_found(self.refill(core), had_held);
     }
 
     /// The turn of the first queue that waits, if one does.
@@ -95,7 +103,7 @@ impl<B: Backend> VirtioDevice<B> {
     }
 
     /// Tells of output that came into the list without a kick.
-    pub(super) fn tell_found(&self, core: MutexGuard<'_, Core<B>>, had_held: bool) {
+    fn tell_found(&self, core: MutexGuard<'_, Core<B>>, had_held: bool) {
         let found = core.requests.has_held() && !had_held;
         drop(core);
         if found {

@@ -6,6 +6,13 @@ use std::thread;
 use std::time::Instant;
 
 use super::super::Completions;
+use crate::confine::{self, COMMON, Calls, DEVICES, OPEN_FILES};
+
+/// What the thread of a device with a rate asks of the kernel.
+pub const CALLS: Calls = Calls {
+    of: "rate",
+    parts: &[COMMON, DEVICES, OPEN_FILES],
+};
 
 #[derive(Default)]
 struct State {
@@ -57,6 +64,7 @@ impl Resumer {
         let shared = Arc::new(Shared::default());
         let timer = shared.clone();
         thread::Builder::new().name("rate".into()).spawn(move || {
+            confine::thread(&CALLS);
             while timer.await_due()
                 && let Some(device) = device.upgrade()
             {

@@ -2,10 +2,13 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use kemari_vmm::arch;
+use kemari_vmm::devices::Device;
 use kemari_vmm::devices::hub::Hub;
 use kemari_vmm::disk::{Disk, DiskConfig};
+use kemari_vmm::event::{Event, Interest, Tap};
 use kemari_vmm::memory::Memory;
 use kemari_vmm::virtio::Backend;
 use kemari_vmm::virtio::block::{Block, BlockSpec};
@@ -43,6 +46,31 @@ impl<B: Backend> Bench<B> {
 
     pub fn memory(&self) -> &Memory {
         &self.hub.memory
+    }
+}
+
+/// A tap that counts how often a device has found output without a kick.
+#[derive(Default)]
+pub struct Found(AtomicU32);
+
+impl Found {
+    /// What this device finds from now on.
+    pub fn by(device: &dyn Device) -> Arc<Self> {
+        let found = Arc::<Self>::default();
+        let attached = device.channels()[0].attach(Interest::Out, found.clone());
+        attached.expect("there is room for a tap");
+        found
+    }
+
+    pub fn count(&self) -> u32 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+impl Tap for Found {
+    fn event(&self, event: &Event<'_>) {
+        self.0
+            .fetch_add(u32::from(event.output_held && !event.notified), Ordering::SeqCst);
     }
 }
 
