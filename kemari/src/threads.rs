@@ -3,9 +3,12 @@
 //! its own, or by [`helpers`]. Only what can be refused or tried again makes new ones.
 
 pub mod helpers;
+mod monitor;
 
 use std::io;
 use std::thread::{Builder, JoinHandle};
+
+pub use monitor::Monitor;
 
 /// Starts a thread.
 ///

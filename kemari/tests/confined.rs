@@ -2,10 +2,11 @@
 
 use std::fs::{self, File, Permissions};
 use std::io;
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::thread;
 
 use kemari::config::Config;
 use kemari::sandbox;
@@ -15,8 +16,12 @@ use tempfile::TempDir;
 /// Set in the process that is to be confined: the directory of its files.
 const CONFINED: &str = "CONFINED_IN";
 
+/// An arbiter that is files, and one that has a name.
+const FILES: &str = "kind = \"file\"\npath = \"arbiter\"";
+const NAMED: &str = "kind = \"etcd\"\nendpoints = [\"http://arbiter.test:2379\"]";
+
 /// A configuration whose files lie in `directory`, and whose link is at `port`.
-fn config(directory: &Path, port: u16) -> Config {
+fn config(directory: &Path, port: u16, arbiter: &str) -> Config {
     let shown = directory.display();
     let host = |name, port| {
         format!(
@@ -26,7 +31,8 @@ fn config(directory: &Path, port: u16) -> Config {
     };
     let text = format!(
         "vm = \"confined\"\n[machine]\nmemory_mib = 64\nkernel = \"{shown}/boot/kernel\"\n[[disk]]\nid = \"blk0\"\n\
-         [protection]\nplaintext = true\n[arbiter]\nkind = \"file\"\npath = \"{shown}/arbiter\"\n{}{}",
+         [protection]\nplaintext = true\n[arbiter]\n{}\n{}{}",
+        arbiter.replace("\"arbiter\"", &format!("\"{shown}/arbiter\"")),
         host("a", port),
         host("b", port + 1),
     );
@@ -35,14 +41,17 @@ fn config(directory: &Path, port: u16) -> Config {
 
 /// Runs the test of this name in a process of its own, which finds its files in the directory.
 fn in_a_process_of_its_own(test: &str, directory: &TempDir) -> Output {
+    let program = std::env::current_exe().expect("this program");
+    run(Command::new(program), test, directory)
+}
+
+fn run(mut command: Command, test: &str, directory: &TempDir) -> Output {
     for name in ["boot", "images", "arbiter", "elsewhere"] {
         fs::create_dir(directory.path().join(name)).expect("a directory");
     }
     for name in ["boot/kernel", "images/disk.img", "elsewhere/secret"] {
         fs::write(directory.path().join(name), name).expect("a file");
     }
-    let program = std::env::current_exe().expect("this program");
-    let mut command = Command::new(program);
     command
         .args(["--exact", test, "--nocapture"])
         .env(CONFINED, directory.path());
@@ -53,15 +62,27 @@ fn in_a_process_of_its_own(test: &str, directory: &TempDir) -> Output {
 /// The directory of this process's files, if it is the one to be confined; it is, then. Says also whether the kernel can do
 /// all of it.
 fn confined(port: u16) -> Option<(PathBuf, bool)> {
+    confined_with(port, FILES)
+}
+
+fn confined_with(port: u16, arbiter: &str) -> Option<(PathBuf, bool)> {
     let directory = PathBuf::from(std::env::var_os(CONFINED)?);
     let lacks = sandbox::lacks();
-    let lacking = sandbox::confine(&config(&directory, port), "a").expect("it is confined");
+    let lacking = sandbox::confine(&config(&directory, port, arbiter), "a").expect("it is confined");
     assert_eq!(lacking, lacks, "nothing is lacking but what this kernel lacks");
     Some((directory, lacks.is_empty()))
 }
 
 fn is_denied<T>(result: io::Result<T>) -> bool {
     result.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+}
+
+/// The test of this name has passed in a process of its own.
+fn passes_confined(test: &str) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let ended = in_a_process_of_its_own(test, &directory);
+    let was_run = String::from_utf8_lossy(&ended.stdout).contains("1 passed");
+    assert!(ended.status.success() && was_run, "{}", shown(&ended, &directory));
 }
 
 fn shown(output: &Output, directory: &TempDir) -> String {
@@ -73,11 +94,7 @@ fn shown(output: &Output, directory: &TempDir) -> String {
 #[test]
 fn files_are_those_of_the_configuration_also_when_they_are_replaced() {
     let Some((directory, is_whole)) = confined(7710) else {
-        let directory = tempfile::tempdir().expect("a directory");
-        let name = "files_are_those_of_the_configuration_also_when_they_are_replaced";
-        let ended = in_a_process_of_its_own(name, &directory);
-        assert!(ended.status.success(), "{}", shown(&ended, &directory));
-        return;
+        return passes_confined("files_are_those_of_the_configuration_also_when_they_are_replaced");
     };
     if !is_whole {
         return;
@@ -109,10 +126,7 @@ fn files_are_those_of_the_configuration_also_when_they_are_replaced() {
 #[test]
 fn ports_are_those_of_the_configuration() {
     let Some((_, is_whole)) = confined(7720) else {
-        let directory = tempfile::tempdir().expect("a directory");
-        let ended = in_a_process_of_its_own("ports_are_those_of_the_configuration", &directory);
-        assert!(ended.status.success(), "{}", shown(&ended, &directory));
-        return;
+        return passes_confined("ports_are_those_of_the_configuration");
     };
     if !is_whole {
         return;
@@ -149,4 +163,58 @@ fn who_makes_a_call_that_is_on_no_list_ends_and_is_told_of() {
     };
     let parent = rustix::process::getppid();
     unreachable!("{parent:?} was told in {}", directory.display());
+}
+
+/// A name service that knows one address for every name.
+fn answer_for_ever(service: &UdpSocket) {
+    /// RFC 1035: bytes of the head, the kind of question that asks for an address, and the answer, whose name is the question's.
+    const HEAD: usize = 12;
+    const ADDRESS: [u8; 2] = [0, 1];
+    const ANSWER: [u8; 16] = [0xc0, HEAD as u8, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1];
+    let mut packet = [0; 512];
+    while let Ok((bytes, client)) = service.recv_from(&mut packet) {
+        let name = packet[HEAD..bytes].iter().position(|byte| *byte == 0);
+        let kind = HEAD + name.expect("a name") + 1;
+        let mut answer = packet[..kind + 4].to_vec();
+        // An answer, without an error; a question each; what follows.
+        answer[2..HEAD].copy_from_slice(&[0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0]);
+        if packet[kind..kind + 2] == ADDRESS {
+            answer[7] = 1;
+            answer.extend(ANSWER);
+        }
+        service.send_to(&answer, client).expect("a client");
+    }
+}
+
+#[test]
+fn names_are_looked_up_as_before() {
+    let is_apart = std::env::var_os(CONFINED).is_some();
+    if is_apart {
+        let service = UdpSocket::bind("127.0.0.1:53").expect("the name service's port");
+        thread::spawn(move || answer_for_ever(&service));
+    }
+    if confined_with(7740, NAMED).is_none() {
+        let directory = tempfile::tempdir().expect("a directory");
+        // With a network and names of its own.
+        let script = "ip link set lo up && echo nameserver 127.0.0.1 >\"$CONFINED_IN/names\" && \
+                      mount --bind \"$CONFINED_IN/names\" /etc/resolv.conf && exec \"$@\"";
+        let mut apart = Command::new("unshare");
+        apart.args([
+            "--net",
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            script,
+            "sh",
+        ]);
+        apart.arg(std::env::current_exe().expect("this program"));
+        let ended = run(apart, "names_are_looked_up_as_before", &directory);
+        assert!(ended.status.success(), "{}", shown(&ended, &directory));
+        return;
+    }
+    let found = ("arbiter.test", 2379).to_socket_addrs().expect("an answer");
+    let wanted: SocketAddr = "192.0.2.1:2379".parse().expect("an address");
+    assert_eq!(found.collect::<Vec<_>>(), [wanted]);
 }

@@ -17,6 +17,8 @@ const CHANGED_TIME: Duration = Duration::from_secs(2);
 /// Whether a target stands all inputs that it ever stood.
 fn replay(name: &'static str) {
     let target = targets::find(name).unwrap_or_else(|| panic!("{name} is none of {}", targets::names()));
+    let inputs: Vec<Vec<u8>> = (target.seeds)().into_iter().chain(corpus(name)).collect();
+    assert!(!inputs.is_empty(), "{name} has seeds");
     let (begun, watch) = channel::<Vec<u8>>();
     // An input that hangs ends the process, and is left behind.
     let watchdog = std::thread::spawn(move || {
@@ -34,10 +36,9 @@ fn replay(name: &'static str) {
     });
     let run = |input: &[u8]| {
         begun.send(input.to_vec()).expect("the watchdog lives");
+        let _given = Given(input);
         (target.run)(input);
     };
-    let inputs: Vec<Vec<u8>> = (target.seeds)().into_iter().chain(corpus(name)).collect();
-    assert!(!inputs.is_empty(), "{name} has seeds");
     inputs.iter().for_each(|input| run(input));
     let (begin, mut changed) = (Instant::now(), 0);
     'time: for round in 1u64.. {
@@ -52,6 +53,17 @@ fn replay(name: &'static str) {
     drop(begun);
     watchdog.join().expect("it never panics");
     eprintln!("{name}: {} inputs, {changed} changed ones", inputs.len());
+}
+
+/// An input at work: a panic names it.
+struct Given<'a>(&'a [u8]);
+
+impl Drop for Given<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("that was with the input {:?}", self.0);
+        }
+    }
 }
 
 /// What was found in the past, in the order of its names.

@@ -1,6 +1,7 @@
 //! The unit for systemd, as systemd itself sees it. Where there is no systemd there is nothing to see.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -27,10 +28,12 @@ fn systemd_takes_the_unit_and_finds_it_confined() {
         &["security", "--offline=true", "--no-pager", &threshold],
     ] {
         let asked = Command::new("systemd-analyze").args(words).arg(&unit).output();
-        let Ok(answer) = asked else {
-            eprintln!("there is no systemd-analyze: the unit was not looked at");
-            return;
-        };
+        if let Err(error) = &asked
+            && error.kind() == ErrorKind::NotFound
+        {
+            return eprintln!("there is no systemd-analyze: the unit was not looked at");
+        }
+        let answer = asked.expect("it can be started");
         let said = [answer.stdout, answer.stderr].concat();
         assert!(
             answer.status.success(),

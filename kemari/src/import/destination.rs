@@ -23,6 +23,8 @@ pub struct Destination {
     file: File,
     /// What it will replace, locked.
     replaced: Option<File>,
+    /// What was there of this name is replaced, with its record: also one whose image is gone.
+    force: bool,
     is_finished: bool,
 }
 
@@ -54,6 +56,7 @@ impl Destination {
             part,
             file,
             replaced,
+            force,
             is_finished: false,
         })
     }
@@ -88,13 +91,13 @@ impl Destination {
         let shown = self.path.display();
         let failed = || format!("{shown} cannot be finished");
         self.file.sync_all().with_context(failed)?;
+        if self.force {
+            // Before the image comes: no record is ever that of another image.
+            remove_if_there(&record_beside(&self.path)).with_context(failed)?;
+            sync_directory(&self.path).with_context(failed)?;
+        }
         match &self.replaced {
-            // Without its record first: no record is ever that of another image.
-            Some(_) => {
-                remove_if_there(&record_beside(&self.path)).with_context(failed)?;
-                sync_directory(&self.path).with_context(failed)?;
-                fs::rename(&self.part, &self.path).with_context(failed)?;
-            }
+            Some(_) => fs::rename(&self.part, &self.path).with_context(failed)?,
             None => rename_to_nothing(&self.part, &self.path)
                 .with_context(|| format!("{shown} cannot be finished; is there a file of that name now?"))?,
         }
@@ -137,23 +140,29 @@ fn look(path: &Path, image: &Path, force: bool) -> anyhow::Result<Option<File>> 
     Ok(Some(disk::hold(path, true)?))
 }
 
-/// Removes what an import that was cut has left.
+/// Removes what an import that was cut has left. It is locked until it is gone, so that of several imports that find it
+/// none takes away what another one has begun.
 fn remove_rest(part: &Path) -> anyhow::Result<()> {
     let shown = part.display();
-    match files::own().read(true).open(part) {
+    let rest = match files::own().read(true).open(part) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        rest => match rest
-            .with_context(|| format!("{shown} cannot be looked at"))?
-            .try_lock()
-        {
-            Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => bail!("{shown} is being written by another import"),
-            Err(fs::TryLockError::Error(error)) => {
-                return Err(error).with_context(|| format!("{shown} cannot be locked"));
-            }
-        },
+        rest => rest.with_context(|| format!("{shown} cannot be looked at"))?,
+    };
+    match rest.try_lock() {
+        Ok(()) if is_at(&rest, part) => {}
+        Ok(()) | Err(fs::TryLockError::WouldBlock) => bail!("{shown} is being written by another import"),
+        Err(fs::TryLockError::Error(error)) => {
+            return Err(error).with_context(|| format!("{shown} cannot be locked"));
+        }
     }
     remove_if_there(part).with_context(|| format!("{shown} cannot be removed"))
+}
+
+/// Whether this is the file of this name still.
+fn is_at(file: &File, path: &Path) -> bool {
+    let place = |found: fs::Metadata| (found.dev(), found.ino());
+    let (open, named) = (file.metadata().map(place), fs::symlink_metadata(path).map(place));
+    open.is_ok_and(|open| named.is_ok_and(|named| open == named))
 }
 
 fn remove_if_there(path: &Path) -> io::Result<()> {
@@ -231,11 +240,32 @@ mod tests {
         let used = disk::hold(&path, true).unwrap();
         assert!(refusal(&path, true).contains("in use"));
         drop(used);
-        Destination::create(&path, &image, true)
-            .unwrap()
-            .finish()
-            .unwrap();
+        let replace = || {
+            Destination::create(&path, &image, true)
+                .unwrap()
+                .finish()
+                .unwrap()
+        };
+        replace();
         assert!(!record.exists() && fs::read(&path).unwrap().is_empty());
+        // One whose image is gone.
+        fs::remove_file(&path).unwrap();
+        fs::write(&record, "a record").unwrap();
+        replace();
+        assert!(!record.exists() && path.exists());
+    }
+
+    #[test]
+    fn what_another_import_has_begun_is_no_rest() {
+        let directory = tempfile::tempdir().unwrap();
+        let part = directory.path().join("part");
+        fs::write(&part, "of one that was cut").unwrap();
+        let found = File::open(&part).unwrap();
+        assert!(is_at(&found, &part));
+        remove_rest(&part).unwrap();
+        assert!(!is_at(&found, &part));
+        fs::write(&part, "of one that has begun").unwrap();
+        assert!(!is_at(&found, &part));
     }
 
     #[test]

@@ -114,9 +114,11 @@ impl Source for Foreign {
     }
 
     fn copy(&self, destination: &Destination, progress: &mut Progress) -> anyhow::Result<()> {
+        // As with the image: no name of a protocol, nor an option.
+        let part = std::path::absolute(destination.part())?;
         let mut command = qemu_img(self.format, "convert");
         command.args(["-p", "-n", "--target-is-zero", "-O", "raw"]);
-        command.arg(&self.image).arg(destination.part());
+        command.arg(&self.image).arg(part);
         let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -44,7 +44,7 @@ impl Narrow {
 }
 
 /// Looks whether packets as large as this host sends them get to `address` and back. `None`: they do, or nobody knows.
-/// Takes some seconds at most.
+/// Takes seconds where answers take long or none comes.
 pub fn narrow(address: SocketAddr) -> Option<Narrow> {
     let mut echo = Echo::open(address).ok()?;
     let sent_bytes_max = echo.mtu().ok()?;
@@ -131,15 +131,16 @@ struct Echo {
 }
 
 impl Echo {
-    fn open(address: SocketAddr) -> io::Result<Self> {
+    fn open(mut address: SocketAddr) -> io::Result<Self> {
         let family = if address.is_ipv4() { &V4 } else { &V6 };
         let open = |kind| socket(family.family, kind, Some(family.protocol));
         let (socket, is_raw) = match open(SocketType::DGRAM) {
             Ok(socket) => (socket, false),
             Err(_) => (open(SocketType::RAW)?, true),
         };
-        // Of a raw socket the port is no port.
-        connect(&socket, &SocketAddr::new(address.ip(), 0))?;
+        // Of a raw socket the port is no port. All else counts, as the scope of a link-local address.
+        address.set_port(0);
+        connect(&socket, &address)?;
         let echo = Self {
             family,
             socket,

@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use super::own_line;
+use crate::threads::Monitor;
 
 /// Bytes that wait while nothing can be written.
 const BACKLOG_BYTES_MAX: usize = 1 << 20;
@@ -65,17 +66,7 @@ impl Backlog {
     }
 }
 
-#[derive(Default)]
-struct Shared {
-    backlog: Mutex<Backlog>,
-    changed: Condvar,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Backlog> {
-        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
+impl Monitor<Backlog> {
     fn next_line(&self) -> Vec<u8> {
         let mut backlog = self.lock();
         backlog.is_writing = false;
@@ -89,20 +80,20 @@ impl Shared {
                 backlog.tell_dropped();
                 continue;
             }
-            self.changed.notify_all();
-            backlog = self.changed.wait(backlog).unwrap_or_else(PoisonError::into_inner);
+            self.notify();
+            backlog = self.wait(backlog);
         }
     }
 }
 
 /// The way to the writing thread.
 #[derive(Clone)]
-pub struct Queue(Arc<Shared>);
+pub struct Queue(Arc<Monitor<Backlog>>);
 
 impl Queue {
     /// Starts the thread. It lives as long as the process.
     pub fn start(sink: impl AsFd + Send + 'static) -> io::Result<Self> {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Monitor::<Backlog>::default());
         let lines = shared.clone();
         thread::Builder::new().name("log".into()).spawn(move || {
             confine::thread(&CALLS);
@@ -131,18 +122,12 @@ impl Queue {
             line.push(b'\n');
         }
         backlog.push(line);
-        self.0.changed.notify_all();
+        self.0.notify();
     }
 
     /// Waits until everything is written, but no longer than `limit`.
     pub fn flush(&self, limit: Duration) {
-        let backlog = self.0.lock();
-        let wait = self
-            .0
-            .changed
-            .wait_timeout_while(backlog, limit, |backlog| !backlog.is_idle());
-        // Out of time is out of luck.
-        drop(wait);
+        self.0.wait_while_within(limit, |backlog| !backlog.is_idle());
     }
 }
 

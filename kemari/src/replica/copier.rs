@@ -103,8 +103,8 @@ impl Copier {
             changed: Condvar::new(),
             wake: Box::new(wake),
         });
-        disks.iter().for_each(|disk| disk.tracker.begin_copy());
         let worker = Worker {
+            copies: disks.iter().map(|disk| disk.tracker.begin_copy()).collect(),
             frames: vec![0; disks.len()],
             disks: disks.clone(),
             shared: shared.clone(),
@@ -113,10 +113,12 @@ impl Copier {
             read_bytes: 0,
             complete: BTreeMap::new(),
         };
+        // Without a thread it is over at once.
+        let copier = Self { disks, shared };
         thread::Builder::new()
             .name("disk copy".into())
             .spawn(move || worker.run())?;
-        Ok(Self { disks, shared })
+        Ok(copier)
     }
 
     /// The next frame for the link.
@@ -227,6 +229,8 @@ impl From<io::Error> for Stop {
 
 struct Worker {
     disks: Vec<CopiedDisk>,
+    /// The number of this copy, of each disk.
+    copies: Vec<u64>,
     shared: Arc<Shared>,
     bytes_per_s_max: u64,
     begun: Instant,
@@ -251,9 +255,9 @@ impl Worker {
 
     fn copy(&mut self) -> Result<(), Stop> {
         // No mark goes before the image here has durably what the other one is given.
-        for disk in &self.disks {
+        for (disk, copy) in self.disks.iter().zip(&self.copies) {
             disk.server.flush()?;
-            disk.tracker.note_flushed();
+            disk.tracker.note_flushed(*copy);
         }
         let mut todo: VecDeque<(u16, u64)> = VecDeque::new();
         for (index, disk) in self.disks.iter().enumerate() {
@@ -438,7 +442,8 @@ impl Worker {
             !is_stored
         });
         for (disk, extents) in done {
-            self.disks[usize::from(disk)].tracker.clear_copied(&extents);
+            let (disk, copy) = (&self.disks[usize::from(disk)], self.copies[usize::from(disk)]);
+            disk.tracker.clear_copied(copy, &extents);
         }
     }
 

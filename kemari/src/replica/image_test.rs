@@ -3,7 +3,7 @@
 use super::*;
 use crate::replica::record::EXTENT_BYTES;
 use crate::replica::testing::Scratch;
-use kemari_sync::{may_start, plan_copy};
+use kemari_sync::{Incarnation, Phase, announced_term, may_start, plan_copy};
 
 fn plan(source: &Image, target: &Image) -> Result<CopyDisk, String> {
     let term = source.offer().word.unwrap().term;
@@ -71,6 +71,33 @@ fn a_pair_that_was_never_recorded_leaves_the_secondary_to_be_copied_again() {
     b.become_target(&first).unwrap();
     b.become_whole(2).unwrap();
     assert!(plan(&a, &b).unwrap().only_marked);
+}
+
+/// Its record may have named the term already that the stop gets: that of a pair that was never recorded.
+#[test]
+fn an_image_that_lacks_what_its_vm_was_stopped_with_is_not_started_from() {
+    let scratch = Scratch::new(EXTENT_BYTES);
+    let stopped = kemari_sync::Record {
+        vm: "vm".to_owned(),
+        store: 1,
+        term: 2,
+        base: 2,
+        owner: Incarnation {
+            host: "a".to_owned(),
+            nonce: 1,
+        },
+        peer: None,
+        phase: Phase::Stopped,
+        work: Default::default(),
+    };
+    scratch.image().start(1, false).unwrap();
+    for lacks in [false, true] {
+        scratch.image().announce(2).unwrap();
+        let term = announced_term(&stopped, || lacks);
+        scratch.image().announce(term).unwrap();
+        let started = may_start(&[scratch.image().offer()], "a", Some(&stopped), false);
+        assert_eq!(started.is_ok(), !lacks, "{started:?}");
+    }
 }
 
 #[test]

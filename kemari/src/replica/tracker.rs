@@ -32,6 +32,8 @@ struct Tracked {
     marked: Map,
     /// Chunks that have changed since they were last read for the copy; none while there is no copy.
     changed: Option<BTreeSet<u64>>,
+    /// Counts beginnings and ends of copies: a thread of one that is over may still be at work, and says nothing any more.
+    copies: u64,
     marks: Marks,
     /// Flushes of the guest that wait for the other host.
     tells: BTreeMap<u64, Tell>,
@@ -53,6 +55,7 @@ impl Tracker {
             state: Mutex::new(Tracked {
                 marked: image.map(),
                 changed: None,
+                copies: 0,
                 marks: Marks::default(),
                 tells: BTreeMap::new(),
             }),
@@ -73,22 +76,29 @@ impl Tracker {
         self.begun.elapsed().as_millis() as u64
     }
 
-    /// A copy begins: what changes from here on is remembered.
-    pub fn begin_copy(&self) {
+    /// A copy begins: what changes from here on is remembered. Returns its number.
+    pub fn begin_copy(&self) -> u64 {
         let mut state = self.lock();
         state.marked = self.image.map();
         state.changed = Some(BTreeSet::new());
+        state.copies += 1;
         state.marks.begin_copy();
+        state.copies
     }
 
-    /// The image was flushed since the copy began.
-    pub fn note_flushed(&self) {
-        self.lock().marks.note_flushed();
+    /// The image was flushed since this copy began.
+    pub fn note_flushed(&self, copy: u64) {
+        let mut state = self.lock();
+        if copy == state.copies {
+            state.marks.note_flushed();
+        }
     }
 
     /// The copy is over, done or given up.
     pub fn end_copy(&self) {
-        self.lock().changed = None;
+        let mut state = self.lock();
+        state.changed = None;
+        state.copies += 1;
     }
 
     /// Up to `max` chunks that have changed; they are to be read after this.
@@ -110,10 +120,13 @@ impl Tracker {
         self.lock().marks.note_copied();
     }
 
-    /// These extents were copied, and are durable on the other image: their marks go if they are durable here, too, and
-    /// were not written meanwhile.
-    pub fn clear_copied(&self, extents: &[u64]) {
+    /// These extents were copied in this copy, and are durable on the other image: their marks go if they are durable here,
+    /// too, and were not written meanwhile.
+    pub fn clear_copied(&self, copy: u64, extents: &[u64]) {
         let mut state = self.lock();
+        if copy != state.copies {
+            return;
+        }
         let copied = state.marks.copied(extents);
         self.clear(&mut state, &copied);
     }

@@ -55,16 +55,38 @@ fn what_was_written_while_it_was_copied_keeps_its_mark() {
     (0..4).for_each(|number| write(&tracker, number, number));
     // Under way when the copy begins, and ends after its extent was compared.
     assert!(tracker.may_change(&extent(0)));
-    tracker.begin_copy();
+    let copy = tracker.begin_copy();
     write(&tracker, 9, 1);
     assert_eq!(tracker.take_changed(9), [EXTENT_BYTES / CHUNK_BYTES]);
-    tracker.clear_copied(&[0, 1, 2]);
+    tracker.clear_copied(copy, &[0, 1, 2]);
     assert_eq!(marks(&tracker), [0, 1, 2, 3], "it may not be durable here");
-    tracker.note_flushed();
-    tracker.clear_copied(&[0, 1, 2]);
+    tracker.note_flushed(copy);
+    tracker.clear_copied(copy, &[0, 1, 2]);
     assert_eq!(marks(&tracker), [0, 1, 3]);
     tracker.changed(10, &extent(0), false);
     assert_eq!(tracker.take_changed(9), [0], "nobody knows what it has left");
+}
+
+/// Its thread may stand still between two steps, while the next copy begins.
+#[test]
+fn a_copy_that_is_over_says_nothing_of_the_next_one() {
+    let (_scratch, tracker) = tracker(false);
+    write(&tracker, 0, 0);
+    let old = tracker.begin_copy();
+    tracker.note_flushed(old);
+    // After it was compared, so that only the next copy knows it.
+    write(&tracker, 1, 0);
+    tracker.end_copy();
+    tracker.clear_copied(old, &[0]);
+    let new = tracker.begin_copy();
+    tracker.note_flushed(old);
+    tracker.clear_copied(new, &[0]);
+    assert_eq!(marks(&tracker), [0], "it may not be durable here");
+    tracker.note_flushed(new);
+    tracker.clear_copied(old, &[0]);
+    assert_eq!(marks(&tracker), [0], "the other image has what was there before");
+    tracker.clear_copied(new, &[0]);
+    assert!(marks(&tracker).is_empty());
 }
 
 #[test]

@@ -211,6 +211,8 @@ fn refused(net: &HostNet<'_>, link: &Link) -> Option<String> {
 mod tests {
     use std::thread;
 
+    use kemari_vmm::confine::{self, call};
+
     use super::*;
 
     fn cards() -> Cards {
@@ -232,48 +234,13 @@ mod tests {
         assert_eq!(cards.lasting(trouble()), None, "another time is another time");
     }
 
-    /// The calling thread gets no socket any more.
-    fn lose_sockets() {
-        let plain = |code: u32, k| libc::sock_filter {
-            code: code as u16,
-            jt: 0,
-            jf: 0,
-            k,
-        };
-        let mut rules = [
-            // The number of the call is the first word of what a filter sees.
-            plain(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0),
-            libc::sock_filter {
-                jf: 1,
-                ..plain(
-                    libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
-                    libc::SYS_socket as u32,
-                )
-            },
-            plain(
-                libc::BPF_RET | libc::BPF_K,
-                libc::SECCOMP_RET_ERRNO | libc::ENOBUFS as u32,
-            ),
-            plain(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
-        ];
-        let program = libc::sock_fprog {
-            len: rules.len() as u16,
-            filter: rules.as_mut_ptr(),
-        };
-        // SAFETY: the kernel copies the program, whose rules live until the call returns.
-        unsafe {
-            assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-            let filter = libc::SECCOMP_MODE_FILTER;
-            assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, filter, &raw const program), 0);
-        }
-    }
-
     #[test]
     fn a_card_that_is_cut_off_stays_so_while_nobody_can_look() {
         let mut cards = cards();
         thread::scope(|threads| {
             threads.spawn(|| {
-                lose_sockets();
+                let sockets = [call(libc::SYS_socket, "what this thread gets no more")];
+                confine::refuse(&sockets, libc::ENOBUFS).unwrap();
                 assert_eq!(cards.of_running(None), None);
                 let trouble = Some("down".to_owned());
                 cards.lost_since = Instant::now().checked_sub(cards.config.protection.suspicion_timeout());

@@ -1,7 +1,7 @@
 //! Certificates of the link end, and with them the way to make a pair again: that is told long before.
 //!
 //! A side looks at its own certificate, at the authority's, and at the one that the other side has shown, so that either
-//! says it of both.
+//! says it of both. That one may have been replaced since the link was made: whether it is over, its own host knows.
 
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,7 +23,7 @@ const DAY_S: u64 = 24 * 3600;
 pub struct Ending {
     /// What, when, and what to do.
     pub sentence: String,
-    /// It has ended: no connection is made with it any more.
+    /// It has ended, for certain: no connection is made with it any more.
     pub is_over: bool,
 }
 
@@ -111,26 +111,36 @@ impl Shared {
             return Vec::new();
         };
         let now_s = wall_clock_ms() / 1000;
-        let of_host = |host: &str| format!("the certificate of host `{host}`");
-        let mut ends = Vec::new();
-        for (file, ends_s) in credentials.identity().ends_s() {
-            let what = match *file {
-                CA_FILE => "the certificate of the authority".to_owned(),
+        let of_host = |host: &str| format!("of host `{host}`");
+        let identity = credentials.identity();
+        let own = identity.ends_s().iter().filter_map(|(file, ends_s)| {
+            let whose = match *file {
+                CA_FILE => "of the authority".to_owned(),
                 _ => of_host(&self.host),
             };
-            ends.push((what, *ends_s));
-        }
-        let peer = self.peer().clone();
-        ends.extend(peer.map(|(host, ends_s)| (of_host(&host), ends_s)));
-        ends.into_iter()
-            .filter_map(|(what, ends_s)| ending(&what, ends_s, now_s))
-            .collect()
+            ending(&whose, *ends_s, now_s)
+        });
+        let shown = self.peer().clone();
+        let shown = shown.and_then(|(host, ends_s)| shown_ending(&of_host(&host), ends_s, now_s));
+        own.chain(shown).collect()
     }
 }
 
-fn ending(what: &str, ends_s: u64, now_s: u64) -> Option<Ending> {
+/// As [`ending`], of a certificate that was shown when the link was made.
+fn shown_ending(whose: &str, ends_s: u64, now_s: u64) -> Option<Ending> {
+    let Ending { sentence, .. } = ending(whose, ends_s, now_s)?;
+    Some(Ending {
+        sentence: format!(
+            "{sentence}. So it was when the link was made; one that has replaced it since is not seen"
+        ),
+        is_over: false,
+    })
+}
+
+fn ending(whose: &str, ends_s: u64, now_s: u64) -> Option<Ending> {
     const ADVICE: &str = "make a new set with `kemari certs` and put it on both hosts: no restart is needed";
     let is_over = ends_s <= now_s;
+    let what = format_args!("the certificate {whose}");
     let sentence = match (is_over, ends_s.saturating_sub(now_s) / DAY_S) {
         (true, _) => format!("{what} has ended, and no connection is made with it any more: {ADVICE}"),
         (false, DAYS_LEFT_MIN..) => return None,
@@ -147,7 +157,8 @@ mod tests {
     #[test]
     fn two_weeks_before_its_end_a_certificate_is_warned_of_and_then_it_is_over() {
         let now_s = 1_800_000_000_u64;
-        let at = |left_s: i64| ending("it", now_s.checked_add_signed(left_s).unwrap(), now_s);
+        let ends_s = |left_s: i64| now_s.checked_add_signed(left_s).unwrap();
+        let at = |left_s: i64| ending("of a", ends_s(left_s), now_s);
         let day_s = DAY_S as i64;
         assert_eq!(at(14 * day_s), None);
         let soon = at(14 * day_s - 1).unwrap();
@@ -156,6 +167,13 @@ mod tests {
         for left_s in [0, -1, -100 * day_s] {
             let over = at(left_s).unwrap();
             assert!(over.is_over && over.sentence.contains("has ended"), "{over:?}");
+            // The other side may have a new one by now.
+            let shown = shown_ending("of b", ends_s(left_s), now_s).unwrap();
+            assert!(
+                !shown.is_over && shown.sentence.contains("is not seen"),
+                "{shown:?}"
+            );
         }
+        assert_eq!(shown_ending("of b", ends_s(14 * day_s), now_s), None);
     }
 }

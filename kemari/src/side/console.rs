@@ -5,13 +5,14 @@ mod file;
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use kemari_vmm::confine::{self, COMMON, Calls, OPEN_FILES};
 
 use crate::sandbox::FILES;
+use crate::threads::Monitor;
 
 pub use file::ConsoleFile;
 
@@ -34,15 +35,9 @@ struct Backlog {
     is_over: bool,
 }
 
-#[derive(Default)]
-struct Shared {
-    backlog: Mutex<Backlog>,
-    changed: Condvar,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Backlog> {
-        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
+impl Backlog {
+    fn is_busy(&self) -> bool {
+        self.is_writing || !self.bytes.is_empty()
     }
 }
 
@@ -53,12 +48,12 @@ pub const CALLS: Calls = Calls {
 };
 
 /// A writer that never waits.
-pub struct Console(Arc<Shared>);
+pub struct Console(Arc<Monitor<Backlog>>);
 
 impl Console {
     /// A console that is written to `sink`.
     pub fn to(sink: impl Write + Send + 'static) -> io::Result<Self> {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Monitor::default());
         let reader = shared.clone();
         thread::Builder::new().name("console out".into()).spawn(move || {
             confine::thread(&CALLS);
@@ -71,11 +66,10 @@ impl Console {
 impl Drop for Console {
     /// The last output is waited for, though not for ever: with the process it would be gone.
     fn drop(&mut self) {
-        let mut backlog = self.0.lock();
-        backlog.is_over = true;
-        self.0.changed.notify_all();
-        let is_busy = |backlog: &mut Backlog| backlog.is_writing || !backlog.bytes.is_empty();
-        drop(self.0.changed.wait_timeout_while(backlog, FAREWELL_MAX, is_busy));
+        self.0.lock().is_over = true;
+        self.0.notify();
+        self.0
+            .wait_while_within(FAREWELL_MAX, |backlog| backlog.is_busy());
     }
 }
 
@@ -86,7 +80,7 @@ impl Write for Console {
         let excess = backlog.bytes.len().saturating_sub(BACKLOG_BYTES_MAX);
         backlog.bytes.drain(..excess);
         backlog.lost += excess as u64;
-        self.0.changed.notify_all();
+        self.0.notify();
         Ok(bytes.len())
     }
 
@@ -95,17 +89,14 @@ impl Write for Console {
     }
 }
 
-fn pass_on(shared: &Shared, mut sink: impl Write) {
+fn pass_on(shared: &Monitor<Backlog>, mut sink: impl Write) {
     loop {
         let mut backlog = shared.lock();
         while backlog.bytes.is_empty() {
             if backlog.is_over {
                 return;
             }
-            backlog = shared
-                .changed
-                .wait(backlog)
-                .unwrap_or_else(PoisonError::into_inner);
+            backlog = shared.wait(backlog);
         }
         let lost = std::mem::take(&mut backlog.lost);
         let length = backlog.bytes.len().min(CHUNK_BYTES_MAX);
@@ -122,7 +113,7 @@ fn pass_on(shared: &Shared, mut sink: impl Write) {
         let mut backlog = shared.lock();
         backlog.is_writing = false;
         backlog.lost += left;
-        shared.changed.notify_all();
+        shared.notify();
     }
 }
 
@@ -145,6 +136,7 @@ fn write_out(sink: &mut impl Write, bytes: &[u8]) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
     use std::sync::mpsc::{Receiver, Sender, channel};
 
     use super::*;
@@ -228,8 +220,7 @@ mod tests {
         // lost.
         for chunk in ["first", "second", "third"] {
             console.write_all(chunk.as_bytes()).unwrap();
-            let is_busy = |backlog: &mut Backlog| backlog.is_writing || !backlog.bytes.is_empty();
-            drop(console.0.changed.wait_while(console.0.lock(), is_busy));
+            drop(console.0.wait_while(|backlog| backlog.is_busy()));
         }
         let told = format!("fir{}third", notice(2 + 6));
         assert_eq!(String::from_utf8_lossy(&taken.lock().unwrap()), told);

@@ -22,13 +22,14 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
-use kemari_vmm::confine::{self, COMMON, Call, Calls, DEVICES, OPEN_FILES, STREAMS, call, call_if};
+use kemari_vmm::confine::{self, COMMON, Call, Calls, DEVICES, FAULTS, OPEN_FILES, RINGS, STREAMS, call};
 use kemari_vmm::disk::Overlay;
 use kemari_vmm::machine::{MachineEvent, MachineSpec};
 use kemari_vmm::memory::{LazyCopy, Memory};
 use kemari_vmm::state::StateBlob;
 
 use crate::config::Config;
+use crate::sandbox::BLOCK_DEVICES;
 
 pub use judge::Verdict;
 pub use run::LAYER_BYTES_MAX;
@@ -36,23 +37,36 @@ pub use run::LAYER_BYTES_MAX;
 /// What the thread of a drill asks of the kernel. Its machine's threads are started from it, so that they have no more.
 pub const CALLS: Calls = Calls {
     of: "drill",
-    parts: &[COMMON, DEVICES, OPEN_FILES, STREAMS, DRILLS],
+    parts: &[
+        COMMON,
+        DEVICES,
+        FAULTS,
+        OPEN_FILES,
+        STREAMS,
+        RINGS,
+        BLOCK_DEVICES,
+        DRILLS,
+    ],
 };
 
 const DRILLS: &[Call] = &[
-    call(libc::SYS_openat, "KVM, memory of this host, page faults"),
+    call(
+        libc::SYS_openat,
+        "KVM, memory of this host, page faults, images that are only read",
+    ),
+    call(
+        libc::SYS_readlink,
+        "images that are only read, and their backing files",
+    ),
+    call(libc::SYS_flock, "the same: their locks"),
+    call(libc::SYS_getdents64, "the same: who holds one"),
     call(libc::SYS_userfaultfd, "memory that is copied as it is touched"),
-    call_if(libc::SYS_ioctl, 1, IOCTL_KIND, USERFAULTFD, "the same"),
     call(libc::SYS_eventfd2, "events of its machine"),
     call(libc::SYS_epoll_create1, "the same"),
-    call(libc::SYS_mlock2, "what its vCPUs may do"),
     call(libc::SYS_getpriority, "its vCPUs are of low priority"),
     call(libc::SYS_setpriority, "the same"),
     call(libc::SYS_mlock, "the pages of a vCPU"),
 ];
-/// The second byte of an ioctl's number: page faults that are answered here (<linux/userfaultfd.h>).
-const IOCTL_KIND: u64 = 0xff00;
-const USERFAULTFD: u64 = 0xaa00;
 
 /// Number of a drill in this process.
 pub type DrillId = u64;

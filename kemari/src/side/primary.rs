@@ -328,6 +328,7 @@ impl PrimarySide {
         self.pump_copy();
         self.check_time();
         self.leave_standstill();
+        self.begin_orders();
         self.settle();
         self.settle_disks();
         self.answer_orders();

@@ -16,10 +16,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kemari_sync::wire::shortened;
-use kemari_sync::{READINESS_REASON_BYTES_MAX, READINESS_REASONS_MAX, Readiness};
+use kemari_sync::{READINESS_REASON_BYTES_MAX, READINESS_REASONS_MAX, Readiness, UNSEEN};
 
 pub use clocks::{CLOCKS_MS_MAX, Clocks};
-pub use images::{InUse, Target};
+pub use images::{InUse, Opened, Target};
 pub use mtus::Mtus;
 pub use watch::{ReadinessWatch, executable};
 
@@ -80,9 +80,6 @@ impl Source {
     }
 }
 
-/// How a finding begins that only says that nothing is known yet.
-const UNSEEN: &str = "nobody has looked yet at";
-
 /// What one source has said.
 struct Noted {
     reasons: Vec<String>,
@@ -121,7 +118,7 @@ impl Findings {
 
     /// A source will say something soon; as long as it has not, that is a finding.
     pub fn expect(&self, source: Source) {
-        let reason = format!("{UNSEEN} {}", source.what());
+        let reason = format!("{UNSEEN} at {}", source.what());
         self.note(source, None, [reason]);
     }
 
@@ -169,6 +166,7 @@ pub struct Announced(Option<Vec<String>>);
 impl Announced {
     /// How it stands; `None`: there is no pair.
     pub fn note(&mut self, readiness: Option<&Readiness>) {
+        let is_unseen = readiness.is_some_and(Readiness::is_unseen);
         let now = readiness.map(|readiness| match readiness.is_ready() {
             true => Vec::new(),
             false => readiness.reasons.clone(),
@@ -177,10 +175,7 @@ impl Announced {
             return;
         }
         match &now {
-            // So it is at the beginning of every pair.
-            Some(reasons)
-                if !reasons.is_empty() && reasons.iter().all(|reason| reason.starts_with(UNSEEN)) =>
-            {
+            Some(reasons) if is_unseen => {
                 tracing::info!(
                     "it is not known yet whether a takeover would succeed: {}",
                     reasons.join("; ")

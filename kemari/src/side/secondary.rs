@@ -34,7 +34,7 @@ use super::board::{Board, Order};
 use super::clock::Clock;
 use super::drill::{DrillId, News};
 use super::mailbox::Mailbox;
-use super::readiness::{Announced, Clocks, InUse, ReadinessWatch, Source};
+use super::readiness::{Announced, Clocks, InUse, Opened, ReadinessWatch, Source};
 use super::shown::Shown;
 use super::step::step;
 use super::wait::{prefer_latency, wait};
@@ -479,7 +479,7 @@ impl SecondarySide {
     fn forget_findings(&mut self) {
         self.clocks = Clocks::default();
         self.readiness.expect_locked(0);
-        self.images_in_use.set([]);
+        self.images_in_use.set(Opened::default());
         self.board.findings().forget(Source::Drill);
         self.board.findings().expect_state();
     }

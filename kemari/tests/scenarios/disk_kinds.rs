@@ -103,11 +103,7 @@ fn a_qcow2_image_is_read_on_either_side() {
         ..Plan::replicated("memory")
     };
     play(&plan, |scene| {
-        let create = ["create", "-q", "-f", "qcow2"];
-        for host in Host::BOTH {
-            let mut make = Command::new("qemu-img");
-            output_of(make.args(create).arg(scene.read_only_image(host)).arg("8M"))?;
-        }
+        scene.make_read_only_images()?;
         let before = fs::read(scene.read_only_image(Host::A))?;
         to_and_fro(scene)?;
         for host in Host::BOTH {

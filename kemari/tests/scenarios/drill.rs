@@ -68,6 +68,20 @@ fn a_drill_without_the_shared_disk_passes_and_disturbs_nobody() {
     });
 }
 
+/// They are opened anew for it, with their locks and backing files, as for a takeover.
+#[test]
+fn a_drill_has_the_images_that_are_only_read() {
+    let plan = Plan {
+        reads_qcow2: true,
+        ..Plan::replicated("memory")
+    };
+    play(&plan, |scene| {
+        scene.make_read_only_images()?;
+        scene.protect()?;
+        passes(scene, "1").map(drop)
+    });
+}
+
 /// What the guest has broken itself goes on as broken after a takeover.
 #[test]
 fn a_device_that_the_guest_has_broken_before_makes_no_drill_fail() {

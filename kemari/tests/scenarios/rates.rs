@@ -64,9 +64,7 @@ fn a_guest_writes_no_more_than_its_disks_rate_and_stays_protected() {
         })?;
         let (done, time) = noise.join().map_err(|_| anyhow!("the load panicked"))??;
         ensure_within(DISK, done, time)?;
-        scene.kill(Host::A)?;
-        clients.go_on()?;
-        scene.await_primary(Host::B)?;
+        scene.take_over_from(Host::A, &clients)?;
         let (done, time) = write_much(&scene.load())?;
         ensure_within(DISK, done, time)?;
         clients.finish()

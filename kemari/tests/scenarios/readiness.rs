@@ -5,14 +5,12 @@ use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kemari::control::{Protection, Role, Verdict};
 use rustix::process::Signal;
-use xtask::tools::output_of;
 
 use crate::support::{Host, Plan, Scene, play};
 
@@ -268,19 +266,7 @@ fn the_secondarys_backing_file_is_gone() {
     };
     let base = |scene: &Scene, host| scene.read_only_image(host).with_extension("base");
     play(&plan, |scene| {
-        for host in Host::BOTH {
-            let (image, base) = (scene.read_only_image(host), base(scene, host));
-            let name = base.file_name().context("a name")?;
-            let create = ["create", "-q", "-f", "qcow2"];
-            output_of(Command::new("qemu-img").args(create).arg(&base).arg("16M"))?;
-            let mut over = Command::new("qemu-img");
-            output_of(
-                over.args(create)
-                    .args(["-F", "qcow2", "-b"])
-                    .arg(name)
-                    .arg(&image),
-            )?;
-        }
+        scene.make_read_only_images()?;
         scene.protect()?;
         await_ready(scene)?;
         fs::rename(base(scene, Host::B), aside(scene))?;

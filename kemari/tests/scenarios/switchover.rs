@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use kemari::control::Protection;
 
 use crate::support::{Clients, Host, Plan, Scene, play};
 
@@ -16,6 +17,20 @@ fn the_hosts_exchange_their_roles_and_exchange_them_back_under_load() {
         // The pair that comes out of it is a pair like any other.
         scene.take_over_from(Host::A, &clients)?;
         clients.finish()
+    });
+}
+
+#[test]
+fn an_order_that_comes_before_anybody_has_looked_waits_for_that() {
+    play(&Plan::default(), |scene| {
+        scene.run(Host::A)?;
+        scene.secondary(Host::B)?;
+        scene.await_status("protection", Host::A, |status| {
+            status.protection == Protection::On
+        })?;
+        let ordered = scene.ask(Host::A, &["switchover"])?;
+        ensure!(ordered.success, "the order was refused: {}", ordered.text);
+        scene.await_protected(Host::B).map(drop)
     });
 }
 

@@ -4,13 +4,14 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use kemari_sync::Record;
 use tracing::warn;
 
 use crate::arbiter::stored::encode;
-use crate::{files, threads};
+use crate::files;
+use crate::threads::{self, Monitor};
 
 #[derive(Default)]
 struct State {
@@ -20,22 +21,12 @@ struct State {
     is_over: bool,
 }
 
-#[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
+impl Monitor<State> {
     /// The next record, once the one before is dealt with.
     fn next(&self) -> Option<Record> {
         let mut state = self.lock();
         state.is_writing = false;
-        self.changed.notify_all();
+        self.notify();
         loop {
             if let Some(record) = state.next.take() {
                 state.is_writing = true;
@@ -44,18 +35,18 @@ impl Shared {
             if state.is_over {
                 return None;
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.wait(state);
         }
     }
 }
 
 /// The way to the writing thread.
-pub struct Keeper(Arc<Shared>);
+pub struct Keeper(Arc<Monitor<State>>);
 
 impl Keeper {
     /// Starts the thread, which writes to `path`.
     pub fn start(path: PathBuf) -> io::Result<Self> {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Monitor::<State>::default());
         let records = shared.clone();
         threads::start("record", move || {
             while let Some(record) = records.next() {
@@ -68,20 +59,20 @@ impl Keeper {
     /// Hands a record over.
     pub fn give(&self, record: &Record) {
         self.0.lock().next = Some(record.clone());
-        self.0.changed.notify_all();
+        self.0.notify();
     }
 
     /// Returns when what was handed over is kept, or cannot be.
     pub fn wait(&self) {
         let is_busy = |state: &mut State| state.is_writing || state.next.is_some();
-        drop(self.0.changed.wait_while(self.0.lock(), is_busy));
+        drop(self.0.wait_while(is_busy));
     }
 }
 
 impl Drop for Keeper {
     fn drop(&mut self) {
         self.0.lock().is_over = true;
-        self.0.changed.notify_all();
+        self.0.notify();
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 use kemari_sync::wire::{BlockFrame, DiskMark, FrameHeader, FrameKind, Message};
 use kemari_sync::{
     ArbiterAnswer, ArbiterRequest, CopyDisk, Epoch, Phase, PrimaryEvent, Protection, SessionId,
-    Status as CoreStatus, Term,
+    Status as CoreStatus, Term, announced_term,
 };
 
 use super::super::arbiter_thread::AskId;
@@ -368,15 +368,13 @@ impl PrimarySide {
         };
         let acts_alone = new.phase == Phase::Acting && new.peer.is_none();
         for image in self.disks.images() {
-            // No VM is to be started from an image that lacks what it was stopped with, or of which nobody can tell.
-            let lacks =
-                new.phase == Phase::Stopped && self.machine.disk_may_lack(image.disk()).unwrap_or(true);
+            // One of which nobody can tell may lack anything.
+            let lacks = || self.machine.disk_may_lack(image.disk()).unwrap_or(true);
             step(
                 format_args!("note the term of {}", image.disk()),
                 || match acts_alone {
                     true => image.rule(new.term, false),
-                    false if lacks => image.announce(0),
-                    false => image.announce(new.term),
+                    false => image.announce(announced_term(new, lacks)),
                 },
             )?;
         }

@@ -1,6 +1,6 @@
 //! Commands from the control socket, each answered with what came of it.
 
-use kemari_sync::{Pace, PrimaryEvent, Protection};
+use kemari_sync::{Pace, PrimaryEvent, Protection, Readiness};
 
 use super::super::board::Order;
 use super::{End, PrimarySide};
@@ -9,17 +9,58 @@ use crate::control::{Command, PaceChange};
 
 /// An order to protect the VM is answered after so long, in milliseconds, though no secondary is there yet.
 const PROTECT_MS_MAX: u64 = 5000;
+/// A switchover that is ordered before the secondary of a new pair has looked whether it could go on waits for that so
+/// long, in milliseconds.
+const FIRST_LOOK_MS_MAX: u64 = 5000;
 
 /// An order whose outcome is open. There are no more of them than clients of the control socket.
 pub struct Pending {
     order: Order,
     since_ms: u64,
+    /// It waits for the secondary's first look, and is not begun.
+    awaits_look: bool,
 }
 
 pub(super) type Outcome = Result<String, String>;
 
 impl PrimarySide {
-    pub(super) fn on_order(&mut self, mut order: Order) {
+    pub(super) fn on_order(&mut self, order: Order) {
+        match order.command == Command::Switchover && self.awaits_first_look() {
+            true => self.keep_order(order, true),
+            false => self.begin_order(order),
+        }
+    }
+
+    /// Begins the orders that have waited for the secondary's first look.
+    pub(super) fn begin_orders(&mut self) {
+        if !self.orders.iter().any(|pending| pending.awaits_look) {
+            return;
+        }
+        let (is_unseen, now_ms) = (self.awaits_first_look(), self.clock.now_ms());
+        let begins = |pending: &mut Pending| {
+            pending.awaits_look && (!is_unseen || now_ms >= pending.since_ms + FIRST_LOOK_MS_MAX)
+        };
+        let begun: Vec<_> = self.orders.extract_if(.., begins).collect();
+        begun
+            .into_iter()
+            .for_each(|pending| self.begin_order(pending.order));
+    }
+
+    /// Whether nothing is known of the secondary but that it will soon have looked whether it could go on.
+    fn awaits_first_look(&self) -> bool {
+        let readiness = self.core.status(self.clock.now_ms()).readiness;
+        readiness.as_ref().is_some_and(Readiness::is_unseen)
+    }
+
+    fn keep_order(&mut self, order: Order, awaits_look: bool) {
+        self.orders.push(Pending {
+            order,
+            since_ms: self.clock.now_ms(),
+            awaits_look,
+        });
+    }
+
+    fn begin_order(&mut self, mut order: Order) {
         let is_leaving = order.command == Command::Leave;
         if is_leaving {
             // The VM goes on elsewhere if it can, and ends cleanly if nobody else has it.
@@ -28,8 +69,7 @@ impl PrimarySide {
                 None => Command::Switchover,
                 Some(_) if self.core.is_switching() => {
                     order.command = Command::Switchover;
-                    let since_ms = self.clock.now_ms();
-                    return self.orders.push(Pending { order, since_ms });
+                    return self.keep_order(order, false);
                 }
                 // A secondary that may be back in a moment, or go on by itself, is no reason to end the VM.
                 Some(reason) if protection == Protection::Deciding => return answer(&order, Err(reason)),
@@ -78,10 +118,7 @@ impl PrimarySide {
             Ok(event) => self.events.push_back(event),
             Err(reason) => return answer(&order, Err(reason)),
         }
-        self.orders.push(Pending {
-            order,
-            since_ms: self.clock.now_ms(),
-        });
+        self.keep_order(order, false);
     }
 
     fn begin_adoption(&mut self) -> Result<PrimaryEvent, String> {
@@ -169,6 +206,7 @@ impl PrimarySide {
             (_, Some(End::Halted(reason))) => {
                 return Some(Err(format!("the VM does not run here any more: {reason}")));
             }
+            (_, None) if pending.awaits_look => return None,
             (_, None) => {}
         }
         let status = self.core.status(self.clock.now_ms());

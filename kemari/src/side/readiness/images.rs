@@ -23,13 +23,28 @@ const STAT_BLOCK_BYTES: u64 = 512;
 /// A file, whatever its name (device and number), and its size in bytes.
 type Known = (u64, u64, u64);
 
-/// The files that the standby VM's replicas write to, by the id of the disk.
+/// The files of images that were opened a moment ago, by the id of the disk.
+#[derive(Default)]
+pub struct Opened(BTreeMap<String, Known>);
+
+impl Opened {
+    /// Looks at the images of these disks.
+    pub fn at<'a>(images: impl IntoIterator<Item = (&'a str, &'a Path)>) -> Self {
+        let files = images.into_iter().filter_map(|(disk, path)| {
+            let file = std::fs::metadata(path).ok()?;
+            Some((disk.to_owned(), known(&file)))
+        });
+        Self(files.collect())
+    }
+}
+
+/// The files that the standby VM's replicas write to.
 #[derive(Clone, Default)]
 pub struct InUse(Arc<Mutex<Images>>);
 
 #[derive(Default)]
 struct Images {
-    files: BTreeMap<String, Known>,
+    opened: Opened,
     /// Which standby VM these are of, counted.
     standby: u64,
 }
@@ -40,20 +55,15 @@ impl InUse {
     }
 
     /// These images are open now, and no others: there is another standby VM, or none any more.
-    pub fn set<'a>(&self, images: impl IntoIterator<Item = (&'a str, &'a Path)>) {
-        let files = images.into_iter().filter_map(|(disk, path)| {
-            let file = std::fs::metadata(path).ok()?;
-            Some((disk.to_owned(), known(&file)))
-        });
-        let files = files.collect();
+    pub fn set(&self, opened: Opened) {
         let mut images = self.lock();
-        images.files = files;
+        images.opened = opened;
         images.standby += 1;
     }
 
     fn of(&self, disk: &str) -> (u64, Option<Known>) {
         let images = self.lock();
-        (images.standby, images.files.get(disk).copied())
+        (images.standby, images.opened.0.get(disk).copied())
     }
 }
 
@@ -320,7 +330,7 @@ mod tests {
         says("100 bytes");
         std::fs::write(&path, vec![0; 1 << 20]).unwrap();
         assert_eq!(target(&path, false).trouble(&in_use), None);
-        in_use.set([("blk0", &*path)]);
+        in_use.set(Opened::at([("blk0", &*path)]));
         assert_eq!(target(&path, false).trouble(&in_use), None);
         let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
         file.set_len((1 << 20) + 4096).unwrap();
@@ -366,7 +376,7 @@ mod tests {
         assert_eq!(said(&shared), "");
         assert!(said(&read_only).contains("was changed"), "{}", said(&read_only));
         // Another standby VM begins with what is there.
-        in_use.set([]);
+        in_use.set(Opened::default());
         assert_eq!(said(&read_only), "");
     }
 

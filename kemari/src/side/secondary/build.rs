@@ -138,7 +138,7 @@ impl SecondarySide {
         let result = result.map(|mut standby| {
             let offers = standby.disks.offers();
             self.readiness.expect_locked(self.spec.memory_bytes);
-            self.images_in_use.set(standby.disks.paths());
+            self.images_in_use.set(std::mem::take(&mut standby.opened));
             standby.session = session;
             self.standby = Some(standby);
             self.copying = Some(session);

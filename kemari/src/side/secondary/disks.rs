@@ -6,7 +6,6 @@ mod shown;
 mod work;
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Duration;
@@ -88,11 +87,6 @@ impl StandbyDisks {
                 }
             })
             .collect()
-    }
-
-    /// The ids of the disks, and where their images are.
-    pub fn paths(&self) -> impl Iterator<Item = (&str, &Path)> {
-        self.images.iter().map(|image| (image.disk(), image.path()))
     }
 
     /// What is told to the primary.

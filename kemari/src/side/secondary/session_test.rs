@@ -23,6 +23,7 @@ use super::super::capture::{Capture, Debt, Known};
 use super::super::capture_test;
 use super::super::copy::{Copy, Next};
 use super::super::primary::Seat;
+use super::super::readiness::Opened;
 use super::disks::StandbyDisks;
 use super::trial::{self, Trial};
 use super::{Standby, actions};
@@ -79,6 +80,7 @@ impl Side {
                 build: 1,
                 session: SESSION,
                 disks: StandbyDisks::new(config, Vec::new()),
+                opened: Opened::default(),
                 copy: None,
                 trackers: Vec::new(),
             },

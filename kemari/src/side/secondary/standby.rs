@@ -12,6 +12,7 @@ use kemari_vmm::memory::{self, LazyCopy, PAGE_BYTES};
 use kemari_vmm::state::StateBlob;
 
 use super::super::primary::Seat;
+use super::super::readiness::Opened;
 use super::super::step::step;
 use super::super::{assembly, faults};
 use super::build::{BuildError, BuildId, Step, Steps};
@@ -36,6 +37,8 @@ pub struct Standby {
     pub session: SessionId,
     /// Its replicated disks.
     pub disks: StandbyDisks,
+    /// The files of their images, as they were when they were opened.
+    pub opened: Opened,
     /// A copy of the memory that a drill needs: it gets each page before that changes.
     pub copy: Option<Arc<LazyCopy>>,
     /// Who watches those disks, once they are the machine's.
@@ -60,6 +63,8 @@ impl Standby {
         let replicas = step("start the replicas", || {
             assembly::replicas(config, host, images, report)
         })?;
+        let images = replicas.iter().map(|replica| replica.image());
+        let opened = Opened::at(images.map(|image| (image.disk(), image.path())));
         steps.enter(Step::Memory);
         thread::sleep(faults::prepare_delay());
         let seat = step("build the machine", || Seat::make(config, host, spec))?;
@@ -74,6 +79,7 @@ impl Standby {
             build,
             session,
             disks: StandbyDisks::new(config, replicas),
+            opened,
             copy: None,
             trackers: Vec::new(),
         })

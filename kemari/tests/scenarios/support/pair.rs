@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use kemari::control::{Protection, Role, Status};
+use kemari_sync::UNSEEN;
 use xtask::proof::client::ping;
 
 use super::{Clients, Host, PATIENCE, Scene, wait_for};
@@ -28,9 +29,7 @@ impl Scene {
     pub fn await_protected(&mut self, host: Host) -> Result<Status> {
         let is_known = |status: &Status| {
             let reasons = status.readiness.iter().flat_map(|readiness| &readiness.reasons);
-            reasons
-                .into_iter()
-                .all(|reason| !reason.starts_with("nobody has looked yet"))
+            reasons.into_iter().all(|reason| !reason.starts_with(UNSEEN))
         };
         self.await_status("protection", host, |status| {
             status.role == Role::Primary && status.protection == Protection::On && is_known(status)

@@ -153,6 +153,20 @@ impl Scene {
         Plan::read_only_image(host, self.directory.path())
     }
 
+    /// Makes them, each over a backing file beside it.
+    pub fn make_read_only_images(&self) -> Result<()> {
+        let create = ["create", "-q", "-f", "qcow2"];
+        for image in Host::BOTH.map(|host| self.read_only_image(host)) {
+            let base = image.with_extension("base");
+            output_of(Command::new("qemu-img").args(create).arg(&base).arg("16M"))?;
+            let name = base.file_name().context("a name")?;
+            let mut over = Command::new("qemu-img");
+            over.args(create).args(["-F", "qcow2", "-b"]).arg(name);
+            output_of(over.arg(&image))?;
+        }
+        Ok(())
+    }
+
     /// The image of a host's disk.
     pub fn image(&self, host: Host) -> PathBuf {
         self.plan.image(host, self.directory.path())

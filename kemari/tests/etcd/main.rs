@@ -1,18 +1,27 @@
-//! The etcd arbiter against a real etcd, a stopped one, and servers that answer rubbish.
+//! The etcd arbiter against real etcds: one that is stopped, full or wiped; a cluster over TLS; users; and servers that answer
+//! rubbish.
 
+mod answers;
+#[path = "../common/mod.rs"]
 mod common;
+mod tls;
+mod users;
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{TestEtcd, record};
-use kemari::arbiter::{Access, Etcd};
+use common::{TestEtcd, closed_endpoint, record};
+use kemari::arbiter::{Access, Etcd, Unproved};
 use kemari_sync::{Arbiter, ArbiterAnswer, ArbiterRequest, Phase, Record};
 
+/// For one request. Who is killed answers at once, so this is never waited out.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait until a cluster has a leader (again), or a changed file is noticed.
+const LEADER_LIMIT: Duration = Duration::from_secs(30);
 
 fn arbiter(endpoints: &[&str], timeout: Duration) -> Etcd {
     let endpoints: Vec<String> = endpoints.iter().map(|endpoint| (*endpoint).to_owned()).collect();
@@ -28,6 +37,34 @@ fn swap(arbiter: &mut Etcd, expected: Option<&Record>, new: &Record) -> ArbiterA
         expected: expected.cloned(),
         new: new.clone(),
     })
+}
+
+/// What it answers that is no record.
+fn refusal(found: Result<Option<Record>, Unproved>) -> String {
+    match found {
+        Err(Unproved::Refused(why)) => why,
+        other => panic!("that is no refusal: {other:?}"),
+    }
+}
+
+/// Waits until the arbiter can be asked, and written.
+fn await_probe(arbiter: &Etcd, expected: Option<&Record>) {
+    let until = Instant::now() + LEADER_LIMIT;
+    loop {
+        match arbiter.probe() {
+            Ok(found) => return assert_eq!(found.as_ref(), expected),
+            Err(why) => assert!(Instant::now() < until, "{why:?}"),
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// As an administrator does it: a new file takes the name of the old one.
+fn write_secret(path: &Path, content: &str) {
+    let aside = path.with_extension("new");
+    fs::write(&aside, format!("{content}\n")).unwrap();
+    fs::set_permissions(&aside, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::rename(aside, path).unwrap();
 }
 
 #[test]
@@ -105,7 +142,7 @@ fn exactly_one_of_many_wins_each_term() {
 #[test]
 fn another_member_is_asked_when_one_is_down() {
     let etcd = TestEtcd::start();
-    let mut arbiter = arbiter(&[&common::closed_endpoint(), &etcd.endpoint], TIMEOUT);
+    let mut arbiter = arbiter(&[&closed_endpoint(), &etcd.endpoint], TIMEOUT);
     assert_eq!(swap(&mut arbiter, None, &record(1, "a")), ArbiterAnswer::Swapped);
     assert_eq!(read(&mut arbiter), ArbiterAnswer::Record(Some(record(1, "a"))));
 }
@@ -161,147 +198,70 @@ fn garbage_in_the_store_is_never_no_record() {
 }
 
 #[test]
-fn another_vms_record_and_a_store_that_went_back_are_refused() {
+fn an_etcd_without_room_is_found_out_by_the_probe_and_reads_go_on() {
     let etcd = TestEtcd::start();
-    let mut other = Etcd::new(
-        std::slice::from_ref(&etcd.endpoint),
-        Access::default(),
-        "/kemari/",
-        "other",
-        TIMEOUT,
-    )
-    .unwrap();
-    let foreign = Record {
-        vm: "demo".into(),
-        ..record(1, "a")
+    let mut arbiter = arbiter(&[&etcd.endpoint], TIMEOUT);
+    assert_eq!(arbiter.probe(), Ok(None));
+    assert_eq!(swap(&mut arbiter, None, &record(1, "a")), ArbiterAnswer::Swapped);
+    let before = etcd.get("/kemari/demo");
+    assert_eq!(arbiter.probe(), Ok(Some(record(1, "a"))));
+    assert_eq!(etcd.get("/kemari/demo"), before, "a probe changes nothing");
+    let alarm = |action: &str| {
+        let body = format!(
+            r#"{{"action":"{action}","memberID":"{}","alarm":"NOSPACE"}}"#,
+            etcd.member_id()
+        );
+        etcd.post("", "/v3/maintenance/alarm", &body);
     };
-    assert_eq!(swap(&mut other, None, &foreign), ArbiterAnswer::Swapped);
-    let answer = read(&mut other);
+    alarm("ACTIVATE");
+    assert_eq!(read(&mut arbiter), ArbiterAnswer::Record(Some(record(1, "a"))));
+    let why = refusal(arbiter.probe());
+    assert!(why.contains("NOSPACE") && why.contains("alarm disarm"), "{why}");
+    let refused = swap(&mut arbiter, Some(&record(1, "a")), &record(2, "a"));
     assert!(
-        matches!(&answer, ArbiterAnswer::Unavailable(why) if why.contains("of the VM `demo`")),
-        "{answer:?}"
+        matches!(refused, ArbiterAnswer::Unavailable(_)),
+        "nothing was done: {refused:?}"
     );
-
-    // A second, younger store behind a proxy that switches over: another cluster, at an earlier revision.
-    let young = TestEtcd::start();
-    let proxy = Proxy::start(vec![etcd.address(), young.address()]);
-    let mut arbiter = arbiter(&[&proxy], TIMEOUT);
-    assert_eq!(read(&mut arbiter), ArbiterAnswer::Record(None));
-    let answer = read(&mut arbiter);
-    assert!(
-        matches!(&answer, ArbiterAnswer::Unavailable(why) if why.contains("different etcd clusters")),
-        "{answer:?}"
-    );
+    alarm("DEACTIVATE");
+    assert_eq!(arbiter.probe(), Ok(Some(record(1, "a"))));
 }
 
-/// Forwards each connection to the next of its targets.
-struct Proxy;
-
-impl Proxy {
-    fn start(targets: Vec<String>) -> String {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        thread::spawn(move || {
-            for target in targets {
-                let (mut client, _) = listener.accept().unwrap();
-                let mut server = TcpStream::connect(target).unwrap();
-                let request = common::read_request(&mut client);
-                server.write_all(&request).unwrap();
-                let mut answer = Vec::new();
-                server.read_to_end(&mut answer).unwrap();
-                client.write_all(&answer).unwrap();
-            }
-        });
-        endpoint
-    }
-}
-
-/// A server that gives each connection the next answer, having read the request.
-fn fake(answers: Vec<Vec<u8>>) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    thread::spawn(move || {
-        for answer in answers {
-            let (mut client, _) = listener.accept().unwrap();
-            common::read_request(&mut client);
-            client.write_all(&answer).unwrap();
+#[test]
+fn names_are_no_reason_to_refuse_and_a_gateway_that_is_off_is_named() {
+    let etcd = TestEtcd::start();
+    let open = |endpoints: &[&str]| arbiter(endpoints, TIMEOUT);
+    let by_name = etcd.endpoint.replace("127.0.0.1", "localhost");
+    await_probe(&open(&["http://nobody.invalid:2379", &by_name]), None);
+    let away = closed_endpoint();
+    for nobody in ["http://nobody.invalid:2379", &away] {
+        match open(&[nobody]).probe() {
+            Err(Unproved::Silent(why)) => assert!(why.contains("etcd cannot be asked"), "{why}"),
+            other => panic!("{nobody}: {other:?}"),
         }
-    });
-    endpoint
-}
-
-fn http(status: &str, body: &str) -> Vec<u8> {
-    format!(
-        "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .into_bytes()
-}
-
-const EMPTY: &str = r#"{"header":{"cluster_id":"1","revision":"5"}}"#;
-
-#[test]
-fn rubbish_from_a_server_is_never_no_record() {
-    for answer in [
-        http("200 OK", "{}"),
-        http("200 OK", "<html>welcome</html>"),
-        http("200 OK", r#"{"header":{"cluster_id":"1","revision":"x"}}"#),
-        http("404 Not Found", "no"),
-        http(
-            "503 Unavailable",
-            r#"{"error":"etcdserver: no leader","code":14}"#,
-        ),
-        b"220 mail ready\r\n".to_vec(),
-        b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n{\"header\"".to_vec(),
-        b"".to_vec(),
-        vec![b'x'; 100_000],
-    ] {
-        let mut arbiter = arbiter(&[&fake(vec![answer.clone()])], TIMEOUT);
-        let text = String::from_utf8_lossy(&answer[..answer.len().min(60)]).into_owned();
-        let read = read(&mut arbiter);
-        assert!(matches!(read, ArbiterAnswer::Unavailable(_)), "{text}: {read:?}");
     }
+    let off = TestEtcd::start_with(&["--enable-grpc-gateway=false"]);
+    let why = refusal(open(&[&off.endpoint]).probe());
+    assert!(why.contains("--enable-grpc-gateway"), "{why}");
 }
 
 #[test]
-fn an_unclear_swap_is_unknown_and_a_refused_one_is_not() {
-    let swap_after = |answer: Vec<u8>| {
-        let mut arbiter = arbiter(&[&fake(vec![http("200 OK", EMPTY), answer])], TIMEOUT);
-        swap(&mut arbiter, None, &record(1, "a"))
-    };
-    for unclear in [
-        b"".to_vec(),
-        http("200 OK", "what?"),
-        http(
-            "503 Unavailable",
-            r#"{"error":"etcdserver: request timed out","code":14}"#,
-        ),
-        http("200 OK", r#"{"header":{"cluster_id":"1","revision":"6"}}"#),
-    ] {
-        let answer = swap_after(unclear);
-        assert!(matches!(answer, ArbiterAnswer::Unknown(_)), "{answer:?}");
-    }
-    let answer = swap_after(http(
-        "403 Forbidden",
-        r#"{"error":"etcdserver: permission denied","code":7}"#,
-    ));
+fn a_wiped_etcd_is_an_alarm_until_it_is_said_to_be_the_right_one() {
+    let mut etcd = TestEtcd::start();
+    let mut arbiter = arbiter(&[&etcd.endpoint], TIMEOUT);
+    assert_eq!(swap(&mut arbiter, None, &record(1, "a")), ArbiterAnswer::Swapped);
+    assert_eq!(
+        swap(&mut arbiter, Some(&record(1, "a")), &record(2, "a")),
+        ArbiterAnswer::Swapped
+    );
+    etcd.kill();
+    etcd.wipe();
+    etcd.restart();
+    let why = refusal(arbiter.probe());
     assert!(
-        matches!(&answer, ArbiterAnswer::Unavailable(why) if why.contains("permission denied")),
-        "{answer:?}"
+        why.contains("went back in time") && why.contains("kemari adopt-record"),
+        "{why}"
     );
-}
-
-#[test]
-fn an_earlier_revision_of_the_same_cluster_raises_the_alarm() {
-    let earlier = r#"{"header":{"cluster_id":"1","revision":"4"}}"#;
-    let mut arbiter = arbiter(
-        &[&fake(vec![http("200 OK", EMPTY), http("200 OK", earlier)])],
-        TIMEOUT,
-    );
+    assert!(matches!(read(&mut arbiter), ArbiterAnswer::Unavailable(_)));
+    arbiter.forget();
     assert_eq!(read(&mut arbiter), ArbiterAnswer::Record(None));
-    let answer = read(&mut arbiter);
-    assert!(
-        matches!(&answer, ArbiterAnswer::Unavailable(why) if why.contains("went back in time")),
-        "{answer:?}"
-    );
 }
