@@ -24,9 +24,8 @@ struct ControlGroup {
 
 impl ControlGroup {
     fn new(controller: &str, name: &str) -> Result<Self> {
-        let found = tree_of(Path::new(MOUNTS), controller);
-        if found.is_ok() {
-            return Self::below(&found?, controller, name, None);
+        if let Ok(tree) = tree_of(Path::new(MOUNTS), controller) {
+            return Self::below(&tree, controller, name, None);
         }
         // Nobody has mounted any, where there is no systemd.
         let mount = Mount::new()?;

@@ -163,7 +163,7 @@ pub fn bench(options: &Options) -> Result<bool> {
         return against::compare(revision, pace, &ui);
     }
     let program = ui.step("building kemari, in release", |_| {
-        tools::build_release(&tools::root())
+        tools::build_release(&tools::root(), &tools::target_dir())
     })?;
     let guest = ui.step("building the bare guest", |_| tools::build_bare_guest())?;
     let bench = Bench {

@@ -28,6 +28,9 @@ use pair::{Image, Place};
 use result::Records;
 use run::Session;
 
+/// What all hosts need.
+const PACKAGES: [packages::Need; 2] = [packages::IP, packages::ETCD];
+
 /// Runs the demo as often as asked for. Whether every run was ok; an error means that the demo itself could not go on.
 pub fn demo(options: &Options) -> Result<bool> {
     options.validate()?;
@@ -93,9 +96,6 @@ pub(crate) fn keep_logs(seed: u64) {
 
 /// Builds and makes what a place for the VM of `options` needs, and makes it.
 pub(crate) fn prepare(options: &Options, ui: &Ui) -> Result<Box<dyn Place>> {
-    ui.step("packages", |_| {
-        packages::ensure_installed(&[packages::IP, packages::ETCD])
-    })?;
     let local = match options.hosts {
         Hosts::Local => true,
         Hosts::Lab => false,
@@ -104,22 +104,31 @@ pub(crate) fn prepare(options: &Options, ui: &Ui) -> Result<Box<dyn Place>> {
     let of_program = options.fault.and_then(options::Fault::environment);
     let features: &[&str] = if of_program.is_some() { &["faults"] } else { &[] };
     if local {
+        ui.step("packages", |_| packages::ensure_installed(&PACKAGES))?;
         let program = ui.step("building kemari", |_| {
             keep(tools::build_kemari(features)?, "demo")
         })?;
         return Ok(Box::new(local::LocalPlace::new(program, image(options, ui)?)?));
     }
-    ui.step("packages for emulated hosts", |_| Ok(lab::ensure_packages()?))?;
-    let program = ui.step("building kemari for emulated hosts", |_| {
-        keep(
-            lab::build::static_binary("kemari", "kemari", features, false)?,
-            "demo",
-        )
-    })?;
+    let program = program_for_emulated_hosts(features, ui)?;
     let image = image(options, ui)?;
     let boot =
         |_: &_| emulated::EmulatedPlace::new(program, image, options, options.cut == options::Cut::Both);
     Ok(Box::new(ui.step("two emulated hosts boot", boot)?))
+}
+
+/// Builds the program for emulated hosts, and installs what they need.
+pub(crate) fn program_for_emulated_hosts(features: &[&str], ui: &Ui) -> Result<PathBuf> {
+    ui.step("packages", |_| {
+        packages::ensure_installed(&PACKAGES)?;
+        Ok(lab::ensure_packages()?)
+    })?;
+    ui.step("building kemari for emulated hosts", |_| {
+        keep(
+            lab::build::static_binary("kemari", "kemari", features, false)?,
+            "demo",
+        )
+    })
 }
 
 /// Takes a copy of a program: whoever builds in the meantime must not change what is running here.

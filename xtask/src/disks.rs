@@ -19,10 +19,8 @@ use serde::Serialize;
 use crate::demo;
 use crate::demo::emulated::{EmulatedPair, EmulatedPlace};
 use crate::demo::options::{Cut, Flush, Options as DemoOptions, Pace, Service};
-use crate::demo::pair::{Image, Pair, Role, Side};
+use crate::demo::pair::{Image, Pair, Side};
 use crate::demo::{ending, run};
-use crate::packages;
-use crate::proof::checker::check;
 use crate::proof::client::Swarm;
 use crate::proof::history::Clock;
 use crate::proof::load::{Load, Protocol};
@@ -67,10 +65,8 @@ pub struct Options {
 struct Outcome {
     trials: u32,
     failed: u32,
-    acknowledged: u64,
-    lost: u64,
-    contradicted: u64,
-    connections_lost: u64,
+    #[serde(flatten)]
+    seen: run::Seen,
     #[serde(skip_serializing_if = "Option::is_none")]
     discard: Option<discard::Seen>,
 }
@@ -86,13 +82,7 @@ pub fn disks(options: &Options) -> Result<bool> {
     let _lock = demo::lock()?;
     let ui = Ui::default();
     let seed = options.seed.unwrap_or_else(rand::random);
-    ui.step("packages", |_| {
-        packages::ensure_installed(&[packages::IP, packages::ETCD])?;
-        Ok(lab::ensure_packages()?)
-    })?;
-    let program = ui.step("building kemari for emulated hosts", |_| {
-        Ok(lab::build::static_binary("kemari", "kemari", &[], false)?)
-    })?;
+    let program = demo::program_for_emulated_hosts(&[], &ui)?;
     ui.say(&format!("  · seed {seed}"));
     let wanted = match options.trials.is_empty() {
         true => Trial::ALL.to_vec(),
@@ -182,13 +172,7 @@ impl Ordeal<'_> {
         outcome: &mut Outcome,
         ui: &Ui,
     ) -> Result<()> {
-        ui.step("the guest boots on host a", |_| {
-            run::boot(&mut self.pair, load, PACE)
-        })?;
-        ui.step("host b protects it", |step| {
-            self.pair.start(Side::B, Role::Secondary)?;
-            run::protect(&mut self.pair, Side::A, PACE, step)
-        })?;
+        run::begin(&mut self.pair, load, PACE, ui)?;
         let clock = Clock::start();
         let swarm = Swarm::start(load, clock)?;
         answered(&swarm, &swarm.acknowledged())?;
@@ -205,19 +189,7 @@ impl Ordeal<'_> {
                 break;
             }
         }
-        outcome.connections_lost = swarm.lost() as u64;
-        let (history, failures) = run::finish(swarm, load, clock, result)?;
-        let verdict = check(&history)?;
-        outcome.acknowledged = verdict.acknowledged;
-        outcome.lost = verdict.lost.len() as u64;
-        outcome.contradicted = verdict.contradicted.len() as u64;
-        ensure!(failures.is_empty(), "{}", failures.join("; "));
-        ensure!(
-            verdict.is_clean(),
-            "{:?} {:?}",
-            verdict.lost,
-            verdict.contradicted
-        );
+        outcome.seen.judge(swarm, load, clock, result)?;
         ui.step("PostgreSQL looks for corruption", |_| {
             health::examine(load).map(drop)
         })?;

@@ -45,7 +45,7 @@ struct Outcome {
     caught: u32,
     /// Rules that nobody missed.
     survived: Vec<String>,
-    /// Edits that do not compile: they show nothing.
+    /// Edits that show nothing: they do not compile, or their tests are none, or fail without them.
     unviable: u32,
 }
 
@@ -88,7 +88,9 @@ fn try_each(mutants: &[Mutant], limit: Option<Duration>, ui: &Ui) -> Result<Outc
         outcome.mutants += 1;
         let name = format!("{}: {}", mutant.file, mutant.rule);
         let verdict = ui.step(&name, |_| {
-            tests.pass_unedited(&tree, mutant)?;
+            if let Err(why) = tests.pass_unedited(&tree, mutant) {
+                return Ok(Verdict::Unviable(format!("{why:#}")));
+            }
             tree.edited(mutant, || tests.judge(&tree, mutant))
                 .with_context(|| name.clone())
         })?;
@@ -96,7 +98,7 @@ fn try_each(mutants: &[Mutant], limit: Option<Duration>, ui: &Ui) -> Result<Outc
             Verdict::Caught => outcome.caught += 1,
             Verdict::Survived => outcome.survived.push(name),
             Verdict::Unviable(why) => {
-                println!("does not compile: {name}\n{why}");
+                println!("SHOWS NOTHING: {name}\n{why}");
                 outcome.unviable += 1;
             }
         }

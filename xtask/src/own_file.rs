@@ -121,6 +121,13 @@ impl Change {
     }
 }
 
+/// Some of a file's bytes, fewer at its end.
+pub fn part_of(content: &[u8], offset: u64, bytes: usize) -> Vec<u8> {
+    let start = content.len().min(offset as usize);
+    let end = content.len().min(start + bytes);
+    content[start..end].to_vec()
+}
+
 /// What a file consists of.
 pub trait Storage: Send + Sync {
     /// Its length in bytes.

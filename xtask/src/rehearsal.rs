@@ -12,8 +12,6 @@ use crate::demo::emulated::{EmulatedPair, EmulatedPlace};
 use crate::demo::options::{Cut, Options as DemoOptions, Pace};
 use crate::demo::pair::{Image, Pair, Role, Side};
 use crate::demo::run;
-use crate::packages;
-use crate::proof::checker::check;
 use crate::proof::client::Swarm;
 use crate::proof::history::Clock;
 use crate::proof::load::{Load, Protocol};
@@ -48,10 +46,8 @@ struct Outcome {
     /// Answers to the clients in a second, alone and while a drill ran.
     answers_per_s_alone: f64,
     answers_per_s_beside: f64,
-    acknowledged: u64,
-    lost: u64,
-    contradicted: u64,
-    connections_lost: u64,
+    #[serde(flatten)]
+    seen: run::Seen,
 }
 
 /// Carries it out; whether all went as it should.
@@ -59,13 +55,7 @@ pub fn rehearsal(options: &Options) -> Result<bool> {
     let _lock = demo::lock()?;
     let ui = Ui::default();
     let seed = options.seed.unwrap_or_else(rand::random);
-    ui.step("packages", |_| {
-        packages::ensure_installed(&[packages::IP, packages::ETCD])?;
-        Ok(lab::ensure_packages()?)
-    })?;
-    let program = ui.step("building kemari for emulated hosts", |_| {
-        Ok(lab::build::static_binary("kemari", "kemari", &["faults"], false)?)
-    })?;
+    let program = demo::program_for_emulated_hosts(&["faults"], &ui)?;
     ui.say(&format!("  · seed {seed}"));
     let demo_options = DemoOptions {
         cut: Cut::None,
@@ -97,27 +87,11 @@ fn undergo(pair: &mut EmulatedPair<'_>, seed: u64, outcome: &mut Outcome, ui: &U
         protocol: Protocol::Resp,
         ..Load::new(pair.service(), seed)
     };
-    ui.step("the guest boots on host a", |_| run::boot(pair, &load, PACE))?;
-    ui.step("host b protects it", |step| {
-        pair.start(Side::B, Role::Secondary)?;
-        run::protect(pair, Side::A, PACE, step)
-    })?;
+    run::begin(pair, &load, PACE, ui)?;
     let clock = Clock::start();
     let swarm = Swarm::start(&load, clock)?;
     let result = drills(pair, &swarm, outcome, ui);
-    outcome.connections_lost = swarm.lost() as u64;
-    let (history, failures) = run::finish(swarm, &load, clock, result)?;
-    let verdict = check(&history)?;
-    outcome.acknowledged = verdict.acknowledged;
-    outcome.lost = verdict.lost.len() as u64;
-    outcome.contradicted = verdict.contradicted.len() as u64;
-    ensure!(failures.is_empty(), "{}", failures.join("; "));
-    ensure!(
-        verdict.is_clean(),
-        "{:?} {:?}",
-        verdict.lost,
-        verdict.contradicted
-    );
+    outcome.seen.judge(swarm, &load, clock, result)?;
     ui.step("the VM is stopped", |_| pair.stop(Side::A).map(drop))
 }
 

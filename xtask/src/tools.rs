@@ -98,15 +98,14 @@ pub fn build_kemari(features: &[&str]) -> Result<PathBuf> {
     Ok(target_dir().join("debug/kemari"))
 }
 
-/// Builds the program of a checkout of this repository as an administrator would, for measurements. All checkouts have
-/// one target directory, so that what they depend on is built once; the program of the last one lies there.
-pub fn build_release(checkout: &Path) -> Result<PathBuf> {
+/// Builds the program of a checkout of this repository as an administrator would, for measurements. Each checkout wants a
+/// target directory of its own: to cargo the crates of one are those of another, and it would take what it has built last of
+/// either.
+pub fn build_release(checkout: &Path, target: &Path) -> Result<PathBuf> {
     let mut command = cargo();
-    command
-        .current_dir(checkout)
-        .env("CARGO_TARGET_DIR", target_dir());
+    command.current_dir(checkout).env("CARGO_TARGET_DIR", target);
     run_quietly(command.args(["build", "--quiet", "--release", "--package", "kemari"]))?;
-    Ok(target_dir().join("release/kemari"))
+    Ok(target.join("release/kemari"))
 }
 
 /// Builds the bare guest: a workspace of its own, with a target directory of its own.

@@ -61,14 +61,10 @@ fn git(args: &[&str]) -> Command {
 pub fn compare(revision: &str, pace: Pace, ui: &Ui) -> Result<bool> {
     let other = ui.step(&format!("building kemari of {revision}, in release"), |_| {
         let worktree = Worktree::add(revision)?;
-        let built = tools::build_release(&worktree.0)?;
-        // The next build puts its program there.
-        let kept = tools::target_dir().join("bench/kemari-against");
-        fs::copy(&built, &kept).with_context(|| format!("{} cannot be written", kept.display()))?;
-        Ok(kept)
+        tools::build_release(&worktree.0, &tools::target_dir().join("bench/against-target"))
     })?;
     let here = ui.step("building kemari, in release", |_| {
-        tools::build_release(&tools::root())
+        tools::build_release(&tools::root(), &tools::target_dir())
     })?;
     let guest = ui.step("building the bare guest", |_| tools::build_bare_guest())?;
     let place = Place::new(guest)?;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::Result;
 use lab::Loss;
 
-use crate::own_file::{Change, OwnFile, Storage};
+use crate::own_file::{Change, OwnFile, Storage, part_of};
 
 /// Such a file, there as long as this.
 pub struct ForgetfulFile {
@@ -96,10 +96,7 @@ impl Storage for Forgetful {
     }
 
     fn read(&self, offset: u64, bytes: usize) -> Vec<u8> {
-        let state = self.lock();
-        let start = state.content.len().min(offset as usize);
-        let end = state.content.len().min(start + bytes);
-        state.content[start..end].to_vec()
+        part_of(&self.lock().content, offset, bytes)
     }
 
     fn change(&self, change: Change) {

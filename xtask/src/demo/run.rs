@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
 
 use super::ending;
 use super::options::{ACKNOWLEDGED_AFTER_MIN, Cut, Disk, Fault, Guest, Options, Pace, Service};
@@ -151,7 +152,7 @@ impl<'a> Session<'a> {
         if self.booted {
             return self.reunite(ui);
         }
-        ui.step("the guest boots on host a", |_| boot(pair, load, pace))?;
+        begin(pair, load, pace, ui)?;
         self.booted = true;
         if load.protocol == Protocol::Postgres && self.options.fault != Some(Fault::NoFsync) {
             ensure!(
@@ -159,10 +160,7 @@ impl<'a> Session<'a> {
                 "PostgreSQL would acknowledge what is not on the disk"
             );
         }
-        ui.step("host b protects it", |step| {
-            pair.start(Side::B, Role::Secondary)?;
-            protect(pair, Side::A, pace, step)
-        })
+        Ok(())
     }
 
     /// Brings the host back that was cut.
@@ -249,6 +247,15 @@ impl Past {
         );
         Ok(())
     }
+}
+
+/// Starts the VM on host a, waits for its service, and has host b protect it.
+pub(crate) fn begin(pair: &mut dyn Pair, load: &Load, pace: Pace, ui: &Ui) -> Result<()> {
+    ui.step("the guest boots on host a", |_| boot(pair, load, pace))?;
+    ui.step("host b protects it", |step| {
+        pair.start(Side::B, Role::Secondary)?;
+        protect(pair, Side::A, pace, step)
+    })
 }
 
 /// Starts the VM on host a, and waits for its service.
@@ -371,4 +378,36 @@ pub(crate) fn finish(
         Err(e) => failures.push(format!("{e:#}")),
     }
     Ok((history, failures))
+}
+
+/// What the clients of a VM have seen, as a command's last line says it.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Seen {
+    acknowledged: u64,
+    lost: u64,
+    contradicted: u64,
+    connections_lost: u64,
+}
+
+impl Seen {
+    /// Stops the clients, and judges what they have seen while the VM did what `done` says.
+    ///
+    /// # Errors
+    /// If `done` is one, if not everything can be read back, or anything is lost or contradicted.
+    pub(crate) fn judge(&mut self, swarm: Swarm, load: &Load, clock: Clock, done: Result<()>) -> Result<()> {
+        self.connections_lost = swarm.lost() as u64;
+        let (history, failures) = finish(swarm, load, clock, done)?;
+        let verdict = check(&history)?;
+        self.acknowledged = verdict.acknowledged;
+        self.lost = verdict.lost.len() as u64;
+        self.contradicted = verdict.contradicted.len() as u64;
+        ensure!(failures.is_empty(), "{}", failures.join("; "));
+        ensure!(
+            verdict.is_clean(),
+            "{:?} {:?}",
+            verdict.lost,
+            verdict.contradicted
+        );
+        Ok(())
+    }
 }

@@ -36,7 +36,11 @@ impl Outcome {
             edges: last(" cov:"),
             corpus: last(" corp:"),
             seconds: 0,
-            crashes: Vec::new(),
+            crashes: output
+                .lines()
+                .filter_map(|line| line.split_once("Test unit written to "))
+                .map(|(_, path)| path.into())
+                .collect(),
         }
     }
 }
@@ -104,6 +108,11 @@ mod tests {
         );
         // One that died in the middle.
         assert_eq!(Outcome::parse("frames", OUTPUT).executions, 65_536);
+        assert!(outcome.crashes.is_empty());
+        // Also one whose file was there before.
+        let found = "artifact_prefix='/x/'; Test unit written to /x/crash-ab\nBase64: AA==\n";
+        let found = Outcome::parse("frames", &format!("{OUTPUT}{found}"));
+        assert_eq!(found.crashes, [PathBuf::from("/x/crash-ab")]);
         assert_eq!(Outcome::parse("frames", "").executions, 0);
     }
 

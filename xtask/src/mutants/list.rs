@@ -73,7 +73,46 @@ fn files() -> Result<Vec<PathBuf>> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
     use super::*;
+
+    /// What all of a directory's Rust files say.
+    fn code_below(directory: &Path) -> String {
+        let paths = fs::read_dir(directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
+        let texts = paths.map(|path| match path.extension() {
+            Some(rs) if rs == "rs" => fs::read_to_string(&path).unwrap(),
+            _ if path.is_dir() => code_below(&path),
+            _ => String::new(),
+        });
+        texts.collect()
+    }
+
+    #[test]
+    fn the_tests_that_must_notice_are_there() {
+        let mut packages: BTreeMap<String, String> = BTreeMap::new();
+        for mutant in read().unwrap() {
+            let package = mutant.package();
+            let code = packages
+                .entry(package.to_owned())
+                .or_insert_with(|| code_below(&root().join(package)));
+            let is_there = |name: &str| {
+                ["mod ", "fn "]
+                    .iter()
+                    .any(|of| code.contains(&format!("{of}{name}")))
+            };
+            for filter in mutant.tests.iter().skip_while(|word| *word != "--").skip(1) {
+                assert!(
+                    filter.split("::").all(is_there),
+                    "{package} has no tests {filter}: {}",
+                    mutant.rule
+                );
+            }
+        }
+    }
 
     #[test]
     fn every_edit_can_still_be_made() {

@@ -10,7 +10,8 @@ use anyhow::{Context, Result};
 use super::list::Mutant;
 use crate::tools::{output_of, root, target_dir};
 
-/// The copy: `target/mutants/tree`, kept from run to run, so that only what has changed is built again.
+/// The copy: `target/mutants/tree`, and what is built of it, kept from run to run, so that only what has changed is built
+/// again.
 pub(super) struct Tree {
     directory: PathBuf,
 }
@@ -34,12 +35,19 @@ impl Tree {
                 .with_context(|| format!("cannot copy {}", file.display()))?;
         }
         remove_others(&directory, &directory, &files)?;
-        Ok(Self { directory })
+        let tree = Self { directory };
+        fs::create_dir_all(tree.target_dir())?;
+        Ok(tree)
     }
 
     /// Where it is.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// Where what is built of it is: beside it.
+    pub fn target_dir(&self) -> PathBuf {
+        self.directory.with_file_name("target")
     }
 
     /// Makes an edit, does something, and takes the edit back.

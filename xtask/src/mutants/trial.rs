@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::list::Mutant;
 use super::tree::Tree;
-use crate::tools::{cargo, tail, target_dir};
+use crate::tools::{cargo, tail};
 
 /// Longest time that tests may take of an edited tree: so much longer than of the tree as it is, ...
 const TIMES_MAX: u32 = 3;
@@ -26,12 +26,21 @@ const LINES_MAX: usize = 20;
 
 /// What tests say of an edit.
 pub(super) enum Verdict {
-    /// A test failed, or hung.
+    /// A test failed, or hung, and did so again.
     Caught,
-    /// All passed.
+    /// All passed, at once or when what had failed was run again.
     Survived,
-    /// It does not compile: why.
+    /// It shows nothing: why.
     Unviable(String),
+}
+
+/// How tests ended.
+enum Ended {
+    Passed,
+    /// These have failed, by name; none is named where the program died.
+    Failed(Vec<String>),
+    /// They were ended at their limit.
+    Hung,
 }
 
 /// Tests that were run over the tree as it is, and how long they took.
@@ -42,6 +51,9 @@ pub(super) struct Tests {
 
 impl Tests {
     /// Makes sure that the tests of an edit pass without it, and are any.
+    ///
+    /// # Errors
+    /// Why they would show nothing.
     pub fn pass_unedited(&mut self, tree: &Tree, mutant: &Mutant) -> Result<()> {
         let words = words(mutant);
         if self.unedited.contains_key(&words) {
@@ -52,33 +64,66 @@ impl Tests {
             "the tree does not compile as it is"
         );
         let begin = Instant::now();
-        let (passed, output) = run(tree, &words, UNEDITED_MAX)?;
+        let (ended, output) = run(tree, &words, UNEDITED_MAX)?;
         ensure!(
-            passed,
+            matches!(ended, Ended::Passed),
             "{words:?} fail without any edit:\n{}",
             tail(&output, LINES_MAX)
         );
-        let any = output.lines().any(|line| {
-            line.starts_with("test result: ok. ") && !line.starts_with("test result: ok. 0 passed")
-        });
-        ensure!(any, "{words:?} are no tests");
+        ensure!(are_any(&output), "{words:?} are no tests");
         self.unedited.insert(words, begin.elapsed());
         Ok(())
     }
 
-    /// Runs the tests of an edit over the tree, in which it is made.
+    /// Runs the tests of an edit over the tree, in which it is made. A test that fails now and then, or only while the machine
+    /// is busy, catches nothing: what has failed must fail again.
     pub fn judge(&self, tree: &Tree, mutant: &Mutant) -> Result<Verdict> {
         let words = words(mutant);
         if let Some(why) = build(tree, &words)? {
             return Ok(Verdict::Unviable(why));
         }
         let unedited = self.unedited.get(&words).copied().unwrap_or(UNEDITED_MAX);
-        let (passed, _) = run(tree, &words, unedited * TIMES_MAX + EXTRA_MAX)?;
-        Ok(match passed {
-            true => Verdict::Survived,
-            false => Verdict::Caught,
+        let limit = unedited * TIMES_MAX + EXTRA_MAX;
+        let (first, output) = run(tree, &words, limit)?;
+        let again: Vec<String> = match first {
+            Ended::Passed => return Ok(Verdict::Survived),
+            Ended::Failed(names) if !names.is_empty() => {
+                let built = until_filters(&words).cloned();
+                let exactly = ["--", "--exact"].map(String::from);
+                built.chain(exactly).chain(names).collect()
+            }
+            Ended::Failed(_) if !has_died(&output) => {
+                return Ok(Verdict::Unviable(format!(
+                    "no test has failed, but cargo:\n{}",
+                    tail(&output, LINES_MAX)
+                )));
+            }
+            Ended::Failed(_) | Ended::Hung => words,
+        };
+        Ok(match run(tree, &again, limit)?.0 {
+            Ended::Passed => Verdict::Survived,
+            Ended::Failed(_) | Ended::Hung => Verdict::Caught,
         })
     }
+}
+
+/// Whether any test has run, and all have passed.
+fn are_any(output: &str) -> bool {
+    output
+        .lines()
+        .any(|line| line.starts_with("test result: ok. ") && !line.starts_with("test result: ok. 0 passed"))
+}
+
+/// The tests that have failed: the harness lists their names, indented, behind what they said.
+fn failed(output: &str) -> Vec<String> {
+    let (_, list) = output.rsplit_once("\nfailures:\n").unwrap_or_default();
+    let names = list.lines().map_while(|line| line.strip_prefix("    "));
+    names.map(str::to_owned).collect()
+}
+
+/// Whether a test's program has died: by a signal, as at an abort, or in the middle of a test.
+fn has_died(output: &str) -> bool {
+    output.contains("process didn't exit successfully")
 }
 
 fn words(mutant: &Mutant) -> Vec<String> {
@@ -86,12 +131,13 @@ fn words(mutant: &Mutant) -> Vec<String> {
     package.into_iter().chain(mutant.tests.iter().cloned()).collect()
 }
 
-/// Registry crates are built once for the checkout and for the copy: they share the target directory.
+/// What is built of an edited tree is kept apart: to cargo the copy's crates are the checkout's, and it would take what it has
+/// built last of either.
 fn cargo_in(tree: &Tree) -> Command {
     let mut command = cargo();
     command
         .current_dir(tree.directory())
-        .env("CARGO_TARGET_DIR", target_dir());
+        .env("CARGO_TARGET_DIR", tree.target_dir());
     command
 }
 
@@ -113,9 +159,9 @@ fn until_filters(words: &[String]) -> impl Iterator<Item = &String> {
     words.iter().take_while(|word| *word != "--")
 }
 
-/// Runs tests, in a process group of their own that is ended after `limit`. Whether they passed in time, and what they said.
-fn run(tree: &Tree, words: &[String], limit: Duration) -> Result<(bool, String)> {
-    let path = target_dir().join("mutants/output");
+/// Runs tests, in a process group of their own that is ended after `limit`. How they ended, and what they said.
+fn run(tree: &Tree, words: &[String], limit: Duration) -> Result<(Ended, String)> {
+    let path = tree.target_dir().join("output");
     let output = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
     let mut command = cargo_in(tree);
     command
@@ -144,8 +190,37 @@ fn run(tree: &Tree, words: &[String], limit: Duration) -> Result<(bool, String)>
         child.wait()?;
     }
     let said = std::fs::read(&path)?;
-    Ok((
-        status.is_some_and(|status| status.success()),
-        String::from_utf8_lossy(&said).into_owned(),
-    ))
+    let said = String::from_utf8_lossy(&said).into_owned();
+    let ended = match status {
+        None => Ended::Hung,
+        Some(status) if status.success() => Ended::Passed,
+        Some(_) => Ended::Failed(failed(&said)),
+    };
+    Ok((ended, said))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FAILED: &str = "running 2 tests\n.F\nfailures:\n\n---- a::b stdout ----\nboom\n\n\nfailures:\n    a::b\n    c\n\n\
+        test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 7 filtered out; finished in 0.00s\n";
+
+    #[test]
+    fn who_has_failed_is_named() {
+        assert_eq!(failed(FAILED), ["a::b", "c"]);
+        assert!(!are_any(FAILED) && !has_died(FAILED));
+        assert_eq!(failed("error: could not compile `kemari`\n"), [""; 0]);
+    }
+
+    #[test]
+    fn a_run_without_tests_is_none_and_a_program_may_die() {
+        let none =
+            "test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 9 filtered out; finished in 0.00s\n";
+        assert!(!are_any(none));
+        assert!(are_any(&format!("{none}{}", none.replace("ok. 0", "ok. 3"))));
+        assert!(has_died(
+            "Caused by:\n  process didn't exit successfully: `x` (signal: 6, SIGABRT: process abort signal)\n"
+        ));
+    }
 }

@@ -160,6 +160,7 @@ fn others() -> Vec<Message> {
         Message::Settled(mark),
         Message::Goodbye(Goodbye::Stopped),
         Message::Goodbye(Goodbye::SwitchOver { paused_ms: 5 }),
+        Message::Goodbye(Goodbye::Closed("it fails".into())),
         Message::Proof { bytes: 64 },
         Message::About(About {
             version: "1".into(),

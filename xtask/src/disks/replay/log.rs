@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::own_file::{Change, Storage};
+use crate::own_file::{Change, Storage, part_of};
 
 /// Something that happened.
 #[derive(Debug)]
@@ -61,10 +61,7 @@ impl Storage for Log {
     }
 
     fn read(&self, offset: u64, bytes: usize) -> Vec<u8> {
-        let state = self.lock();
-        let start = state.content.len().min(offset as usize);
-        let end = state.content.len().min(start + bytes);
-        state.content[start..end].to_vec()
+        part_of(&self.lock().content, offset, bytes)
     }
 
     fn change(&self, change: Change) {
