@@ -104,11 +104,11 @@ fn a_qcow2_image_is_read_on_either_side() {
     };
     play(&plan, |scene| {
         scene.make_read_only_images()?;
-        let before = fs::read(scene.read_only_image(Host::A))?;
+        let images = Host::BOTH.map(|host| scene.read_only_image(host));
+        let before = [fs::read(&images[0])?, fs::read(&images[1])?];
         to_and_fro(scene)?;
-        for host in Host::BOTH {
-            let image = scene.read_only_image(host);
-            ensure!(fs::read(&image)? == before, "{} was written to", image.display());
+        for (image, before) in images.iter().zip(before) {
+            ensure!(fs::read(image)? == before, "{} was written to", image.display());
         }
         scene.compare_images()
     });
