@@ -43,6 +43,7 @@ use crate::event::EventChannel;
 use crate::memory::{self, Memory};
 use crate::vcpu::{Bus, ParkedHook, Vcpus};
 use crate::virtio::net::Net;
+use crate::virtio::tap::Tap;
 
 use error::kvm;
 use parts::{Parts, find};
@@ -152,9 +153,14 @@ impl Machine {
     }
 
     /// Plugs a network card into a TAP; also while the machine runs, instead of one that was deleted.
-    pub fn attach_net(&self, id: &str, tap: &str) -> Result<(), MachineError> {
+    ///
+    /// # Errors
+    /// If there is no such card, or the TAP cannot be watched.
+    pub fn attach_net(&self, id: &str, tap: Tap) -> Result<(), MachineError> {
         let _working = self.parts.hub.working();
-        Ok(find(&self.parts.nets, id)?.with_backend(|net| net.attach(tap))?)
+        find(&self.parts.nets, id)?
+            .with_backend(|net| net.attach(tap))
+            .map_err(MachineError::Thread)
     }
 
     /// Whether a network card is plugged in.

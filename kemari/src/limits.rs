@@ -1,4 +1,5 @@
-//! Limits of this process that its user may raise by itself: the soft ones, up to the hard ones.
+//! Limits of this process that it may raise by itself: the soft ones, up to the hard ones; and that of locked
+//! memory as far as it may at all.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -21,6 +22,12 @@ pub fn raise() {
             let _ = setrlimit(resource, raised);
         }
     }
+    // Who may do this (CAP_SYS_RESOURCE) locks a guest's memory without CAP_IPC_LOCK from then on.
+    let none = Rlimit {
+        current: None,
+        maximum: None,
+    };
+    let _ = setrlimit(Resource::Memlock, none);
 }
 
 /// The limit with its soft part as high as it may be, but no higher than `enough`. `None` is no limit.

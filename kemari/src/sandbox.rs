@@ -1,17 +1,21 @@
-//! A side's process has little to lose: what it gives up at its start, before it reads anything of a guest or a peer.
+//! A side's process has little to lose: what it gives up at its start, before it reads anything of a guest or
+//! a peer.
 //!
-//! What needs more than is left goes through the [steward](crate::steward), a process that is started before.
+//! What needs more than is left is done by the [steward](crate::steward), a process that is started before.
 //! docs/security.md says what that keeps from whom.
 
 mod calls;
+mod capabilities;
 mod files;
 mod places;
+mod reach;
 
 use std::fs::File;
 use std::io;
 use std::net::ToSocketAddrs;
 use std::sync::OnceLock;
 
+use anyhow::Context;
 use clap::ValueEnum;
 use kemari_vmm::confine::{self, Breach, Calls};
 use kemari_vmm::memory;
@@ -41,12 +45,13 @@ pub enum Sandbox {
 /// What this process is not kept from, as sentences.
 static LACKING: OnceLock<Vec<String>> = OnceLock::new();
 
-/// Gives up what no side of this configuration needs, for the life of the process and of all that it starts but the
-/// steward. Only the first thread may call it, while there is no other.
+/// Gives up what no side of this configuration needs, for the life of the process and of all that it starts
+/// but the steward. Only the first thread may call it, while there is no other.
 ///
 /// - Neither a crash nor another process of the same user gets at its memory, which holds the guest's.
 /// - Nothing that it starts can have more rights than it has itself.
 /// - Whatever it makes is its user's alone.
+/// - It may do nothing that its user may not, but what the configuration makes it need.
 /// - It opens the files and ports of the configuration, as far as the kernel has Landlock.
 /// - It makes the system calls that it needs, each thread its own.
 ///
@@ -80,11 +85,25 @@ pub fn confine(config: &Config, host: &str) -> anyhow::Result<Vec<String>> {
     let breach = breach();
     give_up_rights();
     files::make_directories(config, host)?;
+    let kept = capabilities::needed(config, host).context("what this process needs cannot be tried out")?;
     files::confine(config, host, &mut lacking)?;
+    let all_kept = kept.iter().map(|kept| kept.capability).collect();
+    capabilities::keep_only(all_kept).context("the capabilities of this process cannot be given up")?;
+    lacking.extend(kept.into_iter().map(|kept| kept.why));
     if let Err(error) = breach.and_then(|breach| confine::process(&PROCESS, breach)) {
         lacking.push(format!("system calls are not restricted: {error}"));
     }
     Ok(lacking)
+}
+
+/// Gives up what opening TAPs does not take: for a steward without a fence. Only the first thread may call
+/// it, while there is no other.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn keep_only_what_opens() -> io::Result<()> {
+    give_up_rights();
+    capabilities::keep_only(capabilities::FOR_TAPS)
 }
 
 /// Tells the log what this process is not kept from.
@@ -102,6 +121,15 @@ pub fn lacking() -> Option<String> {
         .get()
         .filter(|words| !words.is_empty())
         .map(|words| words.join("; "))
+}
+
+/// What a side of this configuration would keep beyond what its user may do, as sentences.
+///
+/// # Errors
+/// If it cannot be tried out.
+pub fn keeps(config: &Config, host: &str) -> io::Result<Vec<String>> {
+    let kept = capabilities::needed(config, host)?;
+    Ok(kept.into_iter().map(|kept| kept.why).collect())
 }
 
 /// What this kernel cannot keep a side from, as sentences.

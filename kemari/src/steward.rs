@@ -1,26 +1,34 @@
-//! The steward: a process of its own beside a side's, which runs the fence.
+//! The steward: a process of its own beside a side's, which keeps the rights that the side gives up.
 //!
-//! A side's process gives up the right to start programs. What cuts the other host off needs that and much more: it may
-//! speak to any device, be any program, gain rights by `sudo`. So the steward is started before, from the same program
-//! with an address space of its own: it has never seen a byte of the guest or of a peer. It is given the fence commands of
-//! the parsed configuration once, and takes nothing but names of peers afterwards. It ends with its side.
+//! A side's process gives up its capabilities and the right to start programs. What cuts the other host off
+//! needs the latter and much more: it may speak to any device, be any program, gain rights by `sudo`. To
+//! attach to a TAP takes CAP_NET_ADMIN. So the steward is started before, from the same program with an
+//! address space of its own: it has never seen a byte of the guest or of a peer. It is told what the parsed
+//! configuration says of fences and TAPs once, and takes nothing but names of that afterwards: of a peer, of
+//! a card. It ends with its side.
 
 mod protocol;
 mod serve;
+#[cfg(test)]
+mod serve_test;
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow, bail};
+use kemari_vmm::virtio::tap::{Tap, TapError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair, sockopt};
 
-use crate::config::Config;
+use crate::config::{Config, HostNet};
 use crate::side;
-use protocol::{Answer, Orders, Request, now_ns, receive, send};
+use protocol::{
+    Answer, Opening, Orders, Refusal, Request, now_ns, receive, receive_packet, send, send_packet,
+};
 
 pub use serve::{ARGUMENT, serve};
 
@@ -28,49 +36,97 @@ pub use serve::{ARGUMENT, serve};
 const LATE_MAX: Duration = Duration::from_secs(1);
 /// Longest wait for what is no fence.
 const LOOK_MAX: Duration = Duration::from_secs(5);
+/// Longest wait for what is to be opened.
+const OPEN_MAX: Duration = Duration::from_secs(2);
 
 /// This process's steward, if it has one.
 static STEWARD: OnceLock<Steward> = OnceLock::new();
 
 struct Steward {
     line: Mutex<Line>,
-    /// The same socket, to be looked at while it is in use.
-    socket: UnixStream,
+    openings: Mutex<Openings>,
+    /// The same sockets, to be looked at while they are in use.
+    sockets: [OwnedFd; 2],
 }
 
+/// By which fences are asked for.
 struct Line {
     socket: UnixStream,
     /// Number of the last request: answers to others came too late.
     last: u64,
 }
 
-/// Starts the steward for the host `host`. From then on [`fence`] goes through it. To be called while this process may
-/// still start programs.
+/// By which descriptors come.
+struct Openings {
+    socket: OwnedFd,
+    /// As above.
+    last: u64,
+}
+
+/// Starts the steward for the host `host`. From then on [`fence`] goes through it. To be called while this
+/// process may still start programs.
 ///
 /// # Errors
 /// If there is no process, or no socket, for it.
 pub fn start(config: &Config, host: &str) -> anyhow::Result<()> {
-    let own = config.host(host);
-    let fences = config
-        .peers(host)
-        .map(|(peer, _)| (peer.to_owned(), own.fence_against(peer)))
-        .collect();
     let (socket, its) = UnixStream::pair().context("no socket for the steward can be made")?;
+    let (openings, its_openings) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .context("no socket for the steward can be made")?;
     // The kernel's name of this program: the file may have been replaced by another version.
     Command::new("/proc/self/exe")
         .arg(ARGUMENT)
         .stdin(OwnedFd::from(its))
-        .stdout(Stdio::null())
+        .stdout(its_openings)
         .spawn()
-        .context("the steward, the process that runs the fence, cannot be started")?;
-    send(&mut &socket, &Orders { fences }).context("the steward does not listen")?;
-    let line = Mutex::new(Line {
-        socket: socket.try_clone()?,
-        last: 0,
-    });
+        .context(
+            "the steward, the process that keeps the rights which this one gives up, cannot be started",
+        )?;
+    send(&mut &socket, &orders(config, host)).context("the steward does not listen")?;
     // There is one start a process.
-    let _ = STEWARD.set(Steward { line, socket });
+    let _ = STEWARD.set(Steward::with(socket, openings)?);
     Ok(())
+}
+
+fn orders(config: &Config, host: &str) -> Orders {
+    let own = config.host(host);
+    let fences = config
+        .peers(host)
+        .map(|(peer, _)| (peer.to_owned(), own.fence_against(peer)));
+    let taps = config
+        .nets_of(host)
+        .into_iter()
+        .map(|HostNet { net, tap }| (net.id.clone(), tap));
+    Orders {
+        fences: fences.collect(),
+        taps: taps.collect(),
+    }
+}
+
+/// Opens the TAP of a card of this host.
+///
+/// # Errors
+/// As [`Tap::open`]; or if the steward does not answer.
+pub fn open_tap(net: &HostNet<'_>) -> anyhow::Result<Tap> {
+    let name = &net.tap;
+    let Some(steward) = STEWARD.get() else {
+        return Ok(Tap::open(name)?);
+    };
+    match steward.open(Opening::Tap(net.net.id.clone()))? {
+        Ok(descriptor) => Ok(Tap::attached(name, descriptor.into())?),
+        Err(Refusal::NoTap) => Err(TapError::Missing(name.clone()).into()),
+        Err(Refusal::Tap(step, errno)) => Err(TapError::Refused {
+            name: name.clone(),
+            step,
+            source: io::Error::from_raw_os_error(errno),
+        }
+        .into()),
+        Err(Refusal::Unknown) => bail!("the steward knows no card `{}`", net.net.id),
+    }
 }
 
 /// Runs the fence of `host` against `peer`, as [`side::fence`] does.
@@ -96,17 +152,19 @@ fn said(words: String) {
     tracing::info!("{words}");
 }
 
-/// Why the fence of `host` could not be run, as a sentence, if a takeover needs it.
-pub fn fence_trouble(config: &Config, host: &str) -> Option<String> {
+/// What this side could not do in a takeover that the steward does for it, as a sentence.
+pub fn trouble(config: &Config, host: &str) -> Option<String> {
+    let steward = STEWARD.get();
+    if steward.is_some_and(Steward::has_ended) {
+        return Some(
+            "the steward of this process, which opens TAPs and runs the fence, has ended: restart this side"
+                .into(),
+        );
+    }
     let shares_disk = config.disks.iter().any(|disk| disk.shared && !disk.read_only);
     let program = config.host(host).fence.first().filter(|_| shares_disk)?;
-    let looked = match STEWARD.get() {
+    let looked = match steward {
         None => side::executable(program).map(drop),
-        Some(steward) if steward.has_ended() => {
-            return Some(
-                "the steward of this process, which runs the fence, has ended: restart this side".into(),
-            );
-        }
         // It runs a fence, or is slow: there is something to say only when there is an answer.
         Some(steward) => steward.look()?,
     };
@@ -117,8 +175,25 @@ pub fn fence_trouble(config: &Config, host: &str) -> Option<String> {
 }
 
 impl Steward {
+    fn with(socket: UnixStream, openings: OwnedFd) -> io::Result<Self> {
+        let sockets = [socket.try_clone()?.into(), openings.try_clone()?];
+        let line = Line { socket, last: 0 };
+        let openings = Openings {
+            socket: openings,
+            last: 0,
+        };
+        Ok(Self {
+            line: Mutex::new(line),
+            openings: Mutex::new(openings),
+            sockets,
+        })
+    }
+
     fn has_ended(&self) -> bool {
-        let mut sockets = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        let mut sockets = self
+            .sockets
+            .each_ref()
+            .map(|socket| PollFd::new(socket, PollFlags::RDHUP));
         let at_once = Timespec {
             tv_sec: 0,
             tv_nsec: 0,
@@ -141,12 +216,21 @@ impl Steward {
             format!("the steward, the process that runs the fence, does not answer: {error}")
         })
     }
+
+    /// What was opened, or why it was not. The error: the steward does not answer.
+    fn open(&self, what: Opening) -> anyhow::Result<Result<OwnedFd, Refusal>> {
+        let mut openings = self.openings.lock().unwrap_or_else(PoisonError::into_inner);
+        openings
+            .ask(what, OPEN_MAX)
+            .map_err(|error| anyhow!("the steward, the process that opens TAPs, does not answer: {error}"))
+    }
 }
 
 impl Line {
     fn ask(&mut self, request: Request, limit: Duration) -> io::Result<Answer> {
         self.last += 1;
         let until = Instant::now() + limit;
+        self.socket.set_write_timeout(Some(limit))?;
         send(&mut &self.socket, &(self.last, request))?;
         loop {
             // Zero would mean no limit.
@@ -158,6 +242,34 @@ impl Line {
             if number == self.last {
                 return Ok(answer);
             }
+        }
+    }
+}
+
+impl Openings {
+    fn ask(&mut self, what: Opening, limit: Duration) -> io::Result<Result<OwnedFd, Refusal>> {
+        // What came too late is closed: a TAP would be in use as long as it waits here.
+        while receive_packet::<(u64, Result<(), Refusal>)>(&self.socket, RecvFlags::DONTWAIT).is_ok() {}
+        self.last += 1;
+        let until = Instant::now() + limit;
+        sockopt::set_socket_timeout(&self.socket, sockopt::Timeout::Send, Some(limit))?;
+        send_packet(&self.socket, &(self.last, what), None)?;
+        loop {
+            // Zero would mean no limit.
+            let left = until
+                .saturating_duration_since(Instant::now())
+                .max(Duration::from_millis(1));
+            sockopt::set_socket_timeout(&self.socket, sockopt::Timeout::Recv, Some(left))?;
+            let (answer, descriptor) = receive_packet(&self.socket, RecvFlags::empty())?;
+            let (number, opened): (u64, Result<(), Refusal>) = answer;
+            if number != self.last {
+                continue;
+            }
+            return match (opened, descriptor) {
+                (Ok(()), Some(descriptor)) => Ok(Ok(descriptor)),
+                (Ok(()), None) => Err(io::Error::other("an answer without its descriptor")),
+                (Err(refusal), _) => Ok(Err(refusal)),
+            };
         }
     }
 }

@@ -9,12 +9,17 @@ use std::process::{Command, Output};
 use std::thread;
 
 use kemari::config::Config;
-use kemari::sandbox;
+use kemari::{limits, sandbox};
 use kemari_vmm::confine::BREACH_STATUS;
+use rustix::process::{Resource, getrlimit};
 use tempfile::TempDir;
 
 /// Set in the process that is to be confined: the directory of its files.
 const CONFINED: &str = "CONFINED_IN";
+
+/// Bits of <linux/capability.h>.
+const CAP_DAC_OVERRIDE: u64 = 1 << 1;
+const CAP_IPC_LOCK: u64 = 1 << 14;
 
 /// An arbiter that is files, and one that has a name.
 const FILES: &str = "kind = \"file\"\npath = \"arbiter\"";
@@ -59,8 +64,8 @@ fn run(mut command: Command, test: &str, directory: &TempDir) -> Output {
     command.output().expect("it is started")
 }
 
-/// The directory of this process's files, if it is the one to be confined; it is, then. Says also whether the kernel can do
-/// all of it.
+/// The directory of this process's files, if it is the one to be confined; it is, then. Says also whether the
+/// kernel can do all of it.
 fn confined(port: u16) -> Option<(PathBuf, bool)> {
     confined_with(port, FILES)
 }
@@ -68,9 +73,35 @@ fn confined(port: u16) -> Option<(PathBuf, bool)> {
 fn confined_with(port: u16, arbiter: &str) -> Option<(PathBuf, bool)> {
     let directory = PathBuf::from(std::env::var_os(CONFINED)?);
     let lacks = sandbox::lacks();
-    let lacking = sandbox::confine(&config(&directory, port, arbiter), "a").expect("it is confined");
+    limits::raise();
+    let mut lacking = sandbox::confine(&config(&directory, port, arbiter), "a").expect("it is confined");
+    if may_lock_little() {
+        lacking.retain(|word| !word.contains("CAP_IPC_LOCK"));
+    }
     assert_eq!(lacking, lacks, "nothing is lacking but what this kernel lacks");
     Some((directory, lacks.is_empty()))
+}
+
+/// Whether the limit of locked memory stands, where nobody may lift it: in a container.
+fn may_lock_little() -> bool {
+    getrlimit(Resource::Memlock).current.is_some()
+}
+
+/// Asserts that the calling thread has this capability (its bit), and no others but the one that takes the
+/// place of a limit.
+fn has_no_capability_but(bits: u64) {
+    let own = bits | if may_lock_little() { CAP_IPC_LOCK } else { 0 };
+    let status = fs::read_to_string("/proc/thread-self/status").expect("what the kernel tells of it");
+    for (set, expected) in [
+        ("CapInh", 0),
+        ("CapPrm", own),
+        ("CapEff", own),
+        ("CapBnd", 0),
+        ("CapAmb", 0),
+    ] {
+        let line = format!("{set}:\t{expected:016x}\n");
+        assert!(status.contains(&line), "it lacks {line:?}: {status}");
+    }
 }
 
 fn is_denied<T>(result: io::Result<T>) -> bool {
@@ -167,7 +198,8 @@ fn who_makes_a_call_that_is_on_no_list_ends_and_is_told_of() {
 
 /// A name service that knows one address for every name.
 fn answer_for_ever(service: &UdpSocket) {
-    /// RFC 1035: bytes of the head, the kind of question that asks for an address, and the answer, whose name is the question's.
+    /// RFC 1035: bytes of the head, the kind of question that asks for an address, and the answer, whose name
+    /// is the question's.
     const HEAD: usize = 12;
     const ADDRESS: [u8; 2] = [0, 1];
     const ANSWER: [u8; 16] = [0xc0, HEAD as u8, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1];
@@ -217,4 +249,47 @@ fn names_are_looked_up_as_before() {
     let found = ("arbiter.test", 2379).to_socket_addrs().expect("an answer");
     let wanted: SocketAddr = "192.0.2.1:2379".parse().expect("an address");
     assert_eq!(found.collect::<Vec<_>>(), [wanted]);
+}
+
+#[test]
+fn no_capability_is_left_and_none_can_be_had_again() {
+    let directory = std::env::var_os(CONFINED).map(PathBuf::from);
+    let of_another = directory.map(|directory| directory.join("images/of-another"));
+    if let Some(path) = &of_another {
+        fs::write(path, "what is not its user's").expect("a file");
+        give_away(path);
+    }
+    let (Some(_), Some(of_another)) = (confined(7750), of_another) else {
+        return passes_confined("no_capability_is_left_and_none_can_be_had_again");
+    };
+    let tried = move || {
+        has_no_capability_but(0);
+        assert!(is_denied(File::open(&of_another)));
+    };
+    tried();
+    thread::spawn(tried).join().expect("a thread has no more");
+}
+
+/// The file is somebody else's, and nobody else may use it.
+fn give_away(path: &Path) {
+    let nobody = Some(65_534);
+    std::os::unix::fs::chown(path, nobody, nobody).expect("this is root");
+    fs::set_permissions(path, Permissions::from_mode(0o600)).expect("this is root");
+}
+
+#[test]
+fn images_of_others_are_reached_with_the_one_capability_that_takes() {
+    if let Some(directory) = std::env::var_os(CONFINED).map(PathBuf::from) {
+        give_away(&directory.join("images/disk.img"));
+        limits::raise();
+        let lacking = sandbox::confine(&config(&directory, 7760, FILES), "a").expect("it is confined");
+        let said = lacking
+            .iter()
+            .any(|word| word.contains("CAP_DAC_OVERRIDE") && word.contains("disk.img"));
+        assert!(said, "{lacking:?}");
+        fs::write(directory.join("images/disk.img"), "written").expect("the image");
+        has_no_capability_but(CAP_DAC_OVERRIDE);
+        return;
+    }
+    passes_confined("images_of_others_are_reached_with_the_one_capability_that_takes");
 }

@@ -1,6 +1,7 @@
 //! Calls that threads of several kinds make.
 
 use super::{Call, INT, call, call_if, ioctl};
+use crate::virtio::tap::{TUNGETIFF, TUNSETOFFLOAD};
 
 const ACCESS_MODE: u64 = (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC) as u64;
 const TO_READ: u64 = libc::O_RDONLY as u64;
@@ -8,11 +9,6 @@ const TO_READ: u64 = libc::O_RDONLY as u64;
 const IOCTL_KIND: u64 = 0xff00;
 const KVM: u64 = 0xae00;
 const USERFAULTFD: u64 = 0xaa00;
-/// As above, and whether it reads or writes. TAPs have those of <linux/if_tun.h>; terminals have the newer ones of theirs
-/// there, but none that types.
-const IOCTL_KIND_AND_WAY: u64 = 0xc000_ff00;
-const TUN_WRITE: u64 = 0x4000_5400;
-const TUN_READ: u64 = 0x8000_5400;
 
 /// PR_GET_AUXV of <linux/prctl.h>.
 const AUXILIARY: libc::c_int = 0x4155_5856;
@@ -115,20 +111,8 @@ pub const DEVICES: &[Call] = &[
         KVM,
         "KVM: the guest, interrupts, dirty pages",
     ),
-    call_if(
-        libc::SYS_ioctl,
-        1,
-        IOCTL_KIND_AND_WAY,
-        TUN_WRITE,
-        "TAPs: offloads",
-    ),
-    call_if(
-        libc::SYS_ioctl,
-        1,
-        IOCTL_KIND_AND_WAY,
-        TUN_READ,
-        "TAPs: whether it is there",
-    ),
+    ioctl(TUNSETOFFLOAD, "TAPs: offloads"),
+    ioctl(TUNGETIFF, "TAPs: whether it is there"),
 ];
 
 /// Whoever gives a copy of memory its pages.

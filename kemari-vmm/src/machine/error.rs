@@ -6,7 +6,6 @@ use crate::boot::BootError;
 use crate::disk::DiskError;
 use crate::memory::MemoryError;
 use crate::state::StateError;
-use crate::virtio::tap::TapError;
 
 /// A machine that cannot be built, or an operation on it that failed.
 #[derive(Debug, thiserror::Error)]
@@ -47,9 +46,6 @@ pub enum MachineError {
     /// An image.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// A TAP.
-    #[error(transparent)]
-    Tap(#[from] TapError),
 }
 
 /// KVM refused to do `step`.

@@ -1,5 +1,6 @@
 //! virtio-net: a network card on a TAP (virtio 1.2, section 5.1).
 
+use std::io;
 use std::sync::Weak;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -18,7 +19,7 @@ use super::device::check_range;
 use super::offload;
 use super::rate::{self, Limiter, RateSpec};
 use super::segment::{Chain, Segments};
-use super::tap::{PACKET_BYTES_MAX, Tap, TapError, VNET_HEADER_BYTES};
+use super::tap::{PACKET_BYTES_MAX, Tap, VNET_HEADER_BYTES};
 use super::{Backend, Completions, GuestFault, Input, Nature, QueueRole, QueueSpec, Submission};
 use crate::memory::Memory;
 
@@ -111,17 +112,14 @@ impl Net {
         Ok(received)
     }
 
-    /// Plugs the cable in: opens the TAP, which brings its carrier up. A cable that was in is pulled out; what the guest has
-    /// in its queues stays there.
-    pub fn attach(&mut self, name: &str) -> Result<(), TapError> {
-        let tap = Tap::open(name)?;
+    /// Plugs the cable in: into a TAP, which has its carrier since it is open. A cable that was in is pulled out; what the
+    /// guest has in its queues stays there.
+    ///
+    /// # Errors
+    /// If the TAP cannot be watched.
+    pub fn attach(&mut self, tap: Tap) -> io::Result<()> {
         if let Some(completions) = &self.completions {
-            tap.watch(completions.clone())
-                .map_err(|source| TapError::Refused {
-                    name: name.into(),
-                    step: "watch",
-                    source,
-                })?;
+            tap.watch(completions.clone())?;
         }
         self.tap = Some(tap);
         self.set_offloads();

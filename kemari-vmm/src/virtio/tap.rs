@@ -1,5 +1,6 @@
 //! TAP devices of the host: where a guest's packets leave and come in.
 
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
@@ -8,6 +9,7 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -17,7 +19,8 @@ use crate::confine::{self, COMMON, Calls, DEVICES};
 /// Bytes of the virtio-net header before each packet (virtio 1.2, section 5.1.6).
 pub const VNET_HEADER_BYTES: usize = 12;
 
-/// Longest packet with its virtio-net header: a 64 KiB segment to be cut up by the TAP, and an Ethernet header.
+/// Longest packet with its virtio-net header: a 64 KiB segment to be cut up by the TAP, and an Ethernet
+/// header.
 pub const PACKET_BYTES_MAX: usize = VNET_HEADER_BYTES + 14 + 65_535;
 
 /// Longest time that an opened TAP may take until it runs.
@@ -40,11 +43,35 @@ pub enum TapError {
         /// The device.
         name: String,
         /// What was tried.
-        step: &'static str,
+        step: TapStep,
         /// Why not.
         #[source]
         source: io::Error,
     },
+}
+
+/// A step on the way to an open TAP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TapStep {
+    /// What all TAPs are attached to by is opened.
+    Device,
+    /// One is attached to. That takes CAP_NET_ADMIN, or to be the TAP's owner.
+    Attach,
+    /// Packets begin with the header that a card of virtio has.
+    Header,
+    /// Packets that come are waited for.
+    Watch,
+}
+
+impl fmt::Display for TapStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Device => "open /dev/net/tun for",
+            Self::Attach => "attach to",
+            Self::Header => "set the header size of",
+            Self::Watch => "watch",
+        })
+    }
 }
 
 /// An open TAP. While it is open the device has a carrier; closing it takes the carrier down.
@@ -55,8 +82,8 @@ pub struct Tap {
 
 // Request numbers of <linux/if_tun.h>.
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
-const TUNGETIFF: libc::c_ulong = 0x8004_54d2;
-const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
+pub(crate) const TUNGETIFF: libc::c_ulong = 0x8004_54d2;
+pub(crate) const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
 const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
 const TUN_F_CSUM: libc::c_uint = 1;
 const TUN_F_TSO4: libc::c_uint = 2;
@@ -68,42 +95,73 @@ pub const CALLS: Calls = Calls {
     parts: &[COMMON, DEVICES],
 };
 
+/// Attaches to an existing TAP: all of its opening that takes privileges. The file may be given to another
+/// process, which makes a [`Tap`] of it.
+///
+/// # Errors
+/// If there is no such TAP, or the kernel refuses.
+pub fn attach(name: &str) -> Result<File, TapError> {
+    let c_name = std::ffi::CString::new(name).map_err(|_| TapError::Name(name.into()))?;
+    let request = request_of(name)?;
+    // SAFETY: the name is a terminated string.
+    if unsafe { libc::if_nametoindex(c_name.as_ptr()) } == 0 {
+        return Err(TapError::Missing(name.into()));
+    }
+    let refused = |step| refused(name, step);
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open("/dev/net/tun")
+        .map_err(refused(TapStep::Device))?;
+    let fd = file.as_raw_fd();
+    // SAFETY: the kernel reads one ifreq at the pointer.
+    check(unsafe { libc::ioctl(fd, TUNSETIFF, &raw const request) }).map_err(refused(TapStep::Attach))?;
+    let header_bytes = VNET_HEADER_BYTES as libc::c_int;
+    // SAFETY: the kernel reads one int at the pointer.
+    check(unsafe { libc::ioctl(fd, TUNSETVNETHDRSZ, &raw const header_bytes) })
+        .map_err(refused(TapStep::Header))?;
+    Ok(file)
+}
+
+fn refused(name: &str, step: TapStep) -> impl Fn(io::Error) -> TapError {
+    move |source| TapError::Refused {
+        name: name.to_owned(),
+        step,
+        source,
+    }
+}
+
+/// What the kernel is asked for about a TAP of one queue, with headers of virtio.
+fn request_of(name: &str) -> Result<libc::ifreq, TapError> {
+    if name.is_empty() || name.len() >= libc::IFNAMSIZ {
+        return Err(TapError::Name(name.into()));
+    }
+    // SAFETY: an ifreq of zeros is a valid one.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
+    Ok(request)
+}
+
 impl Tap {
     /// Opens an existing TAP.
+    ///
+    /// # Errors
+    /// See [`attach`].
     pub fn open(name: &str) -> Result<Self, TapError> {
-        let refused = |step| {
-            let name = name.to_owned();
-            move |source| TapError::Refused { name, step, source }
-        };
-        let c_name = std::ffi::CString::new(name).map_err(|_| TapError::Name(name.into()))?;
-        if name.is_empty() || name.len() >= libc::IFNAMSIZ {
-            return Err(TapError::Name(name.into()));
-        }
-        // SAFETY: the name is a terminated string.
-        if unsafe { libc::if_nametoindex(c_name.as_ptr()) } == 0 {
-            return Err(TapError::Missing(name.into()));
-        }
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-            .open("/dev/net/tun")
-            .map_err(refused("open /dev/net/tun for"))?;
-        // SAFETY: an ifreq of zeros is a valid one.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-            *to = from as libc::c_char;
-        }
-        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
-        let fd = file.as_raw_fd();
-        // SAFETY: the kernel reads one ifreq at the pointer.
-        check(unsafe { libc::ioctl(fd, TUNSETIFF, &raw const request) }).map_err(refused("attach to"))?;
-        let header_bytes = VNET_HEADER_BYTES as libc::c_int;
-        // SAFETY: the kernel reads one int at the pointer.
-        check(unsafe { libc::ioctl(fd, TUNSETVNETHDRSZ, &raw const header_bytes) })
-            .map_err(refused("set the header size of"))?;
-        let stop = EventFd::new(EFD_NONBLOCK).map_err(refused("watch"))?;
-        wait_until_running(&request);
+        Self::attached(name, attach(name)?)
+    }
+
+    /// Takes a file that was attached to the TAP of this name ([`attach`]). Its packets pass from here on.
+    ///
+    /// # Errors
+    /// If it cannot be watched.
+    pub fn attached(name: &str, file: File) -> Result<Self, TapError> {
+        let stop = EventFd::new(EFD_NONBLOCK).map_err(refused(name, TapStep::Watch))?;
+        wait_until_running(&request_of(name)?);
         Ok(Self {
             file: Arc::new(file),
             stop,
@@ -118,7 +176,8 @@ impl Tap {
         check(unsafe { libc::ioctl(self.file.as_raw_fd(), TUNGETIFF, &raw mut request) }).is_ok()
     }
 
-    /// Says what packets the guest takes: ones whose checksum is still to be made, and segments larger than a frame.
+    /// Says what packets the guest takes: ones whose checksum is still to be made, and segments larger than a
+    /// frame.
     pub fn set_offloads(&self, checksum: bool, tso4: bool, tso6: bool) {
         let flag = |wanted: bool, flag: libc::c_uint| if wanted { flag } else { 0 };
         let flags = flag(checksum, TUN_F_CSUM) | flag(tso4, TUN_F_TSO4) | flag(tso6, TUN_F_TSO6);
@@ -134,7 +193,8 @@ impl Tap {
     /// Starts the thread that tells when packets have come. It ends when the TAP is dropped.
     pub fn watch(&self, completions: Weak<dyn Completions>) -> io::Result<()> {
         let epoll = Epoll::new()?;
-        // Edge-triggered: a guest without receive buffers must not make this thread spin. Its next kick reads on.
+        // Edge-triggered: a guest without receive buffers must not make this thread spin. Its next kick reads
+        // on.
         let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
         let (tap_fd, stop_fd) = (self.file.as_raw_fd(), self.stop.as_raw_fd());
         epoll.ctl(
@@ -176,8 +236,8 @@ impl Drop for Tap {
     }
 }
 
-/// The carrier that an open TAP gets is noticed a moment later by the bridge that it belongs to; what is sent before is
-/// lost. A TAP that was not set up by its owner never runs: that is not waited for.
+/// The carrier that an open TAP gets is noticed a moment later by the bridge that it belongs to; what is sent
+/// before is lost. A TAP that was not set up by its owner never runs: that is not waited for.
 fn wait_until_running(request: &libc::ifreq) {
     let Ok(socket) = std::net::UdpSocket::bind("127.0.0.1:0") else {
         return;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use kemari_vmm::devices::Device;
 use kemari_vmm::virtio::block::{Block, BlockSpec};
 use kemari_vmm::virtio::net::Net;
+use kemari_vmm::virtio::tap::Tap;
 use kemari_vmm::watch::{DiskWatch, Tell};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -50,10 +51,11 @@ impl Card {
         network::enter();
         let listener = Listener::new();
         let bench = Bench::new(Net::new([0x52, 0x54, 0, 1, 1, 1], false));
+        let tap = Tap::open(TAP).expect("the TAP is there");
         bench
             .device
-            .with_backend(|net| net.attach(TAP))
-            .expect("the TAP is there");
+            .with_backend(|net| net.attach(tap))
+            .expect("it is watched");
         let features = driver::agree(&*bench.device, 0);
         let ring = Ring::new(&*bench.device, bench.memory(), TRANSMIT, RING, 256, features);
         driver::go(&*bench.device);

@@ -51,7 +51,7 @@ pub fn check(config: &Config, name: &str, running: bool) -> Vec<Finding> {
         }
     }
     findings.extend(limits::check(config, name, needed_mib(config)));
-    findings.extend(sandbox());
+    findings.extend(sandbox(config, name));
     if config.protection.enabled && !host.fence.is_empty() {
         findings.push(fence(&host.fence[0]));
     }
@@ -176,19 +176,30 @@ fn listen(host: &Host) -> Finding {
     }
 }
 
-/// What this kernel cannot keep a side from.
-fn sandbox() -> Vec<Finding> {
+/// What this kernel cannot keep a side from, and what this side would keep of its user's rights.
+fn sandbox(config: &Config, name: &str) -> Vec<Finding> {
     let advice = "a newer kernel, or one with it switched on, confines a side better; see docs/security.md";
-    let lacks = sandbox::lacks();
-    match lacks.is_empty() {
-        true => vec![Finding::ok(
+    let lacks = sandbox::lacks()
+        .into_iter()
+        .map(|lack| Finding::warning(lack, advice));
+    let mut findings: Vec<_> = lacks.collect();
+    if findings.is_empty() {
+        findings.push(Finding::ok(
             "sandbox: this kernel confines a side in files, ports and system calls",
-        )],
-        false => lacks
-            .into_iter()
-            .map(|lack| Finding::warning(lack, advice))
-            .collect(),
+        ));
     }
+    match sandbox::keeps(config, name) {
+        Ok(kept) if kept.is_empty() => findings.push(Finding::ok("sandbox: a side keeps no capability")),
+        Ok(kept) => {
+            let advice = "it works as it is, with more rights than it could have; see docs/security.md";
+            findings.extend(kept.into_iter().map(|why| Finding::warning(why, advice)));
+        }
+        Err(error) => findings.push(Finding::warning(
+            format!("what a side needs beyond its user's rights cannot be tried out: {error}"),
+            "run the check as the user that Kemari is to run as",
+        )),
+    }
+    findings
 }
 
 fn fence(program: &str) -> Finding {

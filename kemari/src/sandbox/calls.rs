@@ -1,5 +1,5 @@
-//! What the process as a whole asks of the kernel: the loop of its side, and the threads without a list of their own
-//! (helpers, and those that help at the beginning and the end).
+//! What the process as a whole asks of the kernel: the loop of its side, and the threads without a list of
+//! their own (helpers, and those that help at the beginning and the end).
 
 use kemari_vmm::confine::{
     COMMON, Call, Calls, DEVICES, FAULTS, OPEN_FILES, RINGS, STREAMS, call, ioctl, socket,
@@ -70,6 +70,10 @@ const OWN: &[Call] = &[
     ioctl(libc::TCSETS, "the terminal that is a console"),
     ioctl(libc::TCSETSW, "the same"),
     ioctl(libc::TCSETSF, "the same"),
+    ioctl(libc::TCGETS2, "the same, with any speed"),
+    ioctl(libc::TCSETS2, "the same"),
+    ioctl(libc::TCSETSW2, "the same"),
+    ioctl(libc::TCSETSF2, "the same"),
     ioctl(libc::TIOCGWINSZ, "the same"),
     call(libc::SYS_userfaultfd, "the memory of a drill"),
     call(libc::SYS_mlock, "guest memory stays in this host's"),

@@ -33,8 +33,9 @@ const SINCE: [(ABI, &str); 4] = [
 /// Port of the name service's longer answers.
 const NAMES_PORT: u16 = 53;
 
-/// Allows this thread, and all that it starts, the files and ports of the configuration and no others, as far as this
-/// kernel can. `words` gets a sentence for each thing that it cannot, or that is allowed beyond the configuration.
+/// Allows this thread, and all that it starts, the files and ports of the configuration and no others, as far
+/// as this kernel can. `words` gets a sentence for each thing that it cannot, or that is allowed beyond the
+/// configuration.
 ///
 /// # Errors
 /// If the kernel knows Landlock and refuses.
@@ -95,7 +96,8 @@ fn add_places(
     let faults = crate::side::directories_of_faults().into_iter();
     places.extend(faults.map(|directory| (directory, May::Change)));
     for (path, may) in places {
-        // What is not there cannot be named. It is of no use to this side either: where it must be there, the start says so.
+        // What is not there cannot be named. It is of no use to this side either: where it must be there, the
+        // start says so.
         let Ok(file) = PathFd::new(&path) else { continue };
         let rule = PathBeneath::new(file, rights(may, path.is_dir()));
         ruleset = ruleset

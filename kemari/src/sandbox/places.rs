@@ -1,7 +1,9 @@
-//! The files that a side of this configuration uses in all of its life, also after a takeover, a repair or a renewal.
+//! The files that a side of this configuration uses in all of its life, also after a takeover, a repair or a
+//! renewal.
 //!
-//! Landlock knows files and directories as they are at the start. Whatever may be replaced by another of the same name (an
-//! image by a larger one, a certificate by its successor, resolv.conf by the next network) is allowed by its directory.
+//! Landlock knows files and directories as they are at the start. Whatever may be replaced by another of the
+//! same name (an image by a larger one, a certificate by its successor, resolv.conf by the next network) is
+//! allowed by its directory.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,10 +20,11 @@ const NAME_SERVICE: [&str; 4] = [
     "/run/NetworkManager",
     "/run/resolvconf",
 ];
-/// What the kernel tells: locked memory, processors, users of disks. It lets nobody write there who may only read.
+/// What the kernel tells: locked memory, processors, users of disks. It lets nobody write there who may only
+/// read.
 const TOLD_BY_KERNEL: [&str; 2] = ["/proc", "/sys"];
-/// KVM, TAPs (a directory: a module may be loaded again), page faults of a drill's memory.
-const DEVICES: [&str; 3] = ["/dev/kvm", "/dev/net", "/dev/userfaultfd"];
+/// KVM, page faults of a drill's memory. TAPs are opened by the steward.
+const DEVICES: [&str; 2] = ["/dev/kvm", "/dev/userfaultfd"];
 /// Random numbers, for a program whose C library is linked into it: it does not find `getrandom` there.
 const RANDOM: [&str; 2] = ["/dev/random", "/dev/urandom"];
 /// Where disks are that are block devices.
@@ -38,8 +41,8 @@ pub enum May {
     Use,
 }
 
-/// All of them, with directories that are not there yet. `words` gets a sentence for each that allows more than its name
-/// says.
+/// All of them, with directories that are not there yet. `words` gets a sentence for each that allows more
+/// than its name says.
 pub fn of(config: &Config, host: &str, words: &mut Vec<String>) -> BTreeSet<(PathBuf, May)> {
     let own = config.host(host);
     let mut places = BTreeSet::new();

@@ -17,6 +17,7 @@ use super::faults;
 use crate::config::{Config, Console, Flush, Host, HostDisk, HostNet, Rate};
 use crate::image::image_of;
 use crate::replica::{Image, Replica, Report, Tracker};
+use crate::steward;
 
 /// For so long a TAP that is busy is tried again, and how often: twice as long as a trial holds it.
 const TAP_BUSY_MAX: Duration = Duration::from_millis(100);
@@ -121,8 +122,8 @@ pub fn replicas(
         .collect()
 }
 
-/// Opens the image of a host's disk, unless the machine has it already. `fenced`: its former user was fenced, so its
-/// lock says nothing.
+/// Opens the image of a host's disk, unless the machine has it already. `fenced`: its former user was fenced,
+/// so its lock says nothing.
 pub fn attach_disk(machine: &Machine, disk: &HostDisk<'_>, fenced: bool) -> anyhow::Result<()> {
     let id = &disk.disk.id;
     if machine.disk_image(id)?.is_some() {
@@ -139,12 +140,13 @@ pub fn attach_net(machine: &Machine, net: &HostNet<'_>) -> anyhow::Result<()> {
     if machine.has_cable(id)? {
         return Ok(());
     }
-    once_free(|| machine.attach_net(id, &net.tap).map_err(anyhow::Error::from))
+    once_free(|| steward::open_tap(net))
+        .and_then(|tap| Ok(machine.attach_net(id, tap)?))
         .with_context(|| format!("network card {id}"))
 }
 
 /// Tries again what is busy, for a moment: this host may be trying just then whether its TAP is of use.
-fn once_free(mut attempt: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<()> {
+fn once_free<T>(mut attempt: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
     let is_busy = |error: &anyhow::Error| {
         let mut causes = error
             .chain()

@@ -1,22 +1,24 @@
-//! The guest's network cards on this host: whether packets get out by them, and whether a takeover could plug them in.
+//! The guest's network cards on this host: whether packets get out by them, and whether a takeover could plug
+//! them in.
 
-use std::fs::OpenOptions;
+use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kemari_vmm::machine::Machine;
-use kemari_vmm::virtio::tap::Tap;
 
 use super::readiness::{Findings, Mtus, Source};
 use crate::config::{Config, HostNet};
 use crate::links::{Link, Watched};
 use crate::ports::Ports;
+use crate::steward;
 
 /// What is found out stands for so long; it is looked five times a second.
 const VALID: Duration = Duration::from_secs(3);
 
-/// What matters of a TAP for whether it can be attached to: it is tried again when that has changed. It has a carrier while
-/// somebody is attached to it, and a try is over before anybody looks. The last: whether the kernel lets any be attached to.
+/// What matters of a TAP for whether it can be attached to: it is tried again when that has changed. It has a
+/// carrier while somebody is attached to it, and a try is over before anybody looks. The last: whether any
+/// can be attached to.
 type Look = Option<(u32, bool, bool, bool)>;
 
 /// What TAPs are attached to by.
@@ -65,8 +67,8 @@ impl Cards {
         self.mtus.forget_theirs();
     }
 
-    /// Why the packets of a guest that runs here do not get out, if that has lasted. As long as the devices cannot be looked at
-    /// the last answer stands. A TAP that was deleted and made anew is attached again.
+    /// Why the packets of a guest that runs here do not get out, if that has lasted. As long as the devices
+    /// cannot be looked at the last answer stands. A TAP that was deleted and made anew is attached again.
     pub fn of_running(&mut self, machine: Option<&Machine>) -> Option<String> {
         let Some((links, changed)) = self.look() else {
             return self.said.clone();
@@ -136,8 +138,8 @@ impl Cards {
         self.mtus.note_ours(nets.into_iter().map(mtu).collect());
     }
 
-    /// A card counts as cut off when it has been for as long as a silent peer is waited for: cables are moved, switches
-    /// negotiate, devices are made anew.
+    /// A card counts as cut off when it has been for as long as a silent peer is waited for: cables are
+    /// moved, switches negotiate, devices are made anew.
     fn lasting(&mut self, trouble: Option<String>) -> Option<String> {
         let since = trouble
             .as_ref()
@@ -151,30 +153,28 @@ impl Cards {
     fn attach_again(&mut self, machine: &Machine, links: &[Link]) {
         let cut = machine.cut_nets();
         self.unattached = None;
-        for HostNet { net, tap } in self.config.nets_of(&self.host) {
-            let is_there = links.iter().any(|link| link.name == tap);
-            if !is_there || !cut.contains(&net.id.as_str()) {
+        for card in self.config.nets_of(&self.host) {
+            let (id, tap) = (&card.net.id, &card.tap);
+            let is_there = links.iter().any(|link| &link.name == tap);
+            if !is_there || !cut.contains(&id.as_str()) {
                 continue;
             }
-            match machine.attach_net(&net.id, &tap) {
-                Ok(()) => tracing::info!(
-                    "the TAP {tap} was made anew; the card {} is attached to it",
-                    net.id
-                ),
+            match steward::open_tap(&card).and_then(|tap| Ok(machine.attach_net(id, tap)?)) {
+                Ok(()) => tracing::info!("the TAP {tap} was made anew; the card {id} is attached to it"),
                 Err(error) => {
-                    let error = anyhow::Error::from(error);
-                    let why = format!("the TAP {tap} of the card {} was made anew: {error:#}", net.id);
+                    let why = format!("the TAP {tap} of the card {id} was made anew: {error:#}");
                     self.unattached.get_or_insert(why);
                 }
             }
         }
     }
 
-    /// Attaches to TAPs as a takeover does, and lets them go again, if they look different from when that was done last.
+    /// Attaches to TAPs as a takeover does, and lets them go again, if they look different from when that was
+    /// done last.
     fn try_taps(&mut self, links: &[Link]) {
         let nets = self.config.nets_of(&self.host);
         self.tried.resize(nets.len(), (None, None));
-        let has_tun = OpenOptions::new().read(true).write(true).open(TUN).is_ok();
+        let has_tun = fs::metadata(TUN).is_ok();
         for (net, tried) in nets.iter().zip(&mut self.tried) {
             let link = links.iter().find(|link| link.name == net.tap);
             let look = link.map(|link| {
@@ -199,9 +199,9 @@ fn refused(net: &HostNet<'_>, link: &Link) -> Option<String> {
         Some(tun) if tun.multi_queue => {
             "was made for several queues (multi_queue), which Kemari does not use".to_owned()
         }
-        Some(_) => match Tap::open(tap) {
+        Some(_) => match steward::open_tap(net) {
             Ok(_) => return None,
-            Err(error) => format!("cannot be used: {:#}", anyhow::Error::from(error)),
+            Err(error) => format!("cannot be used: {error:#}"),
         },
     };
     Some(format!("the device {tap} of the card {id} {why}"))

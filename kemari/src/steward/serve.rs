@@ -1,43 +1,65 @@
 //! The steward's process.
 
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::stdio::stdin;
+use kemari_vmm::virtio::tap::{self, TapError};
+use rustix::net::RecvFlags;
+use rustix::stdio::{stdin, stdout};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use super::protocol::{Answer, Orders, Request, now_ns, receive, send};
-use crate::side;
+use super::protocol::{
+    Answer, Opening, Orders, Refusal, Request, now_ns, receive, receive_packet, send, send_packet,
+};
+use crate::{sandbox, side};
 
 /// The first argument of a program that is to be a steward.
 pub const ARGUMENT: &str = "steward";
 
-/// Serves the side at the other end of the standard input, until that is gone.
+/// Serves the side at the other ends of the standard input and output, until that is gone.
 pub fn serve() -> ExitCode {
-    // Those that are meant for the side come to its whole group. They are caught and not ignored, since a program that is
-    // started would go on ignoring them.
+    // Those that are meant for the side come to its whole group. They are caught and not ignored, since a
+    // program that is started would go on ignoring them.
     for signal in [SIGHUP, SIGINT, SIGTERM] {
         let _ = signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)));
     }
-    let Ok(socket) = rustix::io::dup(stdin()) else {
-        return ExitCode::FAILURE;
-    };
+    match begin() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// A fence may take long, and what is to be opened meanwhile does not wait for it: each has a thread.
+fn begin() -> io::Result<()> {
+    let (socket, openings) = (rustix::io::dup(stdin())?, rustix::io::dup(stdout())?);
     let socket = UnixStream::from(socket);
-    let Ok(orders) = receive::<Orders>(&mut &socket) else {
-        return ExitCode::FAILURE;
-    };
+    let orders: Arc<Orders> = Arc::new(receive(&mut &socket)?);
+    if orders.fences.values().all(Vec::is_empty) {
+        sandbox::keep_only_what_opens()?;
+    }
+    let its = orders.clone();
+    let opener = thread::Builder::new().name("opener".into());
+    let opener = opener.spawn(move || open_for(openings, &its))?;
     while let Ok((number, request)) = receive::<(u64, Request)>(&mut &socket) {
         if send(&mut &socket, &(number, answer(&orders, request))).is_err() {
             break;
         }
     }
-    ExitCode::SUCCESS
+    // The side is gone, and with it the other end of this one's socket.
+    opener
+        .join()
+        .map_err(|_| io::Error::other("the opener has panicked"))
 }
 
-fn answer(orders: &Orders, request: Request) -> Answer {
+/// Does what is asked.
+pub(super) fn answer(orders: &Orders, request: Request) -> Answer {
     match request {
         Request::Fence { peer, until_ns } => Answer::Fenced(match orders.fences.get(&peer) {
             Some(command) => {
@@ -49,6 +71,35 @@ fn answer(orders: &Orders, request: Request) -> Answer {
         Request::Look => {
             let program = orders.fences.values().find_map(|command| command.first());
             Answer::Looked(program.map_or(Ok(()), |program| side::executable(program).map(drop)))
+        }
+    }
+}
+
+/// Opens what is asked for, until the other end of the socket is gone or what it sends is no request.
+pub(super) fn open_for(socket: OwnedFd, orders: &Orders) {
+    while let Ok(((number, opening), _)) = receive_packet::<(u64, Opening)>(&socket, RecvFlags::empty()) {
+        let opened = open(orders, &opening);
+        let (descriptor, answer) = match &opened {
+            Ok(file) => (Some(file.as_fd()), Ok(())),
+            Err(refusal) => (None, Err(refusal)),
+        };
+        if send_packet(&socket, &(number, answer), descriptor).is_err() {
+            return;
+        }
+        // This end's copy is closed before the next request is read: what was opened is the side's alone.
+    }
+}
+
+fn open(orders: &Orders, opening: &Opening) -> Result<File, Refusal> {
+    match opening {
+        Opening::Tap(card) => {
+            let name = orders.taps.get(card).ok_or(Refusal::Unknown)?;
+            tap::attach(name).map_err(|error| match error {
+                TapError::Missing(_) | TapError::Name(_) => Refusal::NoTap,
+                TapError::Refused { step, source, .. } => {
+                    Refusal::Tap(step, source.raw_os_error().unwrap_or(libc::EIO))
+                }
+            })
         }
     }
 }

@@ -13,6 +13,9 @@ use crate::support::{Host, PATIENCE, Plan, play};
 
 /// Mappings of this size are guest memory, staging or a drill's memory, in these scenarios.
 const LARGE_KIB: u64 = 48 << 10;
+/// Bits of <linux/capability.h>.
+const CAP_NET_ADMIN: u64 = 1 << 12;
+const CAP_IPC_LOCK: u64 = 1 << 14;
 
 #[test]
 fn a_side_has_no_dumps_no_new_rights_and_no_files_for_others() {
@@ -22,6 +25,7 @@ fn a_side_has_no_dumps_no_new_rights_and_no_files_for_others() {
             let pid = scene.pid(host)?;
             has_given_up_rights(pid).with_context(|| format!("the process on {}", host.name()))?;
             cannot_be_read(pid)?;
+            keeps_only_what_opens_taps(child(pid)?).context("the steward")?;
         }
         // The guest's memory on A; that and the staging on B.
         ensure!(large_mappings(scene.pid(Host::A)?)? >= 1);
@@ -38,8 +42,18 @@ fn a_side_has_no_dumps_no_new_rights_and_no_files_for_others() {
     });
 }
 
-/// Every thread has no_new_privs and a filter of system calls; no core may be written; what is made is root's alone.
+/// Every thread has no_new_privs, no capability and a filter of system calls; no core may be written; what is
+/// made is root's alone.
 fn has_given_up_rights(pid: u32) -> Result<()> {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let limit = |name| limits.lines().find(|line| line.starts_with(name));
+    // Where nobody may lift the limit of locked memory, as in a container, a capability takes its place.
+    let locked = limit("Max locked memory").context("a limit of locked memory")?;
+    let own = if locked.contains("unlimited") {
+        0
+    } else {
+        CAP_IPC_LOCK
+    };
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         let Ok(status) = fs::read_to_string(task?.path().join("status")) else {
             // It has ended.
@@ -48,14 +62,36 @@ fn has_given_up_rights(pid: u32) -> Result<()> {
         for line in ["NoNewPrivs:\t1\n", "Umask:\t0077\n", "Seccomp:\t2\n"] {
             ensure!(status.contains(line), "it lacks {line:?}: {status}");
         }
+        for (set, expected) in [
+            ("CapInh", 0),
+            ("CapPrm", own),
+            ("CapEff", own),
+            ("CapBnd", 0),
+            ("CapAmb", 0),
+        ] {
+            let line = format!("{set}:\t{expected:016x}\n");
+            ensure!(status.contains(&line), "it lacks {line:?}: {status}");
+        }
     }
-    let limits = fs::read_to_string(format!("/proc/{pid}/limits"))?;
-    let core = limits.lines().find(|line| line.starts_with("Max core file size"));
-    let words: Vec<_> = core
+    let words: Vec<_> = limit("Max core file size")
         .context("a limit of core files")?
         .split_whitespace()
         .collect();
     ensure!(words[4..6] == ["0", "0"], "{words:?}");
+    Ok(())
+}
+
+/// A steward without a fence can set up the network, and nothing else that its user may not.
+fn keeps_only_what_opens_taps(steward: Pid) -> Result<()> {
+    let status = fs::read_to_string(format!("/proc/{}/status", steward.as_raw_nonzero()))?;
+    for (set, expected) in [
+        ("CapPrm", CAP_NET_ADMIN),
+        ("CapEff", CAP_NET_ADMIN),
+        ("CapBnd", 0),
+    ] {
+        let line = format!("{set}:\t{expected:016x}\n");
+        ensure!(status.contains(&line), "it lacks {line:?}: {status}");
+    }
     Ok(())
 }
 
@@ -88,7 +124,16 @@ fn large_mappings(pid: u32) -> Result<usize> {
 
 #[test]
 fn a_pair_whose_steward_has_died_is_not_ready() {
-    play(&Plan::default(), |scene| {
+    steward_dies(&Plan::default());
+}
+
+#[test]
+fn a_pair_without_a_fence_needs_its_steward_for_its_taps() {
+    steward_dies(&Plan::replicated("memory"));
+}
+
+fn steward_dies(plan: &Plan) {
+    play(plan, |scene| {
         scene.protect()?;
         let steward = child(scene.pid(Host::B)?)?;
         kill_process(steward, Signal::KILL)?;

@@ -231,7 +231,7 @@ fn locked_memory(world: &mut World) -> Result<()> {
         "ulimit -l 64 && {}",
         TO_FILE.replace(
             "exec",
-            "exec setpriv --bounding-set -ipc_lock --inh-caps -ipc_lock"
+            "exec setpriv --bounding-set -ipc_lock,-sys_resource --inh-caps -ipc_lock,-sys_resource"
         )
     );
     must_be_found(world, B, &script, &["lock"])

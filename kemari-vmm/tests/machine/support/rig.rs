@@ -14,6 +14,7 @@ use kemari_vmm::disk::{DiskConfig, DiskError};
 use kemari_vmm::machine::{DiskSpec, Machine, MachineError, MachineEvent, MachineSpec, NetSpec};
 use kemari_vmm::virtio::block::BlockSpec;
 use kemari_vmm::virtio::rate::RateSpec;
+use kemari_vmm::virtio::tap::Tap;
 use tempfile::NamedTempFile;
 
 use super::network;
@@ -125,7 +126,8 @@ impl Rig {
             let in_use = matches!(result, Err(MachineError::Disk(DiskError::InUse { .. })));
             (!in_use).then(|| result.expect("the image opens"))
         });
-        retry(|| machine.attach_net("net0", network::TAP).ok());
+        let tap = retry(|| Tap::open(network::TAP).ok());
+        machine.attach_net("net0", tap).expect("the TAP is watched");
     }
 
     /// A machine that has booted and runs.

@@ -47,7 +47,7 @@ impl ReadinessWatch {
             while let Some(locked_bytes) = wanted.upgrade() {
                 let looks = round % LOOK_ROUNDS == 0;
                 if looks {
-                    findings.note(Source::Fence, None, steward::fence_trouble(&config, &host));
+                    findings.note(Source::Fence, None, steward::trouble(&config, &host));
                     let locked_bytes = locked_bytes.load(Ordering::Relaxed);
                     findings.note(Source::Memory, None, memory_trouble(locked_bytes));
                     findings.note(Source::Threads, None, threads_trouble(threads_wanted, start_one));

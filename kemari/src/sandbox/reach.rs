@@ -1,0 +1,96 @@
+//! Which files of the configuration somebody could not use: tried out by a thread that becomes somebody.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use rustix::fs::{Access, access};
+use rustix::io::Errno;
+
+use crate::config::{Config, Console};
+use crate::replica;
+
+/// What is used by a side of the host `host`, and cannot be by the calling thread after it has done this. It
+/// does so in a thread of its own, which ends.
+///
+/// # Errors
+/// If there is no thread, or it cannot do this.
+pub fn beyond(
+    config: &Config,
+    host: &str,
+    become_somebody: impl FnOnce() -> io::Result<()> + Send,
+) -> io::Result<Vec<PathBuf>> {
+    let used = used(config, host);
+    thread::scope(|threads| {
+        let tried = thread::Builder::new().spawn_scoped(threads, move || {
+            become_somebody()?;
+            let is_denied = |path: &Path, how| {
+                let tried = access(path, how);
+                matches!(tried, Err(Errno::ACCESS | Errno::PERM))
+            };
+            Ok(used
+                .into_iter()
+                .filter(|(path, how)| is_denied(path, *how))
+                .map(|(path, _)| path)
+                .collect())
+        })?;
+        tried
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("a thread has panicked")))
+    })
+}
+
+/// Files and directories, and how each is used. What is not there yet is no matter: others say so.
+fn used(config: &Config, host: &str) -> Vec<(PathBuf, Access)> {
+    let own = config.host(host);
+    let read = Access::READ_OK;
+    let change = Access::READ_OK | Access::WRITE_OK;
+    let make_in = Access::WRITE_OK | Access::EXEC_OK;
+    let mut used = Vec::new();
+    let mut add = |path: &Path, how| used.push((path.to_owned(), how));
+    let directory = |file: &Path| file.parent().map(Path::to_owned);
+    for made in [own.control(), &own.state_dir().join("lock")] {
+        directory(made)
+            .iter()
+            .for_each(|directory| add(directory, make_in));
+        add(made, change);
+    }
+    if let Console::File(path) = &own.console {
+        add(path, Access::WRITE_OK);
+        directory(path)
+            .iter()
+            .for_each(|directory| add(directory, make_in));
+    }
+    let arbiter = &config.arbiter;
+    let certificates = config.certificates_of(host);
+    let read_ones = [
+        Some(config.machine.kernel.clone()),
+        config.machine.initrd.clone(),
+        arbiter.ca.clone(),
+        arbiter.certificate.clone(),
+        arbiter.key.clone(),
+        arbiter.password_file.clone(),
+        certificates.map(|directory| directory.join("ca.pem")),
+        certificates.map(|directory| directory.join("host.pem")),
+        certificates.map(|directory| directory.join("host.key")),
+    ];
+    read_ones.iter().flatten().for_each(|path| add(path, read));
+    if let Some(path) = &arbiter.path {
+        add(path, change | make_in);
+    }
+    for disk in config.disks_of(host) {
+        let how = if disk.disk.read_only { read } else { change };
+        add(&disk.path, how);
+        if config.replicates(disk.disk) {
+            let beside = replica::record_beside(&disk.path);
+            let of_device = own.state_dir().join(format!("{}.kemari", disk.disk.id));
+            [beside, of_device].iter().for_each(|path| add(path, change));
+            if disk.path.is_file() {
+                directory(&disk.path)
+                    .iter()
+                    .for_each(|directory| add(directory, make_in));
+            }
+        }
+    }
+    used
+}
