@@ -10,7 +10,7 @@ mod image;
 mod record;
 mod store;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod tracker;
 mod writer;
 

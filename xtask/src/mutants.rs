@@ -1,7 +1,8 @@
 //! `cargo xtask mutants`: wrong edits, one at a time, each of which a test must notice.
 //!
 //! The edits stand in `xtask/mutants/*.toml`, a file for each part of the code: what rule a line keeps, how the line would be
-//! wrong, and the narrowest tests that must fail then. They are made in a copy of the tree, never in the checkout.
+//! wrong, and the narrowest tests that must fail then; or why none can, since the code means the same with the edit. They are
+//! made in a copy of the tree, never in the checkout.
 
 mod list;
 mod tree;
@@ -9,7 +10,7 @@ mod trial;
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -20,6 +21,11 @@ use crate::ui::Ui;
 use list::Mutant;
 use tree::Tree;
 use trial::{Tests, Verdict};
+
+/// As a part of the tests, no edit is begun after so long, builds included.
+const BRIEFLY: Duration = Duration::from_secs(100);
+/// Then only edits of these packages are made: the copy of the tree may have to be built first, and the others take minutes.
+const BRIEF_PACKAGES: [&str; 1] = ["kemari-sync"];
 
 /// Which edits.
 #[derive(Args, Clone, Debug, Default)]
@@ -45,8 +51,17 @@ struct Outcome {
     caught: u32,
     /// Rules that nobody missed.
     survived: Vec<String>,
-    /// Edits that show nothing: they do not compile, or their tests are none, or fail without them.
+    /// Edits that nobody can notice, as is said beside them, and nobody did.
+    equal: u32,
+    /// Edits that show nothing: they do not compile, or their tests are none, or fail without them, or notice what is said to
+    /// be equal.
     unviable: u32,
+}
+
+impl Outcome {
+    fn is_good(&self) -> bool {
+        self.survived.is_empty() && self.unviable == 0
+    }
 }
 
 /// Makes the edits; whether every one was caught.
@@ -66,27 +81,43 @@ pub fn mutants(options: &Options) -> Result<bool> {
         return Ok(true);
     }
     if options.minutes.is_some() {
-        let seed = options.seed.unwrap_or_else(rand::random);
-        println!("  · seed {seed}");
-        mutants.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+        shuffle(&mut mutants, options.seed);
     }
     let limit = options.minutes.map(|minutes| Duration::from_secs(60 * minutes));
     let outcome = try_each(&mutants, limit, &Ui::default())?;
     println!("{}", serde_json::to_string(&outcome)?);
-    Ok(outcome.caught == outcome.mutants)
+    Ok(outcome.is_good())
+}
+
+/// As a part of the tests: a random sample of what is soon built.
+pub fn briefly() -> Result<()> {
+    let mut mutants = list::read()?;
+    mutants.retain(|mutant| BRIEF_PACKAGES.contains(&mutant.package()));
+    shuffle(&mut mutants, None);
+    let outcome = try_each(&mutants, Some(BRIEFLY), &Ui::default())?;
+    if !outcome.is_good() {
+        bail!("{}", serde_json::to_string(&outcome)?);
+    }
+    Ok(())
+}
+
+fn shuffle(mutants: &mut [Mutant], seed: Option<u64>) {
+    let seed = seed.unwrap_or_else(rand::random);
+    println!("  · seed {seed}");
+    mutants.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
 }
 
 fn try_each(mutants: &[Mutant], limit: Option<Duration>, ui: &Ui) -> Result<Outcome> {
+    let begin = Instant::now();
     let tree = ui.step("a copy of the tree", |_| Tree::copied())?;
     let mut tests = Tests::default();
     let mut outcome = Outcome::default();
-    let begin = Instant::now();
     for mutant in mutants {
         if limit.is_some_and(|limit| begin.elapsed() > limit) {
             break;
         }
         outcome.mutants += 1;
-        let name = format!("{}: {}", mutant.file, mutant.rule);
+        let name = mutant.name();
         let verdict = ui.step(&name, |_| {
             if let Err(why) = tests.pass_unedited(&tree, mutant) {
                 return Ok(Verdict::Unviable(format!("{why:#}")));
@@ -94,8 +125,16 @@ fn try_each(mutants: &[Mutant], limit: Option<Duration>, ui: &Ui) -> Result<Outc
             tree.edited(mutant, || tests.judge(&tree, mutant))
                 .with_context(|| name.clone())
         })?;
+        let verdict = match (verdict, &mutant.equal) {
+            (Verdict::Caught(by), Some(_)) => Verdict::Unviable(format!("it is not equal: {by}")),
+            (verdict, _) => verdict,
+        };
         match verdict {
-            Verdict::Caught => outcome.caught += 1,
+            Verdict::Caught(by) => {
+                ui.say(&format!("    caught by {by}"));
+                outcome.caught += 1;
+            }
+            Verdict::Survived if mutant.equal.is_some() => outcome.equal += 1,
             Verdict::Survived => outcome.survived.push(name),
             Verdict::Unviable(why) => {
                 println!("SHOWS NOTHING: {name}\n{why}");

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use crate::disks;
+use crate::mutants;
 use crate::packages;
 use crate::tools::{self, cargo, run_quietly};
 use crate::weather;
@@ -78,6 +79,7 @@ pub fn test(options: &Options) -> bool {
             "disks: every power cut of a recording",
             disks::replay::briefly,
         );
+        tally.stage(Place::Here, "mutants: a sample", mutants::briefly);
     }
     if options.wants_all_packages() {
         demos::run(&mut tally, emulated::kvm_place(), |place| options.wants(place));

@@ -218,3 +218,7 @@ impl Device for Ports {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "ports_test.rs"]
+mod tests;

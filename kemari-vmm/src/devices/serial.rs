@@ -348,6 +348,23 @@ mod tests {
     }
 
     #[test]
+    fn an_ack_is_for_all_captures_before_it_and_one_that_failed_gives_its_bytes_to_the_next() {
+        let mut output = Output::default();
+        output.push(b'a');
+        output.capture(1);
+        output.push(b'b');
+        output.capture(2);
+        output.uncapture(2);
+        assert!(output.has_uncaptured(), "the next capture must have it");
+        output.push(b'c');
+        output.capture(3);
+        output.push(b'd');
+        output.capture(4);
+        assert_eq!(output.release(3), b"abc");
+        assert_eq!(output.release(4), b"d");
+    }
+
+    #[test]
     fn a_saved_buffer_whose_captures_have_bytes_that_are_not_there_is_impossible() {
         let mut output = Output::default();
         output.push(b'a');

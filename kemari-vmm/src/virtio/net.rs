@@ -462,3 +462,7 @@ fn check_length(packet: &Segments) -> Result<(), GuestFault> {
 fn fault(error: virtio_queue::Error) -> GuestFault {
     GuestFault(format!("a virtqueue is not usable: {error}"))
 }
+
+#[cfg(test)]
+#[path = "net_test.rs"]
+mod tests;

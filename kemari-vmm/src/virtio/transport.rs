@@ -106,3 +106,58 @@ impl Transport {
         self.status = status;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER};
+
+    use super::*;
+
+    const BEGUN: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER;
+
+    fn with(driver_features: u64) -> Transport {
+        let mut transport = Transport::default();
+        for half in [0, 1] {
+            transport.driver_features_sel = half;
+            let value = Transport::select_half(driver_features, half);
+            transport.write_driver_features(value, TRANSPORT_FEATURES);
+        }
+        transport
+    }
+
+    #[test]
+    fn a_driver_gets_what_it_wants_of_what_is_offered_until_it_is_agreed_on() {
+        assert_eq!(with(u64::MAX).driver_features, TRANSPORT_FEATURES);
+        let mut transport = with(1 << VIRTIO_F_VERSION_1);
+        assert_eq!(transport.driver_features, 1 << VIRTIO_F_VERSION_1);
+        transport.write_status(BEGUN | VIRTIO_CONFIG_S_FEATURES_OK);
+        transport.driver_features_sel = 0;
+        transport.write_driver_features(u32::MAX, TRANSPORT_FEATURES);
+        assert_eq!(
+            transport.driver_features,
+            1 << VIRTIO_F_VERSION_1,
+            "it is too late"
+        );
+    }
+
+    #[test]
+    fn a_driver_of_the_first_version_is_not_taken() {
+        let agreed = |features| {
+            let mut transport = with(features);
+            transport.write_status(BEGUN | VIRTIO_CONFIG_S_FEATURES_OK);
+            transport.status & VIRTIO_CONFIG_S_FEATURES_OK != 0
+        };
+        assert!(agreed(u64::MAX) && !agreed(1 << VIRTIO_RING_F_EVENT_IDX));
+    }
+
+    #[test]
+    fn a_device_that_has_broken_down_stays_so_whatever_is_written() {
+        let mut transport = with(u64::MAX);
+        let running = BEGUN | VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK;
+        transport.write_status(running);
+        assert!(transport.driver_ok());
+        transport.break_down();
+        transport.write_status(running);
+        assert!(transport.needs_reset() && !transport.driver_ok());
+    }
+}

@@ -136,3 +136,7 @@ impl Ahead {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "ahead_test.rs"]
+mod tests;

@@ -66,3 +66,85 @@ impl Deltas {
         self.cache.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::gather::Gather;
+    use super::*;
+    use crate::config::{Config, Mode};
+
+    const PAGE: u64 = 7;
+    /// So many syncs in a row are measured before the other kind has its turn.
+    const TURN: u64 = 32;
+
+    fn protection(delta: Delta) -> Protection {
+        let text = include_str!("../../../docs/example.toml");
+        let config = Config::parse(text, "test").expect("the example");
+        Protection {
+            delta,
+            ..config.protection
+        }
+    }
+
+    /// Sends the page in this sync. Returns whether a difference from what the secondary has could have been sent.
+    fn send(deltas: &mut Deltas, epoch: Epoch) -> Option<bool> {
+        let cache = deltas.for_sync()?;
+        cache.begin(epoch);
+        let (_, is_base) = cache.send(PAGE).expect("there is room for it");
+        Some(is_base)
+    }
+
+    #[test]
+    fn a_page_is_known_once_it_is_acked_but_not_after_a_failure_nor_of_another_secondary() {
+        let mut deltas = Deltas::new(&protection(Delta::On));
+        assert_eq!(send(&mut deltas, 1), Some(false));
+        deltas.acked(1);
+        assert_eq!(send(&mut deltas, 2), Some(true));
+        deltas.failed();
+        assert_eq!(send(&mut deltas, 3), Some(false), "2 may have come or not");
+        deltas.acked(3);
+        assert_eq!(send(&mut deltas, 4), Some(true));
+        deltas.acked(4);
+        deltas.forget();
+        assert_eq!(send(&mut deltas, 5), Some(false));
+    }
+
+    #[test]
+    fn what_is_known_is_old_after_syncs_without_differences() {
+        let mut deltas = Deltas::new(&protection(Delta::Auto));
+        let way = Gather::new(&protection(Delta::Auto)).way(Mode::Lockstep);
+        let (mut epoch, mut turns) = (0, Vec::new());
+        for _ in 0..3 * TURN {
+            epoch += 1;
+            let sent = send(&mut deltas, epoch);
+            deltas.acked(epoch);
+            // Whole pages take longer.
+            let us = if sent.is_some() { 1 } else { 100 };
+            deltas.note(us, 1, way);
+            if turns.last() != Some(&sent) {
+                turns.push(sent);
+            }
+        }
+        assert_eq!(turns, [Some(false), Some(true), None, Some(false), Some(true)]);
+    }
+
+    #[test]
+    fn syncs_in_another_way_are_judged_anew() {
+        let mut deltas = Deltas::new(&protection(Delta::Auto));
+        let [one, other] = [Mode::Lockstep, Mode::Interval].map(|mode| {
+            let gather = Gather::new(&protection(Delta::Auto));
+            gather.way(mode)
+        });
+        let note = |deltas: &mut Deltas, way, times| (0..times).for_each(|_| deltas.note(1, 1, way));
+        note(&mut deltas, one, TURN);
+        note(&mut deltas, other, TURN);
+        assert!(
+            deltas.for_sync().is_some(),
+            "the turn has begun again with the other way"
+        );
+        note(&mut deltas, None, TURN);
+        assert!(deltas.for_sync().is_some(), "syncs of no way do not count");
+        note(&mut deltas, other, 1);
+        assert!(deltas.for_sync().is_none());
+    }
+}

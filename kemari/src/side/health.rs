@@ -36,15 +36,23 @@ impl OwnIo {
         match self {
             Self::Of(machine, trackers) => {
                 let machine = machine.upgrade()?;
-                let (id, age) = machine.oldest_disk_io()?;
-                let is_peers = trackers
-                    .iter()
-                    .any(|tracker| tracker.image().disk() == id && tracker.waits_for_peer());
-                (age > limit && !is_peers).then(|| stuck(id, limit))
+                overdue(machine.oldest_disk_io()?, limit, |id| {
+                    let mut of_disk = trackers.iter().filter(|tracker| tracker.image().disk() == id);
+                    of_disk.any(|tracker| tracker.waits_for_peer())
+                })
             }
             Self::Probed(probe) => probe.trouble(limit),
         }
     }
+}
+
+/// That a disk's oldest request is too old, in words: not if it waits for the other host's disk.
+fn overdue(
+    (id, age): (&str, Duration),
+    limit: Duration,
+    waits_for_peer: impl Fn(&str) -> bool,
+) -> Option<String> {
+    (age > limit && !waits_for_peer(id)).then(|| stuck(id, limit))
 }
 
 /// The sentence about a disk that does not answer. It says the same as long as that lasts.
@@ -139,10 +147,49 @@ impl Subject {
             OwnIo::Of(machine, _) => cards.of_running(machine.upgrade().as_deref()),
             OwnIo::Probed(_) => cards.of_standby(),
         };
-        let trouble = disk.or_else(|| uplink.map(Trouble::Uplink));
+        self.note(disk.or_else(|| uplink.map(Trouble::Uplink)));
+    }
+
+    /// Tells what is found, if it is something else than before.
+    fn note(&mut self, trouble: Option<Trouble>) {
         if trouble != self.told {
             (self.tell)(trouble.clone());
             self.told = trouble;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_millis(500);
+
+    #[test]
+    fn a_request_is_overdue_after_its_limit_unless_it_waits_for_the_other_host() {
+        let late = ("blk0", LIMIT + Duration::from_millis(1));
+        assert_eq!(overdue(("blk0", LIMIT), LIMIT, |_| false), None);
+        assert_eq!(overdue(late, LIMIT, |_| false), Some(stuck("blk0", LIMIT)));
+        assert_eq!(overdue(late, LIMIT, |id| id == "blk0"), None);
+        assert_eq!(overdue(("blk0", LIMIT), LIMIT, |_| true), None);
+    }
+
+    #[test]
+    fn each_change_is_told_once_its_end_too() {
+        let (said, told) = channel();
+        let mut subject = Subject {
+            io: OwnIo::Of(Weak::new(), Vec::new()),
+            tell: Box::new(move |trouble| said.send(trouble).expect("it is listened to")),
+            told: None,
+        };
+        let (one, other) = (
+            Some(Trouble::Disk("late".into())),
+            Some(Trouble::Uplink("cut".into())),
+        );
+        for found in [&None, &one, &one, &other, &None, &None, &one] {
+            subject.note(found.clone());
+        }
+        let told: Vec<_> = told.try_iter().collect();
+        assert_eq!(told, [one.clone(), other, None, one]);
     }
 }

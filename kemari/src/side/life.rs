@@ -319,7 +319,7 @@ fn still_max(config: &Config) -> Duration {
     )
 }
 
-fn first_status(config: &Config, host: &str) -> Status {
+pub(super) fn first_status(config: &Config, host: &str) -> Status {
     Status {
         vm: config.vm.clone(),
         host: host.to_owned(),
@@ -349,5 +349,32 @@ fn first_status(config: &Config, host: &str) -> Status {
         takeover: None,
         drill: None,
         sandbox: crate::sandbox::lacking(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_process_of_a_host_has_a_vm_and_the_next_one_when_it_is_gone() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let first = lock_host(directory.path(), "demo").expect("nobody has it");
+        let refused = lock_host(directory.path(), "demo").expect_err("somebody has it");
+        assert!(
+            refused.to_string().contains("already run or followed"),
+            "{refused}"
+        );
+        drop(first);
+        lock_host(directory.path(), "demo").expect("nobody has it any more");
+    }
+
+    #[test]
+    fn a_loop_is_taken_for_still_before_the_other_side_suspects_it() {
+        let text = include_str!("../../../docs/example.toml");
+        let config = Config::parse(text, "test").expect("the example");
+        let protection = &config.protection;
+        let suspected = Duration::from_millis(protection.suspicion_timeout_ms.into());
+        assert!(still_max(&config) < suspected && still_max(&config) > suspected / 2);
     }
 }

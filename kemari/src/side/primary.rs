@@ -5,12 +5,16 @@
 //! (`inline`), because waking another thread costs more than the work.
 
 mod actions;
+#[cfg(test)]
+mod actions_test;
 mod announce;
 mod connect;
 mod disks;
 mod inline;
 mod orders;
 mod reset;
+#[cfg(test)]
+mod rig;
 mod seat;
 mod status;
 mod trouble;

@@ -1,11 +1,15 @@
 //! The loop of a secondary: it receives the VM's state, and carries out what `kemari_sync::Secondary` decides.
 
 mod actions;
+#[cfg(test)]
+mod actions_test;
 mod build;
 mod disks;
 mod drill;
 mod receive;
 mod restore;
+#[cfg(test)]
+mod rig;
 #[cfg(test)]
 mod session_test;
 mod standby;

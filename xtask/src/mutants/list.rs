@@ -22,6 +22,9 @@ pub(super) struct Mutant {
     pub new: String,
     /// The tests that must notice: what `cargo test --package PACKAGE` is given, a word each.
     pub tests: Vec<String>,
+    /// Why no test can notice: the code means the same with the edit. It is made all the same, and must not be noticed.
+    #[serde(default)]
+    pub equal: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -34,6 +37,11 @@ impl Mutant {
     /// The package that the file belongs to: its directory.
     pub fn package(&self) -> &str {
         self.file.split('/').next().unwrap_or_default()
+    }
+
+    /// What it is called: its file, and the rule.
+    pub fn name(&self) -> String {
+        format!("{}: {}", self.file, self.rule)
     }
 
     /// The text of the file with the edit made.
@@ -135,6 +143,7 @@ mod tests {
             old: "a".into(),
             new: "b".into(),
             tests: Vec::new(),
+            equal: None,
         };
         assert_eq!(mutant.apply("cat").unwrap(), "cbt");
         assert!(mutant.apply("banana").is_err() && mutant.apply("").is_err());

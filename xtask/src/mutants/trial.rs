@@ -26,8 +26,8 @@ const LINES_MAX: usize = 20;
 
 /// What tests say of an edit.
 pub(super) enum Verdict {
-    /// A test failed, or hung, and did so again.
-    Caught,
+    /// These tests failed, or hung, and did so again.
+    Caught(String),
     /// All passed, at once or when what had failed was run again.
     Survived,
     /// It shows nothing: why.
@@ -85,9 +85,11 @@ impl Tests {
         let unedited = self.unedited.get(&words).copied().unwrap_or(UNEDITED_MAX);
         let limit = unedited * TIMES_MAX + EXTRA_MAX;
         let (first, output) = run(tree, &words, limit)?;
+        let mut by = String::from("a program that hangs or dies");
         let again: Vec<String> = match first {
             Ended::Passed => return Ok(Verdict::Survived),
             Ended::Failed(names) if !names.is_empty() => {
+                by = names.join(", ");
                 let built = until_filters(&words).cloned();
                 let exactly = ["--", "--exact"].map(String::from);
                 built.chain(exactly).chain(names).collect()
@@ -102,7 +104,7 @@ impl Tests {
         };
         Ok(match run(tree, &again, limit)?.0 {
             Ended::Passed => Verdict::Survived,
-            Ended::Failed(_) | Ended::Hung => Verdict::Caught,
+            Ended::Failed(_) | Ended::Hung => Verdict::Caught(by),
         })
     }
 }
@@ -132,12 +134,14 @@ fn words(mutant: &Mutant) -> Vec<String> {
 }
 
 /// What is built of an edited tree is kept apart: to cargo the copy's crates are the checkout's, and it would take what it has
-/// built last of either.
+/// built last of either. It is built for each edit, so it must be built soon rather than run fast.
 fn cargo_in(tree: &Tree) -> Command {
     let mut command = cargo();
     command
         .current_dir(tree.directory())
-        .env("CARGO_TARGET_DIR", tree.target_dir());
+        .env("CARGO_TARGET_DIR", tree.target_dir())
+        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "0")
+        .env("CARGO_PROFILE_DEV_DEBUG", "0");
     command
 }
 

@@ -71,4 +71,17 @@ mod tests {
         assert_eq!(made, [1_001, 1_200, 2_600, 4_000]);
         assert_eq!(left.due_ms(), None);
     }
+
+    #[test]
+    fn one_that_waits_for_consent_keeps_nobody_awake() {
+        let mut rig = super::super::rig::Rig::new();
+        let begun_ms = rig.side.clock.now_ms();
+        rig.side.announcements = Announcements::from(begun_ms);
+        assert_eq!(rig.side.announcement_due_ms(begun_ms), None, "it is due");
+        rig.side.announcements.take_due(begun_ms);
+        assert_eq!(
+            rig.side.announcement_due_ms(begun_ms),
+            Some(begun_ms + ANNOUNCE_AFTER_MS[1])
+        );
+    }
 }

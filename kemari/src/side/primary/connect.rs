@@ -199,3 +199,7 @@ impl PrimarySide {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "connect_test.rs"]
+mod tests;

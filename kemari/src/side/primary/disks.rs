@@ -456,3 +456,7 @@ impl PrimarySide {
         self.disks.ruled = 0;
     }
 }
+
+#[cfg(test)]
+#[path = "disks_test.rs"]
+mod tests;

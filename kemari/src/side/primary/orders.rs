@@ -252,3 +252,7 @@ pub(super) fn answer(order: &Order, outcome: Outcome) {
     // Whoever asked may have gone.
     let _ = order.answer.send(outcome);
 }
+
+#[cfg(test)]
+#[path = "orders_test.rs"]
+mod tests;

@@ -70,3 +70,7 @@ impl PrimarySide {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "reset_test.rs"]
+mod tests;

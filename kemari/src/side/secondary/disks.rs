@@ -1,6 +1,8 @@
 //! The replicated disks of a standby VM: the copy, what commits release, and the takeover.
 
 mod copy;
+#[cfg(test)]
+mod disks_test;
 mod reports;
 mod shown;
 mod work;
@@ -117,6 +119,12 @@ impl StandbyDisks {
             }
         }
         remains
+    }
+
+    /// Gives one replica an output that no guest has asked for.
+    #[cfg(test)]
+    pub(super) fn give(&self, index: usize, id: u64, operation: Operation) {
+        self.replicas[index].apply(vec![(id, operation)]);
     }
 
     fn is_full(&self) -> bool {

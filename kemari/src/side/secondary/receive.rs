@@ -163,7 +163,7 @@ impl SecondarySide {
     }
 
     /// Where the primary is in a sync, as far as its messages tell.
-    fn note_step(&mut self, message: &Message) {
+    pub(super) fn note_step(&mut self, message: &Message) {
         match message {
             Message::Prepare => (self.step, self.paused_ms) = ("copying", None),
             Message::Begin(begin) => (self.step, self.begun_term) = ("sending", begin.term),
@@ -186,7 +186,12 @@ impl SecondarySide {
     }
 
     /// A batch of the first copy goes straight into memory: nothing has been committed yet.
-    fn take_copy(&mut self, session: u64, header: &FrameHeader, body: &[u8]) -> Result<(), LinkError> {
+    pub(super) fn take_copy(
+        &mut self,
+        session: u64,
+        header: &FrameHeader,
+        body: &[u8],
+    ) -> Result<(), LinkError> {
         let Some(standby) = self.standby.as_ref().filter(|_| self.copying == Some(session)) else {
             return Err(LinkError::Refused("pages came before they were asked for".into()));
         };
@@ -199,7 +204,7 @@ impl SecondarySide {
     }
 
     /// The sync whose frames this session sends, if they are wanted, and the standby that they are for.
-    fn staging_for(&mut self, session: SessionId) -> Option<(Epoch, &mut Staging, &Standby)> {
+    pub(super) fn staging_for(&mut self, session: SessionId) -> Option<(Epoch, &mut Staging, &Standby)> {
         let (_, epoch) = self.staged.filter(|(staged, _)| *staged == session)?;
         Some((epoch, &mut self.staging, self.standby.as_deref()?))
     }

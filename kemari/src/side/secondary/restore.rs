@@ -27,7 +27,7 @@ impl SecondarySide {
 }
 
 impl Standby {
-    fn restore(&mut self, config: &Config, host: &str, term: Term) -> anyhow::Result<()> {
+    pub(super) fn restore(&mut self, config: &Config, host: &str, term: Term) -> anyhow::Result<()> {
         let machine = &self.seat.machine;
         if !self.loaded {
             step("load the state", || Ok(machine.load(&self.states, true)?))?;

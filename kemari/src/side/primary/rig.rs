@@ -1,0 +1,256 @@
+//! A primary for tests, step by step: a machine with the bare guest and one replicated disk, an arbiter that is only asked,
+//! and no loop.
+
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use kemari_sync::{
+    Arbiter, ArbiterAnswer, ArbiterRequest, CopyLimits, Incarnation, OnSecondaryLoss, Phase, Record, Term,
+    Timing, Work,
+};
+use kemari_vmm::dirty::DirtySource;
+use kemari_vmm::disk::DiskConfig;
+use kemari_vmm::event::{Event, Interest, Tap};
+use kemari_vmm::machine::DiskSpec;
+use kemari_vmm::memory;
+use kemari_vmm::virtio::block::BlockSpec;
+use kemari_vmm::virtio::rate::RateSpec;
+
+use super::super::arbiter_thread::ArbiterThread;
+use super::super::life::first_status;
+use super::super::{assembly, capture_test};
+use super::*;
+use crate::replica::testing::Scratch;
+
+/// The term that the image knows when the primary begins, and the one after it, which the primary rules.
+pub const OLD_TERM: Term = 1;
+pub const TERM: Term = 2;
+const MEMORY_MIB: u64 = 64;
+const IMAGE_BYTES: u64 = 32 << 20;
+/// What is waited for comes sooner, or never.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// See the module.
+pub struct Rig {
+    pub side: PrimarySide,
+    /// What the arbiter was asked for.
+    pub asked: Receiver<ArbiterRequest>,
+    pub tracker: Arc<Tracker>,
+    _scratch: Scratch,
+    _directory: tempfile::TempDir,
+}
+
+/// Counts what the guest kicks.
+#[derive(Default)]
+struct Kicks(AtomicU64);
+
+impl Tap for Kicks {
+    fn event(&self, _: &Event<'_>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+struct Asked(Sender<ArbiterRequest>);
+
+impl Arbiter for Asked {
+    fn execute(&mut self, request: &ArbiterRequest) -> ArbiterAnswer {
+        // The test may be over.
+        let _ = self.0.send(request.clone());
+        ArbiterAnswer::Unavailable("it is only asked".into())
+    }
+}
+
+/// The record of a VM that `a` runs alone.
+pub fn record(term: Term) -> Record {
+    Record {
+        vm: "demo".into(),
+        store: 1,
+        term,
+        base: term,
+        owner: Incarnation {
+            host: "a".into(),
+            nonce: 1,
+        },
+        peer: None,
+        phase: Phase::Acting,
+        work: Work::default(),
+    }
+}
+
+impl Rig {
+    /// A primary that runs its VM alone, in a term that the image does not know yet. Its guest stands still.
+    pub fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let text = include_str!("../../../../docs/example.toml")
+            .replace("shared = true", "flush = \"both\"")
+            .replace("cache = \"direct\"", "");
+        let config = Arc::new(Config::parse(&text, "test").expect("the example"));
+        let scratch = Scratch::new(IMAGE_BYTES);
+        let image = scratch.image();
+        image.start(OLD_TERM, false).expect("a new image");
+        let mut spec = capture_test::spec(MEMORY_MIB, DirtySource::Best);
+        spec.disks.push(DiskSpec {
+            id: "blk0".into(),
+            block: BlockSpec::new("rig", false),
+            rate: RateSpec::default(),
+        });
+        let seat = Seat::make(&config, "a", spec).expect("a machine");
+        let trackers =
+            assembly::watch_disks(&seat.machine, &config, &[image]).expect("a disk that is watched");
+        let tracker = trackers[0].clone();
+        let disk = DiskConfig::new(scratch.path());
+        seat.machine.attach_disk("blk0", &disk).expect("an image");
+        seat.machine.boot().expect("it boots");
+        let (sender, asked) = channel();
+        let arbiter = ArbiterThread::start(Box::new(Asked(sender))).expect("a thread");
+        let record = record(TERM);
+        let mechanism = PrimaryConfig {
+            me: record.owner.clone(),
+            config_digest: 7,
+            mode: config.protection.mode.into(),
+            timing: Timing::default(),
+            copy: CopyLimits::default(),
+            on_secondary_loss: OnSecondaryLoss::Continue,
+            protect: false,
+            sources: tracker.image().source().into_iter().collect(),
+        };
+        let side = PrimarySide::new(Setup {
+            board: Board::new(first_status(&config, "a"), LIMIT),
+            config,
+            host: "a".into(),
+            mechanism,
+            reign: Reign {
+                record,
+                last_epoch: 0,
+            },
+            seat,
+            arbiter: arbiter.asker(|_, _| {}),
+            clock: Clock::start(),
+            trace: Arc::new(Trace::create(&directory.path().join("control"))),
+            trackers,
+            security: Some(Security::Plaintext),
+        });
+        Self {
+            side,
+            asked,
+            tracker,
+            _scratch: scratch,
+            _directory: directory,
+        }
+    }
+
+    /// Takes the events that wait for the core.
+    pub fn events(&mut self) -> Vec<PrimaryEvent> {
+        self.side.events.drain(..).collect()
+    }
+
+    /// Whether the core would be told something of this kind. What else it would be told is gone.
+    pub fn tells(&mut self, is_meant: impl Fn(&PrimaryEvent) -> bool) -> bool {
+        self.events().iter().any(is_meant)
+    }
+
+    /// Captures a sync, with output held from there on.
+    pub fn capture(&mut self, epoch: Epoch) {
+        self.side.capture(epoch, true, None);
+    }
+
+    /// Whether a sync that waits for its ack has this page.
+    pub fn captured(&self, page: u64) -> bool {
+        let capture = self.side.capture.as_ref().expect("a capture");
+        capture.owed().contains(&page)
+    }
+
+    /// Writes to a page of the guest, as the VMM does it.
+    pub fn write(&self, page: u64) {
+        memory::write_in_page(self.side.machine.memory(), page, 0, b"written").expect("a page of the guest");
+    }
+
+    /// Lets the guest run until it kicks all the time, and stops it: nothing that it has asked for before is missing then.
+    pub fn boot(&self) {
+        let machine = &self.side.machine;
+        let kicks = Arc::new(Kicks::default());
+        let channels = machine.channels();
+        let channel = channels
+            .iter()
+            .find(|channel| channel.name() == "test")
+            .expect("it can kick");
+        let tap = channel
+            .attach(Interest::Out, kicks.clone())
+            .expect("room for a tap");
+        machine.resume();
+        until("the guest kicks", || kicks.0.load(Ordering::SeqCst) > 0);
+        machine.pause();
+        channel.detach(tap);
+    }
+
+    /// Lets the guest run until it has made output that is held, and stops it.
+    pub fn make_output(&self) {
+        self.side.machine.resume();
+        until("the guest makes output", || self.side.machine.output_held());
+        self.side.machine.pause();
+    }
+
+    /// Takes what other threads have told the loop until one of them says something of this kind, and hands that over.
+    pub fn await_input(&mut self, is_meant: impl Fn(&Input) -> bool) {
+        let mut found = None;
+        until("another thread tells the loop", || {
+            found = self.side.mailbox.take().into_iter().find(&is_meant);
+            found.is_some()
+        });
+        self.side.on_input(found.expect("it was found"));
+    }
+
+    /// A session with a secondary, which says nothing, whether or not the core wants one. Returns its ends of the
+    /// connections.
+    pub fn force_connect(&mut self) -> [TcpStream; 2] {
+        let (connected, ends) = connected();
+        let Connected {
+            host,
+            main,
+            heartbeat,
+        } = connected;
+        let id = self.side.next_session;
+        self.side.next_session += 1;
+        self.side.session = Some(Session {
+            id,
+            host,
+            main,
+            heartbeat,
+        });
+        ends
+    }
+
+    /// What the record of the image says of terms: the last one, and the next that may have begun.
+    pub fn terms(&self) -> (Term, Term) {
+        let word = self.tracker.image().offer().word.expect("the image has a record");
+        (word.term, word.next_term)
+    }
+}
+
+/// Waits until it is so.
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !is_so() {
+        assert!(begin.elapsed() < LIMIT, "{what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Two connections to a secondary, and its ends of them.
+pub fn connected() -> (Connected, [TcpStream; 2]) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let [(main, one), (heartbeat, other)] = [(); 2].map(|()| {
+        let ours = TcpStream::connect(address).expect("a connection");
+        let ours = Connection::dial(ours, &Security::Plaintext, "b").expect("a connection");
+        (ours, listener.accept().expect("a connection").0)
+    });
+    let connected = Connected {
+        host: "b".into(),
+        main,
+        heartbeat,
+    };
+    (connected, [one, other])
+}
