@@ -14,7 +14,7 @@ use crate::arch::layout;
 use crate::pageset::PageSet;
 
 pub use dumps::keep_out_of_dumps;
-pub use lazy::{CALLS as COPY_CALLS, LazyCopy};
+pub use lazy::{CALLS as COPY_CALLS, LazyCopy, hold_faults};
 pub use populate::populate_and_lock;
 pub use touched::{Touched, open_pagemap};
 

@@ -22,12 +22,15 @@ pub fn raise() {
             let _ = setrlimit(resource, raised);
         }
     }
-    // Who may do this (CAP_SYS_RESOURCE) locks a guest's memory without CAP_IPC_LOCK from then on.
+    // Who may do this (CAP_SYS_RESOURCE) locks a guest's memory without CAP_IPC_LOCK from then on, and has as
+    // many threads as its VMs need if it becomes another user, whose processes are counted together.
     let none = Rlimit {
         current: None,
         maximum: None,
     };
-    let _ = setrlimit(Resource::Memlock, none);
+    for resource in [Resource::Memlock, Resource::Nproc] {
+        let _ = setrlimit(resource, none);
+    }
 }
 
 /// The limit with its soft part as high as it may be, but no higher than `enough`. `None` is no limit.

@@ -9,6 +9,7 @@ mod capabilities;
 mod files;
 mod places;
 mod reach;
+mod user;
 
 use std::fs::File;
 use std::io;
@@ -17,6 +18,7 @@ use std::sync::OnceLock;
 
 use anyhow::Context;
 use clap::ValueEnum;
+use kemari_vmm::arch::preflight;
 use kemari_vmm::confine::{self, Breach, Calls};
 use kemari_vmm::memory;
 use rustix::fs::Mode;
@@ -25,6 +27,8 @@ use rustix::thread::set_no_new_privs;
 
 use crate::config::Config;
 use crate::{arbiter, control, log, replica, side, steward};
+
+use user::User;
 
 pub use calls::{BLOCK_DEVICES, CARDS, FILES, PROCESS, SOCKETS};
 
@@ -51,7 +55,8 @@ static LACKING: OnceLock<Vec<String>> = OnceLock::new();
 /// - Neither a crash nor another process of the same user gets at its memory, which holds the guest's.
 /// - Nothing that it starts can have more rights than it has itself.
 /// - Whatever it makes is its user's alone.
-/// - It may do nothing that its user may not, but what the configuration makes it need.
+/// - It is the user that the configuration names, if any, and may do nothing that its user may not, but what
+///   the configuration makes it need.
 /// - It opens the files and ports of the configuration, as far as the kernel has Landlock.
 /// - It makes the system calls that it needs, each thread its own.
 ///
@@ -76,17 +81,27 @@ pub fn begin(sandbox: Sandbox, config: &Config, host: &str) -> anyhow::Result<()
 /// If the kernel refuses what it knows.
 pub fn confine(config: &Config, host: &str) -> anyhow::Result<Vec<String>> {
     let mut lacking = Vec::new();
-    // What is read of the process itself later on: nobody but root may open it from here on.
+    // What is needed later on, and nobody but root may open from here on.
     memory::open_pagemap();
+    memory::hold_faults();
+    preflight::hold();
+    let user = user_of(config, host)?;
+    let user = user.as_ref();
     if places::has_names(config) {
         // The C library loads its plug-ins for names now: later on it cannot.
         let _ = ("localhost", 0).to_socket_addrs();
     }
     let breach = breach();
     give_up_rights();
-    files::make_directories(config, host)?;
-    let kept = capabilities::needed(config, host).context("what this process needs cannot be tried out")?;
+    files::make_directories(config, host, user.map(User::owner))?;
+    let kept = capabilities::needed(config, host, user)?;
     files::confine(config, host, &mut lacking)?;
+    if let Some(user) = user {
+        user.become_it()
+            .with_context(|| format!("this process cannot become the user `{}`", user.name()))?;
+        // Another user's process may be dumped, if the kernel is told so.
+        let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    }
     let all_kept = kept.iter().map(|kept| kept.capability).collect();
     capabilities::keep_only(all_kept).context("the capabilities of this process cannot be given up")?;
     lacking.extend(kept.into_iter().map(|kept| kept.why));
@@ -94,6 +109,12 @@ pub fn confine(config: &Config, host: &str) -> anyhow::Result<Vec<String>> {
         lacking.push(format!("system calls are not restricted: {error}"));
     }
     Ok(lacking)
+}
+
+/// The user that the side of this host is to run as, if it is named.
+fn user_of(config: &Config, host: &str) -> anyhow::Result<Option<User>> {
+    let name = config.host(host).user.as_deref();
+    name.map(User::named).transpose()
 }
 
 /// Gives up what opening TAPs does not take: for a steward without a fence. Only the first thread may call
@@ -126,9 +147,9 @@ pub fn lacking() -> Option<String> {
 /// What a side of this configuration would keep beyond what its user may do, as sentences.
 ///
 /// # Errors
-/// If it cannot be tried out.
-pub fn keeps(config: &Config, host: &str) -> io::Result<Vec<String>> {
-    let kept = capabilities::needed(config, host)?;
+/// If it could not be started so, or that cannot be tried out.
+pub fn keeps(config: &Config, host: &str) -> anyhow::Result<Vec<String>> {
+    let kept = capabilities::needed(config, host, user_of(config, host)?.as_ref())?;
     Ok(kept.into_iter().map(|kept| kept.why).collect())
 }
 

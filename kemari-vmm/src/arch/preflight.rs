@@ -1,9 +1,11 @@
 //! What this host's KVM can do, found out by asking and, where asking does not help, by measuring.
 
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{KVM_CLOCK_REALTIME, kvm_cpuid_entry2, kvm_regs, kvm_userspace_memory_region};
-use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, Error, Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::vcpu::has_sync_regs;
@@ -101,12 +103,35 @@ const NEEDED: [(Cap, &str); 20] = [
     (Cap::SetIdentityMapAddr, "KVM_CAP_SET_IDENTITY_MAP_ADDR"),
 ];
 
+/// KVM, opened before it is needed.
+static HELD: OnceLock<OwnedFd> = OnceLock::new();
+
+/// Opens KVM now, for whoever asks for it later on, when this process may not open it any more. What is in the
+/// way is said then.
+pub fn hold() {
+    if let Ok(kvm) = Kvm::open_with_cloexec(true) {
+        // SAFETY: the descriptor was just made, and nobody else has it.
+        let kvm = unsafe { OwnedFd::from_raw_fd(kvm) };
+        // There is one for the process.
+        let _ = HELD.set(kvm);
+    }
+}
+
+fn kvm() -> Result<Kvm, Error> {
+    let Some(held) = HELD.get() else { return Kvm::new() };
+    let copy = held
+        .try_clone()
+        .map_err(|error| Error::new(error.raw_os_error().unwrap_or(libc::EMFILE)))?;
+    // SAFETY: it is a descriptor of KVM, and nobody else's.
+    Ok(unsafe { Kvm::from_raw_fd(copy.into_raw_fd()) })
+}
+
 /// Opens KVM and checks that it has what Kemari needs.
 ///
 /// # Errors
 /// A sentence that says what is missing and what to do.
 pub fn open() -> Result<Kvm, PreflightError> {
-    let kvm = Kvm::new().map_err(|error| match error.errno() {
+    let kvm = kvm().map_err(|error| match error.errno() {
         libc::ENOENT | libc::ENODEV | libc::ENXIO => PreflightError::NoKvm,
         libc::EACCES | libc::EPERM => PreflightError::NoPermission,
         _ => PreflightError::Open(error),

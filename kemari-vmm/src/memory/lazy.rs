@@ -23,6 +23,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::{Memory, PAGE_BYTES, read_page};
 use crate::confine::{self, COMMON, Calls, FAULTS};
 use faults::Faults;
+pub use faults::hold as hold_faults;
 
 /// Memory that is given back at a time: the process can map memory in between.
 const FREED_BYTES: usize = 2 << 20;

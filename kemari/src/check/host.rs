@@ -194,9 +194,9 @@ fn sandbox(config: &Config, name: &str) -> Vec<Finding> {
             let advice = "it works as it is, with more rights than it could have; see docs/security.md";
             findings.extend(kept.into_iter().map(|why| Finding::warning(why, advice)));
         }
-        Err(error) => findings.push(Finding::warning(
-            format!("what a side needs beyond its user's rights cannot be tried out: {error}"),
-            "run the check as the user that Kemari is to run as",
+        Err(error) => findings.push(Finding::error(
+            format!("{error:#}"),
+            "a side would not start; run the check as the user that starts Kemari",
         )),
     }
     findings

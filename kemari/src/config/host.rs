@@ -99,6 +99,9 @@ pub struct Host {
     /// Where this host keeps what must outlive the process; `/var/lib/kemari/VM` if absent.
     #[serde(default)]
     pub(super) state_dir: Option<PathBuf>,
+    /// The user that a side runs as on this host; if absent, the one that it is started by.
+    #[serde(default)]
+    pub user: Option<String>,
     /// TAP devices of this host by the id of their card.
     #[serde(default)]
     pub taps: BTreeMap<String, String>,

@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use anyhow::{Context, bail};
 use rustix::process::{Resource, getrlimit};
 use rustix::thread::{
     CapabilitiesSecureBits, CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
@@ -15,6 +16,7 @@ use rustix::thread::{
 };
 
 use super::reach;
+use super::user::User;
 use crate::config::Config;
 
 /// Where the kernel says from which port on anybody may listen (ip(7)).
@@ -36,11 +38,11 @@ pub struct Kept {
     pub why: String,
 }
 
-/// What a side of this configuration cannot do without.
+/// What a side of this configuration cannot do without, that is to run as this user.
 ///
 /// # Errors
-/// If it cannot be tried out.
-pub fn needed(config: &Config, host: &str) -> io::Result<Vec<Kept>> {
+/// If the user cannot use what is the configuration's, or nobody can become that user.
+pub fn needed(config: &Config, host: &str, user: Option<&User>) -> anyhow::Result<Vec<Kept>> {
     let mut kept = Vec::new();
     let mut keep = |capability, why| kept.push(Kept { capability, why });
     let port = config.host(host).listen.port();
@@ -64,7 +66,22 @@ pub fn needed(config: &Config, host: &str) -> io::Result<Vec<Kept>> {
                    (before Linux 6.1)";
         keep(CapabilitySet::SYS_PTRACE, why.to_owned());
     }
-    let beyond = reach::beyond(config, host, || keep_only(CapabilitySet::empty()))?;
+    let beyond = reach::beyond(config, host, || {
+        user.map_or(Ok(()), User::become_it)?;
+        keep_only(CapabilitySet::empty())
+    });
+    let beyond = beyond.with_context(|| match user {
+        Some(user) => format!("this process cannot become the user `{}`", user.name()),
+        None => "what this process needs cannot be tried out".to_owned(),
+    })?;
+    if let (Some(user), false) = (user, beyond.is_empty()) {
+        let paths: Vec<_> = beyond.iter().map(|path| path.display().to_string()).collect();
+        bail!(
+            "the user `{0}` cannot use {1}: give that to it (`chown {0}`), or let it pass the directories above",
+            user.name(),
+            paths.join(", ")
+        );
+    }
     if let Some(path) = beyond.first() {
         let why = format!(
             "this process keeps CAP_DAC_OVERRIDE, as {} belongs to somebody else: `chown` it to the user of \

@@ -1,6 +1,8 @@
 //! Landlock: which files and ports there are for this process, from here on and for all that it starts.
 
+use std::fs;
 use std::io;
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -8,6 +10,7 @@ use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, NetPort, PathBeneath, PathFd,
     Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, Scope, make_bitflags,
 };
+use rustix::process::{Gid, Uid};
 
 use super::places::{self, May};
 use crate::arbiter::Endpoint;
@@ -135,13 +138,30 @@ fn add_ports(ruleset: RulesetCreated, config: &Config, host: &str) -> anyhow::Re
     Ok(ruleset)
 }
 
-/// Makes the directories that a side makes at its start: afterwards it may only make files in them.
-pub fn make_directories(config: &Config, host: &str) -> anyhow::Result<()> {
+/// Makes the directories that a side makes at its start: afterwards it may only make files in them. What is
+/// made is the owner's, if there is one.
+pub fn make_directories(config: &Config, host: &str, owner: Option<(Uid, Gid)>) -> anyhow::Result<()> {
     let own = config.host(host);
     let control = own.control().parent().unwrap_or(Path::new("/"));
     for directory in [control, own.state_dir()] {
-        std::fs::create_dir_all(directory)
+        make_directory(directory, owner)
             .with_context(|| format!("cannot make the directory {}", directory.display()))?;
+    }
+    Ok(())
+}
+
+fn make_directory(directory: &Path, owner: Option<(Uid, Gid)>) -> io::Result<()> {
+    let is_missing = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
+    let missing: Vec<_> = directory.ancestors().take_while(is_missing).collect();
+    for path in missing.into_iter().rev() {
+        match fs::create_dir(path) {
+            // The side of another VM has made it just now.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+            made => made?,
+        }
+        if let Some((user, group)) = owner {
+            chown(path, Some(user.as_raw()), Some(group.as_raw()))?;
+        }
     }
     Ok(())
 }

@@ -23,8 +23,6 @@ const NAME_SERVICE: [&str; 4] = [
 /// What the kernel tells: locked memory, processors, users of disks. It lets nobody write there who may only
 /// read.
 const TOLD_BY_KERNEL: [&str; 2] = ["/proc", "/sys"];
-/// KVM, page faults of a drill's memory. TAPs are opened by the steward.
-const DEVICES: [&str; 2] = ["/dev/kvm", "/dev/userfaultfd"];
 /// Random numbers, for a program whose C library is linked into it: it does not find `getrandom` there.
 const RANDOM: [&str; 2] = ["/dev/random", "/dev/urandom"];
 /// Where disks are that are block devices.
@@ -53,7 +51,6 @@ pub fn of(config: &Config, host: &str, words: &mut Vec<String>) -> BTreeSet<(Pat
         .iter()
         .chain(&RANDOM)
         .for_each(|path| add(path.as_ref(), May::Read));
-    DEVICES.iter().for_each(|path| add(path.as_ref(), May::Use));
     for file in [own.control(), &own.state_dir().join("lock")] {
         add(around(file), May::Change);
     }

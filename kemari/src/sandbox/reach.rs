@@ -49,12 +49,13 @@ fn used(config: &Config, host: &str) -> Vec<(PathBuf, Access)> {
     let mut used = Vec::new();
     let mut add = |path: &Path, how| used.push((path.to_owned(), how));
     let directory = |file: &Path| file.parent().map(Path::to_owned);
-    for made in [own.control(), &own.state_dir().join("lock")] {
+    let lock = own.state_dir().join("lock");
+    for made in [own.control(), &lock] {
         directory(made)
             .iter()
             .for_each(|directory| add(directory, make_in));
-        add(made, change);
     }
+    add(&lock, change);
     if let Console::File(path) = &own.console {
         add(path, Access::WRITE_OK);
         directory(path)

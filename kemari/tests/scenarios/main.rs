@@ -42,3 +42,4 @@ mod tap;
 mod third;
 mod tls;
 mod up;
+mod user;

@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::OnceLock;
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
@@ -69,6 +70,30 @@ struct Event {
     _thread: u64,
 }
 
+/// Who may open it may answer page faults of the kernel.
+static DEVICE: OnceLock<File> = OnceLock::new();
+
+/// Opens it now, for drills later on, when this process may not open it any more. Older kernels have none.
+pub fn hold() {
+    if let Ok(device) = open_device() {
+        // There is one for the process.
+        let _ = DEVICE.set(device);
+    }
+}
+
+fn open_device() -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_CLOEXEC)
+        .open("/dev/userfaultfd")
+}
+
+fn descriptor_of(device: &File, flags: libc::c_int) -> io::Result<libc::c_int> {
+    // SAFETY: the argument is passed by value.
+    checked(unsafe { libc::ioctl(device.as_raw_fd(), NEW, flags) })
+}
+
 /// Where the kernel tells of the page faults in some memory, and waits for their pages.
 ///
 /// When it is closed, the kernel makes pages of zeros again, also for who waits.
@@ -78,19 +103,17 @@ impl Faults {
     /// Needs CAP_SYS_PTRACE or access to /dev/userfaultfd: KVM's page faults are the kernel's.
     pub fn open() -> io::Result<Self> {
         let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
-        // SAFETY: no memory is passed.
-        let mut fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) } as libc::c_int;
-        if fd < 0 {
-            let error = io::Error::last_os_error();
-            let opened = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .custom_flags(libc::O_CLOEXEC)
-                .open("/dev/userfaultfd");
-            let device = opened.map_err(|_| error)?;
-            // SAFETY: the argument is passed by value.
-            fd = checked(unsafe { libc::ioctl(device.as_raw_fd(), NEW, flags) })?;
-        }
+        let fd = match DEVICE.get() {
+            Some(device) => descriptor_of(device, flags)?,
+            None => {
+                // SAFETY: no memory is passed.
+                let asked = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
+                match checked(asked as libc::c_int) {
+                    Ok(fd) => fd,
+                    Err(error) => descriptor_of(&open_device().map_err(|_| error)?, flags)?,
+                }
+            }
+        };
         // SAFETY: the descriptor was just made, and nobody else has it.
         let faults = Self(unsafe { File::from_raw_fd(fd) });
         let mut request = ApiRequest {

@@ -72,6 +72,8 @@ pub struct Plan {
     pub third: bool,
     /// More lines of `[protection]`.
     pub protection: &'static str,
+    /// The user that the sides run as, and whose their files are.
+    pub user: Option<&'static str>,
 }
 
 /// The directory of the set of certificates, for hosts whose files lie in `directory`.
@@ -97,6 +99,7 @@ impl Default for Plan {
             net_keys: "",
             third: false,
             protection: "",
+            user: None,
         }
     }
 }
@@ -248,6 +251,7 @@ listen = "{address}:{LINK_PORT}"
 control = "{control}"
 console = "file:{console}"
 state_dir = "{state}"
+{user}
 {fence}
 {tls}
 taps = {{ net0 = "tap0" }}
@@ -256,6 +260,7 @@ disks = {{ blk0 = "{disk}"{second_disk} }}
             address = replication_address(host.number()),
             control = sockets.join(format!("{name}.sock")).display(),
             console = directory.join(format!("{name}.console")).display(),
+            user = self.user.map_or(String::new(), |user| format!("user = {user:?}")),
             state = directory.join(format!("{name}.state")).display(),
             disk = self.image(host, directory).display(),
             second_disk = match self.reads_qcow2 {

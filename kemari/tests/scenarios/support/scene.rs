@@ -116,7 +116,12 @@ impl Scene {
             // Administratively up: its carrier comes when the program opens it.
             host.netns().ip(&format!("link set {} up", host.tap(0)))?;
         }
-        let (directory, sockets) = (lab::scratch_dir()?, tempfile::tempdir()?);
+        let directory = match plan.user {
+            // Others than root do not get to root's.
+            Some(_) => tempfile::tempdir()?,
+            None => lab::scratch_dir()?,
+        };
+        let sockets = tempfile::tempdir()?;
         for host in Host::BOTH {
             let image = plan.image(host, directory.path());
             fs::create_dir_all(image.parent().context("an image lies in a directory")?)?;
@@ -145,6 +150,12 @@ impl Scene {
             output_of(&mut certs)?;
         }
         scene.write_config("scene.toml", plan)?;
+        if let Some(user) = plan.user {
+            let mut give = Command::new("chown");
+            give.args(["-R", user])
+                .args([scene.directory.path(), scene.sockets.path()]);
+            output_of(&mut give)?;
+        }
         Ok(scene)
     }
 
