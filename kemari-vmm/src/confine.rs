@@ -16,6 +16,7 @@ mod filter;
 mod report;
 mod same;
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -121,8 +122,18 @@ pub fn process(calls: &Calls, breach: Breach) -> io::Result<()> {
     Ok(())
 }
 
+thread_local! {
+    static IS_CONFINED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether the calling thread has been given a list of its own, or would have been if the process had one.
+pub fn is_thread_confined() -> bool {
+    IS_CONFINED.get()
+}
+
 /// Gives the calling thread its list, if the process has one.
 pub fn thread(calls: &Calls) {
+    IS_CONFINED.set(true);
     let end = BREACHES_END.load(Ordering::Relaxed);
     if end == OFF {
         return;

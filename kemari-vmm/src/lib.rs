@@ -16,6 +16,7 @@ pub mod memory;
 pub mod pageset;
 mod signals;
 pub mod state;
+pub mod threads;
 pub mod vcpu;
 pub mod virtio;
 pub mod watch;

@@ -8,10 +8,10 @@ use std::io;
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread;
 
 use crate::confine::{self, COMMON, Calls, DEVICES, OPEN_FILES};
 use crate::disk::{DiskJob, Operation};
+use crate::threads;
 use crate::virtio::{Completion, Completions};
 
 /// Most changes for which a watch is prepared at a time.
@@ -111,7 +111,7 @@ impl Watched {
             unprepared,
         });
         let weak = Arc::downgrade(&watched);
-        thread::Builder::new().name("disk watch".into()).spawn(move || {
+        threads::start("disk watch", move || {
             confine::thread(&CALLS);
             prepare(&weak, &jobs);
         })?;
@@ -349,7 +349,7 @@ mod tests {
         bench.submit(1, Operation::Flush);
         assert_eq!(bench.next_issued(), 1);
         while bench.told.0.lock().unwrap().is_empty() {
-            thread::sleep(Duration::from_millis(1));
+            std::thread::sleep(Duration::from_millis(1));
         }
         assert_eq!(*bench.told.0.lock().unwrap(), [(0, false)]);
     }

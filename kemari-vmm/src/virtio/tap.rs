@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Weak};
-use std::thread;
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Completions;
 use crate::confine::{self, COMMON, Calls, DEVICES};
+use crate::threads;
 
 /// Bytes of the virtio-net header before each packet (virtio 1.2, section 5.1.6).
 pub const VNET_HEADER_BYTES: usize = 12;
@@ -208,12 +209,11 @@ impl Tap {
             EpollEvent::new(EventSet::IN, stop_fd as u64),
         )?;
         let keep_open = (self.file.clone(), self.stop.try_clone()?);
-        thread::Builder::new().name("net-rx".into()).spawn(move || {
+        threads::start("net-rx", move || {
             confine::thread(&CALLS);
             let _keep_open = keep_open;
             watch_loop(&epoll, stop_fd, &completions);
-        })?;
-        Ok(())
+        })
     }
 
     /// Sends one packet with its virtio-net header. What the host cannot take now is lost, as on any wire.
@@ -252,7 +252,7 @@ fn wait_until_running(request: &libc::ifreq) {
         if result < 0 || flags & libc::IFF_UP == 0 || flags & libc::IFF_RUNNING != 0 {
             return;
         }
-        thread::sleep(RUNNING_LOOK_INTERVAL);
+        sleep(RUNNING_LOOK_INTERVAL);
     }
 }
 

@@ -10,6 +10,8 @@ use std::io;
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use kemari_vmm::threads::set_name;
+
 /// Helpers that are to be idle at any time: as many as may be wanted at once around a takeover.
 const IDLE_MIN: usize = 6;
 /// Of them, those that only the side's own work takes.
@@ -138,13 +140,6 @@ impl Shared {
                 }
             }
         }
-    }
-}
-
-fn set_name(name: &str) {
-    // A name is for eyes only. It may have 15 bytes.
-    if let Ok(name) = std::ffi::CString::new(name) {
-        let _ = rustix::thread::set_name(&name);
     }
 }
 

@@ -141,18 +141,20 @@ fn a_primary_without_threads_goes_on_alone_and_takes_a_secondary_when_there_are_
 }
 
 #[test]
-fn a_secondary_without_threads_takes_over_when_there_are_some() {
-    play(&Plan::default(), |scene| {
+fn a_secondary_without_threads_takes_over_with_those_of_its_reserve() {
+    let plan = Plan {
+        disk_keys: "rate = { operations_per_s = 100000 }\n",
+        net_keys: "rate = { operations_per_s = 100000 }\n",
+        ..Plan::replicated("memory")
+    };
+    play(&plan, |scene| {
         scene.protect()?;
         let clients = scene.clients()?;
         let tasks = Tasks::of(scene.pid(Host::B)?)?;
         tasks.allow_no_more()?;
-        scene.kill(Host::A)?;
-        thread::sleep(SHORTAGE);
-        ensure!(scene.is_running(Host::B), "the secondary has ended");
+        scene.take_over_from(Host::A, &clients)?;
+        clients.work(SHORTAGE)?;
         tasks.allow_all()?;
-        scene.await_primary(Host::B)?;
-        clients.go_on()?;
         clients.finish()
     });
 }

@@ -3,12 +3,12 @@
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::thread;
 
 use super::{Ended, Ends, Engine};
 use crate::confine::{self, COMMON, Calls, DEVICES, OPEN_FILES};
 use crate::disk::operation::DiskJob;
 use crate::disk::store::Store;
+use crate::threads;
 
 /// Threads of a disk, and so the most jobs under way at a time.
 const THREADS: usize = 4;
@@ -25,9 +25,7 @@ impl Threads {
         let receiver = Arc::new(Mutex::new(receiver));
         for _ in 0..THREADS {
             let (store, receiver, ends) = (store.clone(), receiver.clone(), ends.clone());
-            thread::Builder::new()
-                .name("disk".into())
-                .spawn(move || work(&*store, &receiver, &ends))?;
+            threads::start("disk", move || work(&*store, &receiver, &ends))?;
         }
         Ok(Self { jobs })
     }

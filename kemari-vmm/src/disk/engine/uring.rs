@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread;
+use std::thread::yield_now;
 use std::time::{Duration, Instant};
 
 use io_uring::register::Restriction;
@@ -24,6 +24,7 @@ use crate::disk::buffer::AlignedBuffer;
 use crate::disk::operation::{DiskJob, GuestBuffers, Operation};
 use crate::disk::raw::{Alignment, RawFile};
 use crate::disk::store::Store;
+use crate::threads;
 
 /// Entries of the ring's submission queue; the completion queue has twice as many.
 const ENTRIES: u32 = 256;
@@ -100,7 +101,7 @@ impl Uring {
         let (result, started) = channel();
         let (file, direct) = (raw.file().as_raw_fd(), raw.alignment());
         let (thread_inbox, ends, store) = (inbox.clone(), ends.clone(), store.clone());
-        thread::Builder::new().name("disk ring".into()).spawn(move || {
+        threads::start("disk ring", move || {
             let ring = Ring {
                 inbox: thread_inbox,
                 ends,
@@ -354,7 +355,7 @@ fn push(ring: &mut IoUring, entry: &squeue::Entry) {
             Err(error) if !is_passing(&error) => {
                 return tracing::error!("io_uring takes no work any more: {error}");
             }
-            Ok(_) | Err(_) => thread::yield_now(),
+            Ok(_) | Err(_) => yield_now(),
         }
     }
 }

@@ -2,11 +2,11 @@
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread;
 use std::time::Instant;
 
 use super::super::Completions;
 use crate::confine::{self, COMMON, Calls, DEVICES, OPEN_FILES};
+use crate::threads;
 
 /// What the thread of a device with a rate asks of the kernel.
 pub const CALLS: Calls = Calls {
@@ -63,7 +63,7 @@ impl Resumer {
     pub fn start(device: Weak<dyn Completions>) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let timer = shared.clone();
-        thread::Builder::new().name("rate".into()).spawn(move || {
+        threads::start("rate", move || {
             confine::thread(&CALLS);
             while timer.await_due()
                 && let Some(device) = device.upgrade()

@@ -40,6 +40,8 @@ impl Life {
         trackers: Vec<Arc<Tracker>>,
     ) -> Box<PrimarySide> {
         self.type_to(Some(&seat.machine));
+        // What was not needed. None is made for this, so that nothing can fail.
+        let _ = kemari_vmm::threads::reserve(0);
         self.board.findings().begin_role();
         let answers = seat.mailbox.clone();
         let arbiter = self.arbiter.asker(move |ask, answer| {

@@ -1,13 +1,12 @@
 //! The secondary's own watch: it looks about once a second, on a thread of its own, and tells what stands on the list.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::{Findings, Source};
@@ -18,8 +17,9 @@ use crate::{steward, threads};
 const ROUND_INTERVAL: Duration = Duration::from_millis(250);
 /// In every so manieth round it looks itself, and tells what stands on the list in any case.
 const LOOK_ROUNDS: u32 = 4;
-/// Most threads that a takeover makes for a disk, and for a card: those that serve them. All else is made beforehand.
-const DISK_THREADS: usize = 5;
+/// Most threads that serve a disk, and a card, after a takeover: they wait in the reserve. All others are made with the standby
+/// VM.
+const DISK_THREADS: usize = 7;
 const CARD_THREADS: usize = 2;
 /// So many bytes of a script's first line count for the kernel.
 const LINE_BYTES_MAX: u64 = 256;
@@ -50,7 +50,7 @@ impl ReadinessWatch {
                     findings.note(Source::Fence, None, steward::trouble(&config, &host));
                     let locked_bytes = locked_bytes.load(Ordering::Relaxed);
                     findings.note(Source::Memory, None, memory_trouble(locked_bytes));
-                    findings.note(Source::Threads, None, threads_trouble(threads_wanted, start_one));
+                    findings.note(Source::Threads, None, threads_trouble(threads_wanted));
                 }
                 let reasons = findings.reasons();
                 if looks || told.as_ref() != Some(&reasons) {
@@ -146,30 +146,10 @@ fn memory_trouble(wanted_bytes: u64) -> Option<String> {
     })
 }
 
-type Work = Box<dyn FnOnce() + Send>;
-
-fn start_one(work: Work) -> io::Result<JoinHandle<()>> {
-    threads::start("trial", work)
-}
-
-/// Why this process cannot have so many threads more, all at a time: they are made, and end at once.
-fn threads_trouble(wanted: usize, start: impl Fn(Work) -> io::Result<JoinHandle<()>>) -> Option<String> {
-    let gate = Arc::new(Mutex::new(()));
-    let closed = gate.lock().unwrap_or_else(PoisonError::into_inner);
-    let one = |_| {
-        let gate = gate.clone();
-        start(Box::new(move || drop(gate.lock())))
-    };
-    let made: io::Result<Vec<_>> = (0..wanted).map(one).collect();
-    drop(closed);
-    match made {
-        Ok(threads) => {
-            // So that no two looks have theirs at a time.
-            threads.into_iter().for_each(|thread| drop(thread.join()));
-            None
-        }
-        Err(error) => Some(format!("a takeover needs {wanted} threads more: {error}")),
-    }
+/// Why the reserve has fewer threads than a takeover may need.
+fn threads_trouble(wanted: usize) -> Option<String> {
+    let missing = kemari_vmm::threads::reserve(wanted).err()?;
+    Some(format!("a takeover needs {wanted} threads: {missing}"))
 }
 
 fn locked_bytes(status: &str) -> u64 {
@@ -180,8 +160,6 @@ fn locked_bytes(status: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
-
     use super::*;
 
     #[test]
@@ -220,21 +198,6 @@ mod tests {
                 .unwrap_err()
                 .contains("`no-such-python`")
         );
-    }
-
-    #[test]
-    fn as_many_threads_as_a_takeover_needs_can_be_made_or_not() {
-        assert_eq!(threads_trouble(12, start_one), None);
-        let left = Cell::new(5);
-        let limited = |work| {
-            let left_now = left.replace(left.get() - 1);
-            match left_now {
-                0 => Err(io::Error::from(io::ErrorKind::WouldBlock)),
-                _ => start_one(work),
-            }
-        };
-        let said = threads_trouble(6, limited).expect("so many cannot be made");
-        assert!(said.contains("6 threads more"), "{said}");
     }
 
     #[test]
