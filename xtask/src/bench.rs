@@ -5,6 +5,7 @@
 
 pub mod against;
 pub mod disk;
+pub mod drill;
 pub mod kv;
 pub mod lab;
 pub mod limit;
@@ -102,7 +103,7 @@ struct Group {
     measure: fn(&Bench) -> Result<Measured>,
 }
 
-const GROUPS: [Group; 8] = [
+const GROUPS: [Group; 9] = [
     Group {
         what: "syncs",
         long: false,
@@ -144,6 +145,12 @@ const GROUPS: [Group; 8] = [
         long: false,
         kinds: upkeep::idle_kinds,
         measure: upkeep::measure_idle,
+    },
+    Group {
+        what: "drills",
+        long: false,
+        kinds: drill::kinds,
+        measure: drill::measure,
     },
     Group {
         what: "Linux with Redis in emulated hosts",

@@ -20,6 +20,17 @@ pub struct Status {
     /// The last takeover that this side carried out.
     #[serde(default)]
     pub takeover: Option<Takeover>,
+    /// The last drill of this side.
+    #[serde(default)]
+    pub drill: Option<Drill>,
+}
+
+/// How a drill went.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Drill {
+    /// For how long the secondary stood still to begin it.
+    pub standstill_us: u64,
 }
 
 /// Counts since the process started.

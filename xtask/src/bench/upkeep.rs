@@ -23,9 +23,10 @@ const IDLE: RowKind = RowKind {
     unit: "cores",
     target: Target::AtMost(0.03),
 };
-/// Memory of the two guests, in MiB.
+/// Memory of the small guest, in MiB.
 const SMALL_MIB: u32 = 128;
-const LARGE_MIB: u32 = 8192;
+/// Memory of a large guest, in MiB, if it fits.
+pub const LARGE_MIB: u32 = 8192;
 /// What must stay free beside the large guest's copy: its primary touches little, its secondary all.
 const RESERVE_MIB: u64 = 2048;
 /// Both guests dirty pages of an area of so many: what they touch must not differ.
@@ -102,7 +103,7 @@ pub fn measure_growth(bench: &Bench) -> Result<Measured> {
 }
 
 /// The largest guest, halving from [`LARGE_MIB`], whose copy fits.
-fn largest_that_fits(available_mib: u64) -> Result<u32> {
+pub fn largest_that_fits(available_mib: u64) -> Result<u32> {
     let mut mib = LARGE_MIB;
     while mib >= 4 * SMALL_MIB {
         if u64::from(mib) + RESERVE_MIB <= available_mib {
@@ -115,7 +116,8 @@ fn largest_that_fits(available_mib: u64) -> Result<u32> {
     )
 }
 
-fn available_mib() -> Result<u64> {
+/// Memory that this machine has left, in MiB.
+pub fn available_mib() -> Result<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").context("/proc/meminfo cannot be read")?;
     let kib = text.lines().find_map(|line| {
         line.strip_prefix("MemAvailable:")?

@@ -194,12 +194,17 @@ impl<'a> Vm<'a> {
 
     /// What a side says of itself.
     pub fn status(&self, side: Side) -> Result<Status> {
+        Status::parse(&output_of(self.order(side, "status").arg("--json"))?)
+    }
+
+    /// An order to a side, to be carried out.
+    pub fn order(&self, side: Side, subcommand: &str) -> Command {
         let mut command = Command::new(&self.program);
         command
-            .arg("status")
+            .arg(subcommand)
             .arg(self.config())
-            .args(["--host", side.name(), "--json"]);
-        Status::parse(&output_of(&mut command)?)
+            .args(["--host", side.name()]);
+        command
     }
 
     /// Processor time that a side has used, in ms.
