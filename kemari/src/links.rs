@@ -47,6 +47,8 @@ pub struct Link {
     pub tun: Option<Tun>,
     /// The largest packet that it takes, in bytes; 0: the kernel does not say.
     pub mtu: u32,
+    /// Its own address, if it has one of six bytes.
+    pub address: Option<[u8; 6]>,
     /// Whether its owner has set it up.
     pub is_up: bool,
     /// Whether it is up, and something is at its other end.
@@ -118,6 +120,7 @@ impl From<LinkMessage> for Link {
             match attribute {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Address(address) => link.address = address.try_into().ok(),
                 LinkAttribute::Controller(bridge) => link.bridge = Some(bridge),
                 LinkAttribute::LinkInfo(infos) => {
                     link.tun = tun(&infos);
@@ -216,6 +219,7 @@ mod tests {
         let links = links().unwrap();
         let loopback = links.iter().find(|link| link.name == "lo").unwrap();
         assert!(loopback.tun.is_none() && loopback.bridge.is_none() && loopback.index > 0);
+        assert_eq!(loopback.address, Some([0; 6]));
     }
 
     #[test]

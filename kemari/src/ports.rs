@@ -24,6 +24,7 @@ impl Ports {
         nets.find_map(|net| {
             let id = &net.net.id;
             self.port_trouble(links, &net, host.bridges.get(id))
+                .or_else(|| address_trouble(links, &net))
                 .or_else(|| self.lost_way(links, &net, host.uplinks.contains_key(id)))
                 .or_else(|| way_trouble(links, id, &net.tap, host.uplinks.get(id)))
         })
@@ -95,6 +96,22 @@ impl Ports {
     }
 }
 
+/// Why the card's bridge keeps what is sent to the guest: it, or one of its ports, has the guest's address as its own, and a
+/// bridge takes what is for itself.
+fn address_trouble(links: &[Link], net: &HostNet<'_>) -> Option<String> {
+    let (id, mac) = (&net.net.id, net.net.mac);
+    let bridge = links.iter().find(|link| link.name == net.tap)?.bridge?;
+    let its = links
+        .iter()
+        .filter(|link| link.index == bridge || link.bridge == Some(bridge));
+    let same = its.into_iter().find(|link| link.address == Some(mac.0))?;
+    Some(format!(
+        "the device {0} has the address {mac} of the card {id} as its own, and so this host takes the guest's packets for its \
+         own: `ip link set {0} address` with another one",
+        same.name
+    ))
+}
+
 /// The uplinks of the card with this TAP.
 fn uplinks<'a>(links: &'a [Link], tap: &str) -> Vec<&'a Link> {
     let bridge = links
@@ -143,6 +160,7 @@ mod tests {
             is_bridge: name.starts_with("br"),
             tun: is_tap.then(Tun::default),
             mtu: 1500,
+            address: Some([2, 0, 0, 0, 0, index as u8]),
             is_up: true,
             has_carrier,
         }
@@ -279,6 +297,29 @@ mod tests {
         assert_eq!(ports.lost_way(&links, &net, true), None);
         links[3].bridge = None;
         assert_eq!(ports.lost_way(&links, &net, true), None);
+    }
+
+    #[test]
+    fn a_bridge_that_takes_the_guests_packets_for_its_own_is_told() {
+        let card: Net = toml::from_str("id = \"net0\"\nmac = \"52:54:00:00:00:01\"").unwrap();
+        let trouble = |tap: &str, whose: &str| {
+            let mut links = host(true);
+            let link = links.iter_mut().find(|link| link.name == whose).unwrap();
+            link.address = Some(card.mac.0);
+            let net = HostNet {
+                net: &card,
+                tap: tap.to_owned(),
+            };
+            address_trouble(&links, &net)
+        };
+        for whose in ["tap0", "br0", "eth1", "tap1"] {
+            let said = trouble("tap0", whose);
+            assert!(says(&said, whose) && says(&said, "52:54:00:00:00:01"), "{said:?}");
+        }
+        for whose in ["eth0", "tap2"] {
+            assert_eq!(trouble("tap0", whose), None, "{whose} is no port of its bridge");
+        }
+        assert_eq!(trouble("tap2", "tap2"), None, "there is no bridge");
     }
 
     #[test]

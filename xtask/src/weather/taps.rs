@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use super::case::Case;
 use super::judge::KNOWN_AFTER;
 use super::world::World;
+use crate::demo::pair::GUEST_MAC;
 use crate::demo::pair::Side::{A, B};
 use crate::proof::clients::Clients;
 
@@ -70,6 +71,20 @@ pub const CASES: &[Case] = &[
                 "link set guests nomaster",
                 "link set guests master br0",
                 &["uplink"],
+            )
+        },
+    ),
+    Case::new(
+        "tap-address-of-guest-secondary",
+        "zos PR#1653, hypeman PR#476",
+        "the secondary's TAP has the guest's own address: not ready; killed, mended: the VM goes on",
+        |world| {
+            let same = format!("link set tap0 address {GUEST_MAC}");
+            secondary_without(
+                world,
+                &same,
+                "link set tap0 address 02:00:00:00:00:01",
+                &["address"],
             )
         },
     ),
