@@ -13,7 +13,7 @@ use super::Finding;
 use crate::config::{Cache, Format, HostDisk};
 use crate::image::image_of;
 use crate::magic::begins_like;
-use crate::replica::describe_record;
+use crate::replica::{RecordError, describe_record};
 
 /// Alignment that satisfies O_DIRECT everywhere, in bytes.
 const ALIGNMENT: usize = 4096;
@@ -43,9 +43,22 @@ pub fn check_record(vm: &str, disk: &HostDisk<'_>, state_dir: &Path) -> Option<F
         Ok(what) => Finding::ok(format!("{name}: {what}")),
         Err(error) => Finding::error(
             format!("{name} cannot be used: {error:#}"),
-            "name the image that it belongs to, or, if you are sure of the image, remove the record",
+            advice_on_record(&error),
         ),
     })
+}
+
+/// Only a record that was read and is no good may be removed.
+fn advice_on_record(error: &anyhow::Error) -> &'static str {
+    if let Some(RecordError::Version) = error.downcast_ref() {
+        return "run the version of Kemari that wrote it, or a later one";
+    }
+    let unread = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>());
+    match unread.map(io::Error::kind) {
+        Some(io::ErrorKind::PermissionDenied) => "run Kemari as a user that may read and write it",
+        Some(_) => "repair the storage that it lies on, and leave the record as it is",
+        None => "name the image that it belongs to, or, if you are sure of the image, remove the record",
+    }
 }
 
 struct Problem(String, String);
@@ -213,6 +226,24 @@ mod tests {
             },
             false,
         )
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_not_to_be_removed() {
+        let unread =
+            |kind: io::ErrorKind| anyhow::Error::from(RecordError::Io(kind.into())).context("the record");
+        let advice = |kind| advice_on_record(&unread(kind));
+        assert!(advice(io::ErrorKind::PermissionDenied).contains("as a user"));
+        for kind in [io::ErrorKind::ReadOnlyFilesystem, io::ErrorKind::Other] {
+            assert!(advice(kind).contains("leave the record"), "{}", advice(kind));
+        }
+        let opened =
+            anyhow::Error::from(io::Error::from(io::ErrorKind::PermissionDenied)).context("the record");
+        assert!(advice_on_record(&opened).contains("as a user"));
+        let newer = anyhow::Error::from(RecordError::Version).context("the record");
+        assert!(advice_on_record(&newer).contains("the version"));
+        let damaged = anyhow::Error::from(RecordError::Damaged).context("the record");
+        assert!(advice_on_record(&damaged).contains("remove the record"));
     }
 
     #[test]

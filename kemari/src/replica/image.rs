@@ -371,6 +371,12 @@ fn record_path(disk: &HostDisk<'_>, is_device: bool, state_dir: &Path) -> PathBu
     }
 }
 
+/// Where the record of a disk's image is, or would be if there were an image.
+pub fn record_of(disk: &HostDisk<'_>, state_dir: &Path) -> PathBuf {
+    let is_device = std::fs::metadata(&disk.path).is_ok_and(|found| found.file_type().is_block_device());
+    record_path(disk, is_device, state_dir)
+}
+
 /// The record of an image that is a file.
 pub fn record_beside(image: &Path) -> PathBuf {
     let mut name = image.as_os_str().to_owned();

@@ -13,6 +13,7 @@ use rustix::fs::{major, minor};
 
 use crate::config::{Config, HostDisk};
 use crate::image::image_of;
+use crate::replica::record_of;
 
 /// Less room than this, in bytes, on the file system of an image that does not have all its blocks yet: writes of the guest
 /// will fail soon.
@@ -76,6 +77,8 @@ pub struct Target {
     id: String,
     image: DiskConfig,
     is_shared: bool,
+    /// Where its record is, which a takeover writes first; none if it is not replicated.
+    record: Option<PathBuf>,
     seen: Mutex<Seen>,
 }
 
@@ -98,15 +101,21 @@ struct FileSeen {
 impl Target {
     /// All disks of a host.
     pub fn all(config: &Config, host: &str) -> Vec<Self> {
+        let state_dir = config.host(host).state_dir();
         let disks = config.disks_of(host);
-        disks.iter().map(Self::of).collect()
+        let target = |disk| {
+            let record = |disk| record_of(disk, state_dir);
+            Self::of(disk, config.replicates(disk.disk).then(|| record(disk)))
+        };
+        disks.iter().map(target).collect()
     }
 
-    fn of(disk: &HostDisk<'_>) -> Self {
+    fn of(disk: &HostDisk<'_>, record: Option<PathBuf>) -> Self {
         Self {
             id: disk.disk.id.clone(),
             image: image_of(disk, false),
             is_shared: disk.disk.shared,
+            record,
             seen: Mutex::default(),
         }
     }
@@ -153,11 +162,28 @@ impl Target {
             free(&file, self.image.read_only)?;
         }
         match found.file_type().is_block_device() {
-            _ if self.image.read_only => Ok(()),
-            true => unheld(found.rdev()),
-            false => room(&file, &found),
+            _ if self.image.read_only => return Ok(()),
+            true => unheld(found.rdev())?,
+            false => {
+                room(&file, &found)?;
+                write_nothing(path).map_err(|error| format!("cannot be written: {error}"))?;
+            }
+        }
+        match self.record.as_ref().map(|record| write_nothing(record)) {
+            // The standby VM has it open.
+            Some(Err(error)) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(format!("has a record that cannot be written: {error}"))
+            }
+            _ => Ok(()),
         }
     }
+}
+
+/// Writes no byte to a file. That changes nothing, and takes as long as the file system is frozen, as one is by a backup that
+/// has left it so: it would open and be read all the while, and a takeover would stand still in it.
+fn write_nothing(path: &Path) -> std::io::Result<()> {
+    let file = File::options().write(true).open(path)?;
+    Ok(rustix::io::pwrite(&file, &[], 0).map(drop)?)
 }
 
 impl Target {
@@ -309,6 +335,7 @@ mod tests {
             id: "blk0".to_owned(),
             image: DiskConfig::new(path),
             is_shared,
+            record: None,
             seen: Mutex::default(),
         }
     }
@@ -445,6 +472,54 @@ mod tests {
         drop(unmount);
         assert_eq!(trouble(), None);
         assert!(Image::open(device.image()).is_ok());
+    }
+
+    #[test]
+    fn a_file_system_that_is_frozen_holds_up_who_looks_and_nobody_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, mounted) = (directory.path().join("fs.img"), directory.path().join("mounted"));
+        std::fs::File::create(&file).unwrap().set_len(16 << 20).unwrap();
+        std::fs::create_dir(&mounted).unwrap();
+        ran("mkfs.ext4", &["-q".as_ref(), &file]);
+        ran("mount", &["-o".as_ref(), "loop".as_ref(), &file, &mounted]);
+        let _unmount = Undo(&["umount"], &mounted);
+        let on_it = mounted.join("disk.img");
+        std::fs::write(&on_it, vec![0; 1 << 20]).unwrap();
+        let elsewhere = directory.path().join("disk.img");
+        std::fs::write(&elsewhere, vec![0; 1 << 20]).unwrap();
+        let with_record = Target {
+            record: Some(on_it.clone()),
+            ..target(&elsewhere, false)
+        };
+        for target in [target(&on_it, false), target(&on_it, true), with_record] {
+            assert_eq!(target.trouble(&InUse::default()), None);
+            ran("fsfreeze", &["-f".as_ref(), &mounted]);
+            let thaw = Undo(&["fsfreeze", "-u"], &mounted);
+            let looks = std::thread::spawn(move || target.trouble(&InUse::default()));
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            let found_nothing = !looks.is_finished();
+            drop(thaw);
+            assert_eq!(looks.join().unwrap(), None);
+            assert!(found_nothing);
+        }
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_written_is_told_and_one_that_is_not_there_is_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk.img");
+        std::fs::write(&path, vec![0; 1 << 20]).unwrap();
+        let with_record = Target {
+            record: Some(directory.path().join("disk.img.kemari")),
+            ..target(&path, false)
+        };
+        assert_eq!(with_record.trouble(&InUse::default()), None);
+        std::fs::create_dir(with_record.record.as_ref().unwrap()).unwrap();
+        let said = with_record.trouble(&InUse::default()).unwrap_or_default();
+        assert!(
+            said.contains("record") && said.contains("cannot be written"),
+            "{said}"
+        );
     }
 
     #[test]
