@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Protection, Role, Status};
 
+/// A side's loop says something every second. After so long it is held up, which is told of any side.
+const STILL_MIN: Duration = Duration::from_secs(3);
+
 /// Whether the secondary could take over now, as it has found out itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Readiness {
@@ -53,6 +56,17 @@ impl Status {
     /// So much time has passed since the side's loop has said this. Of one that has stood still for longer than `most`
     /// nothing is known: the other side may have given it up.
     pub fn age(&mut self, age: Duration, most: Duration) {
+        if age > most.max(STILL_MIN) && matches!(self.role, Role::Primary | Role::Secondary) {
+            // What it said last is old, and what it waited for then may have come.
+            self.since_s = self.since_s.saturating_add(age.as_secs());
+            let last = self.waiting_because.take();
+            let last = last.map_or(String::new(), |last| format!("; it said last: {last}"));
+            let s = age.as_secs();
+            self.waiting_because = Some(format!(
+                "this side's loop has stood still for {s} s, as it does while a disk or a file system of this host holds it \
+                 up{last}"
+            ));
+        }
         let Some(readiness) = &mut self.readiness else {
             return;
         };
@@ -263,6 +277,27 @@ mod tests {
         assert_eq!(status.verdict(), Verdict::Doubtful);
         assert!(!status.readiness.as_ref().unwrap().ready);
         assert!(status.to_string().contains("stands still"));
+    }
+
+    #[test]
+    fn what_a_side_has_said_before_it_stood_still_is_told_as_old() {
+        let most = Duration::from_millis(900);
+        let aged = |role, s| {
+            let mut status = status(role, "doubtful", None);
+            status.waiting_because = Some("restoring the last commit".to_owned());
+            status.age(Duration::from_secs(s), most);
+            (status.since_s, status.waiting_because.unwrap_or_default())
+        };
+        for role in ["primary", "secondary"] {
+            let (since_s, waits) = aged(role, 20);
+            assert_eq!(since_s, 25);
+            assert!(
+                waits.contains("stood still for 20 s") && waits.contains("said last: restoring"),
+                "{waits}"
+            );
+            assert_eq!(aged(role, 2), (5, "restoring the last commit".to_owned()));
+        }
+        assert_eq!(aged("stopped", 20).0, 5, "it has nothing more to say");
     }
 
     #[test]

@@ -103,6 +103,11 @@ impl Board {
         }
     }
 
+    /// What would keep this side from a new term, as it was found last.
+    pub fn arbiter_trouble(&self) -> Option<String> {
+        self.arbiter.get()?.report().trouble
+    }
+
     /// The operator says that the arbiter's store is the right one although it went back: for all that ask it from here.
     pub fn trust_arbiter(&self) {
         if let Some(watch) = self.arbiter.get() {

@@ -196,6 +196,10 @@ pub struct SecondarySide {
     images_in_use: InUse,
     /// See [`Setup::not_booted`].
     not_booted: Option<String>,
+    /// The disk that a takeover waits for, as it was told.
+    held: Option<String>,
+    /// Why this side has ended a session, since it protected the VM last.
+    parted: Option<String>,
     /// See [`Setup::idle_ms_max`].
     idle_ms_max: Option<u64>,
     /// Since when nobody is connected and nothing is held.
@@ -296,6 +300,8 @@ impl SecondarySide {
             readiness,
             images_in_use,
             not_booted,
+            held: None,
+            parted: None,
             idle_ms_max,
             idle_since_ms: None,
             more_is_there: false,
@@ -442,6 +448,18 @@ impl SecondarySide {
 
     /// The primary is told, so that it does not wait; while this side takes the VM over it cannot go.
     fn on_leave(&mut self, order: &Order) {
+        let trouble = self
+            .board
+            .arbiter_trouble()
+            .filter(|_| self.core.holds().is_some());
+        if let Some(trouble) = trouble {
+            return answer(
+                order,
+                Err(format!(
+                    "without this side the VM would stand still until the arbiter can be asked: {trouble}"
+                )),
+            );
+        }
         self.events.push_back(SecondaryEvent::OperatorLeave);
         self.settle();
         let outcome = match &self.end {

@@ -5,6 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use rustix::process::Signal;
 
 use super::case::Case;
 use super::etcd::Flavour;
@@ -26,6 +27,13 @@ pub const CASES: &[Case] = &[
         "patroni#1931",
         "etcd is killed under a pair that is well: clients go on, doubt is said; it is back: ready is said",
         away,
+    )
+    .on(PLAIN),
+    Case::new(
+        "arbiter-away-told-to-end",
+        "patroni#1195, a word of the operator",
+        "etcd is away, which is said, and both are told to end: neither does, clients go on; it is back: the roles change",
+        away_told_to_end,
     )
     .on(PLAIN),
     Case::new(
@@ -129,6 +137,28 @@ fn away(world: &mut World) -> Result<()> {
     world.await_ready(A)?;
     world.kill(A)?;
     world.await_vm(B, &clients)?;
+    clients.finish()
+}
+
+fn away_told_to_end(world: &mut World) -> Result<()> {
+    world.protect()?;
+    let clients = world.clients()?;
+    world.etcd()?.kill()?;
+    for side in [A, B] {
+        await_doubt(world, side)?;
+    }
+    for side in [B, A] {
+        world.signal(side, Signal::TERM)?;
+        clients.work(WATCHED)?;
+        ensure!(world.is_running(side), "{} has ended", side.name());
+    }
+    clients.go_on()?;
+    world.etcd()?.launch()?;
+    world.await_ready(A)?;
+    world.owe(A);
+    world.signal(A, Signal::TERM)?;
+    world.await_vm(B, &clients)?;
+    world.await_end(A)?;
     clients.finish()
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use super::case::Case;
 use super::judge::{KNOWN_AFTER, Said};
 use super::setup::Setup;
-use super::world::{World, fill, make_room};
+use super::world::{World, fill, make_room, shell};
 use crate::demo::pair::Side::{A, B};
 
 /// The cases.
@@ -47,6 +47,13 @@ pub const CASES: &[Case] = &[
         "leveldb#150",
         "the secondary's disk is full: the guest goes on, and it is said; room is made: ready",
         full_secondary,
+    ),
+    Case::new(
+        "disk-frozen-secondary",
+        "azure-linux-extensions#951, azure-linux-extensions#1868",
+        "a backup leaves the file system of the secondary's image frozen, and the guest writes nothing: not ready is said; \
+         the primary is killed, it is thawed: the VM goes on",
+        frozen_secondary,
     ),
     Case::new(
         "disk-shared-removed-path",
@@ -92,6 +99,11 @@ fn locked(world: &mut World) -> Result<()> {
         world.check(A)? == Said::NotReady,
         "{:?} is said of an image that another has",
         world.check(A)?
+    );
+    let said = world.said_in_words(B);
+    ensure!(
+        said.contains("lock"),
+        "B does not say what keeps it from following:\n{said}"
     );
     image.unlock()?;
     world.await_ready(A)?;
@@ -161,4 +173,33 @@ fn shared_away(world: &mut World) -> Result<()> {
         Ok(fs::rename(world.path("unmounted"), world.path("mount"))?)
     })?;
     clients.finish()
+}
+
+fn frozen_secondary(world: &mut World) -> Result<()> {
+    let directory = world.path("b.disk");
+    world.mounts.ext4(&directory, 48)?;
+    File::create(world.image(B))?.set_len(16 << 20)?;
+    world.protect()?;
+    shell(&format!("fsfreeze --freeze {}", directory.display()))?;
+    let told = frozen_is_told(world);
+    // Nothing that waits for it could end.
+    shell(&format!("fsfreeze --unfreeze {}", directory.display()))?;
+    told?;
+    let clients = world.clients()?;
+    world.await_vm(B, &clients)?;
+    clients.finish()
+}
+
+fn frozen_is_told(world: &mut World) -> Result<()> {
+    for side in [A, B] {
+        world.await_not_ready(side, &["disk"])?;
+    }
+    world.kill(A)?;
+    std::thread::sleep(2 * KNOWN_AFTER);
+    let said = world.said_in_words(B);
+    ensure!(
+        said.contains("stood still for") || said.contains("has not finished a request"),
+        "no word of what holds it up:\n{said}"
+    );
+    Ok(())
 }

@@ -66,7 +66,10 @@ impl PrimarySide {
             // The VM goes on elsewhere if it can, and ends cleanly if nobody else has it.
             let protection = self.core.status(self.clock.now_ms()).protection;
             order.command = match self.core.refuses_switchover() {
-                None => Command::Switchover,
+                None => match self.nobody_could_go_on() {
+                    Some(reason) => return answer(&order, Err(reason)),
+                    None => Command::Switchover,
+                },
                 Some(_) if self.core.is_switching() => {
                     order.command = Command::Switchover;
                     return self.keep_order(order, false);
@@ -119,6 +122,16 @@ impl PrimarySide {
             Err(reason) => return answer(&order, Err(reason)),
         }
         self.keep_order(order, false);
+    }
+
+    /// Why the VM would stand still if the roles changed now: the secondary could not win the term, nor this side have it
+    /// back. As long as nobody asks, the pair needs no arbiter.
+    fn nobody_could_go_on(&self) -> Option<String> {
+        let here = self.board.arbiter_trouble()?;
+        let there = self.core.peer_lacks(self.clock.now_ms())?;
+        Some(format!(
+            "the VM would stand still until the arbiter can be asked, on either host: {here}; the secondary: {there}"
+        ))
     }
 
     fn begin_adoption(&mut self) -> Result<PrimaryEvent, String> {

@@ -75,6 +75,7 @@ impl SecondarySide {
             SecondaryAction::CloseSession { session, reason } => {
                 tracing::info!("the session with the primary ends: {reason}");
                 self.sessions.retain(|other| other.id != session);
+                self.parted = Some(reason);
             }
             SecondaryAction::Exit { reason } => {
                 self.stop_disks();

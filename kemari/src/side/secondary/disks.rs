@@ -105,7 +105,7 @@ impl StandbyDisks {
     }
 
     /// That an image has done nothing for longer than `limit` with something to do, in words.
-    fn stuck(&self, limit: Duration) -> Option<String> {
+    pub fn stuck(&self, limit: Duration) -> Option<String> {
         self.replicas.iter().find_map(|replica| replica.stuck(limit))
     }
 

@@ -1,12 +1,31 @@
 //! What the secondary shows.
 
+use std::time::Duration;
+
 use kemari_sync::Protection as Stage;
 use kemari_vmm::memory::PAGE_BYTES;
 
 use super::SecondarySide;
 use crate::control::{Peer, Protection, Role};
 
+/// A takeover waits for this host's disks. After so long without any progress of one it is told for which.
+const HELD: Duration = Duration::from_secs(1);
+
 impl SecondarySide {
+    /// Which disk of this host a takeover waits for, in words, and once in the log.
+    fn takeover_is_held_by(&mut self, stage: Stage) -> Option<String> {
+        let deciding = self.standby.as_ref().filter(|_| stage == Stage::Deciding);
+        let held = deciding.and_then(|standby| standby.disks.stuck(HELD));
+        if held.is_some() && self.held != held {
+            tracing::warn!(
+                "the takeover waits for a disk of this host: {}",
+                held.as_deref().unwrap_or_default()
+            );
+        }
+        self.held.clone_from(&held);
+        held
+    }
+
     pub(super) fn show_now_and_then(&mut self) {
         let now_ms = self.clock.now_ms();
         if !self.shown.is_due(now_ms) {
@@ -42,6 +61,18 @@ impl SecondarySide {
         let waiting = match (self.build_shown().or(core.waiting), not_booted) {
             (Some(waiting), Some(reason)) => Some(format!("{waiting}; the VM is not booted here: {reason}")),
             (waiting, reason) => waiting.or(reason.cloned()),
+        };
+        if core.protection == Stage::Protected {
+            self.parted = None;
+        }
+        let is_idle = core.protection == Stage::Unprotected && self.sessions.is_empty();
+        let waiting = match (waiting, self.parted.as_ref().filter(|_| is_idle)) {
+            (Some(waiting), Some(reason)) => Some(format!("{waiting}; the last session ended: {reason}")),
+            (waiting, _) => waiting,
+        };
+        let waiting = match (waiting, self.takeover_is_held_by(core.protection)) {
+            (Some(waiting), Some(reason)) => Some(format!("{waiting}: {reason}")),
+            (waiting, _) => waiting,
         };
         let disks = self.disks_shown(core.protection);
         let drill = self.drills.shown(now_ms);
