@@ -30,7 +30,7 @@ use crate::{arbiter, control, log, replica, side, steward};
 
 use user::User;
 
-pub use calls::{BLOCK_DEVICES, CARDS, FILES, PROCESS, SOCKETS};
+pub use calls::{ASKING, BLOCK_DEVICES, CARDS, FILES, PROCESS, SOCKETS};
 
 /// The variable that names the file into which a build with faults writes calls that are on no list.
 #[cfg(any(feature = "faults", debug_assertions))]

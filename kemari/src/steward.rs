@@ -12,14 +12,18 @@ mod serve;
 #[cfg(test)]
 mod serve_test;
 
+use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
+use kemari_vmm::disk::{self, OpenImage};
 use kemari_vmm::virtio::tap::{Tap, TapError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair, sockopt};
@@ -27,7 +31,7 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair,
 use crate::config::{Config, HostNet};
 use crate::side;
 use protocol::{
-    Answer, Opening, Orders, Refusal, Request, now_ns, receive, receive_packet, send, send_packet,
+    Answer, Image, Opening, Orders, Refusal, Request, now_ns, receive, receive_packet, send, send_packet,
 };
 
 pub use serve::{ARGUMENT, serve};
@@ -47,6 +51,8 @@ struct Steward {
     openings: Mutex<Openings>,
     /// The same sockets, to be looked at while they are in use.
     sockets: [OwnedFd; 2],
+    /// The disk whose image is at a path.
+    disks: BTreeMap<PathBuf, String>,
 }
 
 /// By which fences are asked for.
@@ -87,8 +93,15 @@ pub fn start(config: &Config, host: &str) -> anyhow::Result<()> {
             "the steward, the process that keeps the rights which this one gives up, cannot be started",
         )?;
     send(&mut &socket, &orders(config, host)).context("the steward does not listen")?;
+    let mut steward = Steward::with(socket, openings)?;
+    steward.disks = config
+        .disks_of(host)
+        .into_iter()
+        .map(|disk| (disk.path, disk.disk.id.clone()))
+        .collect();
     // There is one start a process.
-    let _ = STEWARD.set(Steward::with(socket, openings)?);
+    let _ = STEWARD.set(steward);
+    disk::set_opener(open_device);
     Ok(())
 }
 
@@ -101,9 +114,17 @@ fn orders(config: &Config, host: &str) -> Orders {
         .nets_of(host)
         .into_iter()
         .map(|HostNet { net, tap }| (net.id.clone(), tap));
+    let disks = config.disks_of(host).into_iter().map(|disk| {
+        let image = Image {
+            path: disk.path,
+            read_only: disk.disk.read_only,
+        };
+        (disk.disk.id.clone(), image)
+    });
     Orders {
         fences: fences.collect(),
         taps: taps.collect(),
+        disks: disks.collect(),
     }
 }
 
@@ -125,7 +146,23 @@ pub fn open_tap(net: &HostNet<'_>) -> anyhow::Result<Tap> {
             source: io::Error::from_raw_os_error(errno),
         }
         .into()),
-        Err(Refusal::Unknown) => bail!("the steward knows no card `{}`", net.net.id),
+        Err(Refusal::Unknown | Refusal::Disk(_)) => bail!("the steward knows no card `{}`", net.net.id),
+    }
+}
+
+/// Opens the block device at this path, if it is the image of a disk of this host.
+fn open_device(path: &Path, how: OpenImage) -> io::Result<File> {
+    let Some((steward, id)) = STEWARD
+        .get()
+        .and_then(|steward| Some((steward, steward.disks.get(path)?)))
+    else {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    };
+    match steward.open(Opening::disk(id.clone(), how)) {
+        Ok(Ok(descriptor)) => Ok(descriptor.into()),
+        Ok(Err(Refusal::Disk(errno))) => Err(io::Error::from_raw_os_error(errno)),
+        Ok(Err(_)) => Err(io::ErrorKind::PermissionDenied.into()),
+        Err(error) => Err(io::Error::other(format!("{error:#}"))),
     }
 }
 
@@ -157,7 +194,7 @@ pub fn trouble(config: &Config, host: &str) -> Option<String> {
     let steward = STEWARD.get();
     if steward.is_some_and(Steward::has_ended) {
         return Some(
-            "the steward of this process, which opens TAPs and runs the fence, has ended: restart this side"
+            "the steward of this process, which opens TAPs and block devices and runs the fence, has ended: restart this side"
                 .into(),
         );
     }
@@ -186,6 +223,7 @@ impl Steward {
             line: Mutex::new(line),
             openings: Mutex::new(openings),
             sockets,
+            disks: BTreeMap::new(),
         })
     }
 
@@ -220,9 +258,9 @@ impl Steward {
     /// What was opened, or why it was not. The error: the steward does not answer.
     fn open(&self, what: Opening) -> anyhow::Result<Result<OwnedFd, Refusal>> {
         let mut openings = self.openings.lock().unwrap_or_else(PoisonError::into_inner);
-        openings
-            .ask(what, OPEN_MAX)
-            .map_err(|error| anyhow!("the steward, the process that opens TAPs, does not answer: {error}"))
+        openings.ask(what, OPEN_MAX).map_err(|error| {
+            anyhow!("the steward, the process that opens TAPs and block devices, does not answer: {error}")
+        })
     }
 }
 

@@ -9,6 +9,7 @@ mod engine;
 mod error;
 mod kept;
 mod lock;
+mod opener;
 mod operation;
 mod order;
 mod overlay;
@@ -22,15 +23,16 @@ mod unflushed;
 pub use engine::{RING_CALLS, THREADS_CALLS};
 pub use error::DiskError;
 pub use kept::KeptDisk;
+pub use opener::{OpenImage, Opener, set_opener};
 pub use operation::{DiskJob, GuestBuffers, Operation};
 pub use overlay::Overlay;
 pub use server::{Server, Trouble, TroubleSink};
 pub use store::Store;
 
-use std::fs::{File, FileType, Metadata, OpenOptions};
+use std::fs::{File, FileType, Metadata};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -330,14 +332,12 @@ fn open_file(config: &DiskConfig, exclusive: bool) -> Result<(File, FileType), D
         return Err(DiskError::Kind { path });
     }
     let direct = config.cache == Cache::Direct;
-    let mut flags = if direct { libc::O_DIRECT } else { 0 };
-    if kind.is_block_device() && !config.read_only && exclusive {
-        flags |= libc::O_EXCL;
-    }
-    let file = OpenOptions::new()
-        .read(true)
-        .write(!config.read_only)
-        .custom_flags(flags)
+    let how = OpenImage {
+        write: !config.read_only,
+        direct,
+        exclusive: kind.is_block_device() && !config.read_only && exclusive,
+    };
+    let file = how
         .open(&path)
         .map_err(|source| match (direct, source.raw_os_error()) {
             (true, Some(libc::EINVAL)) => DiskError::Direct {
@@ -358,7 +358,11 @@ fn raw(file: File, kind: FileType, config: &DiskConfig) -> Result<Arc<RawFile>, 
     if config.cache == Cache::Writeback {
         return Ok(Arc::new(RawFile::cached(file)));
     }
-    let again = || OpenOptions::new().read(true).write(!config.read_only).open(path);
+    let how = OpenImage {
+        write: !config.read_only,
+        ..OpenImage::default()
+    };
+    let again = || how.open(path);
     let raw = RawFile::direct(file, again).map_err(|source| DiskError::Direct {
         path: path.clone(),
         source,

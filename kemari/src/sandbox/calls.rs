@@ -58,6 +58,13 @@ pub const SOCKETS: &[Call] = &[
 /// TAPs and cards are looked at and opened.
 pub const CARDS: &[Call] = &[ioctl(libc::SIOCGIFFLAGS, "whether a TAP runs")];
 
+/// Whoever asks the steward for something that is to be opened.
+pub const ASKING: &[Call] = &[
+    call(libc::SYS_sendto, "what is asked for"),
+    call(libc::SYS_recvfrom, "what was opened"),
+    call(libc::SYS_setsockopt, "for how long it is waited for"),
+];
+
 /// Disks that are block devices are looked at.
 pub const BLOCK_DEVICES: &[Call] = &[
     ioctl(BLOCK_BYTES, "the size of a block device"),

@@ -25,7 +25,7 @@ const NAME_SERVICE: [&str; 4] = [
 const TOLD_BY_KERNEL: [&str; 2] = ["/proc", "/sys"];
 /// Random numbers, for a program whose C library is linked into it: it does not find `getrandom` there.
 const RANDOM: [&str; 2] = ["/dev/random", "/dev/urandom"];
-/// Where disks are that are block devices.
+/// Where disks are that are block devices. One that comes later, or is replaced, is opened by the steward.
 const DEV: &str = "/dev";
 
 /// What may be done with a file, or with all that is in a directory.
@@ -96,13 +96,7 @@ fn add_disk(path: &Path, read_only: bool, words: &mut Vec<String>, places: &mut 
     let may = if read_only { May::Read } else { May::Change };
     if is_device(path) {
         places.insert((path.to_owned(), May::Use));
-    } else if path.starts_with(DEV) {
-        words.push(format!(
-            "{} is not there yet, so all devices may be opened",
-            path.display()
-        ));
-        places.insert((DEV.into(), May::Use));
-    } else {
+    } else if !path.starts_with(DEV) {
         places.insert((outlasting(around(path), words), may));
         // It may be a link.
         if let Ok(real) = path.canonicalize() {

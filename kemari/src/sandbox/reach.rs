@@ -1,13 +1,15 @@
 //! Which files of the configuration somebody could not use: tried out by a thread that becomes somebody.
 
+use std::fs;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
 use rustix::fs::{Access, access};
 use rustix::io::Errno;
 
-use crate::config::{Config, Console};
+use crate::config::{Config, Console, Format};
 use crate::replica;
 
 /// What is used by a side of the host `host`, and cannot be by the calling thread after it has done this. It
@@ -81,7 +83,11 @@ fn used(config: &Config, host: &str) -> Vec<(PathBuf, Access)> {
     }
     for disk in config.disks_of(host) {
         let how = if disk.disk.read_only { read } else { change };
-        add(&disk.path, how);
+        let is_device = fs::metadata(&disk.path).is_ok_and(|found| found.file_type().is_block_device());
+        // One that is not reached is opened by the steward; what is in a qcow2 image, by its library.
+        if !is_device || disk.disk.format != Format::Raw {
+            add(&disk.path, how);
+        }
         if config.replicates(disk.disk) {
             let beside = replica::record_beside(&disk.path);
             let of_device = own.state_dir().join(format!("{}.kemari", disk.disk.id));

@@ -1,6 +1,5 @@
 //! What this host says of itself to a host that asks before anything is begun (`kemari check`).
 
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use kemari_sync::wire::{About, Message, encode};
 use kemari_vmm::arch::preflight;
+use kemari_vmm::disk::OpenImage;
 
 use super::clock::wall_clock_ms;
 use super::wait::wait;
@@ -93,7 +93,7 @@ fn available_mib(meminfo: &str) -> Option<u64> {
 
 /// The size of the disk in an image, in bytes, whoever uses it: no lock is taken.
 fn image_bytes(disk: &HostDisk<'_>) -> Option<u64> {
-    let mut file = File::open(&disk.path).ok()?;
+    let mut file = OpenImage::default().open(&disk.path).ok()?;
     match disk.disk.format {
         Format::Raw => file.seek(SeekFrom::End(0)).ok(),
         Format::Qcow2 => {

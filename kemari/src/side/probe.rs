@@ -1,20 +1,19 @@
 //! Whether a secondary's disks would answer, and open: it reads a block of each now and then, past the page cache wherever
 //! that can be, since that would answer for a disk that is gone; and looks at each image as a takeover would.
 
-use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use kemari_vmm::confine::{self, COMMON, Calls, OPEN_FILES, RINGS};
-use kemari_vmm::disk::{Cache, DiskConfig};
+use kemari_vmm::disk::{Cache, DiskConfig, OpenImage};
 
 use super::health::stuck;
 use super::readiness::{Findings, InUse, Source, Target};
 use crate::config::Config;
-use crate::sandbox::{BLOCK_DEVICES, FILES};
+use crate::sandbox::{ASKING, BLOCK_DEVICES, FILES};
 
 /// Pause between two rounds, in milliseconds.
 const ROUND_INTERVAL_MS: u64 = 1000;
@@ -61,7 +60,7 @@ impl Probe {
 /// What the probing thread asks of the kernel.
 pub const CALLS: Calls = Calls {
     of: "disk probe",
-    parts: &[COMMON, OPEN_FILES, FILES, RINGS, BLOCK_DEVICES],
+    parts: &[COMMON, OPEN_FILES, FILES, RINGS, BLOCK_DEVICES, ASKING],
 };
 
 fn run(targets: &[Target], state: &Weak<Mutex<State>>, findings: &Findings, in_use: &InUse) {
@@ -97,18 +96,21 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 
 /// Reads the first block, or what there is of it: from the disk itself, if its file system can.
 fn read_block(image: &DiskConfig) -> io::Result<()> {
-    let read = |flags| {
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(flags)
-            .open(&image.path)?;
+    let read = |direct| {
+        let how = OpenImage {
+            direct,
+            ..OpenImage::default()
+        };
+        let file = how.open(&image.path)?;
         let mut storage = vec![0; 2 * BLOCK_BYTES];
         let start = storage.as_ptr().align_offset(BLOCK_BYTES);
         file.read_at(&mut storage[start..start + BLOCK_BYTES], 0)
             .map(drop)
     };
-    match read(libc::O_DIRECT) {
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput && image.cache != Cache::Direct => read(0),
+    match read(true) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput && image.cache != Cache::Direct => {
+            read(false)
+        }
         result => result,
     }
 }

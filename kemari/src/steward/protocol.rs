@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
+use kemari_vmm::disk::OpenImage;
 use kemari_vmm::virtio::tap::TapStep;
 use rustix::io::retry_on_intr;
 use rustix::net::{
@@ -33,6 +35,17 @@ pub struct Orders {
     pub fences: BTreeMap<String, Vec<String>>,
     /// The TAP of each card, by the card's id.
     pub taps: BTreeMap<String, String>,
+    /// The image of each disk, by the disk's id.
+    pub disks: BTreeMap<String, Image>,
+}
+
+/// Where an image is, and whether it may be written to.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Image {
+    /// Its path.
+    pub path: PathBuf,
+    /// It may only be read.
+    pub read_only: bool,
 }
 
 /// What it is asked then.
@@ -63,6 +76,34 @@ pub enum Answer {
 pub enum Opening {
     /// The TAP of the card with this id.
     Tap(String),
+    /// The block device that is the image of the disk with this id.
+    Disk {
+        /// The disk.
+        id: String,
+        /// As in [`OpenImage`].
+        write: bool,
+        /// The same.
+        direct: bool,
+        /// The same.
+        exclusive: bool,
+    },
+}
+
+impl Opening {
+    /// The image of this disk, to be opened so.
+    pub fn disk(id: String, how: OpenImage) -> Self {
+        let OpenImage {
+            write,
+            direct,
+            exclusive,
+        } = how;
+        Self::Disk {
+            id,
+            write,
+            direct,
+            exclusive,
+        }
+    }
 }
 
 /// Why it was not opened.
@@ -74,6 +115,8 @@ pub enum Refusal {
     NoTap,
     /// The kernel refuses this step, with this error number.
     Tap(TapStep, i32),
+    /// The disk cannot be opened so, with this error number.
+    Disk(i32),
 }
 
 /// CLOCK_MONOTONIC, which all processes of a host share, in ns.

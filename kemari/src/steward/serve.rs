@@ -1,8 +1,9 @@
 //! The steward's process.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -10,13 +11,14 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use kemari_vmm::disk::OpenImage;
 use kemari_vmm::virtio::tap::{self, TapError};
 use rustix::net::RecvFlags;
 use rustix::stdio::{stdin, stdout};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::protocol::{
-    Answer, Opening, Orders, Refusal, Request, now_ns, receive, receive_packet, send, send_packet,
+    Answer, Image, Opening, Orders, Refusal, Request, now_ns, receive, receive_packet, send, send_packet,
 };
 use crate::{sandbox, side};
 
@@ -101,5 +103,36 @@ fn open(orders: &Orders, opening: &Opening) -> Result<File, Refusal> {
                 }
             })
         }
+        Opening::Disk {
+            id,
+            write,
+            direct,
+            exclusive,
+        } => {
+            let image = orders.disks.get(id).ok_or(Refusal::Unknown)?;
+            let how = OpenImage {
+                write: *write,
+                direct: *direct,
+                exclusive: *exclusive,
+            };
+            open_device(image, how).map_err(|error| Refusal::Disk(error.raw_os_error().unwrap_or(libc::EIO)))
+        }
+    }
+}
+
+/// Files are the side's own affair: only a block device is opened for it.
+fn open_device(image: &Image, how: OpenImage) -> io::Result<File> {
+    let errno = io::Error::from_raw_os_error;
+    if how.write && image.read_only {
+        return Err(errno(libc::EROFS));
+    }
+    if !fs::metadata(&image.path)?.file_type().is_block_device() {
+        return Err(errno(libc::ENOTBLK));
+    }
+    let file = how.by_itself(&image.path)?;
+    // It may have been replaced meanwhile.
+    match file.metadata()?.file_type().is_block_device() {
+        true => Ok(file),
+        false => Err(errno(libc::ENOTBLK)),
     }
 }

@@ -92,6 +92,48 @@ fn what_the_configuration_does_not_name_is_refused_whatever_it_is_called() {
 }
 
 #[test]
+fn only_block_devices_of_the_configuration_are_opened_and_never_to_be_written_if_they_are_read_alone() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let image = |path: &Path, read_only| protocol::Image {
+        path: path.to_owned(),
+        read_only,
+    };
+    let orders = Orders {
+        disks: [
+            ("blk0".to_owned(), image(file.path(), false)),
+            ("blk1".to_owned(), image(file.path(), true)),
+            ("blk2".to_owned(), image(Path::new("/dev/null"), false)),
+            ("blk3".to_owned(), image(Path::new("/no/such/device"), false)),
+        ]
+        .into(),
+        ..Orders::default()
+    };
+    with_steward(orders, |openings| {
+        let mut refusal = |disk: &str, write| {
+            let how = OpenImage {
+                write,
+                ..OpenImage::default()
+            };
+            let opened = openings.ask(Opening::disk(disk.to_owned(), how), OPEN_MAX);
+            opened.expect("an answer").expect_err("it is not opened")
+        };
+        let path = file.path().display().to_string();
+        for (disk, write, expected) in [
+            ("blk0", true, Refusal::Disk(libc::ENOTBLK)),
+            ("blk1", false, Refusal::Disk(libc::ENOTBLK)),
+            ("blk1", true, Refusal::Disk(libc::EROFS)),
+            ("blk2", false, Refusal::Disk(libc::ENOTBLK)),
+            ("blk3", false, Refusal::Disk(libc::ENOENT)),
+            ("blk4", false, Refusal::Unknown),
+            (&path, false, Refusal::Unknown),
+            ("../blk0", false, Refusal::Unknown),
+        ] {
+            assert_eq!(refusal(disk, write), expected, "{disk}");
+        }
+    });
+}
+
+#[test]
 fn what_is_no_request_ends_the_service_and_nothing_else() {
     let too_long = vec![0_u8; 600];
     for rubbish in [&b"\xff"[..], b"\x01\x07\x04net0", &too_long] {

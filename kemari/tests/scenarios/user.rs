@@ -1,7 +1,9 @@
 //! Sides that run as a user who may do nothing: all that takes more their stewards do.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::{MetadataExt, chown, symlink};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -102,6 +104,57 @@ fn a_drill_a_switchover_a_new_tap_and_a_takeover_need_no_rights_of_the_side() {
         scene.await_protected(Host::B)?;
         clients.go_on()?;
         is_the_user(scene, Host::B)?;
+        scene.take_over_from(Host::B, &clients)?;
+        clients.finish()
+    });
+}
+
+/// A block device that root alone may open. It ends with the value.
+struct RootsDevice(String);
+
+impl RootsDevice {
+    /// Takes the place of a host's image.
+    fn instead_of(image: &Path) -> Result<Self> {
+        let backing = image.with_extension("backing");
+        fs::rename(image, &backing)?;
+        let made = Command::new("losetup")
+            .args(["--find", "--show"])
+            .arg(backing)
+            .output()?;
+        ensure!(made.status.success(), "{made:?}");
+        let device = Self(String::from_utf8(made.stdout)?.trim().to_owned());
+        symlink(&device.0, image)?;
+        Ok(device)
+    }
+}
+
+impl Drop for RootsDevice {
+    fn drop(&mut self) {
+        // It goes when its last user does.
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+#[test]
+fn block_devices_of_root_are_opened_by_the_steward_also_in_a_takeover() {
+    let plan = Plan {
+        user: Some(USER),
+        ..Plan::replicated("both")
+    };
+    play(&plan, |scene| {
+        let _devices = [
+            RootsDevice::instead_of(&scene.image(Host::A))?,
+            RootsDevice::instead_of(&scene.image(Host::B))?,
+        ];
+        let check = scene.ask(Host::B, &["check"])?;
+        ensure!(!check.text.contains("cannot use"), "{}", check.text);
+        scene.protect()?;
+        let clients = scene.clients()?;
+        clients.work(Duration::from_millis(300))?;
+        scene.await_status("readiness", Host::B, is_ready)?;
+        scene.take_over_from(Host::A, &clients)?;
+        scene.secondary(Host::A)?;
+        scene.await_protected(Host::B)?;
         scene.take_over_from(Host::B, &clients)?;
         clients.finish()
     });

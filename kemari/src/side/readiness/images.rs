@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kemari_vmm::disk::{Disk as Image, DiskConfig};
+use kemari_vmm::disk::{Disk as Image, DiskConfig, OpenImage};
 use rustix::fs::{major, minor};
 
 use crate::config::{Config, HostDisk};
@@ -144,7 +144,7 @@ impl Target {
         let (standby, in_use) = in_use.of(&self.id);
         self.same(standby, &files)?;
         let look = |error: std::io::Error| format!("cannot be looked at: {error}");
-        let file = File::open(path).map_err(look)?;
+        let file = OpenImage::default().open(path).map_err(look)?;
         let found = file.metadata().map_err(look)?;
         let (device, number, bytes) = known(&found);
         if let Some((its_device, its_number, its_bytes)) = in_use {
