@@ -124,3 +124,47 @@ pub fn all_pages(memory: &Memory) -> impl Iterator<Item = u64> + '_ {
         first..first + region.len() / PAGE_BYTES as u64
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGES: u64 = MEMORY_BYTES_MIN / PAGE_BYTES as u64;
+
+    #[test]
+    fn a_page_is_the_guests_or_not_whatever_its_number() {
+        let memory = create(MEMORY_BYTES_MIN).expect("memory");
+        assert!(has_page(&memory, 0) && has_page(&memory, PAGES - 1));
+        // The last ones are at addresses that wrap.
+        for beyond in [PAGES, u64::MAX, 1 << 52, u64::MAX / PAGE_BYTES as u64 + 1] {
+            assert!(!has_page(&memory, beyond), "{beyond:#x}");
+        }
+        assert_eq!(
+            (page_count(&memory), all_pages(&memory).count() as u64),
+            (PAGES, PAGES)
+        );
+    }
+
+    #[test]
+    fn a_page_that_cannot_be_read_takes_its_place_all_the_same() {
+        let memory = create(MEMORY_BYTES_MIN).expect("memory");
+        let mut out = vec![1];
+        write_in_page(&memory, 2, 5, b"x").expect("a page");
+        append_page(&memory, 2, &mut out).expect("a page");
+        assert_eq!((out.len(), out[1 + 5]), (1 + PAGE_BYTES, b'x'));
+        assert!(append_page(&memory, PAGES, &mut out).is_err());
+        assert_eq!(out.len(), 1 + 2 * PAGE_BYTES);
+    }
+
+    #[test]
+    fn a_guest_has_whole_mebibytes_within_bounds() {
+        for bytes in [
+            0,
+            MEMORY_BYTES_MIN - (1 << 20),
+            MEMORY_BYTES_MIN + 4096,
+            MEMORY_BYTES_MAX + (1 << 20),
+        ] {
+            assert!(matches!(create(bytes), Err(MemoryError::Size(_))), "{bytes}");
+        }
+    }
+}

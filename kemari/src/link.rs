@@ -310,6 +310,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_sent_at_once_does_not_overtake_what_waits() {
+        let (mut sender, mut receiver) = pair();
+        assert!(sender.send_now(&[1; 100]), "nothing waits");
+        // More than the kernel takes.
+        sender.send(vec![2; 64 << 20]);
+        assert!(sender.wants_to_write());
+        assert!(!sender.send_now(&[3; 100]));
+        let queued_bytes = sender.queued_bytes();
+        assert!(queued_bytes < 64 << 20);
+        receiver.refuse();
+        drop(receiver);
+        while sender.wants_to_write() {
+            sender.flush();
+        }
+        assert!(!sender.send_now(&[4; 100]), "nobody takes it");
+    }
+
+    #[test]
     fn a_long_body_is_received_where_it_is_wanted() {
         for (most, chunk) in [(usize::MAX, 999), (usize::MAX, 100_000), (30_000, 999)] {
             let (mut sender, mut receiver) = pair();

@@ -164,6 +164,15 @@ fn only_the_recorded_pair_of_ones_own_term_may_ask() {
         Bench::new(Goal::Rule).read(of_another_life.clone()),
         Ruling::Lost(of_another_life)
     );
+    let ours_with_another = Record {
+        owner: host("b", 2),
+        peer: Some(host("c", 3)),
+        ..pair()
+    };
+    assert_eq!(
+        Bench::new(Goal::Rule).read(ours_with_another.clone()),
+        Ruling::Lost(ours_with_another)
+    );
     let later = Record {
         term: PAIR_TERM + 2,
         base: PAIR_TERM + 2,

@@ -1,6 +1,6 @@
 //! A pair whose link broke meets again.
 
-use kemari_sync::wire::CommitId;
+use kemari_sync::wire::{CommitId, Message};
 use kemari_sync::{ArbiterRequest, Mode, PrimaryAction, PrimaryEvent, Protection};
 
 use PrimaryAction as Do;
@@ -58,6 +58,23 @@ fn a_capture_is_sent_in_the_session_that_follows() {
     let actions = bench.welcome(2, 2, Some(CommitId { term: 2, epoch: 1 }));
     assert!(
         matches!(&actions[..], [Do::Transmit { session: 2, begin, .. }] if begin.epoch == 2),
+        "{actions:?}"
+    );
+}
+
+#[test]
+fn an_ack_before_the_greeting_of_a_new_session_releases_nothing() {
+    let mut bench = Bench::protected(Mode::Lockstep);
+    bench.feed(PrimaryEvent::OutputPending);
+    bench.captured(2);
+    bench.feed(PrimaryEvent::PeerClosed {
+        session: 1,
+        reason: "reset".to_owned(),
+    });
+    bench.feed(PrimaryEvent::PeerConnected { session: 2 });
+    let actions = bench.hear(2, Message::Ack(CommitId { term: 2, epoch: 2 }));
+    assert!(
+        !actions.iter().any(|action| matches!(action, Do::Release { .. })),
         "{actions:?}"
     );
 }

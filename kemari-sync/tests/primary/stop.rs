@@ -108,3 +108,21 @@ fn a_stop_that_is_let_go_while_the_primary_asks_to_go_alone_is_recorded_all_the_
     assert_eq!(bench.store.phase, Phase::Stopped);
     assert!(matches!(actions[..], [Do::Exit { .. }]), "{actions:?}");
 }
+
+#[test]
+fn the_first_sync_of_a_pair_is_not_its_last() {
+    let (mut bench, _) = Bench::copied(Mode::Lockstep);
+    let actions = bench.feed(PrimaryEvent::Captured {
+        epoch: 1,
+        pages: 1,
+        bytes: 1,
+        stop: true,
+    });
+    let sent = actions
+        .iter()
+        .find(|action| matches!(action, Do::Transmit { .. }));
+    assert!(
+        matches!(sent, Some(Do::Transmit { stop: false, .. })),
+        "{actions:?}"
+    );
+}

@@ -48,6 +48,26 @@ fn a_sync_must_build_upon_the_last_commit() {
         );
     }
     assert_unfit(&Bench::copying(false).hear(1, begin(1, Some(0))));
+    let of_a_later_term = Message::Begin(Begin {
+        epoch: 1,
+        base: None,
+        term: 3,
+        store: 9,
+        primary: 1,
+        secondary: 2,
+    });
+    assert_unfit(&Bench::copying(false).hear(1, of_a_later_term));
+}
+
+#[test]
+fn a_check_of_an_earlier_sync_says_nothing_of_this_one() {
+    let mut bench = Bench::holding(false);
+    bench.receive(2, Some(1), false);
+    let mut checked = |epoch, result| bench.feed(SecondaryEvent::Checked { epoch, result });
+    assert_eq!(checked(1, Ok(())), []);
+    assert_eq!(checked(1, Err("a bad page".to_owned())), []);
+    let actions = checked(2, Ok(()));
+    assert!(matches!(actions[..], [Do::Send { .. }, Do::Apply { epoch: 2 }]));
 }
 
 #[test]

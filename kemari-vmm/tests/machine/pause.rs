@@ -67,3 +67,17 @@ fn an_idle_guest_answers_after_each_pause() {
         assert_eq!(client.receive().expect("an answer"), "+PONG");
     }
 }
+
+#[test]
+fn a_machine_that_was_drained_or_halted_stands_still_and_a_halted_one_has_no_cable() {
+    let _watchdog = Watchdog::new("a machine that ends", 120);
+    let rig = Rig::new("kickloop=30:600", 64);
+    let machine = rig.running();
+    machine.drain();
+    drop(machine.freeze());
+    assert!(machine.has_cable("net0").expect("it has a card"));
+    machine.resume();
+    machine.halt();
+    drop(machine.freeze());
+    assert!(!machine.has_cable("net0").expect("it has a card"));
+}

@@ -4,6 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use kemari_vmm::arch::vcpu::{VCPU_STATE_VERSION, VcpuState};
+use kemari_vmm::arch::vm::{VM_STATE_VERSION, VmState};
 use kemari_vmm::machine::Machine;
 use kemari_vmm::state::{StateBlob, StateKind};
 
@@ -293,4 +294,30 @@ fn a_damaged_state_is_refused_or_does_no_harm() {
     // The machine they came from, and one that has seen them all, are as good as before.
     let fresh = rig.machine();
     fresh.load(&states, false).expect("the good state still loads");
+}
+
+/// The guest's clock, as KVM has it.
+fn clock_ns(states: &[StateBlob]) -> u64 {
+    let vm: VmState = blob(states, StateKind::Vm, 0)
+        .decode(VM_STATE_VERSION)
+        .expect("its own state");
+    let text = format!("{vm:?}");
+    let (_, rest) = text.split_once("clock_ns: ").expect("it has a clock");
+    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().expect("a number")
+}
+
+#[test]
+fn the_guests_clock_goes_on_by_the_time_that_has_passed() {
+    let _watchdog = Watchdog::new("a clock that goes on", 120);
+    let rig = Rig::without_network("", 64);
+    let machine = rig.machine();
+    machine.boot().expect("the bare guest boots");
+    let states = save(&machine);
+    let passed = Duration::from_millis(500);
+    thread::sleep(passed);
+    let next = rig.machine();
+    next.load(&states, true).expect("a state of such a machine");
+    let advanced_ns = clock_ns(&save(&next)) - clock_ns(&states);
+    assert!(u128::from(advanced_ns) >= passed.as_nanos(), "{advanced_ns} ns");
 }

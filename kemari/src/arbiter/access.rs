@@ -173,3 +173,44 @@ fn tls(ca: &Path, certificate: Option<&Path>, key: Option<&Path>) -> Result<Clie
     config.resumption = Resumption::disabled();
     Ok(config)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_that_anybody_else_can_read_is_refused() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        for (mode, is_private) in [
+            (0o600, true),
+            (0o400, true),
+            (0o640, false),
+            (0o604, false),
+            (0o620, false),
+        ] {
+            fs::set_permissions(file.path(), fs::Permissions::from_mode(mode)).expect("its mode");
+            assert_eq!(check_private(file.path()).is_ok(), is_private, "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_written_replaced_or_opened_to_others_is_another() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (path, aside) = (directory.path().join("key"), directory.path().join("aside"));
+        let mut seen = vec![Stamp::of(&path)];
+        assert!(seen[0].is_none());
+        let mut is_new = || {
+            let stamp = Stamp::of(&path);
+            let is_new = seen.iter().all(|known| *known != stamp);
+            seen.push(stamp);
+            is_new
+        };
+        fs::write(&path, "one").expect("a file");
+        assert!(is_new() && !is_new());
+        fs::write(&aside, "one").expect("a file");
+        fs::rename(&aside, &path).expect("another name");
+        assert!(is_new(), "another file of the same length");
+        fs::write(&path, "three").expect("a file");
+        assert!(is_new(), "another length");
+    }
+}

@@ -217,3 +217,14 @@ fn a_term_is_told_once_however_long_its_winner_works() {
     let said = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     assert_eq!(said.matches("term 8 is taken").count(), 1, "{said}");
 }
+
+#[test]
+fn the_last_word_is_the_one_that_is_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut arbiter = opened(directory.path()).unwrap();
+    // They come faster than they are written.
+    (1..1000).for_each(|term| arbiter.assume(&record(term, Phase::Acting)));
+    let last = swap(Some(record(999, Phase::Acting)), record(1000, Phase::Stopped));
+    assert_eq!(arbiter.execute(&last), ArbiterAnswer::Swapped);
+    assert_eq!(found(directory.path()), Some(record(1000, Phase::Stopped)));
+}

@@ -1,10 +1,12 @@
 use std::fs;
 use std::sync::mpsc::channel;
+use std::sync::{OnceLock, Weak};
 
 use kemari_sync::{Arbiter, ArbiterAnswer, ArbiterRequest, Incarnation, Phase};
 
 use super::*;
-use crate::arbiter::{FileArbiter, MARKER};
+use crate::arbiter::file::Seen;
+use crate::arbiter::{Deadline, FileArbiter, MARKER};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -197,4 +199,60 @@ fn a_store_that_went_back_is_an_alarm_until_this_side_lives_under_another() {
     watched.await_word("went back in time (record 1, after 2 was seen)");
     watched.watch.expect(Some(Known { store: 8, term: 5 }));
     watched.await_all_well();
+}
+
+/// A store that is changed by this very side while it is probed, or does not answer as it should.
+struct Probed {
+    watch: Arc<OnceLock<Weak<Shared>>>,
+    answer: ArbiterAnswer,
+}
+
+impl Arbiter for Probed {
+    fn execute(&mut self, _: &ArbiterRequest) -> ArbiterAnswer {
+        let watch = self
+            .watch
+            .get()
+            .and_then(Weak::upgrade)
+            .expect("it is being watched");
+        watch.lock().known = Some(Known { store: 7, term: 9 });
+        self.answer.clone()
+    }
+}
+
+/// What one look finds at a store that answers so, and how the arbiter stands then.
+fn look(answer: ArbiterAnswer) -> (Option<String>, Report) {
+    let watch = Arc::new(OnceLock::new());
+    let probed = Probed {
+        watch: watch.clone(),
+        answer,
+    };
+    let shared = Arc::new(Shared {
+        prober: Prober::File {
+            way: Arc::new(Mutex::new(Deadline::new(Box::new(probed), LIMIT).unwrap())),
+            seen: Seen::default(),
+        },
+        state: Mutex::new(State {
+            known: KNOWN,
+            ..State::default()
+        }),
+    });
+    watch.set(Arc::downgrade(&shared)).unwrap();
+    let trouble = shared.look(&mut Judge::default());
+    let (wake, _) = channel();
+    (trouble, ArbiterWatch { shared, wake }.report())
+}
+
+#[test]
+fn what_changes_while_it_is_looked_was_not_looked_at() {
+    let (trouble, report) = look(ArbiterAnswer::Record(Some(record(7, 5))));
+    assert_eq!(trouble, None, "it was at term 5 when it was asked");
+    assert!(report.answered_ms.is_some());
+}
+
+#[test]
+fn an_arbiter_that_refuses_has_not_answered_as_it_should() {
+    let (trouble, report) = look(ArbiterAnswer::Unavailable("it is read-only".into()));
+    assert_eq!(trouble.as_deref(), Some("it is read-only"));
+    assert_eq!((report.answered_ms, report.is_silent), (None, false));
+    assert_eq!(report.says, "it is read-only");
 }

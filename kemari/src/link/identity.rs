@@ -221,3 +221,7 @@ fn key(path: &Path) -> Result<PrivateKeyDer<'static>, IdentityError> {
     }
     PrivateKeyDer::from_pem_file(path).map_err(|error| unreadable(error.to_string()))
 }
+
+#[cfg(test)]
+#[path = "identity_test.rs"]
+mod tests;

@@ -265,6 +265,16 @@ mod tests {
         listener.poll(1);
         assert_eq!(listener.pending.len(), PENDING_MAX);
         assert!(listener.pending.iter().any(|pending| pending.since_ms == 1));
+        let _later = TcpStream::connect(address).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        listener.poll(2);
+        let late = |since_ms| {
+            listener
+                .pending
+                .iter()
+                .any(|pending| pending.since_ms == since_ms)
+        };
+        assert!(late(1) && late(2), "the oldest give way");
     }
 
     #[test]
@@ -323,7 +333,20 @@ mod tests {
         assert_eq!(count(|arrival| matches!(arrival, Arrival::Session { .. })), 1);
         assert_eq!(count(|arrival| matches!(arrival, Arrival::Query(_))), 1);
         assert_eq!(count(|arrival| matches!(arrival, Arrival::Refused { .. })), 1);
-        let _kept = openers.map(|opener| opener.join().unwrap());
+        let kept = openers.map(|opener| opener.join().unwrap());
+        let ours = |opener: &Connection| {
+            let address = rustix::net::getsockname(opener.fd()).unwrap();
+            SocketAddr::try_from(address).unwrap().to_string()
+        };
+        let session = arrivals.iter().find_map(|arrival| match arrival {
+            Arrival::Session { main, heartbeat } => Some([heartbeat.peer_address(), main.peer_address()]),
+            _ => None,
+        });
+        assert_eq!(
+            session,
+            Some([ours(&kept[0]), ours(&kept[2])]),
+            "both of one nonce"
+        );
         assert_eq!(
             listener.pending.len(),
             3,

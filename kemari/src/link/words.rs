@@ -80,7 +80,7 @@ fn tame(reason: &mut String) {
 
 #[cfg(test)]
 mod tests {
-    use kemari_sync::wire::{FrameHeader, HEADER_BYTES, Heartbeat, Welcome, encode};
+    use kemari_sync::wire::{About, FrameHeader, HEADER_BYTES, Heartbeat, Hello, Welcome, encode};
     use kemari_sync::{CopyDisk, DiskOffer, Readiness};
 
     use super::*;
@@ -141,6 +141,44 @@ mod tests {
         };
         assert!(arrived(&welcome("b")).is_ok());
         assert!(arrived(&welcome("b\n")).is_err());
+    }
+
+    #[test]
+    fn a_greeting_of_an_impossible_vm_or_host_is_refused() {
+        let hello = |vm: &str, host: &str| {
+            Message::Hello(Hello {
+                protocol: 1,
+                vm: vm.into(),
+                config_digest: 2,
+                incarnation: Incarnation {
+                    host: host.into(),
+                    nonce: 3,
+                },
+                session: 4,
+                term: 5,
+                peer: None,
+                last: None,
+            })
+        };
+        assert!(arrived(&hello("demo", "a")).is_ok());
+        assert!(arrived(&hello("demo\n", "a")).is_err());
+        assert!(arrived(&hello("demo", "a\x1b[2J")).is_err());
+    }
+
+    #[test]
+    fn what_a_peer_says_of_itself_commands_no_terminal() {
+        let about = |text: &str| {
+            Message::About(About {
+                version: text.into(),
+                keys: vec![("vm".into(), 1), (text.into(), 2)],
+                features: Vec::new(),
+                images: vec![(text.into(), 3)],
+                memory_available_mib: 4,
+                wall_clock_ms: 5,
+            })
+        };
+        let arrived = arrived(&about("\x1b[2J")).expect("it decodes");
+        assert_eq!(arrived, about("\\u{1b}[2J"));
     }
 
     #[test]

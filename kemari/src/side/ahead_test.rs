@@ -46,6 +46,15 @@ fn a_page_that_is_dirty_again_is_owed_and_does_not_go_ahead_twice() {
 }
 
 #[test]
+fn what_waits_at_a_capture_is_owed_to_it() {
+    let (mut ahead, mut owed) = (Ahead::default(), pages(300));
+    ahead.offer(&mut owed);
+    assert_eq!((owed.len(), ahead.pages()), (0, 300));
+    assert!(ahead.take(&mut owed).is_none(), "nothing has gone");
+    assert_eq!((owed, ahead.pages()), (pages(300), 0));
+}
+
+#[test]
 fn no_more_go_ahead_than_there_is_room_for_and_the_rest_is_owed() {
     let machine = capture_test::machine(64, DirtySource::Best);
     let (mut ahead, mut owed) = (Ahead::default(), pages(400));

@@ -247,6 +247,11 @@ mod tests {
                 assert_eq!(cards.lasting(trouble.clone()), trouble);
                 assert_eq!(cards.of_running(None), trouble);
                 assert_eq!(cards.of_standby(), trouble);
+                let found = cards.findings.reasons();
+                assert!(
+                    found.iter().any(|it| it.contains("cannot be watched")),
+                    "{found:?}"
+                );
                 cards.begin_role();
                 assert_eq!(cards.of_running(None), None);
             });
@@ -280,6 +285,16 @@ mod tests {
                 assert!(why.contains(TUN), "{why}");
                 run("umount /dev/net");
                 assert_eq!(refused(), "");
+                assert_eq!(cards.findings.stands_for(Source::Cards), Some(VALID));
+                // It looks as it did when it was refused, which may have been for a moment only.
+                cards.tried[0].1 = Some("it was busy".to_owned());
+                cards.of_standby();
+                assert_eq!(cards.tried[0].1, None);
+                cards.mtus.note_theirs(&[9000]);
+                assert_eq!(cards.mtus.narrower(&cards.config.nets_of(&cards.host)).len(), 1);
+                cards.begin_role();
+                assert!(cards.tried.is_empty(), "another role, another try");
+                assert!(cards.mtus.narrower(&cards.config.nets_of(&cards.host)).is_empty());
             });
         });
     }

@@ -143,6 +143,12 @@ impl Findings {
         of_takeover.for_each(|source| self.forget(source));
     }
 
+    /// For how long what this source has said stands without another word.
+    #[cfg(test)]
+    pub fn stands_for(&self, source: Source) -> Option<Duration> {
+        self.lock()[source as usize].as_ref()?.valid
+    }
+
     /// What stands on the list now.
     pub fn reasons(&self) -> Vec<String> {
         let noted = self.lock();
@@ -251,8 +257,8 @@ mod tests {
     #[test]
     fn a_source_that_falls_silent_is_a_finding() {
         let findings = Findings::default();
-        findings.note(Source::Images, Some(Duration::ZERO), []);
-        std::thread::sleep(Duration::from_millis(2));
+        findings.note(Source::Images, Some(Duration::from_millis(1)), []);
+        std::thread::sleep(Duration::from_millis(3));
         let reasons = findings.reasons();
         assert!(
             reasons[0].contains("disk images") && reasons.len() == 1,

@@ -75,12 +75,18 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(fs::set_permissions(to, fs::metadata(from)?.permissions())?)
 }
 
+/// What programs of the copy's own workspaces are built in, as the bare guest by the tests that want it: it is kept, too.
+const BUILT: &str = "target";
+
 /// Removes files that the checkout has no more.
 fn remove_others(root: &Path, directory: &Path, files: &BTreeSet<&Path>) -> Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         let path = entry.path();
         if entry.file_type()?.is_dir() {
+            if entry.file_name() == BUILT {
+                continue;
+            }
             remove_others(root, &path, files)?;
         } else if !path.strip_prefix(root).is_ok_and(|file| files.contains(file)) {
             fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;

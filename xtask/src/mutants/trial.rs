@@ -21,6 +21,8 @@ const EXTRA_MAX: Duration = Duration::from_secs(30);
 const UNEDITED_MAX: Duration = Duration::from_secs(180);
 /// How often it is looked whether tests have ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Names of tests that are shown.
+const NAMES_MAX: usize = 3;
 /// Lines of what a compiler or a test says that are shown.
 const LINES_MAX: usize = 20;
 
@@ -89,7 +91,7 @@ impl Tests {
         let again: Vec<String> = match first {
             Ended::Passed => return Ok(Verdict::Survived),
             Ended::Failed(names) if !names.is_empty() => {
-                by = names.join(", ");
+                by = some(&names);
                 let built = until_filters(&words).cloned();
                 let exactly = ["--", "--exact"].map(String::from);
                 built.chain(exactly).chain(names).collect()
@@ -121,6 +123,19 @@ fn failed(output: &str) -> Vec<String> {
     let (_, list) = output.rsplit_once("\nfailures:\n").unwrap_or_default();
     let names = list.lines().map_while(|line| line.strip_prefix("    "));
     names.map(str::to_owned).collect()
+}
+
+/// The first of these names, and how many there are more.
+fn some(names: &[String]) -> String {
+    let shown = names
+        .iter()
+        .take(NAMES_MAX)
+        .map(String::as_str)
+        .collect::<Vec<_>>();
+    match names.len().saturating_sub(NAMES_MAX) {
+        0 => shown.join(", "),
+        more => format!("{}, and {more} more", shown.join(", ")),
+    }
 }
 
 /// Whether a test's program has died: by a signal, as at an abort, or in the middle of a test.
@@ -215,6 +230,13 @@ mod tests {
         assert_eq!(failed(FAILED), ["a::b", "c"]);
         assert!(!are_any(FAILED) && !has_died(FAILED));
         assert_eq!(failed("error: could not compile `kemari`\n"), [""; 0]);
+    }
+
+    #[test]
+    fn some_names_are_enough() {
+        let names = ["a", "b", "c", "d", "e"].map(String::from);
+        assert_eq!(some(&names[..3]), "a, b, c");
+        assert_eq!(some(&names), "a, b, c, and 2 more");
     }
 
     #[test]

@@ -91,3 +91,35 @@ impl Store for Directory {
         File::open(&self.0)?.sync_all()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use kemari_vmm::confine::{self, call};
+
+    use super::*;
+
+    #[test]
+    fn what_is_not_durable_is_an_error() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut store = Directory::at(directory.path());
+        store.create("record").expect("a file");
+        thread::scope(|threads| {
+            threads.spawn(|| {
+                store.write("record", b"one").expect("it is durable");
+                store.sync().expect("it is durable");
+                let syncs = [
+                    call(libc::SYS_fsync, "what this thread gets no more"),
+                    call(libc::SYS_fdatasync, "what this thread gets no more"),
+                ];
+                confine::refuse(&syncs, libc::EIO).expect("calls can be refused");
+                let errors = [store.write("record", b"two"), store.sync()].map(|result| {
+                    let error = result.expect_err("nobody knows whether it is durable");
+                    error.raw_os_error()
+                });
+                assert_eq!(errors, [Some(libc::EIO); 2]);
+            });
+        });
+    }
+}

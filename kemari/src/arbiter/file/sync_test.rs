@@ -94,3 +94,53 @@ fn a_probe_that_fails_leaves_nothing_behind() {
 fn a_probe_whose_reply_was_lost_is_no_trouble() {
     assert_eq!(probe_thrice(9, true), [Ok(None), Ok(None), Ok(None)]);
 }
+
+#[test]
+fn who_slept_until_its_number_may_have_been_used_again_does_not_know_what_it_won() {
+    for (number, highest, is_known) in [
+        (3, 3, true),
+        (3, 3 + RETAINED - 1, true),
+        (3, 3 + RETAINED, false),
+        (4, 3, false),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let mut arbiter = FileArbiter::new(directory.path(), "demo");
+        for number in [3, highest] {
+            fs::write(directory.path().join(arbiter.name(number)), "").unwrap();
+        }
+        let answer = arbiter.confirm(number);
+        let is_told = match answer {
+            ArbiterAnswer::Swapped => true,
+            ArbiterAnswer::Unknown(_) => false,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(is_told, is_known, "{number} while {highest} is the highest");
+    }
+}
+
+#[test]
+fn what_stands_there_and_could_not_be_confirmed_is_unknown() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join(MARKER), "").unwrap();
+    let store = Failing {
+        directory: Directory::at(directory.path()),
+        // The reading's sync succeeds, and not the one behind the link.
+        syncs: 1,
+        loses_replies: false,
+    };
+    let new = Record {
+        vm: "demo".into(),
+        store: 1,
+        term: 1,
+        base: 1,
+        owner: kemari_sync::Incarnation {
+            host: "a".into(),
+            nonce: 1,
+        },
+        peer: None,
+        phase: kemari_sync::Phase::Won,
+        work: Default::default(),
+    };
+    let answer = FileArbiter::on(store, "demo").execute(&ArbiterRequest::Swap { expected: None, new });
+    assert!(matches!(answer, ArbiterAnswer::Unknown(_)), "{answer:?}");
+}

@@ -303,9 +303,13 @@ fn many_dirty_pages_ask_for_a_sync_before_they_are_more() {
     rig.side.look_at_dirty_pages();
     assert!(rig.tells(is_limit));
     let (mut rig, _peer, _) = with_pages_ahead();
+    rig.side.machine.dirty().start().expect("a dirty log");
     rig.side.pace.max_dirty_pages = PAGES_AHEAD as u32;
     rig.side.look_at_dirty_pages();
     assert!(rig.tells(is_limit), "what went ahead counts, too");
+    rig.side.pace.max_dirty_pages = PAGES_AHEAD as u32 + 1;
+    rig.side.look_at_dirty_pages();
+    assert!(!rig.tells(is_limit));
 }
 
 #[test]

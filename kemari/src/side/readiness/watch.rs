@@ -201,6 +201,23 @@ mod tests {
     }
 
     #[test]
+    fn what_stands_on_the_list_is_told_again_though_nothing_has_changed() {
+        let text = include_str!("../../../../docs/example.toml");
+        let config = Arc::new(Config::parse(text, "test").unwrap());
+        let findings = Findings::new();
+        findings.note(Source::State, None, ["torn".to_owned()]);
+        let (said, told) = channel();
+        let _watch = ReadinessWatch::start(config, "b".into(), findings, move |reasons| {
+            // The test may be over.
+            let _ = said.send(reasons);
+        })
+        .unwrap();
+        let first = told.recv_timeout(Duration::from_secs(30)).unwrap();
+        assert!(first.contains(&"torn".to_owned()), "{first:?}");
+        assert_eq!(told.recv_timeout(Duration::from_secs(30)), Ok(first));
+    }
+
+    #[test]
     fn memory_that_is_not_locked_is_told() {
         assert_eq!(
             locked_bytes("Name:\tx\nVmLck:\t   65540 kB\nVmPin: 1 kB\n"),
