@@ -127,6 +127,8 @@ pub enum Fault {
     CopyOverNewer,
     /// A primary whose uplink or disk is dead stays although its secondary is well.
     StayInTrouble,
+    /// Where there is no arbiter, a primary does not note that its secondary goes on.
+    AssumeNoSuccessor,
 }
 
 impl Fault {

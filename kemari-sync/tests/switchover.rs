@@ -30,6 +30,8 @@ struct Trouble {
 struct Pair {
     sides: Sides,
     store: Record,
+    /// What each host knows of the record, where nobody keeps one for both.
+    own: Option<[Record; 2]>,
     trouble: Trouble,
     session: u64,
     /// What happened to the guest and its output, in order.
@@ -44,6 +46,7 @@ impl Pair {
         let mut pair = Self {
             sides: Sides::new(primary(mode), secondary(Some(FENCE_MS_MAX))),
             store: alone(),
+            own: None,
             trouble: Trouble::default(),
             session: 1,
             log: Vec::new(),
@@ -53,6 +56,13 @@ impl Pair {
         pair.settle();
         assert_eq!(pair.sides.a.status(0).protection, Protection::Protected);
         pair.log.clear();
+        pair
+    }
+
+    /// The same without an arbiter: silence means death.
+    fn without_arbiter() -> Self {
+        let mut pair = Self::protected(Mode::Lockstep);
+        pair.own = Some([pair.store.clone(), pair.store.clone()]);
         pair
     }
 
@@ -95,14 +105,29 @@ impl Pair {
         self.sides.now_ms = end_ms;
     }
 
-    fn ask(&mut self, request: ArbiterRequest) -> ArbiterAnswer {
+    /// The record as `side` sees it: 0 is a.
+    fn record(&mut self, side: usize) -> &mut Record {
+        match &mut self.own {
+            Some(own) => &mut own[side],
+            None => &mut self.store,
+        }
+    }
+
+    fn assume(&mut self, side: usize, record: Record) {
+        if let Some(own) = &mut self.own {
+            own[side] = record;
+        }
+    }
+
+    fn ask(&mut self, side: usize, request: ArbiterRequest) -> ArbiterAnswer {
+        let record = self.record(side);
         match request {
-            ArbiterRequest::Read => ArbiterAnswer::Record(Some(self.store.clone())),
-            ArbiterRequest::Swap { expected, new } if expected.as_ref() == Some(&self.store) => {
-                self.store = new;
+            ArbiterRequest::Read => ArbiterAnswer::Record(Some(record.clone())),
+            ArbiterRequest::Swap { expected, new } if expected.as_ref() == Some(record) => {
+                *record = new;
                 ArbiterAnswer::Swapped
             }
-            ArbiterRequest::Swap { .. } => ArbiterAnswer::Conflict(Some(self.store.clone())),
+            ArbiterRequest::Swap { .. } => ArbiterAnswer::Conflict(Some(record.clone())),
         }
     }
 
@@ -160,8 +185,9 @@ impl Pair {
                     self.sides.to_a.push_back(PrimaryEvent::DisksClosed { result });
                 }
             }
+            Do::Assume(record) => self.assume(0, record),
             Do::Ask { ask, request } => {
-                let answer = self.ask(request);
+                let answer = self.ask(0, request);
                 self.sides.to_a.push_back(PrimaryEvent::Arbiter { ask, answer });
             }
             Do::Halt { reason } => {
@@ -195,8 +221,9 @@ impl Pair {
                 });
             }
             Then::Apply { epoch } => self.sides.to_b.push_back(SecondaryEvent::Applied { epoch }),
+            Then::Assume(record) => self.assume(1, record),
             Then::Ask { ask, request } => {
-                let answer = self.ask(request);
+                let answer = self.ask(1, request);
                 self.sides.to_b.push_back(SecondaryEvent::Arbiter { ask, answer });
             }
             Then::Fence { .. } => {
@@ -223,7 +250,7 @@ impl Pair {
                 .to_a
                 .push_back(PrimaryEvent::PeerClosed { session, reason }),
             Then::Forget { .. } => self.log.push("b forgets".to_owned()),
-            Then::Stage { .. } | Then::Discard { .. } | Then::Assume(_) | Then::Report(_) => {}
+            Then::Stage { .. } | Then::Discard { .. } | Then::Report(_) => {}
             Then::Leave => panic!("nobody was told to leave"),
             Then::Exit { reason } => panic!("nothing is stopped: {reason}"),
         }
@@ -398,6 +425,52 @@ fn what_cannot_be_switched_over_is_refused_with_the_reason() {
     );
     assert!(
         !pair.log.iter().any(|line| line.contains("SwitchOver")),
+        "{:?}",
+        pair.log
+    );
+}
+
+/// Long after every time-out.
+const LATER_MS: u64 = 30_000;
+
+#[test]
+fn without_an_arbiter_too_only_one_side_goes_on() {
+    let failing = || PrimaryEvent::HostFailing {
+        reason: "KVM".to_owned(),
+    };
+    let mut switched = Pair::without_arbiter();
+    switched.order(PrimaryEvent::OperatorSwitchover);
+    let mut handed_over = Pair::without_arbiter();
+    handed_over.order(failing());
+    let mut taken = Pair::without_arbiter();
+    taken.sides.to_b.push_back(SecondaryEvent::OperatorTakeover);
+    taken.settle();
+    for (how, mut pair) in [
+        ("switched over", switched),
+        ("handed over", handed_over),
+        ("taken over", taken),
+    ] {
+        pair.wait(LATER_MS);
+        let runs = pair.runs.take().expect("b runs");
+        assert!(
+            pair.ended.is_some() && !pair.log.iter().any(|line| line == "a opens its gate"),
+            "{how}: both go on: {:?}",
+            pair.log
+        );
+        let own = pair.own.expect("there is no arbiter");
+        assert_eq!(own[0], own[1], "{how}: they know of two records");
+        assert_eq!(own[0], runs.record, "{how}");
+    }
+}
+
+#[test]
+fn without_an_arbiter_a_silent_side_counts_as_dead() {
+    let mut pair = Pair::without_arbiter();
+    pair.trouble.secondary_is_dead = true;
+    pair.wait(LATER_MS);
+    assert_eq!(pair.sides.a.status(LATER_MS).protection, Protection::Unprotected);
+    assert!(
+        pair.log.iter().any(|line| line == "a opens its gate"),
         "{:?}",
         pair.log
     );

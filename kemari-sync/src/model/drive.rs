@@ -162,6 +162,7 @@ impl State {
             // Nothing is dirty here without a sync.
             PrimaryAction::SendAhead(_) => {}
             PrimaryAction::Progress { .. }
+            | PrimaryAction::Assume(_)
             | PrimaryAction::Report(_)
             | PrimaryAction::TrustArbiter
             | PrimaryAction::Adopted(_) => {}

@@ -69,6 +69,7 @@ impl Primary {
             return;
         };
         self.send(Message::Goodbye(goodbye(reason_text(&*reason))), actions);
+        self.assume_successor(actions);
         self.halt(&format!("this host fails: {reason}"), actions);
     }
 }

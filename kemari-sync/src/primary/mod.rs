@@ -6,6 +6,7 @@
 //! lost under a living VM in `adoption`.
 
 mod adoption;
+mod assume;
 mod backoff;
 mod disks;
 mod hand_over;

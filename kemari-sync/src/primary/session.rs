@@ -305,6 +305,9 @@ impl Primary {
 
     fn on_goodbye(&mut self, goodbye: Goodbye, actions: &mut Actions) {
         let is_unfit = matches!(goodbye, Goodbye::Unfit(_));
+        if matches!(goodbye, Goodbye::Alone(_)) && matches!(self.standing, Standing::Paired) {
+            self.assume_successor(actions);
+        }
         let reason = match goodbye {
             Goodbye::Unfit(reason) => format!("the secondary is unfit: {reason}"),
             other => format!("the secondary said {other:?}"),

@@ -111,6 +111,7 @@ impl Primary {
             "switching over: the guest has been paused for {paused_ms} ms, the secondary goes on"
         )));
         self.send(Message::Goodbye(Goodbye::SwitchOver { paused_ms }), actions);
+        self.assume_successor(actions);
         // From here on the record decides. The secondary is let win as long as it may take.
         let contest = self.contest(Goal::Rule).yielding(now_ms + progress_ms);
         self.parting = Some(Parting {

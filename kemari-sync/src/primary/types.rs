@@ -317,6 +317,9 @@ pub enum PrimaryAction {
         /// What to ask.
         request: ArbiterRequest,
     },
+    /// The VM was given to the secondary, or is won by it, which means that this is the record: for an arbiter that has no
+    /// store of its own.
+    Assume(Record),
     /// The right to act alone is here: release all output, held and to come.
     OpenGate,
     /// The VM ends here, or goes on elsewhere: pause the guest, finish every released request, flush; answer with

@@ -5,6 +5,7 @@ use crate::consent::contest::{Contest, Goal, Ruling};
 use crate::faults::{Fault, fault};
 use crate::primary::Reign;
 use crate::record::{ArbiterAnswer, Phase, Record};
+use crate::wire::{Goodbye, Message};
 
 use super::{Actions, Secondary, SecondaryAction};
 
@@ -226,7 +227,11 @@ impl Secondary {
         if fault(Fault::KeepUnchecked) {
             self.keep_unchecked(actions);
         }
-        self.close("this side has won the VM", actions);
+        let why = "this side has won the VM";
+        if self.held.as_ref().is_some_and(|held| !held.stop) {
+            self.send(Message::Goodbye(Goodbye::Alone(why.to_owned())), actions);
+        }
+        self.close(why, actions);
         if let Some(takeover) = &mut self.takeover {
             if takeover.step == Step::Contesting {
                 (takeover.beats, takeover.beat_ms) = (0, self.now_ms + self.config.timing.beat_ms());

@@ -212,6 +212,7 @@ impl World {
             PrimaryAction::CloseDisks => self.close_disk(host),
             PrimaryAction::Halt { .. } | PrimaryAction::Exit { .. } => self.end_process(host),
             PrimaryAction::Progress { .. }
+            | PrimaryAction::Assume(_)
             | PrimaryAction::Report(_)
             | PrimaryAction::TrustArbiter
             | PrimaryAction::Adopted(_) => {}

@@ -133,7 +133,7 @@ pub struct Heartbeat {
 pub enum Goodbye {
     /// The VM was stopped cleanly, and the record says so.
     Stopped,
-    /// The primary goes on alone, and the record says so.
+    /// Its sender goes on alone, and the record says so: the primary, or the secondary, which has won the VM.
     Alone(String),
     /// The primary's host fails: the secondary should take over now.
     HandOver(String),

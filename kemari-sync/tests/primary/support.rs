@@ -69,6 +69,8 @@ pub struct Bench {
     pub store: Record,
     /// What the last capture was allowed to send at once.
     pub at_once: Option<Opening>,
+    /// What was said for an arbiter without a store.
+    pub assumed: Vec<PrimaryAction>,
 }
 
 impl Bench {
@@ -112,6 +114,7 @@ impl Bench {
             now_ms: 0,
             store: alone(1),
             at_once: None,
+            assumed: Vec::new(),
         }
     }
 
@@ -120,6 +123,8 @@ impl Bench {
         let mut actions = Vec::new();
         self.primary.handle(self.now_ms, event, &mut actions);
         actions.retain(|action| !matches!(action, Do::Report(_) | Do::Progress { .. }));
+        self.assumed
+            .extend(actions.extract_if(.., |action| matches!(action, Do::Assume(_))));
         for action in &mut actions {
             if let Do::Capture { at_once, .. } = action {
                 self.at_once = at_once.take();

@@ -32,7 +32,7 @@ fn a_takeover_asks_wins_rolls_back_fences_restores_declares_and_runs() {
     let actions = bench.answer(&asked, ArbiterAnswer::Swapped);
     assert!(matches!(
         &actions[..],
-        [Do::CloseSession { .. }, Do::Discard { epoch: 2 }, Do::Fence { old, until_ms }]
+        [Do::Send { message: Message::Goodbye(Goodbye::Alone(_)), .. }, Do::CloseSession { .. }, Do::Discard { epoch: 2 }, Do::Fence { old, until_ms }]
             if *old == host("a", 1) && *until_ms == bench.now_ms + FENCE_MS_MAX
     ));
     assert_eq!(
@@ -66,7 +66,16 @@ fn a_takeover_asks_wins_rolls_back_fences_restores_declares_and_runs() {
 fn a_takeover_waits_for_the_last_commit_to_be_applied() {
     let mut bench = Bench::holding(false);
     bench.sync(2, Some(1), false);
-    assert!(matches!(bench.winning()[..], [Do::CloseSession { .. }]));
+    assert!(matches!(
+        bench.winning()[..],
+        [
+            Do::Send {
+                message: Message::Goodbye(Goodbye::Alone(_)),
+                ..
+            },
+            Do::CloseSession { .. }
+        ]
+    ));
     assert_eq!(
         bench.feed(SecondaryEvent::Applied { epoch: 2 }),
         [Do::Restore { epoch: 2 }]
@@ -279,7 +288,14 @@ fn a_failed_restore_never_runs() {
     let mut bench = Bench::holding(false);
     assert!(matches!(
         bench.winning()[..],
-        [Do::CloseSession { .. }, Do::Restore { epoch: 1 }]
+        [
+            Do::Send {
+                message: Message::Goodbye(Goodbye::Alone(_)),
+                ..
+            },
+            Do::CloseSession { .. },
+            Do::Restore { epoch: 1 }
+        ]
     ));
     assert_eq!(
         bench.feed(SecondaryEvent::Restored {

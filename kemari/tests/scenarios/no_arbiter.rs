@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use crate::support::{Host, PATIENCE, Plan, Scene, play, wait_for};
+use crate::switchover::switch_over;
 
 fn plan() -> Plan {
     Plan {
@@ -126,6 +127,24 @@ fn a_host_that_knows_nothing_does_not_start_what_another_holds() {
         })?;
         clients.work(Duration::from_millis(300))?;
         scene.await_protected(Host::A)?;
+        clients.finish()
+    });
+}
+
+/// No record tells the old primary that the other has won: what it has said itself must.
+#[test]
+fn whoever_gives_the_vm_away_does_not_win_it_again() {
+    play(&plan(), |scene| {
+        scene.protect()?;
+        let clients = scene.clients()?;
+        switch_over(scene, &clients, Host::A)?;
+        switch_over(scene, &clients, Host::B)?;
+        for host in Host::BOTH {
+            ensure!(
+                !scene.log(host).contains("the switchover failed"),
+                "{host:?} went on, too"
+            );
+        }
         clients.finish()
     });
 }

@@ -71,6 +71,7 @@ impl PrimarySide {
                 self.machine.begin_pause();
             }
             PrimaryAction::Resume => self.resume(),
+            PrimaryAction::Assume(record) => self.arbiter.assume(record),
             PrimaryAction::Ask { ask, request } => self.ask(ask, request),
             PrimaryAction::OpenGate => self.open_gate(),
             PrimaryAction::Drain => self.drain(),
