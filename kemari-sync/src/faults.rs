@@ -47,6 +47,18 @@ pub enum Fault {
     HoldUnproved,
     /// A primary says that the VM is here although its peer may have taken over.
     ShowUnasked,
+    /// A restore that has failed counts as done.
+    ActUnrestored,
+    /// A win that another has replaced counts as restored when it is won again. Neither this nor the next is among
+    /// [`Self::ALL`]: both sides must win in turn, and stand still in the few steps between a restore and the record; tests of
+    /// the transitions find it.
+    KeepRestored,
+    /// The term that the images' records say stays, though another one was won meanwhile.
+    RuleOnce,
+    /// The records of a primary's images go back to the term of the pair that it has just left.
+    RuleBackwards,
+    /// Cards that were unplugged after a restore had failed count as plugged in.
+    ForgetUnplugged,
     /// A secondary that holds a committed stop runs the guest.
     ResurrectStop,
     /// A cold boot does not ask what the recorded peer holds.
@@ -127,13 +139,14 @@ pub enum Fault {
     CopyOverNewer,
     /// A primary whose uplink or disk is dead stays although its secondary is well.
     StayInTrouble,
-    /// Where there is no arbiter, a primary does not note that its secondary goes on.
+    /// Where there is no arbiter, a primary does not note that its secondary goes on. Not among [`Self::ALL`]: the simulation
+    /// has an arbiter; a test of the switchover finds it.
     AssumeNoSuccessor,
 }
 
 impl Fault {
     /// All that must be noticed.
-    pub const ALL: [Self; 54] = [
+    pub const ALL: [Self; 57] = [
         Self::ReleaseBeforeAck,
         Self::AckBeforeCheck,
         Self::AckBeforeWhole,
@@ -151,6 +164,9 @@ impl Fault {
         Self::CloseUndrained,
         Self::ReplaceFencing,
         Self::FenceLate,
+        Self::ActUnrestored,
+        Self::RuleBackwards,
+        Self::ForgetUnplugged,
         Self::ResurrectStop,
         Self::ColdBootOverPeer,
         Self::AskUnrecorded,
@@ -197,6 +213,9 @@ impl Fault {
             Self::DeltaAgainstUnacked,
             Self::CopyOverNewer,
             Self::BootUnderFence,
+            Self::KeepRestored,
+            Self::RuleOnce,
+            Self::AssumeNoSuccessor,
         ]);
         all.find(|fault| format!("{fault:?}") == name)
     }

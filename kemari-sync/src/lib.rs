@@ -46,10 +46,10 @@ pub use record::{
     Term, Work,
 };
 pub use replica::{
-    CopyDisk, DiskOffer, ImageState, ImageWord, REPLICAS_MAX, Source, announced_term, lineage_id, may_start,
-    plan_copy,
+    CopyDisk, DiskOffer, ImageState, ImageWord, REPLICAS_MAX, Ruled, Source, announced_term, lineage_id,
+    may_start, plan_copy,
 };
-pub use secondary::{Secondary, SecondaryAction, SecondaryConfig, SecondaryEvent};
+pub use secondary::{Restoration, RestorePart, Secondary, SecondaryAction, SecondaryConfig, SecondaryEvent};
 pub use staging::{Staging, StagingError, SyncTally};
 pub use status::{Protection, Role, Status};
 pub use timing::{Timing, TimingError};

@@ -242,6 +242,33 @@ pub fn announced_term(new: &Record, lacks: impl FnOnce() -> bool) -> Term {
     }
 }
 
+/// The reign that the records of a primary's images say is its own.
+///
+/// It does not go back: an ack of the pair may come, and release, when the records say already that this side acts alone,
+/// and the arbiter is just being told.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ruled(Term);
+
+impl Ruled {
+    /// Whether the records must be written before an image is, in this reign.
+    pub fn lacks(&self, term: Term) -> bool {
+        match fault(Fault::RuleBackwards) {
+            true => self.0 != term,
+            false => self.0 < term,
+        }
+    }
+
+    /// The records say this reign.
+    pub fn note(&mut self, term: Term) {
+        self.0 = term;
+    }
+
+    /// The records say something else: the VM has ended here.
+    pub fn forget(&mut self) {
+        self.0 = 0;
+    }
+}
+
 #[cfg(test)]
 #[path = "replica_test.rs"]
 mod tests;

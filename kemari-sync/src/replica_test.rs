@@ -324,3 +324,17 @@ fn an_image_that_was_to_be_the_first_and_never_ran_counts_as_new() {
     assert!(starts("a", None));
     assert_eq!(planned(Some(about_to_be.clone())), Ok(false));
 }
+
+#[test]
+fn the_records_of_a_side_that_declares_itself_alone_do_not_go_back_to_its_pair() {
+    let mut ruled = Ruled::default();
+    assert!(ruled.lacks(4));
+    ruled.note(4);
+    assert!(!ruled.lacks(4));
+    // The arbiter is being told; a last ack of the pair comes.
+    ruled.note(5);
+    assert!(!ruled.lacks(4), "the last image would be of an older reign");
+    assert!(!ruled.lacks(5) && ruled.lacks(6));
+    ruled.forget();
+    assert!(ruled.lacks(6));
+}

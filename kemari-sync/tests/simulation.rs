@@ -12,7 +12,7 @@ const CLEAN_SEEDS: u64 = 20_000;
 const EXPLORED: [Fault; 2] = [Fault::HearOvertaken, Fault::ForgetAtWon];
 
 /// Within so many seeds each fault is found.
-const SEEDS_MAX: [(Fault, u64); 52] = [
+const SEEDS_MAX: [(Fault, u64); 55] = [
     (Fault::ReleaseBeforeAck, 10),
     (Fault::AckBeforeCheck, 10),
     (Fault::AckBeforeWhole, 10),
@@ -30,6 +30,9 @@ const SEEDS_MAX: [(Fault, u64); 52] = [
     (Fault::CloseUndrained, 2_000),
     (Fault::ReplaceFencing, 5_000),
     (Fault::FenceLate, 8_000),
+    (Fault::ActUnrestored, 200),
+    (Fault::ForgetUnplugged, 6_000),
+    (Fault::RuleBackwards, 6_000),
     (Fault::ResurrectStop, 600),
     (Fault::ColdBootOverPeer, 400),
     (Fault::AskUnrecorded, 400),

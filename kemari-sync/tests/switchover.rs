@@ -475,3 +475,28 @@ fn without_an_arbiter_a_silent_side_counts_as_dead() {
         pair.log
     );
 }
+
+#[test]
+fn a_host_in_trouble_steps_down_again_when_it_has_a_pair_again() {
+    let mut pair = Pair::protected(Mode::Lockstep);
+    let ready = || SecondaryEvent::Readiness { reasons: Vec::new() };
+    pair.sides.to_b.push_back(ready());
+    pair.wait(1_000);
+    pair.trouble.restore_fails = true;
+    let trouble = Some(kemari_sync::Trouble::Uplink("eth1 has no carrier".to_owned()));
+    pair.order(PrimaryEvent::Health { trouble });
+    while !pair.log.iter().any(|line| line == "a opens its gate") {
+        assert!(pair.sides.now_ms < LATER_MS, "{:?}", pair.log);
+        pair.wait(100);
+    }
+    assert!(pair.runs.is_none() && !pair.sides.a.wants_peer(), "not at once");
+    // What was in the way has passed.
+    pair.trouble.restore_fails = false;
+    pair.wait(Timing::default().protect_retry_ms_max);
+    assert!(pair.sides.a.wants_peer());
+    pair.session = 2;
+    pair.order(PrimaryEvent::PeerConnected { session: 2 });
+    pair.sides.to_b.push_back(ready());
+    pair.wait(1_000);
+    assert!(pair.runs.is_some(), "{:?}", pair.log);
+}

@@ -227,7 +227,10 @@ impl Primary {
     fn act_alone(&mut self, record: Record, cause: &str, actions: &mut Actions) {
         self.record = record;
         self.standing = Standing::Alone;
-        if self.parting.as_ref().is_some_and(|parting| parting.is_futile) {
+        // A host in trouble steps down again once it has a pair again, later each time.
+        let has_stepped_down = std::mem::take(&mut self.stepped_down);
+        let is_futile = self.parting.as_ref().is_some_and(|parting| parting.is_futile);
+        if is_futile || has_stepped_down {
             self.note_futile(cause);
         }
         (self.parting, self.lost_since_ms, self.acked) = (None, None, None);

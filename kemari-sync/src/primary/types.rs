@@ -229,8 +229,6 @@ pub enum PrimaryEvent {
 }
 
 /// What the primary wants done, in this order.
-// Few at a time: a box would save nothing.
-#[expect(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PrimaryAction {
     /// Send a control message, on the connection that [`Message::channel`] names.

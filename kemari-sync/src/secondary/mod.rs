@@ -5,11 +5,13 @@
 
 mod assume;
 mod disks;
+mod restoration;
 mod session;
 mod sync;
 mod takeover;
 mod types;
 
+pub use restoration::{Restoration, RestorePart};
 pub use types::{SecondaryAction, SecondaryConfig, SecondaryEvent};
 
 use crate::consent::AskId;

@@ -212,7 +212,7 @@ impl Secondary {
                 takeover.step = Step::Contesting;
                 takeover.fenced = self.config.fence_ms_max.is_none();
                 takeover.contest.set_fence(strikes_ms_max);
-                takeover.restored = false;
+                takeover.restored &= fault(Fault::KeepRestored);
             }
             Ruling::Alarm(reason) => {
                 // Whatever was under way or was to be tried again leads to nothing.
@@ -319,15 +319,15 @@ impl Secondary {
             return;
         };
         match result {
-            Ok(()) => {
+            Err(reason) if !fault(Fault::ActUnrestored) => self.retry(
+                &format!("the last commit could not be restored: {reason}"),
+                actions,
+            ),
+            _ => {
                 takeover.restored = true;
                 takeover.step = Step::Ready;
                 self.continue_takeover(actions);
             }
-            Err(reason) => self.retry(
-                &format!("the last commit could not be restored: {reason}"),
-                actions,
-            ),
         }
     }
 

@@ -193,7 +193,7 @@ pub enum SecondaryAction {
         until_ms: u64,
     },
     /// Bring the standby VM to the committed state, rings re-attached, without running it and without any I/O of
-    /// the guest's. Answer with [`SecondaryEvent::Restored`].
+    /// the guest's: what [`super::Restoration`] says is left. Answer with [`SecondaryEvent::Restored`].
     Restore {
         /// The last commit.
         epoch: Epoch,

@@ -5,7 +5,7 @@ use rand::Rng;
 
 use crate::faults::{Fault, fault};
 use crate::primary::{PrimaryEvent, SessionId};
-use crate::record::Term;
+use crate::replica::Ruled;
 
 use super::events::ToProcess;
 use super::flushes::PrimaryMarks;
@@ -42,7 +42,7 @@ pub(super) struct ImageCopy {
     frames: u64,
     rounds: u32,
     /// The reign that the record knows.
-    pub(super) ruled: Term,
+    pub(super) ruled: Ruled,
     /// Where the last sync was sent.
     pub(super) session: Option<SessionId>,
     pub(super) marks: PrimaryMarks,

@@ -57,6 +57,8 @@ pub(super) enum ToProcess {
         flush: Flush,
     },
     Settle,
+    /// The next part of a restore, the attempt of this number.
+    Restore(u64),
     Look,
 }
 

@@ -14,8 +14,8 @@ use rand_chacha::ChaCha8Rng;
 use crate::faults::{Fault, inject};
 use crate::primary::Mode;
 
-use super::chaos::Script;
 use super::flushes::FlushMode;
+use super::script::Script;
 use super::setup::Setup;
 use super::world::World;
 use super::{Invariant, Violation};

@@ -282,7 +282,7 @@ impl World {
             word.state = ImageState::Stopped;
         }
         if let Process::Primary(side) = &mut self.hosts[host].process {
-            side.copy.ruled = 0;
+            side.copy.ruled.forget();
         }
     }
 

@@ -9,6 +9,7 @@ use super::client::Request;
 use super::copies::ImageCopy;
 use super::image::Image;
 use super::replicas::ImageSide;
+use super::restores::Restores;
 use super::vm::{PAGES, Vm};
 
 /// A sync as the primary's driver keeps it until it is released or given back.
@@ -82,6 +83,7 @@ pub(super) struct SecondarySide {
     /// A rule taken out: memory and state of the commit before.
     pub(super) before: Option<([u64; PAGES], Option<Box<Vm>>)>,
     pub(super) image: ImageSide,
+    pub(super) restores: Restores,
     /// Term of the sync that began last.
     pub(super) begun_term: u64,
     /// Whether what was checked last, and what was committed last, ends the VM.

@@ -23,6 +23,8 @@ mod net;
 mod operator;
 mod primary_driver;
 mod replicas;
+mod restores;
+mod script;
 mod secondary_driver;
 mod setup;
 mod store;

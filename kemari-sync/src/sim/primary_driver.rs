@@ -5,7 +5,7 @@ use rand::Rng;
 use crate::primary::{
     CopyLimits, Mode, OnSecondaryLoss, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Reign,
 };
-use crate::record::ArbiterRequest;
+use crate::record::{ArbiterRequest, Phase};
 use crate::replica::announced_term;
 use crate::wire::Message;
 
@@ -130,16 +130,7 @@ impl World {
                 }
                 self.close_end(session, PRIMARY);
             }
-            PrimaryAction::Ask { ask, request } => {
-                if let ArbiterRequest::Swap { new, .. } = &request {
-                    let term = announced_term(new, || self.hosts[host].image.may_lack());
-                    if !self.announce_reign(host, term) {
-                        // Who won it could not write anything under it.
-                        return self.fail_host(host);
-                    }
-                }
-                self.send_ask(host, ask, request);
-            }
+            PrimaryAction::Ask { ask, request } => self.ask_as_primary(host, ask, request),
             PrimaryAction::MarkSources { session, plans } => self.mark_sources(host, session, &plans),
             PrimaryAction::CopyDisks { session, .. } => self.copy_image(host, session),
             PrimaryAction::PeerFlushed(mark) => self.peer_flushed(host, mark.request),
@@ -216,6 +207,30 @@ impl World {
             | PrimaryAction::Report(_)
             | PrimaryAction::TrustArbiter
             | PrimaryAction::Adopted(_) => {}
+        }
+    }
+
+    /// Before a term is asked for the record says that it may begin, and before this side acts alone that it is its own: after
+    /// that nobody else could go on.
+    fn ask_as_primary(&mut self, host: usize, ask: u64, request: ArbiterRequest) {
+        let is_noted = match &request {
+            ArbiterRequest::Read => true,
+            ArbiterRequest::Swap { new, .. } if new.phase == Phase::Acting && new.peer.is_none() => {
+                let is_ruled = self.rule_record(host, new.term);
+                if let Some(side) = self.hosts[host].primary().filter(|_| is_ruled) {
+                    side.copy.ruled.note(new.term);
+                }
+                is_ruled
+            }
+            ArbiterRequest::Swap { new, .. } => {
+                let term = announced_term(new, || self.hosts[host].image.may_lack());
+                self.announce_reign(host, term)
+            }
+        };
+        match is_noted {
+            true => self.send_ask(host, ask, request),
+            // Who won it could not write anything under it.
+            false => self.fail_host(host),
         }
     }
 

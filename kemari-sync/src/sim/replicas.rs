@@ -101,26 +101,40 @@ impl World {
         true
     }
 
-    /// A takeover: all that was committed is durable, and the record says whose the image is. False: that failed.
-    pub(super) fn restore_image(&mut self, host: usize) -> bool {
+    /// A takeover: all that was committed is durable. False: it cannot be.
+    pub(super) fn finish_replica(&mut self, host: usize) -> bool {
         if !self.setup.replicated {
             return true;
         }
-        let Some(side) = self.hosts[host].secondary() else {
-            return false;
-        };
-        let term = side.machine.won_term();
-        if side.image.has_failed || !self.flush_target(host) {
+        let has_failed = self.hosts[host]
+            .secondary()
+            .is_none_or(|side| side.image.has_failed);
+        if has_failed || !self.flush_target(host) {
             self.replica_fails(host);
             return false;
-        }
-        if let Some(term) = term {
-            self.hosts[host].image.rule(term);
         }
         true
     }
 
-    pub(super) fn takes_over_image(&mut self, host: usize, vm: &mut Vm, term: Term, epoch: u64) {
+    /// The record says whose the image is. False: it cannot be written.
+    pub(super) fn rule_record(&mut self, host: usize, term: Term) -> bool {
+        if !self.setup.replicated {
+            return true;
+        }
+        if self.disk_fails(host) {
+            return false;
+        }
+        self.hosts[host].image.rule(term);
+        true
+    }
+
+    /// Whether the record of a host's image says that it is written in this term.
+    pub(super) fn is_ruled(&self, host: usize, term: Term) -> bool {
+        let word = self.hosts[host].image.word.as_ref();
+        !self.setup.replicated || word.is_some_and(|word| word.term == term)
+    }
+
+    pub(super) fn takes_over_image(&mut self, host: usize, vm: &mut Vm, epoch: u64) {
         if !self.setup.replicated {
             return;
         }
@@ -134,7 +148,6 @@ impl World {
         });
         let verdict = runs.and_then(|()| replica::follows(image, vm, epoch));
         let kept = flush::keeps(&self.checks.promised, &image.blocks);
-        image.rule(term);
         // Who takes over may find that it has grown.
         image.note_size();
         vm.grow(image.recorded, &image.blocks);
@@ -194,7 +207,7 @@ impl World {
             return false;
         };
         let term = side.machine.record().term;
-        if !self.setup.replicated || side.copy.ruled == term {
+        if !self.setup.replicated || !side.copy.ruled.lacks(term) {
             return true;
         }
         if self.disk_fails(host) {
@@ -205,7 +218,7 @@ impl World {
         image.rule(term);
         let marked = image.marked();
         let copied = self.hosts[host].primary().map(|side| {
-            side.copy.ruled = term;
+            side.copy.ruled.note(term);
             match paired {
                 true => side.copy.marks.begin_pair(marked),
                 false => Vec::new(),

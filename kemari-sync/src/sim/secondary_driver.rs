@@ -11,6 +11,7 @@ use super::host::{Process, SecondarySide, Staged};
 use super::invariants::{Invariant, stop};
 use super::net::{Frame, SECONDARY};
 use super::replicas::ImageSide;
+use super::restores::Restores;
 use super::setup::STAGING_PAGES_MAX;
 use super::vm::PAGES;
 use super::world::World;
@@ -47,6 +48,7 @@ impl World {
             state: None,
             before: None,
             image: ImageSide::default(),
+            restores: Restores::default(),
             begun_term: 0,
             checked_stop: false,
             is_stop: false,
@@ -103,6 +105,7 @@ impl World {
                     return;
                 };
                 (side.session, side.memory, side.state) = (Some(session), [0; PAGES], None);
+                side.restores = Restores::default();
                 side.image = ImageSide::default();
                 side.is_stop = false;
                 self.prepared += 1;
@@ -144,20 +147,14 @@ impl World {
             }
             SecondaryAction::Apply { epoch } => self.apply(host, epoch),
             SecondaryAction::Fence { old, until_ms } => self.begin_fence(host, &old.host, until_ms),
-            SecondaryAction::Restore { .. } => {
-                let is_restored = self.restore_image(host);
-                let (delay_us, fails) = (self.some_us(3_000), std::mem::take(&mut self.flags.restore_fails));
-                let event = SecondaryEvent::Restored {
-                    result: outcome(fails || !is_restored),
-                };
-                self.tell_after(delay_us, host, ToProcess::Secondary(event));
-            }
+            SecondaryAction::Restore { .. } => self.begin_restore(host),
             SecondaryAction::Run(reign) => self.run_standby(host, reign),
             SecondaryAction::Forget { .. } => {
                 let Some(side) = self.hosts[host].secondary() else {
                     return;
                 };
                 (side.session, side.staged, side.state) = (None, None, None);
+                side.restores = Restores::default();
             }
             SecondaryAction::Exit { .. } | SecondaryAction::Leave => {
                 self.stop_replica(host);
@@ -279,7 +276,8 @@ impl World {
         self.takeovers += 1;
         let verdict = stop::runs(self.checks.stopped, vm.life, reign.last_epoch);
         self.judge(Invariant::Stop, verdict);
-        self.takes_over_image(host, &mut vm, reign.record.term, reign.last_epoch);
+        self.judge_takeover(host, &reign.record);
+        self.takes_over_image(host, &mut vm, reign.last_epoch);
         self.become_primary(host, reign, vm);
     }
 }

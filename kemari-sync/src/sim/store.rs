@@ -75,10 +75,14 @@ impl World {
     /// It is carried out.
     pub(super) fn ask(&mut self, host: usize, life: u64, ask: u64, request: &ArbiterRequest, answered: bool) {
         let before = self.store.history.len();
+        let before_it = self.store.record.clone();
         let answer = self.store.execute(request);
         if self.store.history.len() > before {
             self.store.changed_us = self.now_us;
             let record = self.store.record.clone();
+            if let (Some(won), Some(record)) = (before_it, &record) {
+                self.judge_declared(&won, record);
+            }
             self.note(|| {
                 format!(
                     "store: {}",

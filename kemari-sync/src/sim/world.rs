@@ -10,7 +10,7 @@ use crate::primary::{Mode, PrimaryEvent};
 use crate::record::Incarnation;
 use crate::secondary::SecondaryEvent;
 
-use super::chaos::{Flags, Script};
+use super::chaos::Flags;
 use super::client::{CLIENTS, Client};
 use super::events::{Event, Queue, ToProcess};
 use super::exhaustive::Steps;
@@ -20,6 +20,7 @@ use super::image::Image;
 use super::invariants::replica::Blocks;
 use super::invariants::{Checks, Invariant};
 use super::net::{Connection, Cuts};
+use super::script::Script;
 use super::setup::Setup;
 use super::store::Store;
 use super::vm::PAGES;
@@ -71,9 +72,14 @@ impl World {
         let mut apart = ChaCha8Rng::seed_from_u64(!seed);
         let setup = Setup::draw(mode, &mut rng, &mut apart);
         let first_fence_fails = apart.random_bool(0.2);
+        let restore_failures = match apart.random_bool(0.2) {
+            true => apart.random_range(1..4),
+            false => 0,
+        };
         let script = Script::draw(&mut rng);
         let mut world = Self::begun(rng, setup, script, Steps::default(), traced);
         world.flags.fence_fails = first_fence_fails;
+        world.flags.restore_failures = restore_failures;
         world
     }
 
@@ -258,6 +264,7 @@ impl World {
                 flush,
             } => self.replica_stored(host, generation, frames, &flush),
             ToProcess::Settle => self.settle_image(host),
+            ToProcess::Restore(attempt) => self.restore_part(host, attempt),
             ToProcess::Look => self.look(host),
         }
     }

@@ -1,5 +1,6 @@
 //! The invariants, each in its own file: what must hold in every run, whatever fails.
 
+pub(super) mod acting;
 pub(super) mod cold_boot;
 pub(super) mod consent;
 pub(super) mod disk;
@@ -31,6 +32,8 @@ pub enum Invariant {
     Show,
     /// Output is held only for a secondary to which the way is proved.
     Hold,
+    /// Whoever the record says acts lacks nothing that it needs to run.
+    Acting,
     /// Never two sides release in one term.
     Terms,
     /// The secondary's memory after a commit is the primary's at the capture.
@@ -74,12 +77,13 @@ pub(super) struct Checks {
 
 impl Invariant {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Consent,
         Self::History,
         Self::Succession,
         Self::Show,
         Self::Hold,
+        Self::Acting,
         Self::Terms,
         Self::Memory,
         Self::Fence,

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use kemari_sync::wire::{BlockFrame, DiskMark, FrameHeader, FrameKind, Message};
 use kemari_sync::{
-    ArbiterAnswer, ArbiterRequest, CopyDisk, Epoch, Phase, PrimaryEvent, Protection, SessionId,
+    ArbiterAnswer, ArbiterRequest, CopyDisk, Epoch, Phase, PrimaryEvent, Protection, Ruled, SessionId,
     Status as CoreStatus, Term, announced_term,
 };
 
@@ -32,7 +32,7 @@ pub struct Disks {
     /// Whether the core was told that the copy has converged.
     told: bool,
     /// The reign that the records know.
-    ruled: Term,
+    ruled: Ruled,
     /// The first capture of a pair, which waits until nothing is under way on the disks.
     still_for: Option<Epoch>,
     /// What the last copy came to.
@@ -56,7 +56,7 @@ impl Disks {
             trackers,
             copier: None,
             told: false,
-            ruled: 0,
+            ruled: Ruled::default(),
             still_for: None,
             trouble: None,
             unready: None,
@@ -379,7 +379,7 @@ impl PrimarySide {
             )?;
         }
         if acts_alone {
-            self.disks.ruled = new.term;
+            self.disks.ruled.note(new.term);
         }
         Ok(())
     }
@@ -388,7 +388,7 @@ impl PrimarySide {
     /// host fails.
     pub(super) fn rule_disks(&mut self, paired: bool) -> bool {
         let term = self.core.record().term;
-        if self.disks.trackers.is_empty() || self.disks.ruled == term {
+        if self.disks.trackers.is_empty() || !self.disks.ruled.lacks(term) {
             return true;
         }
         let result = self
@@ -398,7 +398,7 @@ impl PrimarySide {
             .try_for_each(|tracker| tracker.image().rule(term, paired));
         match result {
             Ok(()) => {
-                self.disks.ruled = term;
+                self.disks.ruled.note(term);
                 if paired {
                     self.disks.trouble = None;
                     self.disks
@@ -453,7 +453,7 @@ impl PrimarySide {
                 tracing::error!("{error:#}");
             }
         }
-        self.disks.ruled = 0;
+        self.disks.ruled.forget();
     }
 }
 

@@ -160,7 +160,7 @@ fn the_image_knows_the_term_before_the_machine_has_it_also_if_a_later_step_fails
             .restore(&config, "b", 4)
             .expect_err("it has no cable");
         assert!(format!("{error:#}").contains("net0"), "{error:#}");
-        assert!(rig.standby().loaded);
+        assert!(rig.standby().restoration.is_loaded());
         assert_eq!(rig.image.offer().word.expect("a record").term, 4);
     }
 }

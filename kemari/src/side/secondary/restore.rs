@@ -1,10 +1,10 @@
 //! What a winner does before it acts: the state into the machine, the disks and cables to it.
 //!
-//! Any step can fail, for the weather or for an operator's slip, and then all of it is tried again: so each leaves what the
-//! ones before have done, and finds it when it is repeated. The arbiter is told that this side acts when nothing is left
-//! that could fail.
+//! Any step can fail, for the weather or for an operator's slip, and then it is tried again: which parts are left is the rule
+//! of [`kemari_sync::Restoration`], and a part that has failed half-way finds what it has done. The arbiter is told that this
+//! side acts when nothing is left that could fail.
 
-use kemari_sync::Term;
+use kemari_sync::{RestorePart, Term};
 
 use super::super::assembly;
 use super::super::step::step;
@@ -21,6 +21,7 @@ impl SecondarySide {
         standby.restore(&self.config, &self.host, term).map_err(|error| {
             // Its TAPs must be free for the next attempt, and the network must not send here meanwhile.
             standby.seat.machine.detach_nets();
+            standby.restoration.note_failed();
             format!("{error:#}")
         })
     }
@@ -29,28 +30,36 @@ impl SecondarySide {
 impl Standby {
     pub(super) fn restore(&mut self, config: &Config, host: &str, term: Term) -> anyhow::Result<()> {
         let machine = &self.seat.machine;
-        if !self.loaded {
-            step("load the state", || Ok(machine.load(&self.states, true)?))?;
-            self.loaded = true;
-        }
-        self.disks.close();
-        for image in self.disks.images() {
-            step(format_args!("rule the image of {}", image.disk()), || {
-                image.rule(term, false)
-            })?;
-        }
-        if self.trackers.is_empty() {
-            self.trackers = step("watch the disks", || self.disks.watched(machine, config))?;
-        }
-        for disk in config.disks_of(host) {
-            step(format_args!("attach disk {}", disk.disk.id), || {
-                assembly::attach_disk(machine, &disk, true)
-            })?;
-        }
-        for net in config.nets_of(host) {
-            step(format_args!("attach card {}", net.net.id), || {
-                assembly::attach_net(machine, &net)
-            })?;
+        while let Some(part) = self.restoration.next(term) {
+            match part {
+                RestorePart::Load => step("load the state", || Ok(machine.load(&self.states, true)?))?,
+                RestorePart::Rule => {
+                    self.disks.close();
+                    for image in self.disks.images() {
+                        step(format_args!("rule the image of {}", image.disk()), || {
+                            image.rule(term, false)
+                        })?;
+                    }
+                }
+                RestorePart::Disks => {
+                    if self.trackers.is_empty() {
+                        self.trackers = step("watch the disks", || self.disks.watched(machine, config))?;
+                    }
+                    for disk in config.disks_of(host) {
+                        step(format_args!("attach disk {}", disk.disk.id), || {
+                            assembly::attach_disk(machine, &disk, true)
+                        })?;
+                    }
+                }
+                RestorePart::Cards => {
+                    for net in config.nets_of(host) {
+                        step(format_args!("attach card {}", net.net.id), || {
+                            assembly::attach_net(machine, &net)
+                        })?;
+                    }
+                }
+            }
+            self.restoration.note_done(part, term);
         }
         Ok(())
     }

@@ -95,7 +95,7 @@ impl Rig {
             seat,
             states,
             trial: Trial::default(),
-            loaded: false,
+            restoration: Default::default(),
             build: BUILD,
             session: SESSION,
             disks: StandbyDisks::new(&config, replicas),

@@ -76,7 +76,7 @@ impl Side {
                 seat: Seat::make(config, "b", spec).expect("a machine"),
                 states: Vec::new(),
                 trial: Trial::default(),
-                loaded: false,
+                restoration: Default::default(),
                 build: 1,
                 session: SESSION,
                 disks: StandbyDisks::new(config, Vec::new()),

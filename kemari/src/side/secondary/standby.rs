@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use kemari_sync::wire::{Page, PageContent};
-use kemari_sync::{SessionId, apply_delta, base_checksum};
+use kemari_sync::{Restoration, SessionId, apply_delta, base_checksum};
 use kemari_vmm::machine::MachineSpec;
 use kemari_vmm::memory::{self, LazyCopy, PAGE_BYTES};
 use kemari_vmm::state::StateBlob;
@@ -29,8 +29,8 @@ pub struct Standby {
     pub states: Vec<StateBlob>,
     /// Whether they were tried on it.
     pub trial: Trial,
-    /// Whether the machine has loaded them: not again, once packets may have come in.
-    pub loaded: bool,
+    /// What is done of its restore.
+    pub restoration: Restoration,
     /// Which build it is of.
     pub build: BuildId,
     /// The session that it serves.
@@ -75,7 +75,7 @@ impl Standby {
             seat,
             states: Vec::new(),
             trial: Trial::default(),
-            loaded: false,
+            restoration: Restoration::default(),
             build,
             session,
             disks: StandbyDisks::new(config, replicas),

@@ -77,7 +77,7 @@ impl SecondarySide {
             return;
         };
         let is_due = standby.trial.is_due && now_ms >= standby.trial.next_ms;
-        if !is_due || is_taking_over || standby.loaded {
+        if !is_due || is_taking_over || standby.restoration.is_loaded() {
             return;
         }
         let states = std::mem::take(&mut standby.states);
