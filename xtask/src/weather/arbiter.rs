@@ -32,7 +32,8 @@ pub const CASES: &[Case] = &[
     Case::new(
         "arbiter-away-told-to-end",
         "patroni#1195, a word of the operator",
-        "etcd is away, which is said, and both are told to end: neither does, clients go on; it is back: the roles change",
+        "etcd is away, which is said, both are told to end and A to go on alone: refused, and clients go on; it is back: the \
+         roles change",
         away_told_to_end,
     )
     .on(PLAIN),
@@ -152,6 +153,8 @@ fn away_told_to_end(world: &mut World) -> Result<()> {
         clients.work(WATCHED)?;
         ensure!(world.is_running(side), "{} has ended", side.name());
     }
+    let alone = output_of(&mut world.command(A, &["unprotect"]));
+    ensure!(alone.is_err(), "A gives up its secondary: {alone:?}");
     clients.go_on()?;
     world.etcd()?.launch()?;
     world.await_ready(A)?;

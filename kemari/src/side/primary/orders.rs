@@ -89,7 +89,7 @@ impl PrimarySide {
             Command::Resume => return answer(&order, self.resume_after_trouble()),
             Command::Resize => match self.begin_resize() {
                 Some(outcome) => return answer(&order, outcome),
-                None => Ok(PrimaryEvent::OperatorUnprotect),
+                None => self.unprotect(),
             },
             Command::Enlarge { disk, bytes } => return self.enlarge(order, &disk, bytes),
             Command::Switchover if self.standstill.is_some() => Err(
@@ -114,7 +114,7 @@ impl PrimarySide {
                 Some(reason) => Err(reason.to_owned()),
                 None => Ok(PrimaryEvent::OperatorProtect),
             },
-            Command::Unprotect => Ok(PrimaryEvent::OperatorUnprotect),
+            Command::Unprotect => self.unprotect(),
             Command::Stop | Command::Leave => Ok(PrimaryEvent::OperatorStop),
         };
         match event {
@@ -132,6 +132,17 @@ impl PrimarySide {
         Some(format!(
             "the VM would stand still until the arbiter can be asked, on either host: {here}; the secondary: {there}"
         ))
+    }
+
+    /// The arbiter must agree that this side goes on alone, and the VM stands still until it has.
+    fn unprotect(&self) -> Result<PrimaryEvent, String> {
+        let is_pair = self.core.status(self.clock.now_ms()).protection == Protection::Protected;
+        match self.board.arbiter_trouble().filter(|_| is_pair) {
+            Some(trouble) => Err(format!(
+                "the VM would stand still until the arbiter can be asked: {trouble}"
+            )),
+            None => Ok(PrimaryEvent::OperatorUnprotect),
+        }
     }
 
     fn begin_adoption(&mut self) -> Result<PrimaryEvent, String> {
