@@ -189,8 +189,10 @@ fn may_start_from(image: &DiskOffer, host: &str, record: Option<&Record>, adopt:
         )),
         (Some(record), None) => Err(format!(
             "the image of disk {disk} has no record, so nobody knows whether it is the last one; the VM was last run by \
-             {} (term {}): start it there; {advice}",
-            record.owner.host, record.term
+             {} (term {}): {}; {advice}",
+            record.owner.host,
+            record.term,
+            go_there(record, host)
         )),
         (Some(record), Some(word)) if is_last(word, host, record) => Ok(()),
         (Some(record), Some(word)) if record.phase == Phase::Won && record.owner.host == host => {
@@ -203,9 +205,20 @@ fn may_start_from(image: &DiskOffer, host: &str, record: Option<&Record>, adopt:
         }
         (Some(record), Some(word)) => Err(format!(
             "the image of disk {disk} is not the last one: it was written in term {}, and the VM was last run by {} in \
-             term {}; start it there; {advice}",
-            word.term, record.owner.host, record.term
+             term {}; {}; {advice}",
+            word.term,
+            record.owner.host,
+            record.term,
+            go_there(record, host)
         )),
+    }
+}
+
+/// What is to be done with a VM that the owner of this record may run at this moment.
+fn go_there(record: &Record, host: &str) -> &'static str {
+    match record.owner.host == host || record.phase == Phase::Stopped {
+        true => "start it there",
+        false => "if it runs there, say `kemari secondary` here, else start it there",
     }
 }
 

@@ -170,6 +170,19 @@ fn a_vm_starts_from_the_image_of_the_last_reign_only() {
     assert!(refusal.contains("last run by b in term 4"), "{refusal}");
 }
 
+/// The next advice, taken while the VM runs there, leads to two of it.
+#[test]
+fn where_another_host_may_run_the_vm_the_first_advice_is_to_follow_it() {
+    for word in [None, Some(ImageWord { term: 3, ..word() })] {
+        let says =
+            |phase| may_start(&[offer(word.clone())], "a", Some(&record(4, 4, phase)), false).unwrap_err();
+        let refusal = says(Phase::Acting);
+        assert!(refusal.contains("`kemari secondary`"), "{refusal}");
+        let refusal = says(Phase::Stopped);
+        assert!(!refusal.contains("`kemari secondary`"), "{refusal}");
+    }
+}
+
 #[test]
 fn in_a_term_that_was_only_won_the_image_before_is_the_last_one() {
     let won = record(5, 4, Phase::Won);

@@ -247,6 +247,12 @@ impl Machine {
         self.vcpus.pause();
     }
 
+    /// Stops every vCPU, and waits for so long at most until each has stopped; returns whether that is so. One that resets a
+    /// device stops only when what was asked of that is finished.
+    pub fn pause_within(&self, limit: Duration) -> bool {
+        self.vcpus.pause_within(limit)
+    }
+
     /// Stops every vCPU without waiting for it: one may itself wait for a release.
     pub fn begin_pause(&self) {
         self.vcpus.begin_pause();

@@ -8,6 +8,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 use std::{io, ptr};
 
 use kvm_bindings::{
@@ -149,6 +150,13 @@ impl Pauser {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
+
+    /// The same, for so long at most. Returns whether all are parked.
+    fn wait_parked_for(&self, limit: Duration) -> bool {
+        let are_to_come = |state: &mut Rendezvous| state.parked < self.count && state.wish == Wish::Pause;
+        let waited = self.changed.wait_timeout_while(self.lock(), limit, are_to_come);
+        waited.unwrap_or_else(PoisonError::into_inner).0.parked == self.count
+    }
 }
 
 struct Vcpu {
@@ -240,6 +248,12 @@ impl Vcpus {
     pub fn pause(&self) {
         self.begin_pause();
         self.pauser.wait_parked();
+    }
+
+    /// Pauses, and waits for so long at most. Returns whether every vCPU is parked; each parks as soon as it can in any case.
+    pub fn pause_within(&self, limit: Duration) -> bool {
+        self.begin_pause();
+        self.pauser.wait_parked_for(limit)
     }
 
     /// Pauses without waiting: every vCPU parks as soon as it can.

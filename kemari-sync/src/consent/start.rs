@@ -200,7 +200,8 @@ impl Start {
         }
         if record.owner.host != self.config.me.host || !self.config.alone_on_host {
             let text = format!(
-                "VM {} belongs to {} (term {}); if that is dead for good, assert it for term {}",
+                "VM {} belongs to {} (term {}); if it runs there, say `kemari secondary` here; if that is dead for good, \
+                 assert it by --assert-dead {}",
                 self.config.vm, record.owner, record.term, record.term
             );
             return self.end(StartAction::Refuse(text), actions);

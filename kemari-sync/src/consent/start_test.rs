@@ -102,6 +102,7 @@ fn a_new_or_stopped_vm_starts() {
 fn a_vm_of_another_host_is_refused_unless_asserted_dead() {
     let found = Some(record(host("b", 1), None, Phase::Acting));
     assert_refused(&over(config(), found.clone()).1, "belongs to b");
+    assert_refused(&over(config(), found.clone()).1, "say `kemari secondary` here");
     assert_refused(
         &over(
             StartConfig {

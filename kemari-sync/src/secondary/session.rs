@@ -14,6 +14,8 @@ use crate::primary::SessionId;
 pub(super) enum Stage {
     /// `Welcome` is sent.
     Greeted,
+    /// The way was proved, too.
+    Proved,
     /// The driver builds the standby VM.
     Preparing,
     /// The driver marks the images of the replicated disks.
@@ -81,8 +83,12 @@ impl Secondary {
         session.heard_ms = now_ms;
         match (session.stage, message) {
             (_, Message::Heartbeat(_)) => {}
-            (Stage::Greeted, proof @ Message::Proof { .. }) => self.send(proof, actions),
-            (Stage::Greeted, Message::Prepare) => {
+            // Once: what is sent back waits here, if it is not taken there.
+            (Stage::Greeted, proof @ Message::Proof { .. }) => {
+                session.stage = Stage::Proved;
+                self.send(proof, actions);
+            }
+            (Stage::Greeted | Stage::Proved, Message::Prepare) => {
                 session.stage = Stage::Preparing;
                 actions.push(SecondaryAction::Prepare { session: id });
             }
@@ -315,7 +321,7 @@ impl Secondary {
         self.discard_staging(actions);
         if self.held.is_some() {
             self.lost_since_ms = self.lost_since_ms.or(Some(self.now_ms));
-        } else if session.stage != Stage::Greeted {
+        } else if !matches!(session.stage, Stage::Greeted | Stage::Proved) {
             self.forget("the first copy was not finished", actions);
         }
     }

@@ -200,3 +200,13 @@ fn a_proof_is_sent_back_as_it_came() {
     let message = proof.clone();
     assert_eq!(bench.hear(1, proof), [Do::Send { session: 1, message }]);
 }
+
+/// A peer that sent them without end, and took none back, swelled this side by more than a GiB in ten seconds.
+#[test]
+fn a_second_proof_ends_the_session() {
+    let mut bench = Bench::new(false);
+    bench.hear(1, Message::Hello(hello()));
+    let proof = || Message::Proof { bytes: 64 << 10 };
+    bench.hear(1, proof());
+    assert_unfit(&bench.hear(1, proof()));
+}

@@ -16,6 +16,8 @@ const PENDING_MS_MAX: u64 = 3000;
 /// A connection that is not part of a session yet.
 struct Pending {
     connection: Connection,
+    /// Where from. Of a connection that was reset the kernel does not know it any more.
+    address: SocketAddr,
     stage: Stage,
     since_ms: u64,
 }
@@ -111,7 +113,7 @@ impl Listener {
                 pending.stage = Stage::Refused;
                 pending.connection.refuse();
                 arrivals.push(Arrival::Refused {
-                    address: pending.connection.peer_address(),
+                    address: pending.address.to_string(),
                     reason,
                 });
             }
@@ -148,6 +150,7 @@ impl Listener {
             match Connection::accept(stream, &self.security) {
                 Ok(connection) => self.pending.push(Pending {
                     connection,
+                    address,
                     stage: Stage::Fresh,
                     since_ms: now_ms,
                 }),
@@ -212,7 +215,7 @@ impl Pending {
         if is_late {
             let reason = LinkError::Refused("it sent no whole greeting in time".into());
             arrivals.push(Arrival::Refused {
-                address: self.connection.peer_address(),
+                address: self.address.to_string(),
                 reason,
             });
         }
@@ -275,6 +278,26 @@ mod tests {
                 .any(|pending| pending.since_ms == since_ms)
         };
         assert!(late(1) && late(2), "the oldest give way");
+    }
+
+    #[test]
+    fn who_comes_and_resets_is_named() {
+        let mut listener = Listener::bind("127.0.0.1:0".parse().unwrap(), Security::Plaintext).unwrap();
+        let mut client = TcpStream::connect(listener.address().unwrap()).unwrap();
+        let ours = client.local_addr().unwrap().to_string();
+        let preface = Preface {
+            purpose: Purpose::Main,
+            session_nonce: 1,
+        };
+        client.write_all(&preface.encode()).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(listener.poll(0).is_empty());
+        std::thread::sleep(Duration::from_millis(50));
+        // It has not read that it is accepted: the kernel resets the connection.
+        drop(client);
+        std::thread::sleep(Duration::from_millis(50));
+        let arrivals = listener.poll(PENDING_MS_MAX);
+        assert!(matches!(&arrivals[..], [Arrival::Refused { address, .. }] if *address == ours));
     }
 
     #[test]

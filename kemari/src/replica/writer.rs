@@ -13,6 +13,7 @@ use anyhow::Context;
 use kemari_sync::Term;
 use kemari_vmm::confine::{self, COMMON, Calls, OPEN_FILES};
 use kemari_vmm::disk::{Disk, DiskConfig, KeptDisk, Operation, Overlay};
+use kemari_vmm::virtio::block::ZEROS_A_BYTE;
 
 use super::image::Image;
 use crate::sandbox::FILES;
@@ -105,6 +106,7 @@ impl Job {
 fn data_bytes(operation: &Operation) -> usize {
     match operation {
         Operation::Write { data, .. } => data.len() + 64,
+        Operation::Zero { bytes, .. } => (bytes / ZEROS_A_BYTE) as usize + 64,
         _ => 64,
     }
 }

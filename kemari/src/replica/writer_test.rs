@@ -54,6 +54,24 @@ fn a_queue_is_full_before_the_commit_that_would_overfill_it() {
     assert!(!queue.is_full());
 }
 
+/// An image whose storage writes each zero would otherwise be hours behind, and a takeover would wait for it.
+#[test]
+fn a_queue_is_full_of_zeros_as_well() {
+    let queue = Queue::new(64 << 20);
+    let zero = Operation::Zero {
+        offset: 0,
+        bytes: 64 << 20,
+        unmap: false,
+    };
+    let commit = Job::Outputs(Arc::new(vec![(1, Arc::new(zero))]));
+    let commits = (0..100).take_while(|_| {
+        let has_room = !queue.is_full();
+        queue.add(&commit);
+        has_room
+    });
+    assert_eq!(commits.count(), 12);
+}
+
 /// Who looks at a moment of the image sees all that was given before, carried out or not, and nothing that is given later.
 #[test]
 fn a_layer_over_the_image_is_of_the_moment_at_which_it_was_asked_for() {

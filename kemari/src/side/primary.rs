@@ -12,6 +12,7 @@ mod connect;
 mod disks;
 mod inline;
 mod orders;
+mod parking;
 mod reset;
 #[cfg(test)]
 mod rig;
@@ -66,6 +67,8 @@ pub enum Input {
     Wake,
     /// Something happened to the machine.
     Machine(MachineEvent),
+    /// Every vCPU has stopped that a capture waits for.
+    Parked,
     /// The machine has been reset, or could not be.
     WasReset(Result<(), String>),
     /// What keeps this host from running the VM well has changed.
@@ -162,6 +165,7 @@ pub struct PrimarySide {
     guest_waits: bool,
     /// When held console output is to be synchronised, in milliseconds.
     console_due_ms: Option<u64>,
+    parking: parking::Parking,
     reset: reset::Reset,
     announcements: announce::Announcements,
     /// Why the guest stands still, if a disk has failed.
@@ -261,6 +265,7 @@ impl PrimarySide {
             gather,
             guest_waits: false,
             console_due_ms: None,
+            parking: parking::Parking::default(),
             reset: reset::Reset::default(),
             announcements: announce::Announcements::from(clock.now_ms()),
             standstill: None,
@@ -361,6 +366,7 @@ impl PrimarySide {
             Input::Wake => {}
             Input::Machine(MachineEvent::PowerOff) => self.events.push_back(PrimaryEvent::PoweredOff),
             Input::Machine(MachineEvent::Reset) => self.reset.want(),
+            Input::Parked => self.on_parked(),
             Input::WasReset(result) => self.on_reset_done(result),
             Input::Health(trouble) => self.events.push_back(PrimaryEvent::Health { trouble }),
             Input::Machine(MachineEvent::DiskTrouble {

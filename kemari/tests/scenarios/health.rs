@@ -101,6 +101,31 @@ fn a_reset_of_a_disk_that_hangs_waits_until_it_does_not() {
     });
 }
 
+/// The vCPU that resets cannot be stopped for a sync meanwhile. Its host is heard all the same, and nobody fences it.
+#[test]
+fn a_reset_of_a_disk_that_is_slow_parts_nobody() {
+    let plan = Plan {
+        progress_timeout_ms: 30_000,
+        ..Plan::default()
+    };
+    play(&plan, |scene| {
+        scene.protect()?;
+        let before = scene.await_protected(Host::A)?;
+        let clients = scene.clients()?;
+        let stopped = stop_threads(scene.pid(Host::A)?, "disk")?;
+        let load = scene.load();
+        let reset = std::thread::spawn(move || crate::support::ask(&load, &["RESETQ"]).map(drop));
+        // A sync is due after one second, and silence is suspected after another.
+        std::thread::sleep(2 * WATCHED);
+        ensure!(!reset.is_finished(), "the reset did not wait for what hangs");
+        drop(stopped);
+        reset.join().expect("the thread does not panic")?;
+        clients.go_on()?;
+        scene.ensure_together(&before)?;
+        clients.finish()
+    });
+}
+
 /// The same while a secondary is there: the VM goes on at the other host, where the reset completes.
 #[test]
 fn a_reset_of_a_disk_that_hangs_completes_at_the_other_host() {

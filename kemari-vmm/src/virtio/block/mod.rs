@@ -34,6 +34,9 @@ const REQUEST_BYTES_MAX: u64 = BYTES_HELD_MAX;
 /// Most sectors of one discard or write-zeroes, which has one range.
 const ZERO_SECTORS_MAX: u32 = ((64 << 20) / SECTOR_BYTES) as u32;
 
+/// Zeros that count as one byte of data: storage that knows no order for them writes each of them.
+pub const ZEROS_A_BYTE: u64 = 16;
+
 pub use super::budget::QUEUES_MAX;
 
 /// The queues by number, with their names behind the disk's.
@@ -442,7 +445,7 @@ impl Backend for Block {
     fn cost(&self, request: &BlockRequest) -> Cost {
         Cost {
             segments: request.data.count(),
-            bytes: request.data.len(),
+            bytes: request.data.len() + request.kind.zero_bytes() / ZEROS_A_BYTE,
         }
     }
 

@@ -72,6 +72,14 @@ const REFUSED: Kind = Kind::Refused(VIRTIO_BLK_S_IOERR as u8);
 const UNSUPPORTED: Kind = Kind::Refused(VIRTIO_BLK_S_UNSUPP as u8);
 
 impl Kind {
+    /// How much of the disk becomes zeros, in bytes.
+    pub(super) fn zero_bytes(&self) -> u64 {
+        match self {
+            Self::Zero { sectors, .. } => u64::from(*sectors) * SECTOR_BYTES,
+            _ => 0,
+        }
+    }
+
     /// Whether it changes the disk: it needs consent. A flush makes durable what has consent already, and nobody else sees
     /// that.
     pub(super) fn nature(&self) -> Nature {

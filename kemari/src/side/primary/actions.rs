@@ -214,7 +214,7 @@ impl PrimarySide {
 
     pub(super) fn capture(&mut self, epoch: Epoch, hold: bool, at_once: Option<Opening>) {
         self.paused = true;
-        if self.reset.defers(epoch, hold) {
+        if self.reset.defers(epoch, hold) || self.must_wait_for_vcpus(epoch, hold) {
             return;
         }
         self.trace.note(Step::Capturing, epoch);
@@ -313,6 +313,7 @@ impl PrimarySide {
         self.counters.syncs_failed += 1;
         self.deltas.failed();
         self.reset.forget_capture(epoch);
+        self.parking.forget_capture(epoch);
         if let Some(capture) = self.capture.take_if(|capture| capture.epoch == epoch) {
             self.machine.give_back(epoch, &capture.owed());
         }
