@@ -10,6 +10,9 @@ use crate::replica::{RecordStore, SECTOR_BYTES, State};
 use crate::{control, links, replica};
 
 pub use crate::arbiter::fuzzing::{Members, arbiter_record, arbiter_record_bytes};
+pub use crate::steward::fuzzing::{
+    requests as requests_of_steward, take_requests as take_requests_of_steward,
+};
 
 /// Takes one request of a client of the control socket, and answers it.
 pub fn serve_control(stream: &UnixStream, control: &dyn Control) {

@@ -7,6 +7,8 @@
 //! configuration says of fences and TAPs once, and takes nothing but names of that afterwards: of a peer, of
 //! a card. It ends with its side.
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod protocol;
 mod serve;
 #[cfg(test)]

@@ -129,6 +129,6 @@ mod replayed {
     use super::*;
 
     targets!(
-        devices, states, frames, answers, control, qcow2, records, arbiter, config, links, kernel
+        devices, states, frames, answers, control, qcow2, records, arbiter, config, links, kernel, steward
     );
 }

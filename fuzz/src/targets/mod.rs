@@ -12,6 +12,7 @@ mod links;
 mod qcow2;
 mod records;
 mod states;
+mod steward;
 mod support;
 
 /// One target.
@@ -25,7 +26,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub static TARGETS: [Target; 11] = [
+pub static TARGETS: [Target; 12] = [
     Target {
         name: "devices",
         run: devices::run,
@@ -80,6 +81,11 @@ pub static TARGETS: [Target; 11] = [
         name: "kernel",
         run: kernel::run,
         seeds: kernel::seeds,
+    },
+    Target {
+        name: "steward",
+        run: steward::run,
+        seeds: steward::seeds,
     },
 ];
 

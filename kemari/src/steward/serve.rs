@@ -92,7 +92,8 @@ pub(super) fn open_for(socket: OwnedFd, orders: &Orders) {
     }
 }
 
-fn open(orders: &Orders, opening: &Opening) -> Result<File, Refusal> {
+/// Opens what the orders name.
+pub(super) fn open(orders: &Orders, opening: &Opening) -> Result<File, Refusal> {
     match opening {
         Opening::Tap(card) => {
             let name = orders.taps.get(card).ok_or(Refusal::Unknown)?;

@@ -175,6 +175,22 @@ fn an_answer_that_came_too_late_is_let_go_and_none_is_waited_for_long() {
 }
 
 #[test]
+fn a_tap_that_came_too_late_is_not_in_the_way_of_the_next_try() {
+    make_tap("tap0");
+    let (own, its) = sockets();
+    let late = kemari_vmm::virtio::tap::attach("tap0").expect("it is free");
+    let opened: Result<(), Refusal> = Ok(());
+    send_packet(&its, &(0_u64, &opened), Some(late.as_fd())).expect("it is sent");
+    drop(late);
+    let orders = orders("tap0");
+    thread::scope(|threads| {
+        threads.spawn(move || serve::open_for(its, &orders));
+        let answer = asking(own).ask(tap("net0"), OPEN_MAX).expect("an answer");
+        answer.expect("it is free again");
+    });
+}
+
+#[test]
 fn a_steward_that_has_ended_is_noticed() {
     for number in 0..2 {
         let (socket, its) = UnixStream::pair().expect("a socket");

@@ -1,0 +1,12 @@
+//! What a side, which somebody may have got hold of, asks its steward for, on both of its sockets.
+
+use kemari::fuzzing;
+
+pub fn run(bytes: &[u8]) {
+    fuzzing::take_requests_of_steward(bytes);
+}
+
+/// Requests of both kinds, one by one and one after the other.
+pub fn seeds() -> Vec<Vec<u8>> {
+    fuzzing::requests_of_steward()
+}
