@@ -139,6 +139,10 @@ pub enum Fault {
     CopyOverNewer,
     /// A primary whose uplink or disk is dead stays although its secondary is well.
     StayInTrouble,
+    /// What a secondary has found that would keep it from taking over counts for nothing.
+    ReadyAnyhow,
+    /// A primary in trouble gives its VM to a secondary that is not ready.
+    StepDownBlindly,
     /// Where there is no arbiter, a primary does not note that its secondary goes on. Not among [`Self::ALL`]: the simulation
     /// has an arbiter; a test of the switchover finds it.
     AssumeNoSuccessor,
@@ -146,7 +150,7 @@ pub enum Fault {
 
 impl Fault {
     /// All that must be noticed.
-    pub const ALL: [Self; 57] = [
+    pub const ALL: [Self; 59] = [
         Self::ReleaseBeforeAck,
         Self::AckBeforeCheck,
         Self::AckBeforeWhole,
@@ -181,6 +185,8 @@ impl Fault {
         Self::RollBackAcked,
         Self::StopBeforeDrained,
         Self::StayInTrouble,
+        Self::ReadyAnyhow,
+        Self::StepDownBlindly,
         Self::HoldUnproved,
         Self::ShowUnasked,
         Self::ApplyBeforeCommit,

@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::faults::{Fault, fault};
 use crate::trouble::Trouble;
 use crate::wire::shortened;
 
@@ -54,6 +55,9 @@ impl Readiness {
             return Self::found([format!("{UNSEEN} whether the secondary could take over")]);
         };
         let mut judged = readiness.aged(now_ms.saturating_sub(*at_ms));
+        if fault(Fault::ReadyAnyhow) {
+            judged.reasons.clear();
+        }
         if judged.age_ms > READINESS_MS_MAX {
             let stale = format!(
                 "the secondary has not found out within {} s whether it could take over",

@@ -12,7 +12,7 @@ const CLEAN_SEEDS: u64 = 20_000;
 const EXPLORED: [Fault; 2] = [Fault::HearOvertaken, Fault::ForgetAtWon];
 
 /// Within so many seeds each fault is found.
-const SEEDS_MAX: [(Fault, u64); 55] = [
+const SEEDS_MAX: [(Fault, u64); 57] = [
     (Fault::ReleaseBeforeAck, 10),
     (Fault::AckBeforeCheck, 10),
     (Fault::AckBeforeWhole, 10),
@@ -44,6 +44,8 @@ const SEEDS_MAX: [(Fault, u64); 55] = [
     (Fault::ForgetAhead, 400),
     (Fault::RollBackAcked, 50),
     (Fault::StayInTrouble, 200),
+    (Fault::ReadyAnyhow, 200),
+    (Fault::StepDownBlindly, 2_000),
     (Fault::HoldUnproved, 10),
     (Fault::ShowUnasked, 400),
     (Fault::ApplyBeforeCommit, 400),

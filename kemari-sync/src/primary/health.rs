@@ -25,7 +25,7 @@ impl Primary {
         let can_go_on_there = self.is_joined()
             && self.parting.is_none()
             && !self.stop_is_committed()
-            && self.peer_lacks(self.now_ms).is_none();
+            && (self.peer_lacks(self.now_ms).is_none() || fault(Fault::StepDownBlindly));
         let Some(trouble) = self.trouble.clone().filter(|_| can_go_on_there) else {
             return;
         };

@@ -61,6 +61,10 @@ pub(super) enum Blow {
     Enlarge(usize),
     /// The operator says to the primary that the image has grown.
     Resize,
+    /// A card has no port on the host, for so long, in microseconds: a takeover would fail.
+    Unplug(Target, u64),
+    /// It has one again.
+    Plug(usize),
     HostFailing,
     OperatorStop,
     OperatorTakeover,
@@ -86,6 +90,8 @@ pub(super) struct Flags {
     pub(super) disk_stuck: [bool; HOSTS],
     pub(super) disk_failures: [u32; HOSTS],
     pub(super) flush_failures: [u32; HOSTS],
+    /// Since when a card has no port, in microseconds.
+    pub(super) unplugged_us: [Option<u64>; HOSTS],
     /// The link breaks when the first sync of a pair is committed, before its ack arrives.
     pub(super) breaks_pairing: bool,
 }
@@ -183,6 +189,11 @@ impl World {
                 let host = self.resolve(target);
                 self.flags.flush_failures[host] = failures;
             }
+            Blow::Unplug(target, for_us) => {
+                let host = self.resolve(target);
+                self.unplug(host, for_us);
+            }
+            Blow::Plug(host) => self.flags.unplugged_us[host] = None,
             Blow::Enlarge(host) => self.enlarge_image(host),
             Blow::Resize => self.order_resize(),
             Blow::HostFailing => {

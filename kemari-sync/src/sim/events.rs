@@ -60,6 +60,7 @@ pub(super) enum ToProcess {
     /// The next part of a restore, the attempt of this number.
     Restore(u64),
     Look,
+    LookIfReady,
 }
 
 #[derive(Clone, Debug)]

@@ -109,6 +109,8 @@ pub(super) struct Host {
     /// Its image of the replicated disk, if there is one.
     pub(super) image: Image,
     pub(super) me: Incarnation,
+    /// When a secondary here looked last whether it could take over, in microseconds.
+    pub(super) looked_us: u64,
     /// The process stands still until then, in microseconds.
     pub(super) stopped_until_us: u64,
     /// When a tick is scheduled, in microseconds.

@@ -22,6 +22,7 @@ mod invariants;
 mod net;
 mod operator;
 mod primary_driver;
+mod ready;
 mod replicas;
 mod restores;
 mod script;

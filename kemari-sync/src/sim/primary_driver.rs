@@ -96,7 +96,10 @@ impl World {
         if let PrimaryEvent::PeerClosed { session, .. } = event {
             side.forget_ahead(session);
         }
+        let was_switching = side.machine.is_switching();
         side.machine.handle(now_ms, event, &mut actions);
+        let gives_away = side.machine.is_switching() && !was_switching;
+        self.judge_ready(host, gives_away);
         if actions.len() > ACTIONS_MAX {
             self.violate(
                 Invariant::Bounds,

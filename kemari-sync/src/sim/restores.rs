@@ -79,6 +79,7 @@ impl World {
         if part == RestorePart::Rule {
             return self.rule_record(host, term);
         }
+        let is_unplugged = self.flags.unplugged_us[host].is_some();
         let Some(side) = self.hosts[host].secondary() else {
             return false;
         };
@@ -86,10 +87,10 @@ impl World {
         match part {
             RestorePart::Load => taken.is_loaded = side.state.is_some(),
             RestorePart::Disks => taken.has_disks = true,
-            RestorePart::Cards => taken.has_cards = true,
+            RestorePart::Cards => taken.has_cards = !is_unplugged,
             RestorePart::Rule => {}
         }
-        true
+        part != RestorePart::Cards || !is_unplugged
     }
 
     fn end_restore(&mut self, host: usize, is_done: bool) {

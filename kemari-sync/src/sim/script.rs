@@ -16,6 +16,8 @@ pub(super) struct Script {
     pub(super) breaks_pairing: bool,
     /// The replicated disk is to grow.
     pub(super) grows: bool,
+    /// A card is to have no port for a while.
+    pub(super) unplugs: bool,
     pub(super) heal_us: u64,
     pub(super) end_us: u64,
 }
@@ -44,6 +46,7 @@ impl Script {
             third_host: false,
             breaks_pairing: false,
             grows: false,
+            unplugs: false,
             heal_us: SCENARIO_HEAL_US,
             end_us: SCENARIO_HEAL_US + CONVERGE_US,
         }
@@ -62,6 +65,7 @@ impl Script {
                 third_host,
                 breaks_pairing,
                 grows: false,
+                unplugs: false,
                 heal_us,
                 end_us: heal_us + CONVERGE_US,
             };
@@ -121,6 +125,7 @@ impl Script {
             third_host,
             breaks_pairing,
             grows,
+            unplugs: false,
             heal_us,
             end_us: heal_us + CONVERGE_US,
         }

@@ -31,8 +31,7 @@ impl World {
             staging_pages_max: STAGING_PAGES_MAX,
         };
         let mut machine = Secondary::new(config, self.now_ms());
-        // Nothing here would keep it from taking over, and no run is so long that this says nothing any more.
-        let reasons = Vec::new();
+        let reasons = self.reasons(host);
         machine.handle(
             self.now_ms(),
             SecondaryEvent::Readiness { reasons },
@@ -53,6 +52,9 @@ impl World {
             checked_stop: false,
             is_stop: false,
         });
+        if self.script.unplugs {
+            self.tell_after(0, host, ToProcess::LookIfReady);
+        }
         self.look_soon(host);
         self.schedule_tick(host);
     }

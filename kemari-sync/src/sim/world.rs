@@ -76,7 +76,8 @@ impl World {
             true => apart.random_range(1..4),
             false => 0,
         };
-        let script = Script::draw(&mut rng);
+        let mut script = Script::draw(&mut rng);
+        script.draw_defects(&mut apart);
         let mut world = Self::begun(rng, setup, script, Steps::default(), traced);
         world.flags.fence_fails = first_fence_fails;
         world.flags.restore_failures = restore_failures;
@@ -95,6 +96,7 @@ impl World {
                 host: ["a", "b", "c"][index].to_owned(),
                 nonce: 0,
             },
+            looked_us: 0,
             stopped_until_us: 0,
             tick_us: None,
             primary_actions: Vec::new(),
@@ -266,6 +268,7 @@ impl World {
             ToProcess::Settle => self.settle_image(host),
             ToProcess::Restore(attempt) => self.restore_part(host, attempt),
             ToProcess::Look => self.look(host),
+            ToProcess::LookIfReady => self.look_if_ready(host),
         }
     }
 

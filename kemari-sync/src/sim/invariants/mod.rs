@@ -11,6 +11,7 @@ pub(super) mod hold;
 pub(super) mod liveness;
 pub(super) mod marks;
 pub(super) mod memory;
+pub(super) mod ready;
 pub(super) mod replica;
 pub(super) mod show;
 pub(super) mod stop;
@@ -34,6 +35,8 @@ pub enum Invariant {
     Hold,
     /// Whoever the record says acts lacks nothing that it needs to run.
     Acting,
+    /// Whoever counts as ready to take over could do so now.
+    Ready,
     /// Never two sides release in one term.
     Terms,
     /// The secondary's memory after a commit is the primary's at the capture.
@@ -77,13 +80,14 @@ pub(super) struct Checks {
 
 impl Invariant {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Consent,
         Self::History,
         Self::Succession,
         Self::Show,
         Self::Hold,
         Self::Acting,
+        Self::Ready,
         Self::Terms,
         Self::Memory,
         Self::Fence,
