@@ -80,4 +80,9 @@ fn a_machine_that_was_drained_or_halted_stands_still_and_a_halted_one_has_no_cab
     machine.halt();
     drop(machine.freeze());
     assert!(!machine.has_cable("net0").expect("it has a card"));
+    machine
+        .close_disks(&["blk0".to_owned()])
+        .expect("nothing is under way any more");
+    let image = machine.disk_image("blk0").expect("it has a disk");
+    assert!(image.is_none(), "whoever goes on opens it");
 }

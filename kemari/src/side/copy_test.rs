@@ -96,6 +96,22 @@ fn untouched_memory_is_looked_at_piece_by_piece() {
 }
 
 #[test]
+fn a_page_that_has_become_zero_is_sent_again_as_what_it_is_now() {
+    const PAGE: u64 = 0x2f00;
+    let machine = machine(64, DirtySource::Best);
+    write(&machine, PAGE, b"something");
+    let (mut copy, mut sent) = (Copy::default(), Sent::new());
+    copy.begin(&machine, true).expect("a dirty log");
+    finish_round(&mut copy, &machine, &mut sent);
+    assert_ne!(sent[&PAGE], [0; PAGE_BYTES]);
+    write(&machine, PAGE, &[0; 9]);
+    assert!(copy.end_round(&machine).expect("a dirty log") >= 1);
+    copy.begin(&machine, false).expect("a round");
+    finish_round(&mut copy, &machine, &mut sent);
+    assert_eq!(sent[&PAGE], [0; PAGE_BYTES]);
+}
+
+#[test]
 fn what_is_not_zero_is_sent_and_nothing_else_on_both_sides_of_the_hole() {
     let machine = machine(BOTH_SIDES_MIB, DirtySource::Best);
     let mut random = StdRng::seed_from_u64(31);
