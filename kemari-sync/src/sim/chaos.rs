@@ -90,6 +90,8 @@ pub(super) struct Flags {
     pub(super) disk_stuck: [bool; HOSTS],
     pub(super) disk_failures: [u32; HOSTS],
     pub(super) flush_failures: [u32; HOSTS],
+    /// When a way was mended last, in microseconds: what had waited there came then.
+    pub(super) mended_us: u64,
     /// Since when a card has no port, in microseconds.
     pub(super) unplugged_us: [Option<u64>; HOSTS],
     /// The link breaks when the first sync of a pair is committed, before its ack arrives.
@@ -140,7 +142,10 @@ impl World {
                 self.cuts[secondary][primary] |= back;
                 self.after(for_us, Event::Blow(Blow::Mend));
             }
-            Blow::Mend => self.cuts = Default::default(),
+            Blow::Mend => {
+                self.cuts = Default::default();
+                self.flags.mended_us = self.now_us;
+            }
             Blow::ResetLink => {
                 let host = self.resolve(Target::Primary);
                 let it = &self.hosts[host];

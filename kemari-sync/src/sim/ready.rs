@@ -80,8 +80,13 @@ impl World {
         let Some(peer) = self.hosts.iter().position(|it| Some(&it.me) == peer) else {
             return;
         };
-        // Of one that stands still what it has found counts for longer than a run.
-        if self.script.unplugs && now_us > self.hosts[peer].looked_us + grace_us {
+        // What one that stands still has found counts for longer than a run, and so does what a cut has held up.
+        let (it, mended_us) = (&self.hosts[peer], self.flags.mended_us);
+        let is_late = now_us > it.looked_us + grace_us
+            || now_us < it.stopped_until_us + grace_us
+            || self.cuts[peer][host]
+            || (mended_us > 0 && now_us < mended_us + grace_us);
+        if self.script.unplugs && is_late {
             return;
         }
         let since_us = self.flags.unplugged_us[peer];

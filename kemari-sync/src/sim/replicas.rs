@@ -116,6 +116,19 @@ impl World {
         true
     }
 
+    /// Nothing is carried out on it any more, as a replica: flushes of its own that are under way mean nothing. False: it has
+    /// failed.
+    pub(super) fn close_replica(&mut self, host: usize) -> bool {
+        let Some(side) = self.hosts[host].secondary() else {
+            return false;
+        };
+        let is_well = !self.setup.replicated || !side.image.has_failed;
+        if is_well {
+            side.image.generation = 0;
+        }
+        is_well
+    }
+
     /// The record says whose the image is. False: it cannot be written.
     pub(super) fn rule_record(&mut self, host: usize, term: Term) -> bool {
         if !self.setup.replicated {

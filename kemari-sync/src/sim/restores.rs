@@ -77,7 +77,7 @@ impl World {
 
     fn take_part(&mut self, host: usize, part: RestorePart, term: u64) -> bool {
         if part == RestorePart::Rule {
-            return self.rule_record(host, term);
+            return self.close_replica(host) && self.rule_record(host, term);
         }
         let is_unplugged = self.flags.unplugged_us[host].is_some();
         let Some(side) = self.hosts[host].secondary() else {
