@@ -8,7 +8,10 @@ use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload, Nla,
 };
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{
+    BridgePortState, InfoBridgePort, InfoData, InfoKind, InfoPortData, LinkAttribute, LinkFlags, LinkInfo,
+    LinkMessage,
+};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
@@ -53,6 +56,9 @@ pub struct Link {
     pub is_up: bool,
     /// Whether it is up, and something is at its other end.
     pub has_carrier: bool,
+    /// Whether its bridge lets nothing through it, as its spanning tree or somebody wants it. A port that is about to be
+    /// used (listening, learning) is not.
+    pub is_blocked: bool,
 }
 
 /// All network devices of this host (of the namespace of the calling thread), as they are now.
@@ -125,12 +131,22 @@ impl From<LinkMessage> for Link {
                 LinkAttribute::LinkInfo(infos) => {
                     link.tun = tun(&infos);
                     link.is_bridge = infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
+                    link.is_blocked = infos.iter().any(is_blocked);
                 }
                 _ => {}
             }
         }
         link
     }
+}
+
+fn is_blocked(info: &LinkInfo) -> bool {
+    let LinkInfo::PortData(InfoPortData::BridgePort(port)) = info else {
+        return false;
+    };
+    [BridgePortState::Disabled, BridgePortState::Blocking]
+        .into_iter()
+        .any(|state| port.contains(&InfoBridgePort::State(state)))
 }
 
 fn tun(infos: &[LinkInfo]) -> Option<Tun> {

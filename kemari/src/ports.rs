@@ -126,18 +126,27 @@ fn uplinks<'a>(links: &'a [Link], tap: &str) -> Vec<&'a Link> {
 
 /// Why packets of one card do not get from its port to other hosts; `None` if they do, or if nobody knows.
 fn way_trouble(links: &[Link], id: &str, tap: &str, named: Option<&Vec<String>>) -> Option<String> {
-    let (names, is_up) = match named {
+    let (names, ways): (Vec<String>, Vec<&Link>) = match named {
         Some(named) => {
-            let is_up = |link: &Link| link.has_carrier && named.contains(&link.name);
-            (named.clone(), links.iter().any(is_up))
+            let named_ones = links.iter().filter(|link| named.contains(&link.name));
+            (named.clone(), named_ones.collect())
         }
         None => {
             let uplinks = uplinks(links, tap);
-            let names = uplinks.iter().map(|link| link.name.clone()).collect();
-            (names, uplinks.iter().any(|link| link.has_carrier))
+            (uplinks.iter().map(|link| link.name.clone()).collect(), uplinks)
         }
     };
-    (!names.is_empty() && !is_up).then(|| match &names[..] {
+    if names.is_empty() || ways.iter().any(|link| link.has_carrier && !link.is_blocked) {
+        return None;
+    }
+    if let Some(blocked) = ways.iter().find(|link| link.has_carrier) {
+        return Some(format!(
+            "the bridge of the card {id} lets nothing through its uplink {0}: look at its spanning tree, or \
+             `ip link set {0} type bridge_slave state 3`",
+            blocked.name
+        ));
+    }
+    Some(match &names[..] {
         [name] => format!("the uplink {name} of the card {id} has no carrier"),
         _ => format!(
             "none of the uplinks {} of the card {id} has a carrier",
@@ -163,6 +172,7 @@ mod tests {
             address: Some([2, 0, 0, 0, 0, index as u8]),
             is_up: true,
             has_carrier,
+            is_blocked: false,
         }
     }
 
@@ -183,6 +193,24 @@ mod tests {
         assert_eq!(way_trouble(&host(true), "net0", "tap0", None), None);
         let text = way_trouble(&host(false), "net0", "tap0", None).unwrap();
         assert!(text.contains("eth1") && text.contains("net0"), "{text}");
+    }
+
+    #[test]
+    fn an_uplink_that_its_bridge_blocks_leads_nowhere_and_one_that_leads_is_enough() {
+        let mut links = host(true);
+        links[3].is_blocked = true;
+        let text = way_trouble(&links, "net0", "tap0", None).unwrap();
+        assert!(text.contains("nothing through its uplink eth1"), "{text}");
+        let mut two = links.clone();
+        two.push(link(10, "eth2", Some(3), false, true));
+        assert_eq!(way_trouble(&two, "net0", "tap0", None), None);
+        // What is at its other end counts first: a port without a carrier is blocked, too.
+        links[3].has_carrier = false;
+        assert!(
+            way_trouble(&links, "net0", "tap0", None)
+                .unwrap()
+                .contains("no carrier")
+        );
     }
 
     #[test]
