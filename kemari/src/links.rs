@@ -238,6 +238,48 @@ mod tests {
         assert_eq!(loopback.address, Some([0; 6]));
     }
 
+    /// Has a program of iproute2 change the calling thread's network namespace.
+    fn ip(program: &str, words: &str) {
+        let done = std::process::Command::new(program)
+            .args(words.split(' '))
+            .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+            .status();
+        assert!(done.expect("iproute2 is there").success(), "{program} {words}");
+    }
+
+    #[test]
+    fn a_port_that_its_bridge_blocks_is_told() {
+        let looked = std::thread::spawn(|| {
+            // SAFETY: nothing of this thread's is shared with others but what the namespace of networks does not touch.
+            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
+                .expect("a namespace of its own");
+            for words in [
+                "link add br0 type bridge",
+                "link add out type veth peer name far",
+                "link set out master br0",
+                "link set br0 up",
+                "link set far up",
+                "link set out up",
+            ] {
+                ip("ip", words);
+            }
+            let out = || {
+                let all = links().expect("the kernel says");
+                let found = all.into_iter().find(|link| link.name == "out");
+                found.expect("it is there")
+            };
+            // The kernel opens a port a moment after it got its carrier.
+            let begun = Instant::now();
+            while out().is_blocked || !out().has_carrier {
+                assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", out());
+            }
+            ip("bridge", "link set dev out state 0");
+            let disabled = out();
+            assert!(disabled.has_carrier && disabled.is_blocked, "{disabled:?}");
+        });
+        looked.join().expect("it is told");
+    }
+
     #[test]
     fn devices_are_looked_at_once_and_then_only_when_something_changed() {
         let mut watched = Watched::new().unwrap();

@@ -142,7 +142,7 @@ fn way_trouble(links: &[Link], id: &str, tap: &str, named: Option<&Vec<String>>)
     if let Some(blocked) = ways.iter().find(|link| link.has_carrier) {
         return Some(format!(
             "the bridge of the card {id} lets nothing through its uplink {0}: look at its spanning tree, or \
-             `ip link set {0} type bridge_slave state 3`",
+             `bridge link set dev {0} state 3`",
             blocked.name
         ));
     }

@@ -75,19 +75,6 @@ pub const CASES: &[Case] = &[
         },
     ),
     Case::new(
-        "tap-uplink-blocked-secondary",
-        "kubevirt#17195",
-        "the secondary's bridge blocks its way to the network: not ready; killed, mended: the VM goes on",
-        |world| {
-            secondary_without(
-                world,
-                "link set guests type bridge_slave state 4",
-                "link set guests type bridge_slave state 3",
-                &["uplink"],
-            )
-        },
-    ),
-    Case::new(
         "tap-address-of-guest-secondary",
         "zos PR#1653, hypeman PR#476",
         "the secondary's TAP has the guest's own address: not ready; killed, mended: the VM goes on",
