@@ -51,6 +51,9 @@ pub struct Report {
 
 #[derive(Default)]
 struct State {
+    /// Probes that have begun, and the last one that is over.
+    begun: u64,
+    over: u64,
     known: Option<Known>,
     answered: Option<Instant>,
     trouble: Option<String>,
@@ -117,6 +120,18 @@ impl ArbiterWatch {
         self.look_now();
     }
 
+    /// Has the arbiter looked at at once, and returns the number of that look.
+    pub fn look(&self) -> u64 {
+        let look = self.shared.lock().begun + 1;
+        self.look_now();
+        look
+    }
+
+    /// Whether the look of this number is over: the report is of it then, or of a later one.
+    pub fn has_looked(&self, look: u64) -> bool {
+        self.shared.lock().over >= look
+    }
+
     /// What was said so far was said of something else.
     fn look_now(&self) {
         // The thread lives as long as this sender.
@@ -168,7 +183,11 @@ impl Shared {
 
     /// One probe. What is known of the record is noted before it: what changes meanwhile was not looked at.
     fn look(&self, judge: &mut Judge) -> Option<String> {
-        let known = self.lock().known;
+        let (known, look) = {
+            let mut state = self.lock();
+            state.begun += 1;
+            (state.known, state.begun)
+        };
         let found = self.prober.probe();
         let trouble = match &found {
             Ok(record) => judge.trouble(known, record.as_ref()),
@@ -189,6 +208,7 @@ impl Shared {
         if let Some(more) = self.prober.trouble() {
             state.says = format!("{}; {more}", state.says);
         }
+        state.over = look;
         state.trouble.clone_from(&trouble);
         state.is_silent = matches!(found, Err(Unproved::Silent(_)));
         trouble

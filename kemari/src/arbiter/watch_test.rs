@@ -185,6 +185,24 @@ fn a_file_arbiter_is_probed_and_its_loss_is_told_until_it_is_made_good() {
     watched.await_all_well();
 }
 
+/// What has begun before may have asked before something changed.
+#[test]
+fn a_look_that_is_asked_for_begins_afterwards() {
+    let watched = Watched::with(&[record(7, 5)]);
+    for _ in 0..3 {
+        fs::remove_file(watched.path(MARKER)).unwrap();
+        let (look, until) = (watched.watch.look(), Instant::now() + LIMIT);
+        assert!(!watched.watch.has_looked(look + 1));
+        while !watched.watch.has_looked(look) {
+            assert!(Instant::now() < until, "it does not look");
+            thread::sleep(Duration::from_millis(1));
+        }
+        let trouble = watched.watch.report().trouble.expect("it is found");
+        assert!(trouble.contains(MARKER), "{trouble}");
+        fs::write(watched.path(MARKER), "").unwrap();
+    }
+}
+
 /// The new store counts its records from one: what was seen of the one before says that it went back, until
 /// it is forgotten.
 #[test]

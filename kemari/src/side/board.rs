@@ -108,6 +108,16 @@ impl Board {
         self.arbiter.get()?.report().trouble
     }
 
+    /// Has the arbiter looked at at once: the number of that look. `None`: nobody watches it.
+    pub fn look_at_arbiter(&self) -> Option<u64> {
+        self.arbiter.get().map(ArbiterWatch::look)
+    }
+
+    /// Whether that look is over.
+    pub fn has_looked_at_arbiter(&self, look: u64) -> bool {
+        self.arbiter.get().is_none_or(|watch| watch.has_looked(look))
+    }
+
     /// The operator says that the arbiter's store is the right one although it went back: for all that ask it from here.
     pub fn trust_arbiter(&self) {
         if let Some(watch) = self.arbiter.get() {

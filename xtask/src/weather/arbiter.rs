@@ -32,8 +32,8 @@ pub const CASES: &[Case] = &[
     Case::new(
         "arbiter-away-told-to-end",
         "patroni#1195, a word of the operator",
-        "etcd is away, which is said, both are told to end and A to go on alone: refused, and clients go on; it is back: the \
-         roles change",
+        "etcd is away, A is told to switch over and to go on alone, before that is said and after it, and both to end: refused, \
+         and clients go on; it is back: the roles change",
         away_told_to_end,
     )
     .on(PLAIN),
@@ -129,7 +129,14 @@ const NONE: Setup = Setup {
 fn away(world: &mut World) -> Result<()> {
     world.protect()?;
     let clients = world.clients()?;
+    world.await_ready(A)?;
     world.etcd()?.kill()?;
+    // Before anybody has noticed.
+    for order in ["switchover", "unprotect"] {
+        let at_once = output_of(&mut world.command(A, &[order]));
+        ensure!(at_once.is_err(), "{order}: {at_once:?}");
+        clients.go_on()?;
+    }
     for side in [A, B] {
         await_doubt(world, side)?;
     }

@@ -9,54 +9,95 @@ use crate::control::{Command, PaceChange};
 
 /// An order to protect the VM is answered after so long, in milliseconds, though no secondary is there yet.
 const PROTECT_MS_MAX: u64 = 5000;
-/// A switchover that is ordered before the secondary of a new pair has looked whether it could go on waits for that so
-/// long, in milliseconds.
-const FIRST_LOOK_MS_MAX: u64 = 5000;
+/// An order that ends a pair waits so long, in milliseconds, until it is known whether the VM would go on: longer than from
+/// one look of either side at the arbiter to the next.
+const LOOKS_MS_MAX: u64 = 8000;
 
 /// An order whose outcome is open. There are no more of them than clients of the control socket.
 pub struct Pending {
     order: Order,
     since_ms: u64,
-    /// It waits for the secondary's first look, and is not begun.
-    awaits_look: bool,
+    /// It is not begun: what it waits for.
+    awaits: Option<Looks>,
+}
+
+/// Looks that an order to end a pair waits for.
+#[derive(Clone, Copy)]
+struct Looks {
+    /// Of this side at the arbiter, by its number.
+    arbiter: Option<u64>,
 }
 
 pub(super) type Outcome = Result<String, String>;
 
 impl PrimarySide {
     pub(super) fn on_order(&mut self, order: Order) {
-        match order.command == Command::Switchover && self.awaits_first_look() {
-            true => self.keep_order(order, true),
-            false => self.begin_order(order),
+        let ends_pair = matches!(
+            order.command,
+            Command::Switchover | Command::Leave | Command::Unprotect
+        );
+        if !ends_pair || !self.is_pair() {
+            return self.begin_order(order);
         }
+        // What was found last is seconds old, and the arbiter is needed now.
+        let arbiter = self.board.look_at_arbiter();
+        self.keep_order(order, Some(Looks { arbiter }));
+        self.begin_orders();
     }
 
-    /// Begins the orders that have waited for the secondary's first look.
+    /// Begins the orders whose looks are over.
     pub(super) fn begin_orders(&mut self) {
-        if !self.orders.iter().any(|pending| pending.awaits_look) {
-            return;
+        let now_ms = self.clock.now_ms();
+        for pending in std::mem::take(&mut self.orders) {
+            let Some(looks) = pending.awaits else {
+                self.orders.push(pending);
+                continue;
+            };
+            let is_due = now_ms >= pending.since_ms + LOOKS_MS_MAX;
+            match self.is_known(&pending.order.command, looks) {
+                false if !is_due => self.orders.push(pending),
+                false if !self.has_looked(looks) => answer(
+                    &pending.order,
+                    Err(format!(
+                        "the VM could stand still until the arbiter can be asked: it has given no answer for {LOOKS_MS_MAX} ms"
+                    )),
+                ),
+                _ => self.begin_order(pending.order),
+            }
         }
-        let (is_unseen, now_ms) = (self.awaits_first_look(), self.clock.now_ms());
-        let begins = |pending: &mut Pending| {
-            pending.awaits_look && (!is_unseen || now_ms >= pending.since_ms + FIRST_LOOK_MS_MAX)
-        };
-        let begun: Vec<_> = self.orders.extract_if(.., begins).collect();
-        begun
-            .into_iter()
-            .for_each(|pending| self.begin_order(pending.order));
     }
 
-    /// Whether nothing is known of the secondary but that it will soon have looked whether it could go on.
-    fn awaits_first_look(&self) -> bool {
+    /// Whether all is known of what an order to end the pair needs.
+    fn is_known(&self, command: &Command, looks: Looks) -> bool {
+        if !self.has_looked(looks) {
+            return false;
+        }
+        if *command == Command::Unprotect || !self.is_pair() {
+            return true;
+        }
         let readiness = self.core.status(self.clock.now_ms()).readiness;
-        readiness.as_ref().is_some_and(Readiness::is_unseen)
+        if readiness.as_ref().is_some_and(Readiness::is_unseen) {
+            return false;
+        }
+        // If this side has just found the arbiter away, the other one may be about to.
+        self.board.arbiter_trouble().is_none() || self.nobody_could_go_on().is_some()
     }
 
-    fn keep_order(&mut self, order: Order, awaits_look: bool) {
+    fn has_looked(&self, looks: Looks) -> bool {
+        looks
+            .arbiter
+            .is_none_or(|look| self.board.has_looked_at_arbiter(look))
+    }
+
+    fn is_pair(&self) -> bool {
+        self.core.status(self.clock.now_ms()).protection == Protection::Protected
+    }
+
+    fn keep_order(&mut self, order: Order, awaits: Option<Looks>) {
         self.orders.push(Pending {
             order,
             since_ms: self.clock.now_ms(),
-            awaits_look,
+            awaits,
         });
     }
 
@@ -72,7 +113,7 @@ impl PrimarySide {
                 },
                 Some(_) if self.core.is_switching() => {
                     order.command = Command::Switchover;
-                    return self.keep_order(order, false);
+                    return self.keep_order(order, None);
                 }
                 // A secondary that may be back in a moment, or go on by itself, is no reason to end the VM.
                 Some(reason) if protection == Protection::Deciding => return answer(&order, Err(reason)),
@@ -105,9 +146,10 @@ impl PrimarySide {
                 self.core.peer_lacks(self.clock.now_ms()),
             ) {
                 (Some(reason), _) => Err(reason),
-                (None, Some(lacks)) if !is_leaving => {
-                    Err(format!("the secondary could not go on now: {lacks}"))
-                }
+                (None, Some(lacks)) if !is_leaving => Err(match self.board.arbiter_trouble() {
+                    Some(trouble) => still_stands(&trouble, &lacks),
+                    None => format!("the secondary could not go on now: {lacks}"),
+                }),
                 _ => Ok(PrimaryEvent::OperatorSwitchover),
             },
             Command::Protect => match self.connector.refuses() {
@@ -121,7 +163,7 @@ impl PrimarySide {
             Ok(event) => self.events.push_back(event),
             Err(reason) => return answer(&order, Err(reason)),
         }
-        self.keep_order(order, false);
+        self.keep_order(order, None);
     }
 
     /// Why the VM would stand still if the roles changed now: the secondary could not win the term, nor this side have it
@@ -129,15 +171,12 @@ impl PrimarySide {
     fn nobody_could_go_on(&self) -> Option<String> {
         let here = self.board.arbiter_trouble()?;
         let there = self.core.peer_lacks(self.clock.now_ms())?;
-        Some(format!(
-            "the VM would stand still until the arbiter can be asked, on either host: {here}; the secondary: {there}"
-        ))
+        Some(still_stands(&here, &there))
     }
 
     /// The arbiter must agree that this side goes on alone, and the VM stands still until it has.
     fn unprotect(&self) -> Result<PrimaryEvent, String> {
-        let is_pair = self.core.status(self.clock.now_ms()).protection == Protection::Protected;
-        match self.board.arbiter_trouble().filter(|_| is_pair) {
+        match self.board.arbiter_trouble().filter(|_| self.is_pair()) {
             Some(trouble) => Err(format!(
                 "the VM would stand still until the arbiter can be asked: {trouble}"
             )),
@@ -230,7 +269,7 @@ impl PrimarySide {
             (_, Some(End::Halted(reason))) => {
                 return Some(Err(format!("the VM does not run here any more: {reason}")));
             }
-            (_, None) if pending.awaits_look => return None,
+            (_, None) if pending.awaits.is_some() => return None,
             (_, None) => {}
         }
         let status = self.core.status(self.clock.now_ms());
@@ -270,6 +309,13 @@ impl PrimarySide {
             _ => None,
         }
     }
+}
+
+/// Neither side could have a new term.
+fn still_stands(here: &str, there: &str) -> String {
+    format!(
+        "the VM would stand still until the arbiter can be asked, on either host: {here}; the secondary: {there}"
+    )
 }
 
 pub(super) fn answer(order: &Order, outcome: Outcome) {
