@@ -61,6 +61,14 @@ struct State {
     says: String,
 }
 
+impl State {
+    /// A probe begins: what is known of the record, and the probe's number.
+    fn begin(&mut self) -> (Option<Known>, u64) {
+        self.begun += 1;
+        (self.known, self.begun)
+    }
+}
+
 struct Shared {
     prober: Prober,
     state: Mutex<State>,
@@ -183,11 +191,7 @@ impl Shared {
 
     /// One probe. What is known of the record is noted before it: what changes meanwhile was not looked at.
     fn look(&self, judge: &mut Judge) -> Option<String> {
-        let (known, look) = {
-            let mut state = self.lock();
-            state.begun += 1;
-            (state.known, state.begun)
-        };
+        let (known, look) = self.lock().begin();
         let found = self.prober.probe();
         let trouble = match &found {
             Ok(record) => judge.trouble(known, record.as_ref()),
