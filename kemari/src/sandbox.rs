@@ -11,7 +11,6 @@ mod places;
 mod reach;
 mod user;
 
-use std::fs::File;
 use std::io;
 use std::net::ToSocketAddrs;
 use std::sync::OnceLock;
@@ -192,8 +191,8 @@ fn give_up_rights() {
 #[cfg(any(feature = "faults", debug_assertions))]
 fn breach() -> io::Result<Breach> {
     let file = match std::env::var_os(BREACHES_IN) {
-        Some(path) => File::options().create(true).append(true).open(path)?,
-        None => File::from(rustix::io::dup(rustix::stdio::stderr())?),
+        Some(path) => std::fs::File::options().create(true).append(true).open(path)?,
+        None => std::fs::File::from(rustix::io::dup(rustix::stdio::stderr())?),
     };
     Ok(Breach::Report(file))
 }
