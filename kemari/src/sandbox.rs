@@ -25,6 +25,7 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior,
 use rustix::thread::set_no_new_privs;
 
 use crate::config::Config;
+use crate::link::way;
 use crate::{arbiter, control, log, replica, side, steward};
 
 use user::User;
@@ -84,6 +85,7 @@ pub fn confine(config: &Config, host: &str) -> anyhow::Result<Vec<String>> {
     memory::open_pagemap();
     memory::hold_faults();
     preflight::hold();
+    way::hold();
     let user = user_of(config, host)?;
     let user = user.as_ref();
     if places::has_names(config) {

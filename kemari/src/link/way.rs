@@ -2,16 +2,17 @@
 //! nobody on the way may cut up. Where one interface or switch has a smaller MTU than the others, packets of full size get
 //! lost in silence, and all that a sync sends are such.
 //!
-//! Nothing depends on it: where echo requests are not answered, or may not be sent (that takes CAP_NET_RAW, or a group in
-//! `net.ipv4.ping_group_range`), it is not known.
+//! Nothing depends on it: where echo requests are not answered, or may not be sent (to make a socket for them takes
+//! CAP_NET_RAW, or a group in `net.ipv4.ping_group_range`), it is not known.
 
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, connect, ipproto, recv, send, socket};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, connect, ipproto, recv, sendto, socket};
 
 /// Each size is tried so often: a packet may get lost without a reason.
 const TRIES: u32 = 3;
@@ -41,6 +42,18 @@ impl Narrow {
             self.arriving_bytes_max, self.sent_bytes_max
         )
     }
+}
+
+/// Sockets for either version of IP, if they were to be had.
+static HELD: OnceLock<[Option<Socket>; 2]> = OnceLock::new();
+/// Whoever uses them.
+static IN_USE: Mutex<()> = Mutex::new(());
+
+/// Makes the sockets of this process, before it gives up what that takes.
+pub fn hold() {
+    let held = [&V4, &V6].map(|family| Socket::new(family).ok());
+    // There is one begin a process.
+    let _ = HELD.set(held);
 }
 
 /// Looks whether packets as large as this host sends them get to `address` and back. `None`: they do, or nobody knows.
@@ -120,11 +133,50 @@ const V6: Family = Family {
     raw_has_header: false,
 };
 
-/// A socket for echo requests to one address.
-struct Echo {
-    family: &'static Family,
+/// A socket for echo requests.
+struct Socket {
     socket: OwnedFd,
     is_raw: bool,
+}
+
+impl Socket {
+    fn new(family: &Family) -> io::Result<Self> {
+        let open = |kind| socket(family.family, kind, Some(family.protocol));
+        Ok(match open(SocketType::DGRAM) {
+            Ok(socket) => Self {
+                socket,
+                is_raw: false,
+            },
+            Err(_) => Self {
+                socket: open(SocketType::RAW)?,
+                is_raw: true,
+            },
+        })
+    }
+
+    /// The one that is held, or a new one.
+    fn of(address: SocketAddr, family: &Family) -> io::Result<Self> {
+        let held = HELD.get().map(|held| &held[usize::from(address.is_ipv6())]);
+        let Some(Some(Self { socket, is_raw })) = held else {
+            return Self::new(family);
+        };
+        Ok(Self {
+            socket: socket.try_clone()?,
+            is_raw: *is_raw,
+        })
+    }
+}
+
+/// Echo requests to one address.
+struct Echo {
+    family: &'static Family,
+    /// Not connected, since it may be a held one: who was connected before keeps the address that it had then as its own.
+    socket: OwnedFd,
+    is_raw: bool,
+    /// A datagram socket that is connected there: it knows the way.
+    way: OwnedFd,
+    address: SocketAddr,
+    _alone: MutexGuard<'static, ()>,
     nonce: u64,
     sequence: u64,
     answer_max: Duration,
@@ -133,18 +185,19 @@ struct Echo {
 impl Echo {
     fn open(mut address: SocketAddr) -> io::Result<Self> {
         let family = if address.is_ipv4() { &V4 } else { &V6 };
-        let open = |kind| socket(family.family, kind, Some(family.protocol));
-        let (socket, is_raw) = match open(SocketType::DGRAM) {
-            Ok(socket) => (socket, false),
-            Err(_) => (open(SocketType::RAW)?, true),
-        };
+        let alone = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
+        let Socket { socket, is_raw } = Socket::of(address, family)?;
         // Of a raw socket the port is no port. All else counts, as the scope of a link-local address.
         address.set_port(0);
-        connect(&socket, &address)?;
+        let way = rustix::net::socket(family.family, SocketType::DGRAM, None)?;
+        connect(&way, &address)?;
         let echo = Self {
             family,
             socket,
             is_raw,
+            way,
+            address,
+            _alone: alone,
             nonce: rand::random(),
             sequence: 0,
             answer_max: ANSWER_MAX,
@@ -160,10 +213,13 @@ impl Echo {
                 size_of::<libc::c_int>() as libc::socklen_t,
             )
         };
-        match set {
-            0 => Ok(echo),
-            _ => Err(io::Error::last_os_error()),
+        if set != 0 {
+            return Err(io::Error::last_os_error());
         }
+        // A raw one is given all echoes of this host, and has no room for more at some time.
+        let mut rest = [0];
+        while recv(&echo.socket, &mut rest[..], RecvFlags::DONTWAIT).is_ok() {}
+        Ok(echo)
     }
 
     /// The largest packet that is sent, in bytes.
@@ -174,7 +230,7 @@ impl Echo {
         // SAFETY: the kernel writes one int at the pointer, and its length.
         let got = unsafe {
             libc::getsockopt(
-                self.socket.as_raw_fd(),
+                self.way.as_raw_fd(),
                 level,
                 mtu,
                 (&raw mut value).cast(),
@@ -196,7 +252,7 @@ impl Echo {
         self.sequence += 1;
         let message = request(self.family, bytes, self.nonce, self.sequence);
         let deadline = Instant::now() + self.answer_max;
-        send(&self.socket, &message, SendFlags::empty())?;
+        sendto(&self.socket, &message, SendFlags::empty(), &self.address)?;
         let mut buffer = vec![0; bytes + self.family.header_bytes];
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -302,6 +358,7 @@ mod tests {
             assert!(echo.returns(echo.family.least_bytes));
             let mtu = echo.mtu().unwrap();
             assert!(echo.returns(mtu) && !echo.returns(mtu + 1), "{mtu}");
+            drop(echo);
             assert_eq!(narrow(address), None);
         }
     }

@@ -1,5 +1,8 @@
 //! What `kemari status` tells of disks, on both sides.
 
+use std::fs;
+use std::os::unix::fs::FileExt;
+
 use anyhow::{Result, ensure};
 use kemari::config::Flush;
 use kemari::control::{DiskKind, DiskState, DiskStatus, Status};
@@ -27,18 +30,23 @@ fn both_sides_tell_how_a_replicated_disk_stands() {
         ..Plan::replicated("both")
     };
     play(&plan, |scene| {
+        // Two seconds of copying.
+        let image = fs::OpenOptions::new().write(true).open(scene.image(Host::A))?;
+        image.write_all_at(&[0x5a; 8 << 20], 8 << 20)?;
         scene.run(Host::A)?;
         scene.await_service(Host::A)?;
         await_disk(scene, "a disk without a copy", Host::A, |disk| {
             disk.state == DiskState::Alone
         })?;
         scene.secondary(Host::B)?;
-        let copying = await_disk(scene, "a copy", Host::A, |disk| {
+        // What `kemari status` prints.
+        let status = scene.await_status("a copy", Host::A, |status| {
+            let disk = disk(status);
             disk.state == DiskState::Copying && disk.compared_bytes > 0
         })?;
+        let (copying, text) = (disk(&status), status.to_string());
         ensure!(copying.total_bytes == 16 << 20, "{copying:?}");
         await_disk(scene, "a copy", Host::B, |disk| disk.state == DiskState::Copying)?;
-        let text = scene.ask(Host::A, &["status"])?.text;
         ensure!(
             text.contains("blk0, replicated, flush to both disks: copying "),
             "{text}"
