@@ -29,6 +29,8 @@ pub struct Status {
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Drill {
+    /// When it ended, in seconds since 1970.
+    pub at: u64,
     /// For how long the secondary stood still to begin it.
     pub standstill_us: u64,
 }
