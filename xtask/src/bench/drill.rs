@@ -1,6 +1,7 @@
 //! What a drill costs: for how long it holds the secondary up to begin, and how much slower syncs are beside it.
 
 use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
@@ -10,6 +11,7 @@ use super::upkeep::{LARGE_MIB, available_mib, largest_that_fits};
 use super::vm::{Vm, VmSpec};
 use super::{Bench, Measured};
 use crate::demo::pair::Side;
+use crate::tools::wait_for;
 
 const SYNCS: RowKind = RowKind {
     name: "drill_syncs_ratio",
@@ -29,6 +31,8 @@ const AREA_PAGES: u32 = 1024;
 const PAGES: u32 = 10;
 /// A guest's loop of kicks, and a drill beside it, last so long, in seconds.
 const SLICE_S: u32 = 2;
+/// Until the status has a drill that is over.
+const SHOWN_MAX: Duration = Duration::from_secs(5);
 
 /// The rows, in order.
 pub fn kinds() -> Vec<RowKind> {
@@ -90,7 +94,7 @@ fn drilled(bench: &Bench, number: usize, memory_mib: u32) -> Result<Seen> {
         ..VmSpec::raw("lockstep")
     };
     let vm = Vm::start(&bench.place, number, &bench.program, &spec)?;
-    let mut seen = Seen::default();
+    let (mut seen, mut last_at) = (Seen::default(), 0);
     for _ in 0..bench.pace.rounds {
         seen.alone.push(syncs_per_s(&vm)?);
         let mut order = vm.order(Side::B, "drill");
@@ -101,10 +105,12 @@ fn drilled(bench: &Bench, number: usize, memory_mib: u32) -> Result<Seen> {
         let output = drill.wait_with_output()?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         ensure!(output.status.success(), "a drill did not pass: {said}");
-        let drill = vm
-            .status(Side::B)?
-            .drill
-            .context("the secondary knows no drill")?;
+        // It is shown a moment later.
+        let drill = wait_for("the outcome of the drill in the status", SHOWN_MAX, || {
+            let drill = vm.status(Side::B)?.drill;
+            Ok(drill.filter(|drill| drill.at != last_at))
+        })?;
+        last_at = drill.at;
         seen.standstill_us.push(drill.standstill_us as f64);
     }
     Ok(seen)
