@@ -13,17 +13,18 @@ mod disks;
 mod inline;
 mod orders;
 mod parking;
+mod receive;
 mod reset;
 #[cfg(test)]
 mod rig;
 mod seat;
 mod status;
+mod time;
 mod trouble;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kemari_sync::wire::Message;
 use kemari_sync::{Epoch, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Reign, SessionId, Trouble};
 use kemari_vmm::machine::{Machine, MachineEvent};
 use kemari_vmm::state::StateBlob;
@@ -44,18 +45,12 @@ use super::trace::{Step, Trace};
 use super::wait::{Waiter, prefer_latency};
 use crate::config::{Config, Latency, Mode, Pace};
 use crate::control::{Counters, Timings};
-use crate::link::{Connection, LinkError, Security};
+use crate::link::{Connection, Security};
 use crate::replica::Tracker;
 
 use connect::{Connected, Connector};
 
 pub use seat::Seat;
-
-/// Longest wait of the loop, in milliseconds, whatever the deadlines.
-const WAIT_MS_MAX: u64 = 1000;
-
-/// How often the dirty log is looked at between syncs, in milliseconds.
-const DIRTY_LOOK_INTERVAL_MS: u64 = 100;
 
 /// What other threads tell the loop.
 pub enum Input {
@@ -454,148 +449,8 @@ impl PrimarySide {
             self.actions = actions;
         }
     }
-
-    /// Reads what the secondary has sent.
-    fn receive(&mut self) {
-        self.receive_from(|session| (&mut session.main, &session.host));
-        self.receive_from(|session| (&mut session.heartbeat, &session.host));
-    }
-
-    fn receive_main(&mut self) {
-        self.receive_from(|session| (&mut session.main, &session.host));
-    }
-
-    fn receive_from(&mut self, connection: impl Fn(&mut Session) -> (&mut Connection, &str)) {
-        let Some(session) = &mut self.session else { return };
-        let id = session.id;
-        let (connection, host) = connection(session);
-        connection.flush();
-        // Nothing ends this early: all that is there is read.
-        let result = connection.receive(|header, body| {
-            header.check(body)?;
-            if self.disks.take_frame(header, body)? {
-                return Ok(None);
-            }
-            let message = crate::link::decode(header.kind, body)?;
-            check_welcome(host, &message)?;
-            self.heard_ms = Some(self.clock.now_ms());
-            self.events
-                .push_back(PrimaryEvent::Message { session: id, message });
-            Ok(None::<()>)
-        });
-        if let Err(error) = result {
-            self.lose_session(error);
-        }
-    }
-
-    fn lose_session(&mut self, error: LinkError) {
-        self.disks.end_session();
-        if let Some(session) = self.session.take() {
-            let reason = format!("{:#}", anyhow::Error::from(error));
-            match self.core.is_switching() {
-                true => tracing::info!("the secondary on {} ends the session and goes on", session.host),
-                false => tracing::warn!("the link to {} is gone: {reason}", session.host),
-            }
-            self.events.push_back(PrimaryEvent::PeerClosed {
-                session: session.id,
-                reason,
-            });
-            self.note_session_end();
-        }
-    }
-
-    fn check_time(&mut self) {
-        let now_ms = self.clock.now_ms();
-        if self.console_due_ms.is_some_and(|due_ms| due_ms <= now_ms) {
-            self.console_due_ms = None;
-            self.tap.looked();
-            self.on_output_held();
-        }
-        // If a sync is under way it is asked for at its end.
-        if self.gather.take_due(self.clock.now_us()) && self.capture.is_none() {
-            self.tap.looked();
-            self.on_output_held();
-        }
-        self.let_go_if_due();
-        if self.core.next_deadline().is_some_and(|due_ms| due_ms <= now_ms) {
-            self.events.push_back(PrimaryEvent::Tick);
-        }
-        self.announce_when_due(now_ms);
-        if self.dirty_look_is_due() && now_ms >= self.dirty_look_ms {
-            self.look_at_dirty_pages();
-        }
-        if self.ahead_due_ms().is_some_and(|due_ms| due_ms <= now_ms) {
-            // If the core has nothing against it, the next ones may follow at once.
-            self.ahead_due_ms = now_ms + DIRTY_LOOK_INTERVAL_MS;
-            self.events.push_back(PrimaryEvent::DirtyAhead);
-        }
-    }
-
-    /// When more pages can go ahead of the next sync. What was sent must have left before: a sync would wait behind it.
-    fn ahead_due_ms(&self) -> Option<u64> {
-        let session = self.session.as_ref()?;
-        let is_due = self.dirty_look_is_due() && self.ahead.is_due() && !session.main.wants_to_write();
-        is_due.then_some(self.ahead_due_ms)
-    }
-
-    /// Memory gets dirty without bound as long as the guest runs, also while a sync is under way: what is found then is the
-    /// next one's. With the gate open nobody needs to look.
-    fn dirty_look_is_due(&self) -> bool {
-        self.machine.holds_output() && !self.paused
-    }
-
-    /// Pages that a sync would have now, each counted once, but for those that went ahead and are dirty again.
-    fn pages_of_a_sync(&mut self) -> usize {
-        self.owed.sort_unstable();
-        self.owed.dedup();
-        self.owed.len() + self.ahead.pages() + self.machine.dirty().hot_pages()
-    }
-
-    fn look_at_dirty_pages(&mut self) {
-        self.dirty_look_ms = self.clock.now_ms() + DIRTY_LOOK_INTERVAL_MS;
-        match self.machine.dirty().collect(&mut self.owed) {
-            Ok(()) if self.pages_of_a_sync() >= self.pace.max_dirty_pages as usize => {
-                self.events.push_back(PrimaryEvent::DirtyLimit);
-            }
-            Ok(()) => self.ahead.offer(&mut self.owed),
-            Err(error) => {
-                let reason = format!("the dirty log cannot be read: {error}");
-                self.events.push_back(PrimaryEvent::HostFailing { reason });
-            }
-        }
-    }
-
-    fn timeout_ms(&self) -> u64 {
-        let now_ms = self.clock.now_ms();
-        let look_ms = self.dirty_look_is_due().then_some(self.dirty_look_ms);
-        let due_ms = [
-            self.core.next_deadline(),
-            self.console_due_ms,
-            self.gather.due_ms(),
-            self.let_go_due_us().map(|due_us| due_us.div_ceil(1000)),
-            self.connector.due_ms(),
-            self.announcement_due_ms(now_ms),
-            look_ms,
-            self.ahead_due_ms(),
-            self.shown.due_ms(),
-        ];
-        due_ms.into_iter().flatten().min().map_or(WAIT_MS_MAX, |due_ms| {
-            due_ms.saturating_sub(now_ms).min(WAIT_MS_MAX)
-        })
-    }
 }
 
 fn lock(side: &Mutex<PrimarySide>) -> MutexGuard<'_, PrimarySide> {
     side.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A secondary says the name of the host that it was looked for at.
-fn check_welcome(host: &str, message: &Message) -> Result<(), LinkError> {
-    match message {
-        Message::Welcome(welcome) if welcome.incarnation.host != host => Err(LinkError::Claim(format!(
-            "the secondary on {host} says that it is on {}: look at `listen` of both hosts",
-            welcome.incarnation.host
-        ))),
-        _ => Ok(()),
-    }
 }

@@ -11,7 +11,8 @@ use super::super::copy::{Next, QUEUED_BYTES_MAX};
 use super::super::sync_tap::Attached;
 use super::super::trace::Step;
 use super::super::{clock, faults};
-use super::{DIRTY_LOOK_INTERVAL_MS, End, Input, PrimarySide};
+use super::time::DIRTY_LOOK_INTERVAL_MS;
+use super::{End, Input, PrimarySide};
 use crate::link::{LinkError, Outgoing};
 use crate::threads::helpers;
 

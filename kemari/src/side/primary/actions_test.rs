@@ -3,13 +3,15 @@
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use kemari_sync::wire::{Begin, Welcome};
+use kemari_sync::wire::{Begin, Message, Welcome};
 use kemari_sync::{ArbiterRequest, Incarnation, Opening, Phase, Record};
 use kemari_vmm::memory::PAGE_BYTES;
 use kemari_vmm::watch::DiskWatch;
 
+use super::receive::check_welcome;
 use super::rig::{OLD_TERM, Rig, TERM, record};
 use super::*;
+use crate::link::LinkError;
 
 /// Pages that neither the guest nor anybody else uses.
 const PAGE: u64 = 0x2f00;

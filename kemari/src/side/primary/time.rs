@@ -1,0 +1,93 @@
+//! What is due, and when.
+
+use kemari_sync::PrimaryEvent;
+
+use super::PrimarySide;
+
+/// Longest wait of the loop, in milliseconds, whatever the deadlines.
+const WAIT_MS_MAX: u64 = 1000;
+
+/// How often the dirty log is looked at between syncs, in milliseconds.
+pub const DIRTY_LOOK_INTERVAL_MS: u64 = 100;
+
+impl PrimarySide {
+    pub(super) fn check_time(&mut self) {
+        let now_ms = self.clock.now_ms();
+        if self.console_due_ms.is_some_and(|due_ms| due_ms <= now_ms) {
+            self.console_due_ms = None;
+            self.tap.looked();
+            self.on_output_held();
+        }
+        // If a sync is under way it is asked for at its end.
+        if self.gather.take_due(self.clock.now_us()) && self.capture.is_none() {
+            self.tap.looked();
+            self.on_output_held();
+        }
+        self.let_go_if_due();
+        if self.core.next_deadline().is_some_and(|due_ms| due_ms <= now_ms) {
+            self.events.push_back(PrimaryEvent::Tick);
+        }
+        self.announce_when_due(now_ms);
+        if self.dirty_look_is_due() && now_ms >= self.dirty_look_ms {
+            self.look_at_dirty_pages();
+        }
+        if self.ahead_due_ms().is_some_and(|due_ms| due_ms <= now_ms) {
+            // If the core has nothing against it, the next ones may follow at once.
+            self.ahead_due_ms = now_ms + DIRTY_LOOK_INTERVAL_MS;
+            self.events.push_back(PrimaryEvent::DirtyAhead);
+        }
+    }
+
+    /// When more pages can go ahead of the next sync. What was sent must have left before: a sync would wait behind it.
+    pub(super) fn ahead_due_ms(&self) -> Option<u64> {
+        let session = self.session.as_ref()?;
+        let is_due = self.dirty_look_is_due() && self.ahead.is_due() && !session.main.wants_to_write();
+        is_due.then_some(self.ahead_due_ms)
+    }
+
+    /// Memory gets dirty without bound as long as the guest runs, also while a sync is under way: what is found then is the
+    /// next one's. With the gate open nobody needs to look.
+    pub(super) fn dirty_look_is_due(&self) -> bool {
+        self.machine.holds_output() && !self.paused
+    }
+
+    /// Pages that a sync would have now, each counted once, but for those that went ahead and are dirty again.
+    pub(super) fn pages_of_a_sync(&mut self) -> usize {
+        self.owed.sort_unstable();
+        self.owed.dedup();
+        self.owed.len() + self.ahead.pages() + self.machine.dirty().hot_pages()
+    }
+
+    pub(super) fn look_at_dirty_pages(&mut self) {
+        self.dirty_look_ms = self.clock.now_ms() + DIRTY_LOOK_INTERVAL_MS;
+        match self.machine.dirty().collect(&mut self.owed) {
+            Ok(()) if self.pages_of_a_sync() >= self.pace.max_dirty_pages as usize => {
+                self.events.push_back(PrimaryEvent::DirtyLimit);
+            }
+            Ok(()) => self.ahead.offer(&mut self.owed),
+            Err(error) => {
+                let reason = format!("the dirty log cannot be read: {error}");
+                self.events.push_back(PrimaryEvent::HostFailing { reason });
+            }
+        }
+    }
+
+    pub(super) fn timeout_ms(&self) -> u64 {
+        let now_ms = self.clock.now_ms();
+        let look_ms = self.dirty_look_is_due().then_some(self.dirty_look_ms);
+        let due_ms = [
+            self.core.next_deadline(),
+            self.console_due_ms,
+            self.gather.due_ms(),
+            self.let_go_due_us().map(|due_us| due_us.div_ceil(1000)),
+            self.connector.due_ms(),
+            self.announcement_due_ms(now_ms),
+            look_ms,
+            self.ahead_due_ms(),
+            self.shown.due_ms(),
+        ];
+        due_ms.into_iter().flatten().min().map_or(WAIT_MS_MAX, |due_ms| {
+            due_ms.saturating_sub(now_ms).min(WAIT_MS_MAX)
+        })
+    }
+}
