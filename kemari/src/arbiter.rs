@@ -14,6 +14,8 @@ mod http;
 mod none;
 mod prober;
 mod stored;
+#[cfg(test)]
+pub mod testing;
 mod watch;
 
 use std::path::{Path, PathBuf};

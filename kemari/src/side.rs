@@ -38,6 +38,8 @@ mod signals;
 mod step;
 mod sync_tap;
 mod terminal;
+#[cfg(test)]
+mod testing;
 mod trace;
 mod wait;
 

@@ -4,27 +4,12 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kemari_sync::{Incarnation, Work};
+use kemari_sync::Work;
 
 use super::*;
+use crate::arbiter::testing::record;
 
 const LIMIT: Duration = Duration::from_secs(30);
-
-fn record(term: u64, phase: Phase) -> Record {
-    Record {
-        vm: "demo".into(),
-        store: 1,
-        term,
-        base: term,
-        owner: Incarnation {
-            host: "a".into(),
-            nonce: 1,
-        },
-        peer: None,
-        phase,
-        work: Work::default(),
-    }
-}
 
 fn swap(expected: Option<Record>, new: Record) -> ArbiterRequest {
     ArbiterRequest::Swap { expected, new }

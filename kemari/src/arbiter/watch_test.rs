@@ -2,27 +2,18 @@ use std::fs;
 use std::sync::mpsc::channel;
 use std::sync::{OnceLock, Weak};
 
-use kemari_sync::{Arbiter, ArbiterAnswer, ArbiterRequest, Incarnation, Phase};
+use kemari_sync::{Arbiter, ArbiterAnswer, ArbiterRequest, Phase};
 
 use super::*;
 use crate::arbiter::file::Seen;
-use crate::arbiter::{Deadline, FileArbiter, MARKER};
+use crate::arbiter::{Deadline, FileArbiter, MARKER, testing};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
 fn record(store: u128, term: Term) -> Record {
     Record {
-        vm: "demo".into(),
         store,
-        term,
-        base: term,
-        owner: Incarnation {
-            host: "a".into(),
-            nonce: 1,
-        },
-        peer: None,
-        phase: Phase::Acting,
-        work: Default::default(),
+        ..testing::record(term, Phase::Acting)
     }
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 use crate::replica::record::EXTENT_BYTES;
 use crate::replica::testing::Scratch;
-use kemari_sync::{Incarnation, Phase, announced_term, may_start, plan_copy};
+use kemari_sync::{Phase, announced_term, may_start, plan_copy};
 
 fn plan(source: &Image, target: &Image) -> Result<CopyDisk, String> {
     let term = source.offer().word.unwrap().term;
@@ -77,19 +77,7 @@ fn a_pair_that_was_never_recorded_leaves_the_secondary_to_be_copied_again() {
 #[test]
 fn an_image_that_lacks_what_its_vm_was_stopped_with_is_not_started_from() {
     let scratch = Scratch::new(EXTENT_BYTES);
-    let stopped = kemari_sync::Record {
-        vm: "vm".to_owned(),
-        store: 1,
-        term: 2,
-        base: 2,
-        owner: Incarnation {
-            host: "a".to_owned(),
-            nonce: 1,
-        },
-        peer: None,
-        phase: Phase::Stopped,
-        work: Default::default(),
-    };
+    let stopped = crate::arbiter::testing::record(2, Phase::Stopped);
     scratch.image().start(1, false).unwrap();
     for lacks in [false, true] {
         scratch.image().announce(2).unwrap();

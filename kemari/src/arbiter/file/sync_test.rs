@@ -128,19 +128,7 @@ fn what_stands_there_and_could_not_be_confirmed_is_unknown() {
         syncs: 1,
         loses_replies: false,
     };
-    let new = Record {
-        vm: "demo".into(),
-        store: 1,
-        term: 1,
-        base: 1,
-        owner: kemari_sync::Incarnation {
-            host: "a".into(),
-            nonce: 1,
-        },
-        peer: None,
-        phase: kemari_sync::Phase::Won,
-        work: Default::default(),
-    };
+    let new = crate::arbiter::testing::record(1, kemari_sync::Phase::Won);
     let answer = FileArbiter::on(store, "demo").execute(&ArbiterRequest::Swap { expected: None, new });
     assert!(matches!(answer, ArbiterAnswer::Unknown(_)), "{answer:?}");
 }

@@ -4,33 +4,25 @@
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::{Duration, Instant};
 
 use kemari_sync::{
-    Arbiter, ArbiterAnswer, ArbiterRequest, CopyLimits, Incarnation, OnSecondaryLoss, Phase, Record, Term,
-    Timing, Work,
+    Arbiter, ArbiterAnswer, ArbiterRequest, CopyLimits, OnSecondaryLoss, Phase, Record, Term, Timing,
 };
-use kemari_vmm::dirty::DirtySource;
 use kemari_vmm::disk::DiskConfig;
 use kemari_vmm::event::{Event, Interest, Tap};
-use kemari_vmm::machine::DiskSpec;
 use kemari_vmm::memory;
-use kemari_vmm::virtio::block::BlockSpec;
-use kemari_vmm::virtio::rate::RateSpec;
 
 use super::super::arbiter_thread::ArbiterThread;
+use super::super::assembly;
 use super::super::life::first_status;
-use super::super::{assembly, capture_test};
+pub use super::super::testing::until;
+use super::super::testing::{self, IMAGE_BYTES, LIMIT};
 use super::*;
 use crate::replica::testing::Scratch;
 
 /// The term that the image knows when the primary begins, and the one after it, which the primary rules.
 pub const OLD_TERM: Term = 1;
 pub const TERM: Term = 2;
-const MEMORY_MIB: u64 = 64;
-const IMAGE_BYTES: u64 = 32 << 20;
-/// What is waited for comes sooner, or never.
-const LIMIT: Duration = Duration::from_secs(30);
 
 /// See the module.
 pub struct Rig {
@@ -64,19 +56,7 @@ impl Arbiter for Asked {
 
 /// The record of a VM that `a` runs alone.
 pub fn record(term: Term) -> Record {
-    Record {
-        vm: "demo".into(),
-        store: 1,
-        term,
-        base: term,
-        owner: Incarnation {
-            host: "a".into(),
-            nonce: 1,
-        },
-        peer: None,
-        phase: Phase::Acting,
-        work: Work::default(),
-    }
+    crate::arbiter::testing::record(term, Phase::Acting)
 }
 
 impl Rig {
@@ -90,12 +70,7 @@ impl Rig {
         let scratch = Scratch::new(IMAGE_BYTES);
         let image = scratch.image();
         image.start(OLD_TERM, false).expect("a new image");
-        let mut spec = capture_test::spec(MEMORY_MIB, DirtySource::Best);
-        spec.disks.push(DiskSpec {
-            id: "blk0".into(),
-            block: BlockSpec::new("rig", false),
-            rate: RateSpec::default(),
-        });
+        let spec = testing::spec();
         let seat = Seat::make(&config, "a", spec).expect("a machine");
         let trackers =
             assembly::watch_disks(&seat.machine, &config, &[image]).expect("a disk that is watched");
@@ -226,15 +201,6 @@ impl Rig {
     pub fn terms(&self) -> (Term, Term) {
         let word = self.tracker.image().offer().word.expect("the image has a record");
         (word.term, word.next_term)
-    }
-}
-
-/// Waits until it is so.
-pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !is_so() {
-        assert!(begin.elapsed() < LIMIT, "{what}");
-        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

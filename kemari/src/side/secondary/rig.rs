@@ -1,17 +1,13 @@
 //! A secondary for tests, step by step: a standby VM with one replicated disk, nobody connected, and no loop.
 
-use std::time::Instant;
-
 use kemari_sync::Timing;
-use kemari_vmm::dirty::DirtySource;
-use kemari_vmm::machine::DiskSpec;
-use kemari_vmm::virtio::block::BlockSpec;
-use kemari_vmm::virtio::rate::RateSpec;
 
 use super::super::arbiter_thread::ArbiterThread;
+use super::super::assembly;
 use super::super::life::first_status;
 use super::super::primary::Seat;
-use super::super::{assembly, capture_test};
+pub use super::super::testing::until;
+use super::super::testing::{self, IMAGE_BYTES, LIMIT};
 use super::disks::StandbyDisks;
 use super::trial::Trial;
 use super::*;
@@ -21,10 +17,6 @@ use crate::replica::testing::Scratch;
 
 pub const BUILD: BuildId = 7;
 pub const SESSION: SessionId = 3;
-const MEMORY_MIB: u64 = 64;
-const IMAGE_BYTES: u64 = 32 << 20;
-/// What is waited for comes sooner, or never.
-const LIMIT: Duration = Duration::from_secs(30);
 
 /// See the module.
 pub struct Rig {
@@ -51,12 +43,7 @@ impl Rig {
         let config = Arc::new(config);
         let image = scratch.image();
         image.start(1, false).expect("a new image");
-        let mut spec = capture_test::spec(MEMORY_MIB, DirtySource::Best);
-        spec.disks.push(DiskSpec {
-            id: "blk0".into(),
-            block: BlockSpec::new("rig", false),
-            rate: RateSpec::default(),
-        });
+        let spec = testing::spec();
         let arbiter = ArbiterThread::start(Box::new(NoArbiter::default())).expect("a thread");
         let mut side = SecondarySide::new(Setup {
             board: Board::new(first_status(&config, "b"), LIMIT),
@@ -128,14 +115,5 @@ impl Rig {
             found.is_some()
         });
         self.side.on_input(found.expect("it was found"));
-    }
-}
-
-/// Waits until it is so.
-pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !is_so() {
-        assert!(begin.elapsed() < LIMIT, "{what}");
-        thread::sleep(Duration::from_millis(1));
     }
 }
