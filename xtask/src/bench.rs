@@ -39,7 +39,7 @@ use rows::{Found, Row, RowKind};
 /// What is to be measured.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// In less than four minutes: fewer and shorter slices, and nothing in emulated hosts
+    /// In some minutes: fewer and shorter slices, and nothing in emulated hosts
     #[arg(long)]
     pub quick: bool,
     /// Compare this commit with another one instead, e.g. `HEAD~5`

@@ -93,6 +93,7 @@ pub fn mutants(options: &Options) -> Result<bool> {
 pub fn briefly() -> Result<()> {
     let mut mutants = list::read()?;
     mutants.retain(|mutant| BRIEF_PACKAGES.contains(&mutant.package()));
+    ensure!(!mutants.is_empty(), "there is no edit of {BRIEF_PACKAGES:?}");
     shuffle(&mut mutants, None);
     let outcome = try_each(&mutants, Some(BRIEFLY), &Ui::default())?;
     if !outcome.is_good() {

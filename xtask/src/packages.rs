@@ -22,6 +22,10 @@ pub const FAKETIME: Need = ("faketime", "faketime");
 pub const OPENSSL: Need = ("openssl", "openssl");
 /// Makes images of other formats than raw, and compares them.
 pub const QEMU_IMG: Need = ("qemu-img", "qemu-utils");
+/// Makes file systems.
+pub const MKFS: Need = ("mkfs.ext4", "e2fsprogs");
+/// Names the files of a checkout.
+pub const GIT: Need = ("git", "git");
 /// The service of the Linux guest, and of the tests of the proof.
 pub const REDIS: Need = ("redis-server", "redis-server");
 

@@ -58,6 +58,8 @@ pub fn test(options: &Options) -> bool {
             packages::IP,
             packages::ETCD,
             packages::REDIS,
+            packages::OPENSSL,
+            packages::GIT,
             packages::QEMU_IMG,
             packages::FAKETIME,
         ])

@@ -37,7 +37,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::demo::keep;
-use crate::packages::{self, CURL, ETCD, FAKETIME, IP, OPENSSL};
+use crate::packages::{self, CURL, ETCD, FAKETIME, IP, MKFS, OPENSSL};
 use crate::tools::{build_bare_guest, build_kemari, run_quietly, target_dir};
 use case::Case;
 use world::{Programs, World};
@@ -121,7 +121,7 @@ pub fn weather(options: &Options) -> Result<bool> {
         return Ok(true);
     }
     mounts::become_private()?;
-    packages::ensure_installed(&[IP, ETCD, FAKETIME, OPENSSL, CURL])?;
+    packages::ensure_installed(&[IP, ETCD, FAKETIME, OPENSSL, CURL, MKFS])?;
     let programs = programs(options)?;
     let seed = options.seed.unwrap_or_else(rand::random);
     if let Some(count) = options.kills {

@@ -1,7 +1,7 @@
 //! A copy of the tree that is edited.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -14,6 +14,8 @@ use crate::tools::{output_of, root, target_dir};
 /// again.
 pub(super) struct Tree {
     directory: PathBuf,
+    /// Nobody else edits it meanwhile.
+    _lock: File,
 }
 
 impl Tree {
@@ -21,8 +23,13 @@ impl Tree {
     pub fn copied() -> Result<Self> {
         let directory = target_dir().join("mutants/tree");
         fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        let path = directory.with_file_name("lock");
+        let lock = File::create(&path).with_context(|| format!("{} cannot be written", path.display()))?;
+        lock.lock()
+            .with_context(|| format!("{} cannot be locked", path.display()))?;
         let mut command = Command::new("git");
-        command.current_dir(root());
+        // A checkout may be another user's.
+        command.current_dir(root()).args(["-c", "safe.directory=*"]);
         let listed =
             output_of(command.args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]))?;
         let files: BTreeSet<&Path> = listed
@@ -35,7 +42,10 @@ impl Tree {
                 .with_context(|| format!("cannot copy {}", file.display()))?;
         }
         remove_others(&directory, &directory, &files)?;
-        let tree = Self { directory };
+        let tree = Self {
+            directory,
+            _lock: lock,
+        };
         fs::create_dir_all(tree.target_dir())?;
         Ok(tree)
     }

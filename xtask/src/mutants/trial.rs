@@ -61,10 +61,9 @@ impl Tests {
         if self.unedited.contains_key(&words) {
             return Ok(());
         }
-        ensure!(
-            build(tree, &words)?.is_none(),
-            "the tree does not compile as it is"
-        );
+        if let Some(why) = build(tree, &words)? {
+            bail!("the tree does not compile as it is:\n{why}");
+        }
         let begin = Instant::now();
         let (ended, output) = run(tree, &words, UNEDITED_MAX)?;
         ensure!(

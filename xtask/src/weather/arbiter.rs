@@ -13,6 +13,7 @@ use super::judge::KNOWN_AFTER;
 use super::setup::{Arbiter, Setup};
 use super::world::{World, fill, make_room};
 use crate::demo::pair::Side::{A, B};
+use crate::proof::clients::Clients;
 use crate::proof::clients::PATIENCE;
 use crate::tools::{output_of, wait_for};
 
@@ -129,14 +130,7 @@ const NONE: Setup = Setup {
 fn away(world: &mut World) -> Result<()> {
     world.protect()?;
     let clients = world.clients()?;
-    world.await_ready(A)?;
     world.etcd()?.kill()?;
-    // Before anybody has noticed.
-    for order in ["switchover", "unprotect"] {
-        let at_once = output_of(&mut world.command(A, &[order]));
-        ensure!(at_once.is_err(), "{order}: {at_once:?}");
-        clients.go_on()?;
-    }
     for side in [A, B] {
         await_doubt(world, side)?;
     }
@@ -151,18 +145,19 @@ fn away(world: &mut World) -> Result<()> {
 fn away_told_to_end(world: &mut World) -> Result<()> {
     world.protect()?;
     let clients = world.clients()?;
+    world.await_ready(A)?;
     world.etcd()?.kill()?;
+    // Before anybody has noticed.
+    refuses_orders(world, &clients)?;
     for side in [A, B] {
         await_doubt(world, side)?;
     }
+    refuses_orders(world, &clients)?;
     for side in [B, A] {
         world.signal(side, Signal::TERM)?;
         clients.work(WATCHED)?;
         ensure!(world.is_running(side), "{} has ended", side.name());
     }
-    let alone = output_of(&mut world.command(A, &["unprotect"]));
-    ensure!(alone.is_err(), "A gives up its secondary: {alone:?}");
-    clients.go_on()?;
     world.etcd()?.launch()?;
     world.await_ready(A)?;
     world.owe(A);
@@ -170,6 +165,16 @@ fn away_told_to_end(world: &mut World) -> Result<()> {
     world.await_vm(B, &clients)?;
     world.await_end(A)?;
     clients.finish()
+}
+
+/// A does not let its secondary go.
+fn refuses_orders(world: &mut World, clients: &Clients) -> Result<()> {
+    for order in ["switchover", "unprotect"] {
+        let told = output_of(&mut world.command(A, &[order]));
+        ensure!(told.is_err(), "{order}: {told:?}");
+        clients.go_on()?;
+    }
+    Ok(())
 }
 
 /// Waits until a side says that the arbiter keeps it from being ready, or leaves that in doubt.

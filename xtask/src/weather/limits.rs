@@ -12,6 +12,7 @@ use super::judge::{KNOWN_AFTER, Said};
 use super::world::{TO_FILE, World};
 use crate::demo::pair::LINK_PORT;
 use crate::demo::pair::Side::{self, A, B};
+use crate::tools::output_of;
 
 /// Connections that are tried by somebody who wants all files of a secondary.
 const CONNECTIONS_MAX: usize = 20;
@@ -108,6 +109,10 @@ fn no_threads(world: &mut World, dies: Side) -> Result<()> {
     // Whoever runs the VM then has all that it needs.
     std::thread::sleep(KNOWN_AFTER);
     world.await_ready(A)?;
+    if dies == A {
+        let drill = output_of(&mut world.command(B, &["drill"]));
+        ensure!(drill.is_err(), "the secondary's host has threads: {drill:?}");
+    }
     world.kill(dies)?;
     world
         .await_vm(dies.other(), &clients)
