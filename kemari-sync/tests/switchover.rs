@@ -463,6 +463,26 @@ fn without_an_arbiter_too_only_one_side_goes_on() {
     }
 }
 
+/// It keeps its commit, and would win by its own record.
+#[test]
+fn without_an_arbiter_a_secondary_that_is_unfit_does_not_go_on() {
+    let mut pair = Pair::without_arbiter();
+    pair.tell_b(Message::Prepare);
+    pair.settle();
+    assert!(pair.sides.b.holds().is_some(), "its last commit stays");
+    pair.wait(LATER_MS);
+    assert!(
+        pair.log.iter().any(|line| line == "a opens its gate"),
+        "{:?}",
+        pair.log
+    );
+    assert!(pair.runs.is_none(), "both go on: {:?}", pair.log);
+    assert_eq!(pair.sides.b.holds(), None);
+    let own = pair.own.expect("there is no arbiter");
+    assert_eq!(own[0], own[1], "they know of two records");
+    assert_eq!((own[0].owner.host.as_str(), own[0].phase), ("a", Phase::Acting));
+}
+
 #[test]
 fn without_an_arbiter_a_silent_side_counts_as_dead() {
     let mut pair = Pair::without_arbiter();

@@ -5,20 +5,20 @@
 use crate::faults::{Fault, fault};
 use crate::record::{Phase, Record, Work};
 
-use super::{Actions, Primary, PrimaryAction};
+use super::{Actions, Primary, PrimaryAction, Standing};
 
 impl Primary {
     /// The VM is the secondary's: it was given to it, or it has said that it has won.
     pub(super) fn assume_successor(&self, actions: &mut Actions) {
-        let Some(owner) = self
-            .record
-            .peer
-            .clone()
-            .filter(|_| !fault(Fault::AssumeNoSuccessor))
-        else {
+        // Of a pair that is being recorded the secondary has committed the first sync.
+        let pair = match &self.standing {
+            Standing::Pairing(pairing) if pairing.asker.is_some() => &pairing.new,
+            _ => &self.record,
+        };
+        let Some(owner) = pair.peer.clone().filter(|_| !fault(Fault::AssumeNoSuccessor)) else {
             return;
         };
-        let term = self.record.term + 1;
+        let term = pair.term + 1;
         actions.push(PrimaryAction::Assume(Record {
             term,
             base: term,
@@ -26,7 +26,18 @@ impl Primary {
             peer: None,
             phase: Phase::Acting,
             work: Work::default(),
-            ..self.record.clone()
+            ..pair.clone()
         }));
+    }
+
+    /// This host fails while a pair is made: the secondary may have committed the first sync, and go on with it.
+    pub(super) fn assume_pairing(&self, actions: &mut Actions) {
+        match &self.standing {
+            Standing::Pairing(pairing) if pairing.asker.is_none() => {
+                actions.push(PrimaryAction::Assume(pairing.new.clone()));
+            }
+            Standing::Pairing(_) => self.assume_successor(actions),
+            Standing::Alone | Standing::Paired | Standing::Over(_) => {}
+        }
     }
 }

@@ -20,6 +20,7 @@ impl Primary {
         let is_heard_of = self.session.is_some() && !matches!(self.standing, Standing::Alone);
         // One that is under way waits for what hangs.
         self.switchover = None;
+        self.assume_pairing(actions);
         self.end(&format!("this host fails: {reason}"));
         self.hand_over = Some(HandOver {
             reason: reason.to_owned(),

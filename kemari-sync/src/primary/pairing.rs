@@ -6,6 +6,7 @@ use crate::consent::AskId;
 use crate::consent::ask::{Asker, Verdict};
 use crate::faults::{Fault, fault};
 use crate::record::{ArbiterAnswer, Record};
+use crate::wire::{Goodbye, Message, reason_text};
 
 use super::session::Stage;
 use super::{Actions, Primary, PrimaryAction, Standing};
@@ -94,8 +95,17 @@ impl Primary {
         }
     }
 
+    /// The pair to be is about to be given up without its first ack. The secondary may have committed all the same, and
+    /// where nobody keeps a record for both it would go on by that.
+    pub(super) fn tell_unpaired(&self, reason: &str, actions: &mut Actions) {
+        if matches!(&self.standing, Standing::Pairing(pairing) if pairing.asker.is_none()) {
+            self.send(Message::Goodbye(Goodbye::Alone(reason_text(reason))), actions);
+        }
+    }
+
     /// Gives up a pair that was certainly never recorded.
     pub(super) fn abandon_pairing(&mut self, reason: &str, actions: &mut Actions) {
+        self.tell_unpaired(reason, actions);
         self.standing = Standing::Alone;
         self.note_futile(reason);
         self.dirty_limit = false;

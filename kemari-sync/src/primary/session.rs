@@ -305,7 +305,7 @@ impl Primary {
 
     fn on_goodbye(&mut self, goodbye: Goodbye, actions: &mut Actions) {
         let is_unfit = matches!(goodbye, Goodbye::Unfit(_));
-        if matches!(goodbye, Goodbye::Alone(_)) && matches!(self.standing, Standing::Paired) {
+        if matches!(goodbye, Goodbye::Alone(_)) {
             self.assume_successor(actions);
         }
         let reason = match goodbye {
@@ -382,6 +382,7 @@ impl Primary {
 
     /// Closes the session from this side.
     pub(super) fn close(&mut self, reason: &str, actions: &mut Actions) {
+        self.tell_unpaired(reason, actions);
         let Some(session) = self.session.take() else {
             return;
         };

@@ -1,4 +1,4 @@
-//! What the primary's words mean for the record, where nobody keeps one for both sides (`arbiter = "none"`).
+//! What either side's words mean for the record, where nobody keeps one for both sides (`arbiter = "none"`).
 
 use crate::record::{Incarnation, Phase, Record, Term, Work};
 use crate::wire::Goodbye;
@@ -6,7 +6,7 @@ use crate::wire::Goodbye;
 use super::{Actions, Secondary, SecondaryAction};
 
 impl Secondary {
-    /// The first sync of a pair is committed: the primary has the pair recorded, or will.
+    /// The first sync of a pair is committed, and the primary has the pair recorded, or will; or it is back, and has.
     pub(super) fn assume_pair(&self, actions: &mut Actions) {
         let term = self.held.as_ref().map_or(0, |held| held.last.term);
         self.assume(term, Some(self.config.me.clone()), Phase::Acting, actions);
@@ -22,6 +22,15 @@ impl Secondary {
                 return;
             }
         };
+        self.assume_no_pair(phase, actions);
+    }
+
+    /// Whoever says that it is unfit gives the VM up for good: the primary goes on alone.
+    pub(super) fn assume_unfit(&self, actions: &mut Actions) {
+        self.assume_no_pair(Phase::Acting, actions);
+    }
+
+    fn assume_no_pair(&self, phase: Phase, actions: &mut Actions) {
         let term = self.held.as_ref().map_or(0, |held| held.last.term + 1);
         self.assume(term, None, phase, actions);
     }

@@ -138,6 +138,8 @@ impl Secondary {
         self.send(Message::Welcome(welcome), actions);
         if resumes {
             self.tell_flushed(actions);
+            // It may not have heard that this side was unfit.
+            self.assume_pair(actions);
         }
     }
 
@@ -310,6 +312,9 @@ impl Secondary {
     /// What the primary sends cannot be taken: it must go on without this side. The last commit stays.
     pub(super) fn unfit(&mut self, reason: &str, actions: &mut Actions) {
         self.send(Message::Goodbye(Goodbye::Unfit(reason_text(reason))), actions);
+        if self.session.is_some() {
+            self.assume_unfit(actions);
+        }
         self.close(reason, actions);
     }
 

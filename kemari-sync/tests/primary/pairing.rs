@@ -1,6 +1,6 @@
 //! From alone to a pair.
 
-use kemari_sync::wire::Message;
+use kemari_sync::wire::{Goodbye, Message};
 use kemari_sync::{
     ArbiterAnswer, ArbiterRequest, Mode, PrimaryAction, PrimaryEvent, Protection, Record, Timing,
 };
@@ -210,4 +210,82 @@ fn a_first_sync_without_ack_does_not_hold_output_for_ever() {
         }
     }
     panic!("output is held for ever");
+}
+
+/// Without an arbiter it would go on by what it may have committed.
+#[test]
+fn a_secondary_whose_first_sync_is_given_up_is_told_so() {
+    let told = |actions: &[PrimaryAction]| {
+        let is_alone = |action: &PrimaryAction| {
+            matches!(
+                action,
+                Do::Send {
+                    session: 1,
+                    message: Message::Goodbye(Goodbye::Alone(_)),
+                }
+            )
+        };
+        let told = actions.iter().filter(|action| is_alone(action)).count();
+        let before = actions.iter().position(is_alone);
+        let closed = actions
+            .iter()
+            .position(|action| matches!(action, Do::CloseSession { .. }));
+        assert!(told == 1 && before < closed, "{actions:?}");
+        assert!(actions.contains(&Do::OpenGate), "{actions:?}");
+    };
+    let (mut bench, _) = Bench::copied(Mode::Lockstep);
+    bench.captured(1);
+    told(&bench.wait(Timing::default().suspicion_ms));
+    let (mut bench, _) = Bench::copied(Mode::Lockstep);
+    bench.captured(1);
+    told(&bench.hear(1, Message::Prepare));
+    let (mut bench, _) = Bench::copied(Mode::Lockstep);
+    let reason = "no".to_owned();
+    told(&bench.feed(PrimaryEvent::CaptureFailed { epoch: 1, reason }));
+}
+
+/// The record of the successor of the pair to be.
+fn successor() -> Record {
+    Record {
+        term: 3,
+        base: 3,
+        owner: host("b", 2),
+        peer: None,
+        ..pair()
+    }
+}
+
+#[test]
+fn a_secondary_that_has_won_while_the_pair_is_recorded_is_what_an_arbiter_without_a_store_assumes() {
+    let (mut bench, _) = Bench::copied(Mode::Lockstep);
+    bench.captured(1);
+    let asked = bench.ack(1);
+    assert_eq!(bench.assumed, []);
+    bench.hear(1, Message::Goodbye(Goodbye::Alone("it has won".to_owned())));
+    assert_eq!(bench.assumed, [Do::Assume(successor())]);
+    bench.swap(&asked);
+    bench.store = successor();
+    let asked = bench.wait(Timing::default().reconnect_ms);
+    assert!(matches!(bench.read(&asked)[..], [Do::Halt { .. }]));
+}
+
+/// The secondary may have committed the first sync, and go on.
+#[test]
+fn a_host_that_fails_while_a_pair_is_made_leaves_a_record_of_the_pair() {
+    let failing = || PrimaryEvent::HostFailing {
+        reason: "KVM".to_owned(),
+    };
+    let (mut bench, _) = Bench::copied(Mode::Lockstep);
+    bench.captured(1);
+    bench.feed(failing());
+    assert_eq!(bench.assumed, [Do::Assume(pair())]);
+    // It has.
+    let (mut bench, _) = Bench::copied(Mode::Lockstep);
+    bench.captured(1);
+    bench.ack(1);
+    bench.feed(failing());
+    assert_eq!(bench.assumed, [Do::Assume(successor())]);
+    let mut bench = Bench::new(Mode::Lockstep);
+    bench.feed(failing());
+    assert_eq!(bench.assumed, [], "nobody else can have it");
 }

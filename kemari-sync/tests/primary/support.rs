@@ -69,7 +69,7 @@ pub struct Bench {
     pub store: Record,
     /// What the last capture was allowed to send at once.
     pub at_once: Option<Opening>,
-    /// What was said for an arbiter without a store.
+    /// What an arbiter without a store was told.
     pub assumed: Vec<PrimaryAction>,
 }
 

@@ -130,3 +130,25 @@ fn what_the_primary_says_is_what_an_arbiter_without_a_store_assumes() {
     bench.hear(1, Message::Goodbye(Goodbye::HandOver("KVM".to_owned())));
     assert_eq!(bench.assumed.len(), 1, "the VM is this side's");
 }
+
+#[test]
+fn who_is_unfit_assumes_that_the_primary_goes_on_alone_until_it_is_back() {
+    let mut bench = Bench::holding(false);
+    bench.hear(1, Message::Prepare);
+    let alone = Record {
+        term: 3,
+        base: 3,
+        peer: None,
+        ..pair()
+    };
+    assert_eq!(bench.assumed[1..], [Do::Assume(alone)]);
+    // It has not heard it, and the pair stands.
+    bench.hear(2, Message::Hello(hello_again()));
+    assert_eq!(bench.assumed[2..], [Do::Assume(pair())]);
+    // With nothing held there is nothing to give up.
+    let mut bench = Bench::new(false);
+    bench.hear(1, Message::Hello(hello()));
+    bench.hear(1, Message::Prepare);
+    bench.hear(1, Message::Prepare);
+    assert_eq!(bench.assumed, []);
+}
