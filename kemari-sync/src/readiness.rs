@@ -51,11 +51,11 @@ impl Readiness {
     /// What may be said at `now_ms` after these findings came at that time, of a host with that trouble: a takeover would
     /// have it, too. Findings that are too old, or never came, are a reason themselves.
     pub fn judged(noted: Option<&(Self, u64)>, trouble: Option<&Trouble>, now_ms: u64) -> Self {
-        let Some((readiness, at_ms)) = noted else {
-            return Self::found([format!("{UNSEEN} whether the secondary could take over")]);
+        let mut judged = match noted {
+            Some((readiness, at_ms)) => readiness.aged(now_ms.saturating_sub(*at_ms)),
+            None => Self::found([format!("{UNSEEN} whether the secondary could take over")]),
         };
-        let mut judged = readiness.aged(now_ms.saturating_sub(*at_ms));
-        if fault(Fault::ReadyAnyhow) {
+        if noted.is_some() && fault(Fault::ReadyAnyhow) {
             judged.reasons.clear();
         }
         if judged.age_ms > READINESS_MS_MAX {
@@ -111,6 +111,10 @@ mod tests {
         let judged = Readiness::judged(Some(&well), Some(&uplink()), 1000);
         assert_eq!(judged.reasons, ["eth1 has no carrier"]);
         assert!(!judged.is_ready());
+        // Also one that has said nothing else yet.
+        let judged = Readiness::judged(None, Some(&uplink()), 1000);
+        assert_eq!(judged.reasons[0], "eth1 has no carrier");
+        assert!(judged.reasons.len() == 2 && !judged.is_ready() && !judged.is_unseen());
     }
 
     #[test]

@@ -496,20 +496,46 @@ fn without_an_arbiter_a_silent_side_counts_as_dead() {
     );
 }
 
-#[test]
-fn a_host_in_trouble_steps_down_again_when_it_has_a_pair_again() {
+fn ready() -> SecondaryEvent {
+    SecondaryEvent::Readiness { reasons: Vec::new() }
+}
+
+fn uplink(text: &str) -> PrimaryEvent {
+    PrimaryEvent::Health {
+        trouble: Some(kemari_sync::Trouble::Uplink(text.to_owned())),
+    }
+}
+
+/// A host in trouble has stepped down, and its secondary cannot go on.
+fn stepped_down() -> Pair {
     let mut pair = Pair::protected(Mode::Lockstep);
-    let ready = || SecondaryEvent::Readiness { reasons: Vec::new() };
     pair.sides.to_b.push_back(ready());
     pair.wait(1_000);
     pair.trouble.restore_fails = true;
-    let trouble = Some(kemari_sync::Trouble::Uplink("eth1 has no carrier".to_owned()));
-    pair.order(PrimaryEvent::Health { trouble });
+    pair.order(uplink("eth1 has no carrier"));
+    pair
+}
+
+/// Waits until it has the VM back.
+fn wait_until_it_is_back(pair: &mut Pair) {
     while !pair.log.iter().any(|line| line == "a opens its gate") {
         assert!(pair.sides.now_ms < LATER_MS, "{:?}", pair.log);
         pair.wait(100);
     }
     assert!(pair.runs.is_none() && !pair.sides.a.wants_peer(), "not at once");
+}
+
+#[test]
+fn trouble_that_is_told_in_other_words_meanwhile_is_no_new_trouble() {
+    let mut pair = stepped_down();
+    pair.order(uplink("eth1 and eth2 have no carrier"));
+    wait_until_it_is_back(&mut pair);
+}
+
+#[test]
+fn a_host_in_trouble_steps_down_again_when_it_has_a_pair_again() {
+    let mut pair = stepped_down();
+    wait_until_it_is_back(&mut pair);
     // What was in the way has passed.
     pair.trouble.restore_fails = false;
     pair.wait(Timing::default().protect_retry_ms_max);

@@ -227,8 +227,10 @@ impl Primary {
     fn act_alone(&mut self, record: Record, cause: &str, actions: &mut Actions) {
         self.record = record;
         self.standing = Standing::Alone;
-        // A host in trouble steps down again once it has a pair again, later each time.
-        let has_stepped_down = std::mem::take(&mut self.stepped_down);
+        // A host in trouble steps down again once it has a pair again, later each time. It may have been told of other trouble
+        // since it began to.
+        let is_switching = self.switchover.is_some() && self.trouble.is_some();
+        let has_stepped_down = std::mem::take(&mut self.stepped_down) || is_switching;
         let is_futile = self.parting.as_ref().is_some_and(|parting| parting.is_futile);
         if is_futile || has_stepped_down {
             self.note_futile(cause);
