@@ -102,10 +102,20 @@ fn clean_seeds_keep_every_rule() {
         );
         for invariant in Invariant::ALL {
             assert!(
-                summary.exercised[&invariant] >= share,
+                summary.exercised[&invariant] >= judged_min(invariant, share),
                 "{invariant:?} had too little to judge"
             );
         }
+    }
+}
+
+/// How often an invariant has something to judge in so many seeds, at least.
+fn judged_min(invariant: Invariant, seeds: u64) -> u64 {
+    match invariant {
+        // In some runs only a secondary lacks something, and few of their primaries stay with it for long: 650 to 3,200
+        // times in 1,000 seeds.
+        Invariant::Ready => seeds / 10,
+        _ => seeds,
     }
 }
 

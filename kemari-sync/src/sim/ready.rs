@@ -89,20 +89,17 @@ impl World {
         if self.script.unplugs && is_late {
             return;
         }
-        let since_us = self.flags.unplugged_us[peer];
-        // What it says takes long to put together, and is of no interest where nothing is missing.
-        let is_said = match since_us {
-            None => side.machine.refuses_switchover().is_none(),
-            Some(_) => {
-                let status = side.machine.status(now_ms);
-                let is_ready = status.readiness.is_some_and(|readiness| readiness.is_ready());
-                status.protection == Protection::Protected && is_ready
-            }
+        // Where nothing is missing, or only since a moment ago, there is nothing to judge.
+        let Some(lacks_us) = self.flags.unplugged_us[peer].map(|since_us| now_us - since_us) else {
+            return;
         };
-        if !is_said && !gives_away {
+        if lacks_us <= grace_us {
             return;
         }
-        let verdict = ready::could_go_on(&self.hosts[peer].me, since_us, now_us, grace_us);
+        let status = side.machine.status(now_ms);
+        let is_ready = status.readiness.is_some_and(|readiness| readiness.is_ready());
+        let is_said = status.protection == Protection::Protected && is_ready;
+        let verdict = ready::counts_for_nothing(&self.hosts[peer].me, lacks_us, is_said || gives_away);
         self.judge(Invariant::Ready, verdict);
     }
 }
