@@ -215,12 +215,14 @@ impl PrimarySide {
 
     pub(super) fn capture(&mut self, epoch: Epoch, hold: bool, at_once: Option<Opening>) {
         self.paused = true;
+        // The pause before ends here, whatever this one waits for.
+        self.note_inline_pause();
+        let since_us = self.parking.begin(epoch, self.clock.now_us());
         if self.reset.defers(epoch, hold) || self.must_wait_for_vcpus(epoch, hold) {
             return;
         }
         self.trace.note(Step::Capturing, epoch);
-        self.note_inline_pause();
-        self.paused_at_us = self.clock.now_us();
+        self.paused_at_us = since_us;
         self.sync_since_us = self.asked_us.take().unwrap_or(self.paused_at_us);
         self.console_due_ms = None;
         self.gather.end();

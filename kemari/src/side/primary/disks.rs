@@ -248,6 +248,8 @@ impl PrimarySide {
             return false;
         }
         self.paused = true;
+        self.note_inline_pause();
+        self.parking.begin(epoch, self.clock.now_us());
         self.machine.begin_pause();
         self.disks.still_for = Some(epoch);
         let (machine, mailbox) = (self.machine.clone(), self.mailbox.clone());

@@ -18,12 +18,23 @@ pub struct Parking {
     under_way: bool,
     /// The capture that waits for them: its epoch, and whether output is held from it on.
     capture: Option<(Epoch, bool)>,
+    /// The capture that the guest is to stand still for: its epoch, and since when, in microseconds.
+    since_us: Option<(Epoch, u64)>,
 }
 
 impl Parking {
+    /// The guest is to stand still for this capture from now on, or has been since an earlier call. Returns since when: a
+    /// pause is as long as the guest does not run, whatever it waits for.
+    pub fn begin(&mut self, epoch: Epoch, now_us: u64) -> u64 {
+        let begun = self.since_us.filter(|(wanted, _)| *wanted == epoch);
+        let (_, since_us) = *self.since_us.insert(begun.unwrap_or((epoch, now_us)));
+        since_us
+    }
+
     /// A capture that is given back need not be taken any more.
     pub fn forget_capture(&mut self, epoch: Epoch) {
         self.capture.take_if(|(waiting, _)| *waiting == epoch);
+        self.since_us.take_if(|(wanted, _)| *wanted == epoch);
     }
 }
 
@@ -54,3 +65,7 @@ impl PrimarySide {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "parking_test.rs"]
+mod tests;
