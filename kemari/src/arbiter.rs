@@ -34,7 +34,7 @@ pub use http::Endpoint;
 pub use none::NoArbiter;
 pub use prober::{Prober, Unproved};
 pub use stored::{FORMAT, StoredError};
-pub use watch::{ArbiterWatch, Known, Report};
+pub use watch::{ArbiterWatch, Known, PROBE_INTERVAL_MS_MAX, Report};
 
 /// What the threads ask of the kernel that speak with an arbiter, or look after it.
 pub const CALLS: Calls = Calls {

@@ -36,6 +36,8 @@ pub const LINE_BYTES_MAX: usize = 64 << 10;
 pub const CONNECTIONS_MAX: usize = 16;
 /// Longest time in which a client must send its request, or take an answer, in ms.
 pub const IO_TIMEOUT_MS: u64 = 5_000;
+/// Longest time that a client waits for what comes of a command, in ms: a stop waits for the guest's last sync.
+pub const COMMAND_TIMEOUT_MS: u64 = 120_000;
 
 /// What a client may ask.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

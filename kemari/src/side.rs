@@ -26,6 +26,7 @@ mod frames;
 mod gather;
 mod health;
 mod life;
+mod looks;
 mod mailbox;
 mod primary;
 mod probe;

@@ -27,6 +27,9 @@ const TROUBLE_INTERVAL_RANGE_MS: u64 = 500;
 /// A probe is over so long after its arbiter's time-out at the latest.
 const SLACK: Duration = Duration::from_secs(3);
 
+/// From one probe to the next at most, in milliseconds.
+pub const PROBE_INTERVAL_MS_MAX: u64 = PROBE_INTERVAL_MS + PROBE_INTERVAL_RANGE_MS;
+
 /// What a side knows of the record it lives under.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Known {
@@ -94,7 +97,7 @@ impl ArbiterWatch {
         });
         let (wake, woken) = channel();
         let watched = shared.clone();
-        let valid = Duration::from_millis(PROBE_INTERVAL_MS + PROBE_INTERVAL_RANGE_MS) + timeout + SLACK;
+        let valid = Duration::from_millis(PROBE_INTERVAL_MS_MAX) + timeout + SLACK;
         thread::Builder::new()
             .name("arbiter watch".into())
             .spawn(move || {

@@ -5,10 +5,9 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Answer, Command, IO_TIMEOUT_MS, LINE_BYTES_MAX, Request, Status, TapLine, TapRequest};
-
-/// Longest time that a command may take, in ms: a stop waits for the guest's last sync.
-const COMMAND_TIMEOUT_MS: u64 = 120_000;
+use super::{
+    Answer, COMMAND_TIMEOUT_MS, Command, IO_TIMEOUT_MS, LINE_BYTES_MAX, Request, Status, TapLine, TapRequest,
+};
 
 /// Why a request was not answered as hoped.
 #[derive(Debug, thiserror::Error)]

@@ -11,12 +11,16 @@ use super::certificates::Certificates;
 use super::readiness::{Findings, Mtus};
 use crate::arbiter::{ArbiterWatch, Known};
 use crate::control::{
-    Bucket, Command, Control, Direction, Status, TapLine, TapRequest, TapSink, TapStatistics,
+    Bucket, COMMAND_TIMEOUT_MS, Command, Control, Direction, Status, TapLine, TapRequest, TapSink,
+    TapStatistics,
 };
 use crate::link::Connection;
 
 /// Longest time that a command waits for the loop's answer.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+
+// The client is there to hear it.
+const _: () = assert!(COMMAND_TIMEOUT.as_millis() < COMMAND_TIMEOUT_MS as u128);
 /// How often a tap's client is told what was seen.
 const TAP_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Events of a tap that wait for its client; further ones are counted only.

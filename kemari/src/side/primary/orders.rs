@@ -3,97 +3,85 @@
 use kemari_sync::{Pace, PrimaryEvent, Protection, Readiness};
 
 use super::super::board::Order;
+use super::super::looks::{Look, Looked, no_answer};
 use super::{End, PrimarySide};
 use crate::config::Mode;
 use crate::control::{Command, PaceChange};
 
 /// An order to protect the VM is answered after so long, in milliseconds, though no secondary is there yet.
 const PROTECT_MS_MAX: u64 = 5000;
-/// An order that ends a pair waits so long, in milliseconds, until it is known whether the VM would go on: longer than from
-/// one look of either side at the arbiter to the next.
-const LOOKS_MS_MAX: u64 = 8000;
 
 /// An order whose outcome is open. There are no more of them than clients of the control socket.
 pub struct Pending {
     order: Order,
     since_ms: u64,
-    /// It is not begun: what it waits for.
-    awaits: Option<Looks>,
-}
-
-/// Looks that an order to end a pair waits for.
-#[derive(Clone, Copy)]
-struct Looks {
-    /// Of this side at the arbiter, by its number.
-    arbiter: Option<u64>,
+    /// It would end a pair, and is not begun: the look at the arbiter that it waits for.
+    awaits: Option<Look>,
 }
 
 pub(super) type Outcome = Result<String, String>;
 
 impl PrimarySide {
     pub(super) fn on_order(&mut self, order: Order) {
-        let ends_pair = matches!(
-            order.command,
-            Command::Switchover | Command::Leave | Command::Unprotect
-        );
-        if !ends_pair || !self.is_pair() {
+        if !self.is_pair() || !self.ends_pair(&order.command) {
             return self.begin_order(order);
         }
-        // What was found last is seconds old, and the arbiter is needed now.
-        let arbiter = self.board.look_at_arbiter();
-        self.keep_order(order, Some(Looks { arbiter }));
+        let look = Look::begin(&self.board, self.clock.now_ms());
+        self.keep_order(order, Some(look));
         self.begin_orders();
+    }
+
+    fn ends_pair(&self, command: &Command) -> bool {
+        match command {
+            Command::Switchover | Command::Leave | Command::Unprotect => true,
+            Command::Resize => self.has_replica_grown(),
+            _ => false,
+        }
     }
 
     /// Begins the orders whose looks are over.
     pub(super) fn begin_orders(&mut self) {
-        let now_ms = self.clock.now_ms();
+        let (now_ms, timeout) = (self.clock.now_ms(), self.config.arbiter.timeout());
         for pending in std::mem::take(&mut self.orders) {
-            let Some(looks) = pending.awaits else {
+            let Some(look) = pending.awaits else {
                 self.orders.push(pending);
                 continue;
             };
-            let is_due = now_ms >= pending.since_ms + LOOKS_MS_MAX;
-            match self.is_known(&pending.order.command, looks) {
-                false if !is_due => self.orders.push(pending),
-                false if !self.has_looked(looks) => answer(
+            match look.state(&self.board, timeout, now_ms) {
+                Looked::NotYet => self.orders.push(pending),
+                Looked::TooLate => answer(
                     &pending.order,
                     Err(format!(
-                        "the VM could stand still until the arbiter can be asked: it has given no answer for {LOOKS_MS_MAX} ms"
+                        "the VM could stand still until the arbiter can be asked: {}",
+                        no_answer(timeout)
                     )),
                 ),
-                _ => self.begin_order(pending.order),
+                Looked::Fresh if self.needs_more(&pending.order.command) && !look.is_due(timeout, now_ms) => {
+                    self.orders.push(pending);
+                }
+                Looked::Fresh => self.begin_order(pending.order),
             }
         }
     }
 
-    /// Whether all is known of what an order to end the pair needs.
-    fn is_known(&self, command: &Command, looks: Looks) -> bool {
-        if !self.has_looked(looks) {
+    /// Whether an order to end the pair waits for what the other side finds, too: if the VM is to go on there.
+    fn needs_more(&self, command: &Command) -> bool {
+        if !matches!(command, Command::Switchover | Command::Leave) || !self.is_pair() {
             return false;
-        }
-        if *command == Command::Unprotect || !self.is_pair() {
-            return true;
         }
         let readiness = self.core.status(self.clock.now_ms()).readiness;
         if readiness.as_ref().is_some_and(Readiness::is_unseen) {
-            return false;
+            return true;
         }
         // If this side has just found the arbiter away, the other one may be about to.
-        self.board.arbiter_trouble().is_none() || self.nobody_could_go_on().is_some()
-    }
-
-    fn has_looked(&self, looks: Looks) -> bool {
-        looks
-            .arbiter
-            .is_none_or(|look| self.board.has_looked_at_arbiter(look))
+        self.board.arbiter_trouble().is_some() && self.nobody_could_go_on().is_none()
     }
 
     fn is_pair(&self) -> bool {
         self.core.status(self.clock.now_ms()).protection == Protection::Protected
     }
 
-    fn keep_order(&mut self, order: Order, awaits: Option<Looks>) {
+    fn keep_order(&mut self, order: Order, awaits: Option<Look>) {
         self.orders.push(Pending {
             order,
             since_ms: self.clock.now_ms(),
@@ -245,7 +233,7 @@ impl PrimarySide {
     pub(super) fn answer_orders(&mut self) {
         for pending in std::mem::take(&mut self.orders) {
             let outcome = match pending.order.command {
-                Command::Resize if self.end.is_none() => self.end_resize(),
+                Command::Resize if self.end.is_none() && pending.awaits.is_none() => self.end_resize(),
                 _ => self.outcome(&pending),
             };
             match outcome {

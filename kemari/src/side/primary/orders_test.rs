@@ -1,9 +1,11 @@
 //! What is refused at once, and what is answered when it is known.
 
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex};
 
-use super::super::rig::Rig;
+use super::super::rig::{Rig, until};
 use super::*;
+use crate::side::testing::watch_arbiter;
 
 fn order(rig: &mut Rig, command: Command) -> Receiver<Outcome> {
     let (answer, answers) = sync_channel(1);
@@ -98,4 +100,95 @@ fn every_open_order_is_answered_when_the_vm_ends() {
         answers[0].is_ok() && answers[1..].iter().all(Result::is_err),
         "{answers:?}"
     );
+}
+
+/// A pair whose secondary could go on, and whose arbiter is watched.
+fn protected() -> (Rig, Arc<Mutex<bool>>) {
+    let mut rig = Rig::new();
+    rig.protect();
+    rig.hear_readiness(&[]);
+    let answers = watch_arbiter(&rig.side.board);
+    (rig, answers)
+}
+
+/// Its guest's replicated disk is larger than it was.
+fn grow(rig: &Rig) {
+    let path = rig.tracker.image().path();
+    let image = std::fs::File::options().write(true).open(path).expect("an image");
+    image.set_len(2 * rig.tracker.image().bytes()).expect("room");
+}
+
+#[test]
+fn an_order_that_ends_a_pair_looks_at_the_arbiter_anew() {
+    for command in [
+        Command::Unprotect,
+        Command::Resize,
+        Command::Switchover,
+        Command::Leave,
+    ] {
+        let (mut rig, answers) = protected();
+        grow(&rig);
+        rig.hear_readiness(&["the arbiter: it is away"]);
+        // Nobody has noticed yet.
+        assert_eq!(rig.side.board.arbiter_trouble(), None);
+        *answers.lock().expect("no panic") = false;
+        let answer = order(&mut rig, command.clone());
+        let said = rig.await_answer(&answer).expect_err("the arbiter is away");
+        assert!(
+            said.contains("stand still until the arbiter can be asked"),
+            "{command:?}: {said}"
+        );
+        assert!(
+            rig.side.orders.is_empty() && rig.events().is_empty(),
+            "{command:?}"
+        );
+    }
+}
+
+#[test]
+fn an_order_that_ends_a_pair_waits_for_a_look_and_begins_after_it() {
+    for command in [Command::Unprotect, Command::Resize, Command::Switchover] {
+        let (mut rig, answers) = protected();
+        grow(&rig);
+        let looks = answers.lock().expect("no panic");
+        let _answer = order(&mut rig, command.clone());
+        rig.side.begin_orders();
+        rig.side.answer_orders();
+        assert!(rig.events().is_empty(), "{command:?}: nothing is known yet");
+        drop(looks);
+        until("it begins", || {
+            rig.side.begin_orders();
+            !rig.side.events.is_empty()
+        });
+        assert!(rig.side.orders[0].awaits.is_none(), "{command:?}");
+    }
+}
+
+/// The pair ends by itself while an order to end it waits for its look: that is not what came of the order.
+#[test]
+fn a_resize_that_waits_is_not_over_because_the_pair_is() {
+    let (mut rig, answers) = protected();
+    grow(&rig);
+    let looks = answers.lock().expect("no panic");
+    let answer = order(&mut rig, Command::Resize);
+    let alone = Rig::new().side.core;
+    rig.side.core = alone;
+    rig.side.answer_orders();
+    assert!(answer.try_recv().is_err() && rig.events().is_empty());
+    drop(looks);
+    let said = rig.await_answer(&answer).expect("it grows");
+    assert!(said.contains("has") && rig.side.orders.is_empty(), "{said}");
+    let is_protected_again = |event: &PrimaryEvent| matches!(event, PrimaryEvent::OperatorProtect);
+    assert!(
+        !rig.tells(is_protected_again),
+        "the order has not ended the protection"
+    );
+}
+
+#[test]
+fn a_resize_that_ends_no_pair_waits_for_nothing() {
+    let (mut rig, answers) = protected();
+    let _looks = answers.lock().expect("no panic");
+    let said = refusal(&mut rig, Command::Resize);
+    assert!(said.contains("no disk's image has grown"), "{said}");
 }

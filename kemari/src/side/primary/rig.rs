@@ -5,8 +5,10 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use kemari_sync::wire::{CommitId, Heartbeat, Message, Welcome};
 use kemari_sync::{
-    Arbiter, ArbiterAnswer, ArbiterRequest, CopyLimits, OnSecondaryLoss, Phase, Record, Term, Timing,
+    Arbiter, ArbiterAnswer, ArbiterRequest, CopyLimits, DiskOffer, Incarnation, OnSecondaryLoss, Phase,
+    Readiness, Record, Term, Timing,
 };
 use kemari_vmm::disk::DiskConfig;
 use kemari_vmm::event::{Event, Interest, Tap};
@@ -23,6 +25,8 @@ use crate::replica::testing::Scratch;
 /// The term that the image knows when the primary begins, and the one after it, which the primary rules.
 pub const OLD_TERM: Term = 1;
 pub const TERM: Term = 2;
+/// The session of [`Rig::protect`].
+const SESSION: SessionId = 1;
 
 /// See the module.
 pub struct Rig {
@@ -57,6 +61,72 @@ impl Arbiter for Asked {
 /// The record of a VM that `a` runs alone.
 pub fn record(term: Term) -> Record {
     crate::arbiter::testing::record(term, Phase::Acting)
+}
+
+/// What the world says to an action of the core while a pair begins.
+fn answered(action: PrimaryAction, store: &mut Record) -> Option<PrimaryEvent> {
+    let session = SESSION;
+    let says = |message| Some(PrimaryEvent::Message { session, message });
+    match action {
+        PrimaryAction::Send { message, .. } => match message {
+            Message::Hello(_) => says(Message::Welcome(Welcome {
+                incarnation: peer(),
+                last: None,
+            })),
+            Message::Proof { bytes } => says(Message::Proof { bytes }),
+            Message::Prepare => says(Message::Ready {
+                staging_pages_max: 1000,
+                disks: vec![DiskOffer {
+                    disk: "blk0".into(),
+                    bytes: IMAGE_BYTES,
+                    word: None,
+                    overwrite: false,
+                }],
+            }),
+            Message::CopyDisks(_) => says(Message::DisksReady),
+            _ => None,
+        },
+        PrimaryAction::MarkSources { .. } => Some(PrimaryEvent::SourcesMarked {
+            session,
+            result: Ok(()),
+        }),
+        PrimaryAction::CopyDisks { .. } => Some(PrimaryEvent::DisksCopied {
+            session,
+            result: Ok(()),
+        }),
+        PrimaryAction::CopyRound { .. } => Some(PrimaryEvent::CopyRoundSent {
+            session,
+            dirty_pages: 0,
+        }),
+        PrimaryAction::Capture { epoch, .. } => Some(PrimaryEvent::Captured {
+            epoch,
+            pages: 0,
+            bytes: 0,
+            stop: false,
+        }),
+        PrimaryAction::Transmit { begin, .. } => says(Message::Ack(CommitId {
+            term: begin.term,
+            epoch: begin.epoch,
+        })),
+        PrimaryAction::Ask { ask, request } => {
+            let answer = match request {
+                ArbiterRequest::Swap { new, .. } => {
+                    *store = new;
+                    ArbiterAnswer::Swapped
+                }
+                _ => ArbiterAnswer::Record(Some(store.clone())),
+            };
+            Some(PrimaryEvent::Arbiter { ask, answer })
+        }
+        _ => None,
+    }
+}
+
+fn peer() -> Incarnation {
+    Incarnation {
+        host: "b".into(),
+        nonce: 2,
+    }
 }
 
 impl Rig {
@@ -175,6 +245,56 @@ impl Rig {
             found.is_some()
         });
         self.side.on_input(found.expect("it was found"));
+    }
+
+    /// A recorded pair, as far as the core knows: all others that it speaks with are played here, and machine, disks and link
+    /// know nothing of it.
+    pub fn protect(&mut self) {
+        let mut store = self.side.core.record().clone();
+        let mut events = VecDeque::from([
+            PrimaryEvent::OperatorProtect,
+            PrimaryEvent::PeerConnected { session: SESSION },
+        ]);
+        let (now_ms, mut actions) = (self.side.clock.now_ms(), Vec::new());
+        while let Some(event) = events.pop_front() {
+            self.side.core.handle(now_ms, event, &mut actions);
+            let follows = actions.drain(..);
+            events.extend(follows.filter_map(|action| answered(action, &mut store)));
+        }
+        let status = self.side.core.status(now_ms);
+        assert_eq!(status.protection, kemari_sync::Protection::Protected);
+    }
+
+    /// The secondary of [`Rig::protect`] says what would keep it from taking over.
+    pub fn hear_readiness(&mut self, reasons: &[&str]) {
+        let heartbeat = Heartbeat {
+            sequence: 1,
+            epoch: 1,
+            trouble: None,
+            readiness: Some(Readiness::found(
+                reasons.iter().map(|reason| (*reason).to_owned()),
+            )),
+            wall_clock_ms: 0,
+            mtus: Vec::new(),
+        };
+        let event = PrimaryEvent::Message {
+            session: SESSION,
+            message: Message::Heartbeat(heartbeat),
+        };
+        self.side
+            .core
+            .handle(self.side.clock.now_ms(), event, &mut Vec::new());
+    }
+
+    /// Takes turns until an order was answered.
+    pub fn await_answer(&mut self, answer: &Receiver<Result<String, String>>) -> Result<String, String> {
+        let mut answered = None;
+        until("the order is answered", || {
+            self.side.begin_orders();
+            answered = answer.try_recv().ok();
+            answered.is_some()
+        });
+        answered.expect("it was answered")
     }
 
     /// A session with a secondary, which says nothing, whether or not the core wants one. Returns its ends of the

@@ -150,7 +150,7 @@ impl PrimarySide {
         }))
     }
 
-    fn has_replica_grown(&self) -> bool {
+    pub(super) fn has_replica_grown(&self) -> bool {
         self.disks.images().any(|image| {
             let block_bytes = self
                 .config
