@@ -6,6 +6,9 @@ mod actions_test;
 mod build;
 mod disks;
 mod drill;
+mod leave;
+#[cfg(test)]
+mod leave_test;
 mod receive;
 mod restore;
 #[cfg(test)]
@@ -189,6 +192,7 @@ pub struct SecondarySide {
     paused_ms: Option<u64>,
     /// Orders to take over, whose outcome is open. There are no more of them than clients of the control socket.
     takeovers: Vec<Order>,
+    leaves: leave::Leaves,
     shown: Shown,
     announced: Announced,
     clocks: Clocks,
@@ -196,8 +200,8 @@ pub struct SecondarySide {
     images_in_use: InUse,
     /// See [`Setup::not_booted`].
     not_booted: Option<String>,
-    /// The disk that a takeover waits for, as it was told.
-    held: Option<String>,
+    /// The disks that a takeover waits for, or has waited for, as they were told.
+    held: Vec<String>,
     /// Why this side has ended a session, since it protected the VM last.
     parted: Option<String>,
     /// See [`Setup::idle_ms_max`].
@@ -294,13 +298,14 @@ impl SecondarySide {
             step: "running",
             paused_ms: None,
             takeovers: Vec::new(),
+            leaves: leave::Leaves::default(),
             shown: Shown::default(),
             announced: Announced::default(),
             clocks: Clocks::default(),
             readiness,
             images_in_use,
             not_booted,
-            held: None,
+            held: Vec::new(),
             parted: None,
             idle_ms_max,
             idle_since_ms: None,
@@ -341,6 +346,7 @@ impl SecondarySide {
             self.drill_when_due();
             self.try_state();
             self.settle();
+            self.leave_when_known();
             self.answer_takeovers();
             self.note_idle(now_ms);
             if let Some(end) = self.end.take() {
@@ -382,6 +388,7 @@ impl SecondarySide {
             self.core.next_deadline(),
             self.listener.due_ms(now_ms),
             self.shown.due_ms(),
+            self.leaves.due_ms(now_ms),
             idle_ms,
             at_once,
         ];
@@ -425,7 +432,7 @@ impl SecondarySide {
 
     fn on_order(&mut self, order: Order) {
         if order.command == Command::Leave {
-            return self.on_leave(&order);
+            return self.on_leave(order);
         }
         if order.command == Command::Takeover && self.core.holds().is_some() {
             self.events.push_back(SecondaryEvent::OperatorTakeover);
@@ -444,29 +451,6 @@ impl SecondarySide {
             _ => "this side is the secondary; say that to the primary, on the other host",
         };
         answer(&order, Err(reason.to_owned()));
-    }
-
-    /// The primary is told, so that it does not wait; while this side takes the VM over it cannot go.
-    fn on_leave(&mut self, order: &Order) {
-        let trouble = self
-            .board
-            .arbiter_trouble()
-            .filter(|_| self.core.holds().is_some());
-        if let Some(trouble) = trouble {
-            return answer(
-                order,
-                Err(format!(
-                    "without this side the VM would stand still until the arbiter can be asked: {trouble}"
-                )),
-            );
-        }
-        self.events.push_back(SecondaryEvent::OperatorLeave);
-        self.settle();
-        let outcome = match &self.end {
-            Some(End::Left) => Ok("this side holds nothing of the VM any more".to_owned()),
-            _ => Err("this side is taking the VM over".to_owned()),
-        };
-        answer(order, outcome);
     }
 
     /// Answers orders to take over once it is certain who has the VM.

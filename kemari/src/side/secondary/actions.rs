@@ -27,7 +27,11 @@ impl SecondarySide {
         }
         match action {
             SecondaryAction::Send { session, message } => self.send(session, message),
-            SecondaryAction::Prepare { session } => self.prepare(session),
+            SecondaryAction::Prepare { session } => {
+                // Why the session before has ended says nothing of this one.
+                self.parted = None;
+                self.prepare(session);
+            }
             SecondaryAction::Stage { session, epoch } => {
                 self.staging.begin(epoch);
                 self.staged = Some((session, epoch));

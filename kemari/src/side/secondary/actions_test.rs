@@ -238,3 +238,36 @@ fn the_term_of_a_sync_is_that_of_its_opening() {
     }));
     assert_eq!((rig.side.begun_term, rig.side.step), (9, "sending"));
 }
+
+#[test]
+fn why_a_session_has_ended_is_told_until_the_next_one_begins() {
+    let mut rig = Rig::new();
+    rig.side.perform(SecondaryAction::CloseSession {
+        session: SESSION,
+        reason: "a test".into(),
+    });
+    assert_eq!(rig.side.parted.as_deref(), Some("a test"));
+    rig.side
+        .perform(SecondaryAction::Prepare { session: SESSION + 1 });
+    assert_eq!(rig.side.parted, None);
+}
+
+#[test]
+fn a_disk_that_holds_up_a_takeover_is_told_once_though_it_goes_on_now_and_then() {
+    use kemari_sync::Protection::{Deciding, Protected};
+    let mut rig = Rig::new();
+    for (stage, held, is_told) in [
+        (Protected, None, false),
+        (Deciding, Some("blk0"), true),
+        (Deciding, Some("blk0"), false),
+        (Deciding, None, false),
+        (Deciding, Some("blk0"), false),
+        (Deciding, Some("blk1"), true),
+        (Deciding, Some("blk0"), false),
+        // The next takeover.
+        (Protected, None, false),
+        (Deciding, Some("blk0"), true),
+    ] {
+        assert_eq!(rig.side.is_held_anew(stage, held), is_told, "{stage:?} {held:?}");
+    }
+}

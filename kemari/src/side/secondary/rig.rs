@@ -1,6 +1,7 @@
 //! A secondary for tests, step by step: a standby VM with one replicated disk, nobody connected, and no loop.
 
-use kemari_sync::Timing;
+use kemari_sync::wire::{Begin, Hello, PROTOCOL_VERSION};
+use kemari_sync::{SyncTally, Timing};
 
 use super::super::arbiter_thread::ArbiterThread;
 use super::super::assembly;
@@ -95,6 +96,55 @@ impl Rig {
             image,
             _scratch: scratch,
         }
+    }
+
+    /// The core holds a commit of a primary that lives, and for all that it knows the standby VM does.
+    pub fn hold(&mut self) {
+        let (session, commit) = (SESSION, SyncTally::default().commit(1, false));
+        let primary = Incarnation {
+            host: "a".into(),
+            nonce: 1,
+        };
+        let hello = Hello {
+            protocol: PROTOCOL_VERSION,
+            vm: self.side.config.vm.clone(),
+            config_digest: 7,
+            incarnation: primary,
+            session: 1,
+            term: 1,
+            peer: None,
+            last: None,
+        };
+        let begin = Begin {
+            epoch: 1,
+            base: None,
+            term: 2,
+            store: 1,
+            primary: 1,
+            secondary: 2,
+        };
+        let said = |message| SecondaryEvent::Message { session, message };
+        let (epoch, offers) = (1, Ok(Vec::new()));
+        for event in [
+            said(Message::Hello(hello)),
+            said(Message::Prepare),
+            SecondaryEvent::Prepared {
+                session,
+                result: offers,
+            },
+            said(Message::Begin(begin)),
+            said(Message::Commit(commit)),
+            SecondaryEvent::Checked {
+                epoch,
+                result: Ok(()),
+            },
+            SecondaryEvent::Applied { epoch },
+        ] {
+            self.side
+                .core
+                .handle(self.side.clock.now_ms(), event, &mut Vec::new());
+        }
+        assert!(self.side.core.holds().is_some());
     }
 
     pub fn standby(&mut self) -> &mut Standby {

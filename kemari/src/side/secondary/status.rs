@@ -16,14 +16,23 @@ impl SecondarySide {
     fn takeover_is_held_by(&mut self, stage: Stage) -> Option<String> {
         let deciding = self.standby.as_ref().filter(|_| stage == Stage::Deciding);
         let held = deciding.and_then(|standby| standby.disks.stuck(HELD));
-        if held.is_some() && self.held != held {
+        if self.is_held_anew(stage, held.as_deref()) {
             tracing::warn!(
                 "the takeover waits for a disk of this host: {}",
                 held.as_deref().unwrap_or_default()
             );
         }
-        self.held.clone_from(&held);
         held
+    }
+
+    /// Whether this takeover has not been held by that before: a slow disk goes on now and then, and stands still again.
+    pub(super) fn is_held_anew(&mut self, stage: Stage, held: Option<&str>) -> bool {
+        if stage != Stage::Deciding {
+            self.held.clear();
+        }
+        let new = held.filter(|held| !self.held.iter().any(|told| told == held));
+        self.held.extend(new.map(str::to_owned));
+        new.is_some()
     }
 
     pub(super) fn show_now_and_then(&mut self) {
