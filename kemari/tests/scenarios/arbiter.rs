@@ -1,10 +1,12 @@
 //! An arbiter that cannot be reached.
 
+use std::fs::OpenOptions;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use kemari::control::{Protection, Role, Status, Verdict};
 use lab::Network;
+use rustix::process::Signal;
 
 use crate::support::{Clients, Cluster, Host, PATIENCE, Plan, Scene, play, wait_for};
 
@@ -36,38 +38,74 @@ fn without_an_arbiter_the_pair_goes_on_and_nobody_acts_alone() {
 fn an_arbiter_that_is_away_is_told_on_both_sides_while_the_pair_is_well() {
     play(&Plan::default(), |scene| {
         scene.protect()?;
-        let ready = |scene: &Scene, wanted: bool| {
-            for host in Host::BOTH {
-                wait_for(
-                    &format!("{} that is ready: {wanted}", host.name()),
-                    PATIENCE,
-                    || {
-                        let Some(status) = scene.status(host) else {
-                            return Ok(None);
-                        };
-                        let says = status.readiness.is_some_and(|readiness| {
-                            readiness.ready == wanted
-                                && (wanted
-                                    || readiness
-                                        .reasons
-                                        .iter()
-                                        .any(|reason| reason.contains("the arbiter:")))
-                        });
-                        Ok((says && status.arbiter_answered_ms.is_some()).then_some(()))
-                    },
-                )?;
-            }
-            anyhow::Ok(())
-        };
-        ready(scene, true)?;
+        are_ready(scene, true)?;
         let clients = scene.clients()?;
         scene.take_arbiter_away()?;
-        ready(scene, false)?;
+        are_ready(scene, false)?;
         clients.work(Duration::from_millis(300))?;
         scene.bring_arbiter_back()?;
-        ready(scene, true)?;
+        are_ready(scene, true)?;
         clients.finish()
     });
+}
+
+/// Nobody has noticed yet when the order comes: both sides are ready, as far as they know.
+#[test]
+fn an_arbiter_that_has_just_gone_keeps_a_pair_together_whatever_is_ordered() {
+    play(&Plan::replicated("memory"), |scene| {
+        scene.protect()?;
+        let clients = scene.clients()?;
+        let pair = scene.await_protected(Host::A)?;
+        for host in Host::BOTH {
+            let image = OpenOptions::new().write(true).open(scene.image(host))?;
+            image.set_len(2 * image.metadata()?.len())?;
+        }
+        let orders = ["switchover", "unprotect", "resize"].map(Order::Said);
+        for order in orders.into_iter().chain(Host::BOTH.map(Order::Signal)) {
+            are_ready(scene, true)?;
+            scene.take_arbiter_away()?;
+            match order {
+                Order::Said(word) => {
+                    let refused = scene.ask(Host::A, &[word])?;
+                    ensure!(
+                        !refused.success && refused.text.contains("stand still"),
+                        "`kemari {word}` without an arbiter: {}",
+                        refused.text
+                    );
+                }
+                Order::Signal(host) => {
+                    scene.signal(host, Signal::TERM)?;
+                    scene.await_log(host, "this process does not end")?;
+                }
+            }
+            clients.go_on()?;
+            if order != Order::Signal(Host::B) {
+                scene.bring_arbiter_back()?;
+            }
+        }
+        let after = scene.await_status("the pair", Host::A, |status| status.role == Role::Primary)?;
+        ensure!(
+            (after.term, after.protection) == (pair.term, Protection::On),
+            "{after:?}"
+        );
+        // Told so again the secondary ends: it cannot know whether only its own way to the arbiter is broken.
+        scene.signal(Host::B, Signal::TERM)?;
+        scene.await_clean_end(Host::B)?;
+        stands_still(scene, &clients, &[Host::A])?;
+        scene.bring_arbiter_back()?;
+        scene.await_alone(Host::A)?;
+        clients.go_on()?;
+        clients.finish()
+    });
+}
+
+/// What would end a pair.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// A command to the primary.
+    Said(&'static str),
+    /// SIGTERM to what runs on a host.
+    Signal(Host),
 }
 
 #[test]
@@ -212,6 +250,28 @@ fn without_a_quorum_nobody_acts_alone_and_with_it_one_does() {
         scene.await_primary(runs.other())?;
         clients.finish()
     });
+}
+
+/// Waits until both hosts say that a takeover would succeed, or that the arbiter is in its way.
+fn are_ready(scene: &Scene, wanted: bool) -> Result<()> {
+    for host in Host::BOTH {
+        wait_for(
+            &format!("{} that is ready: {wanted}", host.name()),
+            PATIENCE,
+            || {
+                let Some(status) = scene.status(host) else {
+                    return Ok(None);
+                };
+                let says = status.readiness.is_some_and(|readiness| {
+                    let mut reasons = readiness.reasons.iter();
+                    let is_away = reasons.any(|reason| reason.contains("the arbiter:"));
+                    readiness.ready == wanted && (wanted || is_away)
+                });
+                Ok((says && status.arbiter_answered_ms.is_some()).then_some(()))
+            },
+        )?;
+    }
+    Ok(())
 }
 
 /// These hosts wait for the arbiter, and say so; clients get no answer meanwhile.
