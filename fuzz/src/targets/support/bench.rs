@@ -9,13 +9,14 @@ use kemari_vmm::devices::hub::Hub;
 use kemari_vmm::devices::ports::Ports;
 use kemari_vmm::devices::serial::Console;
 use kemari_vmm::disk::{Disk, OnError, Store};
-use kemari_vmm::memory::Memory;
+use kemari_vmm::memory::{Memory, PAGE_BYTES};
 use kemari_vmm::virtio::Backend;
 use kemari_vmm::virtio::block::{Block, BlockSpec};
 use kemari_vmm::virtio::device::VirtioDevice;
 use kemari_vmm::virtio::net::Net;
 use kemari_vmm::virtio::rng::Rng;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 /// Bytes of the memory.
 pub const MEMORY_BYTES: u64 = 2 << 20;
@@ -102,11 +103,18 @@ impl Bench {
 
     /// The same device elsewhere: fresh, with a copy of the memory.
     pub fn elsewhere(&self) -> Self {
-        let to = memory();
-        let mut bytes = vec![0; MEMORY_BYTES as usize];
-        let all = GuestAddress(0);
-        self.hub.memory.read_slice(&mut bytes, all).expect("all of it");
-        to.write_slice(&bytes, all).expect("all of it");
+        let (from, to) = (&self.hub.memory, memory());
+        let written = from.iter().next().expect("there is one").bitmap();
+        let mut bytes = [0; PAGE_BYTES];
+        // Nobody but the device and the driver writes, and what they write is noted. To copy all of it, again and again,
+        // would take most of the time.
+        for offset in (0..MEMORY_BYTES as usize).step_by(PAGE_BYTES) {
+            if written.dirty_at(offset) {
+                let at = GuestAddress(offset as u64);
+                from.read_slice(&mut bytes, at).expect("it was written");
+                to.write_slice(&bytes, at).expect("it is as large");
+            }
+        }
         Self::with_memory(self.kind, to)
     }
 }
