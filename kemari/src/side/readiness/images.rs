@@ -88,6 +88,8 @@ pub struct Target {
 struct Seen {
     standby: u64,
     files: Vec<FileSeen>,
+    /// The record's device and number, once there is one that the standby VM has open.
+    record: Option<(u64, u64)>,
 }
 
 #[derive(PartialEq, Eq)]
@@ -169,12 +171,30 @@ impl Target {
                 write_nothing(path).map_err(|error| format!("cannot be written: {error}"))?;
             }
         }
-        match self.record.as_ref().map(|record| write_nothing(record)) {
-            // The standby VM has it open.
-            Some(Err(error)) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(format!("has a record that cannot be written: {error}"))
+        match &self.record {
+            Some(record) => self.recorded(record, in_use.is_some()),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the record can be written. A new image gets one with its first pair; from then on the standby VM has that one
+    /// open, and would note the term of a takeover in a file that nobody finds any more.
+    fn recorded(&self, record: &Path, is_open: bool) -> Result<(), String> {
+        let found = match write_nothing(record).and_then(|()| std::fs::metadata(record)) {
+            Ok(found) => Some((found.dev(), found.ino())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => return Err(format!("has a record that cannot be written: {error}")),
+        };
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        match seen.record {
+            Some(known) if found != Some(known) => Err(format!(
+                "has lost its record {}: put that file back, or protect the VM anew",
+                record.display()
+            )),
+            _ => {
+                seen.record = found.filter(|_| is_open);
+                Ok(())
             }
-            _ => Ok(()),
         }
     }
 }
@@ -197,7 +217,11 @@ impl Target {
         let files: Vec<FileSeen> = files.iter().enumerate().map(look).collect();
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.standby != standby || seen.files.is_empty() {
-            *seen = Seen { standby, files };
+            *seen = Seen {
+                standby,
+                files,
+                record: None,
+            };
             return Ok(());
         }
         let is_known = |(file, known): (&FileSeen, &FileSeen)| file == known;

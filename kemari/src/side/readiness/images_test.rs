@@ -231,6 +231,42 @@ fn a_record_that_cannot_be_written_is_told_and_one_that_is_not_there_is_none() {
 }
 
 #[test]
+fn a_record_that_is_lost_under_a_standby_vm_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let [path, record, aside] = ["disk.img", "record", "aside"].map(|name| directory.path().join(name));
+    std::fs::write(&path, vec![0; 1 << 20]).unwrap();
+    let with_record = Target {
+        record: Some(record.clone()),
+        ..target(&path, false)
+    };
+    let in_use = InUse::default();
+    let said = || with_record.trouble(&in_use).unwrap_or_default();
+    let make = || std::fs::write(&record, "").unwrap();
+    let lose = || std::fs::rename(&record, &aside).unwrap();
+    make();
+    assert_eq!(said(), "");
+    lose();
+    assert_eq!(said(), "", "nobody has it open");
+    in_use.set(Opened::at([("blk0", &*path)]));
+    assert_eq!(said(), "", "a new image has none yet");
+    make();
+    assert_eq!(said(), "");
+    std::fs::rename(&record, directory.path().join("first")).unwrap();
+    assert!(said().contains("has lost its record"), "{}", said());
+    make();
+    assert!(
+        said().contains("has lost its record"),
+        "it is another one: {}",
+        said()
+    );
+    std::fs::rename(directory.path().join("first"), &record).unwrap();
+    assert_eq!(said(), "", "it is back");
+    lose();
+    in_use.set(Opened::at([("blk0", &*path)]));
+    assert_eq!(said(), "", "the next standby VM opens what is there");
+}
+
+#[test]
 fn an_image_that_somebody_else_has_locked_is_told_wherever_the_lock_is() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("disk.img");
