@@ -56,6 +56,8 @@ pub enum When {
         /// What they must be.
         are: u64,
     },
+    /// If two arguments, from 0 on, are these ints.
+    Both([(u8, u64); 2]),
 }
 
 /// All of an int.
@@ -81,6 +83,15 @@ pub const fn ioctl(number: libc::c_ulong, why: &'static str) -> Call {
 /// Sockets of this family.
 pub const fn socket(family: libc::c_int, why: &'static str) -> Call {
     call_if(libc::SYS_socket, 0, INT, family as u64, why)
+}
+
+/// The option of this number, of sockets' options of this level.
+const fn option(level: libc::c_int, option: libc::c_int, why: &'static str) -> Call {
+    Call {
+        number: libc::SYS_setsockopt,
+        when: When::Both([(1, level as u64), (2, option as u64)]),
+        why,
+    }
 }
 
 /// What happens at a call that is not on the list.
@@ -158,11 +169,22 @@ pub const LISTS: [Calls; 8] = [
     crate::memory::COPY_CALLS,
 ];
 
+impl When {
+    /// An argument, bits of it and what they must be, for all that must hold.
+    fn conditions(self) -> Vec<(u8, u64, u64)> {
+        match self {
+            Self::Always => Vec::new(),
+            Self::Bits { argument, mask, are } => vec![(argument, mask, are)],
+            Self::Both(both) => both.map(|(argument, is)| (argument, INT, is)).to_vec(),
+        }
+    }
+}
+
 impl Call {
     fn all(&self) -> impl Iterator<Item = (libc::c_long, When)> {
         let numbers = match self.when {
             When::Always => same::as_one(&self.number),
-            When::Bits { .. } => std::slice::from_ref(&self.number),
+            When::Bits { .. } | When::Both(_) => std::slice::from_ref(&self.number),
         };
         numbers.iter().map(|number| (*number, self.when))
     }

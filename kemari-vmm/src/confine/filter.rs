@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::io;
 
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch, apply_filter, sock_filter,
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch, apply_filter, sock_filter,
 };
 
-use super::{Call, Calls, When, call, call_if};
+use super::{Call, Calls, When, call, call_if, option};
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
@@ -39,6 +39,22 @@ pub const REFUSED: &[Call] = &[
         libc::PROT_EXEC as u64,
         "new code",
     ),
+    option(
+        libc::IPPROTO_IP,
+        libc::IP_HDRINCL,
+        "packets in another host's name, by the socket for echo requests",
+    ),
+    option(libc::IPPROTO_IPV6, libc::IPV6_HDRINCL, "the same"),
+    option(
+        libc::IPPROTO_RAW,
+        libc::IPV6_HDRINCL,
+        "the same, by its other name",
+    ),
+    option(
+        libc::IPPROTO_IPV6,
+        libc::IPV6_FREEBIND,
+        "the same: with it an address need not be this host's",
+    ),
 ];
 
 /// Answers these calls with an error instead of making them, in this thread and all that it starts.
@@ -57,9 +73,8 @@ pub fn install(calls: &Calls, reports: bool) -> io::Result<()> {
         false => SeccompAction::KillProcess,
     };
     // The answer to what is refused is the other filter's.
-    let refused = REFUSED.iter().map(|call| (call.number, When::Always));
     apply(
-        rules(calls.all().chain(refused))?,
+        rules(calls.all().chain(REFUSED.iter().flat_map(Call::all)))?,
         otherwise,
         SeccompAction::Allow,
     )
@@ -95,22 +110,25 @@ fn apply(rules: Rules, otherwise: SeccompAction, on_match: SeccompAction) -> io:
     apply_filter(&program).map_err(io::Error::other)
 }
 
+/// For a call that may not be made with all arguments.
+fn rule(when: When) -> Result<SeccompRule, BackendError> {
+    let conditions = when.conditions().into_iter().map(|(argument, mask, are)| {
+        let is = SeccompCmpOp::MaskedEq(mask);
+        SeccompCondition::new(argument, SeccompCmpArgLen::Qword, is, are)
+    });
+    SeccompRule::new(conditions.collect::<Result<_, _>>()?)
+}
+
 /// A call that is on the list for all arguments is on it whatever else is said of it.
 fn rules(calls: impl Iterator<Item = (libc::c_long, When)>) -> io::Result<Rules> {
     let mut rules: BTreeMap<i64, Option<Vec<SeccompRule>>> = BTreeMap::new();
     for (number, when) in calls {
         let known = rules.entry(number).or_insert_with(|| Some(Vec::new()));
-        match when {
-            When::Always => *known = None,
-            When::Bits { argument, mask, are } => {
-                let is = SeccompCmpOp::MaskedEq(mask);
-                let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Qword, is, are);
-                let rule = condition.and_then(|condition| SeccompRule::new(vec![condition]));
-                let rule = rule.map_err(io::Error::other)?;
-                if let Some(known) = known {
-                    known.push(rule);
-                }
-            }
+        if when == When::Always {
+            *known = None;
+        }
+        if let Some(known) = known {
+            known.push(rule(when).map_err(io::Error::other)?);
         }
     }
     Ok(rules

@@ -44,9 +44,11 @@ impl Narrow {
     }
 }
 
-/// Sockets for either version of IP, if they were to be had.
+/// A socket for either version of IP, if it was to be had: one for the process, for all of its life. Where a datagram
+/// socket is not allowed (`net.ipv4.ping_group_range`) it is a raw one, with which whoever gets hold of the process could
+/// send any ICMP to anybody. The header of IP stays the kernel's: seccomp refuses the options that would change that.
 static HELD: OnceLock<[Option<Socket>; 2]> = OnceLock::new();
-/// Whoever uses them.
+/// Whoever uses them: one at a time.
 static IN_USE: Mutex<()> = Mutex::new(());
 
 /// Makes the sockets of this process, before it gives up what that takes.
