@@ -13,6 +13,7 @@ mod user;
 
 use std::io;
 use std::net::ToSocketAddrs;
+use std::path::Path;
 use std::sync::OnceLock;
 
 use anyhow::Context;
@@ -118,14 +119,14 @@ fn user_of(config: &Config, host: &str) -> anyhow::Result<Option<User>> {
     name.map(User::named).transpose()
 }
 
-/// Gives up what opening TAPs does not take: for a steward without a fence. Only the first thread may call
-/// it, while there is no other.
+/// Gives up what opening TAPs and these disks, some of which are only read, does not take: for a steward
+/// without a fence. Only the first thread may call it, while there is no other.
 ///
 /// # Errors
 /// If the kernel refuses.
-pub fn keep_only_what_opens() -> io::Result<()> {
+pub fn keep_only_what_opens<'a>(disks: impl Iterator<Item = (&'a Path, bool)>) -> io::Result<()> {
     give_up_rights();
-    capabilities::keep_only(capabilities::FOR_TAPS)
+    capabilities::keep_only(capabilities::to_open(disks)?)
 }
 
 /// Tells the log what this process is not kept from.

@@ -26,6 +26,7 @@ pub use kept::KeptDisk;
 pub use opener::{OpenImage, Opener, set_opener};
 pub use operation::{DiskJob, GuestBuffers, Operation};
 pub use overlay::Overlay;
+pub use qcow2::backing_files;
 pub use server::{Server, Trouble, TroubleSink};
 pub use store::Store;
 

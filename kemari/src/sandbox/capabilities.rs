@@ -107,8 +107,20 @@ fn first_free_port() -> u16 {
     said.trim().parse().unwrap_or(FIRST_FREE_PORT_DEFAULT)
 }
 
-/// What a steward keeps that has no fence to run: TAPs are attached by it.
-pub const FOR_TAPS: CapabilitySet = CapabilitySet::NET_ADMIN;
+/// What a steward keeps that has no fence to run: it attaches TAPs, and opens those of these disks that are block
+/// devices, also if one belongs to neither its user nor that one's groups. Some of them are only read.
+///
+/// # Errors
+/// If that cannot be tried out.
+pub fn to_open<'a>(disks: impl Iterator<Item = (&'a Path, bool)>) -> io::Result<CapabilitySet> {
+    let devices = disks.filter(|(path, _)| reach::is_block_device(path));
+    let used = devices.map(|(path, read_only)| (path.to_owned(), reach::of_disk(read_only)));
+    let beyond = reach::denied(used.collect(), || keep_only(CapabilitySet::empty()))?;
+    Ok(match beyond.is_empty() {
+        true => CapabilitySet::NET_ADMIN,
+        false => CapabilitySet::NET_ADMIN | CapabilitySet::DAC_OVERRIDE,
+    })
+}
 
 /// Gives up, for the calling thread and all that it starts, every capability but these, and every way to get
 /// one.

@@ -22,7 +22,17 @@ pub fn beyond(
     host: &str,
     become_somebody: impl FnOnce() -> io::Result<()> + Send,
 ) -> io::Result<Vec<PathBuf>> {
-    let used = used(config, host);
+    denied(used(config, host), become_somebody)
+}
+
+/// Which of these cannot be used so by the calling thread after it has done this, in a thread of its own.
+///
+/// # Errors
+/// If there is no thread, or it cannot do this.
+pub fn denied(
+    used: Vec<(PathBuf, Access)>,
+    become_somebody: impl FnOnce() -> io::Result<()> + Send,
+) -> io::Result<Vec<PathBuf>> {
     thread::scope(|threads| {
         let tried = thread::Builder::new().spawn_scoped(threads, move || {
             become_somebody()?;
@@ -40,6 +50,19 @@ pub fn beyond(
             .join()
             .unwrap_or_else(|_| Err(io::Error::other("a thread has panicked")))
     })
+}
+
+/// How the image of a disk is used.
+pub fn of_disk(read_only: bool) -> Access {
+    match read_only {
+        true => Access::READ_OK,
+        false => Access::READ_OK | Access::WRITE_OK,
+    }
+}
+
+/// Whether there is one of this name.
+pub fn is_block_device(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())
 }
 
 /// Files and directories, and how each is used. What is not there yet is no matter: others say so.
@@ -82,11 +105,15 @@ fn used(config: &Config, host: &str) -> Vec<(PathBuf, Access)> {
         add(path, change | make_in);
     }
     for disk in config.disks_of(host) {
-        let how = if disk.disk.read_only { read } else { change };
-        let is_device = fs::metadata(&disk.path).is_ok_and(|found| found.file_type().is_block_device());
-        // One that is not reached is opened by the steward; what is in a qcow2 image, by its library.
-        if !is_device || disk.disk.format != Format::Raw {
-            add(&disk.path, how);
+        let is_raw = disk.disk.format == Format::Raw;
+        // A device that is not reached is opened by the steward; what is in a qcow2 image, by its library.
+        if !is_raw || !is_block_device(&disk.path) {
+            add(&disk.path, of_disk(disk.disk.read_only));
+        }
+        if !is_raw {
+            // What is wrong with them others say.
+            let below = kemari_vmm::disk::backing_files(&disk.path).unwrap_or_default();
+            below.iter().for_each(|path| add(path, read));
         }
         if config.replicates(disk.disk) {
             let beside = replica::record_beside(&disk.path);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use kemari_sync::Trouble;
-use kemari_vmm::confine::{self, COMMON, Calls, DEVICES, OPEN_FILES, STREAMS, call};
+use kemari_vmm::confine::{self, COMMON, Calls, DEVICES, OPEN_FILES, STREAMS};
 use kemari_vmm::machine::Machine;
 
 use super::board::Board;
@@ -129,15 +129,7 @@ impl HealthWatch {
 /// What the watching thread asks of the kernel.
 pub const CALLS: Calls = Calls {
     of: "health",
-    parts: &[
-        COMMON,
-        DEVICES,
-        OPEN_FILES,
-        STREAMS,
-        SOCKETS,
-        CARDS,
-        &[call(libc::SYS_openat, "TAPs")],
-    ],
+    parts: &[COMMON, DEVICES, OPEN_FILES, STREAMS, SOCKETS, CARDS],
 };
 
 impl Subject {

@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 
 use kemari_vmm::disk::OpenImage;
 use kemari_vmm::virtio::tap::{self, TapError};
+use rustix::io::fcntl_dupfd_cloexec;
 use rustix::net::RecvFlags;
-use rustix::stdio::{stdin, stdout};
+use rustix::stdio::{dup2_stdin, dup2_stdout, stdin, stdout};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::protocol::{
@@ -24,6 +25,9 @@ use crate::{sandbox, side};
 
 /// The first argument of a program that is to be a steward.
 pub const ARGUMENT: &str = "steward";
+
+/// The last of the standard descriptors.
+const STANDARD_MAX: i32 = 2;
 
 /// Serves the side at the other ends of the standard input and output, until that is gone.
 pub fn serve() -> ExitCode {
@@ -40,11 +44,11 @@ pub fn serve() -> ExitCode {
 
 /// A fence may take long, and what is to be opened meanwhile does not wait for it: each has a thread.
 fn begin() -> io::Result<()> {
-    let (socket, openings) = (rustix::io::dup(stdin())?, rustix::io::dup(stdout())?);
-    let socket = UnixStream::from(socket);
+    let (socket, openings) = sockets()?;
     let orders: Arc<Orders> = Arc::new(receive(&mut &socket)?);
     if orders.fences.values().all(Vec::is_empty) {
-        sandbox::keep_only_what_opens()?;
+        let devices = orders.disks.values();
+        sandbox::keep_only_what_opens(devices.map(|image| (image.path.as_path(), image.read_only)))?;
     }
     let its = orders.clone();
     let opener = thread::Builder::new().name("opener".into());
@@ -54,10 +58,23 @@ fn begin() -> io::Result<()> {
             break;
         }
     }
-    // The side is gone, and with it the other end of this one's socket.
+    // The side is gone, and with it the other ends of both; or it has sent what is no request, and sees by this
+    // that nobody serves it any more.
+    drop(socket);
     opener
         .join()
         .map_err(|_| io::Error::other("the opener has panicked"))
+}
+
+/// Standard input and output, each held once, so that its other end sees the end of whoever reads it, and by no
+/// program that is started.
+fn sockets() -> io::Result<(UnixStream, OwnedFd)> {
+    let held = |descriptor| fcntl_dupfd_cloexec(descriptor, STANDARD_MAX + 1);
+    let (socket, openings) = (held(stdin())?, held(stdout())?);
+    let nothing = File::options().read(true).write(true).open("/dev/null")?;
+    dup2_stdin(&nothing)?;
+    dup2_stdout(&nothing)?;
+    Ok((socket.into(), openings))
 }
 
 /// Does what is asked.

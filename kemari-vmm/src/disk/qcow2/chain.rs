@@ -56,6 +56,11 @@ impl Chain {
         Ok(Self(chain))
     }
 
+    /// Where each of them is, without links.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.0.iter().map(|base| base.path.clone()).collect()
+    }
+
     /// What each of them is.
     pub fn files(&self) -> io::Result<Vec<Metadata>> {
         self.0.iter().map(|base| base.file.metadata()).collect()

@@ -9,6 +9,7 @@ mod header;
 
 use std::fs::{File, Metadata};
 use std::io;
+use std::path::{Path, PathBuf};
 
 use imago::format::gate::ImplicitOpenGate;
 use imago::qcow2::Qcow2;
@@ -45,6 +46,14 @@ pub fn examine(file: &File, config: &DiskConfig) -> Result<Vec<Metadata>, DiskEr
     let chain = Chain::of(&config.path, file, |_, _| Ok(()));
     let files = chain.and_then(|chain| chain.files());
     files.map_err(|error| wrong(config, &error))
+}
+
+/// Where the backing files of the image in this file are, from the first down. Takes no lock.
+///
+/// # Errors
+/// If one of them cannot be read, or is none.
+pub fn backing_files(path: &Path) -> io::Result<Vec<PathBuf>> {
+    Ok(Chain::of(path, &File::open(path)?, |_, _| Ok(()))?.paths())
 }
 
 fn wrong(config: &DiskConfig, error: &io::Error) -> DiskError {
