@@ -164,6 +164,26 @@ fn an_order_that_ends_a_pair_waits_for_a_look_and_begins_after_it() {
     }
 }
 
+#[test]
+fn who_is_to_go_on_is_heard_before_it_is_told_to() {
+    let (mut rig, answers) = protected();
+    *answers.lock().expect("no panic") = false;
+    let switchover = order(&mut rig, Command::Switchover);
+    let unprotect = order(&mut rig, Command::Unprotect);
+    // Here the VM would go on alone: what the other side finds is nothing to that.
+    assert!(rig.await_answer(&unprotect).is_err());
+    rig.side.begin_orders();
+    assert!(
+        switchover.try_recv().is_err(),
+        "only this side's way to the arbiter may be broken"
+    );
+    rig.hear_readiness(&["the arbiter: it is away"]);
+    let said = rig
+        .await_answer(&switchover)
+        .expect_err("neither host could go on");
+    assert!(said.contains("on either host"), "{said}");
+}
+
 /// The pair ends by itself while an order to end it waits for its look: that is not what came of the order.
 #[test]
 fn a_resize_that_waits_is_not_over_because_the_pair_is() {
