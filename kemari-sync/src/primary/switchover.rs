@@ -1,7 +1,8 @@
 //! The planned change of roles: a last sync, all I/O finished, and the secondary asks for the VM while this side waits.
 //!
 //! Nothing is given up before the record says that the secondary acts. Until then this side holds its guest paused
-//! where the last sync ended, and goes on from there if the secondary does not.
+//! where the last sync ended, and goes on from there if the secondary does not. Where nobody keeps a record for both
+//! (`arbiter = "none"`) the VM is given up with the word, for good: whether the secondary goes on is not learned here.
 
 use crate::consent::contest::Goal;
 use crate::wire::{Goodbye, Message};

@@ -5,7 +5,7 @@ use kemari_sync::{Pace, PrimaryEvent, Protection, Readiness};
 use super::super::board::Order;
 use super::super::looks::{Look, Looked, no_answer};
 use super::{End, PrimarySide};
-use crate::config::Mode;
+use crate::config::{ArbiterKind, Mode};
 use crate::control::{Command, PaceChange};
 
 /// An order to protect the VM is answered after so long, in milliseconds, though no secondary is there yet.
@@ -247,6 +247,14 @@ impl PrimarySide {
         match (&pending.order.command, &self.end) {
             (Command::Stop, Some(End::Stopped(reason))) => {
                 return Some(Ok(format!("the VM has ended: {reason}")));
+            }
+            // Nobody keeps a record that would say so.
+            (Command::Switchover, Some(End::Halted(_))) if self.config.arbiter.kind == ArbiterKind::None => {
+                return Some(Ok(
+                    "given to the other host; without an arbiter this one does not learn whether it goes on there: look \
+                     there; this host follows as its secondary"
+                        .to_owned(),
+                ));
             }
             (Command::Switchover, Some(End::Halted(reason))) => {
                 return Some(Ok(format!(

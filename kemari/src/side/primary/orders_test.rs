@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use super::super::rig::{Rig, until};
 use super::*;
+use crate::config::Config;
 use crate::side::testing::watch_arbiter;
 
 fn order(rig: &mut Rig, command: Command) -> Receiver<Outcome> {
@@ -211,4 +212,29 @@ fn a_resize_that_ends_no_pair_waits_for_nothing() {
     let _looks = answers.lock().expect("no panic");
     let said = refusal(&mut rig, Command::Resize);
     assert!(said.contains("no disk's image has grown"), "{said}");
+}
+
+#[test]
+fn a_switchover_without_an_arbiter_is_no_success_before_somebody_has_looked() {
+    let mut rig = Rig::new();
+    let said = |rig: &mut Rig| {
+        let (answer, answers) = sync_channel(1);
+        let command = Command::Switchover;
+        rig.side.keep_order(Order { command, answer }, None);
+        rig.side.end = Some(End::Halted("b has the VM now".into()));
+        rig.side.answer_orders();
+        answers
+            .try_recv()
+            .expect("it is answered")
+            .expect("the VM is given away")
+    };
+    assert!(said(&mut rig).starts_with("switched over: b has the VM now"));
+    let mut config = Config::clone(&rig.side.config);
+    config.arbiter.kind = ArbiterKind::None;
+    rig.side.config = Arc::new(config);
+    let said = said(&mut rig);
+    assert!(
+        said.starts_with("given to the other host") && said.contains("look there"),
+        "{said}"
+    );
 }
