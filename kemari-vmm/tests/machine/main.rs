@@ -9,6 +9,7 @@ mod disks;
 mod faults;
 mod fuzz;
 mod gate;
+mod golden;
 mod large;
 mod moment;
 mod pause;
