@@ -30,7 +30,6 @@ pub use access::Access;
 pub use deadline::Deadline;
 pub use etcd::Etcd;
 pub use file::{FileArbiter, MARKER};
-pub use http::Endpoint;
 pub use none::NoArbiter;
 pub use prober::{Prober, Unproved};
 pub use stored::{FORMAT, StoredError};

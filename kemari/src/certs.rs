@@ -11,7 +11,8 @@ use rcgen::{
     KeyPair, KeyUsagePurpose,
 };
 
-use crate::link::{CA_FILE, CERTIFICATE_FILE, KEY_FILE, name_of};
+use crate::config::certificate_name;
+use crate::link::{CA_FILE, CERTIFICATE_FILE, KEY_FILE};
 
 /// The authority's key, beside the directories of the hosts.
 pub const CA_KEY_FILE: &str = "ca.key";
@@ -58,7 +59,7 @@ pub fn make(directory: &Path, hosts: &[String], days: u32) -> Result<Vec<PathBuf
     let places: Vec<PathBuf> = hosts.iter().map(|host| directory.join(host)).collect();
     for (index, (host, place)) in hosts.iter().zip(&places).enumerate() {
         // A name is a path here: what may stand in a certificate holds no slash.
-        name_of(host).map_err(|error| CertsError::Host(error.to_string()))?;
+        certificate_name(host).map_err(CertsError::Host)?;
         if hosts[..index].contains(host) {
             return Err(CertsError::Host(format!("the host `{host}` is named twice")));
         }

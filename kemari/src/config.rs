@@ -6,6 +6,7 @@
 //! by [`crate::check`]. docs/configuration.md describes every key.
 
 mod digest;
+mod endpoint;
 mod error;
 mod fields;
 mod host;
@@ -24,8 +25,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+pub use endpoint::Endpoint;
 pub use error::{ConfigError, Problem};
-pub use host::{Arbiter, ArbiterKind, Host, HostDisk, HostNet};
+pub use host::{Arbiter, ArbiterKind, Host, HostDisk, HostNet, certificate_name};
 pub use machine::{Cache, Disk, Flush, Format, Io, Machine, Net, OnError};
 pub use protection::{
     DRILL_INTERVAL_S, Delta, Gather, INTERVAL_MS, Latency, Mode, OnSecondaryLoss, Pace, Protection,

@@ -27,7 +27,7 @@ use crate::config::Config;
 
 pub use connection::{Connection, Outgoing, Receiver};
 pub use credentials::Credentials;
-pub use identity::{CA_FILE, CERTIFICATE_FILE, Identity, IdentityError, KEY_FILE, name_of};
+pub use identity::{CA_FILE, CERTIFICATE_FILE, Identity, IdentityError, KEY_FILE};
 pub use listener::{Arrival, Listener};
 pub use words::decode;
 

@@ -22,9 +22,9 @@ use kemari_sync::{Arbiter, ArbiterAnswer, ArbiterRequest, Record};
 use serde_json::json;
 
 use super::access::Access;
-use super::http::Endpoint;
 use super::prober::Unproved;
 use super::{OpenError, WENT_BACK_ADVICE, stored};
+use crate::config::Endpoint;
 use answers::{Header, KeyValue, RangeAnswer, TxnAnswer};
 use caller::{Call, Caller};
 use care::Care;

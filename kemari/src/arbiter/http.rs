@@ -2,12 +2,13 @@
 //! knowledge whether anything was sent when it fails.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
+
+use crate::config::Endpoint;
 
 /// Longest answer, in bytes.
 const ANSWER_BYTES_MAX: u64 = 64 << 10;
@@ -15,77 +16,6 @@ const ANSWER_BYTES_MAX: u64 = 64 << 10;
 const LINE_BYTES_MAX: u64 = 8 << 10;
 /// Most header lines.
 const HEADERS_MAX: usize = 100;
-
-/// An HTTP server: `http://host:port` or `https://host:port`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint {
-    authority: String,
-    /// The name that its certificate must be for, if it speaks TLS.
-    tls_name: Option<ServerName<'static>>,
-}
-
-impl Endpoint {
-    /// Parses an endpoint of the configuration; the error is a sentence.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let (authority, is_tls) = match (text.strip_prefix("http://"), text.strip_prefix("https://")) {
-            (Some(rest), _) => (Some(rest), false),
-            (None, rest) => (rest, true),
-        };
-        let authority = authority.map(|rest| rest.strip_suffix('/').unwrap_or(rest));
-        let port = authority.and_then(|authority| authority.rsplit_once(':'));
-        let wrong =
-            || format!("`{text}` is no endpoint: write it as https://10.0.0.9:2379 or http://10.0.0.9:2379");
-        match (authority, port) {
-            (Some(authority), Some((host, port)))
-                if !host.is_empty()
-                    && port.parse::<u16>().is_ok_and(|port| port != 0)
-                    && authority
-                        .bytes()
-                        .all(|b| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b)) =>
-            {
-                let bare = host.trim_start_matches('[').trim_end_matches(']');
-                let tls_name = match is_tls {
-                    true => Some(ServerName::try_from(bare.to_owned()).map_err(|_| wrong())?),
-                    false => None,
-                };
-                Ok(Self {
-                    authority: authority.to_owned(),
-                    tls_name,
-                })
-            }
-            _ => Err(wrong()),
-        }
-    }
-
-    /// Whether it speaks TLS.
-    pub fn is_tls(&self) -> bool {
-        self.tls_name.is_some()
-    }
-
-    /// The addresses behind the name. May block for as long as the resolver does.
-    pub fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
-        Ok(self.authority.to_socket_addrs()?.collect())
-    }
-
-    /// Its port.
-    pub fn port(&self) -> u16 {
-        let port = self
-            .authority
-            .rsplit_once(':')
-            .and_then(|(_, port)| port.parse().ok());
-        port.expect("an endpoint was parsed with its port")
-    }
-
-    /// Whether it has to be resolved.
-    pub fn has_name(&self) -> bool {
-        self.authority.parse::<SocketAddr>().is_err()
-    }
-
-    /// `host:port`
-    pub fn authority(&self) -> &str {
-        &self.authority
-    }
-}
 
 /// A status and a body.
 #[derive(Debug)]
@@ -124,7 +54,7 @@ pub struct Post<'a> {
 impl Post<'_> {
     /// Sends it and waits for the answer; connecting ends at `connect_until` and everything at `deadline`.
     pub fn send(&self, connect_until: Instant, deadline: Instant) -> Result<Response, Failure> {
-        let name = &self.endpoint.authority;
+        let name = self.endpoint.authority();
         let unsent = |error: io::Error| Failure {
             sent: false,
             sentence: format!("cannot connect to {name}: {}", explain(&error)),
@@ -155,7 +85,7 @@ impl Post<'_> {
             stream,
             deadline: until,
         };
-        let Some(name) = &self.endpoint.tls_name else {
+        let Some(name) = self.endpoint.tls_name() else {
             return Ok(Stream::Plain(stream));
         };
         let config = self
@@ -310,36 +240,6 @@ fn invalid(what: &str) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn endpoints() {
-        assert_eq!(
-            Endpoint::parse("http://10.0.0.9:2379/").unwrap().authority(),
-            "10.0.0.9:2379"
-        );
-        assert!(Endpoint::parse("http://[::1]:2379").is_ok());
-        assert!(!Endpoint::parse("http://a:1").unwrap().is_tls());
-        for tls in [
-            "https://etcd.example:2379",
-            "https://10.0.0.9:2379",
-            "https://[fd00::1]:2379/",
-        ] {
-            assert!(Endpoint::parse(tls).unwrap().is_tls(), "{tls}");
-        }
-        for wrong in [
-            "10.0.0.9:2379",
-            "http://a",
-            "http://:1",
-            "http://a:0",
-            "http://a:b",
-            "http://a:1/x",
-            "http://a b:1",
-            "https://-:1",
-            "ftp://a:1",
-        ] {
-            assert!(Endpoint::parse(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn responses() {

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustls::pki_types::DnsName;
 use serde::{Deserialize, Serialize};
 
 use super::{Console, Disk, Net};
@@ -146,6 +147,16 @@ impl Host {
             .map(|word| word.replace("{peer}", peer))
             .collect()
     }
+}
+
+/// A host's name as it stands in certificates; the error is a sentence.
+pub fn certificate_name(host: &str) -> Result<DnsName<'static>, String> {
+    DnsName::try_from(host.to_owned()).map_err(|_| {
+        format!(
+            "`{host}` cannot stand in a certificate: a host's name there is made of letters, digits, `_`, `.` and, \
+             inside, `-`, and its last part is no number"
+        )
+    })
 }
 
 /// A disk as one host sees it.

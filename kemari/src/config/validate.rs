@@ -312,8 +312,8 @@ fn link(config: &Config, wrong: &mut Wrong) {
     }
     for name in config.hosts.keys() {
         if config.certificates_of(name).is_some() {
-            if let Err(error) = crate::link::name_of(name) {
-                wrong.at(&["hosts", name], error.to_string());
+            if let Err(sentence) = super::certificate_name(name) {
+                wrong.at(&["hosts", name], sentence);
             }
         } else if p.enabled {
             wrong.at(
@@ -403,7 +403,7 @@ fn arbiter(arbiter: &Arbiter, wrong: &mut Wrong) {
                 );
             }
             for endpoint in &arbiter.endpoints {
-                if let Err(sentence) = crate::arbiter::Endpoint::parse(endpoint) {
+                if let Err(sentence) = super::Endpoint::parse(endpoint) {
                     wrong.at(&at("endpoints"), sentence);
                 }
             }

@@ -10,15 +10,15 @@ use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring::{cipher_suite, default_provider};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, DnsName, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::version::TLS13;
 use rustls::{ClientConfig, Error, RootCertStore, ServerConfig};
 
-use super::LinkError;
 use super::refusal::certificate as why;
 use super::validity::ends_s;
+use crate::config::certificate_name;
 
 /// The authority's certificate, in a host's directory.
 pub const CA_FILE: &str = "ca.pem";
@@ -132,7 +132,7 @@ impl Identity {
     /// Whether peers will take this certificate for the host so long from now; if not, why.
     pub fn check_after(&self, duration: Duration) -> Result<(), String> {
         let then = UnixTime::since_unix_epoch(Duration::from_secs(UnixTime::now().as_secs()) + duration);
-        let name = ServerName::DnsName(name_of(&self.host).map_err(|error| error.to_string())?);
+        let name = ServerName::DnsName(certificate_name(&self.host)?);
         let Some((own, between)) = self.chain.split_first() else {
             return Err(format!("{CERTIFICATE_FILE} holds no certificate"));
         };
@@ -180,16 +180,6 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(CryptoProvider {
         cipher_suites,
         ..default_provider()
-    })
-}
-
-/// A host's name as it stands in certificates.
-pub fn name_of(host: &str) -> Result<DnsName<'static>, LinkError> {
-    DnsName::try_from(host.to_owned()).map_err(|_| {
-        LinkError::Refused(format!(
-            "`{host}` cannot stand in a certificate: a host's name there is made of letters, digits, `_`, `.` and, \
-             inside, `-`, and its last part is no number"
-        ))
     })
 }
 

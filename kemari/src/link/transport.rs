@@ -7,10 +7,10 @@ use rustls::pki_types::ServerName;
 use rustls::server::ParsedCertificate;
 use rustls::{ClientConnection, ServerConnection};
 
-use super::identity::name_of;
 use super::refusal::sentence;
 use super::validity::ends_s;
 use super::{LinkError, Security};
+use crate::config::certificate_name;
 
 /// Bytes of TLS records read from the socket at a time.
 const RECORDS_BYTES: usize = 256 << 10;
@@ -49,7 +49,7 @@ impl Transport {
         Ok(match security {
             Security::Plaintext => Self::Plain(stream),
             Security::Tls(credentials) => {
-                let name = ServerName::DnsName(name_of(host)?);
+                let name = ServerName::DnsName(certificate_name(host).map_err(LinkError::Refused)?);
                 let session = ClientConnection::new(credentials.identity().client(), name)
                     .map_err(|error| sentence(&error))?;
                 Self::tls(stream, session.into())
@@ -123,7 +123,7 @@ impl Transport {
         let certificates = tls.session.peer_certificates().unwrap_or_default();
         let certificate = certificates.first().ok_or_else(refused)?;
         let parsed = ParsedCertificate::try_from(certificate).map_err(|error| sentence(&error))?;
-        let name = ServerName::DnsName(name_of(host)?);
+        let name = ServerName::DnsName(certificate_name(host).map_err(LinkError::Refused)?);
         rustls::client::verify_server_name(&parsed, &name).map_err(|_| refused())
     }
 

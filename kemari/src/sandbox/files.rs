@@ -13,8 +13,7 @@ use landlock::{
 use rustix::process::{Gid, Uid};
 
 use super::places::{self, May};
-use crate::arbiter::Endpoint;
-use crate::config::Config;
+use crate::config::{Config, Endpoint};
 
 /// The newest version of Landlock that is made use of: Linux 6.12.
 const NEWEST: ABI = ABI::V6;

@@ -10,8 +10,7 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use crate::arbiter::Endpoint;
-use crate::config::{Config, Console};
+use crate::config::{Config, Console, Endpoint};
 
 /// Where the C library looks for names: its own configuration, and what is linked to from there.
 const NAME_SERVICE: [&str; 4] = [

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use kemari_vmm::confine;
 
-use crate::arbiter::http::Endpoint;
 use crate::arbiter::{Access, CALLS};
+use crate::config::Endpoint;
 
 /// How often the files are looked at.
 const FILES_LOOK_INTERVAL: Duration = Duration::from_secs(2);
