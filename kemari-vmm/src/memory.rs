@@ -52,6 +52,31 @@ pub enum MemoryError {
     Lock(#[source] io::Error),
 }
 
+/// Something that does not fit into guest memory where it must lie.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the {what} ({bytes} bytes at {address:#x}) does not fit into the guest's memory; give the machine more memory"
+)]
+pub struct DoesNotFit {
+    what: &'static str,
+    bytes: u64,
+    /// Guest physical.
+    address: u64,
+    source: GuestMemoryError,
+}
+
+/// Writes `what` to where it must lie.
+pub fn place(memory: &Memory, address: u64, bytes: &[u8], what: &'static str) -> Result<(), DoesNotFit> {
+    memory
+        .write_slice(bytes, GuestAddress(address))
+        .map_err(|source| DoesNotFit {
+            what,
+            bytes: bytes.len() as u64,
+            address,
+            source,
+        })
+}
+
 /// Maps guest memory of the given size, laid out around the hole below 4 GiB, ready for huge pages and kept out of
 /// core dumps.
 ///

@@ -86,27 +86,38 @@ pub enum StateError {
     Mismatch(String),
 }
 
+/// What one kind of component saves, in one encoding.
+pub trait State: Serialize + DeserializeOwned {
+    /// Whose it is.
+    const KIND: StateKind;
+    /// Version of the encoding: another one whenever that changes.
+    const VERSION: u16;
+}
+
 impl StateBlob {
     /// Encodes one component's state.
-    pub fn encode<T: Serialize>(kind: StateKind, instance: u16, version: u16, state: &T) -> Self {
-        let bytes = postcard::to_allocvec(state).expect("plain data encodes into memory");
+    pub fn encode<T: State>(instance: u16, state: &T) -> Self {
         Self {
-            kind,
+            kind: T::KIND,
             instance,
-            version,
-            bytes,
+            version: T::VERSION,
+            bytes: postcard::to_allocvec(state).expect("plain data encodes into memory"),
         }
     }
 
-    /// Decodes one component's state of the given version.
-    pub fn decode<T: DeserializeOwned>(&self, expected: u16) -> Result<T, StateError> {
+    /// Decodes one component's state.
+    pub fn decode<T: State>(&self) -> Result<T, StateError> {
         let (kind, instance) = (self.kind, self.instance);
-        if self.version != expected {
+        if kind != T::KIND {
+            let why = format!("{kind:?} {instance} is no {:?}", T::KIND);
+            return Err(StateError::Mismatch(why));
+        }
+        if self.version != T::VERSION {
             return Err(StateError::Version {
                 kind,
                 instance,
                 found: self.version,
-                expected,
+                expected: T::VERSION,
             });
         }
         let refuse = |source| StateError::Decode {
@@ -119,5 +130,18 @@ impl StateBlob {
             // It is longer than it says, so something else was encoded.
             _ => Err(refuse(postcard::Error::DeserializeBadEncoding)),
         }
+    }
+
+    /// The one of this kind and instance among a machine's states.
+    pub fn find(states: &[Self], kind: StateKind, instance: u16) -> Result<&Self, StateError> {
+        states
+            .iter()
+            .find(|blob| (blob.kind, blob.instance) == (kind, instance))
+            .ok_or_else(|| StateError::Mismatch(format!("{kind:?} {instance} is missing")))
+    }
+
+    /// [`StateBlob::find`], decoded.
+    pub fn find_state<T: State>(states: &[Self], instance: u16) -> Result<T, StateError> {
+        Self::find(states, T::KIND, instance)?.decode()
     }
 }

@@ -3,9 +3,9 @@
 //! A byte for the device, 16 bits for the length of its state, the state; then what a driver does, see
 //! [`Driver::play`]. Bytes in memory may be written before the state is loaded: the first byte of the rest says how often.
 
-use kemari_vmm::arch::vcpu::{VCPU_IDENTITY_VERSION, VCPU_STATE_VERSION, VcpuIdentity, VcpuState};
-use kemari_vmm::arch::vm::{VM_STATE_VERSION, VmState};
-use kemari_vmm::state::{StateBlob, StateKind};
+use kemari_vmm::arch::vcpu::{VcpuIdentity, VcpuState};
+use kemari_vmm::arch::vm::VmState;
+use kemari_vmm::state::{State, StateBlob};
 
 use super::support::bench::{Bench, Kind};
 use super::support::driver::Driver;
@@ -48,20 +48,21 @@ pub fn run(bytes: &[u8]) {
 }
 
 fn decode(which: u8, bytes: Vec<u8>) {
-    let blob = |kind, version| StateBlob {
-        kind,
+    match which % 3 {
+        0 => decode_as::<VcpuState>(bytes),
+        1 => decode_as::<VmState>(bytes),
+        _ => decode_as::<VcpuIdentity>(bytes),
+    }
+}
+
+fn decode_as<T: State>(bytes: Vec<u8>) {
+    let blob = StateBlob {
+        kind: T::KIND,
         instance: 0,
-        version,
+        version: T::VERSION,
         bytes,
     };
-    match which % 3 {
-        0 => drop(blob(StateKind::Vcpu, VCPU_STATE_VERSION).decode::<VcpuState>(VCPU_STATE_VERSION)),
-        1 => drop(blob(StateKind::Vm, VM_STATE_VERSION).decode::<VmState>(VM_STATE_VERSION)),
-        _ => drop(
-            blob(StateKind::VcpuIdentity, VCPU_IDENTITY_VERSION)
-                .decode::<VcpuIdentity>(VCPU_IDENTITY_VERSION),
-        ),
-    }
+    drop(blob.decode::<T>());
 }
 
 /// What each device saves in the midst of what its seeds do.

@@ -12,8 +12,7 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, aml};
 
-use super::layout::{self, abi};
-use crate::boot::MmioDevice;
+use super::layout::{self, MmioDevice, abi};
 
 const OEM_ID: [u8; 6] = *b"KEMARI";
 const OEM_TABLE_ID: [u8; 8] = *b"KEMARIVM";

@@ -22,6 +22,17 @@ use vm_memory::GuestAddress;
 #[path = "../../../guests/bare/src/abi.rs"]
 pub mod abi;
 
+/// One virtio-mmio device as the guest is told of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MmioDevice {
+    /// Guest physical address of its register page.
+    pub base: u64,
+    /// Its interrupt line: edge-triggered, active high.
+    pub gsi: u32,
+    /// The virtio device type.
+    pub device_id: u32,
+}
+
 /// First byte behind the memory that lies below the hole.
 pub const LOW_MEMORY_END: u64 = 0xc000_0000;
 /// Where memory goes on above the hole.

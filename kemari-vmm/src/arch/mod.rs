@@ -5,6 +5,7 @@
 //! | `layout` | where memory, devices, ports and boot structures lie |
 //! | `acpi` | the tables by which a guest finds its devices |
 //! | `cpuid` | which processor the guest sees |
+//! | `entry` | the ways by which a vCPU enters a guest, and the tables that it needs |
 //! | `reset`, `registers` | vCPUs and interrupt controllers as after power-on; the registers of each way of entry |
 //! | `vcpu`, `vm`, `msr`, `xsave` | their state, saved and restored; the order of KVM's calls with the reasons in `vcpu` |
 //! | `stats` | what KVM counts of a vCPU |
@@ -12,6 +13,7 @@
 
 pub mod acpi;
 pub mod cpuid;
+pub mod entry;
 pub mod layout;
 mod msr;
 pub mod preflight;

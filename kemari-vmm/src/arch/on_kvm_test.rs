@@ -8,12 +8,12 @@ use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::preflight::{self, KvmAbility};
-use super::vcpu::{RareRegisters, VCPU_STATE_VERSION, VcpuAccess, VcpuIdentity, VcpuState};
-use super::vm::{VM_STATE_VERSION, VmState};
+use super::vcpu::{RareRegisters, VcpuAccess, VcpuIdentity, VcpuState};
+use super::vm::VmState;
 use super::{cpuid, layout, msr, reset_vm, setup_vcpu};
 use crate::boot::{BootConfig, Kernel, test_elf};
 use crate::memory::Memory;
-use crate::state::{StateBlob, StateKind};
+use crate::state::StateBlob;
 
 // Two guests, position-independent, for ring 3. Both notify on the kick port; what they then have in their registers
 // is looked at.
@@ -186,15 +186,11 @@ impl Vm {
     /// The state, as it would go over the wire.
     fn save(&mut self) -> [StateBlob; 3] {
         let identity = VcpuIdentity::save(&self.vcpu).expect("identity");
-        let identity = StateBlob::encode(StateKind::VcpuIdentity, 0, 1, &identity);
+        let identity = StateBlob::encode(0, &identity);
         let state = self.access.save(&self.vcpu).expect("saved");
-        let state = StateBlob::encode(StateKind::Vcpu, 0, VCPU_STATE_VERSION, state);
+        let state = StateBlob::encode(0, state);
         let vm = VmState::save(&self.vm).expect("saved");
-        [
-            identity,
-            state,
-            StateBlob::encode(StateKind::Vm, 0, VM_STATE_VERSION, &vm),
-        ]
+        [identity, state, StateBlob::encode(0, &vm)]
     }
 
     fn restore(&mut self, [identity, state, vm]: &[StateBlob; 3], memory: &Memory) {
@@ -205,9 +201,9 @@ impl Vm {
         self.memory
             .write_slice(&bytes, GuestAddress(0))
             .expect("inside the memory");
-        let identity: VcpuIdentity = identity.decode(1).expect("identity");
-        let state: VcpuState = state.decode(VCPU_STATE_VERSION).expect("state");
-        let vm: VmState = vm.decode(VM_STATE_VERSION).expect("state");
+        let identity: VcpuIdentity = identity.decode().expect("identity");
+        let state: VcpuState = state.decode().expect("state");
+        let vm: VmState = vm.decode().expect("state");
         identity
             .restore(&self.vcpu, &self.template)
             .expect("the same processor");
@@ -282,7 +278,7 @@ fn a_restored_state_reads_back_the_same() {
     second.restore(&saved, &first.memory);
     let again = second.save();
     assert_eq!(saved[0], again[0], "identity");
-    let decode = |blob: &StateBlob| blob.decode::<VcpuState>(VCPU_STATE_VERSION).expect("state");
+    let decode = |blob: &StateBlob| blob.decode::<VcpuState>().expect("state");
     let (before, after) = (decode(&saved[1]), decode(&again[1]));
     assert!(after.tsc().1 > before.tsc().1, "the TSC steps back");
     let without_tsc = |state: &VcpuState| format!("{state:?}").replace(&format!("{:?}", state.tsc()), "");

@@ -8,10 +8,10 @@ use kvm_bindings::{KVM_CLOCK_REALTIME, kvm_cpuid_entry2, kvm_regs, kvm_userspace
 use kvm_ioctls::{Cap, Error, Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
+use super::entry::{Entry, write_long_mode_tables};
 use super::vcpu::has_sync_regs;
 use super::{ArchError, cpuid, named, registers, reset};
-use crate::boot::{BootError, Entry, write_long_mode_tables};
-use crate::memory::Memory;
+use crate::memory::{DoesNotFit, Memory};
 
 /// Where KVM is.
 pub const KVM_PATH: &str = "/dev/kvm";
@@ -70,7 +70,7 @@ pub enum PreflightError {
     Kvm(#[from] ArchError),
     /// The measuring VM could not be built.
     #[error("cannot build a small VM to measure with")]
-    Build(#[source] BootError),
+    Build(#[source] DoesNotFit),
     /// There is no memory for it.
     #[error("cannot map a little memory for a VM to measure with")]
     Memory(#[source] vm_memory::mmap::FromRangesError),

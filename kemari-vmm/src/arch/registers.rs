@@ -2,8 +2,8 @@
 
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 
+use super::entry::{Entry, GDT_LIMIT, TSS_LIMIT, task};
 use super::layout::abi;
-use crate::boot::{Entry, GDT_LIMIT, TSS_LIMIT, task_state};
 
 const CR0_PE: u64 = 1;
 const CR0_ET: u64 = 1 << 4;
@@ -102,7 +102,7 @@ pub fn special(index: u8, entry: Option<&Entry>) -> kvm_sregs {
             ..flat_data_everywhere(sregs, KERNEL_DATA, 0)
         },
         Some(Entry::Bare { .. }) => long_mode(
-            task_state(index),
+            task(index.into()).0,
             kvm_sregs {
                 cs: flat_code(USER_CODE, 3),
                 cr0: BARE_CR0,

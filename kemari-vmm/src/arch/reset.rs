@@ -9,9 +9,9 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
+use super::entry::Entry;
 use super::layout::{self, abi};
 use super::{ArchError, cpuid, msr, named, registers, vm};
-use crate::boot::Entry;
 use crate::signals::SignalsBlocked;
 
 /// Creates a VM. KVM starts a thread for it, and gives up with EINTR if a signal comes meanwhile: signals wait.
@@ -86,7 +86,7 @@ pub fn reset_vm(vm: &VmFd) -> Result<(), ArchError> {
 /// Puts a vCPU into its power-on state: after its creation, and when the guest resets the machine. Its TSC goes on.
 ///
 /// `template` is [`cpuid::template`]'s; the vCPU's own numbers are added here. vCPU 0 is made ready to enter what
-/// [`crate::boot::Kernel::load`] loaded (`entry`; without one it is left at its reset vector, to be restored into);
+/// was loaded (`entry`; without one it is left at its reset vector, to be restored into);
 /// the others wait to be started by it (INIT, SIPI), or, with a bare guest, enter it as well.
 ///
 /// # Errors

@@ -28,11 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use super::xsave::XsaveArea;
 use super::{ArchError, cpuid, msr, named, reset};
-
-/// Version of the encoding of [`VcpuState`].
-pub const VCPU_STATE_VERSION: u16 = 1;
-/// Version of the encoding of [`VcpuIdentity`].
-pub const VCPU_IDENTITY_VERSION: u16 = 1;
+use crate::state::{State, StateKind};
 
 /// What of a vCPU never changes while it lives.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -40,6 +36,11 @@ pub struct VcpuIdentity {
     cpuid: Vec<kvm_cpuid_entry2>,
     /// Frequency of its TSC, in kHz.
     pub tsc_khz: u32,
+}
+
+impl State for VcpuIdentity {
+    const KIND: StateKind = StateKind::VcpuIdentity;
+    const VERSION: u16 = 1;
 }
 
 /// Frequencies of the TSC closer than one part in this are equal (KVM's `tsc_tolerance_ppm` of 250): each host measures
@@ -113,6 +114,11 @@ pub struct VcpuState {
     xsave: Vec<u32>,
     /// (index, value), the TSC first and its deadline last.
     msrs: Vec<(u32, u64)>,
+}
+
+impl State for VcpuState {
+    const KIND: StateKind = StateKind::Vcpu;
+    const VERSION: u16 = 1;
 }
 
 impl VcpuState {

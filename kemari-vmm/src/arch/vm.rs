@@ -19,9 +19,7 @@ use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 
 use super::{ArchError, named};
-
-/// Version of the encoding of [`VmState`].
-pub const VM_STATE_VERSION: u16 = 1;
+use crate::state::{State, StateKind};
 
 /// Most by which a restore advances time, in nanoseconds. A longer absence means that the hosts' wall clocks disagree:
 /// the guest then goes on from where it was.
@@ -43,6 +41,11 @@ pub struct VmState {
     clock_ns: u64,
     /// Wall clock of the host at the same moment, in nanoseconds since 1970.
     realtime_ns: u64,
+}
+
+impl State for VmState {
+    const KIND: StateKind = StateKind::Vm;
+    const VERSION: u16 = 1;
 }
 
 impl VmState {

@@ -1,16 +1,15 @@
 //! The bare guest: everything that [`abi`] promises at its entry.
 
 use super::elf::Elf;
-use super::{BootError, Entry, MmioDevice, clear, low_memory_bytes, memory_end, tables, write};
-use crate::arch::layout::{KERNEL_START, abi};
-use crate::memory::Memory;
+use super::{BootError, clear, low_memory_bytes, memory_end};
+use crate::arch::entry::{self, Entry};
+use crate::arch::layout::{KERNEL_START, MmioDevice, abi};
+use crate::memory::{Memory, place};
 
 /// Offset in the TSS of ring 0's stack pointer, and of the offset of the I/O permission bitmap.
 const TSS_RSP0: u64 = 4;
 const TSS_IO_BITMAP: u64 = 0x66;
 const IO_BITMAP: u16 = 0x68;
-/// What the top of a stack is aligned to.
-const RING0_STACK_ALIGN: u64 = 16;
 
 /// Checks what the contract asks of the file.
 pub fn check(elf: &Elf) -> Result<(), &'static str> {
@@ -79,22 +78,6 @@ fn boot_info_bytes(info: &abi::BootInfo) -> Vec<u8> {
     bytes
 }
 
-/// Where a vCPU's task state and its stack of ring 0 are: the first address, and the one behind the last.
-fn task(vcpu: u64) -> (u64, u64) {
-    match vcpu.checked_sub(1) {
-        None => (abi::TSS, abi::RING0_STACK_TOP),
-        Some(n) => {
-            let area = abi::VCPU_AREAS + n * abi::VCPU_AREA_BYTES;
-            (area, area + abi::VCPU_AREA_BYTES - RING0_STACK_ALIGN)
-        }
-    }
-}
-
-/// Address of a vCPU's task state.
-pub fn task_state(vcpu: u8) -> u64 {
-    task(vcpu.into()).0
-}
-
 /// Writes the guest and its tables.
 pub fn load(memory: &Memory, elf: &Elf, bytes: &[u8], info: &abi::BootInfo) -> Result<Entry, BootError> {
     // Descriptor tables, task states with their I/O permission bitmaps, ring 0's stacks, boot info: all that the former
@@ -103,24 +86,19 @@ pub fn load(memory: &Memory, elf: &Elf, bytes: &[u8], info: &abi::BootInfo) -> R
     let areas = (abi::VCPUS_MAX as u64 - 1) * abi::VCPU_AREA_BYTES;
     clear(memory, abi::VCPU_AREAS, areas, "task states")?;
     elf.load(memory, bytes)?;
-    tables::write_long_mode_tables(memory)?;
-    tables::map_high_memory(memory, memory_end(memory))?;
+    entry::write_long_mode_tables(memory)?;
+    entry::map_high_memory(memory, memory_end(memory))?;
     for vcpu in 0..u64::from(info.vcpu_count) {
-        let (state, stack) = task(vcpu);
-        write(memory, state + TSS_RSP0, &stack.to_le_bytes(), "task state")?;
-        write(
+        let (state, stack) = entry::task(vcpu);
+        place(memory, state + TSS_RSP0, &stack.to_le_bytes(), "task state")?;
+        place(
             memory,
             state + TSS_IO_BITMAP,
             &IO_BITMAP.to_le_bytes(),
             "task state",
         )?;
-        write(
-            memory,
-            state + u64::from(tables::TSS_LIMIT),
-            &[0xff],
-            "task state",
-        )?;
+        place(memory, state + u64::from(entry::TSS_LIMIT), &[0xff], "task state")?;
     }
-    write(memory, abi::BOOT_INFO, &boot_info_bytes(info), "boot info")?;
+    place(memory, abi::BOOT_INFO, &boot_info_bytes(info), "boot info")?;
     Ok(Entry::Bare { rip: elf.entry })
 }

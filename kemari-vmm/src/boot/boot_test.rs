@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use linux_loader::bootparam::{boot_params, setup_header};
 use linux_loader::loader::elf::start_info::hvm_start_info;
-use vm_memory::ByteValued;
+use vm_memory::{ByteValued, Bytes, GuestAddress};
 
 use super::*;
 use crate::arch::layout::abi;
@@ -402,7 +402,7 @@ fn further_vcpus_of_a_bare_guest_have_task_states_of_their_own_and_high_memory_i
         .expect("inside the memory");
     let kernel = open(&test_elf::elf(&[0x90], &test_elf::bare_note()), None, "").expect("kernel");
     kernel.load(&memory, &[], 3, 1).expect("loaded");
-    let stacks = [0, 1, 2, 3].map(|vcpu| read::<u64>(&memory, crate::boot::task_state(vcpu) + 4));
+    let stacks = [0, 1, 2, 3].map(|vcpu| read::<u64>(&memory, crate::arch::entry::task(vcpu).0 + 4));
     assert_eq!(
         stacks,
         [abi::RING0_STACK_TOP, 0x1_3ff0, 0x1_7ff0, 0],

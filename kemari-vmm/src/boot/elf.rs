@@ -3,9 +3,9 @@
 use linux_loader::elf::{Elf64_Ehdr, Elf64_Nhdr, Elf64_Phdr, PT_LOAD, PT_NOTE};
 use vm_memory::ByteValued;
 
-use super::{BootError, clear, write};
+use super::{BootError, clear};
 use crate::arch::layout::abi;
-use crate::memory::Memory;
+use crate::memory::{Memory, place};
 
 /// Most program headers of a kernel.
 const SEGMENTS_MAX: u16 = 64;
@@ -168,7 +168,7 @@ impl Elf {
     pub fn load(&self, memory: &Memory, bytes: &[u8]) -> Result<(), BootError> {
         for segment in &self.segments {
             let content = &bytes[segment.file.clone()];
-            write(memory, segment.address, content, "kernel")?;
+            place(memory, segment.address, content, "kernel")?;
             let covered = content.len() as u64;
             clear(
                 memory,

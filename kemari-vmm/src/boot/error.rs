@@ -3,9 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use vm_memory::GuestMemoryError;
-
 use crate::arch::layout;
+use crate::memory::DoesNotFit;
 
 /// A guest that cannot be booted.
 #[derive(Debug, thiserror::Error)]
@@ -71,20 +70,8 @@ pub enum BootError {
         count: usize,
     },
     /// Something does not fit into guest memory where it must lie.
-    #[error(
-        "the {what} ({bytes} bytes at {address:#x}) does not fit into the guest's memory; give the machine more memory"
-    )]
-    DoesNotFit {
-        /// What.
-        what: &'static str,
-        /// Its size.
-        bytes: u64,
-        /// Where it would lie (guest physical).
-        address: u64,
-        /// Why.
-        #[source]
-        source: GuestMemoryError,
-    },
+    #[error(transparent)]
+    DoesNotFit(#[from] DoesNotFit),
     /// There is no place for something anywhere.
     #[error(
         "the {what} needs {bytes} bytes, and the guest's memory has no room for it; give the machine more memory"

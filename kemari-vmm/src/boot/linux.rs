@@ -6,10 +6,11 @@ use vm_memory::{Address, ByteValued, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::bzimage::BzImage;
 use super::elf::Elf;
-use super::{BootError, Entry, MmioDevice, low_memory_bytes, tables, write};
+use super::{BootError, low_memory_bytes};
 use crate::arch::acpi;
-use crate::arch::layout::{self, abi};
-use crate::memory::Memory;
+use crate::arch::entry::{self, Entry};
+use crate::arch::layout::{self, MmioDevice, abi};
+use crate::memory::{Memory, place};
 
 const PAGE_BYTES: u64 = 0x1000;
 /// Types of memory, the same numbers in both protocols.
@@ -60,10 +61,15 @@ impl Guest<'_> {
     fn write_common(&self) -> Result<(), BootError> {
         let mut cmdline = self.cmdline.as_bytes().to_vec();
         cmdline.push(0);
-        write(self.memory, layout::CMDLINE, &cmdline, "command line")?;
+        place(self.memory, layout::CMDLINE, &cmdline, "command line")?;
         let tables = acpi::build(self.devices, self.vcpu_count);
-        write(self.memory, layout::ACPI_TABLES, &tables.bytes, "ACPI tables")?;
-        write(self.memory, layout::RESET_VECTOR, &RESET_CODE, "reset vector")
+        place(self.memory, layout::ACPI_TABLES, &tables.bytes, "ACPI tables")?;
+        Ok(place(
+            self.memory,
+            layout::RESET_VECTOR,
+            &RESET_CODE,
+            "reset vector",
+        )?)
     }
 
     /// Writes the initrd as high as possible in `start..end`; returns its address.
@@ -79,7 +85,7 @@ impl Guest<'_> {
             what: "initrd beside the kernel",
             bytes,
         })?;
-        write(self.memory, address, initrd, "initrd")?;
+        place(self.memory, address, initrd, "initrd")?;
         Ok(Some((address, bytes)))
     }
 
@@ -115,12 +121,12 @@ pub fn load_bzimage(guest: &Guest, image: &BzImage, bytes: &[u8]) -> Result<Entr
             bytes: init_bytes,
         })?;
     let payload = &bytes[image.payload_offset..];
-    write(guest.memory, address, payload, "kernel")?;
+    place(guest.memory, address, payload, "kernel")?;
     let kernel_end = address + init_bytes.max(payload.len() as u64);
     let initrd_end = u64::from(image.header.initrd_addr_max) + 1;
     let initrd = guest.write_initrd(kernel_end, initrd_end)?;
     guest.write_common()?;
-    tables::write_long_mode_tables(guest.memory)?;
+    entry::write_long_mode_tables(guest.memory)?;
 
     // All of the page that the header does not fill must be zero, or Linux distrusts it.
     let mut params = boot_params {
@@ -139,7 +145,7 @@ pub fn load_bzimage(guest: &Guest, image: &BzImage, bytes: &[u8]) -> Result<Entr
     for (index, (addr, size, r#type)) in map.into_iter().enumerate() {
         params.e820_table[index] = boot_e820_entry { addr, size, r#type };
     }
-    write(
+    place(
         guest.memory,
         layout::BOOT_PARAMS,
         params.as_slice(),
@@ -175,9 +181,9 @@ pub fn load_pvh(guest: &Guest, elf: &Elf, rip: u32, bytes: &[u8]) -> Result<Entr
             size,
             ..Default::default()
         };
-        write(guest.memory, MODULE_LIST, module.as_slice(), "module list")?;
+        place(guest.memory, MODULE_LIST, module.as_slice(), "module list")?;
     }
-    write(guest.memory, layout::BOOT_PARAMS, info.as_slice(), "start info")?;
+    place(guest.memory, layout::BOOT_PARAMS, info.as_slice(), "start info")?;
     for (index, (addr, size, type_)) in map.into_iter().enumerate() {
         let entry = hvm_memmap_table_entry {
             addr,
@@ -186,7 +192,7 @@ pub fn load_pvh(guest: &Guest, elf: &Elf, rip: u32, bytes: &[u8]) -> Result<Entr
             ..Default::default()
         };
         let address = MEMORY_MAP + (index * size_of::<hvm_memmap_table_entry>()) as u64;
-        write(guest.memory, address, entry.as_slice(), "memory map")?;
+        place(guest.memory, address, entry.as_slice(), "memory map")?;
     }
     Ok(Entry::Pvh {
         rip: rip.into(),

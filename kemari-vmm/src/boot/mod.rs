@@ -9,7 +9,6 @@ mod bzimage;
 mod elf;
 mod error;
 mod linux;
-mod tables;
 
 #[cfg(test)]
 mod boot_test;
@@ -20,13 +19,12 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-pub(crate) use bare::task_state;
 pub use error::BootError;
-pub(crate) use tables::{GDT_LIMIT, TSS_LIMIT, write_long_mode_tables};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
-use crate::arch::layout;
-use crate::memory::Memory;
+use crate::arch::entry::Entry;
+use crate::arch::layout::{self, MmioDevice};
+use crate::memory::{DoesNotFit, Memory, place};
 
 /// Largest kernel file, in bytes.
 pub const KERNEL_BYTES_MAX: u64 = 1 << 30;
@@ -42,41 +40,6 @@ pub struct BootConfig {
     pub initrd: Option<PathBuf>,
     /// Kernel command line.
     pub cmdline: String,
-}
-
-/// One virtio-mmio device as the guest is told of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MmioDevice {
-    /// Guest physical address of its register page.
-    pub base: u64,
-    /// Its interrupt line: edge-triggered, active high.
-    pub gsi: u32,
-    /// The virtio device type.
-    pub device_id: u32,
-}
-
-/// How the boot vCPU enters what was loaded. All addresses are guest physical.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Entry {
-    /// Linux's 64-bit boot protocol.
-    Linux64 {
-        /// First instruction.
-        rip: u64,
-        /// Address of `boot_params`.
-        boot_params: u64,
-    },
-    /// PVH: 32-bit protected mode without paging.
-    Pvh {
-        /// First instruction.
-        rip: u64,
-        /// Address of `hvm_start_info`.
-        start_info: u64,
-    },
-    /// A bare guest, in ring 3 of 64-bit mode.
-    Bare {
-        /// First instruction.
-        rip: u64,
-    },
 }
 
 /// A kernel's file, as it was recognised.
@@ -233,25 +196,13 @@ fn recognise(path: &Path, bytes: &[u8]) -> Result<Image, BootError> {
     }
 }
 
-/// Writes bytes into guest memory.
-fn write(memory: &Memory, address: u64, bytes: &[u8], what: &'static str) -> Result<(), BootError> {
-    memory
-        .write_slice(bytes, GuestAddress(address))
-        .map_err(|source| BootError::DoesNotFit {
-            what,
-            bytes: bytes.len() as u64,
-            address,
-            source,
-        })
-}
-
 /// Clears guest memory.
-fn clear(memory: &Memory, address: u64, bytes: u64, what: &'static str) -> Result<(), BootError> {
+fn clear(memory: &Memory, address: u64, bytes: u64, what: &'static str) -> Result<(), DoesNotFit> {
     static ZEROS: [u8; 0x1_0000] = [0; 0x1_0000];
     let mut done = 0;
     while done < bytes {
         let step = (bytes - done).min(ZEROS.len() as u64);
-        write(
+        place(
             memory,
             address.saturating_add(done),
             &ZEROS[..step as usize],

@@ -10,14 +10,12 @@ use crate::arch::layout::abi::{
     KICK_PORT, POWER_OFF_VALUE, RESET_PORT, RESET_VALUE, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT,
 };
 use crate::event::{Direction, EventChannel};
-use crate::state::{StateBlob, StateError, StateKind};
+use crate::state::{State, StateBlob, StateError, StateKind};
 use crate::virtio::request::Stage;
 
 /// Command port of the keyboard controller, and the command by which a PC is reset.
 pub const KEYBOARD_PORT: u16 = 0x64;
 const KEYBOARD_RESET: u8 = 0xfe;
-
-const STATE_VERSION: u16 = 1;
 
 /// Told when the guest's wish is to be carried out; it must not block.
 pub type PowerSink = Box<dyn Fn(PowerEvent) + Send + Sync>;
@@ -39,6 +37,11 @@ struct Core {
     reset: bool,
     /// Test kicks that wait.
     kicks: Option<Stage>,
+}
+
+impl State for Core {
+    const KIND: StateKind = StateKind::Power;
+    const VERSION: u16 = 1;
 }
 
 /// The ports.
@@ -206,15 +209,15 @@ impl Device for Ports {
     }
 
     fn save(&self) -> StateBlob {
-        StateBlob::encode(StateKind::Power, 0, STATE_VERSION, &*self.lock())
+        StateBlob::encode(0, &*self.lock())
     }
 
     fn identity(&self) -> (StateKind, u16) {
-        (StateKind::Power, 0)
+        (Core::KIND, 0)
     }
 
     fn load(&self, blob: &StateBlob) -> Result<(), StateError> {
-        *self.lock() = blob.decode(STATE_VERSION)?;
+        *self.lock() = blob.decode()?;
         Ok(())
     }
 }

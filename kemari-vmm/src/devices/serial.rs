@@ -13,12 +13,10 @@ use vm_superio::serial::{NoEvents, Serial, SerialState};
 use super::Device;
 use super::hub::Hub;
 use crate::event::{Direction, EventChannel};
-use crate::state::{StateBlob, StateError, StateKind};
+use crate::state::{State, StateBlob, StateError, StateKind};
 
 /// Most bytes of console output that wait for a release; further ones push the oldest out.
 pub const CONSOLE_BYTES_MAX: usize = 64 << 10;
-
-const STATE_VERSION: u16 = 1;
 
 /// Output bytes that wait for their release.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -139,6 +137,11 @@ struct SavedConsole {
     registers: [u8; 9],
     input: Vec<u8>,
     output: Output,
+}
+
+impl State for SavedConsole {
+    const KIND: StateKind = StateKind::Serial;
+    const VERSION: u16 = 1;
 }
 
 impl Console {
@@ -284,15 +287,15 @@ impl Device for Console {
             input: chip.in_buffer,
             output: core.output.clone(),
         };
-        StateBlob::encode(StateKind::Serial, 0, STATE_VERSION, &saved)
+        StateBlob::encode(0, &saved)
     }
 
     fn identity(&self) -> (StateKind, u16) {
-        (StateKind::Serial, 0)
+        (SavedConsole::KIND, 0)
     }
 
     fn load(&self, blob: &StateBlob) -> Result<(), StateError> {
-        let saved: SavedConsole = blob.decode(STATE_VERSION)?;
+        let saved: SavedConsole = blob.decode()?;
         let [
             low,
             high,

@@ -4,9 +4,7 @@ use std::sync::RwLockWriteGuard;
 
 use super::error::kvm;
 use super::{Access, Machine, MachineError};
-use crate::arch::vcpu::{VCPU_IDENTITY_VERSION, VCPU_STATE_VERSION};
-use crate::arch::vm::VM_STATE_VERSION;
-use crate::state::{StateBlob, StateKind};
+use crate::state::StateBlob;
 
 /// A machine whose vCPUs and devices stand still. Devices go on when it is dropped.
 pub struct Frozen<'a> {
@@ -36,12 +34,7 @@ impl Frozen<'_> {
         for (index, access) in vcpus.iter_mut().enumerate() {
             let instance = index as u16;
             let identity = &machine.identities[index];
-            states.push(StateBlob::encode(
-                StateKind::VcpuIdentity,
-                instance,
-                VCPU_IDENTITY_VERSION,
-                identity,
-            ));
+            states.push(StateBlob::encode(instance, identity));
             let fd = machine.vcpus.fd(index);
             let at_access = machine.vcpus.is_at_access(index);
             let state = if at_access {
@@ -49,15 +42,10 @@ impl Frozen<'_> {
             } else {
                 access.save(&fd)?
             };
-            states.push(StateBlob::encode(
-                StateKind::Vcpu,
-                instance,
-                VCPU_STATE_VERSION,
-                state,
-            ));
+            states.push(StateBlob::encode(instance, state));
         }
         vm.save_into(&machine.vm)?;
-        states.push(StateBlob::encode(StateKind::Vm, 0, VM_STATE_VERSION, vm));
+        states.push(StateBlob::encode(0, vm));
         Ok(())
     }
 

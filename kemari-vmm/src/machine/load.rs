@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{Machine, MachineError};
-use crate::arch::vcpu::{VCPU_IDENTITY_VERSION, VCPU_STATE_VERSION, VcpuIdentity, VcpuState};
-use crate::arch::vm::{VM_STATE_VERSION, VmState};
+use crate::arch::vcpu::{VcpuIdentity, VcpuState};
+use crate::arch::vm::VmState;
 use crate::devices::Device;
 use crate::state::{StateBlob, StateError, StateKind};
 
@@ -63,9 +63,9 @@ impl Machine {
                 return Err(StateError::Mismatch(why).into());
             }
             match kind {
-                StateKind::VcpuIdentity => drop(part.decode::<VcpuIdentity>(VCPU_IDENTITY_VERSION)?),
-                StateKind::Vcpu => drop(part.decode::<VcpuState>(VCPU_STATE_VERSION)?),
-                StateKind::Vm => drop(part.decode::<VmState>(VM_STATE_VERSION)?),
+                StateKind::VcpuIdentity => drop(part.decode::<VcpuIdentity>()?),
+                StateKind::Vcpu => drop(part.decode::<VcpuState>()?),
+                StateKind::Vm => drop(part.decode::<VmState>()?),
                 StateKind::Serial | StateKind::Power | StateKind::Virtio => {
                     let device = self
                         .parts
@@ -107,24 +107,17 @@ impl Machine {
     }
 
     fn decode<'a>(&self, states: &'a [StateBlob]) -> Result<Loading<'a>, MachineError> {
-        let find = |kind: StateKind, instance: u16| {
-            states
-                .iter()
-                .find(|blob| (blob.kind, blob.instance) == (kind, instance))
-                .ok_or_else(|| StateError::Mismatch(format!("{kind:?} {instance} is missing")))
-        };
         let vcpus = (0..u16::from(self.spec.vcpus))
             .map(|index| {
-                let identity = find(StateKind::VcpuIdentity, index)?.decode(VCPU_IDENTITY_VERSION)?;
-                let state = find(StateKind::Vcpu, index)?.decode(VCPU_STATE_VERSION)?;
-                Ok((identity, state))
+                let identity = StateBlob::find_state(states, index)?;
+                Ok((identity, StateBlob::find_state(states, index)?))
             })
             .collect::<Result<Vec<_>, StateError>>()?;
-        let vm = find(StateKind::Vm, 0)?.decode(VM_STATE_VERSION)?;
+        let vm = StateBlob::find_state(states, 0)?;
         let mut devices = Vec::new();
         for device in self.parts.devices() {
             let (kind, instance) = device.identity();
-            devices.push((device, find(kind, instance)?));
+            devices.push((device, StateBlob::find(states, kind, instance)?));
         }
         let expected = devices.len() + 2 * vcpus.len() + 1;
         if states.len() != expected {

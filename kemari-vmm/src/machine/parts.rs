@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::{DiskSpec, EventSink, MachineError, MachineEvent, MachineSpec, NetSpec};
-use crate::arch::layout::{self, abi};
-use crate::boot::MmioDevice;
+use crate::arch::layout::{self, MmioDevice, abi};
 use crate::devices::Device;
 use crate::devices::hub::Hub;
 use crate::devices::ports::{KEYBOARD_PORT, Ports, PowerEvent};

@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 
 use super::Machine;
 use crate::arch::stats::{VcpuCounts, VcpuStats};
-use crate::arch::vcpu::{VCPU_STATE_VERSION, VcpuState};
-use crate::state::{StateBlob, StateError, StateKind};
+use crate::arch::vcpu::VcpuState;
+use crate::state::{StateBlob, StateError};
 
 /// What a vCPU of a captured state is about to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,11 +37,7 @@ impl Machine {
     pub fn vcpus_due(&self, states: &[StateBlob]) -> Result<Vec<VcpuDue>, StateError> {
         (0..u16::from(self.spec.vcpus))
             .map(|index| {
-                let blob = states
-                    .iter()
-                    .find(|blob| (blob.kind, blob.instance) == (StateKind::Vcpu, index));
-                let missing = || StateError::Mismatch(format!("Vcpu {index} is missing"));
-                let state: VcpuState = blob.ok_or_else(missing)?.decode(VCPU_STATE_VERSION)?;
+                let state: VcpuState = StateBlob::find_state(states, index)?;
                 Ok(VcpuDue {
                     runnable: state.is_runnable(),
                     started: state.is_started(),

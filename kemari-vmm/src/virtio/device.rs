@@ -16,7 +16,7 @@ use vm_memory::GuestAddress;
 use self::core::Core;
 use super::rate::Resumer;
 use super::request::{Releasable, RequestList, SavedRequest};
-use super::saved::{STATE_VERSION, SavedDevice, SavedQueue};
+use super::saved::{SavedDevice, SavedQueue};
 use super::transport as regs;
 use super::{Backend, Completion, Completions, GuestFault, QueueRole};
 use crate::devices::Device;
@@ -89,7 +89,7 @@ impl<B: Backend> VirtioDevice<B> {
 
     /// The requests that a saved state of this device lists, in order, and what it says of the back end.
     pub fn saved_requests(&self, blob: &StateBlob) -> Result<SavedList<B>, StateError> {
-        let saved: SavedDevice<B::Request, B::State> = blob.decode(STATE_VERSION)?;
+        let saved: SavedDevice<B::Request, B::State> = blob.decode()?;
         Ok((saved.requests, saved.backend))
     }
 
@@ -381,7 +381,7 @@ impl<B: Backend> Device for VirtioDevice<B> {
             next_request: core.requests.next_id(),
             backend: core.backend.save(),
         };
-        StateBlob::encode(StateKind::Virtio, self.instance, STATE_VERSION, &saved)
+        StateBlob::encode(self.instance, &saved)
     }
 
     fn is_broken(&self) -> bool {
@@ -393,7 +393,7 @@ impl<B: Backend> Device for VirtioDevice<B> {
     }
 
     fn load(&self, blob: &StateBlob) -> Result<(), StateError> {
-        let saved: SavedDevice<B::Request, B::State> = blob.decode(STATE_VERSION)?;
+        let saved: SavedDevice<B::Request, B::State> = blob.decode()?;
         let mut core = self.lock();
         let unfit = |why: String| StateError::Mismatch(format!("{}: {why}", self.channels[0].name()));
         let maxima: Vec<u16> = core.queues.iter().map(|queue| queue.max_size()).collect();

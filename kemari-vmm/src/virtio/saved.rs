@@ -1,13 +1,12 @@
 //! A virtio device's state, as it is saved and loaded.
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use virtio_queue::QueueState;
 
 use super::request::SavedRequest;
 use super::transport::Transport;
-
-/// Version of a virtio device's saved state.
-pub const STATE_VERSION: u16 = 2;
+use crate::state::{State, StateKind};
 
 /// A queue.
 #[derive(Serialize, Deserialize)]
@@ -30,6 +29,15 @@ pub struct SavedDevice<R, S> {
     pub requests: Vec<SavedRequest<R>>,
     pub next_request: u64,
     pub backend: S,
+}
+
+impl<R, S> State for SavedDevice<R, S>
+where
+    R: Serialize + DeserializeOwned,
+    S: Serialize + DeserializeOwned,
+{
+    const KIND: StateKind = StateKind::Virtio;
+    const VERSION: u16 = 2;
 }
 
 impl From<QueueState> for SavedQueue {

@@ -3,8 +3,8 @@
 use std::thread;
 use std::time::Duration;
 
-use kemari_vmm::arch::vcpu::{VCPU_STATE_VERSION, VcpuState};
-use kemari_vmm::arch::vm::{VM_STATE_VERSION, VmState};
+use kemari_vmm::arch::vcpu::VcpuState;
+use kemari_vmm::arch::vm::VmState;
 use kemari_vmm::machine::Machine;
 use kemari_vmm::state::{StateBlob, StateKind};
 
@@ -63,7 +63,7 @@ fn blob(states: &[StateBlob], kind: StateKind, instance: u16) -> &StateBlob {
 
 /// A vCPU's state as text, without what goes on while it stands still.
 fn without_time(blob: &StateBlob) -> String {
-    let state: VcpuState = blob.decode(VCPU_STATE_VERSION).expect("a good state");
+    let state: VcpuState = blob.decode().expect("a good state");
     let mut text = format!("{state:?}");
     for msr in CLOCK_MSRS {
         while let Some(at) = text.find(msr) {
@@ -298,9 +298,7 @@ fn a_damaged_state_is_refused_or_does_no_harm() {
 
 /// The guest's clock, as KVM has it.
 fn clock_ns(states: &[StateBlob]) -> u64 {
-    let vm: VmState = blob(states, StateKind::Vm, 0)
-        .decode(VM_STATE_VERSION)
-        .expect("its own state");
+    let vm: VmState = blob(states, StateKind::Vm, 0).decode().expect("its own state");
     let text = format!("{vm:?}");
     let (_, rest) = text.split_once("clock_ns: ").expect("it has a clock");
     let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();

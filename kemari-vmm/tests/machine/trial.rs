@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kemari_vmm::arch::preflight;
-use kemari_vmm::arch::vcpu::{VCPU_STATE_VERSION, VcpuState};
+use kemari_vmm::arch::vcpu::VcpuState;
 use kemari_vmm::machine::Machine;
 use kemari_vmm::memory::{self, PAGE_BYTES};
 use kemari_vmm::state::{StateBlob, StateKind};
@@ -38,7 +38,7 @@ fn vcpu(states: &mut [StateBlob]) -> &mut StateBlob {
 
 /// The time stamp counter in a processor's state.
 fn tsc(states: &mut [StateBlob]) -> u64 {
-    let state: VcpuState = vcpu(states).decode(VCPU_STATE_VERSION).expect("a good state");
+    let state: VcpuState = vcpu(states).decode().expect("a good state");
     let text = format!("{state:?}");
     let at = text.find("msrs: [(16, ").expect("it is the first register") + 12;
     let digits: String = text[at..].chars().take_while(char::is_ascii_digit).collect();

@@ -40,7 +40,7 @@ mod injected {
     use anyhow::{Context, bail};
     use kemari_sync::wire::Message;
     use kemari_sync::{Fault, inject};
-    use kemari_vmm::arch::vcpu::{VCPU_STATE_VERSION, VcpuState};
+    use kemari_vmm::arch::vcpu::VcpuState;
     use kemari_vmm::memory::{self, Memory, PAGE_BYTES};
     use kemari_vmm::state::{StateBlob, StateKind};
 
@@ -167,10 +167,10 @@ mod injected {
         }
         let is_odd = DRILLS.fetch_add(1, Ordering::SeqCst).is_multiple_of(2);
         for blob in states.iter_mut().filter(|blob| blob.kind == StateKind::Vcpu) {
-            if let Ok(mut vcpu) = blob.decode::<VcpuState>(VCPU_STATE_VERSION) {
+            if let Ok(mut vcpu) = blob.decode::<VcpuState>() {
                 let regs = vcpu.regs_mut();
                 *if is_odd { &mut regs.rip } else { &mut regs.rsp } = NOWHERE;
-                *blob = StateBlob::encode(blob.kind, blob.instance, blob.version, &vcpu);
+                *blob = StateBlob::encode(blob.instance, &vcpu);
             }
         }
     }

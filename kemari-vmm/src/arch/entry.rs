@@ -1,8 +1,7 @@
-//! Descriptor table and page tables for an entry in 64-bit mode, shared by Linux's 64-bit entry and the bare guest.
+//! The ways by which a vCPU enters a guest, and the tables that an entry in 64-bit mode needs: Linux's and the bare guest's.
 
-use super::{BootError, write};
-use crate::arch::layout::abi;
-use crate::memory::Memory;
+use super::layout::abi;
+use crate::memory::{DoesNotFit, Memory, place};
 
 const PAGE_BYTES: u64 = 0x1000;
 const LARGE_PAGE_BYTES: u64 = 2 << 20;
@@ -27,19 +26,57 @@ const DESCRIPTORS: [u64; 8] = [
     0,
 ];
 
+/// What the top of a stack is aligned to.
+const RING0_STACK_ALIGN: u64 = 16;
+
 /// Last byte of the I/O permission bitmap, which must be all ones, relative to the TSS.
 pub const TSS_LIMIT: u32 = 0x68 + 8192;
 /// Last byte of the descriptor table: eight descriptors, and the TSS's, which takes two places.
 pub const GDT_LIMIT: u16 = 10 * 8 - 1;
 
+/// How the boot vCPU enters what was loaded. All addresses are guest physical.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Linux's 64-bit boot protocol.
+    Linux64 {
+        /// First instruction.
+        rip: u64,
+        /// Address of `boot_params`.
+        boot_params: u64,
+    },
+    /// PVH: 32-bit protected mode without paging.
+    Pvh {
+        /// First instruction.
+        rip: u64,
+        /// Address of `hvm_start_info`.
+        start_info: u64,
+    },
+    /// A bare guest, in ring 3 of 64-bit mode.
+    Bare {
+        /// First instruction.
+        rip: u64,
+    },
+}
+
+/// Where a vCPU's task state and its stack of ring 0 are: the first address, and the one behind the last.
+pub fn task(vcpu: u64) -> (u64, u64) {
+    match vcpu.checked_sub(1) {
+        None => (abi::TSS, abi::RING0_STACK_TOP),
+        Some(n) => {
+            let area = abi::VCPU_AREAS + n * abi::VCPU_AREA_BYTES;
+            (area, area + abi::VCPU_AREA_BYTES - RING0_STACK_ALIGN)
+        }
+    }
+}
+
 /// Writes all tables that an entry in 64-bit mode needs.
-pub fn write_long_mode_tables(memory: &Memory) -> Result<(), BootError> {
+pub fn write_long_mode_tables(memory: &Memory) -> Result<(), DoesNotFit> {
     write_gdt(memory)?;
     write_page_tables(memory)
 }
 
 /// Writes the descriptor table at [`abi::GDT`].
-fn write_gdt(memory: &Memory) -> Result<(), BootError> {
+fn write_gdt(memory: &Memory) -> Result<(), DoesNotFit> {
     let base = abi::TSS;
     let limit = u64::from(TSS_LIMIT);
     // A busy 64-bit TSS: it is loaded without the instruction that would set the busy bit.
@@ -49,11 +86,11 @@ fn write_gdt(memory: &Memory) -> Result<(), BootError> {
     for descriptor in DESCRIPTORS.into_iter().chain([tss, base >> 32]) {
         bytes.extend(descriptor.to_le_bytes());
     }
-    write(memory, abi::GDT, &bytes, "descriptor table")
+    place(memory, abi::GDT, &bytes, "descriptor table")
 }
 
 /// Writes page tables at [`abi::PAGE_TABLES`] that map the first 4 GiB one to one.
-fn write_page_tables(memory: &Memory) -> Result<(), BootError> {
+fn write_page_tables(memory: &Memory) -> Result<(), DoesNotFit> {
     let pointers = abi::PAGE_TABLES + PAGE_BYTES;
     let directories = pointers + PAGE_BYTES;
     let mut tables = vec![0u64; ((2 + DIRECTORIES) * PAGE_BYTES / 8) as usize];
@@ -65,16 +102,16 @@ fn write_page_tables(memory: &Memory) -> Result<(), BootError> {
         *entry = (page as u64 * LARGE_PAGE_BYTES) | LARGE_PAGE_FLAGS;
     }
     let bytes: Vec<u8> = tables.into_iter().flat_map(u64::to_le_bytes).collect();
-    write(memory, abi::PAGE_TABLES, &bytes, "page tables")
+    place(memory, abi::PAGE_TABLES, &bytes, "page tables")
 }
 
 /// Adds page directories at [`abi::HIGH_PAGE_DIRECTORIES`] to those tables, so that memory up to `end`, at most
 /// [`abi::MAPPED_BYTES_MAX`], is mapped one to one as well.
-pub fn map_high_memory(memory: &Memory, end: u64) -> Result<(), BootError> {
+pub fn map_high_memory(memory: &Memory, end: u64) -> Result<(), DoesNotFit> {
     for gib in DIRECTORIES..end.min(abi::MAPPED_BYTES_MAX).div_ceil(DIRECTORY_BYTES) {
         let directory = abi::HIGH_PAGE_DIRECTORIES + (gib - DIRECTORIES) * PAGE_BYTES;
         let pointer = abi::PAGE_TABLES + PAGE_BYTES + gib * 8;
-        write(
+        place(
             memory,
             pointer,
             &(directory | TABLE_FLAGS).to_le_bytes(),
@@ -84,7 +121,7 @@ pub fn map_high_memory(memory: &Memory, end: u64) -> Result<(), BootError> {
         let bytes: Vec<u8> = pages
             .flat_map(|page| ((page * LARGE_PAGE_BYTES) | LARGE_PAGE_FLAGS).to_le_bytes())
             .collect();
-        write(memory, directory, &bytes, "page tables")?;
+        place(memory, directory, &bytes, "page tables")?;
     }
     Ok(())
 }
