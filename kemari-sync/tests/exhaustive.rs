@@ -53,6 +53,11 @@ fn a_crash_at_every_step_breaks_nothing() {
         assert!(total.crashed_at.contains_key(step), "nothing crashed at `{step}`");
     }
     for invariant in Invariant::ALL {
+        if invariant == Invariant::Ready {
+            // No secondary lacks anything in these scenarios; in seeds some do.
+            assert_eq!(total.exercised[&invariant], 0);
+            continue;
+        }
         assert!(
             total.exercised[&invariant] > total.singles,
             "{invariant:?} had too little to judge"
