@@ -132,3 +132,27 @@ fn complete(ioctl: &'static str, done: usize, msrs: &Msrs) -> Result<(), ArchErr
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_done_only_in_part_is_an_error_that_names_where_it_ended() {
+        let msrs = list(&[entry(TSC, 0), entry(STAR, 0), entry(LSTAR, 0)]).unwrap();
+        assert!(complete("KVM_SET_MSRS", 3, &msrs).is_ok());
+        for (done, index) in [(0, TSC), (1, STAR), (2, LSTAR)] {
+            let error = complete("KVM_SET_MSRS", done, &msrs).unwrap_err();
+            let ArchError::MsrsPartly {
+                done: said,
+                count: 3,
+                msr,
+                ..
+            } = error
+            else {
+                panic!("{error}");
+            };
+            assert_eq!((said, msr), (done, index));
+        }
+    }
+}

@@ -3,14 +3,16 @@
 use std::arch::global_asm;
 use std::slice;
 
-use kvm_bindings::{Msrs, kvm_msr_entry, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, Msrs, kvm_msr_entry, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::preflight::{self, KvmAbility};
 use super::vcpu::{RareRegisters, VcpuAccess, VcpuIdentity, VcpuState};
 use super::vm::VmState;
-use super::{cpuid, layout, msr, reset_vm, setup_vcpu};
+use super::{cpuid, layout, msr, reset_vm, setup_vcpu, vm};
 use crate::boot::{BootConfig, Kernel, test_elf};
 use crate::memory::Memory;
 use crate::state::StateBlob;
@@ -320,6 +322,89 @@ fn a_guest_boots_again_where_another_ran() {
     assert_eq!(vm.run(), 1);
     assert_eq!(vm.run(), 2);
     vm.expect_values();
+}
+
+/// Both halves of the old interrupt controller.
+const PICS: [u32; 2] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE];
+/// Where each has the lines that are masked.
+const INTERRUPT_MASK: usize = 2;
+
+fn masked_lines(host: &Vm) -> [u8; 2] {
+    PICS.map(|chip| vm::get_chip(&host.vm, chip).expect("its state")[INTERRUPT_MASK])
+}
+
+fn mask_lines(host: &Vm, masks: [u8; 2]) {
+    for (chip, mask) in PICS.into_iter().zip(masks) {
+        let mut bytes = vm::get_chip(&host.vm, chip).expect("its state");
+        bytes[INTERRUPT_MASK] = mask;
+        vm::set_chip(&host.vm, chip, &bytes).expect("a state");
+    }
+}
+
+#[test]
+fn nobody_hears_the_old_interrupt_controller_before_it_is_set_up() {
+    let host = Vm::new(&kvm());
+    assert_eq!(masked_lines(&host), [0xff; 2], "at power-on");
+    mask_lines(&host, [0xfb, 0]);
+    assert_eq!(masked_lines(&host), [0xfb, 0]);
+    reset_vm(&host.vm).expect("reset");
+    assert_eq!(masked_lines(&host), [0xff; 2], "after a reset");
+}
+
+#[test]
+fn old_interrupt_controller_and_interval_timer_go_on_as_they_were() {
+    let kvm = kvm();
+    let (first, second) = (Vm::new(&kvm), Vm::new(&kvm));
+    mask_lines(&first, [0xfb, 0xa5]);
+    let mut pit = first.vm.get_pit2().expect("its state");
+    // Nobody listens to channel 1, and the speaker is silent.
+    (pit.channels[1].mode, pit.channels[1].count) = (3, 0x1234);
+    (pit.channels[2].mode, pit.channels[2].count) = (2, 0x4321);
+    first.vm.set_pit2(&pit).expect("a state");
+    VmState::save(&first.vm)
+        .expect("saved")
+        .restore(&second.vm, 0)
+        .expect("restored");
+    assert_eq!(masked_lines(&second), [0xfb, 0xa5]);
+    let found = second.vm.get_pit2().expect("its state").channels;
+    let found = [1, 2].map(|channel| (found[channel].mode, found[channel].count));
+    assert_eq!(found, [(3, 0x1234), (2, 0x4321)]);
+}
+
+/// KVM drops a deadline that comes before the mode of the timer that it is of.
+#[test]
+fn a_deadline_is_there_after_the_restore() {
+    /// The timer's entry in the local APIC: mode "deadline", masked.
+    const TIMER: usize = 0x320;
+    const DEADLINE_MASKED: u32 = 0b10 << 17 | 1 << 16 | 0x40;
+    const FAR: u64 = 1 << 62;
+    let kvm = kvm();
+    let (first, second) = (Vm::new(&kvm), Vm::new(&kvm));
+    let mut lapic = first.vcpu.get_lapic().expect("its state");
+    for (register, byte) in lapic.regs[TIMER..].iter_mut().zip(DEADLINE_MASKED.to_le_bytes()) {
+        *register = byte as _;
+    }
+    first.vcpu.set_lapic(&lapic).expect("a state");
+    if !msr::saved(&kvm, &first.vcpu)
+        .expect("the registers")
+        .as_slice()
+        .iter()
+        .any(|entry| entry.index == msr::TSC_DEADLINE)
+    {
+        // Guests of such a KVM are shown no deadlines.
+        return;
+    }
+    let (mut first, mut second) = (first, second);
+    msr::write(&first.vcpu, [(msr::TSC_DEADLINE, FAR)].into_iter()).expect("a deadline");
+    let saved = first.save();
+    second.restore(&saved, &first.memory);
+    let mut deadline = Msrs::from_entries(&[kvm_msr_entry {
+        index: msr::TSC_DEADLINE,
+        ..Default::default()
+    }])
+    .unwrap();
+    msr::read(&second.vcpu, &mut deadline).expect("it is there");
+    assert_eq!(deadline.as_slice()[0].data, FAR);
 }
 
 /// They would write its memory after a capture.

@@ -140,7 +140,8 @@ fn realtime_ns() -> u64 {
 /// Bytes of the union in `kvm_irqchip`.
 const CHIP_BYTES: usize = 512;
 
-fn get_chip(vm: &VmFd, chip_id: u32) -> Result<[u8; CHIP_BYTES], ArchError> {
+/// Reads one interrupt controller.
+pub(super) fn get_chip(vm: &VmFd, chip_id: u32) -> Result<[u8; CHIP_BYTES], ArchError> {
     let mut chip = kvm_irqchip {
         chip_id,
         ..Default::default()

@@ -368,6 +368,24 @@ mod tests {
     }
 
     #[test]
+    fn a_capture_counts_console_output_once_and_only_if_there_is_any() {
+        let vm = crate::arch::preflight::open()
+            .and_then(|kvm| Ok(crate::arch::create_vm(&kvm)?))
+            .expect("KVM");
+        let hub = Hub::new(crate::memory::create(64 << 20).expect("memory"), Arc::new(vm));
+        hub.hold_output(true);
+        let console = Console::new(hub, 4, Box::new(io::sink()));
+        assert_eq!(console.capture(1), 0);
+        console.write(0, b"x");
+        assert!(console.output_held());
+        assert_eq!(console.capture(2), 1);
+        assert!(!console.output_held());
+        assert_eq!(console.capture(3), 0, "the capture before has it");
+        console.uncapture(2);
+        assert_eq!(console.capture(4), 1, "the capture that had it has failed");
+    }
+
+    #[test]
     fn a_saved_buffer_whose_captures_have_bytes_that_are_not_there_is_impossible() {
         let mut output = Output::default();
         output.push(b'a');
