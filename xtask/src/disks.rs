@@ -52,7 +52,8 @@ pub struct Options {
     /// Makes moments and load repeatable
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Instead: records what reaches an image, and looks at every power cut that could have happened; the last line is JSON
+    /// Instead: records what reaches an image, its record and the file arbiter, and looks at every power cut that could have
+    /// happened; the last line is JSON
     #[arg(long, conflicts_with_all = ["trials", "flush"])]
     pub replay: bool,
     /// For how long cuts are tried
@@ -75,7 +76,12 @@ struct Outcome {
 pub fn disks(options: &Options) -> Result<bool> {
     if options.replay {
         let time = Duration::from_secs(options.seconds);
-        let outcome = replay::replay(time, options.seed, &Ui::default())?;
+        let ui = Ui::default();
+        let mut outcome = replay::replay(time, options.seed, &ui)?;
+        if let Err(error) = replay::replay_stores(time, &mut outcome, &ui) {
+            outcome.failed += 1;
+            println!("  ! {error:#}");
+        }
         println!("{}", serde_json::to_string(&outcome)?);
         return Ok(outcome.failed == 0);
     }

@@ -4,9 +4,11 @@
 pub mod bench;
 pub mod demo;
 pub mod disks;
+mod fuse;
 pub mod fuzz;
 pub mod hostile;
 pub mod mutants;
+pub mod own_directory;
 pub mod own_file;
 pub mod packages;
 pub mod proof;

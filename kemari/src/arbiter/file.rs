@@ -277,5 +277,8 @@ impl<S: Store + Send> Arbiter for FileArbiter<S> {
 #[path = "file/power_cut_test.rs"]
 mod power_cut;
 #[cfg(test)]
+#[path = "file/recorded_test.rs"]
+mod recorded;
+#[cfg(test)]
 #[path = "file/sync_test.rs"]
 mod sync;

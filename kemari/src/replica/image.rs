@@ -93,6 +93,9 @@ impl Image {
         let record_path = record_path(disk, is_device, state_dir);
         let mut record = read_record(vm, disk, &record_path)?;
         if let Some(record) = &mut record {
+            record
+                .settle()
+                .with_context(|| format!("the record {} cannot be made durable", record_path.display()))?;
             let recorded_bytes = record.head().image_bytes;
             ensure!(
                 recorded_bytes <= bytes,

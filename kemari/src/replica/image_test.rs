@@ -4,6 +4,7 @@ use super::*;
 use crate::replica::record::EXTENT_BYTES;
 use crate::replica::testing::Scratch;
 use kemari_sync::{Phase, announced_term, may_start, plan_copy};
+use xtask::own_directory::{Content, Entry, Journal, OwnDirectory};
 
 fn plan(source: &Image, target: &Image) -> Result<CopyDisk, String> {
     let term = source.offer().word.unwrap().term;
@@ -142,4 +143,37 @@ fn a_record_that_is_being_written_is_not_waited_for_to_show_it_or_to_clear_marks
     assert_eq!(image.map().iter().collect::<Vec<_>>(), [1, 5]);
     image.try_clear(&[1]).expect("nobody writes it").unwrap();
     assert_eq!(image.map().iter().collect::<Vec<_>>(), [5]);
+}
+
+/// Whoever wrote it may have died before it was.
+#[test]
+fn what_an_image_says_when_it_is_opened_is_durable() {
+    let scratch = Scratch::new(EXTENT_BYTES);
+    scratch.image().start(1, false).unwrap();
+    let read = |path: PathBuf| std::fs::read(path).unwrap();
+    let (image, record) = (read(scratch.path()), read(scratch.record_path()));
+    let names = [scratch.path(), scratch.record_path()].map(|path| {
+        let name = path.file_name().expect("a name");
+        name.to_str().expect("a name of text").to_owned()
+    });
+    let journal = Journal::<()>::new(Content::of(&[(&names[0], &image), (&names[1], &record)]));
+    let directory = scratch.path().parent().expect("a directory").to_owned();
+    let own = OwnDirectory::mount(&directory, &journal).unwrap();
+    let syncs = |journal: &Journal<()>| {
+        let entries = journal.take().entries;
+        entries
+            .iter()
+            .filter(|entry| matches!(entry, Entry::Synced(_)))
+            .count()
+    };
+    let image = scratch.image();
+    assert_eq!(syncs(&journal), 2, "the image and its record");
+    journal.end_after(Some(1));
+    drop(image);
+    let error = scratch.open("vm", None).err().expect("it may be lost");
+    assert!(
+        format!("{error:#}").contains("disk.img.kemari cannot be made durable"),
+        "{error:#}"
+    );
+    drop(own);
 }

@@ -248,7 +248,7 @@ impl Record {
         Ok(record)
     }
 
-    /// Reads a record.
+    /// Reads a record. What it says may not be durable: [`Record::settle`].
     pub fn load(store: Box<dyn Store>) -> Result<Self, RecordError> {
         if store.bytes()? < MAP_OFFSET {
             return Err(RecordError::Damaged);
@@ -279,6 +279,12 @@ impl Record {
             sequence,
             map,
         })
+    }
+
+    /// Makes durable what was read. Whoever wrote it may have died before it was, and from now on it is not written again:
+    /// bits that are set are relied upon, and a head that is as it should be stays.
+    pub fn settle(&mut self) -> Result<(), RecordError> {
+        Ok(self.store.sync()?)
     }
 
     /// The head, durable.
@@ -411,6 +417,9 @@ fn read_slot(store: &dyn Store, offset: u64) -> Result<Option<(u32, Head)>, Reco
     }
 }
 
+#[cfg(test)]
+#[path = "recorded_test.rs"]
+mod recorded;
 #[cfg(test)]
 #[path = "record_test.rs"]
 mod tests;

@@ -1,13 +1,21 @@
-//! Images for tests.
+//! Images for tests, and for how long some are tried.
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::image::Image;
 use crate::config::{Config, Disk, HostDisk};
 
 /// A configuration with one replicated disk, `blk0`.
 const EXAMPLE: &str = include_str!("../../../docs/example.toml");
+
+/// For how long power cuts of recordings are looked at: no longer than a few, unless somebody wants more.
+pub fn replay_time() -> Duration {
+    let seconds = std::env::var("KEMARI_REPLAY_SECONDS");
+    let seconds = seconds.ok().and_then(|seconds| seconds.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(0))
+}
 
 /// A directory with the image of a disk.
 pub struct Scratch {

@@ -23,6 +23,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
 use crate::own_file::{OwnFile, SECTOR_BYTES};
+use crate::tools::{cargo, output_of};
 use crate::ui::Ui;
 use crash::{Cut, moments};
 use log::{Entry, Log};
@@ -53,6 +54,8 @@ pub struct Outcome {
     pub failed: u64,
     /// Recordings that they were taken from.
     recordings: u64,
+    /// States after a cut of the file arbiter's directory and of images' records.
+    stores: u64,
     seed: u64,
 }
 
@@ -75,6 +78,31 @@ pub fn replay(time: Duration, seed: Option<u64>, ui: &Ui) -> Result<Outcome> {
         turn += 1;
     }
     Ok(outcome)
+}
+
+/// The same of what else must outlive a power cut: the file arbiter and the records of images. Their own tests do so, for as
+/// long as they are told.
+pub fn replay_stores(time: Duration, outcome: &mut Outcome, ui: &Ui) -> Result<()> {
+    let seconds = (time / 2).as_secs().to_string();
+    let mut test = cargo();
+    test.args(["test", "--quiet", "--package", "kemari", "--lib", "--"])
+        .args(["whatever_a_power_cut_leaves", "--nocapture", "--test-threads=1"])
+        .env("KEMARI_REPLAY_SECONDS", seconds);
+    let said = output_of(&mut test)?;
+    let cuts: Vec<u64> = said
+        .lines()
+        .filter_map(|line| line.rsplit_once("power cuts: ")?.1.parse().ok())
+        .collect();
+    ensure!(
+        cuts.len() == 2,
+        "arbiter and records were not both tried:\n{said}"
+    );
+    outcome.stores = cuts.iter().sum();
+    ui.say(&format!(
+        "  · the file arbiter and records: {} held",
+        outcome.stores
+    ));
+    Ok(())
 }
 
 /// As a part of the tests: some seconds, and an error if anything was lost.
