@@ -131,6 +131,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_added_while_the_set_is_emptied_is_in_it_afterwards() {
+        let set = PageSet::with_len(1000 * PAGE_BYTES);
+        [0, 64, 128].iter().for_each(|page| set.add_page(*page));
+        let mut pages = Vec::new();
+        set.take(|page| {
+            // Behind what is being emptied, and in the middle of it.
+            [0, 320].iter().for_each(|added| set.add_page(*added));
+            pages.push(page);
+        });
+        assert_eq!(pages, [0, 64, 128]);
+        assert_eq!(taken(&set), [0, 320]);
+    }
+
+    #[test]
     fn nothing_is_lost_while_others_add() {
         let set = PageSet::with_len(1 << 30);
         let mut seen = std::collections::HashSet::new();

@@ -4,7 +4,8 @@ use std::arch::global_asm;
 use std::slice;
 
 use kvm_bindings::{
-    KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, Msrs, kvm_msr_entry, kvm_userspace_memory_region,
+    KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, Msrs,
+    kvm_msr_entry, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
@@ -285,6 +286,78 @@ fn a_restored_state_reads_back_the_same() {
     assert!(after.tsc().1 > before.tsc().1, "the TSC steps back");
     let without_tsc = |state: &VcpuState| format!("{state:?}").replace(&format!("{:?}", state.tsc()), "");
     assert_eq!(without_tsc(&before), without_tsc(&after));
+}
+
+#[test]
+fn an_event_that_waits_is_there_after_the_restore() {
+    let kvm = kvm();
+    let (mut first, mut second) = (Vm::new(&kvm), Vm::new(&kvm));
+    first.vcpu.nmi().expect("an NMI");
+    let saved = first.save();
+    second.restore(&saved, &first.memory);
+    let pending = |host: &Vm| host.vcpu.get_vcpu_events().expect("its events").nmi.pending;
+    assert_eq!((pending(&first), pending(&second)), (1, 1));
+}
+
+/// A save right after an exit takes them from before.
+#[test]
+fn registers_that_are_seldom_read_are_those_of_the_guest_that_was_restored() {
+    let kvm = kvm();
+    let (mut first, mut second) = (Vm::new(&kvm), Vm::new(&kvm));
+    first.boot(&kernel(&registers_guest()));
+    assert_eq!(first.run(), 1);
+    let mut debug = first.vcpu.get_debug_regs().expect("its registers");
+    debug.db[0] = 0x1234_5678;
+    first.vcpu.set_debug_regs(&debug).expect("its registers");
+    let saved = first.save();
+    second.restore(&saved, &first.memory);
+    assert_eq!(second.run(), 2);
+    let debug = |state: &VcpuState| {
+        let text = format!("{state:?}");
+        let (_, rest) = text.split_once("debug: ").expect("debug registers");
+        rest[..rest.find(']').expect("their end")].to_owned()
+    };
+    let lean = debug(second.access.save_after_exit(&second.vcpu, true).expect("saved"));
+    assert!(lean.starts_with(&format!("[{}", 0x1234_5678)), "{lean}");
+    assert_eq!(lean, debug(second.access.save(&second.vcpu).expect("saved")));
+}
+
+/// A vCPU that was not set up.
+fn new_vcpu(kvm: &Kvm, index: u8) -> (VmFd, VcpuFd) {
+    let vm = kvm.create_vm().expect("a VM");
+    super::create_irqchip(&vm).expect("interrupt controllers");
+    let vcpu = vm.create_vcpu(index.into()).expect("a vCPU");
+    (vm, vcpu)
+}
+
+#[test]
+fn a_processor_that_lacks_a_feature_of_the_guests_is_refused() {
+    let kvm = kvm();
+    let host = Vm::new(&kvm);
+    let mut identity = VcpuIdentity::save(&host.vcpu).expect("identity");
+    identity
+        .restore(&host.vcpu, &host.template)
+        .expect("all are there");
+    let leaf = identity.leaf_mut(7).expect("it says what the processor can do");
+    // One that this processor has not.
+    let bit = 1 << leaf.ebx.trailing_ones();
+    leaf.ebx |= bit;
+    let error = identity
+        .restore(&host.vcpu, &host.template)
+        .expect_err("a feature is missing");
+    let named = format!("leaf 0x7.0 ebx bits {bit:#x}");
+    assert!(error.to_string().contains(&named), "{error}");
+}
+
+#[test]
+fn only_the_first_vcpu_runs_by_itself() {
+    let kvm = kvm();
+    let template = cpuid::template(&kvm, 2).expect("CPUID");
+    for (index, expected) in [(0, KVM_MP_STATE_RUNNABLE), (1, KVM_MP_STATE_UNINITIALIZED)] {
+        let (_vm, vcpu) = new_vcpu(&kvm, index);
+        setup_vcpu(&vcpu, &template, index, None).expect("as after power-on");
+        assert_eq!(vcpu.get_mp_state().expect("its state").mp_state, expected);
+    }
 }
 
 #[test]

@@ -93,6 +93,12 @@ impl VcpuIdentity {
         Ok(())
     }
 
+    /// What the guest sees of a leaf.
+    #[cfg(test)]
+    pub(super) fn leaf_mut(&mut self, function: u32) -> Option<&mut kvm_cpuid_entry2> {
+        self.cpuid.iter_mut().find(|leaf| leaf.function == function)
+    }
+
     /// Ticks of the TSC in so many nanoseconds.
     pub fn tsc_ticks(&self, nanoseconds: u64) -> u64 {
         (u128::from(nanoseconds) * u128::from(self.tsc_khz) / 1_000_000) as u64
@@ -268,11 +274,7 @@ impl VcpuAccess {
     /// # Errors
     /// Names the ioctl that failed; the vCPU is then not to be run.
     pub fn restore(&mut self, vcpu: &VcpuFd, state: &VcpuState, tsc_advance: u64) -> Result<(), ArchError> {
-        let msrs = state.msrs.iter().map(|&(index, data)| match index {
-            msr::TSC => (index, data.wrapping_add(tsc_advance)),
-            _ => (index, data),
-        });
-        self.write(vcpu, state, msrs)
+        self.write(vcpu, state, advanced(&state.msrs, tsc_advance))
     }
 
     /// Tries whether [`VcpuAccess::restore`] would succeed, on a vCPU that has not run and will be restored before it does.
@@ -336,8 +338,29 @@ impl VcpuAccess {
     }
 }
 
+/// Model-specific registers, with a TSC that has gone on by so many ticks.
+fn advanced(msrs: &[(u32, u64)], tsc_advance: u64) -> impl Iterator<Item = (u32, u64)> + '_ {
+    msrs.iter().map(move |&(index, data)| match index {
+        msr::TSC => (index, data.wrapping_add(tsc_advance)),
+        _ => (index, data),
+    })
+}
+
 /// Whether KVM puts registers, special registers and events into the run page at every exit.
 pub(super) fn has_sync_regs(kvm: &Kvm) -> bool {
     let all = KVM_SYNC_X86_VALID_FIELDS as i32;
     kvm.check_extension_int(Cap::SyncRegs) & all == all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Not every KVM lets its guests have a TSC of their own, so this cannot be seen from outside on each.
+    #[test]
+    fn the_tsc_goes_on_by_what_has_passed_and_nothing_else_does() {
+        let msrs = [(msr::TSC, u64::MAX), (msr::STAR, 5), (msr::TSC_DEADLINE, 9)];
+        let found: Vec<_> = advanced(&msrs, 3).collect();
+        assert_eq!(found, [(msr::TSC, 2), (msr::STAR, 5), (msr::TSC_DEADLINE, 9)]);
+    }
 }

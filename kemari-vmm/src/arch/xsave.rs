@@ -75,3 +75,17 @@ fn fill(target: &mut [u32], source: &[u32]) {
     head.copy_from_slice(source);
     tail.fill(0);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn behind_what_is_copied_nothing_is_left_of_before() {
+        let mut target = [7; 4];
+        fill(&mut target, &[1, 2]);
+        assert_eq!(target, [1, 2, 0, 0]);
+        fill(&mut target, &[]);
+        assert_eq!(target, [0; 4]);
+    }
+}

@@ -386,13 +386,22 @@ mod tests {
     }
 
     #[test]
-    fn a_saved_buffer_whose_captures_have_bytes_that_are_not_there_is_impossible() {
+    fn a_saved_buffer_that_is_too_large_or_whose_captures_have_bytes_that_are_not_there_is_impossible() {
         let mut output = Output::default();
         output.push(b'a');
         output.capture(1);
         assert!(output.is_possible());
         output.captured.push_back((2, 2));
         assert!(!output.is_possible());
+        let of = |bytes: usize| Output {
+            bytes: vec![b'x'; bytes].into(),
+            ..Output::default()
+        };
+        assert!(of(CONSOLE_BYTES_MAX).is_possible());
+        assert!(
+            !of(CONSOLE_BYTES_MAX + 1).is_possible(),
+            "no console holds so much"
+        );
         assert!(
             !Output {
                 first: u64::MAX,
