@@ -165,7 +165,7 @@ pub const LISTS: [Calls; 8] = [
     crate::virtio::rate::CALLS,
     crate::disk::THREADS_CALLS,
     crate::disk::RING_CALLS,
-    crate::watch::CALLS,
+    crate::disk::WATCH_CALLS,
     crate::memory::COPY_CALLS,
 ];
 

@@ -19,4 +19,3 @@ pub mod state;
 pub mod threads;
 pub mod vcpu;
 pub mod virtio;
-pub mod watch;

@@ -3,6 +3,7 @@
 mod dumps;
 mod lazy;
 mod populate;
+mod segments;
 mod touched;
 
 use std::io;
@@ -16,6 +17,7 @@ use crate::pageset::PageSet;
 pub use dumps::keep_out_of_dumps;
 pub use lazy::{CALLS as COPY_CALLS, LazyCopy, hold_faults};
 pub use populate::populate_and_lock;
+pub use segments::{BadBuffer, Segment, Segments, check_range};
 pub use touched::{Touched, open_pagemap};
 
 /// Bytes of a page frame, the unit of dirty tracking.

@@ -19,6 +19,7 @@ mod server;
 mod sticky;
 mod store;
 mod unflushed;
+mod watch;
 
 pub use engine::{RING_CALLS, THREADS_CALLS};
 pub use error::DiskError;
@@ -27,8 +28,9 @@ pub use opener::{OpenImage, Opener, set_opener};
 pub use operation::{DiskJob, GuestBuffers, Operation};
 pub use overlay::Overlay;
 pub use qcow2::backing_files;
-pub use server::{Server, Trouble, TroubleSink};
+pub use server::{EndSink, Outcome, Server, Trouble, TroubleSink};
 pub use store::Store;
+pub use watch::{CALLS as WATCH_CALLS, DiskWatch, Tell};
 
 use std::fs::{File, FileType, Metadata};
 use std::io;
@@ -38,11 +40,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::virtio::block::SECTOR_BYTES;
 use engine::Uring;
 use qcow2::Qcow2Image;
 use raw::RawFile;
 use sticky::Sticky;
+
+/// Bytes of a sector: an image has a whole number of them.
+pub const SECTOR_BYTES: u64 = 512;
 
 /// How writes reach the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,8 +7,7 @@ use std::sync::Arc;
 use super::buffer::AlignedBuffer;
 use super::order::Access;
 use super::store::Store;
-use crate::memory::Memory;
-use crate::virtio::segment::Segments;
+use crate::memory::{Memory, Segments};
 
 /// One piece of work for a disk.
 pub struct DiskJob {

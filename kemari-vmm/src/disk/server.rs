@@ -13,8 +13,8 @@ use super::operation::{DiskJob, Operation};
 use super::order::Order;
 use super::store::Store;
 use super::unflushed::Unflushed;
+use super::watch::{self, DiskWatch, Watched};
 use super::{Disk, Io, OnError};
-use crate::virtio::Completions;
 
 /// Most jobs of a disk that are under way at a time; more wait.
 const IN_FLIGHT_MAX: usize = 256;
@@ -33,12 +33,19 @@ pub struct Trouble {
 /// Is told of trouble; it must not block.
 pub type TroubleSink = Arc<dyn Fn(Trouble) + Send + Sync>;
 
+/// The end of a job, by its number: the bytes of an [`Operation::Read`] (empty for others), or why it failed.
+pub type Outcome = (u64, io::Result<Vec<u8>>);
+
+/// Is told of jobs that have ended, by the disk's own threads.
+pub type EndSink = Arc<dyn Fn(Vec<Outcome>) + Send + Sync>;
+
 /// Takes jobs, and tells their ends.
 pub struct Server {
     disk: Arc<Disk>,
     engine: OnceLock<Box<dyn Engine>>,
-    completions: Weak<dyn Completions>,
+    ends: EndSink,
     trouble: TroubleSink,
+    watched: Option<Watched>,
     state: Mutex<State>,
     /// Something that was under way has ended.
     ended: Condvar,
@@ -75,9 +82,6 @@ struct State {
     is_closed: bool,
 }
 
-/// The end of a job, by its number.
-type Outcome = (u64, io::Result<Vec<u8>>);
-
 /// Who wants a flush.
 enum Flush {
     Job(DiskJob),
@@ -86,23 +90,39 @@ enum Flush {
 }
 
 impl Server {
-    /// Begins to serve an image. `completions` is told the ends of the jobs.
+    /// Begins to serve an image. `ends` is told the ends of the jobs; `watch`, if there is one, of changes before they are
+    /// issued.
     pub fn start(
         disk: Arc<Disk>,
-        completions: Weak<dyn Completions>,
+        watch: Option<Arc<dyn DiskWatch>>,
+        ends: EndSink,
         trouble: TroubleSink,
     ) -> Result<Arc<Self>, DiskError> {
+        let path = disk.path().to_owned();
+        if let Some(watch) = &watch {
+            // Who takes over may find that it has grown.
+            watch.grown(disk.bytes()).map_err(|source| DiskError::Grow {
+                path: path.clone(),
+                source,
+            })?;
+        }
+        let (watched, unprepared) = watch.map(Watched::new).unzip();
         let server = Arc::new(Self {
             disk,
             engine: OnceLock::new(),
-            completions,
+            ends,
             trouble,
+            watched,
             state: Mutex::default(),
             ended: Condvar::new(),
         });
         let weak: Weak<Self> = Arc::downgrade(&server);
-        let engine = engine(&server.disk, weak)?;
+        let engine = engine(&server.disk, weak.clone())?;
         server.engine.get_or_init(|| engine);
+        if let Some(unprepared) = unprepared {
+            let prepare = move |jobs| weak.upgrade().is_some_and(|server| server.prepare(jobs));
+            watch::start_preparing(unprepared, prepare).map_err(|source| DiskError::Open { path, source })?;
+        }
         Ok(server)
     }
 
@@ -119,8 +139,37 @@ impl Server {
         &self.disk
     }
 
-    /// Takes a job.
+    /// Takes a job: of a disk that is watched, when the watch is prepared for it.
     pub fn submit(&self, job: DiskJob) {
+        match &self.watched {
+            Some(watched) => watched.submit(job, |job| self.take(job)),
+            None => self.take(job),
+        }
+    }
+
+    /// Prepares the watch for jobs that wait; whether there is one.
+    fn prepare(&self, jobs: Vec<DiskJob>) -> bool {
+        let Some(watched) = &self.watched else {
+            return false;
+        };
+        self.tell(watched.prepare(jobs, |job| self.take(job)));
+        true
+    }
+
+    /// Tells ends, but for those that the watch will tell.
+    fn tell(&self, mut ended: Vec<Outcome>) {
+        if let Some(watched) = &self.watched {
+            ended = ended
+                .into_iter()
+                .filter_map(|outcome| watched.ended(outcome, &self.ends))
+                .collect();
+        }
+        if !ended.is_empty() {
+            (self.ends)(ended);
+        }
+    }
+
+    fn take(&self, job: DiskJob) {
         let mut state = self.lock();
         let may_begin = match job.operation.access() {
             Some((range, access)) => state.order.push(job.id, range, access),
@@ -306,9 +355,7 @@ impl Server {
             return;
         }
         let ids: Vec<u64> = finished.iter().map(|(id, _)| *id).collect();
-        if let Some(completions) = self.completions.upgrade() {
-            completions.complete_all(finished);
-        }
+        self.tell(finished);
         let mut state = self.lock();
         for id in ids {
             for id in state.order.finish(id) {

@@ -3,7 +3,6 @@ use std::sync::mpsc::{Receiver, Sender};
 
 use super::*;
 use crate::disk::DiskConfig;
-use crate::virtio::Completion;
 
 /// A disk whose flushes succeed, each when the test lets it.
 struct Slow {
@@ -37,15 +36,13 @@ impl Store for Slow {
 }
 
 /// Passes the ends of jobs on.
-struct Told(Mutex<Sender<(u64, Completion)>>);
-
-impl Completions for Told {
-    fn complete(&self, id: u64, completion: Completion) {
-        // The test may be over.
-        let _ = self.0.lock().unwrap().send((id, completion));
-    }
-
-    fn input_ready(&self) {}
+fn ends_to(to: Sender<Outcome>) -> EndSink {
+    Arc::new(move |ended| {
+        for outcome in ended {
+            // The test may be over.
+            let _ = to.send(outcome);
+        }
+    })
 }
 
 /// The kernel tells a failed write-back to one flush of a file only: the one under way must not be taken for a good one.
@@ -56,12 +53,11 @@ fn a_flush_that_succeeds_while_another_fails_has_failed() {
         begun: Mutex::new(begins),
         may_end: Mutex::new(may_end),
     });
-    let completions: Arc<dyn Completions> = Arc::new(Told(Mutex::new(tells)));
     let disk = Arc::new(Disk::with_store(store, OnError::Report).expect("it has a size"));
     let is_in_trouble = Arc::new(AtomicBool::new(false));
     let noted = is_in_trouble.clone();
     let trouble: TroubleSink = Arc::new(move |_| noted.store(true, Ordering::SeqCst));
-    let server = Server::start(disk, Arc::downgrade(&completions), trouble).expect("threads start");
+    let server = Server::start(disk, None, ends_to(tells), trouble).expect("threads start");
     let flush = |id, meanwhile: &dyn Fn()| {
         server.submit(DiskJob {
             id,
@@ -88,9 +84,8 @@ fn what_a_batch_has_begun_ends_although_the_disk_is_closed() {
     image.as_file().set_len(4096).expect("a sparse file");
     let disk = Arc::new(Disk::open(&DiskConfig::new(image.path())).expect("it opens"));
     let (tells, told) = channel();
-    let completions: Arc<dyn Completions> = Arc::new(Told(Mutex::new(tells)));
     let trouble: TroubleSink = Arc::new(|trouble| panic!("{}", trouble.reason));
-    let server = Server::start(disk, Arc::downgrade(&completions), trouble).expect("it starts");
+    let server = Server::start(disk, None, ends_to(tells), trouble).expect("it starts");
     server.batch_begins();
     let data = vec![1; 512];
     let operation = Operation::Write { offset: 0, data };

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use super::parts::find;
 use super::{Machine, MachineError};
 use crate::devices::Device;
-use crate::disk::{Disk, DiskConfig, DiskError, Operation, Server};
+use crate::disk::{Disk, DiskConfig, DiskError, DiskWatch, Operation, Server};
 use crate::state::{StateBlob, StateError};
 use crate::virtio::block::Block;
-use crate::watch::DiskWatch;
 
 /// What a captured state asks of a disk.
 pub struct DiskOperation {

@@ -11,7 +11,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockE
 use std::time::Duration;
 
 use virtio_queue::{Queue, QueueT};
-use vm_memory::GuestAddress;
 
 use self::core::Core;
 use super::rate::Resumer;
@@ -232,11 +231,7 @@ impl<B: Backend> VirtioDevice<B> {
 }
 
 impl<B: Backend> Completions for VirtioDevice<B> {
-    fn complete(&self, id: u64, completion: Completion) {
-        self.complete_all(vec![(id, completion)]);
-    }
-
-    fn complete_all(&self, completions: Vec<(u64, Completion)>) {
+    fn complete(&self, completions: Vec<(u64, Completion)>) {
         let _working = self.hub.working();
         let mut core = self.lock();
         let mut used = vec![false; core.queues.len()];
@@ -439,16 +434,4 @@ impl<B: Backend> Device for VirtioDevice<B> {
 
 fn ring_fault(error: virtio_queue::Error) -> GuestFault {
     GuestFault(format!("a virtqueue is not usable: {error}"))
-}
-
-/// Whether a range of guest memory exists.
-pub fn check_range(memory: &crate::memory::Memory, address: u64, length: u64) -> Result<(), GuestFault> {
-    use vm_memory::GuestMemoryBackend;
-    if length == 0 || memory.check_range(GuestAddress(address), length as usize) {
-        Ok(())
-    } else {
-        Err(GuestFault(format!(
-            "a buffer of {length} bytes at {address:#x} lies outside the guest's memory"
-        )))
-    }
 }

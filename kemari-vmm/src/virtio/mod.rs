@@ -6,6 +6,7 @@
 
 pub mod block;
 pub mod budget;
+mod chain;
 pub mod device;
 pub mod net;
 mod offload;
@@ -13,7 +14,6 @@ pub mod rate;
 pub mod request;
 pub mod rng;
 mod saved;
-pub mod segment;
 pub mod tap;
 mod transport;
 
@@ -24,16 +24,22 @@ use serde::{Serialize, de::DeserializeOwned};
 use virtio_queue::Queue;
 
 pub use budget::QUEUE_ENTRIES_MAX;
-pub use segment::Chain;
+pub use chain::Chain;
 
 use budget::Cost;
 
-use crate::memory::Memory;
+use crate::memory::{BadBuffer, Memory};
 
 /// What a guest did that no driver may do. Its device stops with NEEDS_RESET; the VM and its protection live.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct GuestFault(pub String);
+
+impl From<BadBuffer> for GuestFault {
+    fn from(error: BadBuffer) -> Self {
+        Self(error.to_string())
+    }
+}
 
 /// Whether a request shows something to the outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,14 +86,8 @@ pub type Completion = std::io::Result<Vec<u8>>;
 
 /// Takes completions from the threads of a back end.
 pub trait Completions: Send + Sync {
-    /// Finishes the request with this id.
-    fn complete(&self, id: u64, completion: Completion);
-    /// Finishes several.
-    fn complete_all(&self, completions: Vec<(u64, Completion)>) {
-        for (id, completion) in completions {
-            self.complete(id, completion);
-        }
-    }
+    /// Finishes the requests with these ids.
+    fn complete(&self, completions: Vec<(u64, Completion)>);
     /// Tells that input may have come.
     fn input_ready(&self);
     /// Goes on with what a rate has left in the rings.

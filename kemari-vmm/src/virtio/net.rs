@@ -15,13 +15,11 @@ use virtio_bindings::virtio_net::{
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 use super::budget::Cost;
-use super::device::check_range;
 use super::offload;
 use super::rate::{self, Limiter, RateSpec};
-use super::segment::{Chain, Segments};
 use super::tap::{PACKET_BYTES_MAX, Tap, VNET_HEADER_BYTES};
-use super::{Backend, Completions, GuestFault, Input, Nature, QueueRole, QueueSpec, Submission};
-use crate::memory::Memory;
+use super::{Backend, Chain, Completions, GuestFault, Input, Nature, QueueRole, QueueSpec, Submission};
+use crate::memory::{Memory, Segments, check_range};
 
 const TRANSMIT: usize = 1;
 
@@ -198,7 +196,7 @@ impl Net {
             };
             let chain = Chain::new(chain, queue.size());
             let head = chain.head_index();
-            let (_, writable) = Segments::of_chain(chain, memory)?;
+            let (_, writable) = chain.buffers(memory)?;
             room += writable.len();
             buffers.push((head, writable));
             if !mergeable {
@@ -302,7 +300,7 @@ impl Backend for Net {
         chain: Chain<'_>,
         memory: &Memory,
     ) -> Result<(NetRequest, Nature), GuestFault> {
-        let (mut readable, mut writable) = Segments::of_chain(chain, memory)?;
+        let (mut readable, mut writable) = chain.buffers(memory)?;
         if queue == TRANSMIT {
             check_length(&readable)?;
             return Ok((NetRequest::Transmit(readable), Nature::Output));
@@ -321,9 +319,9 @@ impl Backend for Net {
         match request {
             NetRequest::Transmit(segments) => {
                 check_length(segments)?;
-                segments.check(memory)
+                Ok(segments.check(memory)?)
             }
-            NetRequest::Control { answer, .. } => check_range(memory, *answer, 1),
+            NetRequest::Control { answer, .. } => Ok(check_range(memory, *answer, 1)?),
         }
     }
 
@@ -349,7 +347,7 @@ impl Backend for Net {
 
     fn copy_aside(&self, request: &NetRequest, memory: &Memory) -> Result<Vec<u8>, GuestFault> {
         match request {
-            NetRequest::Transmit(segments) => segments.read(memory),
+            NetRequest::Transmit(segments) => Ok(segments.read(memory)?),
             NetRequest::Control { .. } => Ok(Vec::new()),
         }
     }

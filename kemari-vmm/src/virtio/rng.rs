@@ -1,9 +1,8 @@
 //! virtio-rng: an entropy device (virtio 1.2, section 5.4).
 
 use super::budget::Cost;
-use super::segment::Segments;
 use super::{Backend, Chain, GuestFault, Nature, QueueRole, QueueSpec, Submission};
-use crate::memory::Memory;
+use crate::memory::{Memory, Segments};
 
 /// Most bytes given for one request; a driver asks again for more.
 const BYTES_PER_REQUEST_MAX: usize = 4096;
@@ -41,7 +40,7 @@ impl Backend for Rng {
         chain: Chain<'_>,
         memory: &Memory,
     ) -> Result<(Segments, Nature), GuestFault> {
-        let (_, writable) = Segments::of_chain(chain, memory)?;
+        let (_, writable) = chain.buffers(memory)?;
         Ok((writable.up_to(BYTES_PER_REQUEST_MAX as u64), Nature::Input))
     }
 
@@ -51,7 +50,7 @@ impl Backend for Rng {
                 "{} bytes of entropy at a time",
                 request.len()
             ))),
-            false => request.check(memory),
+            false => Ok(request.check(memory)?),
         }
     }
 

@@ -8,10 +8,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kemari_vmm::devices::Device;
+use kemari_vmm::disk::{DiskWatch, Tell};
 use kemari_vmm::virtio::block::{Block, BlockSpec};
 use kemari_vmm::virtio::net::Net;
 use kemari_vmm::virtio::tap::Tap;
-use kemari_vmm::watch::{DiskWatch, Tell};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::support::asker::{self, Asker};

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use kemari_vmm::devices::Device;
 use kemari_vmm::memory::Memory;
 use kemari_vmm::virtio::budget::{BYTES_HELD_MAX, Cost};
-use kemari_vmm::virtio::segment::Segments;
 use kemari_vmm::virtio::{
     Backend, Chain, Completions, GuestFault, Input, Nature, QueueRole, QueueSpec, Submission,
 };
@@ -100,7 +99,7 @@ impl Backend for Mock {
         chain: Chain<'_>,
         memory: &Memory,
     ) -> Result<((usize, u64), Nature), GuestFault> {
-        let (readable, _) = Segments::of_chain(chain, memory)?;
+        let (readable, _) = chain.buffers(memory)?;
         Ok(match queue {
             CONTROL => ((queue, 0), Nature::Input),
             _ => ((queue, readable.len() * COST_FACTOR), Nature::Output),
@@ -262,7 +261,7 @@ fn a_large_request_has_its_turn_beside_small_ones() {
         }
         finished += 1;
         assert!(finished <= 2 * at_a_time, "it starves");
-        rig.bench.device.complete(id, Ok(Vec::new()));
+        rig.bench.device.complete(vec![(id, Ok(Vec::new()))]);
     }
     assert!(finished >= at_a_time, "there was no room before");
 }

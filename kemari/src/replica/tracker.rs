@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use kemari_sync::Marks;
 use kemari_sync::wire::CHUNK_BYTES;
-use kemari_vmm::watch::{DiskWatch, Tell};
+use kemari_vmm::disk::{DiskWatch, Tell};
 
 use super::image::Image;
 use super::record::Map;

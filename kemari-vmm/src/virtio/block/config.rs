@@ -5,7 +5,8 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 
-use super::{BlockSpec, SECTOR_BYTES, SEGMENTS_MAX, ZERO_SECTORS_MAX};
+use super::{BlockSpec, SEGMENTS_MAX, ZERO_SECTORS_MAX};
+use crate::disk::SECTOR_BYTES;
 use crate::memory::PAGE_BYTES;
 
 /// Bytes of the configuration space, up to `write_zeroes_may_unmap` and its padding.

@@ -3,7 +3,7 @@
 mod config;
 mod request;
 
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -13,17 +13,15 @@ use virtio_bindings::virtio_blk::{
 
 use super::budget::{BYTES_HELD_MAX, Cost};
 use super::rate::{self, Limiter, RateSpec};
-use super::segment::Segments;
 use super::{Backend, Chain, Completion, Completions, GuestFault, Nature, QueueRole, QueueSpec, Submission};
-use crate::disk::{Disk, DiskError, DiskJob, GuestBuffers, Operation, Server, TroubleSink, whole_blocks};
-use crate::memory::Memory;
-use crate::watch::{DiskWatch, Watched};
+use crate::disk::{
+    Disk, DiskError, DiskJob, DiskWatch, EndSink, GuestBuffers, Operation, SECTOR_BYTES, Server, TroubleSink,
+    whole_blocks,
+};
+use crate::memory::{Memory, Segments};
 
 use request::Limits;
 pub use request::{BlockRequest, Kind};
-
-/// Bytes of a sector, the unit of virtio-blk's addresses.
-pub const SECTOR_BYTES: u64 = 512;
 
 /// Most data buffers of one request: a full queue of descriptors less header and status.
 const SEGMENTS_MAX: u32 = 254;
@@ -92,8 +90,6 @@ pub struct Block {
     server: Option<Arc<Server>>,
     trouble: TroubleSink,
     watch: Option<Arc<dyn DiskWatch>>,
-    /// Between the requests and the worker, if somebody watches.
-    watched: Option<Arc<Watched>>,
     /// The guest knows no flush: whatever is finished must be durable.
     write_through: bool,
     /// The capacity changed, and the driver was not told yet.
@@ -137,7 +133,6 @@ impl Block {
             server: None,
             trouble: Arc::new(|trouble| tracing::error!("a disk fails: {}", trouble.reason)),
             watch: None,
-            watched: None,
             write_through: false,
             config_changed: false,
             applied: None,
@@ -204,49 +199,21 @@ impl Block {
         let Some(device) = self.completions.clone() else {
             return Ok(());
         };
-        let server = match &self.watch {
-            None => Server::start(disk, device, self.trouble.clone())?,
-            Some(watch) => self.serve_watched(disk, watch.clone(), device)?,
-        };
+        let ends: EndSink = Arc::new(move |ended| {
+            if let Some(device) = device.upgrade() {
+                device.complete(ended);
+            }
+        });
+        let server = Server::start(disk, self.watch.clone(), ends, self.trouble.clone())?;
         server.set_write_through(self.write_through);
         self.server = Some(server);
         self.set_capacity(sectors);
         Ok(())
     }
 
-    fn serve_watched(
-        &mut self,
-        disk: Arc<Disk>,
-        watch: Arc<dyn DiskWatch>,
-        device: Weak<dyn Completions>,
-    ) -> Result<Arc<Server>, DiskError> {
-        let served = Arc::new(OnceLock::<Arc<Server>>::new());
-        let forward = {
-            let served = served.clone();
-            Box::new(move |job| {
-                let Some(server) = served.get() else { return false };
-                server.submit(job);
-                true
-            })
-        };
-        let path = disk.path().to_owned();
-        // Who takes over may find that it has grown.
-        watch.grown(disk.bytes()).map_err(|source| DiskError::Grow {
-            path: path.clone(),
-            source,
-        })?;
-        let watched =
-            Watched::start(watch, device, forward).map_err(|source| DiskError::Open { path, source })?;
-        let between: Weak<Watched> = Arc::downgrade(&watched);
-        let server = Server::start(disk, between, self.trouble.clone())?;
-        served.get_or_init(|| server.clone());
-        self.watched = Some(watched);
-        Ok(server)
-    }
-
     /// Lets go of the image. Nothing of it may be under way.
     pub fn detach(&mut self) {
-        (self.server, self.watched) = (None, None);
+        self.server = None;
     }
 
     /// Looks whether the image has grown, and tells the guest if so. Returns the new size in bytes.
@@ -355,13 +322,12 @@ impl Block {
     }
 
     fn send(&self, job: DiskJob) -> bool {
-        match (&self.watched, &self.server) {
-            (Some(watched), _) => watched.submit(job),
-            (None, Some(server)) => {
+        match &self.server {
+            Some(server) => {
                 server.submit(job);
                 true
             }
-            (None, None) => self.mute,
+            None => self.mute,
         }
     }
 
@@ -455,7 +421,7 @@ impl Backend for Block {
 
     fn copy_aside(&self, request: &BlockRequest, memory: &Memory) -> Result<Vec<u8>, GuestFault> {
         match request.kind {
-            Kind::Write { .. } => request.data.read(memory),
+            Kind::Write { .. } => Ok(request.data.read(memory)?),
             _ => Ok(Vec::new()),
         }
     }

@@ -7,10 +7,9 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 
-use super::{REQUEST_BYTES_MAX, SECTOR_BYTES, SEGMENTS_MAX, ZERO_SECTORS_MAX};
-use crate::memory::Memory;
-use crate::virtio::device::check_range;
-use crate::virtio::segment::Segments;
+use super::{REQUEST_BYTES_MAX, SEGMENTS_MAX, ZERO_SECTORS_MAX};
+use crate::disk::SECTOR_BYTES;
+use crate::memory::{Memory, Segments, check_range};
 use crate::virtio::{Chain, GuestFault, Nature};
 
 /// Bytes of a request's header: type, a reserved word, sector (virtio 1.2, section 5.2.6).
@@ -94,7 +93,7 @@ impl Kind {
 impl BlockRequest {
     /// Understands a chain.
     pub(super) fn parse(chain: Chain<'_>, memory: &Memory, limits: Limits) -> Result<Self, GuestFault> {
-        let (mut readable, mut writable) = Segments::of_chain(chain, memory)?;
+        let (mut readable, mut writable) = chain.buffers(memory)?;
         let header = readable
             .split_front(HEADER_BYTES)
             .ok_or_else(|| GuestFault("a disk request without header".into()))?

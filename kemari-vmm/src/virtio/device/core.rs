@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
+use super::super::Chain;
 use super::super::request::{Releasable, Request, RequestList, Stage};
-use super::super::segment::Chain;
 use super::super::transport::{self as regs, Transport};
 use super::super::{Backend, GuestFault, Nature, QueueRole, Submission};
 use super::ring_fault;

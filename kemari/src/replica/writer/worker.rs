@@ -23,7 +23,7 @@ use super::{Answer, Barrier, Job, Report};
 /// Frames of the copy after which what came is made durable.
 const STORED_FRAMES: u64 = 64;
 /// Longest time that what was carried out stays without a flush. The guest's own flushes come only where it waits for both
-/// disks (see `kemari_vmm::watch::DiskWatch::flush_is_output`), and no mark goes before a flush.
+/// disks (see `kemari_vmm::disk::DiskWatch::flush_is_output`), and no mark goes before a flush.
 pub const FLUSH_AGE_MAX: Duration = Duration::from_secs(5);
 
 /// Carries out jobs, one after the other, on a thread of its own.

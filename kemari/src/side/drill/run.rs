@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use kemari_vmm::dirty::DirtySource;
+use kemari_vmm::disk::SECTOR_BYTES;
 use kemari_vmm::disk::{Disk, OnError, Overlay, Store};
 use kemari_vmm::machine::{Machine, MachineError, MachineEvent, MachineSpec, VcpuDue, VcpuWatch};
 use kemari_vmm::memory::LazyCopy;
-use kemari_vmm::virtio::block::SECTOR_BYTES;
 
 use super::console::Console;
 use super::judge::{EARLY_NS, VcpuSigns, Verdict, judge_vcpus};

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use kemari_sync::wire::{Begin, Message, Welcome};
 use kemari_sync::{ArbiterRequest, Incarnation, Opening, Phase, Record};
+use kemari_vmm::disk::DiskWatch;
 use kemari_vmm::memory::PAGE_BYTES;
-use kemari_vmm::watch::DiskWatch;
 
 use super::receive::check_welcome;
 use super::rig::{OLD_TERM, Rig, TERM, record};

@@ -1,13 +1,12 @@
 //! Many requests of every kind at once, through the disk's real server.
 
 use std::collections::BTreeMap;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use kemari_vmm::disk::{Disk, DiskJob, Operation, Server};
-use kemari_vmm::virtio::{Completion, Completions};
+use kemari_vmm::disk::{Disk, DiskJob, EndSink, Operation, Outcome, Server};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
@@ -42,12 +41,15 @@ impl Storm<'_> {
     /// Asks a disk for a lot; returns what must be on it.
     pub fn rage(&self, disk: Disk, mut model: Model, random: &mut ChaCha8Rng) -> Result<Model> {
         let (sender, ends) = channel();
-        let listener: Arc<dyn Completions> = Arc::new(Listener {
-            log: self.log.clone(),
-            ends: sender,
+        let log = self.log.clone();
+        let told: EndSink = Arc::new(move |ended| {
+            for (id, result) in ended {
+                log.note(Entry::Ended(id));
+                // Nobody listens any more after an error.
+                let _ = sender.send((id, result));
+            }
         });
-        let listening: Weak<dyn Completions> = Arc::downgrade(&listener);
-        let server = Server::start(Arc::new(disk), listening, Arc::new(|_| {}))?;
+        let server = Server::start(Arc::new(disk), None, told, Arc::new(|_| {}))?;
         server.set_write_through(self.write_through);
         let mut asker = Asker {
             server: &server,
@@ -76,25 +78,10 @@ impl Storm<'_> {
     }
 }
 
-struct Listener {
-    log: Arc<Log>,
-    ends: Sender<(u64, Completion)>,
-}
-
-impl Completions for Listener {
-    fn complete(&self, id: u64, completion: Completion) {
-        self.log.note(Entry::Ended(id));
-        // Nobody listens any more after an error.
-        let _ = self.ends.send((id, completion));
-    }
-
-    fn input_ready(&self) {}
-}
-
 struct Asker<'a> {
     server: &'a Server,
     log: &'a Log,
-    ends: Receiver<(u64, Completion)>,
+    ends: Receiver<Outcome>,
     /// What each must return.
     under_way: BTreeMap<u64, Vec<u8>>,
 }

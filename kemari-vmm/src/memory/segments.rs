@@ -1,13 +1,34 @@
-//! The buffers that a descriptor chain names, as guest physical ranges.
+//! Buffers of a guest, as ranges of its memory.
 
 use serde::{Deserialize, Serialize};
-use virtio_queue::DescriptorChain;
 use vm_memory::bitmap::Bitmap;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 
-use super::GuestFault;
-use super::device::check_range;
-use crate::memory::Memory;
+use super::Memory;
+
+/// A buffer that does not lie in the guest's memory.
+#[derive(Debug, thiserror::Error)]
+pub enum BadBuffer {
+    /// A part of it does not exist.
+    #[error("a buffer of {bytes} bytes at {address:#x} lies outside the guest's memory")]
+    Outside {
+        /// Where it begins (guest physical).
+        address: u64,
+        /// Its length.
+        bytes: u64,
+    },
+    /// It cannot be used.
+    #[error("a buffer is not usable: {0}")]
+    Unusable(GuestMemoryError),
+}
+
+/// Checks that a range of guest memory exists.
+pub fn check_range(memory: &Memory, address: u64, bytes: u64) -> Result<(), BadBuffer> {
+    match bytes == 0 || memory.check_range(GuestAddress(address), bytes as usize) {
+        true => Ok(()),
+        false => Err(BadBuffer::Outside { address, bytes }),
+    }
+}
 
 /// A range of guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,80 +39,13 @@ pub struct Segment {
     pub length: u32,
 }
 
-/// Ranges of guest memory, in the order of the chain.
+/// Ranges of guest memory, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segments(Vec<Segment>);
 
-/// The chain of descriptors of one request, with the length that it may have.
-pub struct Chain<'a> {
-    descriptors: DescriptorChain<&'a Memory>,
-    descriptors_max: u16,
-}
-
-impl<'a> Chain<'a> {
-    /// A chain of a queue of so many entries: no chain is longer than its queue, also where it lies in an indirect table
-    /// (virtio 1.2, section 2.7.5.3.1).
-    pub fn new(descriptors: DescriptorChain<&'a Memory>, queue_entries: u16) -> Self {
-        Self {
-            descriptors,
-            descriptors_max: queue_entries,
-        }
-    }
-
-    /// The head, which names the chain in the used ring.
-    pub fn head_index(&self) -> u16 {
-        self.descriptors.head_index()
-    }
-}
-
 impl Segments {
-    /// The buffers that the device reads and those that it writes, all inside the guest's memory. Empty ones are dropped.
-    ///
-    /// # Errors
-    /// Also for a chain that is longer than its queue, or does not end: the iterator stops at a loop, and at a descriptor
-    /// that cannot be read, as it does at a proper end.
-    pub fn of_chain(chain: Chain<'_>, memory: &Memory) -> Result<(Self, Self), GuestFault> {
-        let (mut readable, mut writable) = (Self::default(), Self::default());
-        let (mut ended, mut has_writable) = (false, false);
-        let mut left = chain.descriptors_max;
-        for descriptor in chain.descriptors {
-            left = left.checked_sub(1).ok_or_else(|| {
-                let max = chain.descriptors_max;
-                GuestFault(format!(
-                    "a descriptor chain longer than the {max} entries of its queue"
-                ))
-            })?;
-            ended = !descriptor.has_next();
-            check_range(memory, descriptor.addr().0, u64::from(descriptor.len()))?;
-            if has_writable && !descriptor.is_write_only() {
-                return Err(GuestFault(
-                    "a readable buffer follows a writable one in a chain".into(),
-                ));
-            }
-            has_writable = descriptor.is_write_only();
-            if descriptor.len() == 0 {
-                continue;
-            }
-            let part = if has_writable {
-                &mut writable
-            } else {
-                &mut readable
-            };
-            part.0.push(Segment {
-                address: descriptor.addr().0,
-                length: descriptor.len(),
-            });
-        }
-        if !ended {
-            return Err(GuestFault(
-                "a descriptor chain without an end, or with a descriptor that does not exist".into(),
-            ));
-        }
-        Ok((readable, writable))
-    }
-
-    /// Whether all of it lies inside the guest's memory, as it does after [`Segments::of_chain`].
-    pub fn check(&self, memory: &Memory) -> Result<(), GuestFault> {
+    /// Whether all of it lies inside the guest's memory, as do those that a guest's request was taken from.
+    pub fn check(&self, memory: &Memory) -> Result<(), BadBuffer> {
         self.0
             .iter()
             .try_for_each(|segment| check_range(memory, segment.address, segment.length.into()))
@@ -100,6 +54,11 @@ impl Segments {
     /// One range.
     pub fn at(address: u64, length: u32) -> Self {
         Self(vec![Segment { address, length }])
+    }
+
+    /// Adds a range behind them.
+    pub fn push(&mut self, segment: Segment) {
+        self.0.push(segment);
     }
 
     /// Total length in bytes.
@@ -163,11 +122,11 @@ impl Segments {
 
     /// Where it lies in this process, piece by piece, without empty pieces. Whoever has something written there marks it
     /// with [`Segments::mark_dirty`].
-    pub fn iovecs(&self, memory: &Memory) -> Result<Vec<libc::iovec>, GuestFault> {
+    pub fn iovecs(&self, memory: &Memory) -> Result<Vec<libc::iovec>, BadBuffer> {
         let mut parts = Vec::with_capacity(self.0.len());
         for segment in &self.0 {
             for slice in memory.get_slices(GuestAddress(segment.address), segment.length as usize) {
-                let slice = slice.map_err(outside)?;
+                let slice = slice.map_err(BadBuffer::Unusable)?;
                 parts.push(libc::iovec {
                     iov_base: slice.ptr_guard_mut().as_ptr().cast(),
                     iov_len: slice.len(),
@@ -178,10 +137,10 @@ impl Segments {
     }
 
     /// Marks its pages dirty, as after something else than this process has written them.
-    pub fn mark_dirty(&self, memory: &Memory) -> Result<(), GuestFault> {
+    pub fn mark_dirty(&self, memory: &Memory) -> Result<(), BadBuffer> {
         for segment in &self.0 {
             for slice in memory.get_slices(GuestAddress(segment.address), segment.length as usize) {
-                let slice = slice.map_err(outside)?;
+                let slice = slice.map_err(BadBuffer::Unusable)?;
                 slice.bitmap().mark_dirty(0, slice.len());
             }
         }
@@ -189,36 +148,32 @@ impl Segments {
     }
 
     /// Copies all the bytes out of guest memory.
-    pub fn read(&self, memory: &Memory) -> Result<Vec<u8>, GuestFault> {
+    pub fn read(&self, memory: &Memory) -> Result<Vec<u8>, BadBuffer> {
         let mut bytes = vec![0; self.len() as usize];
         let mut done = 0;
         for segment in &self.0 {
             let part = &mut bytes[done..done + segment.length as usize];
             memory
                 .read_slice(part, GuestAddress(segment.address))
-                .map_err(outside)?;
+                .map_err(BadBuffer::Unusable)?;
             done += part.len();
         }
         Ok(bytes)
     }
 
     /// Copies bytes into guest memory, marking the pages dirty; returns how many fitted.
-    pub fn write(&self, mut bytes: &[u8], memory: &Memory) -> Result<u32, GuestFault> {
+    pub fn write(&self, mut bytes: &[u8], memory: &Memory) -> Result<u32, BadBuffer> {
         let mut done = 0;
         for segment in &self.0 {
             let (part, rest) = bytes.split_at(bytes.len().min(segment.length as usize));
             memory
                 .write_slice(part, GuestAddress(segment.address))
-                .map_err(outside)?;
+                .map_err(BadBuffer::Unusable)?;
             done += part.len() as u32;
             bytes = rest;
         }
         Ok(done)
     }
-}
-
-fn outside(error: vm_memory::GuestMemoryError) -> GuestFault {
-    GuestFault(format!("a buffer is not usable: {error}"))
 }
 
 #[cfg(test)]

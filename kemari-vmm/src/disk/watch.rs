@@ -1,23 +1,23 @@
 //! Watching a disk: somebody who must know of changes before they are issued, and of flushes before the guest does.
 //!
-//! A [`DiskWatch`] stands between the requests of a disk and whatever carries them out, on both ends: a change is not
+//! A [`DiskWatch`] stands between those who ask something of a disk and its [`super::Server`], on both ends: a change is not
 //! issued before the watch is prepared for it, and the end of a flush is not told before the watch is content.
 
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::operation::{DiskJob, Operation};
+use super::server::{EndSink, Outcome};
 use crate::confine::{self, COMMON, Calls, DEVICES, OPEN_FILES};
-use crate::disk::{DiskJob, Operation};
 use crate::threads;
-use crate::virtio::{Completion, Completions};
 
 /// Most changes for which a watch is prepared at a time.
 const PREPARED_MAX: usize = 256;
 
-/// Tells the device that a flush has ended.
+/// Tells whoever asked for it that a flush has ended.
 pub type Tell = Box<dyn FnOnce() + Send>;
 
 /// What a watch's thread asks of the kernel.
@@ -82,54 +82,37 @@ impl Open {
     }
 }
 
-/// Hands a job on; false: there is nobody to take it.
-type Forward = Box<dyn Fn(DiskJob) -> bool + Send + Sync>;
-
-/// A watch at work, between a disk's device and whatever carries out its jobs.
+/// A watch at work, between those who ask something of a disk and its [`super::Server`].
 pub struct Watched {
     watch: Arc<dyn DiskWatch>,
-    device: Weak<dyn Completions>,
-    forward: Forward,
     open: Mutex<Open>,
     unprepared: Sender<DiskJob>,
 }
 
 impl Watched {
-    /// Begins to watch. `forward` hands jobs to whatever carries them out, in order; their completions are to come to
-    /// this value, which passes them on to `device`.
-    pub fn start(
-        watch: Arc<dyn DiskWatch>,
-        device: Weak<dyn Completions>,
-        forward: Forward,
-    ) -> io::Result<Arc<Self>> {
+    /// Begins to watch. The jobs that come out of the receiver wait for [`Watched::prepare`].
+    pub fn new(watch: Arc<dyn DiskWatch>) -> (Self, Receiver<DiskJob>) {
         let (unprepared, jobs) = channel();
-        let watched = Arc::new(Self {
+        let watched = Self {
             watch,
-            device,
-            forward,
             open: Mutex::default(),
             unprepared,
-        });
-        let weak = Arc::downgrade(&watched);
-        threads::start("disk watch", move || {
-            confine::thread(&CALLS);
-            prepare(&weak, &jobs);
-        })?;
-        Ok(watched)
+        };
+        (watched, jobs)
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a job: it is handed on at once, or when the watch is prepared for it. False: there is nobody to take it.
-    pub fn submit(&self, job: DiskJob) -> bool {
+    /// Takes a job, and hands it on at once if the watch is prepared for it.
+    pub fn submit(&self, job: DiskJob, hand_on: impl Fn(DiskJob)) {
         let mut open = self.lock();
         let range = match &job.operation {
             Operation::Flush => None,
             operation => match operation.changes() {
                 Some(range) => Some(range),
-                None => return (self.forward)(job),
+                None => return hand_on(job),
             },
         };
         let (id, is_flush) = (job.id, range.is_none());
@@ -137,92 +120,87 @@ impl Watched {
         open.kinds.insert(id, range.map_or(Kind::Flush, Kind::Change));
         if !may_go {
             open.waiting += 1;
-            return self.unprepared.send(job).is_ok();
+            let sent = self.unprepared.send(job);
+            return sent.expect("somebody prepares the watch for as long as the disk is served");
         }
         if is_flush {
             self.watch.flush_begins(id, open.ended(id));
         }
-        (self.forward)(job)
+        hand_on(job);
     }
 
-    /// Hands on jobs that waited; those that change something are told the error if there is one.
-    fn go_on(&self, jobs: Vec<DiskJob>, result: &io::Result<()>) {
+    /// Prepares the watch for jobs that waited, and hands them on. If it cannot be prepared, those that change something
+    /// are returned with the error.
+    pub fn prepare(&self, jobs: Vec<DiskJob>, hand_on: impl Fn(DiskJob)) -> Vec<Outcome> {
+        let ranges: Vec<Range<u64>> = jobs.iter().filter_map(|job| job.operation.changes()).collect();
+        let result = self.watch.prepare(&ranges);
         let mut refused = Vec::new();
         let mut open = self.lock();
         open.waiting -= jobs.len();
         for job in jobs {
-            match (result, &job.operation) {
+            match (&result, &job.operation) {
                 (_, Operation::Flush) => {
                     self.watch.flush_begins(job.id, open.ended(job.id));
-                    (self.forward)(job);
+                    hand_on(job);
                 }
-                (Ok(()), _) => {
-                    (self.forward)(job);
+                (Ok(()), _) => hand_on(job),
+                (Err(error), _) => {
+                    refused.push((job.id, Err(io::Error::new(error.kind(), error.to_string()))));
                 }
-                (Err(error), _) => refused.push((job.id, io::Error::new(error.kind(), error.to_string()))),
             }
         }
-        drop(open);
-        for (id, error) in refused {
-            self.complete(id, Err(error));
-        }
+        refused
     }
-}
 
-fn prepare(watched: &Weak<Watched>, jobs: &Receiver<DiskJob>) {
-    while let Ok(first) = jobs.recv() {
-        let batch: Vec<DiskJob> = std::iter::once(first)
-            .chain(jobs.try_iter().take(PREPARED_MAX - 1))
-            .collect();
-        let ranges: Vec<Range<u64>> = batch.iter().filter_map(|job| job.operation.changes()).collect();
-        let Some(watched) = watched.upgrade() else {
-            return;
-        };
-        let result = watched.watch.prepare(&ranges);
-        watched.go_on(batch, &result);
-    }
-}
-
-impl Completions for Watched {
-    fn complete(&self, id: u64, completion: Completion) {
+    /// A job has ended. Returns what is to be told now; the end of a flush the watch tells itself, when it is content.
+    pub fn ended(&self, (id, result): Outcome, ends: &EndSink) -> Option<Outcome> {
         let kind = self.lock().kinds.remove(&id);
         match kind {
-            Some(Kind::Change(range)) => self.watch.changed(id, &range, completion.is_ok()),
-            Some(Kind::Flush) if completion.is_ok() => {
-                let device = self.device.clone();
-                let tell = Box::new(move || {
-                    if let Some(device) = device.upgrade() {
-                        device.complete(id, Ok(Vec::new()));
-                    }
-                });
-                return self.watch.flushed(id, tell);
+            Some(Kind::Change(range)) => self.watch.changed(id, &range, result.is_ok()),
+            Some(Kind::Flush) if result.is_ok() => {
+                let ends = ends.clone();
+                self.watch
+                    .flushed(id, Box::new(move || ends(vec![(id, Ok(Vec::new()))])));
+                return None;
             }
             Some(Kind::Flush) | None => {}
         }
-        if let Some(device) = self.device.upgrade() {
-            device.complete(id, completion);
-        }
+        Some((id, result))
     }
+}
 
-    fn input_ready(&self) {
-        if let Some(device) = self.device.upgrade() {
-            device.input_ready();
-        }
-    }
+/// The next jobs that wait; none any more if the disk is not served any more.
+fn next(jobs: &Receiver<DiskJob>) -> Option<Vec<DiskJob>> {
+    let first = jobs.recv().ok()?;
+    Some(
+        std::iter::once(first)
+            .chain(jobs.try_iter().take(PREPARED_MAX - 1))
+            .collect(),
+    )
+}
+
+/// Starts the thread that has `prepare` prepare the watch for jobs that wait, until it returns false.
+pub fn start_preparing(
+    jobs: Receiver<DiskJob>,
+    prepare: impl Fn(Vec<DiskJob>) -> bool + Send + 'static,
+) -> io::Result<()> {
+    threads::start("disk watch", move || {
+        confine::thread(&CALLS);
+        while let Some(waiting) = next(&jobs)
+            && prepare(waiting)
+        {}
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicBool, Ordering};
-    use std::time::Duration;
 
     #[derive(Default)]
     struct Recorder {
         prepared: AtomicBool,
         fails: AtomicBool,
-        /// Whether it may go on with preparing.
-        gate: Mutex<()>,
         seen: Mutex<Vec<String>>,
         tells: Mutex<Vec<Tell>>,
     }
@@ -245,7 +223,6 @@ mod tests {
             Ok(())
         }
         fn prepare(&self, ranges: &[Range<u64>]) -> io::Result<()> {
-            let _gate = self.gate.lock().unwrap();
             self.note(format!("prepare {}", ranges.len()));
             match self.fails.load(Ordering::SeqCst) {
                 true => Err(io::Error::other("no record")),
@@ -266,47 +243,63 @@ mod tests {
         }
     }
 
-    #[derive(Default)]
-    struct Told(Mutex<Vec<(u64, bool)>>);
-
-    impl Completions for Told {
-        fn complete(&self, id: u64, completion: Completion) {
-            self.0.lock().unwrap().push((id, completion.is_ok()));
-        }
-        fn input_ready(&self) {}
-    }
-
     struct Bench {
         watch: Arc<Recorder>,
-        told: Arc<Told>,
-        watched: Arc<Watched>,
-        issued: Receiver<DiskJob>,
+        told: Arc<Mutex<Vec<(u64, bool)>>>,
+        ends: EndSink,
+        watched: Watched,
+        unprepared: Receiver<DiskJob>,
+        issued: Mutex<Vec<u64>>,
     }
 
     impl Bench {
         fn new() -> Self {
-            let (watch, told) = (Arc::<Recorder>::default(), Arc::<Told>::default());
-            let (sender, issued) = channel();
-            let device = Arc::downgrade(&told);
-            let forward = Box::new(move |job| sender.send(job).is_ok());
-            let watched = Watched::start(watch.clone(), device, forward).unwrap();
+            let watch = Arc::<Recorder>::default();
+            let told = Arc::<Mutex<Vec<(u64, bool)>>>::default();
+            let tell = told.clone();
+            let ends: EndSink = Arc::new(move |ended: Vec<Outcome>| {
+                let ended = ended.into_iter().map(|(id, result)| (id, result.is_ok()));
+                tell.lock().unwrap().extend(ended);
+            });
+            let (watched, unprepared) = Watched::new(watch.clone());
             Self {
                 watch,
                 told,
+                ends,
                 watched,
-                issued,
+                unprepared,
+                issued: Mutex::default(),
             }
         }
 
-        fn submit(&self, id: u64, operation: Operation) {
-            assert!(self.watched.submit(DiskJob { id, operation }));
+        fn issue(&self, job: DiskJob) {
+            self.issued.lock().unwrap().push(job.id);
         }
 
-        fn next_issued(&self) -> u64 {
-            self.issued
-                .recv_timeout(Duration::from_secs(10))
-                .expect("a job")
-                .id
+        fn submit(&self, id: u64, operation: Operation) {
+            self.watched
+                .submit(DiskJob { id, operation }, |job| self.issue(job));
+        }
+
+        fn prepare(&self) {
+            let jobs = next(&self.unprepared).expect("somebody waits");
+            for refused in self.watched.prepare(jobs, |job| self.issue(job)) {
+                self.end(refused);
+            }
+        }
+
+        fn end(&self, outcome: Outcome) {
+            if let Some(outcome) = self.watched.ended(outcome, &self.ends) {
+                (self.ends)(vec![outcome]);
+            }
+        }
+
+        fn issued(&self) -> Vec<u64> {
+            std::mem::take(&mut self.issued.lock().unwrap())
+        }
+
+        fn told(&self) -> Vec<(u64, bool)> {
+            std::mem::take(&mut self.told.lock().unwrap())
         }
     }
 
@@ -320,7 +313,6 @@ mod tests {
     #[test]
     fn nothing_overtakes_a_change_that_the_watch_is_not_prepared_for() {
         let bench = Bench::new();
-        let gate = bench.watch.gate.lock().unwrap();
         bench.submit(0, write());
         bench.submit(1, Operation::Flush);
         bench.submit(
@@ -330,15 +322,15 @@ mod tests {
                 bytes: 512,
             },
         );
-        assert_eq!(bench.next_issued(), 2, "a read waits for nothing");
-        assert!(
-            bench.issued.try_recv().is_err(),
-            "a write was issued before the watch was prepared"
+        assert_eq!(
+            bench.issued(),
+            [2],
+            "a read waits for nothing, the others for the watch"
         );
-        drop(gate);
-        assert_eq!((bench.next_issued(), bench.next_issued()), (0, 1));
+        bench.prepare();
+        assert_eq!(bench.issued(), [0, 1]);
         bench.submit(3, write());
-        assert_eq!(bench.next_issued(), 3);
+        assert_eq!(bench.issued(), [3]);
     }
 
     #[test]
@@ -347,31 +339,25 @@ mod tests {
         bench.watch.fails.store(true, Ordering::SeqCst);
         bench.submit(0, write());
         bench.submit(1, Operation::Flush);
-        assert_eq!(bench.next_issued(), 1);
-        while bench.told.0.lock().unwrap().is_empty() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        assert_eq!(*bench.told.0.lock().unwrap(), [(0, false)]);
+        bench.prepare();
+        assert_eq!(bench.issued(), [1]);
+        assert_eq!(bench.told(), [(0, false)]);
+        let seen = bench.watch.seen.lock().unwrap();
+        assert!(seen.contains(&"changed 0 false".to_owned()), "{seen:?}");
     }
 
     #[test]
     fn the_end_of_a_flush_is_told_when_the_watch_is_content() {
         let bench = Bench::new();
         bench.submit(0, Operation::Flush);
-        bench.watched.complete(0, Ok(Vec::new()));
-        assert!(bench.told.0.lock().unwrap().is_empty());
-        let tell = bench
-            .watch
-            .tells
-            .lock()
-            .unwrap()
-            .pop()
-            .expect("the watch knows of it");
-        tell();
-        assert_eq!(*bench.told.0.lock().unwrap(), [(0, true)]);
+        bench.end((0, Ok(Vec::new())));
+        assert!(bench.told().is_empty());
+        let tell = bench.watch.tells.lock().unwrap().pop();
+        tell.expect("the watch knows of it")();
+        assert_eq!(bench.told(), [(0, true)]);
         bench.submit(1, Operation::Flush);
-        bench.watched.complete(1, Err(io::Error::other("broken")));
-        assert_eq!(*bench.told.0.lock().unwrap(), [(0, true), (1, false)]);
+        bench.end((1, Err(io::Error::other("broken"))));
+        assert_eq!(bench.told(), [(1, false)]);
     }
 
     #[test]
@@ -381,9 +367,9 @@ mod tests {
         bench.submit(5, Operation::Flush);
         bench.submit(6, write());
         bench.submit(7, write());
-        bench.watched.complete(6, Ok(Vec::new()));
+        bench.end((6, Ok(Vec::new())));
         bench.submit(8, Operation::Flush);
-        bench.watched.complete(7, Ok(Vec::new()));
+        bench.end((7, Ok(Vec::new())));
         bench.submit(9, Operation::Flush);
         let seen = bench.watch.seen.lock().unwrap();
         let flushes: Vec<&String> = seen.iter().filter(|text| text.starts_with("flush")).collect();
