@@ -91,11 +91,10 @@ impl Image {
             .file_type()
             .is_block_device();
         let record_path = record_path(disk, is_device, state_dir);
-        let mut record = read_record(vm, disk, &record_path)?;
+        let store = FileStore::open_durable(&record_path)
+            .with_context(|| format!("the record {} cannot be made durable", record_path.display()))?;
+        let mut record = read_record(vm, disk, &record_path, store)?;
         if let Some(record) = &mut record {
-            record
-                .settle()
-                .with_context(|| format!("the record {} cannot be made durable", record_path.display()))?;
             let recorded_bytes = record.head().image_bytes;
             ensure!(
                 recorded_bytes <= bytes,
@@ -387,9 +386,19 @@ pub fn record_beside(image: &Path) -> PathBuf {
     name.into()
 }
 
-fn read_record(vm: &str, disk: &HostDisk<'_>, path: &Path) -> anyhow::Result<Option<Record>> {
+/// A record as it is now, durable or not: for who shows it.
+fn look_at_record(vm: &str, disk: &HostDisk<'_>, path: &Path) -> anyhow::Result<Option<Record>> {
+    let store = FileStore::open(path).with_context(|| format!("the record {}", path.display()))?;
+    read_record(vm, disk, path, store)
+}
+
+fn read_record(
+    vm: &str,
+    disk: &HostDisk<'_>,
+    path: &Path,
+    store: Option<FileStore>,
+) -> anyhow::Result<Option<Record>> {
     let shown = || format!("the record {}", path.display());
-    let store = FileStore::open(path).with_context(shown)?;
     let record = store
         .map(|store| Record::load(Box::new(store)))
         .transpose()
@@ -411,7 +420,7 @@ pub fn views(config: &Config, host: &str) -> Vec<anyhow::Result<ImageView>> {
     let state_dir = config.host(host).state_dir();
     let view = |disk: &HostDisk<'_>| {
         let is_device = std::fs::metadata(&disk.path)?.file_type().is_block_device();
-        let record = read_record(&config.vm, disk, &record_path(disk, is_device, state_dir))?;
+        let record = look_at_record(&config.vm, disk, &record_path(disk, is_device, state_dir))?;
         Ok(record.as_ref().map(ImageView::of).unwrap_or_default())
     };
     let disks = config.disks_of(host);
@@ -422,7 +431,7 @@ pub fn views(config: &Config, host: &str) -> Vec<anyhow::Result<ImageView>> {
 /// What the record of an image says, in words, without touching either.
 pub fn describe_record(vm: &str, disk: &HostDisk<'_>, state_dir: &Path) -> anyhow::Result<String> {
     let is_device = std::fs::metadata(&disk.path)?.file_type().is_block_device();
-    let Some(record) = read_record(vm, disk, &record_path(disk, is_device, state_dir))? else {
+    let Some(record) = look_at_record(vm, disk, &record_path(disk, is_device, state_dir))? else {
         return Ok("it has no record: it was never a replicated disk".into());
     };
     let head = record.head();

@@ -248,7 +248,7 @@ impl Record {
         Ok(record)
     }
 
-    /// Reads a record. What it says may not be durable: [`Record::settle`].
+    /// Reads a record. What it says is relied upon, and not written again: it has to be durable.
     pub fn load(store: Box<dyn Store>) -> Result<Self, RecordError> {
         if store.bytes()? < MAP_OFFSET {
             return Err(RecordError::Damaged);
@@ -279,12 +279,6 @@ impl Record {
             sequence,
             map,
         })
-    }
-
-    /// Makes durable what was read. Whoever wrote it may have died before it was, and from now on it is not written again:
-    /// bits that are set are relied upon, and a head that is as it should be stays.
-    pub fn settle(&mut self) -> Result<(), RecordError> {
-        Ok(self.store.sync()?)
     }
 
     /// The head, durable.

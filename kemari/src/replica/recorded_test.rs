@@ -66,13 +66,10 @@ fn create(path: &Path) -> Result<Record> {
 
 /// As an image reads its record.
 fn open(path: &Path) -> Result<Record> {
-    let mut record = load(path)?.context("there is no record")?;
-    record.settle()?;
-    Ok(record)
+    read(FileStore::open_durable(path)?)?.context("there is no record")
 }
 
-fn load(path: &Path) -> Result<Option<Record>> {
-    let store = FileStore::open(path)?;
+fn read(store: Option<FileStore>) -> Result<Option<Record>> {
     Ok(store.map(|store| Record::load(Box::new(store))).transpose()?)
 }
 
@@ -175,7 +172,10 @@ fn judge(directory: &Path, entries: &[Entry<Note>]) -> Result<()> {
             _ => {}
         }
     }
-    let record = match load(&directory.join("disk.img.kemari")) {
+    let record = match FileStore::open(&directory.join("disk.img.kemari"))
+        .map_err(Into::into)
+        .and_then(read)
+    {
         Ok(Some(record)) => record,
         Ok(None) if !is_durable => return Ok(()),
         Err(error)

@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use rustix::fs::{Advice, fadvise};
+
 use crate::files;
 
 /// What a power cut leaves whole or as it was before, in bytes.
@@ -34,6 +36,17 @@ impl FileStore {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// The same, of what is on the disk. Whoever wrote the file last may have died before that was durable: it is made so.
+    /// After a write-back that failed the host's cache proves nothing: it forgets the file.
+    pub fn open_durable(path: &Path) -> io::Result<Option<Self>> {
+        let store = Self::open(path)?;
+        if let Some(Self(file)) = &store {
+            file.sync_data()?;
+            fadvise(file, 0, None, Advice::DontNeed)?;
+        }
+        Ok(store)
     }
 
     /// Makes a record file of so many zeros, all of them written: later writes need no room. Whatever was there under
@@ -79,5 +92,33 @@ impl Store for FileStore {
 
     fn bytes(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use kemari_vmm::confine::{self, call};
+
+    use super::*;
+
+    #[test]
+    fn a_record_whose_cache_cannot_be_forgotten_or_made_durable_is_not_opened() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("record");
+        FileStore::create(&path, 512).expect("a record");
+        FileStore::open_durable(&path).expect("it is durable");
+        for number in [libc::SYS_fdatasync, libc::SYS_fadvise64] {
+            thread::scope(|threads| {
+                threads.spawn(|| {
+                    confine::refuse(&[call(number, "what this thread gets no more")], libc::EIO)
+                        .expect("calls can be refused");
+                    let error = FileStore::open_durable(&path).err().expect("it proves nothing");
+                    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+                    FileStore::open(&path).expect("to look at it is enough");
+                });
+            });
+        }
     }
 }
