@@ -8,6 +8,7 @@
 
 mod checksum;
 mod consent;
+mod debt;
 mod delta;
 mod faults;
 mod gather;
@@ -28,6 +29,7 @@ mod trouble;
 pub mod wire;
 
 pub use consent::{AskId, PeerWord, Start, StartAction, StartConfig, StartEvent};
+pub use debt::Debt;
 pub use delta::{
     DELTA_BYTES_MAX, DeltaCache, DeltaGovernor, apply_delta, base_checksum, encode_delta, is_delta,
 };

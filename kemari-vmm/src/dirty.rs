@@ -30,8 +30,8 @@ pub enum DirtySource {
     Log,
 }
 
-/// The dirty log of one machine. Reading clears it: whoever reads pages off the log owes them to the secondary, and
-/// gives them back with [`DirtyLog::give_back`] if they do not arrive.
+/// The dirty log of one machine. Reading clears it: whoever reads pages off the log owes them to the secondary until they
+/// have arrived.
 pub struct DirtyLog {
     vm: Arc<VmFd>,
     memory: Memory,
@@ -234,20 +234,6 @@ impl DirtyLog {
             }
         }
         Ok(())
-    }
-
-    /// Marks pages dirty again, as a sync that failed must.
-    pub fn give_back(&self, pages: &[u64]) {
-        for region in self.memory.iter() {
-            let first = region.start_addr().0 / PAGE_BYTES as u64;
-            let count = region.len() / PAGE_BYTES as u64;
-            for &page in pages
-                .iter()
-                .filter(|&&page| (first..first + count).contains(&page))
-            {
-                (**region).bitmap().add_page((page - first) as usize);
-            }
-        }
     }
 
     fn set_slots(&self, flags: u32) -> Result<(), kvm_ioctls::Error> {

@@ -288,9 +288,8 @@ impl Machine {
         self.parts.devices().for_each(|device| device.release(epoch));
     }
 
-    /// The capture of `epoch` will never be acked: `pages` are dirty again, its output waits for a capture again.
-    pub fn give_back(&self, epoch: u64, pages: &[u64]) {
-        self.dirty.give_back(pages);
+    /// The capture of `epoch` will never be acked: its output waits for a capture again.
+    pub fn give_back(&self, epoch: u64) {
         self.parts.devices().for_each(|device| device.uncapture(epoch));
     }
 

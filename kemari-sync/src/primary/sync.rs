@@ -342,9 +342,7 @@ impl Primary {
     pub(super) fn give_back_sync(&mut self, actions: &mut Actions) {
         let Some(sync) = self.sync.take() else { return };
         self.output_pending = true;
-        if !fault(Fault::ForgetGiveBack) {
-            actions.push(PrimaryAction::GiveBack { epoch: sync.epoch });
-        }
+        actions.push(PrimaryAction::GiveBack { epoch: sync.epoch });
     }
 
     /// When the oldest sync without an ack will be too old.

@@ -1,32 +1,38 @@
 //! Captures: copies of memory, what goes ahead of a sync, what a sync takes with it, and what it gives back.
 
-use crate::faults::{Fault, fault};
 use crate::primary::{Opening, PrimaryEvent};
-use crate::wire::{Commit, Message};
+use crate::wire::{Begin, Commit, Message};
 
 use super::events::ToProcess;
-use super::host::{Ahead, Capture, PrimarySide};
+use super::host::{Capture, PrimarySide};
 use super::invariants::{Invariant, hold};
 use super::net::{Frame, PRIMARY};
 use super::setup::STAGING_PAGES_MAX;
-use super::vm::{Phase, Vm};
+use super::vm::{PAGES, Phase, Vm};
 use super::world::World;
+
+/// Most pages that go ahead of a sync in one go.
+const AHEAD_AT_ONCE: usize = 4;
 
 impl World {
     pub(super) fn copy_round(&mut self, host: usize, session: u64, first: bool) {
         let Some(side) = self.hosts[host].primary() else {
             return;
         };
-        let mask = if first { u32::MAX } else { side.vm.dirty };
-        side.vm.dirty = 0;
-        let pages = pages_of(&side.vm, mask);
+        side.look_at_log();
+        let mut pages = side.debt.take_round();
+        if first {
+            side.debt.forget();
+            pages = (0..PAGES as u64).collect();
+        }
+        let pages = pages_of(&side.vm, pages);
         self.transmit(session, PRIMARY, Frame::CopyPages(pages));
         let delay_us = self.some_us(6_000);
         self.tell_after(delay_us, host, ToProcess::CopyRoundSent(session));
     }
 
     pub(super) fn copy_round_sent(&mut self, host: usize, session: u64) {
-        let dirty_pages = self.hosts[host].primary().map_or(0, |side| side.vm.dirty_pages());
+        let dirty_pages = self.hosts[host].primary().map_or(0, |side| side.look_at_log());
         self.feed_primary(host, PrimaryEvent::CopyRoundSent { session, dirty_pages });
     }
 
@@ -42,20 +48,14 @@ impl World {
         let Some(side) = self.hosts[host].primary() else {
             return;
         };
-        let is_first = side.ahead.is_none();
-        let ahead = side.ahead.get_or_insert(Ahead {
-            session,
-            pages: 0,
-            sent: 0,
-        });
-        let room = pages_max.saturating_sub(ahead.sent) as usize;
-        let mut pages = pages_of(&side.vm, side.vm.dirty);
-        pages.truncate(room);
-        for (page, _) in &pages {
-            side.vm.dirty &= !(1 << page);
-            ahead.pages |= 1 << page;
+        let is_first = side.debt.went_ahead_in(begin.epoch) != Some(session);
+        let pages = side
+            .debt
+            .go_ahead((session, begin.epoch), AHEAD_AT_ONCE, pages_max as usize);
+        if pages.is_empty() {
+            return;
         }
-        ahead.sent += pages.len() as u64;
+        let pages = pages_of(&side.vm, pages);
         if is_first {
             self.transmit(session, PRIMARY, Frame::Message(Message::Begin(begin)));
         }
@@ -71,20 +71,13 @@ impl World {
         side.paused = true;
         let begins_to_hold = hold && side.gate_open;
         side.gate_open &= !hold;
-        let last = std::mem::take(&mut side.vm.dirty);
-        let (ahead, sent) = side
-            .ahead
-            .as_ref()
-            .map_or((0, 0), |ahead| (ahead.pages, ahead.sent));
-        let dirty = match fault(Fault::ForgetAhead) {
-            true => last,
-            false => last | ahead,
-        };
+        side.debt.capture(epoch);
+        let vm = &mut side.vm;
+        let Ok(_) = side.debt.find_captured(|pages| vm.tell_dirty(pages));
+        let pages = (side.debt.captured().len() + side.debt.captured_ahead().count()) as u64;
         side.vm.capture(epoch);
-        side.captures.push(Capture {
+        side.capture = Some(Capture {
             epoch,
-            dirty,
-            last,
             vm: Box::new(side.vm.clone()),
         });
         let stop = side.vm.powered_off;
@@ -101,7 +94,7 @@ impl World {
             },
             false => PrimaryEvent::Captured {
                 epoch,
-                pages: sent + u64::from(last.count_ones()),
+                pages,
                 bytes: 64,
                 stop,
             },
@@ -109,21 +102,21 @@ impl World {
         self.tell_after(delay_us, host, ToProcess::Primary(event));
     }
 
-    pub(super) fn transmit_capture(&mut self, host: usize, session: u64, epoch: u64, stop: bool, ahead: u64) {
+    pub(super) fn transmit_capture(&mut self, host: usize, session: u64, begin: Begin, stop: bool) {
+        let epoch = begin.epoch;
         let damaged = std::mem::take(&mut self.flags.damage);
         let Some(side) = self.hosts[host].primary() else {
             return;
         };
-        let Some(capture) = side.captures.iter().find(|capture| capture.epoch == epoch) else {
+        let Some(capture) = side.capture.as_ref().filter(|capture| capture.epoch == epoch) else {
             return;
         };
+        let vm = capture.vm.clone();
+        let ahead = pages_of(&vm, side.debt.captured_ahead());
+        let rest = pages_of(&vm, side.debt.captured().iter().copied());
         // What went ahead in a session that has ended goes with the rest.
-        let mask = match ahead {
-            0 => capture.dirty,
-            _ => capture.last,
-        };
-        let (pages, vm) = (pages_of(&capture.vm, mask), capture.vm.clone());
-        let count = ahead + pages.len() as u64;
+        let has_gone = side.debt.went_ahead_in(epoch) == Some(session);
+        let count = (ahead.len() + rest.len()) as u64;
         if count > STAGING_PAGES_MAX {
             self.violate(
                 Invariant::Bounds,
@@ -137,7 +130,11 @@ impl World {
             digest: 0,
             stop,
         };
-        self.transmit(session, PRIMARY, Frame::Pages(pages));
+        if !has_gone {
+            self.transmit(session, PRIMARY, Frame::Message(Message::Begin(begin)));
+            self.transmit(session, PRIMARY, Frame::Pages(ahead));
+        }
+        self.transmit(session, PRIMARY, Frame::Pages(rest));
         if damaged {
             self.transmit(session, PRIMARY, Frame::Rubbish);
         }
@@ -149,10 +146,8 @@ impl World {
         let Some(side) = self.hosts[host].primary() else {
             return;
         };
-        let Some(at) = side.captures.iter().position(|capture| capture.epoch == epoch) else {
-            return;
-        };
-        side.vm.dirty |= side.captures.remove(at).dirty;
+        side.debt.give_back(epoch);
+        side.capture.take_if(|capture| capture.epoch == epoch);
         for entry in &mut side.vm.list {
             if entry.phase == Phase::Captured(epoch) {
                 entry.phase = Phase::Held;
@@ -162,17 +157,14 @@ impl World {
 }
 
 impl PrimarySide {
-    /// The session has ended: what went ahead in it never arrived.
-    pub(super) fn forget_ahead(&mut self, session: u64) {
-        if let Some(ahead) = self.ahead.take_if(|ahead| ahead.session == session)
-            && !fault(Fault::ForgetAhead)
-        {
-            self.vm.dirty |= ahead.pages;
-        }
+    /// Returns how many pages the next sync would have now.
+    pub(super) fn look_at_log(&mut self) -> u64 {
+        let Ok(()) = self.debt.find(|pages| self.vm.tell_dirty(pages));
+        self.debt.of_next_sync() as u64
     }
 }
 
-fn pages_of(vm: &Vm, mask: u32) -> Vec<(usize, u64)> {
-    let pages = vm.pages.iter().copied().enumerate();
-    pages.filter(|(page, _)| mask & (1 << page) != 0).collect()
+fn pages_of(vm: &Vm, pages: impl IntoIterator<Item = u64>) -> Vec<(usize, u64)> {
+    let pages = pages.into_iter().map(|page| page as usize);
+    pages.map(|page| (page, vm.pages[page])).collect()
 }

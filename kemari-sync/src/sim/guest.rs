@@ -8,13 +8,13 @@ use super::client::Request;
 use super::events::{Event, ToProcess};
 use super::host::{Input, PrimarySide};
 use super::invariants::{Invariant, consent, terms};
-use super::vm::{Entry, Output, Phase};
+use super::vm::{Entry, Output, PAGES, Phase};
 use super::world::World;
 
 /// Dirty pages at which the machine says that a sync should start.
 const DIRTY_LIMIT: u64 = 10;
 /// Dirty pages at which it says that some could go ahead of the next sync.
-const AHEAD_MIN: u64 = 2;
+const AHEAD_MIN: usize = 2;
 /// Inputs kept for a paused machine.
 const INBOX_MAX: usize = 64;
 
@@ -155,18 +155,37 @@ impl World {
         let Some(side) = self.hosts[host].primary() else {
             return;
         };
-        let (gate_open, has_held, dirty) = (side.gate_open, side.vm.has_held(), side.vm.dirty_pages());
+        let (gate_open, has_held) = (side.gate_open, side.vm.has_held());
         if gate_open {
             self.release(host, Basis::Alone);
         } else if has_held {
             let delay_us = self.some_us(100);
             self.tell_after(delay_us, host, ToProcess::Primary(PrimaryEvent::OutputPending));
         }
-        if !gate_open && dirty >= AHEAD_MIN && self.rng.random_bool(0.2) {
-            self.tell_after(0, host, ToProcess::Primary(PrimaryEvent::DirtyAhead));
+        if !gate_open && self.rng.random_bool(0.5) {
+            self.look_at_dirty_pages(host);
         }
-        if !gate_open && dirty > DIRTY_LIMIT {
+    }
+
+    /// What is dirty goes ahead of the next sync, or is so much that it starts one.
+    fn look_at_dirty_pages(&mut self, host: usize) {
+        let dirty = self.hosts[host].primary().map_or(0, |side| side.look_at_log());
+        if dirty > DIRTY_LIMIT {
             self.tell_after(0, host, ToProcess::Primary(PrimaryEvent::DirtyLimit));
+        } else if self.rng.random_bool(0.4) {
+            self.offer_ahead(host, AHEAD_MIN);
+        }
+    }
+
+    /// At least so many dirty pages are offered to go ahead of the next sync.
+    pub(super) fn offer_ahead(&mut self, host: usize, pages_min: usize) {
+        let Some(side) = self.hosts[host].primary() else {
+            return;
+        };
+        side.look_at_log();
+        side.debt.offer(pages_min);
+        if side.debt.is_offered(PAGES) {
+            self.tell_after(0, host, ToProcess::Primary(PrimaryEvent::DirtyAhead));
         }
     }
 

@@ -1,6 +1,7 @@
 //! A host: a process on it, its kernel (whose I/O outlives the process), its power.
 
 use crate::consent::Start;
+use crate::debt::Debt;
 use crate::primary::{Primary, PrimaryAction};
 use crate::record::Incarnation;
 use crate::secondary::{Secondary, SecondaryAction};
@@ -15,19 +16,7 @@ use super::vm::{PAGES, Vm};
 /// A sync as the primary's driver keeps it until it is released or given back.
 pub(super) struct Capture {
     pub(super) epoch: u64,
-    /// What is owed until the ack.
-    pub(super) dirty: u32,
-    /// What was dirty at the capture: the rest went ahead of it.
-    pub(super) last: u32,
     pub(super) vm: Box<Vm>,
-}
-
-/// Pages that went ahead of their sync.
-pub(super) struct Ahead {
-    pub(super) session: u64,
-    pub(super) pages: u32,
-    /// How many were sent, counted as often as they were.
-    pub(super) sent: u64,
 }
 
 /// The driver of a primary.
@@ -46,8 +35,8 @@ pub(super) struct PrimarySide {
     pub(super) draining: bool,
     /// Nothing is given to the disk any more: this side hands over.
     pub(super) closing: bool,
-    pub(super) captures: Vec<Capture>,
-    pub(super) ahead: Option<Ahead>,
+    pub(super) debt: Debt,
+    pub(super) capture: Option<Capture>,
     /// Requests of clients and completions of the disk, while the machine is paused.
     pub(super) inbox: Vec<Input>,
     pub(super) writes_in_flight: u32,

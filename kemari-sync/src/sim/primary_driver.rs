@@ -2,12 +2,12 @@
 
 use rand::Rng;
 
+use crate::debt::Debt;
 use crate::primary::{
     CopyLimits, Mode, OnSecondaryLoss, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Reign,
 };
 use crate::record::{ArbiterRequest, Phase};
 use crate::replica::announced_term;
-use crate::wire::Message;
 
 use super::copies::ImageCopy;
 use super::events::ToProcess;
@@ -63,8 +63,8 @@ impl World {
             failed: Vec::new(),
             draining: false,
             closing: false,
-            captures: Vec::new(),
-            ahead: None,
+            debt: Debt::default(),
+            capture: None,
             inbox: Vec::new(),
             writes_in_flight: 0,
             dialing: false,
@@ -94,7 +94,7 @@ impl World {
         let mut actions = std::mem::take(&mut it.primary_actions);
         let Some(side) = it.primary() else { return };
         if let PrimaryEvent::PeerClosed { session, .. } = event {
-            side.forget_ahead(session);
+            side.debt.end_session(session);
         }
         let was_switching = side.machine.is_switching();
         side.machine.handle(now_ms, event, &mut actions);
@@ -129,7 +129,7 @@ impl World {
             }
             PrimaryAction::CloseSession { session, .. } => {
                 if let Some(side) = self.hosts[host].primary() {
-                    side.forget_ahead(session);
+                    side.debt.end_session(session);
                 }
                 self.close_end(session, PRIMARY);
             }
@@ -146,6 +146,7 @@ impl World {
                 if let Some(opening) = at_once
                     && self.rng.random_bool(0.5)
                 {
+                    self.offer_ahead(host, 1);
                     self.send_ahead(host, opening);
                 }
                 self.capture(host, epoch, hold);
@@ -154,16 +155,10 @@ impl World {
                 if begin.base.is_none() && !self.finish_image_copy(host, session, begin.term) {
                     return;
                 }
-                let epoch = begin.epoch;
-                let side = self.hosts[host].primary();
-                let ahead = side.and_then(|side| {
+                if let Some(side) = self.hosts[host].primary() {
                     side.copy.session = Some(session);
-                    side.ahead.take()
-                });
-                if ahead.is_none() {
-                    self.transmit(session, PRIMARY, Frame::Message(Message::Begin(begin)));
                 }
-                self.transmit_capture(host, session, epoch, stop, ahead.map_or(0, |ahead| ahead.sent));
+                self.transmit_capture(host, session, begin, stop);
             }
             PrimaryAction::GiveBack { epoch } => self.give_back(host, epoch),
             PrimaryAction::Release { epoch } => {
@@ -172,7 +167,8 @@ impl World {
                 }
                 self.release(host, Basis::Sync(epoch));
                 if let Some(side) = self.hosts[host].primary() {
-                    side.captures.retain(|capture| capture.epoch > epoch);
+                    side.debt.acked(epoch);
+                    side.capture.take_if(|capture| capture.epoch == epoch);
                 }
                 self.change_waiting(host);
             }
@@ -184,6 +180,8 @@ impl World {
                 }
                 if let Some(side) = self.hosts[host].primary() {
                     side.gate_open = true;
+                    side.debt.forget();
+                    side.capture = None;
                 }
                 self.release(host, Basis::Alone);
             }

@@ -3,6 +3,8 @@
 //! Every request it serves gets the next number and is folded into a hash: two executions that differ anywhere differ
 //! in it from then on.
 
+use std::convert::Infallible;
+
 use crate::faults::{Fault, fault};
 
 use super::client::{CLIENTS, Reply, Request};
@@ -54,7 +56,7 @@ pub(super) struct Vm {
     pub(super) hash: u64,
     pub(super) pages: [u64; PAGES],
     /// Dirty marks: not part of the state.
-    pub(super) dirty: u32,
+    dirty: u32,
     pub(super) list: Vec<Entry>,
     pub(super) powered_off: bool,
     /// Per block: number and hash of the last write that was ever requested.
@@ -113,8 +115,11 @@ impl Vm {
         }
     }
 
-    pub(super) fn dirty_pages(&self) -> u64 {
-        u64::from(self.dirty.count_ones())
+    /// Appends the pages that are dirty, which then are not any more.
+    pub(super) fn tell_dirty(&mut self, pages: &mut Vec<u64>) -> Result<(), Infallible> {
+        let dirty = std::mem::take(&mut self.dirty);
+        pages.extend((0..PAGES as u64).filter(|page| dirty & 1 << page != 0));
+        Ok(())
     }
 
     fn write_page(&mut self, page: usize, value: u64) {

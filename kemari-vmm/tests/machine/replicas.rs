@@ -88,7 +88,7 @@ fn a_takeover_with_the_replica_finds_the_disk_that_the_guest_knows() {
         let captured = pair.capture();
         match random.below(4) {
             // It fails, and nothing of it reaches the other host.
-            0 => pair.machine.give_back(captured.epoch, &captured.pages),
+            0 => pair.give_back(&captured),
             _ => {
                 pair.commit(&captured);
                 replica.apply(&pair);

@@ -135,7 +135,7 @@ fn a_power_off_leaves_with_its_ack_only() {
     assert_eq!(rig.event_within(A_WHILE), None, "nobody has the power-off");
 
     let lost = pair.capture();
-    pair.machine.give_back(lost.epoch, &lost.pages);
+    pair.give_back(&lost);
     pair.machine.release(lost.epoch);
     assert_eq!(rig.event_within(A_WHILE), None, "its sync failed");
 

@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use kemari_sync::wire::{Begin, Message, StateFrame, encode, encode_state};
-use kemari_sync::{DeltaCache, Opening, SessionId, SyncTally};
+use kemari_sync::{Debt, DeltaCache, Opening, SessionId, SyncTally};
 use kemari_vmm::machine::{Frozen, Machine, MachineError};
 use kemari_vmm::memory;
 use kemari_vmm::state::StateBlob;
 
-use super::ahead::Sent;
+use super::ahead::Ahead;
 use super::frames::{Encoding, PAGES_PER_FRAME, push_frame};
 use crate::link::Outgoing;
 
@@ -19,12 +19,14 @@ const _: () = assert!(kemari_vmm::state::STATE_BYTES_MAX <= kemari_sync::wire::S
 pub struct Capture {
     /// Number of the sync.
     pub epoch: u64,
-    /// Its dirty pages, but for those that went ahead and have not changed since.
-    pub pages: Vec<u64>,
-    /// Those of them that were found to be what the secondary has, and are not sent.
-    unchanged: Vec<u64>,
-    /// What went ahead of it.
-    ahead: Option<Sent>,
+    /// How many dirty pages it has, without those that went ahead and have not changed since.
+    pub pages: u64,
+    /// How many of them were found to be what the secondary has, and are not sent.
+    unchanged: u64,
+    /// What went ahead of it, and how many pages that are.
+    ahead: Option<Ahead>,
+    /// How many pages went ahead of it.
+    pub pages_ahead: u64,
     /// The states of all components.
     pub states: Vec<StateBlob>,
     /// Its pages, and those of its states that have changed, as frames. Empty once handed to the link.
@@ -63,15 +65,6 @@ struct SentAtOnce {
     sent_bytes: usize,
 }
 
-/// What a sync owes the secondary before its capture.
-#[derive(Default)]
-pub struct Debt {
-    /// Pages that are dirty already.
-    pub pages: Vec<u64>,
-    /// What has gone ahead of it.
-    pub ahead: Option<Sent>,
-}
-
 /// What the secondary has for certain.
 pub struct Known<'a> {
     /// The states.
@@ -88,24 +81,21 @@ pub struct AtOnce<'a> {
     pub send: &'a mut dyn FnMut(&[u8]) -> bool,
 }
 
-/// A capture that failed. Its dirty pages are owed all the same.
-pub struct Failed {
-    pub pages: Vec<u64>,
-    pub error: anyhow::Error,
-}
-
 impl Capture {
-    /// Pauses the machine, holds its output from here on if `hold`, and takes state, output and dirty pages; `debt` is
-    /// what it owes already. The frames are built in `buffer`, and sent while they are built if `at_once` says where. The
-    /// machine stays paused.
+    /// Pauses the machine, holds its output from here on if `hold`, and takes state, output and dirty pages; `ahead` went
+    /// ahead of them. The frames are built in `buffer`, and sent while they are built if `at_once` says where. The machine
+    /// stays paused.
+    ///
+    /// # Errors
+    /// The pages are captured in `debt` all the same, and the output in the machine: both are to be given back.
     pub fn take(
         machine: &Machine,
         (epoch, hold): (u64, bool),
-        Debt { pages, ahead }: Debt,
+        (debt, ahead): (&mut Debt, Option<Ahead>),
         known: Known<'_>,
         at_once: Option<AtOnce<'_>>,
         mut buffer: Vec<u8>,
-    ) -> Result<Self, Failed> {
+    ) -> anyhow::Result<Self> {
         buffer.clear();
         let mut lap = Lap::begin();
         machine.pause();
@@ -113,10 +103,12 @@ impl Capture {
         if hold {
             frozen.hold_output();
         }
+        debt.capture(epoch);
         let mut capture = Self {
             epoch,
-            pages,
-            unchanged: Vec::new(),
+            pages: 0,
+            unchanged: 0,
+            pages_ahead: debt.captured_ahead().count() as u64,
             states: Vec::new(),
             frames: buffer,
             at_once: None,
@@ -127,22 +119,16 @@ impl Capture {
             stop: false,
         };
         lap.end(&mut capture.took.states);
-        match capture.build(machine, &frozen, known, at_once, &mut lap) {
-            Ok(()) => {
-                capture.stop = machine.power_off_wanted();
-                Ok(capture)
-            }
-            Err(error) => Err(Failed {
-                pages: capture.owed(),
-                error,
-            }),
-        }
+        capture.build(machine, &frozen, debt, known, at_once, &mut lap)?;
+        capture.stop = machine.power_off_wanted();
+        Ok(capture)
     }
 
     fn build(
         &mut self,
         machine: &Machine,
         frozen: &Frozen<'_>,
+        debt: &mut Debt,
         Known { states, mut deltas }: Known<'_>,
         at_once: Option<AtOnce<'_>>,
         lap: &mut Lap,
@@ -152,26 +138,26 @@ impl Capture {
         }
         match at_once {
             Some(at_once) => {
-                self.collect(frozen, lap)?;
+                let pages = self.collect(frozen, debt, lap)?;
                 self.open(&at_once.opening);
                 // More than the secondary may take: how many of them have changed is known only when all were looked at.
                 let at_once = Some(at_once).filter(|it| self.pages_sent() <= it.opening.pages_max);
-                self.push_changes(machine, deltas.as_deref_mut(), at_once, lap)?;
+                self.push_changes(pages, machine, deltas.as_deref_mut(), at_once, lap)?;
                 frozen.save_state(&mut self.states)?;
                 lap.end(&mut self.took.states);
                 // Saving state may have written memory.
-                let more = self.pages.len();
-                frozen.collect_more_dirty(&mut self.pages)?;
+                let pages = debt.find_captured(|pages| frozen.collect_more_dirty(pages))?;
+                self.pages += pages.len() as u64;
                 lap.end(&mut self.took.dirty);
                 let again = deltas.map_or(Encoding::Whole, Encoding::Again);
-                self.push_pages(more, machine, again, None, lap)?;
+                self.push_pages(pages, machine, again, None, lap)?;
             }
             None => {
                 frozen.save_state(&mut self.states)?;
                 lap.end(&mut self.took.states);
                 // Last: saving state may have written memory.
-                self.collect(frozen, lap)?;
-                self.push_changes(machine, deltas, None, lap)?;
+                let pages = self.collect(frozen, debt, lap)?;
+                self.push_changes(pages, machine, deltas, None, lap)?;
             }
         }
         self.push_states(states)?;
@@ -179,16 +165,17 @@ impl Capture {
         Ok(())
     }
 
-    fn collect(&mut self, frozen: &Frozen<'_>, lap: &mut Lap) -> anyhow::Result<()> {
-        let already = self.pages.len();
-        let collected = frozen.collect_dirty(&mut self.pages);
-        if already > 0 {
-            // In order, as the dirty log tells them: a delta must be the only word on its page.
-            self.pages.sort_unstable();
-            self.pages.dedup();
-        }
+    /// In order, and each once: a delta must be the only word on its page.
+    fn collect<'d>(
+        &mut self,
+        frozen: &Frozen<'_>,
+        debt: &'d mut Debt,
+        lap: &mut Lap,
+    ) -> anyhow::Result<&'d [u64]> {
+        let pages = debt.find_captured(|pages| frozen.collect_dirty(pages))?;
+        self.pages = pages.len() as u64;
         lap.end(&mut self.took.dirty);
-        Ok(collected?)
+        Ok(pages)
     }
 
     /// What is sent at once begins with what opens the sync, unless pages went ahead of it.
@@ -206,37 +193,32 @@ impl Capture {
     /// All pages. Those that turn out not to have changed may be left writable no longer.
     fn push_changes(
         &mut self,
+        pages: &[u64],
         machine: &Machine,
         deltas: Option<&mut DeltaCache>,
         at_once: Option<AtOnce<'_>>,
         lap: &mut Lap,
     ) -> anyhow::Result<()> {
         let Some(deltas) = deltas else {
-            return self.push_pages(0, machine, Encoding::Whole, at_once, lap);
+            return self.push_pages(pages, machine, Encoding::Whole, at_once, lap);
         };
-        let mut unchanged = std::mem::take(&mut self.unchanged);
-        let result = self.push_pages(
-            0,
-            machine,
-            Encoding::Changes(deltas, &mut unchanged),
-            at_once,
-            lap,
-        );
-        self.unchanged = unchanged;
-        machine.dirty().note_unchanged(&self.unchanged);
+        let mut unchanged = Vec::new();
+        let changes = Encoding::Changes(deltas, &mut unchanged);
+        let result = self.push_pages(pages, machine, changes, at_once, lap);
+        self.unchanged = unchanged.len() as u64;
+        machine.dirty().note_unchanged(&unchanged);
         result
     }
 
-    /// Pages from this index on. What cannot be sent at once is left to the transmission.
+    /// What cannot be sent at once is left to the transmission.
     fn push_pages(
         &mut self,
-        from: usize,
+        pages: &[u64],
         machine: &Machine,
         mut encoding: Encoding<'_>,
         mut at_once: Option<AtOnce<'_>>,
         lap: &mut Lap,
     ) -> anyhow::Result<()> {
-        let pages = &self.pages[from..];
         self.frames
             .reserve(pages.len() * (memory::PAGE_BYTES + 16) + (64 << 10));
         for chunk in pages.chunks(PAGES_PER_FRAME) {
@@ -265,20 +247,9 @@ impl Capture {
         Ok(())
     }
 
-    /// All pages that the secondary is owed until the ack.
-    pub fn owed(&self) -> Vec<u64> {
-        let ahead = self.ahead.iter().flat_map(Sent::pages);
-        self.pages.iter().copied().chain(ahead).collect()
-    }
-
     /// Pages that it sends, with those that went ahead, as often as they are sent.
     pub fn pages_sent(&self) -> u64 {
-        (self.pages.len() - self.unchanged.len()) as u64 + self.pages_ahead()
-    }
-
-    /// Pages that went ahead of it.
-    pub fn pages_ahead(&self) -> u64 {
-        self.ahead.as_ref().map_or(0, |sent| sent.pages().len()) as u64
+        self.pages - self.unchanged + self.pages_ahead
     }
 
     /// Bytes that were sent at once.
@@ -287,18 +258,21 @@ impl Capture {
     }
 
     /// The sync as it goes over the wire: what opens it, pages and states, what closes it. What of it was sent in this
-    /// session before is there already. The frames are gone afterwards.
-    pub fn transmission(&mut self, session: SessionId, begin: Begin, stop: bool) -> [Outgoing; 3] {
+    /// session before is there already; `ahead_in` is the session of what went ahead. The frames are gone afterwards.
+    pub fn transmission(
+        &mut self,
+        session: SessionId,
+        ahead_in: Option<SessionId>,
+        begin: Begin,
+        stop: bool,
+    ) -> [Outgoing; 3] {
         let (mut opening, mut closing) = (Vec::new(), Vec::new());
         let sent_bytes = match &self.at_once {
             Some(sent) if sent.session == session && sent.sent_bytes > 0 => sent.sent_bytes,
             sent => {
-                match &self.ahead {
-                    Some(sent) if sent.is_there(session, self.epoch) => {}
-                    ahead => {
-                        encode(&Message::Begin(begin), &mut opening);
-                        opening.extend(ahead.iter().flat_map(|sent| &sent.frames));
-                    }
+                if ahead_in != Some(session) {
+                    encode(&Message::Begin(begin), &mut opening);
+                    opening.extend(self.ahead.iter().flat_map(|sent| &sent.frames));
                 }
                 sent.as_ref().map_or(0, |sent| sent.opening_bytes)
             }

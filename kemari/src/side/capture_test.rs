@@ -9,7 +9,7 @@ use std::time::Duration;
 use kemari_sync::wire::{
     Begin, FrameHeader, FrameKind, HEADER_BYTES, Message, Page, PageContent, decode, encode,
 };
-use kemari_sync::{DeltaCache, Mode, Opening, SessionId, Staging, apply_delta, base_checksum};
+use kemari_sync::{Debt, DeltaCache, Mode, Opening, SessionId, Staging, apply_delta, base_checksum};
 use kemari_vmm::boot::{BootConfig, Kernel};
 use kemari_vmm::dirty::DirtySource;
 use kemari_vmm::machine::{Machine, MachineSpec};
@@ -18,10 +18,10 @@ use kemari_vmm::state::StateBlob;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::ahead::Ahead;
+use super::ahead::{self, Ahead};
 use crate::link::Outgoing;
 
-use super::capture::{AtOnce, Capture, Debt, Known};
+use super::capture::{AtOnce, Capture, Known};
 
 /// The session in which pages go ahead, and the one that follows it.
 const SESSIONS: [SessionId; 2] = [1, 2];
@@ -167,17 +167,17 @@ struct Seen {
 }
 
 /// Sends pages ahead of the sync. Returns what the secondary gets.
-fn send_ahead(machine: &Machine, ahead: &mut Ahead, owed: &mut Vec<u64>, begin: &Begin) -> Vec<u8> {
-    machine.dirty().collect(owed).expect("dirty pages are tracked");
-    owed.sort_unstable();
-    owed.dedup();
-    ahead.offer(owed);
+fn send_ahead(machine: &Machine, ahead: &mut Ahead, debt: &mut Debt, begin: &Begin) -> Vec<u8> {
+    debt.find(|pages| machine.dirty().collect(pages))
+        .expect("dirty pages are tracked");
+    debt.of_next_sync();
+    ahead::offer(debt);
     let mut bytes = Vec::new();
-    while ahead.is_due() {
+    while ahead::is_due(debt) {
         let opening = |out: &mut Vec<u8>| {
             encode(&Message::Begin(*begin), out);
         };
-        let sent = ahead.send(machine, (SESSIONS[0], begin.epoch), usize::MAX, opening, owed);
+        let sent = ahead.send(machine, debt, (SESSIONS[0], begin.epoch), usize::MAX, opening);
         bytes.extend(sent.expect("pages of the guest"));
     }
     bytes
@@ -204,6 +204,7 @@ fn run(memory_mib: u64, source: DirtySource, syncs: u64, compare_every: u64) -> 
     }
     let last = memory::all_pages(machine.memory()).last().expect("it has memory");
     let (mut with_deltas, mut seen) = (true, Seen::default());
+    let mut debt = Debt::default();
     machine.resume();
     for epoch in 1..=syncs {
         let mode = [Mode::Lockstep, Mode::Pipelined, Mode::Interval][rng.random_range(0..3)];
@@ -235,13 +236,13 @@ fn run(memory_mib: u64, source: DirtySource, syncs: u64, compare_every: u64) -> 
             primary: 1,
             secondary: 2,
         };
-        let (mut ahead, mut debt, mut early) = (Ahead::default(), Debt::default(), Vec::new());
+        let (mut ahead, mut early) = (Ahead::default(), Vec::new());
         if rng.random_bool(0.06) {
             for gfn in (0..SCATTERED_PAGES).map(|page| last - 100 - 7 * page) {
                 memory::write_in_page(machine.memory(), gfn, 8, &epoch.to_le_bytes())
                     .expect("a page of the guest");
             }
-            early = send_ahead(&machine, &mut ahead, &mut debt.pages, &begin);
+            early = send_ahead(&machine, &mut ahead, &mut debt, &begin);
             seen.ahead += usize::from(!early.is_empty());
             // Some of them get dirty again.
             for gfn in (0..SCATTERED_PAGES / 10).map(|page| last - 100 - 70 * page) {
@@ -249,15 +250,15 @@ fn run(memory_mib: u64, source: DirtySource, syncs: u64, compare_every: u64) -> 
                     .expect("a page of the guest");
             }
             if rng.random_bool(0.3) {
-                ahead.end_session(&mut debt.pages);
+                debt.end_session(SESSIONS[0]);
                 early.clear();
             }
         }
-        debt.ahead = ahead.take(&mut debt.pages);
-        if debt.ahead.is_some() {
+        let ahead = debt.went_ahead_in(epoch).map(|_| ahead);
+        if ahead.is_some() {
             deltas.clear();
         }
-        let known = (with_deltas && debt.ahead.is_none()).then_some(&mut deltas);
+        let known = (with_deltas && ahead.is_none()).then_some(&mut deltas);
         let states = shadow.states.clone();
         let known = Known {
             states: &states,
@@ -288,8 +289,9 @@ fn run(memory_mib: u64, source: DirtySource, syncs: u64, compare_every: u64) -> 
             send: &mut send,
         };
         let at_once = Some(at_once).filter(|_| mode == Mode::Lockstep);
-        let taken = Capture::take(&machine, (epoch, true), debt, known, at_once, Vec::new());
-        let mut capture = taken.map_err(|failed| failed.error).expect("it is captured");
+        let owed = (&mut debt, ahead);
+        let taken = Capture::take(&machine, (epoch, true), owed, known, at_once, Vec::new());
+        let mut capture = taken.expect("it is captured");
         if mode != Mode::Lockstep {
             machine.resume();
         }
@@ -298,14 +300,15 @@ fn run(memory_mib: u64, source: DirtySource, syncs: u64, compare_every: u64) -> 
         if session != SESSIONS[0] {
             early.clear();
         }
-        let buffers = capture.transmission(session, begin, false);
+        let buffers = capture.transmission(session, debt.went_ahead_in(epoch), begin, false);
         if epoch == 1 {
             shadow.states.clone_from(&capture.states);
         } else if rng.random_bool(0.1) {
             // It came in part or as a whole, and was not committed.
             shadow.stage(epoch, &early, &buffers);
             shadow.staging.clear();
-            machine.give_back(epoch, &capture.owed());
+            debt.give_back(epoch);
+            machine.give_back(epoch);
             deltas.failed();
             machine.resume();
             seen.failed += 1;
@@ -314,8 +317,9 @@ fn run(memory_mib: u64, source: DirtySource, syncs: u64, compare_every: u64) -> 
         shadow.stage(epoch, &early, &buffers);
         shadow.commit();
         deltas.acked(epoch);
-        seen.pages += capture.pages.len();
-        seen.unchanged += capture.pages.len() - (capture.pages_sent() - capture.pages_ahead()) as usize;
+        debt.acked(epoch);
+        seen.pages += capture.pages as usize;
+        seen.unchanged += (capture.pages - (capture.pages_sent() - capture.pages_ahead)) as usize;
         assert_eq!(shadow.states, capture.states, "the states after sync {epoch}");
         if mode == Mode::Lockstep && epoch > compare_every * seen.compared as u64 {
             seen.compared += 1;

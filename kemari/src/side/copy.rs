@@ -3,6 +3,7 @@
 //! The first round passes over what was never written, without reading it: the secondary's memory begins as zeros. The dirty
 //! log has been started before, so what is written behind that look is in the next round.
 
+use kemari_sync::Debt;
 use kemari_sync::wire::{PAGES_PER_FRAME_MAX, PageBatchWriter};
 use kemari_vmm::machine::Machine;
 use kemari_vmm::memory::{self, PAGE_BYTES, Touched};
@@ -23,7 +24,7 @@ pub enum Next {
     Done,
 }
 
-/// The round under way, and what is known of the next.
+/// The round under way.
 #[derive(Default)]
 pub struct Copy {
     /// Pages of this round that are still to be sent, last first; of the first round, those of one piece of memory.
@@ -34,27 +35,24 @@ pub struct Copy {
     active: bool,
     /// Pages of the first round that are zero need not be sent: the secondary's memory begins as zeros.
     skip_zero: bool,
-    /// Pages that became dirty since they were last put into a round.
-    dirty: Vec<u64>,
     /// For humans: pages of the first round, and those that are sent or need not be.
     pub total_pages: u64,
     pub done_pages: u64,
 }
 
 impl Copy {
-    /// Begins a round: with all pages (and the dirty log starts), or with those dirtied since the round before.
-    pub fn begin(&mut self, machine: &Machine, first: bool) -> anyhow::Result<()> {
+    /// Begins a round: with all pages (and the dirty log starts), or with those that are owed since the round before.
+    pub fn begin(&mut self, machine: &Machine, debt: &mut Debt, first: bool) -> anyhow::Result<()> {
         if first {
-            return self.begin_first(machine, Touched::new());
+            return self.begin_first(machine, debt, Touched::new());
         }
-        let pages = std::mem::take(&mut self.dirty);
-        self.begin_with(pages, None);
+        self.begin_with(debt.take_round(), None);
         Ok(())
     }
 
-    fn begin_first(&mut self, machine: &Machine, walk: Touched) -> anyhow::Result<()> {
+    fn begin_first(&mut self, machine: &Machine, debt: &mut Debt, walk: Touched) -> anyhow::Result<()> {
         machine.dirty().start()?;
-        self.dirty.clear();
+        debt.forget();
         self.total_pages = memory::page_count(machine.memory());
         self.done_pages = 0;
         self.begin_with(Vec::new(), Some(walk));
@@ -116,17 +114,16 @@ impl Copy {
     }
 
     /// Ends a round whose frames are all handed over; returns how many pages are dirty again.
-    pub fn end_round(&mut self, machine: &Machine) -> anyhow::Result<u64> {
+    pub fn end_round(&mut self, machine: &Machine, debt: &mut Debt) -> anyhow::Result<u64> {
         self.active = false;
-        machine.dirty().collect(&mut self.dirty)?;
-        Ok(self.dirty.len() as u64)
+        debt.find(|pages| machine.dirty().collect(pages))?;
+        Ok(debt.of_next_sync() as u64)
     }
 
-    /// Ends the copy: what is dirty belongs to the first sync.
-    pub fn take_dirty(&mut self) -> Vec<u64> {
+    /// Ends the copy.
+    pub fn end(&mut self) {
         self.active = false;
         (self.rest, self.walk) = (Vec::new(), None);
-        std::mem::take(&mut self.dirty)
     }
 }
 

@@ -67,8 +67,8 @@ fn write(machine: &Machine, gfn: u64, bytes: &[u8]) {
 fn untouched_memory_is_looked_at_piece_by_piece() {
     for walk in [Touched::new(), Touched::blind()] {
         let machine = machine(1024, DirtySource::Best);
-        let mut copy = Copy::default();
-        copy.begin_first(&machine, walk).unwrap();
+        let (mut copy, mut debt) = (Copy::default(), Debt::default());
+        copy.begin_first(&machine, &mut debt, walk).unwrap();
         let (mut steps, mut sent, mut empty, mut done) = (0, Sent::new(), 0, 0);
         loop {
             let before = sent.len();
@@ -100,13 +100,13 @@ fn a_page_that_has_become_zero_is_sent_again_as_what_it_is_now() {
     const PAGE: u64 = 0x2f00;
     let machine = machine(64, DirtySource::Best);
     write(&machine, PAGE, b"something");
-    let (mut copy, mut sent) = (Copy::default(), Sent::new());
-    copy.begin(&machine, true).expect("a dirty log");
+    let (mut copy, mut debt, mut sent) = (Copy::default(), Debt::default(), Sent::new());
+    copy.begin(&machine, &mut debt, true).expect("a dirty log");
     finish_round(&mut copy, &machine, &mut sent);
     assert_ne!(sent[&PAGE], [0; PAGE_BYTES]);
     write(&machine, PAGE, &[0; 9]);
-    assert!(copy.end_round(&machine).expect("a dirty log") >= 1);
-    copy.begin(&machine, false).expect("a round");
+    assert!(copy.end_round(&machine, &mut debt).expect("a dirty log") >= 1);
+    copy.begin(&machine, &mut debt, false).expect("a round");
     finish_round(&mut copy, &machine, &mut sent);
     assert_eq!(sent[&PAGE], [0; PAGE_BYTES]);
 }
@@ -126,14 +126,18 @@ fn what_is_not_zero_is_sent_and_nothing_else_on_both_sides_of_the_hole() {
         write(&machine, pages[place], &[u8::from(number % 4 != 0)]);
     }
     let round = |walk| {
-        let (mut copy, mut sent) = (Copy::default(), Sent::new());
-        copy.begin_first(&machine, walk).unwrap();
+        let (mut copy, mut debt, mut sent) = (Copy::default(), Debt::default(), Sent::new());
+        copy.begin_first(&machine, &mut debt, walk).unwrap();
         finish_round(&mut copy, &machine, &mut sent);
         assert_eq!(
             (copy.done_pages, copy.total_pages),
             (pages.len() as u64, pages.len() as u64)
         );
-        assert_eq!(copy.end_round(&machine).unwrap(), 0, "nobody has written");
+        assert_eq!(
+            copy.end_round(&machine, &mut debt).unwrap(),
+            0,
+            "nobody has written"
+        );
         sent
     };
     let sent = round(Touched::new());
@@ -149,8 +153,8 @@ fn what_is_not_zero_is_sent_and_nothing_else_on_both_sides_of_the_hole() {
 #[test]
 fn memory_that_nobody_has_written_is_not_read() {
     let machine = machine(1024, DirtySource::Best);
-    let (mut copy, mut sent) = (Copy::default(), Sent::new());
-    copy.begin(&machine, true).unwrap();
+    let (mut copy, mut debt, mut sent) = (Copy::default(), Debt::default(), Sent::new());
+    copy.begin(&machine, &mut debt, true).unwrap();
     finish_round(&mut copy, &machine, &mut sent);
     let (mut walk, mut found) = (Touched::new(), Vec::new());
     while walk.next_piece(machine.memory(), &mut found) > 0 {}
@@ -165,10 +169,10 @@ fn memory_that_nobody_has_written_is_not_read() {
 fn a_page_that_is_first_touched_behind_the_walk_is_in_the_next_round() {
     for source in [DirtySource::Best, DirtySource::Log] {
         let machine = machine(256, source);
-        let (mut copy, mut sent) = (Copy::default(), Sent::new());
+        let (mut copy, mut debt, mut sent) = (Copy::default(), Debt::default(), Sent::new());
         // Passed over in the first half of the round, and far from what the guest's program uses.
         let late = BTreeSet::from([(60 << 8) + 3, 90 << 8]);
-        copy.begin(&machine, true).unwrap();
+        copy.begin(&machine, &mut debt, true).unwrap();
         while copy.done_pages < copy.total_pages / 2 {
             assert!(step(&mut copy, &machine, &mut sent));
         }
@@ -178,9 +182,9 @@ fn a_page_that_is_first_touched_behind_the_walk_is_in_the_next_round() {
             late.iter().all(|gfn| !sent.contains_key(gfn)),
             "they were passed over"
         );
-        assert_eq!(copy.end_round(&machine).unwrap(), 2);
+        assert_eq!(copy.end_round(&machine, &mut debt).unwrap(), 2);
         let mut again = Sent::new();
-        copy.begin(&machine, false).unwrap();
+        copy.begin(&machine, &mut debt, false).unwrap();
         finish_round(&mut copy, &machine, &mut again);
         assert_eq!(BTreeSet::from_iter(again.keys().copied()), late);
         sent.append(&mut again);
@@ -193,22 +197,22 @@ fn a_page_that_is_first_touched_behind_the_walk_is_in_the_next_round() {
 fn a_guest_that_runs_meanwhile_is_copied_whole() {
     for source in [DirtySource::Best, DirtySource::Log] {
         let machine = machine(256, source);
-        let (mut copy, mut copied) = (Copy::default(), Sent::new());
+        let (mut copy, mut debt, mut copied) = (Copy::default(), Debt::default(), Sent::new());
         // It has touched nothing yet.
-        copy.begin(&machine, true).unwrap();
+        copy.begin(&machine, &mut debt, true).unwrap();
         step(&mut copy, &machine, &mut copied);
         machine.resume();
         finish_round(&mut copy, &machine, &mut copied);
         let begin = Instant::now();
         while copied.len() < WRITTEN_PAGES && begin.elapsed() < PATIENCE {
             std::thread::sleep(Duration::from_millis(5));
-            copy.end_round(&machine).unwrap();
-            copy.begin(&machine, false).unwrap();
+            copy.end_round(&machine, &mut debt).unwrap();
+            copy.begin(&machine, &mut debt, false).unwrap();
             finish_round(&mut copy, &machine, &mut copied);
         }
         machine.pause();
-        copy.end_round(&machine).unwrap();
-        copy.begin(&machine, false).unwrap();
+        copy.end_round(&machine, &mut debt).unwrap();
+        copy.begin(&machine, &mut debt, false).unwrap();
         finish_round(&mut copy, &machine, &mut copied);
         assert!(copied.len() >= WRITTEN_PAGES, "only {} pages", copied.len());
         copied.retain(|_, page| *page != [0; PAGE_BYTES]);

@@ -25,7 +25,9 @@ mod trouble;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kemari_sync::{Epoch, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Reign, SessionId, Trouble};
+use kemari_sync::{
+    Debt, Epoch, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Reign, SessionId, Trouble,
+};
 use kemari_vmm::machine::{Machine, MachineEvent};
 use kemari_vmm::state::StateBlob;
 
@@ -142,9 +144,9 @@ pub struct PrimarySide {
     copy: Copy,
     capture: Option<Capture>,
     disks: disks::Disks,
-    /// Pages that were dirty when the log was last looked at between syncs: the next sync owes them, too.
-    owed: Vec<u64>,
-    /// Some of them go ahead of it.
+    /// The pages that the secondary is owed.
+    debt: Debt,
+    /// Some go ahead of their sync.
     ahead: Ahead,
     /// When the core is to be asked for that, in milliseconds.
     ahead_due_ms: u64,
@@ -250,7 +252,7 @@ impl PrimarySide {
             copy: Copy::default(),
             capture: None,
             disks: disks::Disks::new(trackers),
-            owed: Vec::new(),
+            debt: Debt::default(),
             ahead: Ahead::default(),
             ahead_due_ms: 0,
             dirty_look_ms: 0,

@@ -21,6 +21,8 @@ pub struct Pair<'r> {
     standby: Machine,
     committed: Vec<StateBlob>,
     epoch: u64,
+    /// Pages of captures that failed.
+    owed: Vec<u64>,
 }
 
 /// What one capture took.
@@ -57,6 +59,7 @@ impl<'r> Pair<'r> {
             standby,
             committed,
             epoch,
+            owed: Vec::new(),
         }
     }
 
@@ -64,7 +67,7 @@ impl<'r> Pair<'r> {
     pub fn capture(&mut self) -> Captured {
         self.epoch += 1;
         self.machine.pause();
-        let (mut states, mut pages) = (Vec::new(), Vec::new());
+        let (mut states, mut pages) = (Vec::new(), std::mem::take(&mut self.owed));
         let frozen = self.machine.freeze();
         frozen.capture_output(self.epoch);
         frozen.save_state(&mut states).expect("the state is saved");
@@ -92,6 +95,12 @@ impl<'r> Pair<'r> {
             memory::write_page(self.standby.memory(), page, frame).expect("machines are equal");
         }
         self.committed.clone_from(&captured.states);
+    }
+
+    /// The capture fails: its pages are owed to the next one.
+    pub fn give_back(&mut self, captured: &Captured) {
+        self.owed.extend(&captured.pages);
+        self.machine.give_back(captured.epoch);
     }
 
     /// What the last commit asks of the disk beyond request `applied`.
@@ -135,7 +144,7 @@ pub fn sync(pair: &mut Pair<'_>, random: &mut Random) {
     let captured = pair.capture();
     match random.below(100) {
         // It fails: everything is owed to the next one.
-        0..8 => pair.machine.give_back(captured.epoch, &captured.pages),
+        0..8 => pair.give_back(&captured),
         // Pipelined: the guest runs on before the ack.
         8..30 => {
             pair.machine.resume();
@@ -147,7 +156,7 @@ pub fn sync(pair: &mut Pair<'_>, random: &mut Random) {
         30..36 => {
             pair.machine.resume();
             thread::sleep(Duration::from_micros(random.below(2000)));
-            pair.machine.give_back(captured.epoch, &captured.pages);
+            pair.give_back(&captured);
         }
         // Lockstep.
         _ => {

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use kemari_sync::wire::{Channel, Message, encode};
 use kemari_sync::{Epoch, Opening, PrimaryAction, PrimaryEvent, SessionId};
 
-use super::super::ahead::{Ahead, Sent};
-use super::super::capture::{AtOnce, Capture, Debt, Failed, Known};
+use super::super::ahead::Ahead;
+use super::super::capture::{AtOnce, Capture, Known};
 use super::super::copy::{Next, QUEUED_BYTES_MAX};
 use super::super::sync_tap::Attached;
 use super::super::trace::Step;
@@ -45,7 +45,8 @@ impl PrimarySide {
                     return;
                 };
                 self.trace.note(Step::Sending, epoch);
-                let buffers = capture.transmission(session, begin, stop);
+                let ahead_in = self.debt.went_ahead_in(epoch);
+                let buffers = capture.transmission(session, ahead_in, begin, stop);
                 let at_once = capture.took.send;
                 if faults::cuts_frame(epoch) {
                     return self.cut_in_frame(session, buffers);
@@ -127,15 +128,14 @@ impl PrimarySide {
         self.trace.note(Step::Copying, 0);
         if first {
             // A new standby VM: it has neither pages nor states yet.
-            self.owed.clear();
             self.ahead = Ahead::default();
             self.acked_states.clear();
             self.deltas.forget();
         }
-        if let Err(error) = self.copy.begin(&self.machine, first) {
+        if let Err(error) = self.copy.begin(&self.machine, &mut self.debt, first) {
             self.fail_host(format!("the first copy cannot be made: {error:#}"));
         } else if self.session.as_ref().is_none_or(|current| current.id != session) {
-            self.copy.take_dirty();
+            self.copy.end();
         }
     }
 
@@ -153,7 +153,7 @@ impl PrimarySide {
         let begin = Instant::now();
         while self.copy.is_active() && !self.ends_pumping(begin) {
             let Some(session) = &mut self.session else {
-                self.copy.take_dirty();
+                self.copy.end();
                 return;
             };
             let id = session.id;
@@ -164,7 +164,7 @@ impl PrimarySide {
                 Ok(Next::Frame(frame)) => self.on_link(id, |session| session.main.send(frame)),
                 Ok(Next::Nothing) => {}
                 Ok(Next::Done) if self.disks.must_go_on() => return,
-                Ok(Next::Done) => match self.copy.end_round(&self.machine) {
+                Ok(Next::Done) => match self.copy.end_round(&self.machine, &mut self.debt) {
                     Ok(dirty_pages) => {
                         self.events.push_back(PrimaryEvent::CopyRoundSent {
                             session: id,
@@ -196,7 +196,7 @@ impl PrimarySide {
         let pages_max = usize::try_from(pages_max).unwrap_or(usize::MAX);
         match self
             .ahead
-            .send(&self.machine, of, pages_max, opening, &mut self.owed)
+            .send(&self.machine, &mut self.debt, of, pages_max, opening)
         {
             Ok(bytes) => {
                 self.ahead_due_ms = self.clock.now_ms();
@@ -209,7 +209,7 @@ impl PrimarySide {
 
     pub(super) fn fail_host(&mut self, reason: String) {
         tracing::error!("{reason}");
-        self.copy.take_dirty();
+        self.copy.end();
         self.events.push_back(PrimaryEvent::HostFailing { reason });
     }
 
@@ -239,9 +239,9 @@ impl PrimarySide {
             }
         }
         let session_id = self.session.as_ref().map(|session| session.id);
-        let mut pages = self.copy.take_dirty();
-        pages.append(&mut self.owed);
-        let ahead = self.ahead.take(&mut pages);
+        self.copy.end();
+        let ahead_in = self.debt.went_ahead_in(epoch);
+        let ahead = ahead_in.map(|_| std::mem::take(&mut self.ahead));
         self.dirty_look_ms = self.clock.now_ms() + DIRTY_LOOK_INTERVAL_MS;
         // A delta must be the first word of its sync on a page.
         let deltas = match ahead {
@@ -260,8 +260,8 @@ impl PrimarySide {
         };
         let at_once = at_once
             .filter(|opening| {
-                let went_there = |sent: &Sent| sent.is_there(opening.session, epoch);
-                session_id == Some(opening.session) && ahead.as_ref().is_none_or(went_there)
+                let went_there = ahead_in.is_none_or(|session| session == opening.session);
+                session_id == Some(opening.session) && went_there
             })
             .map(|opening| AtOnce {
                 opening,
@@ -270,7 +270,7 @@ impl PrimarySide {
         let taken = Capture::take(
             &self.machine,
             (epoch, hold),
-            Debt { pages, ahead },
+            (&mut self.debt, ahead),
             Known {
                 states: &self.acked_states,
                 deltas,
@@ -290,7 +290,7 @@ impl PrimarySide {
                     .note(self.clock.now_us() - self.paused_at_us);
                 self.counters.wire_bytes += capture.sent_bytes() as u64;
                 self.counters.pages += capture.pages_sent();
-                self.counters.pages_ahead += capture.pages_ahead();
+                self.counters.pages_ahead += capture.pages_ahead;
                 self.events.push_back(PrimaryEvent::Captured {
                     epoch,
                     pages: capture.pages_sent(),
@@ -299,9 +299,10 @@ impl PrimarySide {
                 });
                 self.capture = Some(capture);
             }
-            Err(Failed { pages, error }) => {
+            Err(error) => {
                 self.deltas.failed();
-                self.machine.give_back(epoch, &pages);
+                self.debt.give_back(epoch);
+                self.machine.give_back(epoch);
                 self.events.push_back(PrimaryEvent::CaptureFailed {
                     epoch,
                     reason: format!("{error:#}"),
@@ -317,8 +318,9 @@ impl PrimarySide {
         self.deltas.failed();
         self.reset.forget_capture(epoch);
         self.parking.forget_capture(epoch);
-        if let Some(capture) = self.capture.take_if(|capture| capture.epoch == epoch) {
-            self.machine.give_back(epoch, &capture.owed());
+        self.debt.give_back(epoch);
+        if self.capture.take_if(|capture| capture.epoch == epoch).is_some() {
+            self.machine.give_back(epoch);
         }
         self.ask_again_for_held();
     }
@@ -329,6 +331,7 @@ impl PrimarySide {
             return;
         }
         self.tap.set_idle();
+        self.debt.acked(epoch);
         let mut outputs = 0;
         if let Some(capture) = self.capture.take_if(|capture| capture.epoch == epoch) {
             outputs = capture.outputs;
@@ -338,7 +341,7 @@ impl PrimarySide {
             self.deltas.acked(epoch);
             self.deltas.note(
                 capture_us + wire_us,
-                capture.pages.len() as u64,
+                capture.pages,
                 self.gather.way(self.pace.mode),
             );
         }
@@ -418,8 +421,8 @@ impl PrimarySide {
         self.capture = None;
         self.deltas.forget();
         self.tap.set_idle();
-        self.copy.take_dirty();
-        self.owed.clear();
+        self.copy.end();
+        self.debt.forget();
         self.ahead = Ahead::default();
         self.machine.open_gate();
         if let Err(error) = self.machine.dirty().stop() {
@@ -459,7 +462,7 @@ impl PrimarySide {
         if let Some(session) = self.session.take_if(|session| session.id == id) {
             tracing::info!("the session with {} ends: {reason}", session.host);
             self.disks.end_session();
-            self.note_session_end();
+            self.note_session_end(id);
         }
     }
 }

@@ -8,6 +8,7 @@ use kemari_sync::{ArbiterRequest, Incarnation, Opening, Phase, Record};
 use kemari_vmm::disk::DiskWatch;
 use kemari_vmm::memory::PAGE_BYTES;
 
+use super::super::ahead;
 use super::receive::check_welcome;
 use super::rig::{OLD_TERM, Rig, TERM, record};
 use super::*;
@@ -47,27 +48,26 @@ fn with_pages_ahead() -> (Rig, [TcpStream; 2], SessionId) {
         primary: 1,
         secondary: 2,
     };
-    rig.side.owed = (PAGE..PAGE + PAGES_AHEAD).collect();
-    rig.side.ahead.offer(&mut rig.side.owed);
+    rig.find(PAGE..PAGE + PAGES_AHEAD);
+    ahead::offer(&mut rig.side.debt);
     rig.side.perform(PrimaryAction::SendAhead(Opening {
         session,
         begin,
         pages_max: 4096,
     }));
-    assert_eq!(
-        (rig.side.owed.len(), rig.side.ahead.pages()),
-        (0, PAGES_AHEAD as usize)
-    );
+    // Some of the pages went at once: the others wait.
+    assert_eq!(rig.side.debt.went_ahead_in(1), Some(session));
+    assert_eq!(rig.side.debt.of_next_sync(), PAGES_AHEAD as usize);
     (rig, peer, session)
 }
 
 #[test]
 fn what_is_owed_is_in_the_next_capture_and_in_the_one_after_it_if_that_fails() {
     let mut rig = Rig::new();
-    rig.side.owed = vec![PAGE];
+    rig.find([PAGE]);
     rig.capture(1);
     assert!(rig.tells(is_captured) && rig.captured(PAGE) && rig.side.machine.holds_output());
-    assert!(rig.side.owed.is_empty());
+    assert_eq!(rig.side.debt.of_next_sync(), 0);
     rig.side.perform(PrimaryAction::GiveBack { epoch: 1 });
     assert!(rig.side.capture.is_none());
     rig.capture(2);
@@ -84,10 +84,14 @@ fn a_capture_that_cannot_be_made_loses_no_page() {
     rig.side.perform(PrimaryAction::Release { epoch: 1 });
     rig.write(PAGE);
     // No page of the guest.
-    rig.side.owed = vec![(64 << 20) / PAGE_BYTES as u64];
+    let beyond = (64 << 20) / PAGE_BYTES as u64;
+    rig.find([beyond]);
     rig.capture(2);
     assert!(rig.tells(|event| matches!(event, PrimaryEvent::CaptureFailed { epoch: 2, .. })));
     assert!(rig.side.capture.is_none());
+    let mut owed = rig.take_owed();
+    owed.retain(|page| *page != beyond);
+    rig.find(owed);
     rig.capture(3);
     assert!(rig.captured(PAGE));
 }
@@ -135,7 +139,7 @@ fn pages_are_known_of_the_standby_that_has_acked_them() {
     };
     for (is_another, expected) in [(false, true), (true, false)] {
         let mut rig = Rig::new();
-        rig.side.owed = vec![PAGE];
+        rig.find([PAGE]);
         rig.capture(1);
         rig.side.perform(PrimaryAction::Release { epoch: 1 });
         if is_another {
@@ -155,12 +159,13 @@ fn who_acts_alone_owes_nothing_holds_nothing_and_waits_for_no_other_disk() {
     rig.make_output();
     rig.tracker.begin_pair();
     let told = flush(&rig, 1);
-    rig.side.owed = vec![PAGE];
+    rig.find([PAGE]);
     rig.events();
     assert!(rig.tracker.waits_for_peer() && rig.side.machine.output_held());
     rig.side.perform(PrimaryAction::OpenGate);
     assert!(!rig.side.machine.holds_output() && !rig.side.machine.output_held());
-    assert!(rig.side.owed.is_empty() && rig.side.capture.is_none() && rig.side.attached.is_none());
+    assert_eq!(rig.side.debt.of_next_sync(), 0);
+    assert!(rig.side.capture.is_none() && rig.side.attached.is_none());
     assert!(told.load(Ordering::SeqCst) && !rig.tracker.waits_for_peer());
     rig.side.machine.pause();
 }
@@ -265,10 +270,7 @@ fn the_first_capture_of_a_pair_waits_for_still_disks_and_may_be_given_up_meanwhi
 
 #[test]
 fn what_went_ahead_is_owed_again_when_its_session_ends_however_it_does() {
-    let owed = |mut rig: Rig| {
-        rig.side.owed.sort_unstable();
-        std::mem::take(&mut rig.side.owed)
-    };
+    let owed = |mut rig: Rig| rig.take_owed();
     let all: Vec<u64> = (PAGE..PAGE + PAGES_AHEAD).collect();
     let (mut rig, _peer, session) = with_pages_ahead();
     let reason = "a test".to_owned();
@@ -283,7 +285,7 @@ fn what_went_ahead_is_owed_again_when_its_session_ends_however_it_does() {
     );
     assert_eq!(owed(rig), all);
     let (mut rig, _peer, _) = with_pages_ahead();
-    rig.side.owed.push(1);
+    rig.find([1]);
     rig.side.perform(PrimaryAction::CopyRound {
         session: 9,
         first: true,
@@ -300,7 +302,10 @@ fn many_dirty_pages_ask_for_a_sync_before_they_are_more() {
     rig.side.pace.max_dirty_pages = 1 << 20;
     rig.write(PAGE);
     rig.side.look_at_dirty_pages();
-    assert!(!rig.tells(is_limit) && rig.side.owed.contains(&PAGE));
+    assert!(!rig.tells(is_limit));
+    let owed = rig.take_owed();
+    assert!(owed.contains(&PAGE));
+    rig.find(owed);
     rig.side.pace.max_dirty_pages = 1;
     rig.side.look_at_dirty_pages();
     assert!(rig.tells(is_limit));

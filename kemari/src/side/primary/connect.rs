@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use kemari_sync::{Primary, PrimaryEvent};
+use kemari_sync::{Primary, PrimaryEvent, SessionId};
 
+use super::super::ahead::Ahead;
 use super::super::mailbox::Mailbox;
 use super::{Input, PrimarySide, Session};
 use crate::config::Config;
@@ -151,8 +152,9 @@ fn connect(security: &Security, host: String, address: SocketAddr) -> Result<Con
 
 impl PrimarySide {
     /// A session has ended. A pair that is broken is to be joined again at once, all else can wait.
-    pub(super) fn note_session_end(&mut self) {
-        self.ahead.end_session(&mut self.owed);
+    pub(super) fn note_session_end(&mut self, session: SessionId) {
+        self.debt.end_session(session);
+        self.ahead = Ahead::default();
         self.connector.looks_at_way = !self.machine.holds_output();
         if !self.machine.holds_output() {
             self.connector.next_ms = self.clock.now_ms() + FUTILE_RETRY_MS;

@@ -12,11 +12,11 @@ fn pause_ms(rig: &Rig) -> u64 {
 #[test]
 fn a_broken_pair_is_joined_again_at_once_and_all_else_can_wait() {
     let mut rig = Rig::new();
-    rig.side.note_session_end();
+    rig.side.note_session_end(1);
     assert!(pause_ms(&rig) > RETRY_MS && rig.side.connector.looks_at_way);
     let mut rig = Rig::new();
     rig.capture(1);
-    rig.side.note_session_end();
+    rig.side.note_session_end(1);
     assert!(pause_ms(&rig) == 0 && !rig.side.connector.looks_at_way);
 }
 

@@ -52,7 +52,7 @@ impl PrimarySide {
                 session: session.id,
                 reason,
             });
-            self.note_session_end();
+            self.note_session_end(session.id);
         }
     }
 }

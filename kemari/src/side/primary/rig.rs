@@ -1,6 +1,7 @@
 //! A primary for tests, step by step: a machine with the bare guest and one replicated disk, an arbiter that is only asked,
 //! and no loop.
 
+use std::convert::Infallible;
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -196,6 +197,20 @@ impl Rig {
         self.events().iter().any(is_meant)
     }
 
+    /// These pages are found dirty.
+    pub fn find(&mut self, pages: impl IntoIterator<Item = u64>) {
+        let Ok(()) = self.side.debt.find::<Infallible>(|found| {
+            found.extend(pages);
+            Ok(())
+        });
+    }
+
+    /// Takes the pages that are owed and not captured, in order.
+    pub fn take_owed(&mut self) -> Vec<u64> {
+        self.side.debt.of_next_sync();
+        self.side.debt.take_round()
+    }
+
     /// Captures a sync, with output held from there on.
     pub fn capture(&mut self, epoch: Epoch) {
         self.side.capture(epoch, true, None);
@@ -203,8 +218,9 @@ impl Rig {
 
     /// Whether a sync that waits for its ack has this page.
     pub fn captured(&self, page: u64) -> bool {
-        let capture = self.side.capture.as_ref().expect("a capture");
-        capture.owed().contains(&page)
+        assert!(self.side.capture.is_some(), "a capture");
+        let debt = &self.side.debt;
+        debt.captured().contains(&page) || debt.captured_ahead().any(|ahead| ahead == page)
     }
 
     /// Writes to a page of the guest, as the VMM does it.

@@ -2,6 +2,7 @@
 
 use kemari_sync::PrimaryEvent;
 
+use super::super::ahead;
 use super::PrimarySide;
 
 /// Longest wait of the loop, in milliseconds, whatever the deadlines.
@@ -41,7 +42,7 @@ impl PrimarySide {
     /// When more pages can go ahead of the next sync. What was sent must have left before: a sync would wait behind it.
     pub(super) fn ahead_due_ms(&self) -> Option<u64> {
         let session = self.session.as_ref()?;
-        let is_due = self.dirty_look_is_due() && self.ahead.is_due() && !session.main.wants_to_write();
+        let is_due = self.dirty_look_is_due() && ahead::is_due(&self.debt) && !session.main.wants_to_write();
         is_due.then_some(self.ahead_due_ms)
     }
 
@@ -53,18 +54,16 @@ impl PrimarySide {
 
     /// Pages that a sync would have now, each counted once, but for those that went ahead and are dirty again.
     pub(super) fn pages_of_a_sync(&mut self) -> usize {
-        self.owed.sort_unstable();
-        self.owed.dedup();
-        self.owed.len() + self.ahead.pages() + self.machine.dirty().hot_pages()
+        self.debt.of_next_sync() + self.machine.dirty().hot_pages()
     }
 
     pub(super) fn look_at_dirty_pages(&mut self) {
         self.dirty_look_ms = self.clock.now_ms() + DIRTY_LOOK_INTERVAL_MS;
-        match self.machine.dirty().collect(&mut self.owed) {
+        match self.debt.find(|pages| self.machine.dirty().collect(pages)) {
             Ok(()) if self.pages_of_a_sync() >= self.pace.max_dirty_pages as usize => {
                 self.events.push_back(PrimaryEvent::DirtyLimit);
             }
-            Ok(()) => self.ahead.offer(&mut self.owed),
+            Ok(()) => ahead::offer(&mut self.debt),
             Err(error) => {
                 let reason = format!("the dirty log cannot be read: {error}");
                 self.events.push_back(PrimaryEvent::HostFailing { reason });

@@ -9,7 +9,7 @@ use kemari_sync::wire::{
     Commit, FrameHeader, FrameKind, HEADER_BYTES, Message, PageBatch, decode, encode, seal,
 };
 use kemari_sync::{
-    ArbiterAnswer, ArbiterRequest, CopyLimits, DeltaCache, Incarnation, Mode, OnSecondaryLoss, Phase,
+    ArbiterAnswer, ArbiterRequest, CopyLimits, Debt, DeltaCache, Incarnation, Mode, OnSecondaryLoss, Phase,
     Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Record, Reign, Secondary, SecondaryAction,
     SecondaryConfig, SecondaryEvent, Staging, SyncTally, Timing, Work,
 };
@@ -19,7 +19,7 @@ use kemari_vmm::state::StateBlob;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::super::capture::{Capture, Debt, Known};
+use super::super::capture::{Capture, Known};
 use super::super::capture_test;
 use super::super::copy::{Copy, Next};
 use super::super::primary::Seat;
@@ -197,6 +197,7 @@ struct Recorder {
     frames: Vec<Vec<u8>>,
     events: VecDeque<PrimaryEvent>,
     copy: Copy,
+    debt: Debt,
     capture: Option<Capture>,
     states: Vec<StateBlob>,
     deltas: DeltaCache,
@@ -240,6 +241,7 @@ impl Recorder {
             frames: Vec::new(),
             events: VecDeque::new(),
             copy: Copy::default(),
+            debt: Debt::default(),
             capture: None,
             states: Vec::new(),
             deltas: DeltaCache::new(8 << 20),
@@ -297,12 +299,13 @@ impl Recorder {
             PrimaryAction::Capture { epoch, hold, .. } => self.capture(epoch, hold),
             PrimaryAction::Transmit { begin, stop, .. } => {
                 let capture = self.capture.as_mut().expect("it was taken");
-                let buffers = capture.transmission(SESSION, begin, stop);
+                let buffers = capture.transmission(SESSION, None, begin, stop);
                 buffers.iter().for_each(|buffer| self.pass(buffer.rest()));
             }
             PrimaryAction::Release { epoch } => {
                 self.states = self.capture.take().expect("it was taken").states;
                 self.deltas.acked(epoch);
+                self.debt.acked(epoch);
                 self.machine.release(epoch);
             }
             PrimaryAction::Halt { reason } | PrimaryAction::CloseSession { reason, .. } => {
@@ -313,27 +316,30 @@ impl Recorder {
     }
 
     fn copy_round(&mut self, first: bool) -> u64 {
-        self.copy.begin(&self.machine, first).expect("a round");
+        let debt = &mut self.debt;
+        self.copy.begin(&self.machine, debt, first).expect("a round");
         loop {
             match self.copy.next_frame(&self.machine).expect("pages of the guest") {
                 Next::Frame(frame) => self.pass(&frame),
                 Next::Nothing => {}
-                Next::Done => return self.copy.end_round(&self.machine).expect("a dirty log"),
+                Next::Done => {
+                    return self
+                        .copy
+                        .end_round(&self.machine, &mut self.debt)
+                        .expect("a dirty log");
+                }
             }
         }
     }
 
     fn capture(&mut self, epoch: u64, hold: bool) {
-        let debt = Debt {
-            pages: self.copy.take_dirty(),
-            ahead: None,
-        };
         let known = Known {
             states: &self.states,
             deltas: Some(&mut self.deltas),
         };
-        let taken = Capture::take(&self.machine, (epoch, hold), debt, known, None, Vec::new());
-        let capture = taken.map_err(|failed| failed.error).expect("it is captured");
+        let owed = (&mut self.debt, None);
+        let taken = Capture::take(&self.machine, (epoch, hold), owed, known, None, Vec::new());
+        let capture = taken.expect("it is captured");
         self.events.push_back(PrimaryEvent::Captured {
             epoch,
             pages: capture.pages_sent(),
