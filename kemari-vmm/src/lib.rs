@@ -14,6 +14,7 @@ pub mod event;
 pub mod machine;
 pub mod memory;
 pub mod pageset;
+pub mod release;
 mod signals;
 pub mod state;
 pub mod threads;

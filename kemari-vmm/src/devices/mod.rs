@@ -7,6 +7,7 @@ pub mod serial;
 use std::sync::Arc;
 
 use crate::event::EventChannel;
+use crate::release::Releasable;
 use crate::state::{StateBlob, StateError, StateKind};
 
 /// One device of the machine. Its methods are called by vCPU threads, by its own threads and by whoever pauses the
@@ -25,10 +26,16 @@ pub trait Device: Send + Sync {
     fn capture(&self, epoch: u64) -> u64;
     /// The capture of `epoch` will never be acked: its output waits for a capture again.
     fn uncapture(&self, epoch: u64);
+    /// Such output leaves.
+    fn let_go(&self, which: Releasable);
     /// The capture of `epoch` is acked: its output leaves.
-    fn release(&self, epoch: u64);
+    fn release(&self, epoch: u64) {
+        self.let_go(Releasable::UpTo(epoch));
+    }
     /// With the right to act alone: all output leaves.
-    fn release_all(&self);
+    fn release_all(&self) {
+        self.let_go(Releasable::Any);
+    }
     /// Waits until everything captured or released is finished and durable, before the machine is stopped or goes on
     /// elsewhere. What is held stays held: if it goes on here after all, nothing is lost.
     fn drain(&self);

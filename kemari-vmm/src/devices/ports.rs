@@ -10,8 +10,8 @@ use crate::arch::layout::abi::{
     KICK_PORT, POWER_OFF_VALUE, RESET_PORT, RESET_VALUE, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT,
 };
 use crate::event::{Direction, EventChannel};
+use crate::release::{Releasable, Stage};
 use crate::state::{State, StateBlob, StateError, StateKind};
-use crate::virtio::request::Stage;
 
 /// Command port of the keyboard controller, and the command by which a PC is reset.
 pub const KEYBOARD_PORT: u16 = 0x64;
@@ -42,6 +42,13 @@ struct Core {
 impl State for Core {
     const KIND: StateKind = StateKind::Power;
     const VERSION: u16 = 1;
+}
+
+impl Core {
+    /// How far its outputs have come.
+    fn stages(&mut self) -> impl Iterator<Item = &mut Stage> {
+        [&mut self.power_off, &mut self.kicks].into_iter().flatten()
+    }
 }
 
 /// The ports.
@@ -87,14 +94,13 @@ impl Ports {
 
     fn want_power_off(&self) {
         let held = self.hub.output_is_held();
-        let stage = if held { Stage::Held } else { Stage::Released };
         // However often it asks, it is one power-off.
         {
             let mut core = self.lock();
             if core.power_off.is_some() {
                 return;
             }
-            core.power_off = Some(stage);
+            core.power_off = Some(Stage::of_new(held));
         }
         if !held {
             (self.sink)(PowerEvent::PowerOff);
@@ -108,29 +114,6 @@ impl Ports {
             self.lock().kicks = Some(Stage::Held);
         }
         self.test.notify(Direction::Out, held);
-    }
-
-    fn restage(&self, change: impl Fn(Stage) -> Stage) {
-        let mut core = self.lock();
-        let Core { power_off, kicks, .. } = &mut *core;
-        for stage in [power_off, kicks].into_iter().flatten() {
-            *stage = change(*stage);
-        }
-    }
-
-    fn release_where(&self, released: impl Fn(Stage) -> bool) {
-        let mut core = self.lock();
-        if core.kicks.is_some_and(&released) {
-            core.kicks = None;
-        }
-        let off = core.power_off.is_some_and(&released);
-        if off {
-            core.power_off = None;
-        }
-        drop(core);
-        if off {
-            (self.sink)(PowerEvent::PowerOff);
-        }
     }
 }
 
@@ -165,37 +148,31 @@ impl Device for Ports {
     }
 
     fn capture(&self, epoch: u64) -> u64 {
-        let is_held = self.output_held();
-        self.restage(|stage| {
-            if stage == Stage::Held {
-                Stage::Captured(epoch)
-            } else {
-                stage
-            }
-        });
-        u64::from(is_held)
+        let mut is_any = false;
+        for stage in self.lock().stages() {
+            is_any |= stage.capture(epoch);
+        }
+        u64::from(is_any)
     }
 
     fn uncapture(&self, epoch: u64) {
-        self.restage(|stage| {
-            if stage == Stage::Captured(epoch) {
-                Stage::Held
-            } else {
-                stage
-            }
-        });
+        for stage in self.lock().stages() {
+            stage.uncapture(epoch);
+        }
     }
 
     fn drain(&self) {}
 
     fn abandon(&self) {}
 
-    fn release(&self, epoch: u64) {
-        self.release_where(|stage| matches!(stage, Stage::Captured(captured) if captured <= epoch));
-    }
-
-    fn release_all(&self) {
-        self.release_where(|_| true);
+    fn let_go(&self, which: Releasable) {
+        let mut core = self.lock();
+        core.kicks.take_if(|stage| which.lets_go(*stage));
+        let power_off = core.power_off.take_if(|stage| which.lets_go(*stage));
+        drop(core);
+        if power_off.is_some() {
+            (self.sink)(PowerEvent::PowerOff);
+        }
     }
 
     fn reset(&self) {

@@ -1,7 +1,6 @@
 //! The 16550 console. It has no ring: what the guest has written waits in a bounded, numbered buffer, which is device
 //! state. Console output is at-least-once across a takeover.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,79 +12,8 @@ use vm_superio::serial::{NoEvents, Serial, SerialState};
 use super::Device;
 use super::hub::Hub;
 use crate::event::{Direction, EventChannel};
+use crate::release::{HeldBytes, Releasable};
 use crate::state::{State, StateBlob, StateError, StateKind};
-
-/// Most bytes of console output that wait for a release; further ones push the oldest out.
-pub const CONSOLE_BYTES_MAX: usize = 64 << 10;
-
-/// Output bytes that wait for their release.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct Output {
-    bytes: VecDeque<u8>,
-    /// Number of the first byte of `bytes`, counted from the guest's first boot.
-    first: u64,
-    /// The captures that wait for their ack: epoch, and the number behind the last byte contained.
-    captured: VecDeque<(u64, u64)>,
-}
-
-impl Output {
-    /// Whether a saved one can be: the captures contain no bytes that are not there.
-    fn is_possible(&self) -> bool {
-        self.bytes.len() <= CONSOLE_BYTES_MAX
-            && self
-                .first
-                .checked_add(self.bytes.len() as u64)
-                .is_some_and(|end| self.captured.iter().all(|&(_, captured_end)| captured_end <= end))
-    }
-
-    fn end(&self) -> u64 {
-        self.first + self.bytes.len() as u64
-    }
-
-    fn has_uncaptured(&self) -> bool {
-        self.captured
-            .back()
-            .map_or(!self.bytes.is_empty(), |&(_, end)| end < self.end())
-    }
-
-    fn push(&mut self, byte: u8) {
-        if self.bytes.len() >= CONSOLE_BYTES_MAX {
-            self.bytes.pop_front();
-            self.first += 1;
-        }
-        self.bytes.push_back(byte);
-    }
-
-    fn capture(&mut self, epoch: u64) {
-        if self.has_uncaptured() {
-            self.captured.push_back((epoch, self.end()));
-        }
-    }
-
-    fn uncapture(&mut self, epoch: u64) {
-        self.captured.retain(|&(captured, _)| captured != epoch);
-    }
-
-    /// Takes out what the captures up to `epoch` contain.
-    fn release(&mut self, epoch: u64) -> Vec<u8> {
-        let mut end = self.first;
-        while let Some(&(captured, captured_end)) = self.captured.front()
-            && captured <= epoch
-        {
-            end = captured_end.max(end);
-            self.captured.pop_front();
-        }
-        let count = (end - self.first) as usize;
-        self.first = end;
-        self.bytes.drain(..count).collect()
-    }
-
-    fn release_all(&mut self) -> Vec<u8> {
-        self.captured.clear();
-        self.first = self.end();
-        self.bytes.drain(..).collect()
-    }
-}
 
 struct Line {
     hub: Arc<Hub>,
@@ -118,7 +46,7 @@ impl Write for Transmitter {
 
 struct Core {
     chip: Serial<Line, NoEvents, Transmitter>,
-    output: Output,
+    output: HeldBytes,
     sink: Box<dyn Write + Send>,
 }
 
@@ -136,7 +64,7 @@ struct SavedConsole {
     /// scratch: in the order of the chip's registers.
     registers: [u8; 9],
     input: Vec<u8>,
-    output: Output,
+    output: HeldBytes,
 }
 
 impl State for SavedConsole {
@@ -156,7 +84,7 @@ impl Console {
         );
         let core = Mutex::new(Core {
             chip,
-            output: Output::default(),
+            output: HeldBytes::default(),
             sink,
         });
         Arc::new(Self {
@@ -174,7 +102,7 @@ impl Console {
         let count = bytes.len().min(core.chip.fifo_capacity());
         let taken = core.chip.enqueue_raw_bytes(&bytes[..count]).unwrap_or(0);
         if taken > 0 {
-            self.channel.notify(Direction::In, core.output.has_uncaptured());
+            self.channel.notify(Direction::In, core.output.is_held());
         }
         taken
     }
@@ -229,14 +157,11 @@ impl Device for Console {
     }
 
     fn output_held(&self) -> bool {
-        self.lock().output.has_uncaptured()
+        self.lock().output.is_held()
     }
 
     fn capture(&self, epoch: u64) -> u64 {
-        let output = &mut self.lock().output;
-        let is_held = output.has_uncaptured();
-        output.capture(epoch);
-        u64::from(is_held)
+        u64::from(self.lock().output.capture(epoch))
     }
 
     fn uncapture(&self, epoch: u64) {
@@ -247,15 +172,9 @@ impl Device for Console {
 
     fn abandon(&self) {}
 
-    fn release(&self, epoch: u64) {
+    fn let_go(&self, which: Releasable) {
         let mut core = self.lock();
-        let bytes = core.output.release(epoch);
-        emit(&mut core.sink, &bytes);
-    }
-
-    fn release_all(&self) {
-        let mut core = self.lock();
-        let bytes = core.output.release_all();
+        let bytes = core.output.release(which);
         emit(&mut core.sink, &bytes);
     }
 
@@ -335,39 +254,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_ack_releases_the_bytes_of_its_capture_and_no_later_ones() {
-        let mut output = Output::default();
-        b"ab".iter().for_each(|&byte| output.push(byte));
-        output.capture(1);
-        b"c".iter().for_each(|&byte| output.push(byte));
-        assert!(output.has_uncaptured());
-        output.capture(2);
-        b"d".iter().for_each(|&byte| output.push(byte));
-        assert_eq!(output.release(0), b"");
-        assert_eq!(output.release(1), b"ab");
-        assert_eq!(output.release(2), b"c");
-        assert_eq!(output.release_all(), b"d");
-        assert_eq!(output.first, 4);
-    }
-
-    #[test]
-    fn an_ack_is_for_all_captures_before_it_and_one_that_failed_gives_its_bytes_to_the_next() {
-        let mut output = Output::default();
-        output.push(b'a');
-        output.capture(1);
-        output.push(b'b');
-        output.capture(2);
-        output.uncapture(2);
-        assert!(output.has_uncaptured(), "the next capture must have it");
-        output.push(b'c');
-        output.capture(3);
-        output.push(b'd');
-        output.capture(4);
-        assert_eq!(output.release(3), b"abc");
-        assert_eq!(output.release(4), b"d");
-    }
-
-    #[test]
     fn a_capture_counts_console_output_once_and_only_if_there_is_any() {
         let vm = crate::arch::preflight::open()
             .and_then(|kvm| Ok(crate::arch::create_vm(&kvm)?))
@@ -383,49 +269,5 @@ mod tests {
         assert_eq!(console.capture(3), 0, "the capture before has it");
         console.uncapture(2);
         assert_eq!(console.capture(4), 1, "the capture that had it has failed");
-    }
-
-    #[test]
-    fn a_saved_buffer_that_is_too_large_or_whose_captures_have_bytes_that_are_not_there_is_impossible() {
-        let mut output = Output::default();
-        output.push(b'a');
-        output.capture(1);
-        assert!(output.is_possible());
-        output.captured.push_back((2, 2));
-        assert!(!output.is_possible());
-        let of = |bytes: usize| Output {
-            bytes: vec![b'x'; bytes].into(),
-            ..Output::default()
-        };
-        assert!(of(CONSOLE_BYTES_MAX).is_possible());
-        assert!(
-            !of(CONSOLE_BYTES_MAX + 1).is_possible(),
-            "no console holds so much"
-        );
-        assert!(
-            !Output {
-                first: u64::MAX,
-                bytes: [1].into(),
-                ..Output::default()
-            }
-            .is_possible()
-        );
-    }
-
-    #[test]
-    fn the_buffer_is_bounded_and_keeps_the_newest_bytes_and_their_numbers() {
-        let mut output = Output::default();
-        output.push(b'x');
-        output.capture(1);
-        for index in 0..CONSOLE_BYTES_MAX {
-            output.push(index as u8);
-        }
-        assert_eq!(output.bytes.len(), CONSOLE_BYTES_MAX);
-        assert_eq!(output.first, 1);
-        assert_eq!(
-            output.release(1),
-            b"",
-            "the captured byte was pushed out, the later ones are not released"
-        );
     }
 }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::boot::Kernel;
-use crate::devices::serial::CONSOLE_BYTES_MAX;
 use crate::dirty::DirtySource;
+use crate::release::CONSOLE_BYTES_MAX;
 use crate::virtio::block::BlockSpec;
 use crate::virtio::budget::DEVICE_STATE_BYTES_MAX;
 use crate::virtio::rate::RateSpec;

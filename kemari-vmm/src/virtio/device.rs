@@ -14,13 +14,14 @@ use virtio_queue::{Queue, QueueT};
 
 use self::core::Core;
 use super::rate::Resumer;
-use super::request::{Releasable, RequestList, SavedRequest};
+use super::request::{RequestList, SavedRequest};
 use super::saved::{SavedDevice, SavedQueue};
 use super::transport as regs;
 use super::{Backend, Completion, Completions, GuestFault, QueueRole};
 use crate::devices::Device;
 use crate::devices::hub::Hub;
 use crate::event::{Direction, EventChannel};
+use crate::release::Releasable;
 use crate::state::{StateBlob, StateError, StateKind};
 
 /// One virtio-mmio device.
@@ -168,32 +169,6 @@ impl<B: Backend> VirtioDevice<B> {
         self.hub.pulse(self.gsi);
     }
 
-    /// Carries out all requests that are let go, then interrupts once a queue.
-    fn start_released(&self, which: Releasable) {
-        let mut core = self.lock();
-        if !core.requests.has_unreleased() {
-            return;
-        }
-        let mut used = vec![false; core.queues.len()];
-        let mut from = 0;
-        core.backend.batch_begins();
-        while let Some(started) = core.release_next(which, from) {
-            from = started.id + 1;
-            let queue = usize::from(started.queue);
-            match core.submit(started, &self.hub) {
-                Ok(done) => used[queue] |= done,
-                Err(fault) => self.break_down(&mut core, &fault),
-            }
-        }
-        core.backend.batch_ends();
-        for (index, used) in used.into_iter().enumerate() {
-            self.settle(&mut core, index, Ok(used));
-        }
-        self.finished.notify_all();
-        // Whoever releases looks himself what is held then.
-        drop(self.refill(core));
-    }
-
     /// Waits until nothing of this queue, or of any, that was captured or released is unfinished, and drops what no
     /// capture has: also what a capture that fails meanwhile gives back. Nothing more is taken in meanwhile, so that
     /// another vCPU's kicks cannot make it wait for ever.
@@ -337,12 +312,30 @@ impl<B: Backend> Device for VirtioDevice<B> {
         self.finished.notify_all();
     }
 
-    fn release(&self, epoch: u64) {
-        self.start_released(Releasable::UpTo(epoch));
-    }
-
-    fn release_all(&self) {
-        self.start_released(Releasable::Any);
+    /// Carries out all requests that are let go, then interrupts once a queue.
+    fn let_go(&self, which: Releasable) {
+        let mut core = self.lock();
+        if !core.requests.has_unreleased() {
+            return;
+        }
+        let mut used = vec![false; core.queues.len()];
+        let mut from = 0;
+        core.backend.batch_begins();
+        while let Some(started) = core.release_next(which, from) {
+            from = started.id + 1;
+            let queue = usize::from(started.queue);
+            match core.submit(started, &self.hub) {
+                Ok(done) => used[queue] |= done,
+                Err(fault) => self.break_down(&mut core, &fault),
+            }
+        }
+        core.backend.batch_ends();
+        for (index, used) in used.into_iter().enumerate() {
+            self.settle(&mut core, index, Ok(used));
+        }
+        self.finished.notify_all();
+        // Whoever releases looks himself what is held then.
+        drop(self.refill(core));
     }
 
     fn reset(&self) {

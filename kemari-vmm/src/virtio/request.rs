@@ -11,21 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use super::GuestFault;
 use super::budget::{Budget, Cost, QUEUE_ENTRIES_MAX};
+use crate::release::{Releasable, Stage};
 
 /// Highest number of a next request that is loaded: beyond what any device comes to, and so far from the end of all
 /// numbers that none comes there.
 const NEXT_ID_MAX: u64 = u64::MAX / 2;
-
-/// How far a request has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Stage {
-    /// Output that no capture contains: it asks for a sync.
-    Held,
-    /// Output in the capture of this epoch, waiting for its ack.
-    Captured(u64),
-    /// May be carried out: in flight at the back end.
-    Released,
-}
 
 /// One parsed request. `B` is what the device's driver asked for.
 #[derive(Clone, Debug)]
@@ -72,15 +62,6 @@ impl<B> SavedRequest<B> {
     pub fn queue(&self) -> u16 {
         self.queue
     }
-}
-
-/// Which requests a release lets go.
-#[derive(Clone, Copy, Debug)]
-pub enum Releasable {
-    /// Those that the acked capture of this epoch, or an older one, contains.
-    UpTo(u64),
-    /// All: with the right to act alone, nothing waits.
-    Any,
 }
 
 /// Which chains of a queue are on the list, by their heads.
@@ -211,7 +192,7 @@ impl<B: Clone> RequestList<B> {
         for request in self.requests.iter_mut() {
             if request.stage == Stage::Held {
                 request.data = Some(copy(&request.body)?);
-                request.stage = Stage::Captured(epoch);
+                request.stage.capture(epoch);
                 self.held -= 1;
                 captured += 1;
             }
@@ -223,8 +204,7 @@ impl<B: Clone> RequestList<B> {
     /// bytes anew.
     pub fn uncapture(&mut self, epoch: u64) {
         for request in self.requests.iter_mut() {
-            if request.stage == Stage::Captured(epoch) {
-                request.stage = Stage::Held;
+            if request.stage.uncapture(epoch) {
                 request.data = None;
                 self.held += 1;
             }
@@ -238,15 +218,10 @@ impl<B: Clone> RequestList<B> {
             return None;
         }
         let start = self.place_of(from);
-        let is_let_go = |stage: Stage| match (which, stage) {
-            (_, Stage::Released) | (Releasable::UpTo(_), Stage::Held) => false,
-            (Releasable::UpTo(epoch), Stage::Captured(captured)) => captured <= epoch,
-            (Releasable::Any, _) => true,
-        };
         let request = self
             .requests
             .range_mut(start..)
-            .find(|request| is_let_go(request.stage))?;
+            .find(|request| request.stage != Stage::Released && which.lets_go(request.stage))?;
         self.held -= usize::from(request.stage == Stage::Held);
         self.unreleased -= 1;
         request.stage = Stage::Released;

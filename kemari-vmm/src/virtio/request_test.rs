@@ -1,7 +1,7 @@
 //! The list of a device through captures, acks, failures, takeovers and resets.
 
-use super::Releasable::{Any, UpTo};
 use super::*;
+use crate::release::Releasable::{Any, UpTo};
 
 const COST: Cost = Cost {
     segments: 1,

@@ -6,11 +6,12 @@ use std::time::Instant;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 use super::super::Chain;
-use super::super::request::{Releasable, Request, RequestList, Stage};
+use super::super::request::{Request, RequestList};
 use super::super::transport::{self as regs, Transport};
 use super::super::{Backend, GuestFault, Nature, QueueRole, Submission};
 use super::ring_fault;
 use crate::devices::hub::Hub;
+use crate::release::{Releasable, Stage};
 
 /// Most requests that are taken in one turn under the device's lock: a guest whose other vCPUs refill the ring
 /// meanwhile keeps nobody else from the device. A kick without such help needs less than one turn.
@@ -170,9 +171,10 @@ impl<B: Backend> Core<B> {
                     Nature::Barrier => self.requests.has_unreleased(),
                     Nature::Input => false,
                 };
-                let stage = if hold { Stage::Held } else { Stage::Released };
                 let queue = index as u16;
-                let id = self.requests.push((queue, head), stage, body.clone(), cost)?;
+                let id = self
+                    .requests
+                    .push((queue, head), Stage::of_new(hold), body.clone(), cost)?;
                 if !hold {
                     let data = None;
                     used |= self.submit(
