@@ -7,6 +7,7 @@
 //! Test programs are built by cargo and run by this module, so that the same program can run here or inside an emulated
 //! host, and is counted in the same way.
 
+mod arrows;
 mod counts;
 mod demos;
 mod emulated;
@@ -126,6 +127,7 @@ fn static_checks(tally: &mut Tally) {
         in_bare_guest(&["fmt", "--check"])
     });
     tally.stage(Place::Here, "one version of each rust-vmm crate", lockfile::check);
+    tally.stage(Place::Here, "who may know whom", arrows::check);
     tally.stage(Place::Here, "warnings (clippy)", || {
         let all = [
             "clippy",
