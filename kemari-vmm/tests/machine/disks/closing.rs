@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use kemari_vmm::devices::Device;
 use kemari_vmm::disk::{Disk, OnError, Server};
 use kemari_vmm::virtio::block::BlockSpec;
 
@@ -71,4 +72,25 @@ fn an_image_is_not_closed_while_the_page_cache_may_yet_be_written() {
     assert_eq!(disk.do_one(WRITE, 4, &[1; 512]), OK);
     store.fail_flushes(true);
     assert!(server.close().is_err());
+}
+
+#[test]
+fn a_drain_waits_for_what_has_begun_and_makes_it_durable() {
+    let _watchdog = Watchdog::new("a disk that is drained", 60);
+    let (store, mut disk, _server) = scene();
+    store.set_closed(true);
+    disk.ask((0, 0), WRITE, 4, &[1; 512]);
+    disk.kick(0);
+    while store.begun().is_empty() {
+        thread::yield_now();
+    }
+    let device = disk.bench.device.clone();
+    let draining = thread::spawn(move || device.drain());
+    thread::sleep(A_WHILE);
+    assert!(!draining.is_finished(), "something is under way");
+    assert_eq!(store.begun(), ["write 4"], "what is not written is not flushed");
+    store.set_closed(false);
+    draining.join().expect("it does not panic");
+    assert_eq!(store.begun(), ["write 4", "flush"]);
+    assert_eq!(store.sector(4), 1);
 }
