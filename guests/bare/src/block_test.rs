@@ -1,7 +1,9 @@
-//! `BLKTEST`: writes of blocks with verifiable contents, many in flight and finishing in any order, with reads between
-//! them that overlap writes; then a flush, and every written block is read and verified.
+//! `BLKTEST`: writes of blocks with verifiable contents, many in flight and finishing in any order, some of them to one
+//! block, with flushes and zeroes between them, and reads that overlap writes; then a flush, and every written block is read
+//! and verified.
 //!
-//! A read that overlaps writes may find, word by word, any version from the last one finished when it was submitted
+//! Of writes to one block the one that was submitted last is there in the end: a machine that carries them out in another
+//! order, be it after a takeover, is noticed. A read that overlaps writes may find, word by word, any version from the last one finished when it was submitted
 //! to the last one submitted when it finishes. Any other read must find exactly the last finished one: a read that
 //! overtakes a finished write is noticed.
 
@@ -20,6 +22,14 @@ use crate::virtio::memory::Dma;
 pub const BLOCKS_MAX: usize = 256;
 const SECTORS_A_BLOCK: u64 = (BLOCK_BYTES / SECTOR_BYTES) as u64;
 
+/// Half of all writes go to so few blocks, and so many of them to one block may be in flight.
+const BUSY_BLOCKS: usize = 4;
+const WRITES_A_BLOCK_MAX: u64 = 4;
+/// One of so many versions of a block is zeros.
+const ZEROS_OF: u64 = 5;
+/// One flush for so many writes, on average.
+const WRITES_A_FLUSH: usize = 16;
+
 /// Fills a block with the contents of a version.
 pub fn fill(data: &mut [u8], block: usize, version: u64) {
     for (i, word) in data.chunks_exact_mut(8).enumerate() {
@@ -37,7 +47,14 @@ pub fn matches(data: &[u8], block: usize, versions: core::ops::RangeInclusive<u6
 }
 
 fn word_of(block: usize, version: u64, i: usize) -> u64 {
+    if is_zeros(version) {
+        return 0;
+    }
     mix(mix(version) ^ (block as u64) << 32 ^ i as u64)
+}
+
+fn is_zeros(version: u64) -> bool {
+    version.is_multiple_of(ZEROS_OF)
 }
 
 /// What is known of a block. Versions begin at 1; 0: unknown contents.
@@ -46,7 +63,8 @@ struct Block {
     /// Version of the last finished write, and of the last submitted one.
     finished: u64,
     submitted: u64,
-    writing: bool,
+    /// Writes in flight.
+    writing: u64,
     /// The last finished version when the read in flight was submitted.
     reading_from: Option<u64>,
     written_in_this_run: bool,
@@ -136,11 +154,14 @@ impl BlockTest {
             fail(format!("{operation:?} of block {number} failed"));
         }
         match operation {
-            Operation::Flush => run.stage = Stage::Verifying,
-            Operation::Write => {
+            Operation::Flush if matches!(run.stage, Stage::Flushing) => run.stage = Stage::Verifying,
+            Operation::Flush => {}
+            Operation::Write | Operation::Zero => {
                 let block = &mut self.blocks[number];
-                block.writing = false;
-                block.finished = if finished.ok { block.submitted } else { 0 };
+                block.writing -= 1;
+                // They overlap, so they finish in their order.
+                let version = block.submitted - block.writing;
+                block.finished = if finished.ok { version } else { 0 };
             }
             Operation::Read => {
                 let block = &mut self.blocks[number];
@@ -185,13 +206,7 @@ impl BlockTest {
             if disk.needs_flush() {
                 run.stage = Stage::Flushing;
                 run.in_flight = 1;
-                let (operation, owner) = (Operation::Flush, Owner::Test(0));
-                disk.submit(Request {
-                    operation,
-                    sector: 0,
-                    data: None,
-                    owner,
-                });
+                submit_flush(disk);
             }
             self.run = Some(run);
             // Without a flush there is nothing to wait for: go on at once.
@@ -214,9 +229,17 @@ impl BlockTest {
             run.writes_left = 0;
         }
         while run.in_flight < run.depth && run.writes_left > 0 {
-            let number = self.draw();
-            if !self.blocks[number].writing {
+            let number = match self.draw().is_multiple_of(2) {
+                true => self.draw() % BUSY_BLOCKS,
+                false => self.draw(),
+            };
+            let number = number.min(self.blocks.len() - 1);
+            if self.blocks[number].writing < WRITES_A_BLOCK_MAX {
                 self.submit_write(run, number, disk);
+            }
+            if disk.needs_flush() && self.draw().is_multiple_of(WRITES_A_FLUSH) && run.in_flight < run.depth {
+                run.in_flight += 1;
+                submit_flush(disk);
             }
             // Every other time a read too: of the block just written, or of any.
             if self.draw().is_multiple_of(2) && run.in_flight < run.depth {
@@ -241,12 +264,16 @@ impl BlockTest {
         let mut data = self.buffer();
         let block = &mut self.blocks[number];
         block.submitted += 1;
-        block.writing = true;
+        block.writing += 1;
         block.written_in_this_run = true;
         fill(data.bytes_mut(), number, block.submitted);
+        let operation = match is_zeros(block.submitted) && disk.makes_zeros() {
+            true => Operation::Zero,
+            false => Operation::Write,
+        };
         run.writes_left -= 1;
         run.writes += 1;
-        self.submit(run, Operation::Write, number, data, disk);
+        self.submit(run, operation, number, data, disk);
     }
 
     fn submit_read(&mut self, run: &mut Run, number: usize, disk: &mut Disk<Owner>) {
@@ -282,6 +309,15 @@ impl BlockTest {
     }
 }
 
+fn submit_flush(disk: &mut Disk<Owner>) {
+    disk.submit(Request {
+        operation: Operation::Flush,
+        sector: 0,
+        data: None,
+        owner: Owner::Test(0),
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -294,5 +330,7 @@ mod tests {
         assert!(matches(&new, 3, 8..=8) && !matches(&old, 3, 8..=8) && !matches(&new, 4, 8..=8));
         old[..16].copy_from_slice(&new[..16]);
         assert!(matches(&old, 3, 7..=8) && !matches(&old, 3, 7..=7));
+        fill(&mut new, 3, 10);
+        assert!(new.iter().all(|byte| *byte == 0) && matches(&new, 3, 9..=10) && !matches(&new, 3, 8..=9));
     }
 }

@@ -1,5 +1,6 @@
 //! A virtio disk (virtio 1.2, section 5.2). Requests never block: they are submitted, and come back finished, in any
-//! order, from [`Disk::poll`]. Nothing orders requests in flight among each other; who needs an order waits.
+//! order, from [`Disk::poll`]. Nothing orders requests in flight among each other, but those that overlap: they are carried
+//! out as they were submitted. Who needs another order waits.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -15,6 +16,8 @@ const F_RO: u64 = 1 << 5;
 const F_BLK_SIZE: u64 = 1 << 6;
 /// Feature: there is a flush request; without it a finished write is durable.
 const F_FLUSH: u64 = 1 << 9;
+/// Feature: there are requests that make zeros.
+const F_WRITE_ZEROES: u64 = 1 << 14;
 const CONFIG_CAPACITY: u64 = 0;
 const CONFIG_BLOCK_BYTES: u64 = 20;
 /// Unit of positions on the disk, whatever its block size.
@@ -23,6 +26,9 @@ pub const SECTOR_BYTES: usize = 512;
 const HEADER_BYTES: u32 = 16;
 const STATUS_OFFSET: usize = 16;
 const CELL_BYTES: usize = 32;
+/// The range of a request that makes zeros, and its flag that the disk may forget the blocks.
+const RANGE_BYTES: usize = 16;
+const UNMAP: u32 = 1;
 /// Requests that the device is given at a time; more wait in the driver.
 pub const IN_FLIGHT_MAX: usize = 40;
 
@@ -33,6 +39,8 @@ pub enum Operation {
     Read,
     /// Writes the data to the disk.
     Write,
+    /// Makes zeros of as much as the data is long; its bytes are lost.
+    Zero,
     /// Makes all writes finished before its submission durable.
     Flush,
 }
@@ -43,6 +51,7 @@ impl Operation {
             Operation::Read => 0,
             Operation::Write => 1,
             Operation::Flush => 4,
+            Operation::Zero => 13,
         }
     }
 }
@@ -79,6 +88,7 @@ pub struct Disk<O> {
     registers: Registers,
     features: u64,
     flushes: bool,
+    makes_zeros: bool,
     read_only: bool,
     sectors: u64,
     block_bytes: usize,
@@ -98,6 +108,7 @@ impl<O> Disk<O> {
             registers,
             features: features & (F_EVENT_IDX | F_INDIRECT_DESC),
             flushes: false,
+            makes_zeros: false,
             read_only: false,
             sectors: 0,
             block_bytes: SECTOR_BYTES,
@@ -211,14 +222,22 @@ impl<O> Disk<O> {
         }
     }
 
-    fn offer(&mut self, in_flight: InFlight<O>) {
+    fn offer(&mut self, mut in_flight: InFlight<O>) {
+        let (operation, sector) = (in_flight.request.operation, in_flight.request.sector);
+        let mut data_bytes = in_flight.request.data.as_ref().map_or(0, |data| data.len());
+        if let (Operation::Zero, Some(data)) = (operation, &mut in_flight.request.data) {
+            let range = &mut data.bytes_mut()[..RANGE_BYTES];
+            range[..8].copy_from_slice(&sector.to_le_bytes());
+            range[8..12].copy_from_slice(&((data_bytes / SECTOR_BYTES) as u32).to_le_bytes());
+            range[12..].copy_from_slice(&UNMAP.to_le_bytes());
+            data_bytes = RANGE_BYTES;
+        }
         let request = &in_flight.request;
         let cell = self.cell(in_flight.cell);
         // SAFETY: the cell is 32 aligned bytes, and not in the device's hands. 0xff: a status that no device returns.
         unsafe {
-            cell.cast::<[u32; 2]>()
-                .write_volatile([request.operation.code(), 0]);
-            cell.add(8).cast::<u64>().write_volatile(request.sector);
+            cell.cast::<[u32; 2]>().write_volatile([operation.code(), 0]);
+            cell.add(8).cast::<u64>().write_volatile(sector);
             cell.add(STATUS_OFFSET).write_volatile(0xff);
         }
         let at = cell as u64;
@@ -234,10 +253,10 @@ impl<O> Disk<O> {
         };
         match &request.data {
             Some(data) => {
-                let device_writes = request.operation == Operation::Read;
+                let device_writes = operation == Operation::Read;
                 let data = Segment {
                     address: data.address(),
-                    bytes: data.len() as u32,
+                    bytes: data_bytes as u32,
                     device_writes,
                 };
                 self.queue.add(&[header, data, status], in_flight);
@@ -250,8 +269,9 @@ impl<O> Disk<O> {
     fn restart(&mut self) {
         let accepted = self
             .registers
-            .negotiate(self.features | F_RO | F_BLK_SIZE | F_FLUSH);
+            .negotiate(self.features | F_RO | F_BLK_SIZE | F_FLUSH | F_WRITE_ZEROES);
         self.flushes = accepted & F_FLUSH != 0;
+        self.makes_zeros = accepted & F_WRITE_ZEROES != 0;
         self.read_only = accepted & F_RO != 0;
         let word = |offset| u64::from(self.registers.config_word(offset));
         self.sectors = word(CONFIG_CAPACITY) | word(CONFIG_CAPACITY + 4) << 32;
@@ -273,6 +293,11 @@ impl<O> Disk<O> {
         for in_flight in again {
             self.offer(in_flight);
         }
+    }
+
+    /// It has requests that make zeros.
+    pub fn makes_zeros(&self) -> bool {
+        self.makes_zeros
     }
 
     /// A flush must follow writes that are to be durable.
