@@ -416,7 +416,7 @@ fn internal_error(fd: &mut VcpuFd, bus: &dyn Bus) {
 /// Lets KVM finish the device access that the guest left for. KVM splits an access that crosses a page, or is wider than
 /// 8 bytes, and leaves again for each further part, without entering the guest in between: they belong to it. Returns
 /// whether the vCPU cannot run any more.
-fn complete_access(fd: &mut VcpuFd, bus: &dyn Bus) -> bool {
+pub(crate) fn complete_access(fd: &mut VcpuFd, bus: &dyn Bus) -> bool {
     let left = loop {
         fd.set_kvm_immediate_exit(1);
         // EINTR says that it is finished.

@@ -2,6 +2,7 @@
 
 use std::arch::global_asm;
 use std::slice;
+use std::sync::Mutex;
 
 use kvm_bindings::{
     KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, Msrs,
@@ -17,9 +18,10 @@ use super::{cpuid, layout, msr, reset_vm, setup_vcpu, vm};
 use crate::boot::{BootConfig, Kernel, test_elf};
 use crate::memory::Memory;
 use crate::state::StateBlob;
+use crate::vcpu::{Bus, complete_access};
 
-// Two guests, position-independent, for ring 3. Both notify on the kick port; what they then have in their registers
-// is looked at.
+// Guests, position-independent, for ring 3. They notify on the kick port; what they then have in their registers is
+// looked at.
 global_asm!(
     ".pushsection .rodata.kemari_test_guests, \"a\"",
     // Puts known values into registers of every kind, notifies, moves them all to general registers, notifies.
@@ -85,6 +87,15 @@ global_asm!(
     "pop rax",
     "iretq",
     "kemari_test_timer_end:",
+    // Reads across the end of a page where no memory is, and notifies.
+    "kemari_test_split:",
+    "mov edi, 0xd0001000",
+    "mov r9, [rdi - 4]",
+    "mov edx, 0x610",
+    "mov al, 2",
+    "out dx, al",
+    "2: jmp 2b",
+    "kemari_test_split_end:",
     ".popsection",
 );
 
@@ -93,6 +104,8 @@ unsafe extern "C" {
     static kemari_test_registers_end: u8;
     static kemari_test_timer: u8;
     static kemari_test_timer_end: u8;
+    static kemari_test_split: u8;
+    static kemari_test_split_end: u8;
 }
 
 fn guest(start: *const u8, end: *const u8) -> Vec<u8> {
@@ -109,6 +122,10 @@ fn registers_guest() -> Vec<u8> {
 
 fn timer_guest() -> Vec<u8> {
     guest(&raw const kemari_test_timer, &raw const kemari_test_timer_end)
+}
+
+fn split_guest() -> Vec<u8> {
+    guest(&raw const kemari_test_split, &raw const kemari_test_split_end)
 }
 
 fn kvm() -> Kvm {
@@ -395,6 +412,54 @@ fn a_guest_boots_again_where_another_ran() {
     assert_eq!(vm.run(), 1);
     assert_eq!(vm.run(), 2);
     vm.expect_values();
+}
+
+/// Answers reads of addresses without memory, and counts them.
+#[derive(Default)]
+struct Answers(Mutex<Vec<u64>>);
+
+impl Bus for Answers {
+    fn port_in(&self, _: u16, _: &mut [u8]) {}
+    fn port_out(&self, _: u16, _: &[u8]) {}
+    fn mmio_read(&self, address: u64, data: &mut [u8]) {
+        data.fill(0xbb);
+        self.0.lock().unwrap().push(address);
+    }
+    fn mmio_write(&self, _: u64, _: &[u8]) {}
+    fn shut_down(&self) {}
+    fn dirty_ring_full(&self) {}
+    fn guest_failed(&self, why: String) {
+        panic!("{why}");
+    }
+    fn failed(&self, why: String) {
+        panic!("{why}");
+    }
+}
+
+/// KVM leaves for each part of it. With a state of the middle the guest would read again what it has read, which a device
+/// notices.
+#[test]
+fn an_access_of_several_parts_is_behind_the_guest_when_it_is_saved() {
+    let kvm = kvm();
+    let (mut first, mut second) = (Vm::new(&kvm), Vm::new(&kvm));
+    first.boot(&kernel(&split_guest()));
+    loop {
+        match first.vcpu.run() {
+            Ok(VcpuExit::MmioRead(0xd000_0ffc, data)) => break data.fill(0xaa),
+            Err(error) if error.errno() == libc::EINTR => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    let bus = Answers::default();
+    assert!(!complete_access(&mut first.vcpu, &bus), "it can go on");
+    assert_eq!(*bus.0.lock().unwrap(), [0xd000_1000]);
+    let saved = first.save();
+    second.restore(&saved, &first.memory);
+    for host in [&mut first, &mut second] {
+        assert_eq!(host.run(), 2);
+        let state = host.access.save(&host.vcpu).expect("saved");
+        assert_eq!(state.regs().r9, 0xbbbb_bbbb_aaaa_aaaa);
+    }
 }
 
 /// Both halves of the old interrupt controller.
