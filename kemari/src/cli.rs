@@ -1,7 +1,10 @@
 //! The command line.
 
 mod commands;
+mod list;
 mod log;
+mod pace;
+mod sides;
 mod target;
 
 use std::path::PathBuf;
@@ -9,12 +12,13 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::certs::DAYS_DEFAULT;
-use crate::control::{DRILL_SECONDS, DRILL_SECONDS_DEFAULT, Direction, PaceChange, TAP_SECONDS_MAX};
+use crate::control::{DRILL_SECONDS, DRILL_SECONDS_DEFAULT, Direction, TAP_SECONDS_MAX};
 use crate::import::ImageFormat;
 use crate::sandbox::Sandbox;
 
 pub use commands::{Next, Start, perform};
 pub use log::init as init_log;
+pub use pace::{First, PaceWords};
 pub use target::Target;
 
 const EXAMPLES: &str = "\
@@ -23,6 +27,7 @@ Examples:
   kemari secondary vm.toml                on one host: wait for the VM's state
   kemari run vm.toml                      on the other: run the VM, protected by the first
   kemari up vm.toml                       on both hosts, at boot: one runs the VM, the other protects it
+  kemari list                             the VMs of this host
   kemari status                           role, term, protection, and why something waits
   kemari tap net0.tx --direction out      how often does the guest send?
   kemari switchover                       the other host goes on with the VM, nothing is lost
@@ -99,6 +104,17 @@ pub enum Action {
         /// What is started.
         #[command(flatten)]
         here: Here,
+    },
+    /// List the VMs of this host.
+    ///
+    /// Each with this host's role, whether a takeover would succeed now, since when, and what waits. A side that does not
+    /// answer is listed as that; a socket that a dead process left is not. Looked for in /run/kemari, in the directories
+    /// below it, and wherever else the kernel knows of a side's socket (of root's or yours); in KEMARI_RUN alone, if that
+    /// is set.
+    List {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Say how things stand on this host.
     ///
@@ -218,7 +234,7 @@ pub enum Action {
     Mode {
         /// What changes.
         #[command(flatten)]
-        change: PaceChange,
+        change: PaceWords,
         /// Whom to ask.
         #[command(flatten)]
         target: Target,
@@ -379,8 +395,8 @@ mod tests {
         assert!(matches!(
             cli.action,
             Action::Mode {
-                change: PaceChange {
-                    mode: Some(Mode::Interval),
+                change: PaceWords {
+                    mode: Some(First::Mode(Mode::Interval)),
                     interval_ms: Some(40),
                     max_dirty_pages: None,
                     ..

@@ -13,7 +13,6 @@ mod status;
 mod tap;
 mod timings;
 
-use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Mode;
@@ -25,7 +24,7 @@ pub use readiness::{Readiness, Verdict};
 pub(crate) use server::serve;
 pub use server::{CALLS, Server, ServerError, TapSink};
 pub use status::{
-    Counters, DiskKind, DiskState, DiskStatus, Peer, Protection, Role, Status, Takeover, Waits,
+    Counters, DiskKind, DiskState, DiskStatus, Peer, Protection, Role, Status, Takeover, Waits, duration,
 };
 pub use tap::{Bucket, Direction, TAP_SECONDS_MAX, TapLine, TapRequest, TapStatistics};
 pub use timings::{Histogram, Timings};
@@ -92,20 +91,15 @@ pub enum Command {
 }
 
 /// What of the pace changes; what is `None` stays.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Args)]
-#[group(required = true, multiple = true)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PaceChange {
     /// What starts a sync, and what the guest does meanwhile.
-    #[arg(value_enum)]
     pub mode: Option<Mode>,
     /// Time between two syncs in mode `interval`, in ms.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=3_600_000))]
     pub interval_ms: Option<u32>,
     /// Longest time between two syncs in any mode, in ms.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=3_600_000))]
     pub max_interval_ms: Option<u32>,
     /// Dirty pages of 4 KiB that start a sync in any mode.
-    #[arg(long, value_name = "N")]
     pub max_dirty_pages: Option<u32>,
 }
 

@@ -6,7 +6,9 @@ use std::process::{ExitCode, exit};
 
 use anyhow::Context;
 
-use super::{Action, Here, Target};
+use super::list::{Row, Table};
+use super::target::NothingHere;
+use super::{Action, Here, Target, sides};
 use crate::certs;
 use crate::check::{self, Finding, Level};
 use crate::config::Config;
@@ -71,6 +73,7 @@ pub fn perform(action: Action, machine: impl Fn(&Config) -> Vec<Finding>) -> any
             });
         }
         Action::Up { here } => return Ok(Next::Up(load(&here)?)),
+        Action::List { json } => list(json)?,
         Action::Status { target, check, json } => return status(&target, check, json).map(Next::Exit),
         Action::Tap {
             channel,
@@ -114,7 +117,10 @@ pub fn perform(action: Action, machine: impl Fn(&Config) -> Vec<Finding>) -> any
         Action::Drill { seconds, target } => order(&target, Command::Drill { seconds })?,
         Action::AdoptRecord { target } => order(&target, Command::AdoptRecord)?,
         Action::Switchover { target } => order(&target, Command::Switchover)?,
-        Action::Mode { change, target } => order(&target, Command::Pace(change))?,
+        Action::Mode { change, target } => {
+            let (change, target) = change.resolve(target)?;
+            order(&target, Command::Pace(change))?
+        }
         Action::Stop { target } => order(&target, Command::Stop)?,
         Action::Import {
             image,
@@ -160,12 +166,9 @@ fn say_next(line: &dyn Display) -> anyhow::Result<()> {
 
 /// Says how a side stands, and if it is to `check`, gives the verdict as the exit status.
 fn status(target: &Target, check: bool, json: bool) -> anyhow::Result<ExitCode> {
-    let status = match target.find()? {
-        Some(client) => client.status().map_err(anyhow::Error::from),
-        None => Err(target.nothing_here()),
-    };
+    let status = target.client().and_then(|client| Ok(client.status()?));
     let status = match status {
-        Err(error) if check => {
+        Err(error) if check && tells_a_verdict(&error) => {
             eprintln!("kemari: {error:#}");
             return Ok(verdict_without_status(&error).into());
         }
@@ -181,11 +184,25 @@ fn status(target: &Target, check: bool, json: bool) -> anyhow::Result<ExitCode> 
     })
 }
 
+/// Whether it was a side that could not be asked, and not the words that were wrong.
+fn tells_a_verdict(error: &anyhow::Error) -> bool {
+    error.is::<ClientError>() || error.is::<NothingHere>()
+}
+
 /// A side that is there and does not say how it stands may be anything.
 fn verdict_without_status(error: &anyhow::Error) -> Verdict {
     match error.downcast_ref::<ClientError>() {
         Some(ClientError::NotRunning { .. }) | None => Verdict::NothingHere,
         Some(_) => Verdict::Doubtful,
+    }
+}
+
+/// Says how all sides of this machine stand.
+fn list(json: bool) -> anyhow::Result<()> {
+    let rows: Vec<Row> = sides::all()?.into_iter().map(Row::from).collect();
+    match json {
+        true => say(&serde_json::to_string_pretty(&rows)?),
+        false => say(&Table(&rows)),
     }
 }
 

@@ -2,76 +2,134 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{anyhow, bail};
 use clap::Args;
 
+use super::sides::{self, Side};
 use crate::config::Config;
 use crate::control::Client;
 
-/// Where control sockets are by default.
-const DIRECTORY: &str = "/run/kemari";
-
-/// A running side, by its configuration or by its control socket. Without either: the only one on this machine.
+/// A running side, by its VM, its configuration or its control socket. Without any: the only one on this machine.
 #[derive(Clone, Debug, Args)]
 pub struct Target {
-    /// The configuration of the VM [default: the only VM that runs on this machine]
-    pub config: Option<PathBuf>,
-    /// This host's name in the configuration [default: the machine's name]
-    #[arg(long, value_name = "NAME", requires = "config")]
+    /// The VM, by its name or its configuration [default: the only VM that runs on this machine]
+    #[arg(value_name = "VM|CONFIG")]
+    pub vm: Option<PathBuf>,
+    /// This host's name in the configuration [default: the machine's name; without a configuration: the only one that
+    /// runs here]
+    #[arg(long, value_name = "NAME")]
     pub host: Option<String>,
-    /// The control socket, instead of a configuration.
-    #[arg(long, value_name = "PATH", conflicts_with = "config")]
+    /// The control socket, instead of a VM.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["vm", "host"])]
     pub socket: Option<PathBuf>,
 }
 
+/// No side that could be meant runs here.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NothingHere(String);
+
 impl Target {
     /// A client of the control socket that is meant.
+    ///
+    /// # Errors
+    /// [`NothingHere`], or what is wrong with the words that name it.
     pub fn client(&self) -> anyhow::Result<Client> {
-        self.find()?.ok_or_else(|| self.nothing_here())
-    }
-
-    /// The sentence for [`Target::find`]'s `None`.
-    pub fn nothing_here(&self) -> anyhow::Error {
-        anyhow!("no VM runs here: {DIRECTORY} holds no control socket. Name a configuration, or a --socket")
-    }
-
-    /// A client of the control socket that is meant; `None`: none is named, and there is none.
-    pub fn find(&self) -> anyhow::Result<Option<Client>> {
         if let Some(socket) = &self.socket {
-            return Ok(Some(Client::new(socket)));
+            return Ok(Client::new(socket));
         }
-        if let Some(path) = &self.config {
-            let config = Config::load(path)?;
-            let host = config.select_host(self.host.as_deref())?;
-            return Ok(Some(Client::new(config.host(&host).control())));
-        }
-        let sockets = sockets_in(Path::new(DIRECTORY))?;
-        match sockets.as_slice() {
-            [only] => Ok(Some(Client::new(only))),
-            [] => Ok(None),
-            several => {
-                let names = several
-                    .iter()
-                    .map(|path| path.display().to_string())
-                    .collect::<Vec<_>>()
-                    .join(", ");
-                bail!("several VMs run here: say which one with --socket ({names})")
+        let host = self.host.as_deref();
+        match &self.vm {
+            Some(path) if is_configuration(path) => {
+                let config = Config::load(path)?;
+                let host = config.select_host(host)?;
+                Ok(Client::new(config.host(&host).control()))
             }
+            Some(name) => by_name(&name.to_string_lossy(), host, &sides::all()?),
+            None => only(host, &sides::all()?),
         }
     }
 }
 
-fn sockets_in(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let entries = match std::fs::read_dir(directory) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => {
-            entries.with_context(|| format!("cannot look for control sockets in {}", directory.display()))?
+/// Whether the word names a configuration: any file, or what can only be one. Else it is the name of a VM.
+fn is_configuration(word: &Path) -> bool {
+    let has_suffix = word.extension().is_some_and(|suffix| suffix == "toml");
+    word.is_file() || has_suffix || word.as_os_str().as_encoded_bytes().contains(&b'/')
+}
+
+fn only(host: Option<&str>, sides: &[Side]) -> anyhow::Result<Client> {
+    let meant = as_host(host, sides);
+    match (meant.as_slice(), host) {
+        ([only], _) => Ok(only.client()),
+        ([], Some(host)) if !sides.is_empty() => Err(anyhow!(NothingHere(format!(
+            "no VM runs here as host `{host}`; there is {}",
+            list(sides)
+        )))),
+        ([], _) => Err(nothing_here()),
+        ([first, others @ ..], _) if others.iter().all(|side| side.vm() == first.vm()) => {
+            Err(which_side(meant))
         }
-    };
-    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    let mut sockets: Vec<PathBuf> = paths
-        .filter(|path| path.extension().is_some_and(|end| end == "sock"))
+        _ => bail!(
+            "several VMs run here: say which one by its name ({})",
+            list(meant)
+        ),
+    }
+}
+
+fn as_host<'a>(host: Option<&str>, sides: impl IntoIterator<Item = &'a Side>) -> Vec<&'a Side> {
+    let is_meant = |side: &&Side| host.is_none() || side.host() == host;
+    sides.into_iter().filter(is_meant).collect()
+}
+
+fn by_name(vm: &str, host: Option<&str>, sides: &[Side]) -> anyhow::Result<Client> {
+    let of_vm: Vec<&Side> = sides.iter().filter(|side| side.vm() == vm).collect();
+    let meant = as_host(host, of_vm.iter().copied());
+    match (meant.as_slice(), host) {
+        ([side], _) => Ok(side.client()),
+        ([], _) if sides.is_empty() => Err(anyhow!(NothingHere(format!(
+            "no VM `{vm}` runs here: no VM does. `kemari run` and `kemari secondary` start one by its configuration"
+        )))),
+        ([], Some(host)) if !of_vm.is_empty() => Err(anyhow!(NothingHere(format!(
+            "no side of the VM `{vm}` runs here as host `{host}`; there is {}",
+            list(of_vm)
+        )))),
+        ([], _) => Err(anyhow!(NothingHere(format!(
+            "no VM `{vm}` runs here; there is {}",
+            list(sides)
+        )))),
+        _ => Err(which_side(meant)),
+    }
+}
+
+fn nothing_here() -> anyhow::Error {
+    anyhow!(NothingHere(format!(
+        "no VM runs here: nobody answers at a control socket in {}. Name a configuration, or a --socket",
+        sides::directory().display()
+    )))
+}
+
+/// Several sides of one VM run here.
+fn which_side(sides: Vec<&Side>) -> anyhow::Error {
+    let vm = sides[0].vm();
+    let mut hosts: Vec<_> = sides.iter().filter_map(|side| side.host()).collect();
+    hosts.dedup();
+    if hosts.len() == sides.len() {
+        let ways: Vec<_> = hosts.iter().map(|host| format!("`{vm} --host {host}`")).collect();
+        return anyhow!(
+            "several sides of the VM `{vm}` run here: say which one, {}",
+            ways.join(" or ")
+        );
+    }
+    let ways: Vec<_> = sides
+        .iter()
+        .map(|side| format!("--socket {}", side.socket.display()))
         .collect();
-    sockets.sort();
-    Ok(sockets)
+    anyhow!(
+        "several sides of the VM `{vm}` run here: say which one, {}",
+        ways.join(" or ")
+    )
+}
+
+fn list<'a>(sides: impl IntoIterator<Item = &'a Side>) -> String {
+    sides.into_iter().map(Side::name).collect::<Vec<_>>().join(", ")
 }

@@ -5,6 +5,9 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
 use super::{
     Answer, COMMAND_TIMEOUT_MS, Command, IO_TIMEOUT_MS, LINE_BYTES_MAX, Request, Status, TapLine, TapRequest,
 };
@@ -66,7 +69,12 @@ impl Client {
 
     /// Asks how things stand.
     pub fn status(&self) -> Result<Status, ClientError> {
-        let mut answers = self.ask(&Request::Status, IO_TIMEOUT_MS)?;
+        self.status_within(Duration::from_millis(IO_TIMEOUT_MS))
+    }
+
+    /// The same, waiting no longer than that for the answer.
+    pub fn status_within(&self, timeout: Duration) -> Result<Status, ClientError> {
+        let mut answers = self.ask(&Request::Status, timeout)?;
         match self.next(&mut answers)? {
             Answer::Status(status) => Ok(*status),
             other => Err(self.unexpected(other)),
@@ -75,7 +83,10 @@ impl Client {
 
     /// Orders something; the answer is a sentence.
     pub fn command(&self, command: Command) -> Result<String, ClientError> {
-        let mut answers = self.ask(&Request::Command(command), COMMAND_TIMEOUT_MS)?;
+        let mut answers = self.ask(
+            &Request::Command(command),
+            Duration::from_millis(COMMAND_TIMEOUT_MS),
+        )?;
         match self.next(&mut answers)? {
             Answer::Done(done) => Ok(done),
             other => Err(self.unexpected(other)),
@@ -85,7 +96,8 @@ impl Client {
     /// Taps a channel, and hands on each line until the tap has ended.
     pub fn tap(&self, request: &TapRequest, mut line: impl FnMut(TapLine)) -> Result<(), ClientError> {
         let timeout_ms = u64::from(request.seconds) * 1000 + IO_TIMEOUT_MS;
-        let mut answers = self.ask(&Request::Tap(request.clone()), timeout_ms)?;
+        let timeout = Duration::from_millis(timeout_ms);
+        let mut answers = self.ask(&Request::Tap(request.clone()), timeout)?;
         loop {
             match self.next(&mut answers)? {
                 Answer::Tap(told) => line(told),
@@ -95,15 +107,17 @@ impl Client {
         }
     }
 
-    fn ask(&self, request: &Request, timeout_ms: u64) -> Result<BufReader<UnixStream>, ClientError> {
+    fn ask(&self, request: &Request, timeout: Duration) -> Result<BufReader<UnixStream>, ClientError> {
         let path = || self.path.clone();
-        let mut stream = UnixStream::connect(&self.path).map_err(|source| match source.kind() {
+        let send_timeout = timeout.min(Duration::from_millis(IO_TIMEOUT_MS));
+        let mut stream = connect(&self.path, send_timeout).map_err(|source| match source.kind() {
             io::ErrorKind::PermissionDenied => ClientError::Forbidden { path: path(), source },
+            // Nobody takes the clients that wait.
+            io::ErrorKind::WouldBlock => ClientError::Io { path: path(), source },
             _ => ClientError::NotRunning { path: path(), source },
         })?;
         let sent = || -> io::Result<()> {
-            stream.set_read_timeout(Some(Duration::from_millis(timeout_ms)))?;
-            stream.set_write_timeout(Some(Duration::from_millis(IO_TIMEOUT_MS)))?;
+            stream.set_read_timeout(Some(timeout))?;
             let mut line = serde_json::to_vec(request).map_err(io::Error::other)?;
             line.push(b'\n');
             match stream.write_all(&line) {
@@ -142,4 +156,18 @@ impl Client {
             _ => ClientError::OtherVersion(self.path.clone()),
         }
     }
+}
+
+/// Connects, and waits no longer than that, neither for it nor for what is sent.
+fn connect(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
+    let address = SocketAddrUnix::new(path)?;
+    let socket = net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    set_socket_timeout(&socket, Timeout::Send, Some(timeout))?;
+    net::connect(&socket, &address)?;
+    Ok(socket.into())
 }

@@ -127,6 +127,38 @@ impl Status {
         }
     }
 
+    /// How the VM stands, in some words: what `fmt_protection` says, without the reasons.
+    pub fn state(&self) -> String {
+        match (self.protection, self.verdict()) {
+            (Protection::On, Verdict::Doubtful) | (Protection::Doubtful, _) => "in doubt".to_owned(),
+            (Protection::On, Verdict::Ready) => "protected".to_owned(),
+            (Protection::On, _) => "not ready".to_owned(),
+            (Protection::Off, _) => "not protected".to_owned(),
+            (
+                Protection::Copying {
+                    done_bytes,
+                    total_bytes,
+                },
+                _,
+            ) => format!("copying {} %", percent(done_bytes, total_bytes)),
+        }
+    }
+
+    /// What waits, and what keeps the VM from going on elsewhere, as sentences: each once.
+    pub fn troubles(&self) -> Vec<String> {
+        let unready = self.readiness.iter().filter(|readiness| !readiness.ready);
+        let mut all: Vec<String> = (self.waiting_because.iter())
+            .chain(&self.doubt)
+            .chain(unready.flat_map(|readiness| &readiness.reasons))
+            .chain(&self.arbiter_trouble)
+            .chain(&self.warnings)
+            .cloned()
+            .collect();
+        let mut told = std::collections::BTreeSet::new();
+        all.retain(|sentence| told.insert(sentence.clone()));
+        all
+    }
+
     /// Writes how well the VM is protected: "protected" only if a takeover would succeed now.
     pub(super) fn fmt_protection(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.protection, &self.readiness) {
@@ -137,17 +169,12 @@ impl Status {
                     total_bytes,
                 },
                 _,
-            ) => {
-                let percent = (u128::from(done_bytes) * 100)
-                    .checked_div(total_bytes.into())
-                    .unwrap_or(0)
-                    .min(100);
-                write!(
-                    f,
-                    "not yet protected: {percent} % of {} MiB copied",
-                    total_bytes >> 20
-                )
-            }
+            ) => write!(
+                f,
+                "not yet protected: {} % of {} MiB copied",
+                percent(done_bytes, total_bytes),
+                total_bytes >> 20
+            ),
             (Protection::On, _) if self.doubt.is_some() => {
                 write!(f, "in doubt: {}", self.doubt.as_deref().unwrap_or_default())
             }
@@ -159,6 +186,11 @@ impl Status {
             (Protection::Doubtful, _) => f.write_str("protection in doubt"),
         }
     }
+}
+
+fn percent(done_bytes: u64, total_bytes: u64) -> u128 {
+    let percent = (u128::from(done_bytes) * 100).checked_div(total_bytes.into());
+    percent.unwrap_or(0).min(100)
 }
 
 #[cfg(test)]

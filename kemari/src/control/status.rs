@@ -22,6 +22,17 @@ pub enum Role {
     Stopped,
 }
 
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Starting => "starting",
+            Self::Primary => "primary",
+            Self::Secondary => "secondary",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
 /// How well the VM is protected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -214,6 +225,9 @@ pub struct Status {
     /// The disks.
     #[serde(default)]
     pub disks: Vec<DiskStatus>,
+    /// The event channels that may be tapped here, by name.
+    #[serde(default)]
+    pub channels: Vec<String>,
     /// The last takeover that this side carried out.
     #[serde(default)]
     pub takeover: Option<Takeover>,
@@ -227,16 +241,10 @@ pub struct Status {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let role = match self.role {
-            Role::Starting => "starting",
-            Role::Primary => "primary",
-            Role::Secondary => "secondary",
-            Role::Stopped => "stopped",
-        };
         writeln!(
             f,
-            "{} on {}: {role}, term {}, epoch {}",
-            self.vm, self.host, self.term, self.epoch
+            "{} on {}: {}, term {}, epoch {}",
+            self.vm, self.host, self.role, self.term, self.epoch
         )?;
         f.write_str("  protection  ")?;
         self.fmt_protection(f)?;
@@ -431,7 +439,8 @@ impl fmt::Display for DiskStatus {
     }
 }
 
-fn duration(seconds: u64) -> String {
+/// A time as people say it.
+pub fn duration(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds} s"),
         120..7200 => format!("{} min", seconds / 60),

@@ -154,10 +154,12 @@ impl Board {
 
 impl Control for Board {
     fn status(&self) -> Status {
-        let (mut status, age) = {
+        let (mut status, age, machine) = {
             let shown = self.lock();
-            (shown.status.clone(), shown.at.elapsed())
+            (shown.status.clone(), shown.at.elapsed(), shown.machine.clone())
         };
+        let channels = machine.iter().flat_map(|machine| machine.channels());
+        status.channels = channels.map(|channel| channel.name().to_owned()).collect();
         status.age(age, self.still_max);
         if let Some(watch) = self.arbiter.get() {
             status.note_arbiter(watch.report());

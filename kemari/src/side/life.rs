@@ -345,6 +345,7 @@ pub(super) fn first_status(config: &Config, host: &str) -> Status {
         pace: None,
         waits: Waits::default(),
         timings: Timings::default(),
+        channels: Vec::new(),
         disks: Vec::new(),
         takeover: None,
         drill: None,

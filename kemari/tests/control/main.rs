@@ -1,5 +1,7 @@
 //! The control socket: requests, limits, and what stands at its path before.
 
+mod names;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -63,6 +65,7 @@ fn status() -> Status {
             ..Counters::default()
         },
         disks: Vec::new(),
+        channels: Vec::new(),
         takeover: None,
         drill: None,
         sandbox: None,
