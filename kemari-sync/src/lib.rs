@@ -2,16 +2,15 @@
 //!
 //! Two state machines, [`Primary`] and [`Secondary`], are fed with events, time included, and answer with actions.
 //! They know no KVM, no socket, no clock and no thread; a driver carries out their actions, in order. [`Start`] is the
-//! small third one that decides whether a VM may be booted at all. [`wire`] is what goes between two drivers.
+//! small third one that decides whether a VM may be booted at all. They handle numbers of pages, never their bytes: those
+//! are for [`wire`], which is what goes between two drivers.
 //!
 //! The rules, and why there is no split brain: docs/concepts.md, "Consent".
 
 mod checksum;
 mod consent;
 mod debt;
-mod delta;
 mod faults;
-mod gather;
 mod marks;
 #[cfg(feature = "sim")]
 pub mod model;
@@ -22,7 +21,6 @@ mod replica;
 mod secondary;
 #[cfg(feature = "sim")]
 pub mod sim;
-mod staging;
 mod status;
 mod timing;
 mod trouble;
@@ -30,13 +28,9 @@ pub mod wire;
 
 pub use consent::{AskId, PeerWord, Start, StartAction, StartConfig, StartEvent};
 pub use debt::Debt;
-pub use delta::{
-    DELTA_BYTES_MAX, DeltaCache, DeltaGovernor, apply_delta, base_checksum, encode_delta, is_delta,
-};
 pub use faults::Fault;
 #[cfg(feature = "faults")]
 pub use faults::inject;
-pub use gather::GatherGovernor;
 pub use marks::{Extent, Marks, ReplicaMarks, RequestId, Settled};
 pub use primary::{
     CAPTURE_FAILURES_MAX, CopyLimits, Mode, OnSecondaryLoss, Opening, Pace, Primary, PrimaryAction,
@@ -52,7 +46,6 @@ pub use replica::{
     may_start, plan_copy,
 };
 pub use secondary::{Restoration, RestorePart, Secondary, SecondaryAction, SecondaryConfig, SecondaryEvent};
-pub use staging::{Staging, StagingError, SyncTally};
 pub use status::{Protection, Role, Status};
 pub use timing::{Timing, TimingError};
 pub use trouble::Trouble;

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kemari_sync::wire::{
-    FrameHeader, HEADER_BYTES, PAGE_BYTES, PAGES_PER_FRAME_MAX, PageBatchWriter, PageContent,
+    DeltaCache, FrameHeader, HEADER_BYTES, PAGE_BYTES, PAGES_PER_FRAME_MAX, PageBatchWriter, PageContent,
+    Staging, StagingError, SyncTally, apply_delta, base_checksum,
 };
-use kemari_sync::{DeltaCache, Fault, Staging, StagingError, SyncTally, apply_delta, base_checksum, inject};
+use kemari_sync::{Fault, inject};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 

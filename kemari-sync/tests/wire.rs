@@ -3,12 +3,10 @@
 use kemari_sync::wire::{
     About, Begin, Commit, CommitId, FrameError, FrameHeader, FrameKind, Goodbye, HEADER_BYTES, Heartbeat,
     Hello, Message, PAGE_BYTES, PAGES_PER_FRAME_MAX, PROOF_BYTES, PageBatch, PageBatchWriter, PageContent,
-    REASON_BYTES_MAX, StateFrame, Welcome, decode, encode, encode_state, reason_text,
+    REASON_BYTES_MAX, Staging, StagingError, StateFrame, SyncTally, Welcome, decode, encode, encode_state,
+    reason_text,
 };
-use kemari_sync::{
-    Incarnation, READINESS_REASON_BYTES_MAX, READINESS_REASONS_MAX, Readiness, Staging, StagingError,
-    SyncTally, Trouble,
-};
+use kemari_sync::{Incarnation, READINESS_REASON_BYTES_MAX, READINESS_REASONS_MAX, Readiness, Trouble};
 use proptest::prelude::*;
 
 fn split(frame: &[u8]) -> (Result<FrameHeader, FrameError>, &[u8]) {

@@ -9,11 +9,10 @@ use std::collections::BTreeMap;
 
 use kemari_sync::wire::{
     BlockFrame, Commit, FrameHeader, FrameKind, HEADER_BYTES, Message, PAGE_BYTES, Page, PageBatch,
-    PageBatchWriter, PageContent, encode, seal,
+    PageBatchWriter, PageContent, Staging, SyncTally, apply_delta, base_checksum, encode, seal,
 };
 use kemari_sync::{
-    DiskOffer, Secondary, SecondaryAction, SecondaryConfig, SecondaryEvent, SessionId, Staging, SyncTally,
-    Timing, apply_delta, base_checksum,
+    DiskOffer, Secondary, SecondaryAction, SecondaryConfig, SecondaryEvent, SessionId, Timing,
 };
 use kemari_vmm::state::{StateBlob, StateKind};
 

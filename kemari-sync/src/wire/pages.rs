@@ -3,7 +3,7 @@
 //! `count: u32`, then per page `gfn: u64`, `encoding: u8` (0 zero, 1 raw, 2 delta) and, if raw, the page's bytes; if a
 //! delta, `base: u32` (checksum of the page that it changes), `length: u16` and the runs (see [`crate::is_delta`]).
 
-use crate::delta::{DELTA_BYTES_MAX, apply_delta, base_checksum, encode_delta, is_delta};
+use super::delta::{DELTA_BYTES_MAX, apply_delta, base_checksum, encode_delta, is_delta};
 
 use super::frame::{FrameError, FrameHeader, FrameKind, HEADER_BYTES, close_frame, open_frame};
 

@@ -5,7 +5,8 @@
 //! and it is sent once more with the sync. Only pages that stay as they are save anything: one that gets dirty again
 //! before the sync does not go ahead twice.
 
-use kemari_sync::{Debt, Epoch, SessionId, SyncTally};
+use kemari_sync::wire::SyncTally;
+use kemari_sync::{Debt, Epoch, SessionId};
 use kemari_vmm::machine::Machine;
 
 use super::frames::{Encoding, PAGES_PER_FRAME, push_frame};

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use kemari_sync::wire::{Begin, Message, StateFrame, encode, encode_state};
-use kemari_sync::{Debt, DeltaCache, Opening, SessionId, SyncTally};
+use kemari_sync::wire::{Begin, DeltaCache, Message, StateFrame, SyncTally, encode, encode_state};
+use kemari_sync::{Debt, Opening, SessionId};
 use kemari_vmm::machine::{Frozen, Machine, MachineError};
 use kemari_vmm::memory;
 use kemari_vmm::state::StateBlob;

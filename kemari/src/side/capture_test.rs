@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kemari_sync::wire::{
-    Begin, FrameHeader, FrameKind, HEADER_BYTES, Message, Page, PageContent, decode, encode,
+    Begin, DeltaCache, FrameHeader, FrameKind, HEADER_BYTES, Message, Page, PageContent, Staging,
+    apply_delta, base_checksum, decode, encode,
 };
-use kemari_sync::{Debt, DeltaCache, Mode, Opening, SessionId, Staging, apply_delta, base_checksum};
+use kemari_sync::{Debt, Mode, Opening, SessionId};
 use kemari_vmm::boot::{BootConfig, Kernel};
 use kemari_vmm::dirty::DirtySource;
 use kemari_vmm::machine::{Machine, MachineSpec};

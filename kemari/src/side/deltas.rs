@@ -1,9 +1,13 @@
 //! Whether and how a primary sends pages as their difference from what the secondary has.
 
-use kemari_sync::{DeltaCache, DeltaGovernor, Epoch};
+mod governor;
+
+use kemari_sync::Epoch;
+use kemari_sync::wire::DeltaCache;
 
 use super::gather::Way;
 use crate::config::{Delta, Protection};
+use governor::DeltaGovernor;
 
 /// What the primary knows of the secondary's pages, and whether it makes use of it.
 pub struct Deltas {

@@ -1,7 +1,7 @@
 //! Frames of pages, out of a machine's memory.
 
-use kemari_sync::wire::PageBatchWriter;
-use kemari_sync::{DeltaCache, SyncTally};
+use kemari_sync::wire::{DeltaCache, PageBatchWriter, SyncTally};
+
 use kemari_vmm::machine::Machine;
 use kemari_vmm::memory;
 

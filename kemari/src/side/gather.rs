@@ -1,9 +1,10 @@
 //! What the guest does during a sync, and when held output is taken by the next: at once, or after more of it has gathered.
 
-use kemari_sync::GatherGovernor;
+mod governor;
 
 use super::faults;
 use crate::config::{Gather as Wish, Latency, Mode, Protection};
+use governor::GatherGovernor;
 
 /// A way of making syncs. What one costs says nothing of one that was made in another way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -26,10 +26,10 @@ use std::time::Duration;
 use std::{iter, mem, thread};
 
 use anyhow::Context;
-use kemari_sync::wire::{Message, Welcome, encode};
+use kemari_sync::wire::{Message, Staging, Welcome, encode};
 use kemari_sync::{
     ArbiterAnswer, Incarnation, Reign, Secondary, SecondaryAction, SecondaryConfig, SecondaryEvent,
-    SessionId, Staging, Trouble,
+    SessionId, Trouble,
 };
 use kemari_vmm::machine::MachineSpec;
 use kemari_vmm::memory;

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use kemari_sync::wire::{Channel, Commit, Message, encode};
-use kemari_sync::{Incarnation, SecondaryAction, SecondaryEvent, SessionId, Staging};
+use kemari_sync::wire::{Channel, Commit, Message, Staging, encode};
+use kemari_sync::{Incarnation, SecondaryAction, SecondaryEvent, SessionId};
 use kemari_vmm::state::{StateBlob, StateKind};
 
 use super::super::readiness::Source;

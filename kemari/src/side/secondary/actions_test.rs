@@ -1,7 +1,7 @@
 //! What the core wants done, one action at a time.
 
-use kemari_sync::wire::{Begin, Commit, FrameHeader, FrameKind, HEADER_BYTES, PageBatchWriter};
-use kemari_sync::{ImageState, SyncTally};
+use kemari_sync::ImageState;
+use kemari_sync::wire::{Begin, Commit, FrameHeader, FrameKind, HEADER_BYTES, PageBatchWriter, SyncTally};
 use kemari_vmm::disk::Operation;
 use kemari_vmm::state::StateKind;
 
@@ -207,7 +207,7 @@ fn pages_of_a_copy_are_taken_in_the_session_that_it_is_for() {
     rig.side.copying = Some(SESSION);
     assert!(take(&mut rig).is_ok());
     let sum = rig.standby().page_checksum(PAGE);
-    assert_eq!(sum, kemari_sync::base_checksum(&[5; memory::PAGE_BYTES]));
+    assert_eq!(sum, kemari_sync::wire::base_checksum(&[5; memory::PAGE_BYTES]));
 }
 
 #[test]

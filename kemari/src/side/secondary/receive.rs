@@ -1,9 +1,9 @@
 //! Frames from the primary: control messages to the core, pages of the first copy into memory, syncs into staging.
 
 use kemari_sync::wire::{
-    Channel, FrameHeader, FrameKind, Goodbye, Hello, Message, PageBatch, encode, reason_text,
+    Channel, FrameHeader, FrameKind, Goodbye, Hello, Message, PageBatch, Staging, encode, reason_text,
 };
-use kemari_sync::{Epoch, Incarnation, SecondaryEvent, SessionId, Staging};
+use kemari_sync::{Epoch, Incarnation, SecondaryEvent, SessionId};
 
 use super::super::clock::wall_clock_ms;
 use super::super::readiness::Source;

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kemari_sync::wire::{
-    Commit, FrameHeader, FrameKind, HEADER_BYTES, Message, PageBatch, decode, encode, seal,
+    Commit, DeltaCache, FrameHeader, FrameKind, HEADER_BYTES, Message, PageBatch, Staging, SyncTally, decode,
+    encode, seal,
 };
 use kemari_sync::{
-    ArbiterAnswer, ArbiterRequest, CopyLimits, Debt, DeltaCache, Incarnation, Mode, OnSecondaryLoss, Phase,
-    Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Record, Reign, Secondary, SecondaryAction,
-    SecondaryConfig, SecondaryEvent, Staging, SyncTally, Timing, Work,
+    ArbiterAnswer, ArbiterRequest, CopyLimits, Debt, Incarnation, Mode, OnSecondaryLoss, Phase, Primary,
+    PrimaryAction, PrimaryConfig, PrimaryEvent, Record, Reign, Secondary, SecondaryAction, SecondaryConfig,
+    SecondaryEvent, Timing, Work,
 };
 use kemari_vmm::dirty::DirtySource;
 use kemari_vmm::machine::Machine;

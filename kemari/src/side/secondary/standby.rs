@@ -5,8 +5,8 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
-use kemari_sync::wire::{Page, PageContent};
-use kemari_sync::{Restoration, SessionId, apply_delta, base_checksum};
+use kemari_sync::wire::{Page, PageContent, apply_delta, base_checksum};
+use kemari_sync::{Restoration, SessionId};
 use kemari_vmm::machine::MachineSpec;
 use kemari_vmm::memory::{self, LazyCopy, PAGE_BYTES};
 use kemari_vmm::state::StateBlob;

@@ -3,9 +3,11 @@
 //! Bodies are kept in one block of memory, allocated before the secondary says that it is ready. What does not fit is
 //! refused; the block does not grow.
 
+use super::{
+    Commit, FrameError, FrameHeader, FrameKind, PAGE_BYTES, Page, PageBatch, PageContent, StateFrame,
+};
 use crate::checksum::checksum_both;
 use crate::record::Epoch;
-use crate::wire::{Commit, FrameError, FrameHeader, FrameKind, Page, PageBatch, PageContent, StateFrame};
 
 /// Counts the frames of a sync on both sides, so that a lost, doubled or reordered one is noticed.
 #[derive(Clone, Debug, Default)]
@@ -130,7 +132,7 @@ impl Staging {
     /// Most pages of a sync that certainly fit, if they come in well-filled frames.
     pub fn pages_max(&self) -> u64 {
         // What is around each page is covered by taking an eighth off.
-        (self.pages_bytes_max as u64 / crate::wire::PAGE_BYTES as u64) * 7 / 8
+        (self.pages_bytes_max as u64 / PAGE_BYTES as u64) * 7 / 8
     }
 
     /// Throws away what is there and opens a sync.
@@ -178,7 +180,7 @@ impl Staging {
     }
 
     /// Checks the body of a frame that lies in its [`Self::room`], and keeps it. `is_ram` says which page frames exist,
-    /// `checksum` what [`crate::base_checksum`] says of one as last committed.
+    /// `checksum` what [`super::base_checksum`] says of one as last committed.
     ///
     /// A delta is a change of the last commit. It must therefore be the first and only word of its sync on that page so
     /// far: its number must be higher than all before it.

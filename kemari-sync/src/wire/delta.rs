@@ -7,16 +7,12 @@
 //!
 //! Body of a delta: runs of new bytes, each `offset: u16`, `length: u16` and the bytes, in ascending order.
 
-mod governor;
-
 use rapidhash::RapidHashMap;
 
+use super::PAGE_BYTES;
 use crate::checksum::checksum;
 use crate::faults::{Fault, fault};
 use crate::record::Epoch;
-use crate::wire::PAGE_BYTES;
-
-pub use governor::DeltaGovernor;
 
 type Bytes = [u8; PAGE_BYTES];
 
