@@ -43,7 +43,7 @@ use crate::event::EventChannel;
 use crate::memory::{self, Memory};
 use crate::vcpu::{Bus, ParkedHook, Vcpus};
 use crate::virtio::net::Net;
-use crate::virtio::tap::Tap;
+use crate::virtio::tap::TapDevice;
 
 use error::kvm;
 use parts::{Parts, find};
@@ -156,7 +156,7 @@ impl Machine {
     ///
     /// # Errors
     /// If there is no such card, or the TAP cannot be watched.
-    pub fn attach_net(&self, id: &str, tap: Tap) -> Result<(), MachineError> {
+    pub fn attach_net(&self, id: &str, tap: TapDevice) -> Result<(), MachineError> {
         let _working = self.parts.hub.working();
         find(&self.parts.nets, id)?
             .with_backend(|net| net.attach(tap))

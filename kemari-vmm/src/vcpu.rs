@@ -163,7 +163,7 @@ struct Vcpu {
     fd: Arc<Mutex<VcpuFd>>,
     /// `immediate_exit` in the vCPU's run page, which lives as long as `fd`.
     immediate_exit: *mut u8,
-    /// Whether the guest last left for a device access, so that the vCPU is not halted.
+    /// Whether the guest was last left for a device access, so that the vCPU is not halted.
     at_access: Arc<AtomicBool>,
     /// Whether it cannot run any more as it is.
     dead: Arc<AtomicBool>,
@@ -318,7 +318,7 @@ impl Drop for Vcpus {
 }
 
 /// How a run in the guest ended.
-enum Left {
+enum RunEnd {
     /// For a device access: there is more to run.
     ForAccess,
     /// For a signal or a halt: there is more to run.
@@ -350,53 +350,53 @@ fn vcpu_loop(
         }
         let mut fd = fd.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(bus) = bus.upgrade() else { return };
-        let left = run_once(&mut fd, &*bus);
-        at_access.store(matches!(left, Left::ForAccess), Ordering::SeqCst);
-        if matches!(left, Left::Dead) {
+        let end = run_once(&mut fd, &*bus);
+        at_access.store(matches!(end, RunEnd::ForAccess), Ordering::SeqCst);
+        if matches!(end, RunEnd::Dead) {
             dead.store(true, Ordering::SeqCst);
             pauser.request_pause();
         }
     }
 }
 
-fn run_once(fd: &mut VcpuFd, bus: &dyn Bus) -> Left {
+fn run_once(fd: &mut VcpuFd, bus: &dyn Bus) -> RunEnd {
     match fd.run() {
         Ok(VcpuExit::IoOut(port, data)) => bus.port_out(port, data),
         Ok(VcpuExit::IoIn(port, data)) => bus.port_in(port, data),
         Ok(VcpuExit::MmioWrite(address, data)) => bus.mmio_write(address, data),
         Ok(VcpuExit::MmioRead(address, data)) => bus.mmio_read(address, data),
-        Ok(VcpuExit::Hlt | VcpuExit::Intr) => return Left::Again,
+        Ok(VcpuExit::Hlt | VcpuExit::Intr) => return RunEnd::Again,
         Ok(VcpuExit::Shutdown) => {
             bus.shut_down();
-            return Left::Dead;
+            return RunEnd::Dead;
         }
         Ok(VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL)) => {
             bus.dirty_ring_full();
-            return Left::Again;
+            return RunEnd::Again;
         }
         Ok(VcpuExit::InternalError) => {
             internal_error(fd, bus);
-            return Left::Dead;
+            return RunEnd::Dead;
         }
         Ok(exit @ VcpuExit::FailEntry(..)) => {
             bus.failed(format!("the processor refuses to enter the guest: {exit:?}"));
-            return Left::Dead;
+            return RunEnd::Dead;
         }
         Ok(exit) => {
             let why = format!("KVM left the guest for a reason that Kemari does not handle: {exit:?}");
             bus.guest_failed(why);
-            return Left::Dead;
+            return RunEnd::Dead;
         }
         Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
             fd.set_kvm_immediate_exit(0);
-            return Left::Again;
+            return RunEnd::Again;
         }
         Err(error) => {
             bus.failed(format!("KVM_RUN failed: {error}"));
-            return Left::Dead;
+            return RunEnd::Dead;
         }
     }
-    Left::ForAccess
+    RunEnd::ForAccess
 }
 
 /// KVM cannot go on with what the guest does. An instruction that it cannot emulate, or an event that it cannot deliver
@@ -417,14 +417,14 @@ fn internal_error(fd: &mut VcpuFd, bus: &dyn Bus) {
 /// 8 bytes, and leaves again for each further part, without entering the guest in between: they belong to it. Returns
 /// whether the vCPU cannot run any more.
 pub(crate) fn complete_access(fd: &mut VcpuFd, bus: &dyn Bus) -> bool {
-    let left = loop {
+    let end = loop {
         fd.set_kvm_immediate_exit(1);
         // EINTR says that it is finished.
         match run_once(fd, bus) {
-            Left::ForAccess => {}
-            left => break left,
+            RunEnd::ForAccess => {}
+            end => break end,
         }
     };
     fd.set_kvm_immediate_exit(0);
-    matches!(left, Left::Dead)
+    matches!(end, RunEnd::Dead)
 }

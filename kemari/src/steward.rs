@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use kemari_vmm::disk::{self, OpenImage};
-use kemari_vmm::virtio::tap::{Tap, TapError};
+use kemari_vmm::virtio::tap::{TapDevice, TapError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair, sockopt};
 
@@ -133,14 +133,14 @@ fn orders(config: &Config, host: &str) -> Orders {
 /// Opens the TAP of a card of this host.
 ///
 /// # Errors
-/// As [`Tap::open`]; or if the steward does not answer.
-pub fn open_tap(net: &HostNet<'_>) -> anyhow::Result<Tap> {
+/// As [`TapDevice::open`]; or if the steward does not answer.
+pub fn open_tap(net: &HostNet<'_>) -> anyhow::Result<TapDevice> {
     let name = &net.tap;
     let Some(steward) = STEWARD.get() else {
-        return Ok(Tap::open(name)?);
+        return Ok(TapDevice::open(name)?);
     };
     match steward.open(Opening::Tap(net.net.id.clone()))? {
-        Ok(descriptor) => Ok(Tap::attached(name, descriptor.into())?),
+        Ok(descriptor) => Ok(TapDevice::attached(name, descriptor.into())?),
         Err(Refusal::NoTap) => Err(TapError::Missing(name.clone()).into()),
         Err(Refusal::Tap(step, errno)) => Err(TapError::Refused {
             name: name.clone(),

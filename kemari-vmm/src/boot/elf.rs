@@ -19,7 +19,7 @@ const ELF_MACHINE_X86_64: u16 = 62;
 const ELF_TYPE_EXECUTABLE: u16 = 2;
 
 /// A part of the file that lies in memory.
-struct Segment {
+struct Part {
     /// Where in the file.
     file: std::ops::Range<usize>,
     /// Where in guest physical memory.
@@ -30,7 +30,7 @@ struct Segment {
 
 /// An ELF file that was checked: its ranges lie within the file, its addresses do not overflow.
 pub struct Elf {
-    segments: Vec<Segment>,
+    segments: Vec<Part>,
     /// The 64-bit entry of the header.
     pub entry: u64,
     /// The entry named by Xen's note.
@@ -105,7 +105,7 @@ impl Elf {
         if segment.p_filesz > segment.p_memsz || segment.p_paddr.checked_add(segment.p_memsz).is_none() {
             return Err("a segment of the ELF file has impossible sizes");
         }
-        self.segments.push(Segment {
+        self.segments.push(Part {
             file,
             address: segment.p_paddr,
             memory_bytes: segment.p_memsz,

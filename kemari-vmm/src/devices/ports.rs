@@ -30,7 +30,7 @@ pub enum PowerEvent {
 }
 
 #[derive(Default, Serialize, Deserialize)]
-struct Core {
+struct Wishes {
     /// A power-off that is not carried out yet.
     power_off: Option<Stage>,
     /// A reset that is not carried out yet.
@@ -39,12 +39,12 @@ struct Core {
     kicks: Option<Stage>,
 }
 
-impl State for Core {
+impl State for Wishes {
     const KIND: StateKind = StateKind::Power;
     const VERSION: u16 = 1;
 }
 
-impl Core {
+impl Wishes {
     /// How far its outputs have come.
     fn stages(&mut self) -> impl Iterator<Item = &mut Stage> {
         [&mut self.power_off, &mut self.kicks].into_iter().flatten()
@@ -56,7 +56,7 @@ pub struct Ports {
     hub: Arc<Hub>,
     power: Arc<EventChannel>,
     test: Arc<EventChannel>,
-    core: Mutex<Core>,
+    wishes: Mutex<Wishes>,
     sink: PowerSink,
 }
 
@@ -68,7 +68,7 @@ impl Ports {
             hub,
             power,
             test,
-            core: Mutex::default(),
+            wishes: Mutex::default(),
             sink,
         })
     }
@@ -88,19 +88,19 @@ impl Ports {
         self.lock().power_off.is_some()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Core> {
-        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Wishes> {
+        self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn want_power_off(&self) {
         let held = self.hub.output_is_held();
         // However often it asks, it is one power-off.
         {
-            let mut core = self.lock();
-            if core.power_off.is_some() {
+            let mut wishes = self.lock();
+            if wishes.power_off.is_some() {
                 return;
             }
-            core.power_off = Some(Stage::of_new(held));
+            wishes.power_off = Some(Stage::of_new(held));
         }
         if !held {
             (self.sink)(PowerEvent::PowerOff);
@@ -143,8 +143,8 @@ impl Device for Ports {
     }
 
     fn output_held(&self) -> bool {
-        let core = self.lock();
-        core.power_off == Some(Stage::Held) || core.kicks == Some(Stage::Held)
+        let wishes = self.lock();
+        wishes.power_off == Some(Stage::Held) || wishes.kicks == Some(Stage::Held)
     }
 
     fn capture(&self, epoch: u64) -> u64 {
@@ -166,17 +166,17 @@ impl Device for Ports {
     fn abandon(&self) {}
 
     fn let_go(&self, which: Releasable) {
-        let mut core = self.lock();
-        core.kicks.take_if(|stage| which.lets_go(*stage));
-        let power_off = core.power_off.take_if(|stage| which.lets_go(*stage));
-        drop(core);
+        let mut wishes = self.lock();
+        wishes.kicks.take_if(|stage| which.lets_go(*stage));
+        let power_off = wishes.power_off.take_if(|stage| which.lets_go(*stage));
+        drop(wishes);
         if power_off.is_some() {
             (self.sink)(PowerEvent::PowerOff);
         }
     }
 
     fn reset(&self) {
-        *self.lock() = Core::default();
+        *self.lock() = Wishes::default();
     }
 
     fn wake(&self) {
@@ -190,7 +190,7 @@ impl Device for Ports {
     }
 
     fn identity(&self) -> (StateKind, u16) {
-        (Core::KIND, 0)
+        (Wishes::KIND, 0)
     }
 
     fn load(&self, blob: &StateBlob) -> Result<(), StateError> {

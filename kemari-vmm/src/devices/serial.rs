@@ -44,7 +44,7 @@ impl Write for Transmitter {
     }
 }
 
-struct Core {
+struct Locked {
     chip: Serial<Line, NoEvents, Transmitter>,
     output: HeldBytes,
     sink: Box<dyn Write + Send>,
@@ -55,7 +55,7 @@ pub struct Console {
     hub: Arc<Hub>,
     gsi: u32,
     channel: Arc<EventChannel>,
-    core: Mutex<Core>,
+    core: Mutex<Locked>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -82,7 +82,7 @@ impl Console {
             },
             Transmitter::default(),
         );
-        let core = Mutex::new(Core {
+        let core = Mutex::new(Locked {
             chip,
             output: HeldBytes::default(),
             sink,
@@ -107,7 +107,7 @@ impl Console {
         taken
     }
 
-    fn lock(&self) -> MutexGuard<'_, Core> {
+    fn lock(&self) -> MutexGuard<'_, Locked> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -15,15 +15,15 @@ pub enum Access {
     Changes,
 }
 
-struct Entry {
+struct Place {
     id: u64,
     range: Range<u64>,
     access: Access,
-    /// Number of earlier entries that must be finished before.
+    /// Number of earlier ones that must be finished before.
     waits_for: usize,
 }
 
-impl Entry {
+impl Place {
     fn conflicts(&self, range: &Range<u64>, access: Access) -> bool {
         (self.access == Access::Changes || access == Access::Changes)
             && self.range.start.max(range.start) < self.range.end.min(range.end)
@@ -33,18 +33,18 @@ impl Entry {
 /// The unfinished jobs of a disk, in order.
 #[derive(Default)]
 pub struct Order {
-    entries: VecDeque<Entry>,
+    places: VecDeque<Place>,
 }
 
 impl Order {
     /// Appends a job. Returns whether it may be carried out at once; if not, a later [`Order::finish`] names it.
     pub fn push(&mut self, id: u64, range: Range<u64>, access: Access) -> bool {
         let waits_for = self
-            .entries
+            .places
             .iter()
-            .filter(|entry| entry.conflicts(&range, access))
+            .filter(|place| place.conflicts(&range, access))
             .count();
-        self.entries.push_back(Entry {
+        self.places.push_back(Place {
             id,
             range,
             access,
@@ -55,18 +55,18 @@ impl Order {
 
     /// A job is finished. Returns those that may now be carried out, in order.
     pub fn finish(&mut self, id: u64) -> Vec<u64> {
-        let Some(index) = self.entries.iter().position(|entry| entry.id == id) else {
+        let Some(index) = self.places.iter().position(|place| place.id == id) else {
             return Vec::new();
         };
-        let Some(finished) = self.entries.remove(index) else {
+        let Some(finished) = self.places.remove(index) else {
             return Vec::new();
         };
         let mut free = Vec::new();
-        for entry in self.entries.range_mut(index..) {
-            if entry.conflicts(&finished.range, finished.access) {
-                entry.waits_for -= 1;
-                if entry.waits_for == 0 {
-                    free.push(entry.id);
+        for place in self.places.range_mut(index..) {
+            if place.conflicts(&finished.range, finished.access) {
+                place.waits_for -= 1;
+                if place.waits_for == 0 {
+                    free.push(place.id);
                 }
             }
         }

@@ -29,7 +29,7 @@ pub struct Overlay {
     bytes: u64,
     /// The blocks in which the disk differs from the image, by number. Held for writing while the image changes under it
     /// or a block is made.
-    layer: RwLock<HashMap<u64, Block>>,
+    layer: RwLock<HashMap<u64, LayerBlock>>,
     /// What the layer holds.
     held_bytes: AtomicU64,
     bytes_max: u64,
@@ -40,12 +40,12 @@ pub struct Overlay {
 }
 
 /// A block of the layer; the last of an image may be shorter.
-enum Block {
+enum LayerBlock {
     Zeros,
     Bytes(Box<[u8]>),
 }
 
-impl Block {
+impl LayerBlock {
     fn held_bytes(&self) -> u64 {
         match self {
             Self::Zeros => ENTRY_BYTES,
@@ -100,7 +100,7 @@ impl Overlay {
             if end > number {
                 let bytes = self.read_image(self.range_of(number).start..self.range_of(end - 1).end)?;
                 for (number, block) in (number..).zip(bytes.chunks(BLOCK_BYTES as usize)) {
-                    self.put(&mut layer, number, Block::Bytes(block.into()))?;
+                    self.put(&mut layer, number, LayerBlock::Bytes(block.into()))?;
                 }
             }
             // The block there is in the layer already.
@@ -134,11 +134,11 @@ impl Overlay {
         self.failures.load(Ordering::Relaxed)
     }
 
-    fn layer(&self) -> RwLockReadGuard<'_, HashMap<u64, Block>> {
+    fn layer(&self) -> RwLockReadGuard<'_, HashMap<u64, LayerBlock>> {
         self.layer.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn layer_mut(&self) -> RwLockWriteGuard<'_, HashMap<u64, Block>> {
+    fn layer_mut(&self) -> RwLockWriteGuard<'_, HashMap<u64, LayerBlock>> {
         self.layer.write().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -158,8 +158,8 @@ impl Overlay {
         Ok(bytes)
     }
 
-    fn put(&self, layer: &mut HashMap<u64, Block>, number: u64, block: Block) -> io::Result<()> {
-        let old = layer.get(&number).map_or(0, Block::held_bytes);
+    fn put(&self, layer: &mut HashMap<u64, LayerBlock>, number: u64, block: LayerBlock) -> io::Result<()> {
+        let old = layer.get(&number).map_or(0, LayerBlock::held_bytes);
         let held = self.held_bytes() - old + block.held_bytes();
         if held > self.bytes_max {
             self.is_over.store(true, Ordering::SeqCst);
@@ -201,8 +201,8 @@ impl Overlay {
             let (number, rest) = (at / BLOCK_BYTES, &mut buffer[(at - range.start) as usize..]);
             let mut end = self.range_of(number).end.min(range.end);
             match layer.get(&number) {
-                Some(Block::Zeros) => rest[..(end - at) as usize].fill(0),
-                Some(Block::Bytes(bytes)) => {
+                Some(LayerBlock::Zeros) => rest[..(end - at) as usize].fill(0),
+                Some(LayerBlock::Bytes(bytes)) => {
                     let start = (at - number * BLOCK_BYTES) as usize;
                     let length = (end - at) as usize;
                     rest[..length].copy_from_slice(&bytes[start..start + length]);
@@ -229,13 +229,13 @@ impl Overlay {
             let whole = self.range_of(number);
             let end = whole.end.min(range.end);
             let mut bytes = match layer.get(&number) {
-                Some(Block::Bytes(bytes)) => bytes.clone(),
+                Some(LayerBlock::Bytes(bytes)) => bytes.clone(),
                 None if (at..end) != whole => self.read_image(whole.clone())?.into(),
                 _ => vec![0; (whole.end - whole.start) as usize].into_boxed_slice(),
             };
             let part = (at - whole.start) as usize..(end - whole.start) as usize;
             change(&mut bytes[part], (at - range.start) as usize);
-            self.put(&mut layer, number, Block::Bytes(bytes))?;
+            self.put(&mut layer, number, LayerBlock::Bytes(bytes))?;
             at = end;
         }
         Ok(())
@@ -251,7 +251,7 @@ impl Overlay {
             let mut layer = self.layer_mut();
             whole
                 .into_iter()
-                .try_for_each(|number| self.put(&mut layer, number, Block::Zeros))?;
+                .try_for_each(|number| self.put(&mut layer, number, LayerBlock::Zeros))?;
         }
         self.change(range.start..blocks.start, |bytes, _| bytes.fill(0))?;
         self.change(blocks.end..range.end, |bytes, _| bytes.fill(0))

@@ -46,13 +46,13 @@ pub struct Server {
     ends: EndSink,
     trouble: TroubleSink,
     watched: Option<Watched>,
-    state: Mutex<State>,
+    state: Mutex<Jobs>,
     /// Something that was under way has ended.
     ended: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct Jobs {
     order: Order,
     /// Jobs that wait for others that overlap.
     blocked: HashMap<u64, DiskJob>,
@@ -130,7 +130,7 @@ impl Server {
         &**self.engine.get().expect("a server is started with an engine")
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Jobs> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -266,7 +266,7 @@ impl Server {
         })
     }
 
-    fn begin(&self, state: &mut State) {
+    fn begin(&self, state: &mut Jobs) {
         if state.is_closed {
             // Who waits for a flush of these learns it from the end of the channel.
             (state.ready, state.flushes) = Default::default();
@@ -288,18 +288,18 @@ impl Server {
     }
 
     /// Whether nothing may begin at present.
-    fn must_wait(&self, state: &State) -> bool {
+    fn must_wait(&self, state: &Jobs) -> bool {
         let is_to_be_rewritten = !state.flushes.is_empty() && self.disk.store().has_failed();
         state.in_flight >= IN_FLIGHT_MAX || state.writes_again || is_to_be_rewritten
     }
 
-    fn begin_one(&self, state: &mut State, job: DiskJob) {
+    fn begin_one(&self, state: &mut Jobs, job: DiskJob) {
         state.in_flight += 1;
         self.engine().submit(job);
     }
 
     /// One flush for all that wait for one.
-    fn begin_flush(&self, state: &mut State) {
+    fn begin_flush(&self, state: &mut Jobs) {
         let has_failed = self.disk.store().has_failed();
         if has_failed && state.in_flight > 0 {
             // It begins when the last of them has ended.
@@ -316,7 +316,7 @@ impl Server {
     }
 
     /// The flush has ended, for all who waited for it. Returns the jobs among them.
-    fn flush_ended(&self, state: &mut State, result: &io::Result<Vec<u8>>) -> Vec<Ended> {
+    fn flush_ended(&self, state: &mut Jobs, result: &io::Result<Vec<u8>>) -> Vec<Ended> {
         state.writes_again = false;
         // Somebody else may have been told of what this one was not.
         let failure = match result {
@@ -367,7 +367,7 @@ impl Server {
     }
 
     /// What becomes of a job that the engine is done with. None: it is not finished yet.
-    fn settle(&self, state: &mut State, ended: Ended) -> Option<Outcome> {
+    fn settle(&self, state: &mut Jobs, ended: Ended) -> Option<Outcome> {
         let Ended { job, result } = ended;
         let (job, was_flushed) = match state.made_durable.remove(&job.id) {
             Some(change) => (change, true),
@@ -409,7 +409,7 @@ impl Server {
 
     /// Whether what has failed waits for the operator, or for another host to go on, instead of being told to the guest.
     /// What can never be made good waits only once: the operator's next word is that the guest is to be told.
-    fn is_to_wait(&self, state: &State, is_flush: bool) -> bool {
+    fn is_to_wait(&self, state: &Jobs, is_flush: bool) -> bool {
         let may_wait = self.disk.on_error() != OnError::Report && !state.always_reports && !state.is_closed;
         may_wait && !(is_flush && state.is_lost)
     }

@@ -55,7 +55,7 @@ pub trait DiskWatch: Send + Sync {
     fn flushed(&self, id: u64, tell: Tell);
 }
 
-enum Kind {
+enum Asked {
     Change(Range<u64>),
     Flush,
 }
@@ -63,7 +63,7 @@ enum Kind {
 #[derive(Default)]
 struct Open {
     /// Outputs that are under way.
-    kinds: HashMap<u64, Kind>,
+    asked: HashMap<u64, Asked>,
     /// How many of them wait for the watch to be prepared: what comes later must not overtake them.
     waiting: usize,
 }
@@ -72,9 +72,9 @@ impl Open {
     /// The last request before the flush `id` up to which all changes have ended.
     fn ended(&self, id: u64) -> Option<u64> {
         let changes = self
-            .kinds
+            .asked
             .iter()
-            .filter(|(_, kind)| matches!(kind, Kind::Change(_)));
+            .filter(|(_, asked)| matches!(asked, Asked::Change(_)));
         match changes.map(|(open, _)| *open).min() {
             Some(open) if open < id => open.checked_sub(1),
             _ => Some(id),
@@ -117,7 +117,7 @@ impl Watched {
         };
         let (id, is_flush) = (job.id, range.is_none());
         let may_go = open.waiting == 0 && range.as_ref().is_none_or(|range| self.watch.may_change(range));
-        open.kinds.insert(id, range.map_or(Kind::Flush, Kind::Change));
+        open.asked.insert(id, range.map_or(Asked::Flush, Asked::Change));
         if !may_go {
             open.waiting += 1;
             let sent = self.unprepared.send(job);
@@ -154,16 +154,16 @@ impl Watched {
 
     /// A job has ended. Returns what is to be told now; the end of a flush the watch tells itself, when it is content.
     pub fn ended(&self, (id, result): Outcome, ends: &EndSink) -> Option<Outcome> {
-        let kind = self.lock().kinds.remove(&id);
-        match kind {
-            Some(Kind::Change(range)) => self.watch.changed(id, &range, result.is_ok()),
-            Some(Kind::Flush) if result.is_ok() => {
+        let asked = self.lock().asked.remove(&id);
+        match asked {
+            Some(Asked::Change(range)) => self.watch.changed(id, &range, result.is_ok()),
+            Some(Asked::Flush) if result.is_ok() => {
                 let ends = ends.clone();
                 self.watch
                     .flushed(id, Box::new(move || ends(vec![(id, Ok(Vec::new()))])));
                 return None;
             }
-            Some(Kind::Flush) | None => {}
+            Some(Asked::Flush) | None => {}
         }
         Some((id, result))
     }

@@ -17,7 +17,7 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use super::budget::Cost;
 use super::offload;
 use super::rate::{self, Limiter, RateSpec};
-use super::tap::{PACKET_BYTES_MAX, Tap, VNET_HEADER_BYTES};
+use super::tap::{PACKET_BYTES_MAX, TapDevice, VNET_HEADER_BYTES};
 use super::{Backend, Chain, Completions, GuestFault, Input, Nature, QueueRole, QueueSpec, Submission};
 use crate::memory::{Memory, Segments, check_range};
 
@@ -33,7 +33,7 @@ const NUM_BUFFERS: std::ops::Range<usize> = 10..12;
 pub struct Net {
     mac: [u8; 6],
     offload: bool,
-    tap: Option<Tap>,
+    tap: Option<TapDevice>,
     completions: Option<Weak<dyn Completions>>,
     features: u64,
     announce_wanted: bool,
@@ -115,7 +115,7 @@ impl Net {
     ///
     /// # Errors
     /// If the TAP cannot be watched.
-    pub fn attach(&mut self, tap: Tap) -> io::Result<()> {
+    pub fn attach(&mut self, tap: TapDevice) -> io::Result<()> {
         if let Some(completions) = &self.completions {
             tap.watch(completions.clone())?;
         }

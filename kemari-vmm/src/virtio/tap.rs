@@ -76,7 +76,7 @@ impl fmt::Display for TapStep {
 }
 
 /// An open TAP. While it is open the device has a carrier; closing it takes the carrier down.
-pub struct Tap {
+pub struct TapDevice {
     file: Arc<File>,
     stop: EventFd,
 }
@@ -97,7 +97,7 @@ pub const CALLS: Calls = Calls {
 };
 
 /// Attaches to an existing TAP: all of its opening that takes privileges. The file may be given to another
-/// process, which makes a [`Tap`] of it.
+/// process, which makes a [`TapDevice`] of it.
 ///
 /// # Errors
 /// If there is no such TAP, or the kernel refuses.
@@ -147,7 +147,7 @@ fn request_of(name: &str) -> Result<libc::ifreq, TapError> {
     Ok(request)
 }
 
-impl Tap {
+impl TapDevice {
     /// Opens an existing TAP.
     ///
     /// # Errors
@@ -229,7 +229,7 @@ impl Tap {
     }
 }
 
-impl Drop for Tap {
+impl Drop for TapDevice {
     fn drop(&mut self) {
         // The counter cannot overflow: it is written once.
         let _ = self.stop.write(1);

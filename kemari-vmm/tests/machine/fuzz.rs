@@ -13,7 +13,7 @@ use kemari_vmm::virtio::block::{Block, BlockSpec};
 use kemari_vmm::virtio::budget::DEVICE_STATE_BYTES_MAX;
 use kemari_vmm::virtio::net::Net;
 use kemari_vmm::virtio::rng::Rng;
-use kemari_vmm::virtio::tap::Tap;
+use kemari_vmm::virtio::tap::TapDevice;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::support::bench::{self, Bench, MEMORY_BYTES};
@@ -301,9 +301,10 @@ fn a_card_stands_anything() {
         let bench = Bench::with_memory(Net::new([2; 6], true), memory);
         if is_plugged_in {
             // Another card's thread may have the TAP for a moment still.
-            let tap = std::iter::repeat_with(|| Tap::open(TAP).inspect_err(|_| std::thread::yield_now()))
-                .find_map(Result::ok)
-                .expect("it tries for ever");
+            let tap =
+                std::iter::repeat_with(|| TapDevice::open(TAP).inspect_err(|_| std::thread::yield_now()))
+                    .find_map(Result::ok)
+                    .expect("it tries for ever");
             let attached = bench.device.with_backend(|net| net.attach(tap));
             attached.expect("it is watched");
         }

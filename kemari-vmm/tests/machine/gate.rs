@@ -11,7 +11,7 @@ use kemari_vmm::devices::Device;
 use kemari_vmm::disk::{DiskWatch, Tell};
 use kemari_vmm::virtio::block::{Block, BlockSpec};
 use kemari_vmm::virtio::net::Net;
-use kemari_vmm::virtio::tap::Tap;
+use kemari_vmm::virtio::tap::TapDevice;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::support::asker::{self, Asker};
@@ -51,7 +51,7 @@ impl Card {
         network::enter();
         let listener = Listener::new();
         let bench = Bench::new(Net::new([0x52, 0x54, 0, 1, 1, 1], false));
-        let tap = Tap::open(TAP).expect("the TAP is there");
+        let tap = TapDevice::open(TAP).expect("the TAP is there");
         bench
             .device
             .with_backend(|net| net.attach(tap))

@@ -1,6 +1,6 @@
 //! TAP devices: there, and free to be attached.
 
-use kemari_vmm::virtio::tap::{Tap, TapError};
+use kemari_vmm::virtio::tap::{TapDevice, TapError};
 
 use super::Finding;
 use crate::config::{Config, HostNet};
@@ -12,7 +12,7 @@ pub fn check(net: &HostNet<'_>, running: bool) -> Finding {
     let tap = &net.tap;
     let card = format!("card `{}`: ", net.net.id);
     // Asks the kernel and not /sys, which shows the network namespace in which it was mounted.
-    let error = match Tap::open(tap) {
+    let error = match TapDevice::open(tap) {
         Ok(_) => return Finding::ok(format!("{card}TAP `{tap}` is free")),
         Err(error) => error,
     };

@@ -182,7 +182,7 @@ mod tests {
     use std::process::Command;
     use std::sync::mpsc::channel;
 
-    use kemari_vmm::virtio::tap::Tap;
+    use kemari_vmm::virtio::tap::TapDevice;
 
     use super::*;
 
@@ -197,11 +197,11 @@ mod tests {
     #[test]
     fn a_tap_that_is_on_trial_for_a_moment_is_waited_for_and_one_in_use_is_not() {
         make_tap("tap0");
-        let open = |name| Tap::open(name).map(drop).map_err(anyhow::Error::from);
+        let open = |name| TapDevice::open(name).map(drop).map_err(anyhow::Error::from);
         let (hold, held) = channel();
         thread::scope(|threads| {
             threads.spawn(move || {
-                let _tap = Tap::open("tap0").unwrap();
+                let _tap = TapDevice::open("tap0").unwrap();
                 hold.send(()).unwrap();
                 thread::sleep(Duration::from_millis(50));
             });
@@ -209,7 +209,7 @@ mod tests {
             assert!(open("tap0").is_err(), "it is busy");
             once_free(|| open("tap0")).unwrap();
         });
-        let _user = Tap::open("tap0").unwrap();
+        let _user = TapDevice::open("tap0").unwrap();
         assert!(once_free(|| open("tap0")).is_err());
         let begin = Instant::now();
         let missing = once_free(|| open("tap1"));

@@ -56,7 +56,7 @@ fn a_tap_is_given_by_the_name_of_its_card_and_is_the_sides_alone() {
         for _ in 0..3 {
             let opened = openings.ask(tap("net0"), OPEN_MAX).expect("an answer");
             let descriptor = opened.expect("it is opened");
-            let held = Tap::attached("tap0", descriptor.into()).expect("a TAP");
+            let held = TapDevice::attached("tap0", descriptor.into()).expect("a TAP");
             assert!(held.is_there());
             let refusal = openings.ask(tap("net0"), OPEN_MAX).expect("an answer");
             let busy = refusal.expect_err("it is in use");

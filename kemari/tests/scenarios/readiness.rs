@@ -155,7 +155,7 @@ fn the_secondarys_tap_is_in_use() {
         "in use by another process",
         |scene| {
             let netns = scene.net.host(Host::B.number()).netns();
-            *attached.borrow_mut() = Some(netns.run(|| kemari_vmm::virtio::tap::Tap::open("tap0"))??);
+            *attached.borrow_mut() = Some(netns.run(|| kemari_vmm::virtio::tap::TapDevice::open("tap0"))??);
             Ok(())
         },
         |_| {

@@ -102,7 +102,7 @@ impl Uring {
         let (file, direct) = (raw.file().as_raw_fd(), raw.alignment());
         let (thread_inbox, ends, store) = (inbox.clone(), ends.clone(), store.clone());
         threads::start("disk ring", move || {
-            let ring = Ring {
+            let ring = RingThread {
                 inbox: thread_inbox,
                 ends,
                 store,
@@ -206,7 +206,7 @@ impl Inbox {
 }
 
 /// What the ring's thread has.
-struct Ring {
+struct RingThread {
     inbox: Arc<Inbox>,
     ends: Weak<dyn Ends>,
     /// Keeps the file open, and does what must be done twice.
@@ -216,7 +216,7 @@ struct Ring {
     under_way: HashMap<u64, Flight>,
 }
 
-impl Ring {
+impl RingThread {
     fn run(mut self, started: &Sender<io::Result<()>>) {
         confine::thread(&CALLS);
         let made = make();

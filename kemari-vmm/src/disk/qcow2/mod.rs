@@ -4,7 +4,7 @@
 //! before the next. The library has no such order, and what a power cut then leaves lacks what the guest was told to be
 //! durable, or is no image any more: see docs/machine.md, "Disks". So whatever is written to is raw.
 
-mod chain;
+mod backing;
 mod header;
 
 use std::fs::{File, Metadata};
@@ -19,13 +19,13 @@ use super::error::DiskError;
 use super::lock;
 use super::store::Store;
 use super::{Cache, DiskConfig};
-use chain::Chain;
+use backing::BackingFiles;
 
-type Access = FormatAccess<imago::file::File>;
+type Contents = FormatAccess<imago::file::File>;
 
 /// An open qcow2 image.
 pub struct Qcow2Image {
-    image: Access,
+    image: Contents,
 }
 
 impl Qcow2Image {
@@ -43,7 +43,7 @@ impl Qcow2Image {
 
 /// Looks at the headers of the image in an open file and of its backing files, and takes no lock. Returns what those are.
 pub fn examine(file: &File, config: &DiskConfig) -> Result<Vec<Metadata>, DiskError> {
-    let chain = Chain::of(&config.path, file, |_, _| Ok(()));
+    let chain = BackingFiles::of(&config.path, file, |_, _| Ok(()));
     let files = chain.and_then(|chain| chain.files());
     files.map_err(|error| wrong(config, &error))
 }
@@ -53,7 +53,7 @@ pub fn examine(file: &File, config: &DiskConfig) -> Result<Vec<Metadata>, DiskEr
 /// # Errors
 /// If one of them cannot be read, or is none.
 pub fn backing_files(path: &Path) -> io::Result<Vec<PathBuf>> {
-    Ok(Chain::of(path, &File::open(path)?, |_, _| Ok(()))?.paths())
+    Ok(BackingFiles::of(path, &File::open(path)?, |_, _| Ok(()))?.paths())
 }
 
 fn wrong(config: &DiskConfig, error: &io::Error) -> DiskError {
@@ -64,8 +64,8 @@ fn wrong(config: &DiskConfig, error: &io::Error) -> DiskError {
     }
 }
 
-fn open(file: File, config: &DiskConfig) -> io::Result<Access> {
-    let chain = Chain::of(&config.path, &file, |base, path| {
+fn open(file: File, config: &DiskConfig) -> io::Result<Contents> {
+    let chain = BackingFiles::of(&config.path, &file, |base, path| {
         // Shared by all who read it, and held as long as the file is open.
         let config = DiskConfig {
             read_only: true,
@@ -83,11 +83,11 @@ fn open(file: File, config: &DiskConfig) -> io::Result<Access> {
         .storage_open_options(options)
         .write(false)
         .open(Gate(&chain))?;
-    Ok(Access::new(image))
+    Ok(Contents::new(image))
 }
 
 /// Reads where every byte of the disk is, through all tables.
-fn check(image: &Access) -> io::Result<()> {
+fn check(image: &Contents) -> io::Result<()> {
     let (mut offset, size) = (0, image.size());
     while offset < size {
         let (mapping, length) = image.get_mapping(offset, size - offset)?;
@@ -142,11 +142,11 @@ impl Store for Qcow2Image {
 
 /// Gives the library the files of the chain, and no others.
 #[derive(Clone, Copy)]
-struct Gate<'a>(&'a Chain);
+struct Gate<'a>(&'a BackingFiles);
 
 impl ImplicitOpenGate<imago::file::File> for Gate<'_> {
-    fn open_format<F: FormatDriverBuilder<imago::file::File>>(&mut self, builder: F) -> io::Result<Access> {
-        Ok(Access::new(builder.open(*self)?))
+    fn open_format<F: FormatDriverBuilder<imago::file::File>>(&mut self, builder: F) -> io::Result<Contents> {
+        Ok(Contents::new(builder.open(*self)?))
     }
 
     fn open_storage(&mut self, options: StorageOpenOptions) -> io::Result<imago::file::File> {

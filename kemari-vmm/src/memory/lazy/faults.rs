@@ -62,7 +62,7 @@ struct ZeroRequest {
 
 /// One message: what happened, and where.
 #[repr(C)]
-struct Event {
+struct Message {
     kind: u8,
     _reserved: [u8; 7],
     _flags: u64,
@@ -155,16 +155,16 @@ impl Faults {
 
     /// The address of the next page fault, if one waits.
     pub fn next(&self) -> io::Result<Option<u64>> {
-        let mut bytes = [0; size_of::<Event>()];
+        let mut bytes = [0; size_of::<Message>()];
         match (&self.0).read(&mut bytes) {
             Ok(count) if count == bytes.len() => {}
             Ok(_) => return Ok(None),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
             Err(error) => return Err(error),
         }
-        // SAFETY: an event consists of integers: any bytes are one.
-        let event: Event = unsafe { std::mem::transmute(bytes) };
-        Ok((event.kind == EVENT_PAGEFAULT).then_some(event.address))
+        // SAFETY: a message consists of integers: any bytes are one.
+        let message: Message = unsafe { std::mem::transmute(bytes) };
+        Ok((message.kind == EVENT_PAGEFAULT).then_some(message.address))
     }
 
     /// Gives the page at this address its content, and wakes who waits for it. A page that is there already stays.

@@ -14,7 +14,7 @@ use kemari_vmm::disk::{DiskConfig, DiskError};
 use kemari_vmm::machine::{DiskSpec, Machine, MachineError, MachineEvent, MachineSpec, NetSpec};
 use kemari_vmm::virtio::block::BlockSpec;
 use kemari_vmm::virtio::rate::RateSpec;
-use kemari_vmm::virtio::tap::Tap;
+use kemari_vmm::virtio::tap::TapDevice;
 use tempfile::NamedTempFile;
 
 use super::network;
@@ -126,7 +126,7 @@ impl Rig {
             let in_use = matches!(result, Err(MachineError::Disk(DiskError::InUse { .. })));
             (!in_use).then(|| result.expect("the image opens"))
         });
-        let tap = retry(|| Tap::open(network::TAP).ok());
+        let tap = retry(|| TapDevice::open(network::TAP).ok());
         machine.attach_net("net0", tap).expect("the TAP is watched");
     }
 

@@ -12,7 +12,7 @@ use super::header::{self, Backing};
 const CHAIN_MAX: usize = 16;
 
 /// The backing files of an image, open, from the first down.
-pub struct Chain(Vec<Base>);
+pub struct BackingFiles(Vec<Base>);
 
 struct Base {
     /// Without links.
@@ -20,7 +20,7 @@ struct Base {
     file: File,
 }
 
-impl Chain {
+impl BackingFiles {
     /// Those of the image in an open file. `lock` is told each, before it is looked at.
     ///
     /// # Errors
