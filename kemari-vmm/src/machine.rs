@@ -60,10 +60,11 @@ pub struct Machine {
     /// What of each vCPU never changes.
     identities: Vec<VcpuIdentity>,
     /// How KVM's state is read and written, with buffers kept between captures.
-    access: Mutex<Access>,
+    access: Mutex<KvmAccess>,
 }
 
-struct Access {
+/// What reads and writes KVM's states.
+struct KvmAccess {
     vcpus: Vec<VcpuAccess>,
     vm: VmState,
 }
@@ -104,7 +105,7 @@ impl Machine {
             accesses.push(VcpuAccess::new(&kvm_fd, &vm, &mut fd, rare)?);
             fds.push(fd);
         }
-        let access = Mutex::new(Access {
+        let access = Mutex::new(KvmAccess {
             vcpus: accesses,
             vm: VmState::save(&vm)?,
         });
@@ -313,7 +314,7 @@ impl Machine {
         self.parts.devices().for_each(|device| device.release_all());
     }
 
-    fn access(&self) -> MutexGuard<'_, Access> {
+    fn access(&self) -> MutexGuard<'_, KvmAccess> {
         self.access.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -359,29 +359,7 @@ fn a_bare_guest_finds_what_its_contract_says_after_another_guest_too() {
         &info[std::mem::offset_of!(abi::BootInfo, cmdline)..][..11],
         b"name=value\0"
     );
-
-    assert_eq!(read::<u64>(&memory, abi::GDT + 0x30), 0x00af_fb00_0000_ffff);
-    assert_eq!(read::<u64>(&memory, abi::GDT + 0x40), 0x0000_8b00_3000_2068);
-    assert_eq!(read::<[u64; 2]>(&memory, abi::IDT), [0, 0]);
-    assert_eq!(read::<u64>(&memory, abi::TSS + 4), abi::RING0_STACK_TOP);
-    assert_eq!(
-        read::<[u8; 8]>(&memory, abi::TSS + 0x66),
-        [0x68, 0, 0, 0, 0, 0, 0, 0]
-    );
-    assert_eq!(read::<[u8; 2]>(&memory, abi::TSS + 0x68 + 8191), [0, 0xff]);
-    // The page tables map an address to itself: here the I/O APIC's, by the directory of the fourth GiB.
-    assert_eq!(
-        read::<u64>(&memory, abi::PAGE_TABLES),
-        (abi::PAGE_TABLES + 0x1000) | 0x27
-    );
-    assert_eq!(
-        read::<[u64; 2]>(&memory, abi::PAGE_TABLES + 0x1000 + 24),
-        [(abi::PAGE_TABLES + 0x5000) | 0x27, 0]
-    );
-    assert_eq!(
-        read::<u64>(&memory, abi::PAGE_TABLES + 0x5000 + 8 * 502),
-        0xfec0_0000 | 0xe7
-    );
+    look_at_tables(&memory);
     // Code, and zeros behind it.
     assert_eq!(read::<[u8; 2]>(&memory, test_elf::ADDRESS + 63), [0x90, 0]);
     assert_eq!(
@@ -391,6 +369,32 @@ fn a_bare_guest_finds_what_its_contract_says_after_another_guest_too() {
     assert_eq!(
         read::<u8>(&memory, test_elf::ADDRESS + 64 + test_elf::BSS_BYTES),
         0xaa
+    );
+}
+
+/// The tables by which a bare guest is entered.
+fn look_at_tables(memory: &Memory) {
+    assert_eq!(read::<u64>(memory, abi::GDT + 0x30), 0x00af_fb00_0000_ffff);
+    assert_eq!(read::<u64>(memory, abi::GDT + 0x40), 0x0000_8b00_3000_2068);
+    assert_eq!(read::<[u64; 2]>(memory, abi::IDT), [0, 0]);
+    assert_eq!(read::<u64>(memory, abi::TSS + 4), abi::RING0_STACK_TOP);
+    assert_eq!(
+        read::<[u8; 8]>(memory, abi::TSS + 0x66),
+        [0x68, 0, 0, 0, 0, 0, 0, 0]
+    );
+    assert_eq!(read::<[u8; 2]>(memory, abi::TSS + 0x68 + 8191), [0, 0xff]);
+    // The page tables map an address to itself: here the I/O APIC's, by the directory of the fourth GiB.
+    assert_eq!(
+        read::<u64>(memory, abi::PAGE_TABLES),
+        (abi::PAGE_TABLES + 0x1000) | 0x27
+    );
+    assert_eq!(
+        read::<[u64; 2]>(memory, abi::PAGE_TABLES + 0x1000 + 24),
+        [(abi::PAGE_TABLES + 0x5000) | 0x27, 0]
+    );
+    assert_eq!(
+        read::<u64>(memory, abi::PAGE_TABLES + 0x5000 + 8 * 502),
+        0xfec0_0000 | 0xe7
     );
 }
 

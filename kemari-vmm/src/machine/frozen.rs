@@ -3,7 +3,7 @@
 use std::sync::RwLockWriteGuard;
 
 use super::error::kvm;
-use super::{Access, Machine, MachineError};
+use super::{KvmAccess, Machine, MachineError};
 use crate::state::StateBlob;
 
 /// A machine whose vCPUs and devices stand still. Devices go on when it is dropped.
@@ -30,7 +30,7 @@ impl Frozen<'_> {
         let machine = self.machine;
         states.extend(machine.parts.devices().map(|device| device.save()));
         let mut guard = machine.access();
-        let Access { vcpus, vm } = &mut *guard;
+        let KvmAccess { vcpus, vm } = &mut *guard;
         for (index, access) in vcpus.iter_mut().enumerate() {
             let instance = index as u16;
             let identity = &machine.identities[index];

@@ -1,16 +1,64 @@
-//! What a driver reads of its disk: features and configuration space (virtio 1.2, sections 5.2.3 and 5.2.4).
+//! What a guest sees of its disk: what is configured, queues, features and configuration space (virtio 1.2, sections 5.2.2 to
+//! 5.2.4).
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 
-use super::{BlockSpec, SEGMENTS_MAX, ZERO_SECTORS_MAX};
+use super::{QUEUES_MAX, SEGMENTS_MAX, ZERO_SECTORS_MAX};
 use crate::disk::SECTOR_BYTES;
 use crate::memory::PAGE_BYTES;
+use crate::virtio::{QueueRole, QueueSpec};
 
 /// Bytes of the configuration space, up to `write_zeroes_may_unmap` and its padding.
 const CONFIG_BYTES: usize = 60;
+
+/// The queues by number, with their names behind the disk's.
+pub static QUEUES: [QueueSpec; QUEUES_MAX as usize] = [
+    queue(""),
+    queue(".1"),
+    queue(".2"),
+    queue(".3"),
+    queue(".4"),
+    queue(".5"),
+    queue(".6"),
+    queue(".7"),
+];
+
+const fn queue(suffix: &'static str) -> QueueSpec {
+    QueueSpec {
+        suffix,
+        entries_max: 256,
+        role: QueueRole::Requests,
+    }
+}
+
+/// What of a disk the guest sees, the same on every host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockSpec {
+    /// Serial number; the guest sees the first 20 bytes.
+    pub serial: String,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// Bytes of a logical block: 512 or 4096. Requests are whole blocks.
+    pub block_bytes: u32,
+    /// Number of queues, 1 to [`QUEUES_MAX`].
+    pub queues: u16,
+}
+
+impl BlockSpec {
+    /// A disk with one queue and blocks of a sector.
+    pub fn new(serial: &str, read_only: bool) -> Self {
+        Self {
+            serial: serial.into(),
+            read_only,
+            block_bytes: SECTOR_BYTES as u32,
+            queues: 1,
+        }
+    }
+}
 
 /// Features that are offered.
 pub fn features(spec: &BlockSpec) -> u64 {

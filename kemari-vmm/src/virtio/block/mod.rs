@@ -13,13 +13,16 @@ use virtio_bindings::virtio_blk::{
 
 use super::budget::{BYTES_HELD_MAX, Cost};
 use super::rate::{self, Limiter, RateSpec};
-use super::{Backend, Chain, Completion, Completions, GuestFault, Nature, QueueRole, QueueSpec, Submission};
+use super::{Backend, Chain, Completion, Completions, GuestFault, Nature, QueueSpec, Submission};
 use crate::disk::{
     Disk, DiskError, DiskJob, DiskWatch, EndSink, GuestBuffers, Operation, SECTOR_BYTES, Server, TroubleSink,
     whole_blocks,
 };
 use crate::memory::{Memory, Segments};
 
+pub use super::budget::QUEUES_MAX;
+pub use config::BlockSpec;
+use config::QUEUES;
 use request::Limits;
 pub use request::{BlockRequest, Kind};
 
@@ -34,53 +37,6 @@ const ZERO_SECTORS_MAX: u32 = ((64 << 20) / SECTOR_BYTES) as u32;
 
 /// Zeros that count as one byte of data: storage that knows no order for them writes each of them.
 pub const ZEROS_A_BYTE: u64 = 16;
-
-pub use super::budget::QUEUES_MAX;
-
-/// The queues by number, with their names behind the disk's.
-static QUEUES: [QueueSpec; QUEUES_MAX as usize] = [
-    queue(""),
-    queue(".1"),
-    queue(".2"),
-    queue(".3"),
-    queue(".4"),
-    queue(".5"),
-    queue(".6"),
-    queue(".7"),
-];
-
-const fn queue(suffix: &'static str) -> QueueSpec {
-    QueueSpec {
-        suffix,
-        entries_max: 256,
-        role: QueueRole::Requests,
-    }
-}
-
-/// What of a disk the guest sees, the same on every host.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BlockSpec {
-    /// Serial number; the guest sees the first 20 bytes.
-    pub serial: String,
-    /// Whether writes are refused.
-    pub read_only: bool,
-    /// Bytes of a logical block: 512 or 4096. Requests are whole blocks.
-    pub block_bytes: u32,
-    /// Number of queues, 1 to [`QUEUES_MAX`].
-    pub queues: u16,
-}
-
-impl BlockSpec {
-    /// A disk with one queue and blocks of a sector.
-    pub fn new(serial: &str, read_only: bool) -> Self {
-        Self {
-            serial: serial.into(),
-            read_only,
-            block_bytes: SECTOR_BYTES as u32,
-            queues: 1,
-        }
-    }
-}
 
 /// A disk.
 pub struct Block {

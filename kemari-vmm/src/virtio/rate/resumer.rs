@@ -15,37 +15,37 @@ pub const CALLS: Calls = Calls {
 };
 
 #[derive(Default)]
-struct State {
+struct Alarm {
     due: Option<Instant>,
     is_over: bool,
 }
 
 #[derive(Default)]
 struct Shared {
-    state: Mutex<State>,
+    alarm: Mutex<Alarm>,
     changed: Condvar,
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Alarm> {
+        self.alarm.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until something is due. False: nobody wants it any more.
     fn await_due(&self) -> bool {
-        let mut state = self.lock();
-        while !state.is_over {
+        let mut alarm = self.lock();
+        while !alarm.is_over {
             let now = Instant::now();
-            state = match state.due {
+            alarm = match alarm.due {
                 Some(due) if due <= now => {
-                    state.due = None;
+                    alarm.due = None;
                     return true;
                 }
                 Some(due) => {
-                    let waited = self.changed.wait_timeout(state, due - now);
+                    let waited = self.changed.wait_timeout(alarm, due - now);
                     waited.unwrap_or_else(PoisonError::into_inner).0
                 }
-                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                None => self.changed.wait(alarm).unwrap_or_else(PoisonError::into_inner),
             };
         }
         false
@@ -76,9 +76,9 @@ impl Resumer {
 
     /// The device is resumed then, or before.
     pub fn resume_at(&self, due: Instant) {
-        let mut state = self.0.lock();
-        if state.due.is_none_or(|earlier| due < earlier) {
-            state.due = Some(due);
+        let mut alarm = self.0.lock();
+        if alarm.due.is_none_or(|earlier| due < earlier) {
+            alarm.due = Some(due);
             self.0.changed.notify_one();
         }
     }
