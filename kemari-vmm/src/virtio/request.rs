@@ -17,9 +17,9 @@ use crate::release::{Releasable, Stage};
 /// numbers that none comes there.
 const NEXT_ID_MAX: u64 = u64::MAX / 2;
 
-/// One parsed request. `B` is what the device's driver asked for.
+/// One request on the list. `B` is what the device's driver asked for.
 #[derive(Clone, Debug)]
-pub struct Request<B> {
+pub struct ListedRequest<B> {
     /// Number of the request in this device's life, rising.
     pub id: u64,
     /// Index of its virtqueue.
@@ -90,7 +90,7 @@ impl Heads {
 #[derive(Debug)]
 pub struct RequestList<B> {
     /// In the order of their numbers.
-    requests: VecDeque<Request<B>>,
+    requests: VecDeque<ListedRequest<B>>,
     next_id: u64,
     /// By queue.
     heads: Vec<Heads>,
@@ -147,7 +147,7 @@ impl<B: Clone> RequestList<B> {
         self.next_id += 1;
         self.held += usize::from(stage == Stage::Held);
         self.unreleased += usize::from(stage != Stage::Released);
-        self.requests.push_back(Request {
+        self.requests.push_back(ListedRequest {
             id,
             queue,
             head,
@@ -213,7 +213,7 @@ impl<B: Clone> RequestList<B> {
 
     /// The next request, now released, whose number is `from` or higher: so a walk over all that a release lets go
     /// looks at each request once.
-    pub fn release_next(&mut self, which: Releasable, from: u64) -> Option<&mut Request<B>> {
+    pub fn release_next(&mut self, which: Releasable, from: u64) -> Option<&mut ListedRequest<B>> {
         if self.unreleased == 0 {
             return None;
         }
@@ -243,14 +243,14 @@ impl<B: Clone> RequestList<B> {
     }
 
     /// The request of this number.
-    pub fn get(&self, id: u64) -> Option<&Request<B>> {
+    pub fn get(&self, id: u64) -> Option<&ListedRequest<B>> {
         self.requests
             .get(self.place_of(id))
             .filter(|request| request.id == id)
     }
 
     /// Takes a finished request off the list.
-    pub fn finish(&mut self, id: u64) -> Option<Request<B>> {
+    pub fn finish(&mut self, id: u64) -> Option<ListedRequest<B>> {
         self.get(id)?;
         let request = self.requests.remove(self.place_of(id))?;
         self.forget(&request);
@@ -258,7 +258,7 @@ impl<B: Clone> RequestList<B> {
     }
 
     /// A request is not on the list any more.
-    fn forget(&mut self, request: &Request<B>) {
+    fn forget(&mut self, request: &ListedRequest<B>) {
         self.heads[usize::from(request.queue)].remove(request.head);
         self.budget.give_back(request.cost);
         self.held -= usize::from(request.stage == Stage::Held);
@@ -288,7 +288,7 @@ impl<B: Clone> RequestList<B> {
     }
 
     /// The unfinished requests, in order.
-    pub fn iter(&self) -> impl Iterator<Item = &Request<B>> {
+    pub fn iter(&self) -> impl Iterator<Item = &ListedRequest<B>> {
         self.requests.iter()
     }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 use super::super::Chain;
-use super::super::request::{Request, RequestList};
+use super::super::request::{ListedRequest, RequestList};
 use super::super::transport::{self as regs, Transport};
 use super::super::{Backend, GuestFault, Nature, QueueRole, Submission};
 use super::ring_fault;
@@ -55,7 +55,7 @@ pub(super) struct Started<B: Backend> {
 }
 
 impl<B: Backend> Started<B> {
-    fn from(request: &mut Request<B::Request>) -> Self {
+    fn from(request: &mut ListedRequest<B::Request>) -> Self {
         Self {
             id: request.id,
             queue: request.queue,
@@ -235,7 +235,7 @@ impl<B: Backend> Core<B> {
     /// Puts a request that was just taken off the list into the used ring.
     pub(super) fn put_used(
         &mut self,
-        request: &Request<B::Request>,
+        request: &ListedRequest<B::Request>,
         written: u32,
         hub: &Hub,
     ) -> Result<(), GuestFault> {
