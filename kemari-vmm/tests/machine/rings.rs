@@ -257,6 +257,26 @@ fn a_device_that_goes_on_looks_into_its_rings_without_a_kick() {
     }
 }
 
+/// What the device had finished may be in the ring, and its interrupt lost between two machines.
+#[test]
+fn a_device_that_goes_on_interrupts_the_guest_though_it_has_nothing_to_do() {
+    for is_ready in [true, false] {
+        let old = Bench::new(Rng);
+        if is_ready {
+            let features = driver::agree(&*old.device, 0);
+            Ring::new(&*old.device, old.memory(), 0, RING, 64, features);
+            driver::go(&*old.device);
+        }
+        let new = Bench::with_memory(Rng, bench::copy(old.memory()));
+        new.device
+            .load(&old.device.save())
+            .expect("the state of an equal device");
+        new.device.wake();
+        let status = driver::read_register(&*new.device, regs::INTERRUPT_STATUS);
+        assert_eq!(status, u32::from(is_ready));
+    }
+}
+
 /// A state whose requests cannot be this machine's is refused, instead of carried out at the takeover.
 #[test]
 fn a_request_outside_the_memory_is_not_taken_over() {
