@@ -277,6 +277,24 @@ fn a_device_that_goes_on_interrupts_the_guest_though_it_has_nothing_to_do() {
     }
 }
 
+#[test]
+fn a_state_whose_rings_lie_outside_the_memory_is_refused() {
+    let old = Bench::new(Rng);
+    let features = driver::agree(&*old.device, 0);
+    Ring::new(&*old.device, old.memory(), 0, RING, 64, features);
+    driver::go(&*old.device);
+    let load = |bytes: usize| {
+        let memory = Memory::from_ranges(&[(GuestAddress(0), bytes)]).expect("a little memory");
+        Bench::with_memory(Rng, memory).device.load(&old.device.save())
+    };
+    load(BUFFERS as usize).expect("the rings lie in it");
+    let error = load(RING as usize).expect_err("they do not").to_string();
+    assert!(
+        error.contains("a virtqueue lies outside the guest's memory"),
+        "{error}"
+    );
+}
+
 /// A state whose requests cannot be this machine's is refused, instead of carried out at the takeover.
 #[test]
 fn a_request_outside_the_memory_is_not_taken_over() {
