@@ -21,6 +21,8 @@ use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use crate::signals;
+
 pub use common::{COMMON, DEVICES, FAULTS, OPEN_FILES, RINGS, STREAMS};
 pub use filter::refuse;
 
@@ -142,9 +144,11 @@ pub fn is_thread_confined() -> bool {
     IS_CONFINED.get()
 }
 
-/// Gives the calling thread its list, if the process has one.
+/// Gives the calling thread its list, if the process has one. It takes no signals that tell the process to end: what their
+/// handler does is on no list but the process's.
 pub fn thread(calls: &Calls) {
     IS_CONFINED.set(true);
+    signals::leave_to_others();
     let end = BREACHES_END.load(Ordering::Relaxed);
     if end == OFF {
         return;
