@@ -1,6 +1,7 @@
 //! The command line.
 
 mod commands;
+mod complete;
 mod list;
 mod log;
 mod pace;
@@ -9,7 +10,8 @@ mod target;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueHint};
+use clap_complete::engine::ArgValueCandidates;
 
 use crate::certs::DAYS_DEFAULT;
 use crate::control::{DRILL_SECONDS, DRILL_SECONDS_DEFAULT, Direction, TAP_SECONDS_MAX};
@@ -17,41 +19,35 @@ use crate::import::ImageFormat;
 use crate::sandbox::Sandbox;
 
 pub use commands::{Next, Start, perform};
+pub use complete::complete;
 pub use log::init as init_log;
 pub use pace::{First, PaceWords};
 pub use target::Target;
 
 const EXAMPLES: &str = "\
-Examples:
-  kemari check vm.toml                    can this host run the VM, and take it over?
-  kemari secondary vm.toml                on one host: wait for the VM's state
-  kemari run vm.toml                      on the other: run the VM, protected by the first
-  kemari up vm.toml                       on both hosts, at boot: one runs the VM, the other protects it
-  kemari list                             the VMs of this host
-  kemari status                           role, term, protection, and why something waits
-  kemari tap net0.tx --direction out      how often does the guest send?
-  kemari switchover                       the other host goes on with the VM, nothing is lost
-  kemari mode lockstep                    change how syncs are made, while the VM runs
-  kemari drill                            on the secondary: would a takeover succeed? try it, in isolation
-  kemari stop                             end the VM on both hosts, cleanly
-  kemari import old.qcow2 disk.img --format qcow2   a raw image, to be written to
-  kemari certs set --hosts a,b            certificates for the link between the hosts
+Examples (`kemari help COMMAND` says more):
+  kemari check vm.toml        can this host run the VM, and take it over?
+  kemari secondary vm.toml    on one host: wait for the VM's state
+  kemari run vm.toml          on the other: run the VM, protected by the first
+  kemari status               role, protection and, if something waits, why
+  kemari switchover           the other host goes on with the VM, no loss
+Completion of commands, VMs and channels:  source <(COMPLETE=bash kemari)";
 
-One file configures both hosts. Each finds its part by the machine's name, or by --host.";
-
-/// Keeps a virtual machine alive through the death of the host it runs on.
-///
-/// The VM runs on a primary; a secondary holds its last synchronised state. Whatever the guest shows to the outside
-/// leaves only once the secondary could go on from there. When the primary dies, it does.
+/// Keeps a VM alive through the death of the host it runs on: when that dies, another goes on.
 #[derive(Debug, Parser)]
-#[command(name = "kemari", version, after_help = EXAMPLES)]
+#[command(name = "kemari", version = crate::VERSION_AND_COMMIT, after_help = EXAMPLES)]
 pub struct Cli {
-    /// What is logged to standard error: error, warn, info, debug, trace, or per module as
-    /// `info,kemari::arbiter=debug`.
-    #[arg(long, global = true, env = "KEMARI_LOG", value_name = "FILTER")]
+    /// What is logged: error, warn, info, debug, or `info,kemari::arbiter=debug`
+    #[arg(
+        long,
+        global = true,
+        env = "KEMARI_LOG",
+        value_name = "FILTER",
+        hide_env_values = true
+    )]
+    #[arg(help_heading = ANYWHERE)]
     pub log: Option<String>,
-    /// Whether a side that is started gives up what it does not need: files, ports, system calls, programs. `off` is for
-    /// debugging: who gets hold of such a side has all rights of its user.
+    /// `off`: a side keeps all rights of its user, for debugging
     #[arg(
         long,
         global = true,
@@ -60,15 +56,28 @@ pub struct Cli {
         value_enum,
         default_value_t
     )]
+    #[arg(help_heading = ANYWHERE, hide_env_values = true, hide_possible_values = true)]
     pub sandbox: Sandbox,
     /// What to do.
     #[command(subcommand)]
     pub action: Action,
 }
 
+/// Options that few need, behind those of a command.
+const ANYWHERE: &str = "With any command";
+
 /// What `kemari` can do.
 #[derive(Debug, Subcommand)]
 pub enum Action {
+    /// Say what the VM needs on this host and lacks; change nothing.
+    Check {
+        /// What would be started.
+        #[command(flatten)]
+        here: Here,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Run the VM as the primary.
     ///
     /// Wins a term at the arbiter first, so that a VM never runs twice, then boots it. With protection enabled it
@@ -96,7 +105,7 @@ pub enum Action {
         #[arg(long, value_name = "HISTORY")]
         overwrite_disks: Option<String>,
     },
-    /// Run the VM if nobody does, else hold its state: what a host does by itself at boot.
+    /// Run the VM if nobody does, else hold its state: at boot.
     ///
     /// As `run` where this host may boot the VM, as `secondary` where another has it, or may have it; then it tries
     /// again now and then, as long as there is no primary. The arbiter's record decides, as always.
@@ -116,9 +125,9 @@ pub enum Action {
         #[arg(long)]
         json: bool,
     },
-    /// Say how things stand on this host.
+    /// Say how a VM stands and, if something waits, why.
     ///
-    /// Role, term, last sync, protection and since when; and, if something waits, why.
+    /// Role, term, last sync, protection and since when.
     Status {
         /// Whom to ask.
         #[command(flatten)]
@@ -131,37 +140,24 @@ pub enum Action {
         #[arg(long)]
         json: bool,
     },
-    /// Watch what passes at an event channel of the running VM.
+    /// Exchange the roles: the VM goes on on the other host.
     ///
-    /// Channels are named by device: `net0.tx`, `net0.rx`, `blk0`, `console`. OUT is from the guest to the outside (a
-    /// kick), IN is from the outside to the guest (an interrupt). Attaching and detaching disturbs nothing.
-    Tap {
-        /// The event channel.
-        channel: String,
+    /// As before a reboot of this one. Planned: after a last sync and with all I/O finished, so nothing is lost, nobody is fenced, and the guest stands
+    /// still for a moment only. This host follows as the secondary. If the other one does not go on, the VM goes on
+    /// here. Said to the primary.
+    Switchover {
         /// Whom to ask.
         #[command(flatten)]
         target: Target,
-        /// Which events.
-        #[arg(long, value_enum, default_value = "both")]
-        direction: Direction,
-        /// How long, in seconds.
-        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=i64::from(TAP_SECONDS_MAX)))]
-        seconds: u32,
-        /// Print each event, and not the statistics alone.
-        #[arg(long)]
-        events: bool,
-        /// Print JSON, an object a line.
-        #[arg(long)]
-        json: bool,
     },
-    /// Look at everything the VM needs on this host, change nothing, and say what is missing.
-    Check {
-        /// What would be started.
+    /// End the VM on both hosts, cleanly.
+    ///
+    /// The guest is not asked: it is as if its power was cut, after a last sync, with all its I/O finished. Shut it
+    /// down from within to spare it that. Said to the primary.
+    Stop {
+        /// Whom to ask.
         #[command(flatten)]
-        here: Here,
-        /// Print JSON.
-        #[arg(long)]
-        json: bool,
+        target: Target,
     },
     /// Protect the VM: take the other host as its secondary.
     ///
@@ -204,28 +200,6 @@ pub enum Action {
         #[command(flatten)]
         target: Target,
     },
-    /// Exchange the roles: the VM goes on on the other host, as before a reboot of this one.
-    ///
-    /// Planned: after a last sync and with all I/O finished, so nothing is lost, nobody is fenced, and the guest stands
-    /// still for a moment only. This host follows as the secondary. If the other one does not go on, the VM goes on
-    /// here. Said to the primary.
-    Switchover {
-        /// Whom to ask.
-        #[command(flatten)]
-        target: Target,
-    },
-    /// Give the running VM its record back, after the arbiter has lost it.
-    ///
-    /// For a store that was wiped, replaced or restored from an older copy under a living VM: `kemari status` says so, and
-    /// until then nobody could go on if a host died. With this order you assert: the store that the arbiter's configuration
-    /// leads to now, on both hosts, is the right one, and no other host runs this VM or will by what any other store says.
-    /// The pair agrees on a new id of the store first, then the record is written with it; the VM runs on meanwhile. It is
-    /// refused if the record is there, if another's stands there, or if the secondary is not connected. Said to the primary.
-    AdoptRecord {
-        /// Whom to ask.
-        #[command(flatten)]
-        target: Target,
-    },
     /// Change how often syncs are made, while the VM runs.
     ///
     /// lockstep: output starts a sync, and the guest waits for it. pipelined: it runs on, and its output waits. interval:
@@ -239,7 +213,31 @@ pub enum Action {
         #[command(flatten)]
         target: Target,
     },
-    /// Let a VM run that stands still because a disk of its host failed.
+    /// Watch what passes at an event channel of the running VM.
+    ///
+    /// Channels are named by device: `net0.tx`, `net0.rx`, `blk0`, `console`. OUT is from the guest to the outside (a
+    /// kick), IN is from the outside to the guest (an interrupt). Attaching and detaching disturbs nothing.
+    Tap {
+        /// The event channel.
+        #[arg(add = ArgValueCandidates::new(complete::channels))]
+        channel: String,
+        /// Whom to ask.
+        #[command(flatten)]
+        target: Target,
+        /// Which events.
+        #[arg(long, value_enum, default_value = "both")]
+        direction: Direction,
+        /// How long, in seconds.
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=i64::from(TAP_SECONDS_MAX)))]
+        seconds: u32,
+        /// Print each event, and not the statistics alone.
+        #[arg(long)]
+        events: bool,
+        /// Print JSON, an object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let a VM go on that stands still because a disk failed.
     ///
     /// For disks with `on_error = "pause"` or `"failover"`. What failed is tried again, and the guest knows nothing of it.
     /// Repair the disk first, or make room on it: `kemari status` says what failed. Said to the primary.
@@ -248,7 +246,7 @@ pub enum Action {
         #[command(flatten)]
         target: Target,
     },
-    /// Tell the guest that images of its disks have grown, or make one larger.
+    /// Tell the guest that its disks have grown, or make one larger.
     ///
     /// Make the image or the block device larger first. With --disk and --size Kemari does that itself, to an image that is
     /// a file. Of a replicated disk say it to the secondary, too: there it makes that host's image larger, no more. A disk
@@ -264,18 +262,21 @@ pub enum Action {
         #[command(flatten)]
         target: Target,
     },
-    /// End the VM on both hosts, cleanly.
+    /// Give the running VM the record back that the arbiter lost.
     ///
-    /// The guest is not asked: it is as if its power was cut, after a last sync, with all its I/O finished. Shut it
-    /// down from within to spare it that. Said to the primary.
-    Stop {
+    /// For a store that was wiped, replaced or restored from an older copy under a living VM: `kemari status` says so, and
+    /// until then nobody could go on if a host died. With this order you assert: the store that the arbiter's configuration
+    /// leads to now, on both hosts, is the right one, and no other host runs this VM or will by what any other store says.
+    /// The pair agrees on a new id of the store first, then the record is written with it; the VM runs on meanwhile. It is
+    /// refused if the record is there, if another's stands there, or if the secondary is not connected. Said to the primary.
+    AdoptRecord {
         /// Whom to ask.
         #[command(flatten)]
         target: Target,
     },
-    /// Make a raw image of one of another format, or a copy of a raw one, with its holes.
+    /// Make a raw image of one of another format.
     ///
-    /// Kemari writes to raw images alone. IMAGE must not be in use, and is only read, with all the images that it is based on.
+    /// Or a copy of a raw one, with its holes. Kemari writes to raw images alone. IMAGE must not be in use, and is only read, with all the images that it is based on.
     /// DEST is there only when all of it is durable. Formats other than raw and qcow2 are read with qemu-img, of Debian's
     /// package qemu-utils.
     Import {
@@ -310,6 +311,13 @@ pub enum Action {
         #[arg(long, default_value_t = DAYS_DEFAULT, value_parser = clap::value_parser!(u32).range(1..=36_500))]
         days: u32,
     },
+    /// Write the manual pages, one a command.
+    #[command(hide = true)]
+    Man {
+        /// Where they are made.
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
 }
 
 impl Action {
@@ -323,6 +331,7 @@ impl Action {
 #[derive(Clone, Debug, Args)]
 pub struct Here {
     /// The configuration: the same file on both hosts.
+    #[arg(value_hint = ValueHint::FilePath)]
     pub config: PathBuf,
     /// This host's name in the configuration [default: the machine's name]
     #[arg(long, value_name = "NAME")]

@@ -11,12 +11,14 @@ mod error;
 mod fields;
 mod host;
 mod keys;
+mod listen;
 mod machine;
 mod parse;
 mod protection;
 mod rate;
 #[cfg(test)]
 mod tests;
+mod types;
 mod validate;
 mod values;
 
@@ -28,6 +30,7 @@ use serde::{Deserialize, Serialize};
 pub use endpoint::Endpoint;
 pub use error::{ConfigError, Problem};
 pub use host::{Arbiter, ArbiterKind, Host, HostDisk, HostNet, certificate_name};
+pub use listen::Listen;
 pub use machine::{Cache, Disk, Flush, Format, Io, Machine, Net, OnError};
 pub use protection::{
     DRILL_INTERVAL_S, Delta, Gather, INTERVAL_MS, Latency, Mode, OnSecondaryLoss, Pace, Protection,
@@ -83,6 +86,24 @@ impl Config {
         let directory = std::path::absolute(path).map_err(unreadable)?;
         config.resolve_paths(directory.parent().unwrap_or(Path::new("/")));
         Ok(config)
+    }
+
+    /// Finds the addresses of hosts that are given by their names, before anybody listens or connects. May take as long as
+    /// the resolver does.
+    pub fn resolve(&mut self) -> Result<(), ConfigError> {
+        let mut taken = BTreeMap::new();
+        for (name, host) in &mut self.hosts {
+            let wrong = |reason| ConfigError::NoAddress {
+                host: name.clone(),
+                reason,
+            };
+            host.listen.resolve().map_err(wrong)?;
+            let address = host.listen.address();
+            if let Some(other) = taken.insert(address, name) {
+                return Err(wrong(format!("it is {address}, as that of the host `{other}`")));
+            }
+        }
+        Ok(())
     }
 
     /// Parses and checks `text`; `origin` names it in errors. Paths stay as they are written.

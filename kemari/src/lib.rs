@@ -31,3 +31,5 @@ mod threads;
 
 /// Version of the program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The same, with the commit that it was built from.
+pub const VERSION_AND_COMMIT: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("KEMARI_COMMIT"), ")");

@@ -15,6 +15,7 @@ fn main() -> ExitCode {
     {
         return steward::serve();
     }
+    cli::complete();
     let code = begin(Cli::parse()).unwrap_or_else(|error| {
         log::say_last(&format!("kemari: {error:#}\n"));
         ExitCode::FAILURE
@@ -52,6 +53,13 @@ fn begin(cli: Cli) -> anyhow::Result<ExitCode> {
     // While there is no second thread: the log's is the first one.
     sandbox::begin(sandbox, &start.config, &start.host)?;
     begin_log()?;
+    tracing::info!(
+        "Kemari {}: the VM {} on host {}, configuration {:016x}",
+        kemari::VERSION_AND_COMMIT,
+        start.config.vm,
+        start.host,
+        start.config.digest()
+    );
     sandbox::tell();
     side::run(start.config, start.host, start_as)
 }

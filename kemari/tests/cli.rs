@@ -93,6 +93,7 @@ fn kemari(words: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_kemari"))
         .args(words)
         .env_remove("KEMARI_LOG")
+        .env("COLUMNS", "80")
         .output()
         .unwrap()
 }
@@ -355,13 +356,19 @@ fn wrong_usage_has_status_2_and_help_teaches() {
     }
     let help = said(&kemari(&["--help"]));
     for part in [
-        "Examples:",
+        "Examples (",
         "kemari secondary vm.toml",
-        "When the primary dies, it does",
+        "another goes on",
         "KEMARI_LOG",
     ] {
         assert!(help.contains(part), "no `{part}` in\n{help}");
     }
+    assert_eq!(help, said(&kemari(&["-h"])), "one screen is enough");
+    assert!(help.lines().count() <= 46, "{help}");
+    assert!(help.lines().all(|line| line.chars().count() <= 80), "{help}");
+    assert!(help.find("  run ") < help.find("  certs ") && help.find("  certs ") < help.find("--sandbox"));
+    let version = said(&kemari(&["--version"]));
+    assert_eq!(version, format!("kemari {}\n", kemari::VERSION_AND_COMMIT));
     let output = kemari(&["check", "x.toml", "--log", "kemari=loud"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(said(&output).contains("is no log filter"), "{}", said(&output));
@@ -449,4 +456,85 @@ fn a_reader_that_has_gone_is_no_error_and_hides_none() {
             assert_eq!((ended.status.code(), &*said), (Some(status), ""), "{format:?}");
         }
     }
+}
+
+#[test]
+fn hosts_are_named_and_their_addresses_looked_up() {
+    let world = World::bootable();
+    let port = |host: &str| {
+        let section = world.config.split(&format!("[hosts.{host}]")).nth(1).unwrap();
+        section.split('"').nth(1).unwrap().to_owned()
+    };
+    let (a, b) = (port("a"), port("b"));
+    let named = a.replace("127.0.0.1", "localhost");
+    let world = world.with(&a, &named);
+    let text = said(&world.kemari(&["check"]));
+    assert!(
+        finding(&text, "is free").contains(&format!("address {a}")),
+        "{text}"
+    );
+    // No resolver is asked for it: that could take long.
+    let nobody = "x".repeat(64);
+    let world = world.with(&b, &nobody);
+    for words in ["check", "run", "secondary", "up"] {
+        let output = world.kemari(&[words]);
+        assert_eq!(output.status.code(), Some(1), "{words}");
+        assert!(
+            said(&output).contains(&format!(
+                "`hosts.b.listen`: the name `{nobody}` has no address here"
+            )),
+            "{}",
+            said(&output)
+        );
+    }
+    // Who asks a side that runs needs no names.
+    assert!(said(&world.kemari(&["status"])).contains("no side of the VM runs here"));
+}
+
+#[test]
+fn one_of_a_kind_is_no_plural() {
+    let world = World::bootable().with("[\"true\"]", "[\"cut-the-power\"]");
+    let text = said(&world.kemari(&["check"]));
+    let count = |level: &str| text.lines().filter(|line| line.starts_with(level)).count();
+    let plural = |level: &str| {
+        format!(
+            "{} {level}{}",
+            count(level),
+            if count(level) == 1 { "" } else { "s" }
+        )
+    };
+    let last = text.lines().last().unwrap();
+    assert_eq!(count("error"), 1, "{text}");
+    assert_eq!(
+        last,
+        format!("{}, {}", plural("error"), plural("warning")),
+        "{text}"
+    );
+}
+
+#[test]
+fn manual_pages_are_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let into = directory.path().join("man/man1");
+    let output = kemari(&["man", into.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", said(&output));
+    for (page, part) in [
+        ("kemari.1", "kemari\\-switchover(1)"),
+        ("kemari-run.1", "Run the VM as the primary"),
+        ("kemari-list.1", "\\-\\-json"),
+    ] {
+        let text = std::fs::read_to_string(into.join(page)).unwrap();
+        assert!(
+            text.starts_with(".ie") && text.contains(".TH kemari"),
+            "{page}: {text}"
+        );
+        assert!(text.contains(part), "{page}: no `{part}` in\n{text}");
+    }
+    let output = kemari(&["man", "/dev/null/man"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        said(&output).contains("cannot write the manual pages into /dev/null/man: "),
+        "{}",
+        said(&output)
+    );
 }

@@ -155,22 +155,22 @@ fn control_socket(host: &Host) -> Finding {
 }
 
 fn listen(host: &Host) -> Finding {
-    match TcpListener::bind(host.listen) {
-        Ok(_) => Finding::ok(format!("address {} is free", host.listen)),
+    match TcpListener::bind(host.listen.address()) {
+        Ok(_) => Finding::ok(format!("address {} is free", host.listen.address())),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => Finding::error(
             format!(
                 "port {} of {} is in use by another process",
-                host.listen.port(),
-                host.listen.ip()
+                host.listen.address().port(),
+                host.listen.address().ip()
             ),
             "end that process, or give this host another port in `listen`",
         ),
         Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => Finding::error(
-            format!("{} is no address of this machine", host.listen.ip()),
+            format!("{} is no address of this machine", host.listen.address().ip()),
             "correct `listen` of this host, or say with --host which host this is",
         ),
         Err(error) => Finding::error(
-            format!("cannot listen on {}: {error}", host.listen),
+            format!("cannot listen on {}: {error}", host.listen.address()),
             "correct `listen` of this host",
         ),
     }

@@ -30,7 +30,7 @@ pub fn check(config: &Config, name: &str, running: bool) -> Vec<Finding> {
     let security = Security::of(config, name).ok().flatten();
     let mut findings = Vec::new();
     for (peer, host) in config.peers(name) {
-        findings.extend(way::narrow(host.listen).map(|narrow| {
+        findings.extend(way::narrow(host.listen.address()).map(|narrow| {
             Finding::error(
                 narrow.sentence(peer),
                 "`ip link set DEVICE mtu N` on both hosts, with what the narrowest switch or tunnel lets pass",
@@ -59,7 +59,7 @@ fn connected_peer(host: &Host) -> Option<String> {
 }
 
 fn ask(config: &Config, name: &str, peer: &str, host: &Host, security: &Security) -> Vec<Finding> {
-    let answer = question(security, peer, host.listen);
+    let answer = question(security, peer, host.listen.address());
     let answered = (answer, wall_clock_ms());
     judge(config, peer, host, answered, || {
         about(config, name, kernel_digest(config))
@@ -86,7 +86,7 @@ fn judge(
             };
             let mut findings = vec![Finding::ok(format!(
                 "peer `{peer}` follows at {}, and is the one that it says it is",
-                host.listen
+                host.listen.address()
             ))];
             findings.extend(compare(config, peer, &ours, &theirs, holds.is_some()));
             findings
@@ -94,7 +94,7 @@ fn judge(
         Ok(_) => vec![Finding::warning(
             format!(
                 "peer `{peer}` answers at {}, but does not say what it is like",
-                host.listen
+                host.listen.address()
             ),
             "ask again in a moment, and look whether it has the same version of Kemari",
         )],
@@ -102,7 +102,7 @@ fn judge(
         Err(error) => vec![Finding::error(
             format!(
                 "what listens at {} is no secondary that `{peer}`'s configuration makes: {:#}",
-                host.listen,
+                host.listen.address(),
                 anyhow::Error::from(error)
             ),
             "look what listens there, and whether both hosts have certificates of one set",
@@ -236,11 +236,11 @@ fn compare_images(config: &Config, peer: &str, ours: &About, theirs: &About) -> 
 
 fn knock(peer: &str, host: &Host) -> Finding {
     let timeout = Duration::from_millis(PEER_TIMEOUT_MS);
-    match TcpStream::connect_timeout(&host.listen, timeout) {
+    match TcpStream::connect_timeout(&host.listen.address(), timeout) {
         Ok(_) => Finding::warning(
             format!(
                 "something listens at {} of peer `{peer}`; it cannot be asked without a link",
-                host.listen
+                host.listen.address()
             ),
             "make certificates with `kemari certs`",
         ),
@@ -253,13 +253,16 @@ fn unreachable(peer: &str, host: &Host, error: &io::Error) -> Finding {
         return Finding::warning(
             format!(
                 "peer `{peer}` is reached, but no secondary listens at {}",
-                host.listen
+                host.listen.address()
             ),
             "start `kemari secondary` there, unless it is the primary",
         );
     }
     Finding::warning(
-        format!("peer `{peer}` does not answer at {}: {error}", host.listen),
+        format!(
+            "peer `{peer}` does not answer at {}: {error}",
+            host.listen.address()
+        ),
         "start that host, or correct its `listen`, or look for a firewall between the two",
     )
 }

@@ -2,13 +2,15 @@
 
 use std::fmt::Display;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::{ExitCode, exit};
 
 use anyhow::Context;
+use clap::CommandFactory;
 
 use super::list::{Row, Table};
 use super::target::NothingHere;
-use super::{Action, Here, Target, sides};
+use super::{Action, Cli, Here, Target, sides};
 use crate::certs;
 use crate::check::{self, Finding, Level};
 use crate::config::Config;
@@ -135,6 +137,7 @@ pub fn perform(action: Action, machine: impl Fn(&Config) -> Vec<Finding>) -> any
             force,
             block_bytes: block_size,
         })?,
+        Action::Man { directory } => manual(&directory)?,
         Action::Certs {
             directory,
             hosts,
@@ -220,9 +223,17 @@ fn import(import: &Import) -> anyhow::Result<()> {
     ))
 }
 
+/// Writes the manual pages.
+fn manual(directory: &Path) -> anyhow::Result<()> {
+    let failed = || format!("cannot write the manual pages into {}", directory.display());
+    std::fs::create_dir_all(directory).with_context(failed)?;
+    clap_mangen::generate_to(Cli::command().disable_help_subcommand(true), directory).with_context(failed)
+}
+
 fn load(here: &Here) -> anyhow::Result<Start> {
-    let config = Config::load(&here.config)?;
+    let mut config = Config::load(&here.config)?;
     let host = config.select_host(here.host.as_deref())?;
+    config.resolve()?;
     Ok(Start { config, host })
 }
 
@@ -248,13 +259,21 @@ fn report(findings: &[Finding], json: bool) -> anyhow::Result<ExitCode> {
             say(finding)?;
         }
         say(&format_args!(
-            "{} errors, {} warnings",
-            count(Level::Error),
-            count(Level::Warning)
+            "{}, {}",
+            several(count(Level::Error), "error"),
+            several(count(Level::Warning), "warning")
         ))?;
     }
     Ok(match check::worst(findings) {
         Level::Error => ExitCode::FAILURE,
         Level::Ok | Level::Warning => ExitCode::SUCCESS,
     })
+}
+
+/// So many of them, as people say it.
+fn several(count: usize, what: &str) -> String {
+    match count {
+        1 => format!("1 {what}"),
+        _ => format!("{count} {what}s"),
+    }
 }

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use clap::{Args, ValueEnum};
+use clap_complete::engine::ArgValueCompleter;
 
-use super::Target;
+use super::{Target, complete};
 use crate::config::Mode;
 use crate::control::PaceChange;
 
@@ -14,7 +15,7 @@ use crate::control::PaceChange;
 #[group(required = true, multiple = true)]
 pub struct PaceWords {
     /// What starts a sync, and what the guest does meanwhile: lockstep, pipelined or interval.
-    #[arg(value_name = "MODE", value_parser = First::parse)]
+    #[arg(value_name = "MODE", value_parser = First::parse, add = ArgValueCompleter::new(complete::modes))]
     pub mode: Option<First>,
     /// Time between two syncs in mode `interval`, in ms.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=3_600_000))]

@@ -74,11 +74,19 @@ pub fn directory() -> PathBuf {
 
 /// All sides on this machine, by VM and host. A socket that a dead process left is none.
 pub fn all() -> anyhow::Result<Vec<Side>> {
+    all_within(ANSWER_TIMEOUT)
+}
+
+/// The same, where each side must answer within that time.
+pub fn all_within(timeout: Duration) -> anyhow::Result<Vec<Side>> {
     let sockets = sockets()?;
     let mut sides = Vec::new();
     for some in sockets.chunks(ASKED_MAX) {
         thread::scope(|scope| {
-            let asked: Vec<_> = some.iter().map(|socket| scope.spawn(|| ask(socket))).collect();
+            let asked: Vec<_> = some
+                .iter()
+                .map(|socket| scope.spawn(move || ask(socket, timeout)))
+                .collect();
             // A panic ends the process.
             sides.extend(asked.into_iter().filter_map(|asked| asked.join().ok().flatten()));
         });
@@ -87,8 +95,8 @@ pub fn all() -> anyhow::Result<Vec<Side>> {
     Ok(sides)
 }
 
-fn ask(socket: &Path) -> Option<Side> {
-    let answer = Client::new(socket).status_within(ANSWER_TIMEOUT);
+fn ask(socket: &Path, timeout: Duration) -> Option<Side> {
+    let answer = Client::new(socket).status_within(timeout);
     let is_stale = matches!(answer, Err(ClientError::NotRunning { .. }));
     (!is_stale).then(|| Side {
         socket: socket.to_owned(),

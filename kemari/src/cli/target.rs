@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{anyhow, bail};
 use clap::Args;
+use clap_complete::engine::ArgValueCompleter;
 
+use super::complete;
 use super::sides::{self, Side};
 use crate::config::Config;
 use crate::control::Client;
@@ -13,11 +15,11 @@ use crate::control::Client;
 #[derive(Clone, Debug, Args)]
 pub struct Target {
     /// The VM, by its name or its configuration [default: the only VM that runs on this machine]
-    #[arg(value_name = "VM|CONFIG")]
+    #[arg(value_name = "VM|CONFIG", add = ArgValueCompleter::new(complete::vms))]
     pub vm: Option<PathBuf>,
     /// This host's name in the configuration [default: the machine's name; without a configuration: the only one that
     /// runs here]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = ArgValueCompleter::new(complete::hosts))]
     pub host: Option<String>,
     /// The control socket, instead of a VM.
     #[arg(long, value_name = "PATH", conflicts_with_all = ["vm", "host"])]

@@ -39,6 +39,14 @@ pub enum ConfigError {
         /// What is wrong, in the order of the file.
         problems: Vec<Problem>,
     },
+    /// The name of a host leads nowhere.
+    #[error("`hosts.{host}.listen`: {reason}")]
+    NoAddress {
+        /// Whose.
+        host: String,
+        /// Why, as a sentence.
+        reason: String,
+    },
     /// The name given with `--host`, or this machine's name, is not in `[hosts]`.
     #[error("{}", no_such_host(name, *from_machine, known))]
     NoSuchHost {

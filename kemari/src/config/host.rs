@@ -1,14 +1,13 @@
 //! The arbiter, and what differs from host to host.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustls::pki_types::DnsName;
 use serde::{Deserialize, Serialize};
 
-use super::{Console, Disk, Net};
+use super::{Console, Disk, Listen, Net};
 
 /// Where the arbiter's record is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -76,8 +75,8 @@ impl Arbiter {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Host {
-    /// Address on which this host, as the secondary, takes data and heartbeats.
-    pub listen: SocketAddr,
+    /// Where this host, as the secondary, takes data and heartbeats.
+    pub listen: Listen,
     /// Control socket; `/run/kemari/VM.sock` if absent.
     #[serde(default)]
     pub(super) control: Option<PathBuf>,

@@ -7,6 +7,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::fields::{fields_of, nearest};
+use super::types;
 use super::{Arbiter, Config, ConfigError, Disk, Host, Machine, Net, Problem, Protection, validate};
 
 /// Parses and checks `text`. All unknown keys are reported at once; then the first wrong type; then all wrong values.
@@ -51,7 +52,7 @@ impl<'a> Document<'a> {
             Ok(root) => Ok(Self { text, root }),
             Err(error) => Err(Problem {
                 line: error.span().map(|span| line_at(text, span.start)),
-                sentence: format!("this is not TOML: {}", error.message()),
+                sentence: format!("this is not TOML: {}", error.message().replace('\n', "; ")),
             }),
         }
     }
@@ -131,12 +132,15 @@ impl<'a> Document<'a> {
         } else {
             format!("`{}`", path.join("."))
         };
-        let sentence = match error.message().strip_prefix("missing field ") {
-            Some(field) => format!("{place} lacks the key {field}"),
-            None => format!(
-                "{place}: {}",
-                error.message().replace("unknown variant", "unknown value")
-            ),
+        let message = error.message();
+        let given = span.as_ref().and_then(|span| self.text.get(span.clone()));
+        let sentence = match (
+            message.strip_prefix("missing field "),
+            types::hint(message, given),
+        ) {
+            (Some(field), _) => format!("{place} lacks the key {field}"),
+            (None, Some(hint)) => format!("{place} {hint}"),
+            (None, None) => format!("{place}: {}", message.replace("unknown variant", "unknown value")),
         };
         // A missing key is missing from a whole table: at the top, that is no line.
         let line = span

@@ -101,7 +101,7 @@ fn wrong_types_name_their_key() {
     let sentence = error_of("memory_mib = 512", "memory_mib = \"512M\"");
     assert_eq!(
         sentence,
-        "`machine.memory_mib`: invalid type: string \"512M\", expected u32"
+        "`machine.memory_mib` is a whole number, without quotes and unit, and not \"512M\""
     );
     let sentence = error_of("cache = \"direct\"", "cache = \"direkt\"");
     assert_eq!(
@@ -112,9 +112,87 @@ fn wrong_types_name_their_key() {
         error_of("52:54:00:12:34:56", "52:54:00:12:34")
             .contains("`net.mac`: `52:54:00:12:34` is no MAC address")
     );
-    assert!(error_of("10.0.0.2:7711", "10.0.0.2").starts_with("`hosts.b.listen`: "));
+    assert!(error_of("10.0.0.2:7711", "10.0.0").starts_with("`hosts.b.listen`: `10.0.0` is no address"));
     assert!(error_of("console = \"none\"", "console = \"tty\"").contains("write `stdio`, `none`"));
     assert!(error_of("vcpus = 1", "vcpus = -1").starts_with("`machine.vcpus`: "));
+}
+
+#[test]
+fn what_was_meant_by_a_value_of_another_type_is_said() {
+    for (from, to, says) in [
+        (
+            "memory_mib = 512",
+            "memory_mib = \"512\"",
+            "`machine.memory_mib` is a number: write 512, without quotes",
+        ),
+        (
+            "memory_mib = 512",
+            "memory_mib = 0.5",
+            "`machine.memory_mib` is a whole number, without quotes and unit, and not 0.5",
+        ),
+        (
+            "shared = true",
+            "shared = \"true\"",
+            "`disk.shared` is true or false: write true, without quotes",
+        ),
+        (
+            "kernel = \"vmlinuz\"",
+            "kernel = 5",
+            "`machine.kernel` is text: write it in quotes, \"5\"",
+        ),
+        (
+            "fence = [\"/usr/local/sbin/power-off\", \"{peer}\"]\nfence_timeout_ms",
+            "fence = \"power-off\"\nfence_timeout_ms",
+            "`hosts.a.fence` is a list: write it in brackets, [\"power-off\"]",
+        ),
+        (
+            "[[disk]]",
+            "[disk]",
+            "`disk` is a list of sections: write its heading with two brackets, as [[disk]]",
+        ),
+        (
+            "[machine]",
+            "[[machine]]",
+            "`machine` is one section: write its heading with one pair of brackets, as [machine]",
+        ),
+        (
+            "[[disk]]",
+            "[[disks]]",
+            "unknown key `disks` at the top of the file; did you mean `disk`?",
+        ),
+    ] {
+        assert_eq!(error_of(from, to), says);
+    }
+    assert_eq!(errors("\n\n"), ["vm.toml: the file lacks the key `vm`"]);
+}
+
+#[test]
+fn hosts_may_be_named() {
+    let named = |a: &str, b: &str| {
+        let text = changed("10.0.0.1:7711", a).replace("10.0.0.2:7711", b);
+        Config::parse(&text, "vm.toml")
+    };
+    let mut config = named("localhost", "localhost:7712").unwrap();
+    config.resolve().unwrap();
+    assert_eq!(config.host("a").listen.address().port(), 7711);
+    // No resolver is asked for it: that could take long.
+    let nobody = "x".repeat(64);
+    let config = named(&nobody, "10.0.0.2");
+    let error = config.unwrap().resolve().unwrap_err().to_string();
+    assert!(
+        error.starts_with(&format!(
+            "`hosts.a.listen`: the name `{nobody}` has no address here"
+        )),
+        "{error}"
+    );
+    let same = named("localhost", "127.0.0.1:7711")
+        .unwrap()
+        .resolve()
+        .unwrap_err();
+    assert_eq!(
+        same.to_string(),
+        "`hosts.b.listen`: it is 127.0.0.1:7711, as that of the host `a`"
+    );
 }
 
 #[test]

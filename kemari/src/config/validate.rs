@@ -492,7 +492,7 @@ fn hosts(config: &Config, wrong: &mut Wrong) {
         wrong.name(&["hosts", name], "a host's name", name, NAME_BYTES_MAX);
         let listen = ["hosts", name, "listen"];
         wrong.unique(&listen, "the address", &host.listen.to_string(), &mut listens);
-        if host.listen.port() == 0 || host.listen.ip().is_unspecified() || host.listen.ip().is_multicast() {
+        if host.listen.is_nowhere() {
             wrong.at(
                 &listen,
                 format!(

@@ -270,7 +270,14 @@ impl fmt::Display for Status {
         for disk in &self.disks {
             writeln!(f, "  disk        {disk}")?;
         }
-        write!(f, "  arbiter     {}", self.arbiter)?;
+        write!(
+            f,
+            "  arbiter     {}",
+            match self.arbiter.is_empty() {
+                true => "not asked yet",
+                false => &self.arbiter,
+            }
+        )?;
         match self.arbiter_answered_ms {
             Some(ms) => writeln!(f, "; answered {} ago", duration(ms / 1000))?,
             None => writeln!(f)?,

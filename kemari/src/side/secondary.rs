@@ -232,7 +232,7 @@ impl SecondarySide {
             not_booted,
             images_in_use,
         } = setup;
-        let listen = config.host(&host).listen;
+        let listen = config.host(&host).listen.address();
         let listener = step("listen", || {
             Listener::bind(listen, security).with_context(|| {
                 format!(
@@ -240,6 +240,7 @@ impl SecondarySide {
                 )
             })
         })?;
+        tracing::info!("this host waits at {listen} for whoever runs the VM");
         let staging = Staging::with_states(
             config.protection.staging_bytes_max() as usize,
             spec.state_bytes_max(),

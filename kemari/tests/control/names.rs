@@ -239,3 +239,47 @@ fn a_control_socket_elsewhere_is_found() {
     assert!(stdout(&kemari(None, "list")).contains(&vm));
     assert_eq!(stdout(&run.kemari("list")), "no VM runs here\n");
 }
+
+/// What bash offers for the last word of the line.
+fn completed(run: &Run, line: &str) -> Vec<String> {
+    let directory = Path::new(env!("CARGO_BIN_EXE_kemari")).parent().unwrap();
+    let script = r#"
+        source <(COMPLETE=bash kemari)
+        COMP_WORDS=($LINE); [ "${LINE% }" = "$LINE" ] || COMP_WORDS+=("")
+        COMP_CWORD=$((${#COMP_WORDS[@]} - 1)) COMP_TYPE=9
+        _clap_complete_kemari kemari "${COMP_WORDS[COMP_CWORD]}" 2>/dev/null
+        printf '%s\n' "${COMPREPLY[@]}"
+    "#;
+    let output = Program::new("bash")
+        .args(["--norc", "-c", script])
+        .env("LINE", line)
+        .env("KEMARI_RUN", run.directory.path())
+        .env("PATH", format!("{}:/usr/bin:/bin", directory.display()))
+        .current_dir(run.directory.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    said.lines().map(|word| word.trim().to_owned()).collect()
+}
+
+#[test]
+fn the_shell_completes_commands_vms_hosts_and_channels() {
+    let mut run = Run::with(&[("1.sock", "db", "alpha"), ("2.sock", "web", "beta")]);
+    let tapped = Arc::new(Fake::saying(Status {
+        vm: "dns".into(),
+        channels: vec!["net0.tx".into(), "blk0".into()],
+        ..status()
+    }));
+    run.sides.push((
+        Server::start(&run.path("3.sock"), tapped.clone()).unwrap(),
+        tapped,
+    ));
+    assert_eq!(completed(&run, "kemari sw"), ["switchover"]);
+    assert_eq!(completed(&run, "kemari stop d"), ["db", "dns"]);
+    assert_eq!(completed(&run, "kemari status --host b"), ["beta"]);
+    assert_eq!(completed(&run, "kemari tap n"), ["net0.tx"]);
+    assert_eq!(completed(&run, "kemari mode pipe"), ["pipelined"]);
+    std::fs::write(run.path("desk.toml"), "").unwrap();
+    assert_eq!(completed(&run, "kemari stop de"), ["desk.toml"]);
+    assert_eq!(completed(&run, "kemari check de"), ["desk.toml"]);
+}

@@ -63,7 +63,7 @@ impl Life {
             return Ok(());
         }
         for (name, host) in self.config.hosts.iter().filter(|(name, _)| **name != self.host) {
-            match self.ask(name, host.listen) {
+            match self.ask(name, host.listen.address()) {
                 PeerWord::HoldsNothing => {}
                 PeerWord::Holds(what) => {
                     return Err(format!(
@@ -124,7 +124,7 @@ impl Life {
                     }
                     StartAction::AskPeer(peer) => {
                         let word = match self.config.hosts.get(&peer.host) {
-                            Some(host) => self.ask(&peer.host, host.listen),
+                            Some(host) => self.ask(&peer.host, host.listen.address()),
                             None => PeerWord::Silent("it is not in the configuration".into()),
                         };
                         // This function holds the receiver.

@@ -45,7 +45,7 @@ impl Connector {
     pub fn new(config: &Config, host: &str, security: Option<Security>) -> Self {
         let peers = config
             .peers(host)
-            .map(|(name, peer)| (name.to_owned(), peer.listen))
+            .map(|(name, peer)| (name.to_owned(), peer.listen.address()))
             .collect();
         Self {
             security,

@@ -127,7 +127,11 @@ impl PrimarySide {
                     .to_owned(),
             ),
             Command::AdoptRecord => self.begin_adoption(),
-            Command::Pace(change) => return answer(&order, self.change_pace(change)),
+            Command::Pace(change) => {
+                let outcome = self.change_pace(change);
+                self.show();
+                return answer(&order, outcome);
+            }
             // A process that is to end tries all the same: what fails there goes on here.
             Command::Switchover => match (
                 self.core.refuses_switchover(),
@@ -237,7 +241,11 @@ impl PrimarySide {
                 _ => self.outcome(&pending),
             };
             match outcome {
-                Some(outcome) => answer(&pending.order, outcome),
+                Some(outcome) => {
+                    // Whoever asks next how things stand must find what was done.
+                    self.show();
+                    answer(&pending.order, outcome);
+                }
                 None => self.orders.push(pending),
             }
         }

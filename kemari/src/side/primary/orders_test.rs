@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use super::super::rig::{Rig, until};
 use super::*;
 use crate::config::Config;
+use crate::control::{self, Control};
 use crate::side::testing::watch_arbiter;
 
 fn order(rig: &mut Rig, command: Command) -> Receiver<Outcome> {
@@ -57,6 +58,20 @@ fn a_disk_that_fails_here_cannot_be_switched_over() {
 }
 
 #[test]
+fn who_asks_after_an_answer_finds_what_was_done() {
+    let mut rig = Rig::new();
+    // As it was shown last, some moments ago.
+    rig.side
+        .board
+        .show(|status| status.protection = control::Protection::On);
+    let unprotect = order(&mut rig, Command::Unprotect);
+    rig.side.answer_orders();
+    let said = unprotect.try_recv().expect("it is answered").expect("it is done");
+    assert!(said.contains("runs on unprotected"), "{said}");
+    assert_eq!(rig.side.board.status().protection, control::Protection::Off);
+}
+
+#[test]
 fn a_record_is_given_back_once_at_a_time() {
     let mut rig = Rig::new();
     let first = order(&mut rig, Command::AdoptRecord);
@@ -77,6 +92,8 @@ fn a_new_pace_counts_at_once_and_looks_at_what_the_old_one_let_wait() {
     let answer = order(&mut rig, pace(1000));
     assert!(answer.try_recv().expect("it is answered").is_ok());
     assert_eq!(rig.side.pace.max_dirty_pages, 1000);
+    let shown = rig.side.board.status().pace.expect("a primary shows its pace");
+    assert_eq!(shown.max_dirty_pages, 1000, "who asks next finds it");
     let told = rig.events();
     assert!(matches!(
         told[..],
