@@ -24,6 +24,8 @@ use crate::support::watchdog::Watchdog;
 
 /// How long each device is tormented.
 const TIME: Duration = Duration::from_millis(1500);
+/// A busy machine takes longer: more steps than these are made all the same.
+const STEPS_MIN: u64 = 5_000;
 /// Where the rings lie of a driver that knows what it does, mostly.
 const RINGS: u64 = 0x1_0000;
 const RING_STEP: u64 = 0x1_0000;
@@ -227,7 +229,7 @@ fn torment<B: Backend>(make: impl Fn(Memory, bool) -> Bench<B> + 'static, queues
     };
     let mut torment = Torment::new(Box::new(make), queues);
     let (begin, mut steps, mut broken) = (Instant::now(), 0u64, 0u64);
-    while begin.elapsed() < TIME {
+    while begin.elapsed() < TIME || steps <= STEPS_MIN {
         for _ in 0..100 {
             torment.step(&mut random);
             steps += 1;
@@ -243,7 +245,7 @@ fn torment<B: Backend>(make: impl Fn(Memory, bool) -> Bench<B> + 'static, queues
         "{steps} steps, broken at {broken} of {} looks; {loaded} states loaded, {moved} gone on with",
         steps / 100
     );
-    assert!(steps > 5_000 && loaded > 5 && moved > 0);
+    assert!(loaded > 5 && moved > 0);
 }
 
 #[test]
