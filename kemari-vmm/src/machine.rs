@@ -18,6 +18,7 @@ mod error;
 mod frozen;
 mod load;
 mod parts;
+mod rom;
 mod signs;
 mod spec;
 
@@ -33,6 +34,7 @@ use std::time::Duration;
 
 use kvm_bindings::CpuId;
 use kvm_ioctls::VmFd;
+use vm_memory::GuestMemoryBackend;
 
 use crate::arch;
 use crate::arch::vcpu::{RareRegisters, VcpuAccess, VcpuIdentity};
@@ -47,10 +49,12 @@ use crate::virtio::tap::TapDevice;
 
 use error::kvm;
 use parts::{Parts, find};
+use rom::Rom;
 
 /// A machine.
 pub struct Machine {
     vcpus: Vcpus,
+    _rom: Option<Rom>,
     parts: Arc<Parts>,
     vm: Arc<VmFd>,
     dirty: Arc<DirtyLog>,
@@ -89,6 +93,10 @@ impl Machine {
         let dirty = DirtyLog::new(vm.clone(), memory.clone(), spec.dirty_source)
             .map(Arc::new)
             .map_err(kvm("take the guest's memory"))?;
+        let rom = spec.kernel.rom();
+        let rom = rom
+            .map(|bytes| Rom::new(&vm, memory.num_regions() as u32, bytes))
+            .transpose()?;
         let cpuid = arch::cpuid::template(&kvm_fd, spec.vcpus)?;
         // A bare guest is known to leave XCR0 and the debug registers alone.
         let rare = if spec.kernel.is_bare() {
@@ -116,6 +124,7 @@ impl Machine {
         vcpus.start(&Arc::downgrade(&bus)).map_err(MachineError::Thread)?;
         Ok(Self {
             vcpus,
+            _rom: rom,
             parts,
             vm,
             dirty,

@@ -21,6 +21,8 @@ pub enum StateKind {
     Power = 5,
     /// A virtio device with its transport, queues and request list; the instance is its slot.
     Virtio = 6,
+    /// Where the firmware reads what it is told of the machine.
+    FirmwareConfiguration = 7,
 }
 
 impl StateKind {
@@ -33,6 +35,7 @@ impl StateKind {
             4 => Self::Serial,
             5 => Self::Power,
             6 => Self::Virtio,
+            7 => Self::FirmwareConfiguration,
             _ => return None,
         })
     }

@@ -46,5 +46,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
             .collect();
         seeds.extend([held, free, long, [&[number as u8][..], &odd].concat()]);
     }
+    // A file that is selected, read in part, and read on elsewhere.
+    let (select, data) = ([2, 0x10, 5, 2, 0x20, 0], [3, 0x11, 5, 3]);
+    seeds.push([&[8][..], &select, &data, &[16, 1], &data, &data].concat());
     seeds
 }

@@ -1,4 +1,4 @@
-//! A kernel's file: recognised and loaded into a little memory, or refused.
+//! A kernel's file, or firmware's: recognised and loaded into a little memory, or refused.
 //!
 //! A guest's disk may have brought it, and who builds kernels is not who runs hosts.
 
@@ -18,11 +18,11 @@ pub fn run(bytes: &[u8]) {
         initrd: None,
         cmdline: "console=ttyS0".into(),
     };
-    let Ok(kernel) = Kernel::open(&config) else {
-        return;
-    };
+    let (kernel, firmware) = (Kernel::open(&config), Kernel::open_firmware(file.path()));
     let memory = Memory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).expect("a little memory");
-    let _ = kernel.load(&memory, &[], 1, 1_000_000);
+    for file in [kernel, firmware].into_iter().flatten() {
+        let _ = file.load(&memory, &[], 1, 1_000_000);
+    }
 }
 
 /// The smallest files that are recognised as what they are.
@@ -67,5 +67,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
     linux[0x238..0x23a].copy_from_slice(&2047u16.to_le_bytes());
     linux[0x258..0x260].copy_from_slice(&(16u64 << 20).to_le_bytes());
     linux[0x260..0x264].copy_from_slice(&(1u32 << 20).to_le_bytes());
-    vec![elf, pvh, linux]
+    // A BIOS: a far jump where a processor begins.
+    let mut bios = vec![0; 64 << 10];
+    bios[(64 << 10) - 16] = 0xea;
+    vec![elf, pvh, linux, bios]
 }

@@ -4,6 +4,8 @@
 //! The machine is "hardware-reduced" (ACPI 6.5, section 4.1): no fixed registers, no 8259 timer or RTC to probe for.
 //! A guest that looks for an RTC that is not there wastes seconds, so its absence is stated.
 
+pub mod handed;
+
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
@@ -37,23 +39,45 @@ pub struct Tables {
 /// Builds the tables for these devices (in slot order) and this number of processors.
 pub fn build(devices: &[MmioDevice], vcpu_count: u8) -> Tables {
     let mut bytes = vec![0; Rsdp::len()];
-    let dsdt = append(&mut bytes, &dsdt(devices));
-    let fadt = append(&mut bytes, &fadt(dsdt));
-    let madt = append(&mut bytes, &madt(vcpu_count));
-    let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    xsdt.add_entry(fadt);
-    xsdt.add_entry(madt);
-    let xsdt = append(&mut bytes, &xsdt);
+    let xsdt = lay_out(&mut bytes, layout::ACPI_TABLES, devices, vcpu_count, false).xsdt;
     let mut rsdp = Vec::with_capacity(Rsdp::len());
     Rsdp::new(OEM_ID, xsdt).to_aml_bytes(&mut rsdp);
     bytes[..rsdp.len()].copy_from_slice(&rsdp);
     Tables { bytes }
 }
 
+/// Addresses of tables that name others, and how many the XSDT names.
+struct LaidOut {
+    fadt: u64,
+    xsdt: u64,
+    entries: usize,
+}
+
+/// Appends all tables but the RSDP to `bytes`, whose beginning is at `base`. `for_firmware`: see [`fadt`].
+fn lay_out(
+    bytes: &mut Vec<u8>,
+    base: u64,
+    devices: &[MmioDevice],
+    vcpu_count: u8,
+    for_firmware: bool,
+) -> LaidOut {
+    let dsdt = append(bytes, base, &dsdt(devices));
+    let fadt = append(bytes, base, &fadt(dsdt, for_firmware));
+    let madt = append(bytes, base, &madt(vcpu_count));
+    let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    let entries = [fadt, madt];
+    entries.iter().for_each(|&entry| xsdt.add_entry(entry));
+    LaidOut {
+        fadt,
+        xsdt: append(bytes, base, &xsdt),
+        entries: entries.len(),
+    }
+}
+
 /// Appends a table at the next address that is a multiple of 16; returns that address.
-fn append(bytes: &mut Vec<u8>, table: &dyn Aml) -> u64 {
+fn append(bytes: &mut Vec<u8>, base: u64, table: &dyn Aml) -> u64 {
     bytes.resize(bytes.len().next_multiple_of(16), 0);
-    let address = layout::ACPI_TABLES + bytes.len() as u64;
+    let address = base + bytes.len() as u64;
     table.to_aml_bytes(bytes);
     address
 }
@@ -68,7 +92,8 @@ fn port(address: u16) -> GAS {
     )
 }
 
-fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
+/// Firmware reads the 32-bit pointer to the DSDT only, `for_firmware` there is one.
+fn fadt(dsdt: u64, for_firmware: bool) -> acpi_tables::fadt::FADT {
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
         .dsdt_64(dsdt)
         .flag(Flags::HwReducedAcpi)
@@ -77,6 +102,9 @@ fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton)
         .flag(Flags::Wbinvd);
+    if for_firmware {
+        fadt.dsdt = (dsdt as u32).into();
+    }
     fadt.reset_reg = port(abi::RESET_PORT);
     fadt.reset_value = abi::RESET_VALUE;
     fadt.sleep_control_reg = port(abi::SLEEP_CONTROL_PORT);

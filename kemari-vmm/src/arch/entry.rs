@@ -56,6 +56,8 @@ pub enum Entry {
         /// First instruction.
         rip: u64,
     },
+    /// Firmware, in real mode at the reset vector.
+    ResetVector,
 }
 
 /// Where a vCPU's task state and its stack of ring 0 are: the first address, and the one behind the last.

@@ -14,6 +14,7 @@
 //! 0xfec0_0000  I/O APIC
 //! 0xfee0_0000  local APICs
 //! 0xfffb_c000  pages that KVM on Intel processors needs for itself
+//! 0xfffc_0000  firmware, if there is any, ends at 4 GiB; the end of it lies below 1 MiB as well, and places the ACPI tables
 //! 1_0000_0000  the rest of memory
 //! ```
 
@@ -78,6 +79,11 @@ pub const IO_APIC_PINS: u32 = 24;
 pub const KVM_TSS: u64 = 0xfffb_d000;
 /// One page for the same (`KVM_SET_IDENTITY_MAP_ADDR`).
 pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
+/// Bytes of all of these pages.
+pub const KVM_BYTES: u64 = 0x4000;
+
+/// Most bytes of firmware that lie below 1 MiB as well.
+pub const LOW_FIRMWARE_BYTES_MAX: usize = 128 << 10;
 
 const _: () = {
     assert!(VIRTIO_MMIO_GSI as usize + VIRTIO_MMIO_DEVICES_MAX <= IO_APIC_PINS as usize);

@@ -47,7 +47,7 @@ pub fn general(index: u8, entry: Option<&Entry>) -> kvm_regs {
         ..Default::default()
     };
     match entry {
-        None => kvm_regs { rip: 0xfff0, ..regs },
+        None | Some(Entry::ResetVector) => kvm_regs { rip: 0xfff0, ..regs },
         Some(&Entry::Linux64 { rip, boot_params }) => kvm_regs {
             rip,
             rsi: boot_params,
@@ -76,7 +76,7 @@ pub fn special(index: u8, entry: Option<&Entry>) -> kvm_sregs {
         ..Default::default()
     };
     match entry {
-        None => after_reset(sregs),
+        None | Some(Entry::ResetVector) => after_reset(sregs),
         Some(Entry::Linux64 { .. }) => long_mode(
             abi::TSS,
             kvm_sregs {
@@ -219,13 +219,14 @@ fn after_reset(sregs: kvm_sregs) -> kvm_sregs {
     }
 }
 
-/// XCR0 of every vCPU: x87 only, as after a reset. A bare guest is promised SSE and AVX. For Linux it is at once what
+/// XCR0 of every vCPU: x87 only, as after a reset. A bare guest is promised SSE and AVX. For Linux, and firmware that boots
+/// it, it is at once what
 /// Linux will set on each processor, all that is supported (`supported`, by CPUID): QEMU's emulated AMD-V does not
 /// intercept XSETBV, and a KVM on it would go on believing in the old value and load that.
 pub fn xcr0(entry: Option<&Entry>, supported: u64) -> u64 {
     match entry {
         None => XCR0_X87,
-        Some(Entry::Linux64 { .. } | Entry::Pvh { .. }) => XCR0_X87 | supported,
+        Some(Entry::Linux64 { .. } | Entry::Pvh { .. } | Entry::ResetVector) => XCR0_X87 | supported,
         Some(Entry::Bare { .. }) => XCR0_X87_SSE_AVX,
     }
 }

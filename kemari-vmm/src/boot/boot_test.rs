@@ -45,6 +45,99 @@ fn open(kernel: &[u8], initrd: Option<&[u8]>, cmdline: &str) -> Result<Kernel, B
     })
 }
 
+/// The smallest firmware: a far jump where a processor begins.
+fn firmware(bytes: usize) -> Vec<u8> {
+    let mut file = vec![0x90; bytes];
+    file[0] = 7;
+    file[bytes - 16..bytes - 11].copy_from_slice(&[0xea, 0x5b, 0xe0, 0, 0xf0]);
+    file
+}
+
+fn open_firmware(bytes: &[u8]) -> Result<Kernel, BootError> {
+    Kernel::open_firmware(&Scratch::new(bytes).0)
+}
+
+#[test]
+fn firmware_lies_below_4_gib_and_its_end_below_1_mib() {
+    let memory = memory(64 * MIB);
+    for bytes in [64 << 10, 128 << 10, 256 << 10] {
+        let file = firmware(bytes);
+        let firmware = open_firmware(&file).expect("firmware");
+        assert_eq!(firmware.rom(), Some(&file[..]));
+        let entry = firmware.load(&memory, &[], 1, 1_000_000).expect("it fits");
+        assert_eq!(entry, Entry::ResetVector);
+        let mut low = vec![0; bytes.min(128 << 10)];
+        let start = GuestAddress(MIB - low.len() as u64);
+        memory.read_slice(&mut low, start).expect("memory below 1 MiB");
+        assert!(low == file[bytes - low.len()..], "{bytes}");
+    }
+    let mut other = firmware(128 << 10);
+    other[9] = 1;
+    let digests = [firmware(128 << 10), firmware(64 << 10), other]
+        .map(|file| open_firmware(&file).expect("firmware").digest());
+    assert!(
+        digests[0] != digests[1] && digests[0] != digests[2],
+        "{digests:x?}"
+    );
+    let kernel = open(&bzimage(&header()), None, "").expect("a kernel");
+    assert!(kernel.rom().is_none() && kernel.firmware_items(&memory, &[], 1).is_none());
+}
+
+#[test]
+fn what_is_no_firmware_is_refused_with_a_reason() {
+    let mut without_jump = firmware(64 << 10);
+    without_jump[(64 << 10) - 16] = 0;
+    for (bytes, reason) in [
+        (Vec::new(), "pieces"),
+        (firmware((64 << 10) + 512), "pieces"),
+        (without_jump, "no jump"),
+        (vec![0; 128 << 10], "no jump"),
+        (firmware(320 << 10), "UEFI"),
+    ] {
+        let error = open_firmware(&bytes).map(drop).expect_err(reason).to_string();
+        assert!(error.contains(reason) && error.contains("SeaBIOS"), "{error}");
+    }
+    let missing = Kernel::open_firmware(Path::new("/nonexistent")).map(drop);
+    assert!(matches!(missing, Err(BootError::Read { .. })));
+    assert!(matches!(
+        Kernel::open_firmware(Path::new("/")).map(drop),
+        Err(BootError::NotAFile { .. })
+    ));
+}
+
+#[test]
+fn firmware_is_told_of_memory_processors_disks_and_console() {
+    let memory = memory(4096 * MIB);
+    let devices: Vec<MmioDevice> = [2, 1, 2]
+        .into_iter()
+        .enumerate()
+        .map(|(slot, device_id)| {
+            let (base, gsi) = layout::virtio_mmio(slot);
+            MmioDevice { base, gsi, device_id }
+        })
+        .collect();
+    let items = super::firmware::items(&memory, &devices, 3);
+    let file = |name| items.get(name).expect(name);
+    assert_eq!(file("etc/boot-cpus"), [3, 0]);
+    assert_eq!(file("etc/sercon-port"), [0xf8, 3]);
+    assert_eq!(
+        file("bootorder"),
+        b"/virtio-mmio@00000000d0000000/disk@0,0\n/virtio-mmio@00000000d0002000/disk@0,0\0"
+    );
+    let map: Vec<(u64, u64, u8)> = file("etc/e820")
+        .chunks(20)
+        .map(|range| {
+            let number = |at: usize| u64::from_le_bytes(range[at..at + 8].try_into().unwrap());
+            (number(0), number(8), range[16])
+        })
+        .collect();
+    let (low, high) = (3072 * MIB, 1024 * MIB);
+    assert_eq!(map, [(0, low, 1), (1 << 32, high, 1), (0xfffb_c000, 0x4000, 2)]);
+    for name in ["etc/acpi/tables", "etc/acpi/rsdp", "etc/table-loader"] {
+        assert!(!file(name).is_empty(), "{name}");
+    }
+}
+
 fn refused(kernel: &[u8]) -> &'static str {
     match open(kernel, None, "").map(|_| ()) {
         Err(error @ BootError::NotAKernel { .. }) => {

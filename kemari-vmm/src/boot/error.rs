@@ -43,6 +43,18 @@ pub enum BootError {
         /// What was found instead.
         reason: &'static str,
     },
+    /// What should be firmware is none.
+    #[error(
+        "{} is no firmware that Kemari can run: {reason}; name a PC's BIOS of at most 256 KiB, as SeaBIOS's \
+         bios-microvm.bin",
+        path.display()
+    )]
+    NotFirmware {
+        /// The file.
+        path: PathBuf,
+        /// What was found instead.
+        reason: &'static str,
+    },
     /// The command line is too long.
     #[error("the command line has {bytes} bytes, this kernel takes {bytes_max}; shorten it")]
     CmdlineTooLong {

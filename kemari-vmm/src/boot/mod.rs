@@ -1,13 +1,15 @@
-//! Kernels: recognised once, loaded at every start of the guest.
+//! Kernels and firmware: recognised once, loaded at every start of the guest.
 //!
 //! Three kinds are known: a Linux bzImage, entered in 64-bit mode by Linux's boot protocol; an ELF file with a PVH
 //! note (an uncompressed `vmlinux`), entered in 32-bit mode with Xen's start info; and Kemari's bare guest
-//! ([`crate::arch::layout::abi`]). The files stay in memory, so that a guest can reboot although they are gone or changed.
+//! ([`crate::arch::layout::abi`]). Instead of a kernel there may be firmware, which
+//! finds one on a disk. The files stay in memory, so that a guest can reboot although they are gone or changed.
 
 mod bare;
 mod bzimage;
 mod elf;
 mod error;
+mod firmware;
 mod linux;
 
 #[cfg(test)]
@@ -20,10 +22,12 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 pub use error::BootError;
+pub use firmware::FIRMWARE_BYTES_MAX;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::arch::entry::Entry;
 use crate::arch::layout::{self, MmioDevice};
+use crate::devices::fw_cfg::Items;
 use crate::memory::{DoesNotFit, Memory, place};
 
 /// Largest kernel file, in bytes.
@@ -42,14 +46,15 @@ pub struct BootConfig {
     pub cmdline: String,
 }
 
-/// A kernel's file, as it was recognised.
+/// A file, as it was recognised.
 enum Image {
     BzImage(bzimage::BzImage),
     Pvh(elf::Elf, u32),
     Bare(elf::Elf),
+    Firmware,
 }
 
-/// The files of a [`BootConfig`], read and recognised.
+/// The files of a [`BootConfig`], read and recognised; or firmware.
 pub struct Kernel {
     path: PathBuf,
     image: Image,
@@ -71,6 +76,7 @@ impl Kernel {
             Image::BzImage(bzimage) => bzimage.cmdline_bytes_max().min(layout::CMDLINE_BYTES_MAX),
             Image::Pvh(..) => layout::CMDLINE_BYTES_MAX,
             Image::Bare(_) => layout::abi::CMDLINE_BYTES_MAX,
+            Image::Firmware => 0,
         };
         if config.cmdline.len() > cmdline_bytes_max {
             return Err(BootError::CmdlineTooLong {
@@ -96,6 +102,40 @@ impl Kernel {
             initrd,
             cmdline: config.cmdline.clone(),
         })
+    }
+
+    /// Reads firmware, which boots a disk.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or is none.
+    pub fn open_firmware(path: &Path) -> Result<Self, BootError> {
+        let not_firmware = |reason| BootError::NotFirmware {
+            path: path.to_path_buf(),
+            reason,
+        };
+        let bytes = read(path, FIRMWARE_BYTES_MAX).map_err(|error| match error {
+            BootError::FileTooLarge { .. } => not_firmware("it is larger, as UEFI firmware is"),
+            other => other,
+        })?;
+        firmware::check(&bytes).map_err(not_firmware)?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            image: Image::Firmware,
+            bytes,
+            initrd: None,
+            cmdline: String::new(),
+        })
+    }
+
+    /// The firmware that lies below 4 GiB, if this is firmware.
+    pub fn rom(&self) -> Option<&[u8]> {
+        matches!(self.image, Image::Firmware).then_some(&self.bytes)
+    }
+
+    /// What firmware is told of such a machine, if this is firmware.
+    pub fn firmware_items(&self, memory: &Memory, devices: &[MmioDevice], vcpu_count: u8) -> Option<Items> {
+        let rom = self.rom();
+        rom.map(|_| firmware::items(memory, devices, vcpu_count))
     }
 
     /// A number that differs between different kernels, initrds or command lines, and is the same on every host.
@@ -142,6 +182,7 @@ impl Kernel {
                 let boot_info = bare::boot_info(memory, devices, vcpu_count, tsc_khz, &self.cmdline);
                 bare::load(memory, elf, &self.bytes, &boot_info)
             }
+            Image::Firmware => firmware::load(memory, &self.bytes),
         }
         .map_err(|error| error.of_kernel(&self.path))
     }

@@ -1,5 +1,6 @@
 //! What all devices share, and the devices that are not virtio.
 
+pub mod fw_cfg;
 pub mod hub;
 pub mod ports;
 pub mod serial;

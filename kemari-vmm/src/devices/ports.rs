@@ -17,6 +17,10 @@ use crate::state::{State, StateBlob, StateError, StateKind};
 pub const KEYBOARD_PORT: u16 = 0x64;
 const KEYBOARD_RESET: u8 = 0xfe;
 
+/// Reset control of a PC's chip set, and the bit by which a processor is reset.
+pub const RESET_CONTROL_PORT: u16 = 0xcf9;
+const RESET_CONTROL_RESET: u8 = 4;
+
 /// Told when the guest's wish is to be carried out; it must not block.
 pub type PowerSink = Box<dyn Fn(PowerEvent) + Send + Sync>;
 
@@ -132,6 +136,7 @@ impl Device for Ports {
         let [value] = *data else { return };
         match (offset as u16, value) {
             (RESET_PORT, RESET_VALUE) | (KEYBOARD_PORT, KEYBOARD_RESET) => self.want_reset(),
+            (RESET_CONTROL_PORT, value) if value & RESET_CONTROL_RESET != 0 => self.want_reset(),
             (SLEEP_CONTROL_PORT, POWER_OFF_VALUE) => self.want_power_off(),
             (KICK_PORT, _) => self.kick(),
             _ => {}

@@ -70,11 +70,12 @@ fn an_ack_is_one_of_its_own_capture_too() {
 #[test]
 fn a_reset_is_asked_for_once_and_again_by_who_takes_over() {
     let (ports, events) = ports(true);
-    for port in [RESET_PORT, KEYBOARD_PORT, RESET_PORT] {
-        let value = if port == RESET_PORT {
-            RESET_VALUE
-        } else {
-            KEYBOARD_RESET
+    for port in [RESET_PORT, KEYBOARD_PORT, RESET_CONTROL_PORT] {
+        let value = match port {
+            KEYBOARD_PORT => KEYBOARD_RESET,
+            // All other bits than the one that counts, then that one.
+            RESET_CONTROL_PORT => 6,
+            _ => RESET_VALUE,
         };
         ports.write(port.into(), &[value]);
     }

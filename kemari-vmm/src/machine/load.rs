@@ -66,7 +66,10 @@ impl Machine {
                 StateKind::VcpuIdentity => drop(part.decode::<VcpuIdentity>()?),
                 StateKind::Vcpu => drop(part.decode::<VcpuState>()?),
                 StateKind::Vm => drop(part.decode::<VmState>()?),
-                StateKind::Serial | StateKind::Power | StateKind::Virtio => {
+                StateKind::Serial
+                | StateKind::Power
+                | StateKind::Virtio
+                | StateKind::FirmwareConfiguration => {
                     let device = self
                         .parts
                         .devices()

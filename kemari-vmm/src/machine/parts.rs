@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::{DiskSpec, EventSink, MachineError, MachineEvent, MachineSpec, NetSpec};
 use crate::arch::layout::{self, MmioDevice, abi};
 use crate::devices::Device;
+use crate::devices::fw_cfg::{self, FwCfg};
 use crate::devices::hub::Hub;
-use crate::devices::ports::{KEYBOARD_PORT, Ports, PowerEvent};
+use crate::devices::ports::{KEYBOARD_PORT, Ports, PowerEvent, RESET_CONTROL_PORT};
 use crate::devices::serial::Console;
 use crate::dirty::DirtyLog;
 use crate::disk::{Trouble, TroubleSink};
@@ -25,6 +26,8 @@ pub(super) struct Parts {
     pub(super) hub: Arc<Hub>,
     pub(super) console: Arc<Console>,
     pub(super) ports: Arc<Ports>,
+    /// With firmware only.
+    fw_cfg: Option<Arc<FwCfg>>,
     virtio: Vec<Arc<dyn Device>>,
     pub(super) nets: Vec<(String, Arc<VirtioDevice<Net>>)>,
     pub(super) disks: Vec<(String, Arc<VirtioDevice<Block>>)>,
@@ -57,6 +60,7 @@ impl Parts {
             console: Console::new(hub.clone(), layout::COM1_GSI, console),
             hub: hub.clone(),
             ports,
+            fw_cfg: None,
             virtio: Vec::new(),
             nets: Vec::new(),
             disks: Vec::new(),
@@ -102,8 +106,10 @@ impl Parts {
             let (instance, gsi) = parts.slot(4)?;
             parts
                 .virtio
-                .push(VirtioDevice::new(hub, "rng0", instance, gsi, Rng));
+                .push(VirtioDevice::new(hub.clone(), "rng0", instance, gsi, Rng));
         }
+        let items = spec.kernel.firmware_items(&hub.memory, &parts.mmio, spec.vcpus);
+        parts.fw_cfg = items.map(FwCfg::new);
         Ok(Arc::new(parts))
     }
 
@@ -125,14 +131,22 @@ impl Parts {
     pub(super) fn devices(&self) -> impl Iterator<Item = Arc<dyn Device>> + '_ {
         let console: Arc<dyn Device> = self.console.clone();
         let ports: Arc<dyn Device> = self.ports.clone();
-        [console, ports].into_iter().chain(self.virtio.iter().cloned())
+        let fw_cfg = self.fw_cfg.iter().map(|fw_cfg| fw_cfg.clone() as Arc<dyn Device>);
+        let virtio = self.virtio.iter().cloned();
+        [console, ports].into_iter().chain(virtio).chain(fw_cfg)
     }
 
     fn port_device(&self, port: u16) -> Option<(&dyn Device, u64)> {
         let com1 = layout::COM1_PORT..layout::COM1_PORT + layout::COM1_PORTS;
         match port {
             _ if com1.contains(&port) => Some((&*self.console, u64::from(port - layout::COM1_PORT))),
-            abi::RESET_PORT..=abi::KICK_PORT | KEYBOARD_PORT => Some((&*self.ports, u64::from(port))),
+            abi::RESET_PORT..=abi::KICK_PORT | KEYBOARD_PORT | RESET_CONTROL_PORT => {
+                Some((&*self.ports, u64::from(port)))
+            }
+            fw_cfg::SELECTOR_PORT | fw_cfg::DATA_PORT => {
+                let fw_cfg = self.fw_cfg.as_ref()?;
+                Some((&**fw_cfg, u64::from(port)))
+            }
             _ => None,
         }
     }

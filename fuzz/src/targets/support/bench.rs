@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use kemari_vmm::arch;
 use kemari_vmm::devices::Device;
+use kemari_vmm::devices::fw_cfg::{FwCfg, Items};
 use kemari_vmm::devices::hub::Hub;
 use kemari_vmm::devices::ports::Ports;
 use kemari_vmm::devices::serial::Console;
@@ -35,10 +36,11 @@ pub enum Kind {
     Entropy,
     Console,
     Ports,
+    FirmwareConfiguration,
 }
 
 impl Kind {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Disk,
         Self::WideDisk,
         Self::DiskWithoutImage,
@@ -47,11 +49,16 @@ impl Kind {
         Self::Entropy,
         Self::Console,
         Self::Ports,
+        Self::FirmwareConfiguration,
     ];
 
-    /// The one that a byte of the input says.
+    /// The one that a byte of the input says. What was found before the last one was there goes on to mean what it did.
     pub fn from_byte(byte: u8) -> Self {
-        Self::ALL[usize::from(byte) % Self::ALL.len()]
+        let (last, others) = Self::ALL.split_last().expect("there are some");
+        match usize::from(byte) {
+            number if number == others.len() => *last,
+            number => others[number % others.len()],
+        }
     }
 
     /// How many queues it has; 0: it is no virtio device.
@@ -60,7 +67,7 @@ impl Kind {
             Self::Disk | Self::DiskWithoutImage | Self::Entropy => 1,
             Self::WideDisk => 4,
             Self::Card | Self::OffloadingCard => 3,
-            Self::Console | Self::Ports => 0,
+            Self::Console | Self::Ports | Self::FirmwareConfiguration => 0,
         }
     }
 }
@@ -97,6 +104,11 @@ impl Bench {
             Kind::Entropy => virtio(&hub, Rng),
             Kind::Console => Console::new(hub.clone(), GSI, Box::new(io::sink())),
             Kind::Ports => Ports::new(hub.clone(), Box::new(|_| {})),
+            Kind::FirmwareConfiguration => {
+                let mut items = Items::default();
+                items.file("etc/bench", b"content".to_vec());
+                FwCfg::new(items)
+            }
         };
         Self { kind, device, hub }
     }
