@@ -219,7 +219,9 @@ impl Config {
     }
 
     fn resolve_paths(&mut self, directory: &Path) {
-        let mut paths = vec![&mut self.machine.kernel];
+        let mut paths: Vec<_> = self.machine.kernel.iter_mut().collect();
+        let firmware = self.machine.firmware.as_mut();
+        paths.extend(firmware.filter(|path| path.as_path() != Path::new(machine::BIOS)));
         paths.extend(&mut self.machine.initrd);
         paths.extend(&mut self.arbiter.path);
         paths.extend(&mut self.arbiter.ca);

@@ -45,6 +45,7 @@ mod trace;
 mod wait;
 
 pub use about::{about, memory_available_mib};
+pub(crate) use assembly::kernel;
 pub(crate) use calls::LISTS;
 pub use clock::wall_clock_ms;
 pub(crate) use faults::directories as directories_of_faults;

@@ -24,6 +24,8 @@ pub const OPENSSL: Need = ("openssl", "openssl");
 pub const QEMU_IMG: Need = ("qemu-img", "qemu-utils");
 /// Makes file systems.
 pub const MKFS: Need = ("mkfs.ext4", "e2fsprogs");
+/// The firmware of guests that boot a disk: no program, so its path.
+pub const SEABIOS: Need = ("/usr/share/seabios/bios-microvm.bin", "seabios");
 /// Names the files of a checkout.
 pub const GIT: Need = ("git", "git");
 /// The service of the Linux guest, and of the tests of the proof.
@@ -62,6 +64,7 @@ fn is_installed(program: &str) -> bool {
     // An ordinary user's PATH lacks the directories of root's programs.
     path.split(':')
         .chain(["/usr/sbin", "/sbin"])
+        // A path stays one.
         .any(|dir| Path::new(dir).join(program).is_file())
 }
 
@@ -71,7 +74,8 @@ mod tests {
 
     #[test]
     fn what_is_there_needs_no_installing() {
-        ensure_installed(&[("sh", "dash")]).unwrap();
+        ensure_installed(&[("sh", "dash"), ("/etc/passwd", "base-passwd")]).unwrap();
         assert!(!is_installed("no-such-program-of-any-package"));
+        assert!(!is_installed("/usr/share/no-such-file"));
     }
 }

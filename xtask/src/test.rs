@@ -62,6 +62,7 @@ pub fn test(options: &Options) -> bool {
             packages::OPENSSL,
             packages::GIT,
             packages::QEMU_IMG,
+            packages::SEABIOS,
             packages::FAKETIME,
         ])
     });

@@ -7,6 +7,7 @@ mod cards;
 mod dirty;
 mod disks;
 mod faults;
+mod firmware;
 mod fuzz;
 mod gate;
 mod golden;

@@ -29,7 +29,9 @@ pub fn check(config: &Config, name: &str, running: bool) -> Vec<Finding> {
         config.vm,
         config.digest()
     ))];
-    findings.push(boot_file("kernel", &config.machine.kernel));
+    let firmware = config.machine.firmware.is_some();
+    let what = if firmware { "firmware" } else { "kernel" };
+    findings.push(boot_file(what, config.machine.begins_with()));
     findings.extend(
         config
             .machine

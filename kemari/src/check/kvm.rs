@@ -1,30 +1,35 @@
 //! What this host's KVM can do for the VM, found by measuring.
 
 use kemari_vmm::arch::preflight::{self, KvmAbility, Preflight};
-use kemari_vmm::boot::{BootConfig, Kernel};
 
 use super::Finding;
 use crate::config::Config;
+use crate::side::kernel;
 
 /// Looks at KVM and at the kernel to boot.
 pub fn kvm(config: &Config) -> Vec<Finding> {
-    let kernel = Kernel::open(&BootConfig {
-        kernel: config.machine.kernel.clone(),
-        initrd: config.machine.initrd.clone(),
-        cmdline: config.machine.cmdline.clone(),
-    });
+    let kernel = kernel(&config.machine);
+    let (what, name) = match config.machine.firmware {
+        Some(_) => (
+            "firmware",
+            "name a PC's BIOS of at most 256 KiB in [machine], or install the package seabios",
+        ),
+        None => (
+            "kernel",
+            "name a bzImage, a vmlinux with a PVH note or a bare guest in [machine]",
+        ),
+    };
     let mut findings = Vec::new();
     let needs_ring0 = match &kernel {
         Ok(kernel) => {
             findings.push(Finding::ok(format!(
-                "the kernel {} can be booted",
-                config.machine.kernel.display()
+                "the {what} {} can be booted",
+                config.machine.begins_with().display()
             )));
             !kernel.is_bare()
         }
         Err(error) => {
-            let action = "name a bzImage, a vmlinux with a PVH note or a bare guest in [machine]";
-            findings.push(Finding::error(sentence(error), action));
+            findings.push(Finding::error(sentence(error), name));
             false
         }
     };

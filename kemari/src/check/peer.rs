@@ -7,13 +7,12 @@ use std::time::Duration;
 
 use kemari_sync::wire::About;
 use kemari_vmm::arch::preflight::missing_features;
-use kemari_vmm::boot::{BootConfig, Kernel};
 
 use super::{Finding, host};
 use crate::config::{Config, Host};
 use crate::control::{Client, Role};
 use crate::link::{LinkError, Security, way};
-use crate::side::{CLOCKS_MS_MAX, PeerAnswer, about, question, wall_clock_ms};
+use crate::side::{CLOCKS_MS_MAX, PeerAnswer, about, kernel, question, wall_clock_ms};
 
 /// Longest wait for a peer's answer, in ms.
 const PEER_TIMEOUT_MS: u64 = 1_000;
@@ -112,12 +111,7 @@ fn judge(
 
 /// The digest of the kernel's files, if they can be read here.
 fn kernel_digest(config: &Config) -> Option<u64> {
-    let kernel = Kernel::open(&BootConfig {
-        kernel: config.machine.kernel.clone(),
-        initrd: config.machine.initrd.clone(),
-        cmdline: config.machine.cmdline.clone(),
-    });
-    Some(kernel.ok()?.digest())
+    Some(kernel(&config.machine).ok()?.digest())
 }
 
 /// What keeps two hosts that are like this from being a pair.

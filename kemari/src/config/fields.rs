@@ -58,7 +58,7 @@ mod tests {
     fn fields_are_those_of_the_type() {
         assert_eq!(
             fields_of::<Machine>(),
-            ["memory_mib", "vcpus", "kernel", "initrd", "cmdline"]
+            ["memory_mib", "vcpus", "kernel", "firmware", "initrd", "cmdline"]
         );
         assert!(
             fields_of::<Config>().contains(&"disk"),

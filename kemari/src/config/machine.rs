@@ -1,6 +1,6 @@
 //! The machine: what the guest sees, the same on every host.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,13 +16,40 @@ pub struct Machine {
     #[serde(default = "one")]
     pub vcpus: u8,
     /// The kernel: a bzImage, a vmlinux with a PVH note, or a bare guest.
-    pub kernel: PathBuf,
+    #[serde(default)]
+    pub kernel: Option<PathBuf>,
+    /// Instead of a kernel: firmware that boots a disk. A path, or [`BIOS`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<PathBuf>,
     /// The initial RAM disk.
     #[serde(default)]
     pub initrd: Option<PathBuf>,
     /// The kernel's command line.
     #[serde(default)]
     pub cmdline: String,
+}
+
+/// What stands for [`BIOS_PATH`] in a configuration.
+pub const BIOS: &str = "bios";
+/// SeaBIOS, of Debian's package `seabios`.
+pub const BIOS_PATH: &str = "/usr/share/seabios/bios-microvm.bin";
+
+impl Machine {
+    /// The file that the guest begins with: a kernel, or firmware.
+    pub fn begins_with(&self) -> &Path {
+        let file = self.kernel.as_deref().or_else(|| self.firmware_path());
+        file.unwrap_or(Path::new(""))
+    }
+
+    /// The file of the firmware, if there is one.
+    pub fn firmware_path(&self) -> Option<&Path> {
+        let path = self.firmware.as_deref()?;
+        Some(if path == Path::new(BIOS) {
+            Path::new(BIOS_PATH)
+        } else {
+            path
+        })
+    }
 }
 
 fn one() -> u8 {

@@ -92,7 +92,7 @@ fn far_off_keys_get_the_list() {
     let sentence = error_of("vcpus = 1", "colour = 1");
     assert_eq!(
         sentence,
-        "unknown key `colour` in [machine]; the keys there are: memory_mib, vcpus, kernel, initrd, cmdline"
+        "unknown key `colour` in [machine]; the keys there are: memory_mib, vcpus, kernel, firmware, initrd, cmdline"
     );
 }
 
@@ -199,12 +199,82 @@ fn hosts_may_be_named() {
 fn missing_keys_name_their_section() {
     assert_eq!(
         errors(&changed("kernel = \"vmlinuz\"\n", "")),
-        ["vm.toml, line 6: `machine` lacks the key `kernel`"]
+        [
+            "vm.toml, line 6: `machine` lacks the key `kernel`, or `firmware = \"bios\"` to boot the first disk"
+        ]
     );
     assert_eq!(
         errors(&changed("vm = \"demo\"\n", "")),
         ["vm.toml: the file lacks the key `vm`"]
     );
+}
+
+/// The example without its kernel, with this line instead.
+fn with_firmware(line: &str) -> String {
+    let kernel =
+        "kernel = \"vmlinuz\"\ninitrd = \"initrd.img\"\ncmdline = \"console=ttyS0 root=/dev/vda rw\"\n";
+    changed(kernel, &format!("{line}\n"))
+}
+
+#[test]
+fn firmware_stands_in_the_place_of_a_kernel() {
+    let config = Config::parse(&with_firmware("firmware = \"bios\""), "vm.toml").unwrap();
+    let machine = &config.machine;
+    assert_eq!(
+        machine.begins_with(),
+        Path::new("/usr/share/seabios/bios-microvm.bin")
+    );
+    assert_eq!(machine.firmware_path(), Some(machine.begins_with()));
+    let other = Config::parse(&with_firmware("firmware = \"/boot/bios\""), "vm.toml").unwrap();
+    assert_eq!(other.machine.begins_with(), Path::new("/boot/bios"));
+    assert_ne!(config.digest(), other.digest());
+    assert!(
+        Config::parse(EXAMPLE, "vm.toml")
+            .unwrap()
+            .machine
+            .firmware_path()
+            .is_none()
+    );
+}
+
+#[test]
+fn a_path_of_firmware_is_relative_to_the_file_but_a_name_is_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vm.toml");
+    for (line, expected) in [
+        (
+            "firmware = \"bios\"",
+            Path::new("/usr/share/seabios/bios-microvm.bin").to_owned(),
+        ),
+        ("firmware = \"./bios\"", directory.path().join("./bios")),
+        ("firmware = \"bios.bin\"", directory.path().join("bios.bin")),
+    ] {
+        std::fs::write(&path, with_firmware(line)).unwrap();
+        assert_eq!(Config::load(&path).unwrap().machine.begins_with(), expected);
+    }
+}
+
+#[test]
+fn firmware_boots_a_disk_and_nothing_else() {
+    let both = errors(&changed("vcpus = 1", "vcpus = 1\nfirmware = \"bios\""));
+    assert_eq!(both.len(), 3, "{both:?}");
+    for (error, sentence) in both.iter().zip([
+        "line 9: `machine.kernel` and `machine.firmware` exclude each other",
+        "line 11: `machine.initrd` is for a kernel that Kemari loads",
+        "line 12: `machine.cmdline` is for a kernel that Kemari loads",
+    ]) {
+        assert!(error.contains(sentence), "{error}");
+    }
+    let text = with_firmware("firmware = \"bios\"");
+    let wide = errors(&text.replacen("id = \"blk0\"", "id = \"blk0\"\nblock_size = 4096", 1));
+    assert!(
+        wide.len() == 1 && wide[0].contains("disk `blk0` has blocks of 4096 bytes, but a BIOS boots"),
+        "{wide:?}"
+    );
+    let diskless = "vm = \"vm\"\n[machine]\nmemory_mib = 64\nfirmware = \"bios\"\n[protection]\nenabled = false\n\
+                    [arbiter]\nkind = \"none\"\n[hosts.a]\nlisten = \"10.0.0.1:7711\"\n";
+    let sentence = "`machine.firmware` boots the first disk, but there is no [[disk]]";
+    assert_eq!(errors(diskless), [format!("vm.toml, line 4: {sentence}")]);
 }
 
 #[test]
@@ -400,7 +470,7 @@ fn relative_paths_are_relative_to_the_file() {
     let path = directory.path().join("vm.toml");
     std::fs::write(&path, EXAMPLE).unwrap();
     let config = Config::load(&path).unwrap();
-    assert_eq!(config.machine.kernel, directory.path().join("vmlinuz"));
+    assert_eq!(config.machine.begins_with(), directory.path().join("vmlinuz"));
     assert_eq!(
         config.disks_of("a")[0].path,
         Path::new("/dev/disk/by-id/shared-lun-1")

@@ -25,6 +25,8 @@ const SERIAL_BYTES_MAX: usize = 20;
 const DISK_QUEUES: RangeInclusive<u16> = 1..=8;
 /// Bytes of a disk's logical block.
 const DISK_BLOCK_BYTES: [u32; 2] = [512, 4096];
+/// Bytes of a block that a BIOS reads.
+const BIOS_BLOCK_BYTES: u32 = 512;
 /// Longest name of a network device in Linux, in bytes.
 const TAP_BYTES_MAX: usize = 15;
 /// Most etcd endpoints.
@@ -107,11 +109,59 @@ fn machine(config: &Config, wrong: &mut Wrong) {
             format!("`machine.cmdline` has {bytes} bytes, but a kernel takes {CMDLINE_BYTES_MAX}"),
         );
     }
+    firmware(config, wrong);
     if !machine.cmdline.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
         wrong.at(
             &["machine", "cmdline"],
             "`machine.cmdline` must be one line of printable ASCII",
         );
+    }
+}
+
+/// A guest begins with a kernel or with firmware, and that with a disk.
+fn firmware(config: &Config, wrong: &mut Wrong) {
+    let machine = &config.machine;
+    let at = |key| ["machine", key];
+    match (&machine.kernel, &machine.firmware) {
+        (None, None) => wrong.at(
+            &["machine"],
+            "`machine` lacks the key `kernel`, or `firmware = \"bios\"` to boot the first disk",
+        ),
+        (Some(_), Some(_)) => wrong.at(
+            &at("firmware"),
+            "`machine.kernel` and `machine.firmware` exclude each other: the kernel is loaded by Kemari, or by what the \
+             firmware finds on the disk",
+        ),
+        _ => {}
+    }
+    if machine.firmware.is_none() {
+        return;
+    }
+    for (key, is_given) in [
+        ("initrd", machine.initrd.is_some()),
+        ("cmdline", !machine.cmdline.is_empty()),
+    ] {
+        if is_given {
+            wrong.at(
+                &at(key),
+                format!("`machine.{key}` is for a kernel that Kemari loads: with `firmware` the boot loader on the disk has it"),
+            );
+        }
+    }
+    match config.disks.first() {
+        None => wrong.at(
+            &at("firmware"),
+            "`machine.firmware` boots the first disk, but there is no [[disk]]",
+        ),
+        Some(disk) if disk.block_size != BIOS_BLOCK_BYTES => wrong.at(
+            &["disk", "0", "block_size"],
+            format!(
+                "disk `{}` has blocks of {} bytes, but a BIOS boots disks with {BIOS_BLOCK_BYTES} only: remove \
+                 `block_size`, or boot another disk by naming it first",
+                disk.id, disk.block_size
+            ),
+        ),
+        Some(_) => {}
     }
 }
 

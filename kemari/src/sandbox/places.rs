@@ -62,7 +62,7 @@ pub fn of(config: &Config, host: &str, words: &mut Vec<String>) -> BTreeSet<(Pat
     let arbiter = &config.arbiter;
     let certificates = config.certificates_of(host);
     let files = [
-        Some(config.machine.kernel.as_path()),
+        Some(config.machine.begins_with()),
         config.machine.initrd.as_deref(),
         arbiter.ca.as_deref(),
         arbiter.certificate.as_deref(),

@@ -90,7 +90,7 @@ fn used(config: &Config, host: &str) -> Vec<(PathBuf, Access)> {
     let arbiter = &config.arbiter;
     let certificates = config.certificates_of(host);
     let read_ones = [
-        Some(config.machine.kernel.clone()),
+        Some(config.machine.begins_with().to_owned()),
         config.machine.initrd.clone(),
         arbiter.ca.clone(),
         arbiter.certificate.clone(),

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use kemari_vmm::boot::{BootConfig, Kernel};
+use kemari_vmm::boot::{BootConfig, BootError, Kernel};
 use kemari_vmm::dirty::DirtySource;
 use kemari_vmm::machine::{DiskSpec, Machine, MachineSpec, NetSpec};
 use kemari_vmm::virtio::block::BlockSpec;
@@ -14,7 +14,7 @@ use kemari_vmm::virtio::rate::RateSpec;
 
 use super::console::ConsoleFile;
 use super::faults;
-use crate::config::{Config, Console, Flush, Host, HostDisk, HostNet, Rate};
+use crate::config::{self, Config, Console, Flush, Host, HostDisk, HostNet, Rate};
 use crate::image::image_of;
 use crate::replica::{Image, Replica, Report, Tracker};
 use crate::steward;
@@ -23,13 +23,21 @@ use crate::steward;
 const TAP_BUSY_MAX: Duration = Duration::from_millis(100);
 const TAP_BUSY_INTERVAL: Duration = Duration::from_millis(10);
 
+/// Reads what the guest begins with: a kernel, or firmware.
+pub fn kernel(machine: &config::Machine) -> Result<Kernel, BootError> {
+    if let Some(path) = machine.firmware_path() {
+        return Kernel::open_firmware(path);
+    }
+    Kernel::open(&BootConfig {
+        kernel: machine.begins_with().to_owned(),
+        initrd: machine.initrd.clone(),
+        cmdline: machine.cmdline.clone(),
+    })
+}
+
 /// Reads the kernel and says what the machine is made of.
 pub fn machine_spec(config: &Config) -> anyhow::Result<MachineSpec> {
-    let kernel = Kernel::open(&BootConfig {
-        kernel: config.machine.kernel.clone(),
-        initrd: config.machine.initrd.clone(),
-        cmdline: config.machine.cmdline.clone(),
-    })?;
+    let kernel = kernel(&config.machine)?;
     Ok(MachineSpec {
         memory_bytes: u64::from(config.machine.memory_mib) << 20,
         vcpus: config.machine.vcpus,

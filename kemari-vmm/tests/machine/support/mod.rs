@@ -2,6 +2,7 @@
 
 pub mod asker;
 pub mod bench;
+pub mod boot_sector;
 pub mod driver;
 pub mod network;
 pub mod pair;
