@@ -23,6 +23,8 @@ pub enum StateKind {
     Virtio = 6,
     /// Where the firmware reads what it is told of the machine.
     FirmwareConfiguration = 7,
+    /// The fixed registers of ACPI.
+    AcpiRegisters = 8,
 }
 
 impl StateKind {
@@ -36,6 +38,7 @@ impl StateKind {
             5 => Self::Power,
             6 => Self::Virtio,
             7 => Self::FirmwareConfiguration,
+            8 => Self::AcpiRegisters,
             _ => return None,
         })
     }

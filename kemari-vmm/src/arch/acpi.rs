@@ -1,11 +1,14 @@
 //! The ACPI tables by which a guest finds its processors, its virtio-mmio devices and its console, and by which it
 //! resets and powers off.
 //!
-//! The machine is "hardware-reduced" (ACPI 6.5, section 4.1): no fixed registers, no 8259 timer or RTC to probe for.
-//! A guest that looks for an RTC that is not there wastes seconds, so its absence is stated.
+//! A machine without firmware is "hardware-reduced" (ACPI 6.5, section 4.1): no fixed registers, no 8259 timer or RTC to
+//! probe for. A guest that looks for an RTC that is not there wastes seconds, so its absence is stated. Firmware sets up
+//! 8259s and timer as a PC's does, and lets the timer tick: a guest that it boots is told of them, or their interrupts would
+//! come to a guest that knows of none ([`handed`]).
 
 pub mod handed;
 
+use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
@@ -26,9 +29,9 @@ const BOOT_ARCH_VGA_NOT_PRESENT: u16 = 1 << 2;
 const BOOT_ARCH_MSI_NOT_SUPPORTED: u16 = 1 << 3;
 const BOOT_ARCH_RTC_NOT_PRESENT: u16 = 1 << 5;
 
-/// The sleep type that means "soft off", as the machine decodes it from [`abi::POWER_OFF_VALUE`].
-const SLEEP_TYPE_S5: u8 = 5;
-const _: () = assert!(abi::POWER_OFF_VALUE == (SLEEP_TYPE_S5 << 2) | 0x20);
+/// Flag of the MADT: there are two 8259s.
+const MADT_FLAGS: usize = 40;
+const MADT_PCAT_COMPAT: u8 = 1;
 
 /// The tables, to be written to [`layout::ACPI_TABLES`]. The RSDP is at their beginning.
 pub struct Tables {
@@ -49,11 +52,13 @@ pub fn build(devices: &[MmioDevice], vcpu_count: u8) -> Tables {
 /// Addresses of tables that name others, and how many the XSDT names.
 struct LaidOut {
     fadt: u64,
+    madt: u64,
     xsdt: u64,
     entries: usize,
 }
 
-/// Appends all tables but the RSDP to `bytes`, whose beginning is at `base`. `for_firmware`: see [`fadt`].
+/// Appends all tables but the RSDP to `bytes`, whose beginning is at `base`. `for_firmware`: those of a machine that is not
+/// hardware-reduced.
 fn lay_out(
     bytes: &mut Vec<u8>,
     base: u64,
@@ -61,14 +66,19 @@ fn lay_out(
     vcpu_count: u8,
     for_firmware: bool,
 ) -> LaidOut {
+    let facs = for_firmware.then(|| append(bytes, base, &FACS::new()));
     let dsdt = append(bytes, base, &dsdt(devices));
-    let fadt = append(bytes, base, &fadt(dsdt, for_firmware));
+    let fadt = append(bytes, base, &fadt(dsdt, facs));
     let madt = append(bytes, base, &madt(vcpu_count));
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     let entries = [fadt, madt];
     entries.iter().for_each(|&entry| xsdt.add_entry(entry));
+    if for_firmware {
+        bytes[(madt - base) as usize + MADT_FLAGS] |= MADT_PCAT_COMPAT;
+    }
     LaidOut {
         fadt,
+        madt,
         xsdt: append(bytes, base, &xsdt),
         entries: entries.len(),
     }
@@ -92,25 +102,32 @@ fn port(address: u16) -> GAS {
     )
 }
 
-/// Firmware reads the 32-bit pointer to the DSDT only, `for_firmware` there is one.
-fn fadt(dsdt: u64, for_firmware: bool) -> acpi_tables::fadt::FADT {
+/// `facs`: where firmware's machine has one; it has fixed registers as well.
+fn fadt(dsdt: u64, facs: Option<u64>) -> acpi_tables::fadt::FADT {
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
         .dsdt_64(dsdt)
-        .flag(Flags::HwReducedAcpi)
         .flag(Flags::ResetRegSup)
         // Neither button is a fixed register; without these flags a guest would look for them.
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton)
         .flag(Flags::Wbinvd);
-    if for_firmware {
-        fadt.dsdt = (dsdt as u32).into();
-    }
     fadt.reset_reg = port(abi::RESET_PORT);
     fadt.reset_value = abi::RESET_VALUE;
-    fadt.sleep_control_reg = port(abi::SLEEP_CONTROL_PORT);
-    fadt.sleep_status_reg = port(abi::SLEEP_STATUS_PORT);
     fadt.iapc_boot_arch =
         (BOOT_ARCH_VGA_NOT_PRESENT | BOOT_ARCH_MSI_NOT_SUPPORTED | BOOT_ARCH_RTC_NOT_PRESENT).into();
+    let Some(facs) = facs else {
+        fadt.sleep_control_reg = port(abi::SLEEP_CONTROL_PORT);
+        fadt.sleep_status_reg = port(abi::SLEEP_STATUS_PORT);
+        return fadt.flag(Flags::HwReducedAcpi).finalize();
+    };
+    // Firmware reads the 32-bit pointer to the DSDT only.
+    fadt.dsdt = (dsdt as u32).into();
+    fadt.firmware_ctrl = (facs as u32).into();
+    fadt.sci_int = layout::SCI_GSI.into();
+    fadt.pm1a_evt_blk = u32::from(layout::PM_PORT).into();
+    fadt.pm1_evt_len = layout::PM_CONTROL as u8;
+    fadt.pm1a_cnt_blk = u32::from(layout::PM_PORT + layout::PM_CONTROL).into();
+    fadt.pm1_cnt_len = (layout::PM_PORTS - layout::PM_CONTROL) as u8;
     fadt.finalize()
 }
 
@@ -139,7 +156,12 @@ fn dsdt(devices: &[MmioDevice]) -> Sdt {
 
 /// `\_S5`: the sleep types of "soft off" for the sleep control register.
 fn s5() -> aml::Name {
-    let types = aml::Package::new(vec![&SLEEP_TYPE_S5, &SLEEP_TYPE_S5, &aml::ZERO, &aml::ZERO]);
+    let types = aml::Package::new(vec![
+        &layout::SLEEP_TYPE_S5,
+        &layout::SLEEP_TYPE_S5,
+        &aml::ZERO,
+        &aml::ZERO,
+    ]);
     aml::Name::new("_S5_".into(), &types)
 }
 

@@ -72,6 +72,17 @@ pub const COM1_PORTS: u16 = 8;
 /// Its interrupt line.
 pub const COM1_GSI: u32 = 4;
 
+/// ACPI's fixed registers, where there are any: the first of their ports, and how many there are.
+pub const PM_PORT: u16 = 0x620;
+/// See [`PM_PORT`].
+pub const PM_PORTS: u16 = 6;
+/// Which of them is the control register's first; before it come status of events, and which are enabled.
+pub const PM_CONTROL: u16 = 4;
+/// ACPI's own interrupt line, where there are fixed registers: behind those of the virtio-mmio devices.
+pub const SCI_GSI: u16 = 21;
+/// The sleep type that means "soft off".
+pub const SLEEP_TYPE_S5: u8 = 5;
+
 /// Pins of the I/O APIC: valid interrupt lines are below.
 pub const IO_APIC_PINS: u32 = 24;
 
@@ -86,7 +97,9 @@ pub const KVM_BYTES: u64 = 0x4000;
 pub const LOW_FIRMWARE_BYTES_MAX: usize = 128 << 10;
 
 const _: () = {
-    assert!(VIRTIO_MMIO_GSI as usize + VIRTIO_MMIO_DEVICES_MAX <= IO_APIC_PINS as usize);
+    assert!(VIRTIO_MMIO_GSI as usize + VIRTIO_MMIO_DEVICES_MAX <= SCI_GSI as usize);
+    assert!((SCI_GSI as u32) < IO_APIC_PINS);
+    assert!(abi::POWER_OFF_VALUE == (SLEEP_TYPE_S5 << 2) | 0x20);
     assert!(abi::PAGE_TABLES + 6 * 0x1000 <= BOOT_PARAMS);
     let (areas, gib) = ((abi::VCPUS_MAX as u64 - 1) * abi::VCPU_AREA_BYTES, 1 << 30);
     assert!(abi::VCPU_AREAS + areas <= abi::HIGH_PAGE_DIRECTORIES);

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Device;
 use crate::event::EventChannel;
+use crate::release::Releasable;
 use crate::state::{State, StateBlob, StateError, StateKind};
 
 /// The firmware selects an item by a word here.
@@ -157,9 +158,7 @@ impl Device for FwCfg {
 
     fn uncapture(&self, _: u64) {}
 
-    fn release(&self, _: u64) {}
-
-    fn release_all(&self) {}
+    fn let_go(&self, _: Releasable) {}
 
     fn drain(&self) {}
 

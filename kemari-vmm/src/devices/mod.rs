@@ -2,6 +2,7 @@
 
 pub mod fw_cfg;
 pub mod hub;
+pub mod pm;
 pub mod ports;
 pub mod serial;
 

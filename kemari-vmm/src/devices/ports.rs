@@ -96,7 +96,8 @@ impl Ports {
         self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn want_power_off(&self) {
+    /// The guest wants a power-off, by whatever way.
+    pub fn want_power_off(&self) {
         let held = self.hub.output_is_held();
         // However often it asks, it is one power-off.
         {

@@ -3,6 +3,8 @@
 use std::sync::mpsc::{Receiver, channel};
 
 use super::*;
+use crate::arch::layout::PM_CONTROL;
+use crate::devices::pm::Pm;
 use crate::memory;
 
 fn ports(held: bool) -> (Arc<Ports>, Receiver<PowerEvent>) {
@@ -100,4 +102,41 @@ fn a_machine_that_was_reset_has_nothing_pending() {
     ports.wake();
     ports.release_all();
     assert_eq!(heard(&events), []);
+}
+
+#[test]
+fn the_fixed_registers_power_off_by_their_sleep_type_and_keep_what_is_written() {
+    let (ports, events) = ports(false);
+    let pm = Pm::new(ports);
+    let read = |offset, count| {
+        let mut bytes = vec![0xee; count];
+        pm.read(offset, &mut bytes);
+        bytes
+    };
+    assert_eq!(read(0, 4), [0; 4], "no event has come");
+    assert_eq!(read(u64::from(PM_CONTROL), 2), [1, 0], "ACPI has the machine");
+    pm.write(2, &[0x20, 1]);
+    pm.write(0, &[0xff; 2]);
+    // A type that is not "soft off"; the type alone; something behind the registers.
+    pm.write(u64::from(PM_CONTROL), &0x2001u16.to_le_bytes());
+    pm.write(u64::from(PM_CONTROL), &(5u16 << 10).to_le_bytes());
+    pm.write(6, &[0xff; 4]);
+    pm.write(u64::from(PM_CONTROL), &[]);
+    assert_eq!(heard(&events), []);
+    assert_eq!(read(0, 6), [0, 0, 0x20, 1, 1, 5 << 2]);
+    let state = pm.save();
+    assert_eq!((state.kind, state.bytes.len()), (StateKind::AcpiRegisters, 4));
+    let (other, _events) = self::ports(false);
+    let other = Pm::new(other);
+    other.load(&state).expect("a state of the registers");
+    assert_eq!(other.save(), state);
+    pm.write(u64::from(PM_CONTROL), &(5u16 << 10 | 1 << 13).to_le_bytes());
+    assert_eq!(heard(&events), [PowerEvent::PowerOff]);
+    assert_eq!(
+        read(u64::from(PM_CONTROL), 2),
+        [1, 5 << 2],
+        "nobody reads that it sleeps"
+    );
+    pm.reset();
+    assert_eq!(read(0, 6), [0, 0, 0, 0, 1, 0]);
 }

@@ -69,7 +69,8 @@ impl Machine {
                 StateKind::Serial
                 | StateKind::Power
                 | StateKind::Virtio
-                | StateKind::FirmwareConfiguration => {
+                | StateKind::FirmwareConfiguration
+                | StateKind::AcpiRegisters => {
                     let device = self
                         .parts
                         .devices()

@@ -9,6 +9,7 @@ use crate::arch::layout::{self, MmioDevice, abi};
 use crate::devices::Device;
 use crate::devices::fw_cfg::{self, FwCfg};
 use crate::devices::hub::Hub;
+use crate::devices::pm::Pm;
 use crate::devices::ports::{KEYBOARD_PORT, Ports, PowerEvent, RESET_CONTROL_PORT};
 use crate::devices::serial::Console;
 use crate::dirty::DirtyLog;
@@ -28,6 +29,8 @@ pub(super) struct Parts {
     pub(super) ports: Arc<Ports>,
     /// With firmware only.
     fw_cfg: Option<Arc<FwCfg>>,
+    /// Likewise.
+    pm: Option<Arc<Pm>>,
     virtio: Vec<Arc<dyn Device>>,
     pub(super) nets: Vec<(String, Arc<VirtioDevice<Net>>)>,
     pub(super) disks: Vec<(String, Arc<VirtioDevice<Block>>)>,
@@ -61,6 +64,7 @@ impl Parts {
             hub: hub.clone(),
             ports,
             fw_cfg: None,
+            pm: None,
             virtio: Vec::new(),
             nets: Vec::new(),
             disks: Vec::new(),
@@ -109,6 +113,7 @@ impl Parts {
                 .push(VirtioDevice::new(hub.clone(), "rng0", instance, gsi, Rng));
         }
         let items = spec.kernel.firmware_items(&hub.memory, &parts.mmio, spec.vcpus);
+        parts.pm = items.is_some().then(|| Pm::new(parts.ports.clone()));
         parts.fw_cfg = items.map(FwCfg::new);
         Ok(Arc::new(parts))
     }
@@ -132,16 +137,22 @@ impl Parts {
         let console: Arc<dyn Device> = self.console.clone();
         let ports: Arc<dyn Device> = self.ports.clone();
         let fw_cfg = self.fw_cfg.iter().map(|fw_cfg| fw_cfg.clone() as Arc<dyn Device>);
+        let pm = self.pm.iter().map(|pm| pm.clone() as Arc<dyn Device>);
         let virtio = self.virtio.iter().cloned();
-        [console, ports].into_iter().chain(virtio).chain(fw_cfg)
+        [console, ports].into_iter().chain(virtio).chain(fw_cfg).chain(pm)
     }
 
     fn port_device(&self, port: u16) -> Option<(&dyn Device, u64)> {
         let com1 = layout::COM1_PORT..layout::COM1_PORT + layout::COM1_PORTS;
+        let pm = layout::PM_PORT..layout::PM_PORT + layout::PM_PORTS;
         match port {
             _ if com1.contains(&port) => Some((&*self.console, u64::from(port - layout::COM1_PORT))),
             abi::RESET_PORT..=abi::KICK_PORT | KEYBOARD_PORT | RESET_CONTROL_PORT => {
                 Some((&*self.ports, u64::from(port)))
+            }
+            _ if pm.contains(&port) => {
+                let pm = self.pm.as_ref()?;
+                Some((&**pm, u64::from(port - layout::PM_PORT)))
             }
             fw_cfg::SELECTOR_PORT | fw_cfg::DATA_PORT => {
                 let fw_cfg = self.fw_cfg.as_ref()?;

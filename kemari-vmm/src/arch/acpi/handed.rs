@@ -21,12 +21,15 @@ const NAME_BYTES: usize = 56;
 const ALLOCATE: u32 = 1;
 const ADD_POINTER: u32 = 2;
 const ADD_CHECKSUM: u32 = 3;
+/// The FACS asks for it, which is the first.
+const ALIGNMENT: u32 = 64;
 /// Anywhere, and where a guest looks for the RSDP: in the last 64 KiB below 1 MiB.
 const ZONE_HIGH: u8 = 1;
 const ZONE_RSDP: u8 = 2;
 
 /// Offsets in any table's header, and in the FADT, the XSDT and the RSDP.
 const CHECKSUM: usize = 9;
+const FADT_FACS: usize = 36;
 const FADT_DSDT: usize = 40;
 const FADT_DSDT_64: usize = 140;
 const XSDT_ENTRIES: usize = 36;
@@ -57,9 +60,11 @@ pub fn build(devices: &[MmioDevice], vcpu_count: u8) -> Handed {
     commands.allocate(TABLES, ZONE_HIGH);
     commands.allocate(RSDP, ZONE_RSDP);
     let (fadt, xsdt) = (at.fadt as usize, at.xsdt as usize);
+    commands.add_pointer(TABLES, fadt + FADT_FACS, 4);
     commands.add_pointer(TABLES, fadt + FADT_DSDT, 4);
     commands.add_pointer(TABLES, fadt + FADT_DSDT_64, 8);
     commands.add_table_checksum(&tables, fadt);
+    commands.add_table_checksum(&tables, at.madt as usize);
     for entry in 0..at.entries {
         commands.add_pointer(TABLES, xsdt + XSDT_ENTRIES + 8 * entry, 8);
     }
@@ -86,7 +91,7 @@ impl Commands {
 
     /// Room for a file, and its content there.
     fn allocate(&mut self, file: &str, zone: u8) {
-        self.add(ALLOCATE, &[&name(file), &16u32.to_le_bytes(), &[zone]]);
+        self.add(ALLOCATE, &[&name(file), &ALIGNMENT.to_le_bytes(), &[zone]]);
     }
 
     /// Adds the tables' address to a pointer of so many bytes.

@@ -3,7 +3,7 @@
 use super::*;
 use crate::arch::layout;
 
-const TABLES_AT: u64 = 0x7fe_0010;
+const TABLES_AT: u64 = 0x7fe_0040;
 
 struct Firmware {
     tables: Vec<u8>,
@@ -45,7 +45,7 @@ impl Firmware {
         let name = text(&body[..NAME_BYTES]);
         let rest = &body[NAME_BYTES..];
         if command == ALLOCATE {
-            assert_eq!(number(&rest[..4]), 16, "alignment");
+            assert_eq!(number(&rest[..4]), 64, "alignment");
             assert_eq!(rest[4], if name == RSDP { ZONE_RSDP } else { ZONE_HIGH });
             return self.placed.push(name);
         }
@@ -96,6 +96,17 @@ fn a_guest_finds_its_tables_wherever_firmware_has_put_them() {
     assert_eq!((xsdt.len(), madt.len()), (52, 72));
     // Firmware knows the one, Linux the other.
     assert_eq!(number(&fadt[40..44]), number(&fadt[140..148]));
+    let facs = number(&fadt[36..40]);
+    assert_eq!((facs % 64, number(&fadt[132..140])), (0, 0));
+    assert_eq!(firmware.tables[facs - TABLES_AT as usize..][..4], *b"FACS");
     let dsdt = firmware.table(number(&fadt[40..44]), b"DSDT");
+    // Fixed registers, their line, and the 8259s: it is not hardware-reduced.
+    assert_eq!(
+        (number(&fadt[46..48]), number(&fadt[112..116]) & 1 << 20),
+        (21, 0)
+    );
+    assert_eq!((number(&fadt[56..60]), fadt[88]), (0x620, 4));
+    assert_eq!((number(&fadt[64..68]), fadt[89]), (0x624, 2));
+    assert_eq!((fadt[244..268].to_vec(), madt[40]), (vec![0; 24], 1));
     assert!(dsdt.windows(8).any(|window| window == b"LNRO0005"));
 }

@@ -1,4 +1,5 @@
-//! A boot sector: it reads sectors by the BIOS one after the other, says what was in them, and reboots when a key is typed.
+//! A boot sector: it reads sectors by the BIOS one after the other, says what was in them, again for each key that is
+//! typed, and reboots for an r.
 
 use std::arch::global_asm;
 use std::fs::File;
@@ -39,17 +40,19 @@ global_asm!(
     "    movw %bx, 0x7018",
     "    cmpw ${sectors}, %bx",
     "    jbe 1b",
-    "    movw $(5f - kemari_boot_sector + 0x7c00), %si",
+    "9:  movw $(5f - kemari_boot_sector + 0x7c00), %si",
     "    callw 4f",
     "    movw $0x9000, %si",
     "    callw 4f",
     "    movw $(6f - kemari_boot_sector + 0x7c00), %si",
     "    callw 4f",
-    // The kick port, then a key, then a reboot as real-mode programs do it.
+    // The kick port, then a key; by an r it reboots as real-mode programs do, by another it says the same again.
     "    movw $0x610, %dx",
     "    outb %al, %dx",
     "    xorb %ah, %ah",
     "    int $0x16",
+    "    cmpb $0x72, %al",
+    "    jne 9b",
     "    ljmpw $0xffff, $0",
     "3:  movw $(7f - kemari_boot_sector + 0x7c00), %si",
     "    callw 4f",
