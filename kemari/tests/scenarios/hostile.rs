@@ -53,6 +53,8 @@ const STAGING_MIB: u64 = 32;
 /// What a process may take beside guest and staging: what the devices hold on the primary and the replica's queue on the
 /// secondary, code, stacks and buffers.
 const OVERHEAD_MIB: u64 = 64;
+/// The same while the guest asks for nothing.
+const QUIET_OVERHEAD_MIB: u64 = 32;
 
 fn plan() -> Plan {
     Plan {
@@ -76,6 +78,11 @@ fn a_hostile_guest_hurts_nobody_and_is_not_taken_over() {
         let mut most_mib = 0;
         play(&plan(), |hostile| {
             hostile.protect()?;
+            let quiet_mib = most_memory_mib(hostile)?;
+            ensure!(
+                quiet_mib <= MEMORY_MIB + STAGING_MIB + QUIET_OVERHEAD_MIB,
+                "a process of a guest that asks for nothing took {quiet_mib} MiB"
+            );
             for (kind, minds) in KINDS {
                 abuse(hostile, kind, minds, abuse_ms).with_context(|| format!("the abuse {kind:?}"))?;
                 most_mib = most_mib.max(most_memory_mib(hostile)?);
