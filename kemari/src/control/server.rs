@@ -33,7 +33,8 @@ const LAST_ANSWERS_TIMEOUT: Duration = Duration::from_millis(500);
 pub enum ServerError {
     /// A running process serves it.
     #[error(
-        "the control socket {} is in use: this VM already runs on this host; ask it with `kemari status --socket {}`",
+        "the control socket {} is in use: this VM already runs on this host; ask it with `kemari status --socket {}` \
+         (two sides on one machine need a `control` and a `state_dir` each)",
         .0.display(), .0.display()
     )]
     InUse(PathBuf),
