@@ -9,6 +9,7 @@ mod digest;
 mod endpoint;
 mod error;
 mod fields;
+mod hook;
 mod host;
 mod keys;
 mod listen;
@@ -29,6 +30,7 @@ use serde::{Deserialize, Serialize};
 
 pub use endpoint::Endpoint;
 pub use error::{ConfigError, Problem};
+pub use hook::{Hook, Occasion};
 pub use host::{Arbiter, ArbiterKind, Host, HostDisk, HostNet, certificate_name};
 pub use listen::Listen;
 pub use machine::{Cache, Disk, Flush, Format, Io, Machine, Net, OnError};
@@ -60,6 +62,9 @@ pub struct Config {
     pub protection: Protection,
     /// Who decides when two hosts cannot hear each other.
     pub arbiter: Arbiter,
+    /// Commands that are told what happens.
+    #[serde(default, rename = "hook")]
+    pub hooks: Vec<Hook>,
     /// The hosts that may run the VM, by name.
     pub hosts: BTreeMap<String, Host>,
     /// See [`Config::digest`].
@@ -119,7 +124,7 @@ impl Config {
         keys::of(self)
     }
 
-    /// Digest of all that must be equal on the hosts of a VM: everything but the contents of `[hosts]`.
+    /// Digest of all that must be equal on the hosts of a VM: everything but the contents of `[hosts]`, and the hooks.
     pub fn digest(&self) -> u64 {
         self.digest
     }

@@ -65,7 +65,10 @@ static LACKING: OnceLock<Vec<String>> = OnceLock::new();
 /// If the steward cannot be started, or the kernel refuses what it knows.
 pub fn begin(sandbox: Sandbox, config: &Config, host: &str) -> anyhow::Result<()> {
     let lacking = match sandbox {
-        Sandbox::Off => vec!["--sandbox off: this process keeps all rights of its user".to_owned()],
+        Sandbox::Off => {
+            steward::run_hooks_here(config, host)?;
+            vec!["--sandbox off: this process keeps all rights of its user".to_owned()]
+        }
         Sandbox::On => {
             steward::start(config, host)?;
             confine(config, host)?

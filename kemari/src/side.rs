@@ -6,6 +6,7 @@
 
 mod about;
 mod ahead;
+mod alarms;
 mod arbiter_thread;
 mod assembly;
 mod board;
@@ -49,7 +50,7 @@ pub(crate) use assembly::kernel;
 pub(crate) use calls::LISTS;
 pub use clock::wall_clock_ms;
 pub(crate) use faults::directories as directories_of_faults;
-pub(crate) use fence::fence;
+pub(crate) use fence::{fence, run_hook};
 pub use life::{StartAs, run};
 pub use query::{PeerAnswer, question};
 pub use readiness::{CLOCKS_MS_MAX, executable};

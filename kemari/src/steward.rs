@@ -4,11 +4,12 @@
 //! needs the latter and much more: it may speak to any device, be any program, gain rights by `sudo`. To
 //! attach to a TAP takes CAP_NET_ADMIN. So the steward is started before, from the same program with an
 //! address space of its own: it has never seen a byte of the guest or of a peer. It is told what the parsed
-//! configuration says of fences and TAPs once, and takes nothing but names of that afterwards: of a peer, of
-//! a card. It ends with its side.
+//! configuration says of fences, TAPs and hooks once, and takes nothing but names of that afterwards: of a peer, of
+//! a card; and what the hooks are to read. It ends with its side, or when the last hook has been told of that.
 
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
+mod hooks;
 mod protocol;
 mod serve;
 #[cfg(test)]
@@ -32,10 +33,12 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair,
 
 use crate::config::{Config, HostNet};
 use crate::side;
+use hooks::{Hooks, Runner};
 use protocol::{
     Answer, Image, Opening, Orders, Refusal, Request, now_ns, receive, receive_packet, send, send_packet,
 };
 
+pub use hooks::{Alarm, Told};
 pub use serve::{ARGUMENT, serve};
 
 /// An answer that is so much later than the end of a fence's time is not waited for.
@@ -47,6 +50,8 @@ const OPEN_MAX: Duration = Duration::from_secs(2);
 
 /// This process's steward, if it has one.
 static STEWARD: OnceLock<Steward> = OnceLock::new();
+/// Runs the hooks of a process without a steward.
+static RUNNER: OnceLock<Mutex<Runner>> = OnceLock::new();
 
 struct Steward {
     line: Mutex<Line>,
@@ -127,7 +132,56 @@ fn orders(config: &Config, host: &str) -> Orders {
         fences: fences.collect(),
         taps: taps.collect(),
         disks: disks.collect(),
+        hooks: hooks_of(config, host),
     }
+}
+
+fn hooks_of(config: &Config, host: &str) -> Option<Hooks> {
+    (!config.hooks.is_empty()).then(|| Hooks {
+        vm: config.vm.clone(),
+        host: host.to_owned(),
+        hooks: config.hooks.clone(),
+    })
+}
+
+/// Has this process run its hooks itself: it has no steward.
+///
+/// # Errors
+/// If there are no threads for them.
+pub fn run_hooks_here(config: &Config, host: &str) -> io::Result<()> {
+    let runner = Runner::start(hooks_of(config, host).as_ref())?;
+    // There is one start a process.
+    let _ = RUNNER.set(Mutex::new(runner));
+    Ok(())
+}
+
+/// Tells the hooks of this, and waits for none of them.
+///
+/// # Errors
+/// If the steward does not answer.
+pub fn raise(alarm: &Alarm) -> Result<Told, String> {
+    ask_of_hooks(Request::Alarm(alarm.clone()), |runner| runner.raise(alarm))
+}
+
+/// What became of alarms.
+///
+/// # Errors
+/// If the steward does not answer.
+pub fn hooks_told() -> Result<Told, String> {
+    ask_of_hooks(Request::Hooks, |_| {})
+}
+
+fn ask_of_hooks(request: Request, here: impl FnOnce(&mut Runner)) -> Result<Told, String> {
+    if let Some(steward) = STEWARD.get() {
+        return match steward.ask(request, LOOK_MAX)? {
+            Answer::Told(told) => Ok(told),
+            Answer::Fenced(_) | Answer::Looked(_) => Err("the steward answers something else".into()),
+        };
+    }
+    let runner = RUNNER.get().ok_or("nobody runs hooks here")?;
+    let mut runner = runner.lock().unwrap_or_else(PoisonError::into_inner);
+    here(&mut runner);
+    Ok(runner.told())
 }
 
 /// Opens the TAP of a card of this host.
@@ -183,7 +237,7 @@ pub fn fence(config: &Config, host: &str, peer: &str, until: Instant) -> Result<
     };
     match steward.ask(request, left + LATE_MAX)? {
         Answer::Fenced(result) => result.map(said),
-        Answer::Looked(_) => Err("the steward answers something else".into()),
+        Answer::Looked(_) | Answer::Told(_) => Err("the steward answers something else".into()),
     }
 }
 

@@ -20,8 +20,8 @@ const CAP_NET_ADMIN: u64 = 1 << 12;
 /// The user that owns nothing.
 const NOBODY: u32 = 65_534;
 
-/// A length, and no fence, TAP or disk.
-const NO_ORDERS: &[u8] = &[3, 0, 0, 0, 0, 0, 0];
+/// A length, and no fence, TAP, disk or hook.
+const NO_ORDERS: &[u8] = &[4, 0, 0, 0, 0, 0, 0, 0];
 /// Whether a fence could be started, under the number 1; there is none, so nothing is in its way.
 const LOOK: &[u8] = &[2, 0, 0, 0, 1, 1];
 const LOOKED: &[u8] = &[3, 0, 0, 0, 1, 1, 0];
@@ -151,7 +151,8 @@ fn orders_for_disk(path: &Path) -> Vec<u8> {
     body.extend(id.as_bytes());
     body.push(path.len() as u8);
     body.extend(path.as_bytes());
-    body.push(0);
+    // To be written to; and no hooks.
+    body.extend([0, 0]);
     let length = u32::try_from(body.len()).expect("it is short");
     [&length.to_le_bytes()[..], &body].concat()
 }

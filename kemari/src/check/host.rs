@@ -54,6 +54,7 @@ pub fn check(config: &Config, name: &str, running: bool) -> Vec<Finding> {
     }
     findings.extend(limits::check(config, name, needed_mib(config)));
     findings.extend(sandbox(config, name));
+    findings.extend(config.hooks.iter().map(|hook| hook_command(&hook.command[0])));
     if config.protection.enabled && !host.fence.is_empty() {
         findings.push(fence(&host.fence[0]));
     }
@@ -202,6 +203,16 @@ fn sandbox(config: &Config, name: &str) -> Vec<Finding> {
         )),
     }
     findings
+}
+
+fn hook_command(program: &str) -> Finding {
+    match crate::side::executable(program) {
+        Ok(path) => Finding::ok(format!("hook {}", path.display())),
+        Err(why) => Finding::warning(
+            format!("the hook `{program}` {why}"),
+            "install it, or correct `command` in [[hook]]: without it nobody is told",
+        ),
+    }
 }
 
 fn fence(program: &str) -> Finding {

@@ -8,7 +8,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::fields::{fields_of, nearest};
 use super::types;
-use super::{Arbiter, Config, ConfigError, Disk, Host, Machine, Net, Problem, Protection, validate};
+use super::{Arbiter, Config, ConfigError, Disk, Hook, Host, Machine, Net, Problem, Protection, validate};
 
 /// Parses and checks `text`. All unknown keys are reported at once; then the first wrong type; then all wrong values.
 pub fn parse(text: &str, origin: &str) -> Result<Config, ConfigError> {
@@ -66,6 +66,7 @@ impl<'a> Document<'a> {
         self.check_section::<Arbiter>("arbiter", &mut problems);
         self.check_list::<Disk>("disk", &mut problems);
         self.check_list::<Net>("net", &mut problems);
+        self.check_list::<Hook>("hook", &mut problems);
         if let Some(hosts) = root.get("hosts").and_then(|hosts| hosts.get_ref().as_table()) {
             for (name, host) in hosts {
                 if let Some(host) = host.get_ref().as_table() {

@@ -167,6 +167,52 @@ fn what_was_meant_by_a_value_of_another_type_is_said() {
 }
 
 #[test]
+fn hooks_are_no_part_of_what_both_hosts_have_in_common() {
+    let with = |hook: &str| changed("[arbiter]", &format!("{hook}\n[arbiter]"));
+    let good = "[[hook]]\non = [\"unprotected\", \"arbiter_silent\"]\ncommand = [\"alarm\", \"now\"]";
+    let config = Config::parse(&with(good), "vm.toml").unwrap();
+    assert_eq!(config.hooks[0].timeout_ms, 10_000);
+    assert_eq!(
+        config.digest(),
+        Config::parse(&with(""), "vm.toml").unwrap().digest()
+    );
+    for (from, to, says) in [
+        (
+            "unprotected",
+            "unprotekted",
+            "`hook.on`: unknown value `unprotekted`, expected one of",
+        ),
+        (
+            "[\"unprotected\", \"arbiter_silent\"]",
+            "[]",
+            "`hook.on` is empty: say when",
+        ),
+        ("[\"alarm\", \"now\"]", "[]", "`hook.command` names no program"),
+        (
+            "[\"alarm\", \"now\"]",
+            "\"alarm\"",
+            "`hook.command` is a list: write it in brackets, [\"alarm\"]",
+        ),
+        (
+            "command",
+            "comand",
+            "unknown key `comand` in [[hook]]; did you mean `command`?",
+        ),
+        (
+            "on =",
+            "timeout_ms = 5\non =",
+            "`hook.timeout_ms` is 5, but must be 100 to 600000",
+        ),
+        ("[[hook]]", "[hook]", "`hook` is a list of sections"),
+    ] {
+        let errors = errors(&with(&good.replace(from, to)));
+        assert!(errors[0].contains(says), "{errors:?}");
+    }
+    let many = errors(&with(&[good; 17].join("\n")));
+    assert!(many[0].contains("there are 17 hooks, but at most 16"), "{many:?}");
+}
+
+#[test]
 fn hosts_may_be_named() {
     let named = |a: &str, b: &str| {
         let text = changed("10.0.0.1:7711", a).replace("10.0.0.2:7711", b);

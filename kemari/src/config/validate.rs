@@ -7,7 +7,9 @@ use std::ops::RangeInclusive;
 use kemari_sync::NAME_BYTES_MAX;
 
 use super::fields::nearest;
-use super::{Arbiter, ArbiterKind, Cache, Config, DRILL_INTERVAL_S, Format, Host, INTERVAL_MS, Io, Rate};
+use super::{
+    Arbiter, ArbiterKind, Cache, Config, DRILL_INTERVAL_S, Format, Hook, Host, INTERVAL_MS, Io, Rate,
+};
 
 /// Least and most memory of a guest in MiB.
 const MEMORY_MIB: RangeInclusive<u32> = 64..=1 << 20;
@@ -29,6 +31,10 @@ const DISK_BLOCK_BYTES: [u32; 2] = [512, 4096];
 const BIOS_BLOCK_BYTES: u32 = 512;
 /// Longest name of a network device in Linux, in bytes.
 const TAP_BYTES_MAX: usize = 15;
+/// Most hooks: each has a thread of the steward's.
+const HOOKS_MAX: usize = 16;
+/// Time-outs of hooks, in ms.
+const HOOK_TIMEOUT_MS: RangeInclusive<u32> = 100..=600_000;
 /// Most etcd endpoints.
 const ENDPOINTS_MAX: usize = 16;
 /// Most memory for staging, in MiB.
@@ -47,6 +53,7 @@ pub fn validate(config: &Config) -> Vec<Finding> {
     devices(config, &mut wrong);
     protection(config, &mut wrong);
     arbiter(&config.arbiter, &mut wrong);
+    hooks(&config.hooks, &mut wrong);
     hosts(config, &mut wrong);
     wrong.0
 }
@@ -527,6 +534,42 @@ fn etcd_access(arbiter: &Arbiter, wrong: &mut Wrong) {
             "a certificate or a password is of no use, and a password would be read by anybody, where an endpoint is \
              plain http: use https for all of them",
         );
+    }
+}
+
+fn hooks(hooks: &[Hook], wrong: &mut Wrong) {
+    if hooks.len() > HOOKS_MAX {
+        wrong.at(
+            &["hook"],
+            format!("there are {} hooks, but at most {HOOKS_MAX} may be", hooks.len()),
+        );
+    }
+    for (index, hook) in hooks.iter().enumerate() {
+        let index = index.to_string();
+        if hook.on.is_empty() {
+            wrong.at(
+                &["hook", &index, "on"],
+                "`hook.on` is empty: say when it is to run, as [\"unprotected\", \"takeover\"]",
+            );
+        }
+        if hook.command.first().is_none_or(String::is_empty) {
+            wrong.at(
+                &["hook", &index, "command"],
+                "`hook.command` names no program: write [\"/usr/local/sbin/alarm\"]",
+            );
+        }
+        let range = HOOK_TIMEOUT_MS;
+        if !range.contains(&hook.timeout_ms) {
+            wrong.at(
+                &["hook", &index, "timeout_ms"],
+                format!(
+                    "`hook.timeout_ms` is {}, but must be {} to {}",
+                    hook.timeout_ms,
+                    range.start(),
+                    range.end()
+                ),
+            );
+        }
     }
 }
 

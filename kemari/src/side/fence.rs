@@ -5,12 +5,14 @@
 //! still or is gone then, the kernel holds an alarm for it. That ends the command itself alone, and not what
 //! it has begun: a script must `exec` what strikes.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Seek, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 use super::said::Said;
@@ -30,24 +32,55 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 /// hangs is killed, with all that it has begun, and counts as failed; one whose time is over already does not begin. Says how
 /// it succeeded.
 pub fn fence(command: &[String], until: Instant) -> Result<String, String> {
-    let [program, arguments @ ..] = command else {
+    if command.is_empty() {
         return Err(
             "no fence command is configured, but disks are shared; set `fence` in this host's section".into(),
         );
+    }
+    let job = Job {
+        what: "fence command",
+        limit: "fence_timeout_ms",
+        input: None,
+    };
+    run(&job, command, until)
+}
+
+/// Runs a hook in the same way, with this to read. What it has begun ends with it, also when it succeeds.
+pub fn run_hook(command: &[String], input: &[u8], until: Instant) -> Result<String, String> {
+    let job = Job {
+        what: "hook",
+        limit: "timeout_ms",
+        input: Some(input),
+    };
+    run(&job, command, until)
+}
+
+/// What a command is run for.
+struct Job<'a> {
+    what: &'static str,
+    /// The key of its time.
+    limit: &'static str,
+    input: Option<&'a [u8]>,
+}
+
+fn run(job: &Job<'_>, command: &[String], until: Instant) -> Result<String, String> {
+    let what = job.what;
+    let [program, arguments @ ..] = command else {
+        return Err(format!("a {what} names no program"));
     };
     let shown = command.join(" ");
     let now = Instant::now();
     let left = until.saturating_duration_since(now).saturating_sub(ALARM_AFTER);
     if left.is_zero() {
         return Err(format!(
-            "this process stood still until the time of the fence command `{shown}` was over"
+            "this process stood still until the time of the {what} `{shown}` was over"
         ));
     }
-    let (mut child, mut said) = start(program, arguments, left)
-        .map_err(|error| format!("the fence command `{shown}` cannot be started: {error}"))?;
+    let (mut child, mut said) = start(program, arguments, left, job.input)
+        .map_err(|error| format!("the {what} `{shown}` cannot be started: {error}"))?;
     let ended = wait_until(&child, now + left, &mut said);
     // As long as it is not reaped, nobody else can have its number.
-    if !matches!(&ended, Ok(true)) || !has_succeeded(&child) {
+    if job.input.is_some() || !matches!(&ended, Ok(true)) || !has_succeeded(&child) {
         kill_group(&child);
     }
     let status = child.wait();
@@ -56,28 +89,42 @@ pub fn fence(command: &[String], until: Instant) -> Result<String, String> {
         words => format!("; it says: {words}"),
     };
     match (ended, status) {
-        (Ok(true), Ok(status)) if status.success() => {
-            Ok(format!("the fence command `{shown}` has succeeded{said}"))
-        }
-        (Ok(true), Ok(status)) => Err(format!("the fence command `{shown}` failed: {status}{said}")),
+        (Ok(true), Ok(status)) if status.success() => Ok(format!("the {what} `{shown}` has succeeded{said}")),
+        (Ok(true), Ok(status)) => Err(format!("the {what} `{shown}` failed: {status}{said}")),
         (Ok(false), _) => Err(format!(
-            "the fence command `{shown}` did not end within {left:?}, `fence_timeout_ms`{said}"
+            "the {what} `{shown}` did not end within {left:?}, `{}`{said}",
+            job.limit
         )),
-        (Err(error), _) | (_, Err(error)) => {
-            Err(format!("the fence command `{shown}` cannot be watched: {error}"))
-        }
+        (Err(error), _) | (_, Err(error)) => Err(format!("the {what} `{shown}` cannot be watched: {error}")),
     }
 }
 
 /// Starts it, in a process group of its own, to be ended when so much time and a bit is over.
-fn start(program: &str, arguments: &[String], left: Duration) -> io::Result<(Child, Said)> {
+fn start(
+    program: &str,
+    arguments: &[String],
+    left: Duration,
+    input: Option<&[u8]>,
+) -> io::Result<(Child, Said)> {
     let (said, mouth) = Said::pipe()?;
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).process_group(0);
+    let stdin = match input {
+        Some(input) => Stdio::from(in_memory(input)?),
+        None => Stdio::null(),
+    };
+    command.args(arguments).stdin(stdin).process_group(0);
     command.stdout(mouth.try_clone()?).stderr(mouth);
     // SAFETY: between fork and exec only a system call is made, which allocates nothing and takes no lock.
     unsafe { command.pre_exec(move || set_alarm(left + ALARM_AFTER)) };
     Ok((command.spawn()?, said))
+}
+
+/// A file in memory: unlike a pipe it holds up nobody, whether it is read or not.
+fn in_memory(bytes: &[u8]) -> io::Result<File> {
+    let mut file = File::from(memfd_create("alarm", MemfdFlags::CLOEXEC)?);
+    file.write_all(bytes)?;
+    file.rewind()?;
+    Ok(file)
 }
 
 /// What the kernel does to the program that follows when so much time has passed: it ends it, though not its

@@ -12,6 +12,7 @@ use anyhow::{Context, bail};
 use kemari_sync::{Incarnation, Timing};
 use kemari_vmm::machine::{Machine, MachineSpec};
 
+use super::alarms::Alarms;
 use super::arbiter_thread::{ArbiterThread, NO_ARBITER};
 use super::assembly;
 use super::board::Board;
@@ -81,6 +82,7 @@ struct Life {
     /// How often in a row a boot has failed that was not refused.
     failed_boots: u32,
     leaving: Leaving,
+    alarms: Option<Alarms>,
     _server: control::Server,
 }
 
@@ -97,12 +99,12 @@ pub fn run(config: Config, host: String, start_as: StartAs) -> anyhow::Result<Ex
             Next::Execute(side) => match side.run() {
                 primary::End::Stopped(reason) => {
                     tracing::info!("the VM is stopped: {reason}");
-                    return Ok(ExitCode::SUCCESS);
+                    return Ok(life.end(&format!("the VM is stopped: {reason}")));
                 }
                 primary::End::Halted(reason) => {
                     tracing::warn!("the VM does not run here any more: {reason}");
                     if life.leaving.is_wanted() {
-                        return Ok(ExitCode::SUCCESS);
+                        return Ok(life.end(&format!("the VM does not run here any more: {reason}")));
                     }
                     if life.security.is_none() {
                         bail!("the VM has ended here, and there is no link by which to follow another host");
@@ -116,9 +118,9 @@ pub fn run(config: Config, host: String, start_as: StartAs) -> anyhow::Result<Ex
                 }
                 secondary::End::Stopped(reason) => {
                     tracing::info!("the VM is stopped: {reason}");
-                    return Ok(ExitCode::SUCCESS);
+                    return Ok(life.end(&format!("the VM is stopped: {reason}")));
                 }
-                secondary::End::Left => return Ok(ExitCode::SUCCESS),
+                secondary::End::Left => return Ok(life.end("this host was told to let go of the VM")),
                 secondary::End::Idle => life.try_to_boot(),
             },
         };
@@ -156,6 +158,7 @@ impl Life {
             config::Console::Stdio => Some(terminal(&board)?),
             _ => None,
         };
+        let alarms = Alarms::start(&config, board.clone())?;
         let config = Arc::new(config);
         let health = HealthWatch::start(config.clone(), host.clone(), &board)?;
         Ok(Self {
@@ -176,8 +179,17 @@ impl Life {
             not_booted: None,
             failed_boots: 0,
             leaving,
+            alarms,
             _server: server,
         })
+    }
+
+    /// The process ends as it should: whoever wants to know is told why.
+    fn end(&mut self, reason: &str) -> ExitCode {
+        if let Some(alarms) = self.alarms.take() {
+            alarms.end(reason);
+        }
+        ExitCode::SUCCESS
     }
 
     /// The first role.

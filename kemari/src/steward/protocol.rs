@@ -22,6 +22,8 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::hooks::{Alarm, Hooks, Told};
+
 /// Longest message of the first socket, in bytes: as long as a configuration may be.
 const MESSAGE_BYTES_MAX: u32 = crate::config::CONFIG_BYTES_MAX as u32;
 /// Longest packet of the second, in bytes.
@@ -37,6 +39,8 @@ pub struct Orders {
     pub taps: BTreeMap<String, String>,
     /// The image of each disk, by the disk's id.
     pub disks: BTreeMap<String, Image>,
+    /// What is told of alarms, if anything is.
+    pub hooks: Option<Hooks>,
 }
 
 /// Where an image is, and whether it may be written to.
@@ -60,6 +64,10 @@ pub enum Request {
     },
     /// Look whether the fence could be started.
     Look,
+    /// Tell the hooks.
+    Alarm(Alarm),
+    /// Say what became of alarms.
+    Hooks,
 }
 
 /// The steward's answer.
@@ -69,6 +77,8 @@ pub enum Answer {
     Fenced(Result<String, String>),
     /// Why the fence could not be started, as the end of a sentence.
     Looked(Result<(), String>),
+    /// What became of alarms.
+    Told(Told),
 }
 
 /// What it is asked to open: by a name of the configuration, never by one of the system's.

@@ -18,6 +18,7 @@ use rustix::net::RecvFlags;
 use rustix::stdio::{dup2_stdin, dup2_stdout, stdin, stdout};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+use super::hooks::Runner;
 use super::protocol::{
     Answer, Image, Opening, Orders, Refusal, Request, now_ns, receive, receive_packet, send, send_packet,
 };
@@ -46,21 +47,23 @@ pub fn serve() -> ExitCode {
 fn begin() -> io::Result<()> {
     let (socket, openings) = sockets()?;
     let orders: Arc<Orders> = Arc::new(receive(&mut &socket)?);
-    if orders.fences.values().all(Vec::is_empty) {
+    if orders.fences.values().all(Vec::is_empty) && orders.hooks.is_none() {
         let devices = orders.disks.values();
         sandbox::keep_only_what_opens(devices.map(|image| (image.path.as_path(), image.read_only)))?;
     }
     let its = orders.clone();
     let opener = thread::Builder::new().name("opener".into());
     let opener = opener.spawn(move || open_for(openings, &its))?;
+    let mut runner = Runner::start(orders.hooks.as_ref())?;
     while let Ok((number, request)) = receive::<(u64, Request)>(&mut &socket) {
-        if send(&mut &socket, &(number, answer(&orders, request))).is_err() {
+        if send(&mut &socket, &(number, answer(&orders, &mut runner, request))).is_err() {
             break;
         }
     }
     // The side is gone, and with it the other ends of both; or it has sent what is no request, and sees by this
     // that nobody serves it any more.
     drop(socket);
+    runner.finish();
     opener
         .join()
         .map_err(|_| io::Error::other("the opener has panicked"))
@@ -78,7 +81,7 @@ fn sockets() -> io::Result<(UnixStream, OwnedFd)> {
 }
 
 /// Does what is asked.
-pub(super) fn answer(orders: &Orders, request: Request) -> Answer {
+pub(super) fn answer(orders: &Orders, runner: &mut Runner, request: Request) -> Answer {
     match request {
         Request::Fence { peer, until_ns } => Answer::Fenced(match orders.fences.get(&peer) {
             Some(command) => {
@@ -91,6 +94,11 @@ pub(super) fn answer(orders: &Orders, request: Request) -> Answer {
             let program = orders.fences.values().find_map(|command| command.first());
             Answer::Looked(program.map_or(Ok(()), |program| side::executable(program).map(drop)))
         }
+        Request::Alarm(alarm) => {
+            runner.raise(&alarm);
+            Answer::Told(runner.told())
+        }
+        Request::Hooks => Answer::Told(runner.told()),
     }
 }
 

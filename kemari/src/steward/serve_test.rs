@@ -83,6 +83,7 @@ fn what_the_configuration_does_not_name_is_refused_whatever_it_is_called() {
     });
     let answer = serve::answer(
         &orders("tap0"),
+        &mut hooks::Runner::default(),
         Request::Fence {
             peer: "c".to_owned(),
             until_ns: u64::MAX,

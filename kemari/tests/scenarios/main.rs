@@ -19,6 +19,7 @@ mod faults;
 mod frozen;
 mod guest_life;
 mod health;
+mod hooks;
 mod hostile;
 mod large_frames;
 mod no_arbiter;

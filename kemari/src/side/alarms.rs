@@ -1,0 +1,237 @@
+//! What an administrator wants to be told at once: hooks (`[[hook]]`).
+//!
+//! A thread of its own looks now and then at what `kemari status` would say, and raises an alarm for what is new. So no
+//! alarm can be in the way of a sync, and what is over again between two looks raises none.
+
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+use super::board::Board;
+use super::clock::wall_clock_ms;
+use crate::config::{Config, Occasion};
+use crate::control::{Control, Protection, Role, Status, Takeover, Verdict};
+use crate::steward::{self, Alarm};
+use crate::threads;
+
+/// How often it looks.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// Longest time that a process which ends waits for its hooks; the steward waits for them on.
+const FAREWELL_MAX: Duration = Duration::from_secs(2);
+/// Sentences in an alarm, and letters in each.
+const WHY_MAX: usize = 8;
+const LETTERS_MAX: usize = 512;
+
+/// The watch of this process.
+pub struct Alarms {
+    end: Sender<String>,
+    thread: JoinHandle<()>,
+}
+
+impl Alarms {
+    /// Begins to watch, if there are hooks.
+    ///
+    /// # Errors
+    /// If there is no thread for it.
+    pub fn start(config: &Config, board: Arc<Board>) -> anyhow::Result<Option<Self>> {
+        if config.hooks.is_empty() {
+            return Ok(None);
+        }
+        let (end, ended) = channel();
+        let watch = move || {
+            let mut watch = Watch::default();
+            loop {
+                match ended.recv_timeout(LOOK_INTERVAL) {
+                    Err(RecvTimeoutError::Timeout) => watch.look(&board.status()),
+                    // Then the steward tells.
+                    Err(RecvTimeoutError::Disconnected) => return,
+                    Ok(reason) => return watch.end(&board.status(), reason),
+                }
+            }
+        };
+        let thread = threads::start("alarms", watch).context("cannot watch for alarms")?;
+        Ok(Some(Self { end, thread }))
+    }
+
+    /// Raises the last alarm, and gives its hooks a moment.
+    pub fn end(self, reason: &str) {
+        // A panic ends the process.
+        let _ = self.end.send(reason.to_owned());
+        let _ = self.thread.join();
+    }
+}
+
+/// What was seen last.
+#[derive(Default)]
+struct Watch {
+    level: Option<Occasion>,
+    /// What was seen for the first time, and is told if it is still so.
+    next: Option<Occasion>,
+    takeover: Option<Takeover>,
+    arbiter_is_silent: bool,
+    is_busy: bool,
+}
+
+impl Watch {
+    fn look(&mut self, status: &Status) {
+        for occasion in self.news(status) {
+            self.raise(&alarm(occasion, status, status.troubles()));
+        }
+        if self.is_busy {
+            self.note(steward::hooks_told());
+        }
+    }
+
+    /// What has happened since the last look.
+    fn news(&mut self, status: &Status) -> Vec<Occasion> {
+        let mut news = Vec::new();
+        if status.takeover != self.takeover {
+            self.takeover.clone_from(&status.takeover);
+            news.extend(
+                status
+                    .takeover
+                    .as_ref()
+                    .map(|takeover| match takeover.planned_pause_ms {
+                        Some(_) => Occasion::Switchover,
+                        None => Occasion::Takeover,
+                    }),
+            );
+        }
+        let is_silent = status.arbiter_trouble.is_some();
+        if is_silent != self.arbiter_is_silent {
+            self.arbiter_is_silent = is_silent;
+            news.push(match is_silent {
+                true => Occasion::ArbiterSilent,
+                false => Occasion::ArbiterBack,
+            });
+        }
+        // What is so for a moment only, as between a pair's first sync and the secondary's first look, is no alarm.
+        let level = level(status);
+        if level != self.level && level == self.next {
+            self.level = level;
+            news.extend(level);
+        }
+        self.next = level;
+        news
+    }
+
+    fn end(&mut self, status: &Status, reason: String) {
+        self.look(status);
+        self.raise(&alarm(Occasion::Stopped, status, vec![reason]));
+        let until = Instant::now() + FAREWELL_MAX;
+        while self.is_busy && Instant::now() < until {
+            thread::sleep(Duration::from_millis(20));
+            self.note(steward::hooks_told());
+        }
+    }
+
+    fn raise(&mut self, alarm: &Alarm) {
+        self.note(steward::raise(alarm));
+    }
+
+    fn note(&mut self, told: Result<steward::Told, String>) {
+        match told {
+            Ok(told) => {
+                told.said.iter().for_each(|said| tracing::warn!("{said}"));
+                self.is_busy = told.is_busy;
+            }
+            Err(reason) => {
+                tracing::warn!("a hook cannot be run: {reason}");
+                self.is_busy = false;
+            }
+        }
+    }
+}
+
+/// How well the VM is protected, as this side may judge it.
+fn level(status: &Status) -> Option<Occasion> {
+    match (status.role, status.protection, status.verdict()) {
+        (Role::Starting | Role::Stopped, ..) => None,
+        (Role::Primary, Protection::Off | Protection::Copying { .. }, _) => Some(Occasion::Unprotected),
+        // It has nothing yet: the primary says that the VM is not protected.
+        (Role::Secondary, Protection::Off | Protection::Copying { .. }, _) => None,
+        (_, _, Verdict::Ready) => Some(Occasion::Protected),
+        (_, _, Verdict::Doubtful) => Some(Occasion::InDoubt),
+        (_, _, Verdict::NotReady | Verdict::NothingHere) => Some(Occasion::NotReady),
+    }
+}
+
+fn alarm(on: Occasion, status: &Status, why: Vec<String>) -> Alarm {
+    let short = |sentence: String| sentence.chars().take(LETTERS_MAX).collect();
+    Alarm {
+        on,
+        vm: status.vm.clone(),
+        host: status.host.clone(),
+        role: status.role.to_string(),
+        term: status.term,
+        state: status.state(),
+        why: why.into_iter().take(WHY_MAX).map(short).collect(),
+        time_ms: wall_clock_ms(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::Readiness;
+    use Occasion::{
+        ArbiterBack, ArbiterSilent, InDoubt, NotReady, Protected, Switchover, Takeover as TookOver,
+        Unprotected,
+    };
+
+    fn status(role: Role, protection: Protection, ready: bool) -> Status {
+        let config = Config::parse(include_str!("../../../docs/example.toml"), "test").expect("the example");
+        let mut status = super::super::life::first_status(&config, "a");
+        (status.role, status.protection) = (role, protection);
+        status.readiness = Some(Readiness {
+            ready,
+            reasons: Vec::new(),
+            checked_ms: 0,
+        });
+        status
+    }
+
+    #[test]
+    fn what_lasts_is_told_once_and_what_is_over_in_a_moment_is_not() {
+        use Protection::{Doubtful, Off, On};
+        let mut watch = Watch::default();
+        let mut see = |protection, ready| watch.news(&status(Role::Primary, protection, ready));
+        assert_eq!(see(Off, false), []);
+        assert_eq!(see(Off, false), [Unprotected]);
+        assert_eq!(see(Off, false), []);
+        assert_eq!(see(On, false), [], "the secondary has not looked yet");
+        assert_eq!(see(On, true), []);
+        assert_eq!(see(On, true), [Protected]);
+        assert_eq!(see(On, false), []);
+        assert_eq!(see(On, true), []);
+        assert_eq!(see(On, true), [], "it was so all the time");
+        assert_eq!([see(On, false), see(On, false)].concat(), [NotReady]);
+        assert_eq!([see(Doubtful, true), see(Doubtful, true)].concat(), [InDoubt]);
+        let mut idle = Watch::default();
+        for _ in 0..3 {
+            assert_eq!(idle.news(&status(Role::Secondary, Off, false)), []);
+            assert_eq!(idle.news(&status(Role::Starting, Off, false)), []);
+        }
+    }
+
+    #[test]
+    fn who_came_here_and_what_the_arbiter_does_is_told_at_once() {
+        let mut watch = Watch::default();
+        let mut seen = status(Role::Primary, Protection::Off, false);
+        seen.takeover = Some(Takeover {
+            ms: 12.0,
+            cut_in_step: None,
+            planned_pause_ms: None,
+        });
+        assert_eq!(watch.news(&seen), [TookOver]);
+        seen.arbiter_trouble = Some("it is away".to_owned());
+        assert_eq!(watch.news(&seen), [ArbiterSilent, Unprotected]);
+        seen.arbiter_trouble = None;
+        assert_eq!(watch.news(&seen), [ArbiterBack]);
+        seen.takeover.as_mut().expect("above").planned_pause_ms = Some(1.0);
+        assert_eq!(watch.news(&seen), [Switchover]);
+    }
+}

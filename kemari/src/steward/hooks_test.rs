@@ -1,0 +1,150 @@
+//! Hooks that are told, hang, flood and fail.
+
+use super::*;
+
+fn alarm(on: Occasion) -> Alarm {
+    Alarm {
+        on,
+        vm: "db".into(),
+        host: "a".into(),
+        role: "primary".into(),
+        term: 7,
+        state: "not ready".into(),
+        why: vec!["no \"TAP\"\n".into()],
+        time_ms: 1_000,
+    }
+}
+
+/// A hook that runs this script, whose first argument is a file of the test.
+fn hooks(on: &[Occasion], script: &str, timeout_ms: u32) -> (Hooks, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("told");
+    std::fs::write(&file, "").unwrap();
+    let command = ["sh", "-c", script, "hook", file.to_str().unwrap()].map(str::to_owned);
+    let hook = Hook {
+        on: on.to_vec(),
+        command: command.to_vec(),
+        timeout_ms,
+    };
+    let hooks = Hooks {
+        vm: "db".into(),
+        host: "a".into(),
+        hooks: vec![hook],
+    };
+    (hooks, directory)
+}
+
+/// What was written into the file, a JSON object a line.
+fn told(directory: &tempfile::TempDir) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(directory.path().join("told")).unwrap();
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+fn wait(runner: &Runner, limit: Duration) -> Vec<String> {
+    let until = Instant::now() + limit;
+    let mut said = Vec::new();
+    loop {
+        let now = runner.told();
+        said.extend(now.said);
+        if !now.is_busy {
+            return said;
+        }
+        assert!(Instant::now() < until, "it is still busy");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+#[test]
+fn a_hook_reads_what_it_wants_to_know() {
+    let (hooks, directory) = hooks(&[Occasion::NotReady], "cat >> $1", 10_000);
+    let mut runner = Runner::start(Some(&hooks)).unwrap();
+    runner.raise(&alarm(Occasion::Protected));
+    runner.raise(&alarm(Occasion::NotReady));
+    assert!(wait(&runner, LIMIT).is_empty());
+    let told = told(&directory);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0]["on"], "not_ready");
+    assert_eq!((&told[0]["vm"], &told[0]["term"]), (&"db".into(), &7.into()));
+    assert_eq!(
+        (&told[0]["why"][0], &told[0]["missed"]),
+        (&"no \"TAP\"\n".into(), &0.into())
+    );
+}
+
+#[test]
+fn a_hook_that_hangs_holds_up_nobody_and_is_killed_with_all_that_it_began() {
+    let script = "(sleep 2; echo '{}' >> $1) & sleep 30";
+    let (hooks, directory) = hooks(&[Occasion::Takeover], script, 300);
+    let mut runner = Runner::start(Some(&hooks)).unwrap();
+    let begun = Instant::now();
+    // One is told, as many as may wait wait, and the rest is missed.
+    for _ in 0..100 {
+        runner.raise(&alarm(Occasion::Takeover));
+    }
+    assert!(
+        begun.elapsed() < Duration::from_millis(250),
+        "{:?}",
+        begun.elapsed()
+    );
+    thread::sleep(Duration::from_secs(3));
+    let said = runner.told().said;
+    assert!(
+        said.iter().any(|said| said.contains("did not end within")),
+        "{said:?}"
+    );
+    assert!(told(&directory).is_empty(), "what it began went on");
+}
+
+#[test]
+fn a_flood_is_bounded_and_counted() {
+    let (hooks, directory) = hooks(&[Occasion::InDoubt], "cat >> $1; yes | head -c 3000000", 10_000);
+    let mut runner = Runner::start(Some(&hooks)).unwrap();
+    for _ in 0..100 {
+        runner.raise(&alarm(Occasion::InDoubt));
+    }
+    thread::sleep(Duration::from_millis(2_500));
+    let told = told(&directory);
+    // One a second.
+    assert!((1..=4).contains(&told.len()), "{}", told.len());
+    let missed: u64 = told.iter().map(|told| told["missed"].as_u64().unwrap()).sum();
+    assert!(missed >= 100 - 1 - 2 * WAITING_MAX as u64, "{missed}");
+}
+
+#[test]
+fn a_hook_that_fails_or_is_none_is_said() {
+    let (mut hooks, _directory) = hooks(&[Occasion::Stopped], "echo no mail >&2; exit 3", 10_000);
+    hooks.hooks.push(Hook {
+        command: vec!["/nonexistent/hook".into()],
+        ..hooks.hooks[0].clone()
+    });
+    let mut runner = Runner::start(Some(&hooks)).unwrap();
+    runner.raise(&alarm(Occasion::Stopped));
+    let mut said = wait(&runner, LIMIT);
+    said.sort();
+    assert!(
+        said[0].contains("the hook `/nonexistent/hook` cannot be started"),
+        "{said:?}"
+    );
+    assert!(said[1].contains("exit status: 3; it says: no mail"), "{said:?}");
+}
+
+#[test]
+fn of_a_side_that_ended_without_a_word_the_steward_tells() {
+    let (hooks, directory) = hooks(&[Occasion::Stopped], "cat >> $1", 10_000);
+    Runner::start(Some(&hooks)).unwrap().finish();
+    let silent = told(&directory);
+    assert_eq!(silent.len(), 1, "{silent:?}");
+    assert!(
+        silent[0]["why"][0].as_str().unwrap().contains("without a word"),
+        "{silent:?}"
+    );
+    // One that has said so is not told of twice.
+    let mut runner = Runner::start(Some(&hooks)).unwrap();
+    runner.raise(&alarm(Occasion::Stopped));
+    runner.finish();
+    assert_eq!(told(&directory).len(), 2);
+}
