@@ -85,6 +85,7 @@ fn a_drain_waits_for_what_has_begun_and_makes_it_durable() {
         thread::yield_now();
     }
     let device = disk.bench.device.clone();
+    assert!(device.oldest_unfinished().is_some(), "it waits for the disk");
     let draining = thread::spawn(move || device.drain());
     thread::sleep(A_WHILE);
     assert!(!draining.is_finished(), "something is under way");

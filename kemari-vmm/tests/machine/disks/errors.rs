@@ -83,6 +83,11 @@ fn what_failed_waits_for_the_operator_and_keeps_its_place() {
         assert_eq!(disk.wait(0), ((0, 2), OK), "other requests are carried out");
         Failing::await_troubles(&failing.troubles, 1);
         assert_eq!(disk.finished(0), None);
+        assert_eq!(
+            device.oldest_unfinished(),
+            None,
+            "it waits for the operator, not for the disk"
+        );
         {
             let troubles = failing.troubles.lock().unwrap();
             assert_eq!(troubles.len(), 1);
