@@ -253,6 +253,20 @@ impl Device for Console {
 mod tests {
     use super::*;
 
+    /// What a console has let out.
+    #[derive(Clone, Default)]
+    struct Said(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Said {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
     #[test]
     fn a_capture_counts_console_output_once_and_only_if_there_is_any() {
         let vm = crate::arch::preflight::open()
@@ -260,14 +274,23 @@ mod tests {
             .expect("KVM");
         let hub = Hub::new(crate::memory::create(64 << 20).expect("memory"), Arc::new(vm));
         hub.hold_output(true);
-        let console = Console::new(hub, 4, Box::new(io::sink()));
+        let said = Said::default();
+        let console = Console::new(hub.clone(), 4, Box::new(said.clone()));
         assert_eq!(console.capture(1), 0);
         console.write(0, b"x");
-        assert!(console.output_held());
+        assert!(console.output_held() && said.0.lock().unwrap().is_empty());
         assert_eq!(console.capture(2), 1);
         assert!(!console.output_held());
         assert_eq!(console.capture(3), 0, "the capture before has it");
         console.uncapture(2);
         assert_eq!(console.capture(4), 1, "the capture that had it has failed");
+        console.release(4);
+        hub.hold_output(false);
+        console.write(0, b"y");
+        assert_eq!(
+            *said.0.lock().unwrap(),
+            b"xy",
+            "with the gate open it leaves at once"
+        );
     }
 }

@@ -1,8 +1,12 @@
 //! What a driver may ask of a disk, and the status that it gets (virtio 1.2, section 5.2).
 
+use std::io;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 
-use kemari_vmm::virtio::block::BlockSpec;
+use kemari_vmm::disk::{DiskWatch, Tell};
+use kemari_vmm::virtio::block::{Block, BlockSpec};
 
 use super::{WAYS, open};
 use crate::support::asker::{Asker, DISCARD, FLUSH, ID, IOERR, OK, READ, UNSUPP, WRITE, ZEROES};
@@ -204,4 +208,45 @@ fn a_disk_grows_and_never_shrinks() {
         "it is not there any more"
     );
     assert_eq!(disk.read(0, 1), [0; 512], "the rest is");
+}
+
+/// Whoever keeps a record of an image, and cannot write it when that grows.
+struct Unrecorded;
+
+impl DiskWatch for Unrecorded {
+    fn may_change(&self, _: &Range<u64>) -> bool {
+        true
+    }
+    fn grown(&self, _: u64) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EIO))
+    }
+    fn prepare(&self, _: &[Range<u64>]) -> io::Result<()> {
+        Ok(())
+    }
+    fn changed(&self, _: u64, _: &Range<u64>, _: bool) {}
+    fn flush_is_output(&self) -> bool {
+        false
+    }
+    fn flush_begins(&self, _: u64, _: Option<u64>) {}
+    fn flushed(&self, _: u64, tell: Tell) {
+        tell();
+    }
+}
+
+#[test]
+fn a_disk_whose_growth_cannot_be_recorded_does_not_grow() {
+    let image = bench::image();
+    let bench = bench::Bench::new(Block::new(spec()));
+    let disk = Asker::on(bench, 1, 0, |block| {
+        block.attach(open(image.path(), WAYS[0]))?;
+        block.set_watch(Arc::new(Unrecorded));
+        Ok(())
+    });
+    image.as_file().set_len(2 * SECTORS * 512).expect("a sparse file");
+    let device = disk.bench.device.clone();
+    device
+        .with_backend(|block| block.look_at_size())
+        .expect_err("nothing says that what is new may differ");
+    assert!(!disk.config_changed(), "the guest is not told");
+    assert_eq!(u64::from_le_bytes(disk.config(0)), SECTORS);
 }
