@@ -80,7 +80,7 @@ pub enum Fault {
     /// The loser gives up its state as soon as another has won.
     ForgetAtWon,
     /// A queue's reset completes before what was captured in it is finished, and an ack releases past it. This and the
-    /// next three are what the devices and the driver of a secondary owe the mechanism: the simulation's own break them.
+    /// next two are what devices owe the mechanism, which they do not know: the simulation's own break them.
     AckAcrossReset,
     /// Requests in flight are missing in the request list that a takeover starts from.
     ForgetRequest,
@@ -94,17 +94,17 @@ pub enum Fault {
     StopBeforeDrained,
     /// Outputs are applied to the replica before their sync is committed.
     ApplyBeforeCommit,
-    /// At its first commit a replica does without the outputs that were under way then.
+    /// At its first commit a replica does without the first of the outputs that were under way then.
     ForgetInFlight,
     /// An image that is being copied into counts as whole.
     WholeEarly,
-    /// What is written is recorded some time later, not before.
+    /// What is written is not recorded before.
     RecordAfterWrite,
     /// A block's mark is taken as soon as the block is durable on the primary's image.
     UnmarkEarly,
     /// The mark of a block goes as soon as the other image has stored a copy of it, durable here or not.
     UnmarkCopied,
-    /// The secondary says that what was copied is durable when it has only taken it.
+    /// The secondary says that what was copied is durable when a flush has ended that had begun before.
     StoredEarly,
     /// An image is compared with whatever its cache shows, also after a flush of it has failed.
     TrustCache,
@@ -116,7 +116,7 @@ pub enum Fault {
     ForgetFailedDrain,
     /// The guest is told of a flush that should wait for both disks when the primary's has done it.
     FlushWithoutPeer,
-    /// The secondary says that a flush is done when it is only in its disk's queue.
+    /// The secondary says that a flush is done when another has ended that had begun before.
     FlushedEarly,
     /// A VM is started from whatever image is there.
     StartFromAnyImage,

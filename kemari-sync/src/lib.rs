@@ -31,7 +31,7 @@ pub use debt::Debt;
 pub use faults::Fault;
 #[cfg(feature = "faults")]
 pub use faults::inject;
-pub use marks::{Extent, Marks, ReplicaMarks, RequestId, Settled};
+pub use marks::{Carried, Extent, Marks, ReplicaMarks, RequestId, Settled, new_extents};
 pub use primary::{
     CAPTURE_FAILURES_MAX, CopyLimits, Mode, OnSecondaryLoss, Opening, Pace, Primary, PrimaryAction,
     PrimaryConfig, PrimaryEvent, Reign, SessionId,
@@ -42,10 +42,10 @@ pub use record::{
     Term, Work,
 };
 pub use replica::{
-    CopyDisk, DiskOffer, ImageState, ImageWord, REPLICAS_MAX, Ruled, Source, announced_term, lineage_id,
-    may_start, plan_copy,
+    CopyDisk, DiskOffer, ImageHistory, ImageState, ImageWord, REPLICAS_MAX, Ruled, Source, announced_term,
+    lineage_id, may_start, plan_copy,
 };
 pub use secondary::{Restoration, RestorePart, Secondary, SecondaryAction, SecondaryConfig, SecondaryEvent};
-pub use status::{Protection, Role, Status};
+pub use status::{Growth, Protection, Role, Status};
 pub use timing::{Timing, TimingError};
 pub use trouble::Trouble;

@@ -5,6 +5,7 @@
 //! what else the rule needs. The caller asks which marks may go, takes them from the record, and says so.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use crate::faults::{Fault, fault};
 
@@ -55,7 +56,22 @@ pub struct Settled {
     pub extents: Vec<Extent>,
 }
 
+/// The extents, of so many bytes each, whose marks are set when an image grows, before it is said to have grown: what is new may
+/// be anything on either host.
+pub fn new_extents(old_bytes: u64, new_bytes: u64, extent_bytes: u64) -> Range<Extent> {
+    let end = new_bytes.div_ceil(extent_bytes);
+    match fault(Fault::GrowUnmarked) {
+        true => end..end,
+        false => old_bytes / extent_bytes..end,
+    }
+}
+
 impl Marks {
+    /// Whether these extents may be changed: each of them `is_marked`, durably. Else they are to be marked first.
+    pub fn may_change(extents: impl IntoIterator<Item = Extent>, is_marked: impl Fn(Extent) -> bool) -> bool {
+        fault(Fault::RecordAfterWrite) || extents.into_iter().all(is_marked)
+    }
+
     /// A change of these extents is about to be made. From here on no mark of theirs goes.
     pub fn begin(&mut self, extents: impl IntoIterator<Item = Extent>) {
         for extent in extents {
@@ -228,18 +244,65 @@ impl Marks {
     }
 }
 
-/// What the secondary knows of the outputs that it has carried out on one disk.
+/// What the secondary has carried out on one disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// The last of the outputs.
+    pub request: Option<RequestId>,
+    /// Frames of the copy.
+    pub frames: u64,
+}
+
+/// What the secondary knows of the outputs that it has carried out on one disk, and of the copy to it.
 #[derive(Clone, Debug, Default)]
 pub struct ReplicaMarks {
     /// The last output that touched each marked extent, and when, in milliseconds.
     last: BTreeMap<Extent, (RequestId, u64)>,
+    carried: Carried,
+    /// Frames of the copy that are durable.
+    stored: u64,
 }
 
 impl ReplicaMarks {
-    /// An output that touches these extents is about to be carried out.
-    pub fn begin(&mut self, id: RequestId, extents: impl IntoIterator<Item = Extent>, now_ms: u64) {
-        let entries = extents.into_iter().map(|extent| (extent, (id, now_ms)));
-        self.last.extend(entries);
+    /// An output that touches these extents is about to be carried out. False: it was carried out before.
+    pub fn begin(&mut self, id: RequestId, extents: impl IntoIterator<Item = Extent>, now_ms: u64) -> bool {
+        if self.carried.request.is_none() && fault(Fault::ForgetInFlight) {
+            self.end(id);
+        }
+        let is_due = self.carried.request < Some(id);
+        if is_due {
+            let entries = extents.into_iter().map(|extent| (extent, (id, now_ms)));
+            self.last.extend(entries);
+        }
+        is_due
+    }
+
+    /// This output was carried out.
+    pub fn end(&mut self, id: RequestId) {
+        self.carried.request = Some(id);
+    }
+
+    /// One more frame of the copy was carried out. Returns how many are not durable.
+    pub fn end_frame(&mut self) -> u64 {
+        self.carried.frames += 1;
+        self.carried.frames - self.stored
+    }
+
+    /// A flush begins. What is carried out after this is not for it.
+    pub fn begin_flush(&self) -> Carried {
+        self.carried
+    }
+
+    /// That flush has ended well. Returns what is durable, and may be said to be.
+    pub fn flushed(&mut self, mut flush: Carried) -> Carried {
+        if fault(Fault::FlushedEarly) {
+            flush.request = self.carried.request;
+        }
+        if fault(Fault::StoredEarly) {
+            flush.frames = self.carried.frames;
+        }
+        self.stored = flush.frames;
+        flush
     }
 
     /// Every output up to this one is durable on both images. Returns the extents whose marks are to go: they were not

@@ -155,3 +155,32 @@ fn a_replica_takes_the_marks_of_what_is_durable_on_both_and_old() {
     assert_eq!(marks.settle(3, 15, 10), [3]);
     assert_eq!(marks.settle(3, 15, 10), [], "once");
 }
+
+#[test]
+fn a_replica_carries_out_each_output_once_and_says_what_a_flush_was_for() {
+    let mut marks = ReplicaMarks::default();
+    assert!(marks.begin(4, [1], 0), "the first one that it hears of");
+    assert!(marks.begin(4, [1], 0), "it could not be carried out then");
+    marks.end(4);
+    assert!(!marks.begin(3, [], 0) && !marks.begin(4, [1], 0));
+    assert_eq!([marks.end_frame(), marks.end_frame()], [1, 2]);
+    let flush = marks.begin_flush();
+    assert!(marks.begin(5, [2], 0));
+    marks.end(5);
+    assert_eq!(marks.end_frame(), 3);
+    let durable = marks.flushed(flush);
+    assert_eq!((durable.request, durable.frames), (Some(4), 2));
+    assert_eq!(marks.end_frame(), 2, "two frames came since");
+}
+
+#[test]
+fn an_extent_is_changed_when_it_is_marked_and_what_is_new_is_marked() {
+    let marked = |extent| extent < 3;
+    assert!(Marks::may_change(1..3, marked) && !Marks::may_change(2..4, marked));
+    assert_eq!(new_extents(10, 31, 10), 1..4);
+    assert_eq!(
+        new_extents(15, 20, 10),
+        1..2,
+        "what it had of its last extent is not all"
+    );
+}

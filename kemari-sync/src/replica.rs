@@ -36,6 +36,75 @@ pub struct ImageWord {
     pub base: u128,
 }
 
+/// An image's history, as its record says it. Each change is durable before what it is about begins, or is said to be done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageHistory {
+    /// What others are told of it.
+    pub word: ImageWord,
+    /// The reign in which the other image last had the same base, and followed; 0: none.
+    pub paired_term: Term,
+}
+
+impl ImageHistory {
+    /// Of an image that a VM is to run from in this reign, or of one from which none has run (0). `lineage` and `base` are
+    /// drawn at random.
+    pub fn first(lineage: u128, base: u128, term: Term) -> Self {
+        let word = ImageWord {
+            lineage,
+            term,
+            next_term: 0,
+            state: ImageState::Whole,
+            base,
+        };
+        Self { word, paired_term: 0 }
+    }
+
+    /// Blocks of another image are going to be written over this one.
+    pub fn target(plan: &CopyDisk) -> Self {
+        let mut target = Self::first(plan.lineage, plan.base, plan.term);
+        if !fault(Fault::WholeEarly) {
+            target.word.state = ImageState::Target;
+        }
+        target
+    }
+
+    /// A reign is about to begin, under which the image may be written; 0: none is to begin from it.
+    pub fn announce(&mut self, next_term: Term) {
+        self.word.next_term = next_term;
+    }
+
+    /// The image is written in this reign from here on. `paired`: and the other host's image follows.
+    pub fn rule(&mut self, term: Term, paired: bool) {
+        (self.word.term, self.word.next_term, self.word.state) = (term, 0, ImageState::Whole);
+        if paired {
+            self.paired_term = term;
+        }
+    }
+
+    /// The image is going to be copied: a new base counts with the marks of the copy.
+    pub fn become_source(&mut self, plan: &CopyDisk) {
+        if self.word.base != plan.base {
+            (self.word.base, self.paired_term) = (plan.base, 0);
+        }
+    }
+
+    /// Everything of the first sync of a pair is here and durable. The pair, of `term`, is about to be recorded.
+    pub fn become_whole(&mut self, term: Term) {
+        self.rule(term, true);
+        self.announce(term);
+    }
+
+    /// That pair is known to be recorded.
+    pub fn note_recorded(&mut self) {
+        self.announce(0);
+    }
+
+    /// The VM was stopped cleanly, and everything that it wrote is durable here.
+    pub fn stop(&mut self) {
+        self.word.state = ImageState::Stopped;
+    }
+}
+
 /// A disk's image on one host.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct DiskOffer {

@@ -351,3 +351,53 @@ fn the_records_of_a_side_that_declares_itself_alone_do_not_go_back_to_its_pair()
     ruled.forget();
     assert!(ruled.lacks(6));
 }
+
+#[test]
+fn the_history_of_an_image_through_a_copy_a_pair_and_a_stop() {
+    let plan = CopyDisk {
+        disk: "blk0".to_owned(),
+        lineage: 7,
+        term: 3,
+        base: 9,
+        only_marked: false,
+    };
+    let terms = |history: &ImageHistory| (history.word.term, history.word.next_term, history.paired_term);
+    let mut target = ImageHistory::target(&plan);
+    assert_eq!(
+        (target.word.lineage, target.word.base, target.word.state),
+        (7, 9, ImageState::Target)
+    );
+    assert_eq!(terms(&target), (3, 0, 0));
+    target.become_whole(4);
+    assert_eq!(
+        (terms(&target), target.word.state),
+        ((4, 4, 4), ImageState::Whole),
+        "recorded or not"
+    );
+    target.note_recorded();
+    assert_eq!(terms(&target), (4, 0, 4));
+    target.stop();
+    assert_eq!(
+        (terms(&target), target.word.state),
+        ((4, 0, 4), ImageState::Stopped)
+    );
+
+    let mut source = ImageHistory::first(7, 8, 0);
+    source.announce(2);
+    assert_eq!(terms(&source), (0, 2, 0));
+    source.rule(2, true);
+    assert_eq!(terms(&source), (2, 0, 2));
+    source.rule(3, false);
+    assert_eq!(terms(&source), (3, 0, 2), "the pair was before");
+    source.become_source(&CopyDisk {
+        base: 8,
+        ..plan.clone()
+    });
+    assert_eq!(
+        terms(&source),
+        (3, 0, 2),
+        "it has that base with the other image still"
+    );
+    source.become_source(&plan);
+    assert_eq!((source.word.base, terms(&source)), (9, (3, 0, 0)));
+}

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::faults::{Fault, fault};
 use crate::readiness::Readiness;
 use crate::record::{Epoch, Term};
 
@@ -31,6 +32,29 @@ pub enum Protection {
     Deciding,
     /// The VM does not run here, and will not: another has it, or it was stopped.
     Over,
+}
+
+/// Whether a replicated disk may grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Growth {
+    /// Now.
+    Now,
+    /// When the protection has ended: the other host must know it before the guest writes there.
+    Alone,
+    /// It is open who has the VM.
+    Open,
+}
+
+impl Protection {
+    /// Whether a replicated disk may grow under it.
+    pub fn growth(self) -> Growth {
+        match self {
+            _ if fault(Fault::GrowWhilePaired) => Growth::Now,
+            Self::Unprotected => Growth::Now,
+            Self::Copying | Self::Pairing | Self::Protected => Growth::Alone,
+            Self::Deciding | Self::Over => Growth::Open,
+        }
+    }
 }
 
 /// A snapshot for humans.

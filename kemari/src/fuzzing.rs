@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::control::Control;
 use crate::links::Link;
-use crate::replica::{RecordStore, SECTOR_BYTES, State};
+use crate::replica::{RecordStore, SECTOR_BYTES};
 use crate::{control, links, replica};
 
 pub use crate::arbiter::fuzzing::{Members, arbiter_record, arbiter_record_bytes};
@@ -36,12 +36,7 @@ pub fn new_image_record(image_bytes: u64) -> Vec<u8> {
         vm: "vm".into(),
         disk: "blk0".into(),
         image_bytes,
-        lineage: 1,
-        term: 2,
-        next_term: 0,
-        state: State::Whole,
-        base: 3,
-        paired_term: 2,
+        history: kemari_sync::ImageHistory::first(1, 3, 2),
     };
     let store = Memory::new(vec![0; replica::Record::bytes_for(image_bytes) as usize]);
     let mut record = replica::Record::create(Box::new(store.clone()), head).expect("memory can be written");

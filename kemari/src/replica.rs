@@ -18,7 +18,7 @@ pub use copier::{CALLS as COPY_CALLS, CopiedDisk, Copier, CopyProgress};
 pub use image::{Image, ImageView, describe_record, record_beside, record_of, views};
 #[cfg(feature = "fuzzing")]
 pub(crate) use record::{EXTENT_BYTES, Head, Record};
-pub use record::{Map, RecordError, State};
+pub use record::{Map, RecordError};
 #[cfg(feature = "fuzzing")]
 pub(crate) use store::{SECTOR_BYTES, Store as RecordStore};
 pub use tracker::{MARK_AGE_MIN, Tracker};

@@ -92,6 +92,10 @@ impl Secondary {
         staging.phase = Phase::Checking;
         staging.stop = commit.stop;
         actions.push(SecondaryAction::Check { commit });
+        if fault(Fault::ApplyBeforeCommit) {
+            let epoch = commit.epoch;
+            actions.push(SecondaryAction::Apply { epoch });
+        }
         if fault(Fault::AckBeforeCheck) {
             self.ack_staging(actions);
         }
@@ -151,12 +155,13 @@ impl Secondary {
             epoch, term, store, ..
         } = staging.begin;
         let is_first = self.held.is_none();
+        let is_kept = is_first || !fault(Fault::RollBackAcked);
         self.held = Some(Held {
             primary: session.primary.clone(),
             store,
             last: CommitId { term, epoch },
             stop: staging.stop,
-            applying: Some(epoch),
+            applying: is_kept.then_some(epoch),
         });
         self.lost_since_ms = None;
         // A takeover that has asked for nothing yet asks under no other store than what is held.
@@ -166,7 +171,9 @@ impl Secondary {
         if !staging.acked {
             self.send(ack(&staging), actions);
         }
-        actions.push(SecondaryAction::Apply { epoch });
+        if is_kept {
+            actions.push(SecondaryAction::Apply { epoch });
+        }
         if is_first {
             self.assume_pair(actions);
         }

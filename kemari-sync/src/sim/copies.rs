@@ -3,7 +3,8 @@
 
 use rand::Rng;
 
-use crate::faults::{Fault, fault};
+use crate::faults::Fault;
+use crate::marks::Carried;
 use crate::primary::{PrimaryEvent, SessionId};
 use crate::replica::Ruled;
 
@@ -194,38 +195,26 @@ impl World {
         let Some(side) = self.hosts[host].secondary() else {
             return;
         };
-        side.image.frames += 1;
-        let (frames, generation) = (side.image.frames, side.image.generation);
-        if !frames.is_multiple_of(STORED_FRAMES) {
+        side.image.marks.end_frame();
+        let (carried, generation) = (side.image.marks.begin_flush(), side.image.generation);
+        if !carried.frames.is_multiple_of(STORED_FRAMES) {
             return;
-        }
-        if fault(Fault::StoredEarly) {
-            self.say_stored(host, frames);
         }
         let flush = self.hosts[host].image.begin_flush();
         let delay_us = self.some_us(FLUSH_US);
         let what = ToProcess::ReplicaStored {
             generation,
-            frames,
+            carried,
             flush,
         };
         self.tell_after(delay_us, host, what);
     }
 
-    pub(super) fn replica_stored(&mut self, host: usize, generation: u64, frames: u64, flush: &Flush) {
-        let side = self.hosts[host].secondary();
-        if side.is_none_or(|side| side.image.generation != generation || side.image.has_failed) {
-            return;
-        }
-        match self.end_flush(host, flush, Fault::ForgetFailedReplicaFlush) {
-            true => self.say_stored(host, frames),
-            false => self.replica_flush_fails(host),
-        }
-    }
-
-    fn say_stored(&mut self, host: usize, frames: u64) {
-        if let Some(session) = self.hosts[host].secondary().and_then(|side| side.session) {
-            self.transmit(session, SECONDARY, Frame::Stored(frames));
+    pub(super) fn replica_stored(&mut self, host: usize, generation: u64, carried: Carried, flush: &Flush) {
+        let durable = self.end_replica_flush(host, generation, carried, flush);
+        let session = self.hosts[host].secondary().and_then(|side| side.session);
+        if let (Some(durable), Some(session)) = (durable, session) {
+            self.transmit(session, SECONDARY, Frame::Stored(durable.frames));
         }
     }
 }

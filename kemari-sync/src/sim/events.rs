@@ -6,6 +6,7 @@ use std::collections::BinaryHeap;
 use rand::Rng;
 
 use crate::consent::StartEvent;
+use crate::marks::Carried;
 use crate::primary::PrimaryEvent;
 use crate::record::{ArbiterAnswer, ArbiterRequest};
 use crate::secondary::SecondaryEvent;
@@ -34,7 +35,6 @@ pub(super) enum ToProcess {
     RetryDisk,
     Resize,
     ReplicaFailed(u64),
-    Marked(usize),
     ImageFlushed {
         number: u64,
         flush: Flush,
@@ -43,7 +43,7 @@ pub(super) enum ToProcess {
     },
     ReplicaFlushed {
         generation: u64,
-        number: u64,
+        carried: Carried,
         flush: Flush,
     },
     CopyFlushed {
@@ -53,7 +53,7 @@ pub(super) enum ToProcess {
     CopyStep(u64),
     ReplicaStored {
         generation: u64,
-        frames: u64,
+        carried: Carried,
         flush: Flush,
     },
     Settle,

@@ -85,6 +85,7 @@ impl World {
             let page = reply.page;
             self.write_ended(host, number, page, false);
         }
+        // Asked here alone: what a guest is told of its request is its device's, in `kemari-vmm`.
         let done = fault(Fault::HideFailure);
         self.tell_after(0, host, ToProcess::WriteDone(number, done));
     }
@@ -138,6 +139,7 @@ impl World {
 
     /// The image of a secondary could not be written: nothing more is carried out on it.
     pub(super) fn replica_fails(&mut self, host: usize) {
+        // Asked here alone: it is for the driver to tell the mechanism.
         if fault(Fault::AckFailedWrite) {
             return;
         }

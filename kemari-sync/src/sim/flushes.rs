@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use rand::Rng;
 
 use crate::faults::{Fault, fault};
-use crate::marks::Marks;
-use crate::replica::ImageState;
+use crate::marks::{Carried, Marks};
+use crate::replica::ImageHistory;
 use crate::secondary::SecondaryEvent;
 use crate::wire::{DiskMark, Message};
 
@@ -231,7 +231,7 @@ impl World {
     }
 
     /// A flush is given to the secondary's disk, in the order of the commits: one of the guest, or one of its own.
-    pub(super) fn flush_replica(&mut self, host: usize, number: u64) {
+    pub(super) fn flush_replica(&mut self, host: usize, number: Option<u64>) {
         let most_us = REPLICA_FLUSH_US[self.rng.random_range(0..REPLICA_FLUSH_US.len())];
         let due_us = self.now_us + self.some_us(most_us);
         let flush = self.hosts[host].image.begin_flush();
@@ -240,27 +240,43 @@ impl World {
         };
         side.image.flushed_us = side.image.flushed_us.max(due_us);
         let (at_us, generation) = (side.image.flushed_us, side.image.generation);
+        let mut carried = side.image.marks.begin_flush();
+        carried.request = number.or(carried.request);
         let what = ToProcess::ReplicaFlushed {
             generation,
-            number,
+            carried,
             flush,
         };
         self.tell_at(at_us, host, what);
-        if fault(Fault::FlushedEarly) {
-            self.tell_after(0, host, flushed(number));
-        }
     }
 
     /// The secondary's disk has carried a flush out.
-    pub(super) fn replica_flushed(&mut self, host: usize, generation: u64, number: u64, flush: &Flush) {
-        let side = self.hosts[host].secondary();
-        if side.is_none_or(|side| side.image.generation != generation || side.image.has_failed) {
-            return;
+    pub(super) fn replica_flushed(&mut self, host: usize, generation: u64, carried: Carried, flush: &Flush) {
+        let durable = self.end_replica_flush(host, generation, carried, flush);
+        if let Some(request) = durable.and_then(|durable| durable.request) {
+            let mark = DiskMark { disk: 0, request };
+            self.tell_after(0, host, ToProcess::Secondary(SecondaryEvent::DiskFlushed(mark)));
         }
-        match self.end_flush(host, flush, Fault::ForgetFailedReplicaFlush) {
-            true => self.tell_after(0, host, flushed(number)),
-            false => self.replica_flush_fails(host),
+    }
+
+    /// Returns what is durable, if it is.
+    pub(super) fn end_replica_flush(
+        &mut self,
+        host: usize,
+        generation: u64,
+        carried: Carried,
+        flush: &Flush,
+    ) -> Option<Carried> {
+        let side = self.hosts[host].secondary()?;
+        if side.image.generation != generation || side.image.has_failed {
+            return None;
         }
+        if !self.end_flush(host, flush, Fault::ForgetFailedReplicaFlush) {
+            self.replica_flush_fails(host);
+            return None;
+        }
+        let side = self.hosts[host].secondary()?;
+        Some(side.image.marks.flushed(carried))
     }
 
     pub(super) fn replica_flush_fails(&mut self, host: usize) {
@@ -276,10 +292,8 @@ impl World {
             return;
         }
         self.checks.last_blocks = self.hosts[host].image.blocks;
-        if self.flush_source(host, Fault::ForgetFailedDrain)
-            && let Some(word) = &mut self.hosts[host].image.word
-        {
-            word.state = ImageState::Stopped;
+        if self.flush_source(host, Fault::ForgetFailedDrain) {
+            self.hosts[host].image.change(ImageHistory::stop);
         }
         if let Process::Primary(side) = &mut self.hosts[host].process {
             side.copy.ruled.forget();
@@ -290,15 +304,8 @@ impl World {
     pub(super) fn stop_replica(&mut self, host: usize) {
         let side = self.hosts[host].secondary();
         let is_stop = side.is_some_and(|side| side.is_stop && !side.image.has_failed);
-        if is_stop
-            && self.flush_target(host)
-            && let Some(word) = &mut self.hosts[host].image.word
-        {
-            word.state = ImageState::Stopped;
+        if is_stop && self.flush_target(host) {
+            self.hosts[host].image.change(ImageHistory::stop);
         }
     }
-}
-
-fn flushed(request: u64) -> ToProcess {
-    ToProcess::Secondary(SecondaryEvent::DiskFlushed(DiskMark { disk: 0, request }))
 }

@@ -3,9 +3,9 @@
 
 use rand::Rng;
 
-use crate::faults::{Fault, fault};
+use crate::marks::new_extents;
 use crate::primary::PrimaryEvent;
-use crate::status::Protection;
+use crate::status::Growth;
 
 use super::events::ToProcess;
 use super::image::Image;
@@ -25,8 +25,8 @@ pub(super) fn below(blocks: usize) -> u32 {
 impl Image {
     /// The record is opened, or told that the image has grown: what is new counts as changed.
     pub(super) fn note_size(&mut self) {
-        if !fault(Fault::GrowUnmarked) {
-            self.marks |= below(self.size) & !below(self.recorded);
+        for block in new_extents(self.recorded as u64, self.size as u64, 1) {
+            self.marks |= 1 << block;
         }
         self.recorded = self.size;
     }
@@ -95,15 +95,14 @@ impl World {
         let Some(side) = self.hosts[host].primary().filter(|_| has_grown) else {
             return;
         };
-        match side.machine.status(now_ms).protection {
-            _ if fault(Fault::GrowWhilePaired) => self.resize(host),
-            Protection::Unprotected => self.resize(host),
-            Protection::Copying | Protection::Pairing | Protection::Protected => {
+        match side.machine.status(now_ms).protection.growth() {
+            Growth::Now => self.resize(host),
+            Growth::Alone => {
                 side.resizes = true;
                 self.feed_primary(host, PrimaryEvent::OperatorUnprotect);
             }
-            // It is open who has the VM: the operator says it again.
-            Protection::Deciding | Protection::Over => {}
+            // The operator says it again.
+            Growth::Open => {}
         }
     }
 
@@ -113,7 +112,7 @@ impl World {
         let Some(side) = self.hosts[host].primary().filter(|side| side.resizes) else {
             return;
         };
-        if side.machine.status(now_ms).protection == Protection::Unprotected {
+        if side.machine.status(now_ms).protection.growth() == Growth::Now {
             side.resizes = false;
             self.resize(host);
             self.feed_primary(host, PrimaryEvent::OperatorProtect);

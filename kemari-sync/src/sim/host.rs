@@ -69,8 +69,6 @@ pub(super) struct SecondarySide {
     pub(super) memory: [u64; PAGES],
     pub(super) staged: Option<Staged>,
     pub(super) state: Option<Box<Vm>>,
-    /// A rule taken out: memory and state of the commit before.
-    pub(super) before: Option<([u64; PAGES], Option<Box<Vm>>)>,
     pub(super) image: ImageSide,
     pub(super) restores: Restores,
     /// Term of the sync that began last.

@@ -4,8 +4,7 @@
 use rand::Rng;
 
 use crate::faults::{Fault, fault};
-use crate::record::Term;
-use crate::replica::{DiskOffer, ImageState, ImageWord, Source};
+use crate::replica::{DiskOffer, ImageHistory, ImageWord, Source};
 
 use super::invariants::replica::Blocks;
 use super::vm::PAGES;
@@ -32,8 +31,7 @@ pub(super) struct Image {
     /// Its size in blocks, and its size as the record has it.
     pub(super) size: usize,
     pub(super) recorded: usize,
-    pub(super) word: Option<ImageWord>,
-    pub(super) paired_term: Term,
+    pub(super) history: Option<ImageHistory>,
 }
 
 /// A flush under way.
@@ -60,26 +58,28 @@ impl Image {
         DiskOffer {
             disk: "blk0".to_owned(),
             bytes: self.recorded as u64,
-            word: self.word.clone(),
+            word: self.word().cloned(),
             overwrite: false,
         }
     }
 
     pub(super) fn source(&self) -> Source {
-        let word = self.word.as_ref();
+        let word = self.word();
         Source {
             disk: "blk0".to_owned(),
             bytes: self.recorded as u64,
             lineage: word.map_or(0, |word| word.lineage),
             base: word.map_or(0, |word| word.base),
-            paired_term: self.paired_term,
+            paired_term: self.history.as_ref().map_or(0, |history| history.paired_term),
         }
     }
 
-    pub(super) fn rule(&mut self, term: Term) {
-        if let Some(word) = &mut self.word {
-            (word.term, word.next_term, word.state) = (term, 0, ImageState::Whole);
-        }
+    pub(super) fn word(&self) -> Option<&ImageWord> {
+        self.history.as_ref().map(|history| &history.word)
+    }
+
+    pub(super) fn change(&mut self, change: impl FnOnce(&mut ImageHistory)) {
+        self.history.as_mut().map(change);
     }
 
     pub(super) fn marked(&self) -> impl Iterator<Item = u64> + use<> {
@@ -151,6 +151,8 @@ impl World {
     /// Who keeps what was not flushed writes it again before the next flush, if one has failed.
     pub(super) fn rewrite_lost(&mut self, host: usize, forgets: Fault) {
         let image = &mut self.hosts[host].image;
+        // Asked here alone, as in the next two: what a disk does after a flush that failed is `kemari-vmm`'s, which does not
+        // know the mechanism (`disk/kept.rs`).
         if image.has_failed && !fault(forgets) {
             image.lost = 0;
         }

@@ -2,11 +2,11 @@
 
 use rand::Rng;
 
-use crate::faults::{Fault, fault};
-use crate::marks::ReplicaMarks;
+use crate::faults::Fault;
+use crate::marks::{Marks, ReplicaMarks};
 use crate::primary::{PrimaryEvent, SessionId};
 use crate::record::Term;
-use crate::replica::{CopyDisk, DiskOffer, ImageState, ImageWord};
+use crate::replica::{CopyDisk, DiskOffer, ImageHistory};
 use crate::secondary::SecondaryEvent;
 
 use super::client::Reply;
@@ -16,11 +16,8 @@ use super::growth::below;
 use super::invariants::replica::{self, Blocks};
 use super::invariants::{Invariant, flush, marks};
 use super::net::{Frame, PRIMARY, SECONDARY};
-use super::vm::{Output, Phase, Vm};
+use super::vm::{Output, Vm};
 use super::world::World;
-
-/// A rule taken out: the record is written so long after the write, in microseconds.
-const LATE_MARK_US: u64 = 20_000;
 
 /// How likely a commit is followed by a flush of the secondary's own.
 const OWN_FLUSH: f64 = 0.2;
@@ -28,16 +25,12 @@ const OWN_FLUSH: f64 = 0.2;
 /// A secondary's image.
 #[derive(Clone, Default)]
 pub(super) struct ImageSide {
-    /// The last output that was carried out.
-    applied: u64,
     /// Blocks may come, and may still be missing.
     pub(super) is_copying: bool,
     commits: u64,
     /// Which standby this is, counted over all hosts: flushes of older ones are void.
     pub(super) generation: u64,
     pub(super) marks: ReplicaMarks,
-    /// Frames of the copy that were taken.
-    pub(super) frames: u64,
     /// When the flush that began last is done, in microseconds.
     pub(super) flushed_us: u64,
     /// The image could not be written, and nothing more is carried out on it; its machine knows.
@@ -58,7 +51,7 @@ impl World {
         let is_copying = self.hosts[host]
             .secondary()
             .is_some_and(|side| side.image.is_copying);
-        let verdict = replica::admits_copy(is_copying, self.hosts[host].image.word.as_ref());
+        let verdict = replica::admits_copy(is_copying, self.hosts[host].image.word());
         self.judge(Invariant::Replica, verdict);
     }
 
@@ -69,8 +62,10 @@ impl World {
         }
         let unique = self.hosts[host].me.nonce;
         let image = &mut self.hosts[host].image;
-        let word = image.word.get_or_insert_with(|| fresh(term, unique)).clone();
-        let verdict = replica::runs(Some(&word), &image.blocks, &image.blocks);
+        image
+            .history
+            .get_or_insert_with(|| ImageHistory::first(unique, unique, term));
+        let verdict = replica::runs(image.word(), &image.blocks, &image.blocks);
         let promised = match was_stopped {
             true => self.checks.last_blocks,
             false => self.checks.promised,
@@ -78,7 +73,7 @@ impl World {
         let kept = flush::keeps(&promised, &image.blocks);
         image.format();
         image.marks = below(image.recorded);
-        image.rule(term);
+        image.change(|history| history.rule(term, false));
         (self.checks.promised, self.checks.last_blocks) = (Blocks::default(), Blocks::default());
         self.judge(Invariant::Replica, verdict);
         self.judge(Invariant::Flush, kept);
@@ -93,11 +88,9 @@ impl World {
             return false;
         }
         let unique = self.hosts[host].me.nonce;
-        let word = self.hosts[host]
-            .image
-            .word
-            .get_or_insert_with(|| fresh(0, unique));
-        word.next_term = term;
+        let image = &mut self.hosts[host].image;
+        let fresh = || ImageHistory::first(unique, unique, 0);
+        image.history.get_or_insert_with(fresh).announce(term);
         true
     }
 
@@ -137,13 +130,13 @@ impl World {
         if self.disk_fails(host) {
             return false;
         }
-        self.hosts[host].image.rule(term);
+        self.hosts[host].image.change(|history| history.rule(term, false));
         true
     }
 
     /// Whether the record of a host's image says that it is written in this term.
     pub(super) fn is_ruled(&self, host: usize, term: Term) -> bool {
-        let word = self.hosts[host].image.word.as_ref();
+        let word = self.hosts[host].image.word();
         !self.setup.replicated || word.is_some_and(|word| word.term == term)
     }
 
@@ -157,7 +150,7 @@ impl World {
         let image = &mut self.hosts[host].image;
         let runs = replica::is_usable(has_failed, "the VM runs").and_then(|()| {
             let (blocks, durable) = (&image.blocks, &image.durable);
-            replica::runs(image.word.as_ref(), blocks, durable)
+            replica::runs(image.word(), blocks, durable)
         });
         let verdict = runs.and_then(|()| replica::follows(image, vm, epoch));
         let kept = flush::keeps(&self.checks.promised, &image.blocks);
@@ -186,10 +179,7 @@ impl World {
             below(image.recorded)
         };
         let verdict = replica::leaves_out(image, &other);
-        if let Some(word) = image.word.as_mut().filter(|word| word.base != plan.base) {
-            word.base = plan.base;
-            image.paired_term = 0;
-        }
+        image.change(|history| history.become_source(plan));
         self.judge(Invariant::Replica, verdict);
         let result = Ok(());
         let event = PrimaryEvent::SourcesMarked { session, result };
@@ -228,7 +218,7 @@ impl World {
             return false;
         }
         let image = &mut self.hosts[host].image;
-        image.rule(term);
+        image.change(|history| history.rule(term, paired));
         let marked = image.marked();
         let copied = self.hosts[host].primary().map(|side| {
             side.copy.ruled.note(term);
@@ -240,7 +230,6 @@ impl World {
         if paired {
             let image = &mut self.hosts[host].image;
             image.unmark(&copied.unwrap_or_default());
-            image.paired_term = term;
         }
         true
     }
@@ -250,21 +239,18 @@ impl World {
         if !self.setup.replicated {
             return true;
         }
+        let marks = self.hosts[host].image.marks;
         if let Some(side) = self.hosts[host].primary() {
             side.copy.marks.begin_write(number, page);
+            if Marks::may_change([page as u64], |extent| marks & 1 << extent != 0) {
+                return true;
+            }
         }
-        if self.hosts[host].image.marks & 1 << page == 0 && self.disk_fails(host) {
+        if self.disk_fails(host) {
             return false;
         }
-        match fault(Fault::RecordAfterWrite) {
-            true => self.tell_after(LATE_MARK_US, host, ToProcess::Marked(page)),
-            false => self.marked(host, page),
-        }
-        true
-    }
-
-    pub(super) fn marked(&mut self, host: usize, page: usize) {
         self.hosts[host].image.marks |= 1 << page;
+        true
     }
 
     /// A write has reached the primary's own image.
@@ -301,18 +287,8 @@ impl World {
             return self.tell_after(delay_us, host, ToProcess::Secondary(event));
         }
         let image = &mut self.hosts[host].image;
-        let verdict = replica::overwrites(plan.term, image.word.as_ref());
-        image.word = Some(ImageWord {
-            lineage: plan.lineage,
-            term: plan.term,
-            next_term: 0,
-            state: match fault(Fault::WholeEarly) {
-                true => ImageState::Whole,
-                false => ImageState::Target,
-            },
-            base: plan.base,
-        });
-        (image.marks, image.paired_term) = (0, 0);
+        let verdict = replica::overwrites(plan.term, image.word());
+        (image.history, image.marks) = (Some(ImageHistory::target(plan)), 0);
         if let Some(side) = self.hosts[host].secondary() {
             side.image.is_copying = true;
         }
@@ -354,11 +330,7 @@ impl World {
         side.image.is_copying = false;
         let term = side.begun_term;
         let image = &mut self.hosts[host].image;
-        image.rule(term);
-        image.paired_term = term;
-        if let Some(word) = &mut image.word {
-            word.next_term = term;
-        }
+        image.change(|history| history.become_whole(term));
         true
     }
 
@@ -370,37 +342,40 @@ impl World {
         let Some(side) = self.hosts[host].secondary().filter(|side| !side.image.has_failed) else {
             return;
         };
-        let (is_first, applied) = (side.image.commits == 0, side.image.applied);
         side.image.commits += 1;
         let is_recorded = side.image.commits == 2;
-        for entry in vm.list.iter().filter(|entry| entry.number > applied) {
-            let is_forgotten = is_first && entry.phase == Phase::Released && fault(Fault::ForgetInFlight);
-            match &entry.output {
-                Output::Write(reply) if !is_forgotten => self.apply_write(host, entry.number, reply),
-                Output::Flush(..) => self.flush_replica(host, entry.number),
-                Output::Write(_) | Output::Packet(_) => {}
+        let now_ms = self.now_ms();
+        for entry in vm.list.iter().filter(|entry| entry.output.is_disk()) {
+            let touched = match &entry.output {
+                Output::Write(reply) => Some(reply),
+                _ => None,
+            };
+            let extents = touched.map(|reply| reply.page as u64);
+            let Some(side) = self.hosts[host].secondary() else {
+                return;
+            };
+            if !side.image.marks.begin(entry.number, extents, now_ms) {
+                continue;
+            }
+            match touched {
+                Some(reply) => self.apply_write(host, reply),
+                None => self.flush_replica(host, Some(entry.number)),
             }
             match self.hosts[host].secondary() {
-                Some(side) if !side.image.has_failed => side.image.applied = entry.number,
+                Some(side) if !side.image.has_failed => side.image.marks.end(entry.number),
                 _ => return,
             }
         }
         // The guest's own come only where it waits for both.
         if self.setup.flush == FlushMode::Memory && self.rng.random_bool(OWN_FLUSH) {
-            let applied = vm.list.last().map_or(0, |entry| entry.number).max(applied);
-            self.flush_replica(host, applied);
+            self.flush_replica(host, None);
         }
-        let image = &mut self.hosts[host].image;
-        if let Some(word) = image.word.as_mut().filter(|_| is_recorded) {
-            word.next_term = 0;
+        if is_recorded {
+            self.hosts[host].image.change(ImageHistory::note_recorded);
         }
     }
 
-    fn apply_write(&mut self, host: usize, number: u64, reply: &Reply) {
-        let now_ms = self.now_ms();
-        if let Some(side) = self.hosts[host].secondary() {
-            side.image.marks.begin(number, [reply.page as u64], now_ms);
-        }
+    fn apply_write(&mut self, host: usize, reply: &Reply) {
         self.hosts[host].image.marks |= 1 << reply.page;
         let is_beyond = reply.page >= self.hosts[host].image.recorded;
         if is_beyond || self.disk_fails(host) {
@@ -439,17 +414,6 @@ impl World {
                 self.judge(Invariant::Marks, verdict);
             }
         }
-    }
-}
-
-/// The record of an image from which a VM is first booted.
-fn fresh(term: Term, unique: u128) -> ImageWord {
-    ImageWord {
-        lineage: unique,
-        term,
-        next_term: 0,
-        state: ImageState::Whole,
-        base: unique,
     }
 }
 

@@ -1,6 +1,5 @@
 //! The driver of a secondary: standby memory, staging, fence, restore.
 
-use crate::faults::{Fault, fault};
 use crate::primary::Reign;
 use crate::secondary::{Secondary, SecondaryAction, SecondaryConfig, SecondaryEvent};
 use crate::wire::{Commit, CommitId, Message};
@@ -45,7 +44,6 @@ impl World {
             memory: [0; PAGES],
             staged: None,
             state: None,
-            before: None,
             image: ImageSide::default(),
             restores: Restores::default(),
             begun_term: 0,
@@ -210,10 +208,6 @@ impl World {
         let is_whole = side.staged.as_ref().is_some_and(|staged| {
             staged.pages.len() as u64 == commit.pages && staged.state.is_some() && !staged.damaged
         });
-        let early = side.staged.as_ref().and_then(|staged| staged.state.clone());
-        if let Some(vm) = early.filter(|_| is_whole && fault(Fault::ApplyBeforeCommit)) {
-            self.apply_outputs(host, &vm);
-        }
         let is_fine = is_whole && !fails && self.check_image(host);
         let event = SecondaryEvent::Checked {
             epoch: commit.epoch,
@@ -227,9 +221,6 @@ impl World {
         let Some(side) = self.hosts[host].secondary() else {
             return;
         };
-        if fault(Fault::RollBackAcked) && side.state.is_some() {
-            side.before = Some((side.memory, side.state.clone()));
-        }
         if let Some(staged) = side.staged.take() {
             staged
                 .pages
@@ -264,9 +255,6 @@ impl World {
         let Some(side) = self.hosts[host].secondary() else {
             return;
         };
-        if let Some((memory, state)) = side.before.take() {
-            (side.memory, side.state) = (memory, state);
-        }
         let Some(state) = side.state.take() else {
             return self.violate(
                 Invariant::Succession,

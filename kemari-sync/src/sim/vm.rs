@@ -2,6 +2,9 @@
 //!
 //! Every request it serves gets the next number and is folded into a hash: two executions that differ anywhere differ
 //! in it from then on.
+//!
+//! Three faults are asked here alone: what devices do with their request lists is `kemari-vmm`'s, which does not know the
+//! mechanism, so these have no code in common.
 
 use std::convert::Infallible;
 

@@ -252,7 +252,6 @@ impl World {
             ToProcess::RetryDisk => self.retry_disk(host),
             ToProcess::Resize => self.begin_resize(host),
             ToProcess::ReplicaFailed(generation) => self.replica_failed(host, generation),
-            ToProcess::Marked(page) => self.marked(host, page),
             ToProcess::ImageFlushed {
                 number,
                 flush,
@@ -260,16 +259,16 @@ impl World {
             } => self.image_flushed(host, number, &flush, *covered),
             ToProcess::ReplicaFlushed {
                 generation,
-                number,
+                carried,
                 flush,
-            } => self.replica_flushed(host, generation, number, &flush),
+            } => self.replica_flushed(host, generation, carried, &flush),
             ToProcess::CopyFlushed { session, flush } => self.copy_flushed(host, session, &flush),
             ToProcess::CopyStep(session) => self.copy_step(host, session),
             ToProcess::ReplicaStored {
                 generation,
-                frames,
+                carried,
                 flush,
-            } => self.replica_stored(host, generation, frames, &flush),
+            } => self.replica_stored(host, generation, carried, &flush),
             ToProcess::Settle => self.settle_image(host),
             ToProcess::Restore(attempt) => self.restore_part(host, attempt),
             ToProcess::Look => self.look(host),

@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use anyhow::{Context, bail, ensure};
-use kemari_sync::{CopyDisk, DiskOffer, ImageState, ImageWord, Source, Term, lineage_id};
+use kemari_sync::{CopyDisk, DiskOffer, ImageHistory, ImageState, Source, Term, lineage_id};
 use kemari_vmm::disk::Disk;
 
-use super::record::{Head, Map, Record, State};
+use super::record::{Head, Map, Record};
 use super::store::FileStore;
 use crate::config::{Config, HostDisk};
 use crate::image::image_of;
@@ -34,7 +34,7 @@ pub struct Image {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ImageView {
     /// None without a record.
-    pub state: Option<State>,
+    pub state: Option<ImageState>,
     /// Bytes of the extents that may differ from the other host's image.
     pub changed_bytes: u64,
 }
@@ -42,7 +42,7 @@ pub struct ImageView {
 impl ImageView {
     fn of(record: &Record) -> Self {
         Self {
-            state: Some(record.head().state),
+            state: Some(record.head().history.word.state),
             changed_bytes: record.map().count() * super::record::EXTENT_BYTES,
         }
     }
@@ -166,7 +166,10 @@ impl Image {
 
     /// What the record says of the image.
     pub fn offer(&self) -> DiskOffer {
-        let word = self.lock().as_ref().map(|record| word_of(record.head()));
+        let word = self
+            .lock()
+            .as_ref()
+            .map(|record| record.head().history.word.clone());
         let overwrite = match (&word, &self.overwrite) {
             (Some(word), Some(id)) => lineage_id(word.lineage) == *id,
             _ => false,
@@ -184,9 +187,9 @@ impl Image {
         self.lock().as_ref().map(|record| Source {
             disk: self.disk.clone(),
             bytes: self.bytes(),
-            lineage: record.head().lineage,
-            base: record.head().base,
-            paired_term: record.head().paired_term,
+            lineage: record.head().history.word.lineage,
+            base: record.head().history.word.base,
+            paired_term: record.head().history.paired_term,
         })
     }
 
@@ -198,27 +201,18 @@ impl Image {
         }
     }
 
-    fn first_head(&self, lineage: u128, term: Term, state: State) -> Head {
-        Head {
-            vm: self.vm.clone(),
-            disk: self.disk.clone(),
-            image_bytes: self.bytes(),
-            lineage,
-            term,
-            next_term: 0,
-            state,
-            base: rand::random(),
-            paired_term: 0,
-        }
+    /// A history of the image's own.
+    fn first(term: Term) -> ImageHistory {
+        ImageHistory::first(rand::random(), rand::random(), term)
     }
 
-    fn change(&self, change: impl FnOnce(&mut Head)) -> anyhow::Result<()> {
+    fn change(&self, change: impl FnOnce(&mut ImageHistory)) -> anyhow::Result<()> {
         let mut guard = self.lock();
         let Some(record) = guard.as_mut() else {
             bail!("the image {} has no record", self.path.display());
         };
         let mut head = record.head().clone();
-        change(&mut head);
+        change(&mut head.history);
         if head != *record.head() {
             record
                 .set_head(head)
@@ -228,7 +222,13 @@ impl Image {
         Ok(())
     }
 
-    fn create(&self, head: Head) -> anyhow::Result<()> {
+    fn create(&self, history: ImageHistory) -> anyhow::Result<()> {
+        let head = Head {
+            vm: self.vm.clone(),
+            disk: self.disk.clone(),
+            image_bytes: self.bytes(),
+            history,
+        };
         let shown = || format!("cannot make the record {}", self.record_path.display());
         let store =
             FileStore::create(&self.record_path, Record::bytes_for(self.bytes())).with_context(shown)?;
@@ -242,33 +242,26 @@ impl Image {
     /// older than the arbiter's record.
     pub fn announce(&self, next_term: Term) -> anyhow::Result<()> {
         if self.lock().is_none() {
-            return self.create(Head {
-                next_term,
-                ..self.first_head(rand::random(), 0, State::Whole)
-            });
+            let mut history = Self::first(0);
+            history.announce(next_term);
+            return self.create(history);
         }
-        self.change(|head| head.next_term = next_term)
+        self.change(|history| history.announce(next_term))
     }
 
     /// This side rules in `term`: from here on the image may be written. `paired`: and the other host's image follows.
     pub fn rule(&self, term: Term, paired: bool) -> anyhow::Result<()> {
-        self.change(|head| {
-            (head.term, head.next_term, head.state) = (term, 0, State::Whole);
-            if paired {
-                head.paired_term = term;
-            }
-        })
+        self.change(|history| history.rule(term, paired))
     }
 
     /// A VM is booted from the image in `term`. `adopt`: the operator says that it is the right one, so it begins a
     /// history of its own.
     pub fn start(&self, term: Term, adopt: bool) -> anyhow::Result<()> {
         if self.lock().is_none() {
-            return self.create(self.first_head(rand::random(), term, State::Whole));
+            return self.create(Self::first(term));
         }
         if adopt {
-            let fresh = self.first_head(rand::random(), term, State::Whole);
-            return self.change(|head| *head = fresh);
+            return self.change(|history| *history = Self::first(term));
         }
         self.rule(term, false)
     }
@@ -282,25 +275,15 @@ impl Image {
         }
         self.mark(covered.iter())?;
         // The new base counts with all of its marks, never without.
-        self.change(|head| {
-            if head.base != plan.base {
-                (head.base, head.paired_term) = (plan.base, 0);
-            }
-        })
+        self.change(|history| history.become_source(plan))
     }
 
     /// Blocks of another image are going to be written over this one.
     pub fn become_target(&self, plan: &CopyDisk) -> anyhow::Result<()> {
         if self.lock().is_none() {
-            return self.create(Head {
-                base: plan.base,
-                ..self.first_head(plan.lineage, plan.term, State::Target)
-            });
+            return self.create(ImageHistory::target(plan));
         }
-        self.change(|head| {
-            (head.lineage, head.base, head.state) = (plan.lineage, plan.base, State::Target);
-            (head.term, head.next_term, head.paired_term) = (plan.term, 0, 0);
-        })?;
+        self.change(|history| *history = ImageHistory::target(plan))?;
         // What was marked here is in the source's marks by now.
         let marked: Vec<u64> = self.map().iter().collect();
         self.clear(&marked)
@@ -308,20 +291,17 @@ impl Image {
 
     /// Everything of the first sync of a pair is there and durable. The pair, of `term`, is about to be recorded.
     pub fn become_whole(&self, term: Term) -> anyhow::Result<()> {
-        self.change(|head| {
-            (head.term, head.next_term, head.state) = (term, term, State::Whole);
-            head.paired_term = term;
-        })
+        self.change(|history| history.become_whole(term))
     }
 
     /// The pair whose beginning [`Image::become_whole`] has noted is known to be recorded.
     pub fn note_recorded(&self) -> anyhow::Result<()> {
-        self.change(|head| head.next_term = 0)
+        self.change(ImageHistory::note_recorded)
     }
 
     /// The VM was stopped cleanly, and everything it wrote is durable here.
     pub fn stop(&self) -> anyhow::Result<()> {
-        self.change(|head| head.state = State::Stopped)
+        self.change(ImageHistory::stop)
     }
 
     /// Sets marks, durably.
@@ -435,31 +415,18 @@ pub fn describe_record(vm: &str, disk: &HostDisk<'_>, state_dir: &Path) -> anyho
         return Ok("it has no record: it was never a replicated disk".into());
     };
     let head = record.head();
-    let state = match head.state {
-        State::Whole => "whole",
-        State::Target => "inconsistent (a copy was not finished)",
-        State::Stopped => "whole, and the VM was stopped cleanly",
+    let word = &head.history.word;
+    let state = match word.state {
+        ImageState::Whole => "whole",
+        ImageState::Target => "inconsistent (a copy was not finished)",
+        ImageState::Stopped => "whole, and the VM was stopped cleanly",
     };
     Ok(format!(
         "history {}, term {}, {state}; up to {} MiB may differ from the other host's",
-        lineage_id(head.lineage),
-        head.term,
+        lineage_id(word.lineage),
+        word.term,
         (record.map().count() * super::record::EXTENT_BYTES) >> 20
     ))
-}
-
-fn word_of(head: &Head) -> ImageWord {
-    ImageWord {
-        lineage: head.lineage,
-        term: head.term,
-        next_term: head.next_term,
-        state: match head.state {
-            State::Whole => ImageState::Whole,
-            State::Target => ImageState::Target,
-            State::Stopped => ImageState::Stopped,
-        },
-        base: head.base,
-    }
 }
 
 #[cfg(test)]

@@ -47,7 +47,7 @@ fn after_a_short_absence_only_what_either_has_marked_is_copied() {
     b.become_target(&plan).unwrap();
     assert_eq!(
         b.view().state,
-        Some(State::Target),
+        Some(ImageState::Target),
         "it holds no moment of the VM now"
     );
 }
@@ -133,7 +133,7 @@ fn a_record_that_is_being_written_is_not_waited_for_to_show_it_or_to_clear_marks
     image.start(1, false).unwrap();
     image.mark([1, 5]).unwrap();
     let shown = ImageView {
-        state: Some(State::Whole),
+        state: Some(ImageState::Whole),
         changed_bytes: 2 * EXTENT_BYTES,
     };
     let being_written = image.record.lock().unwrap();

@@ -13,6 +13,7 @@
 use std::io;
 use std::ops::Range;
 
+use kemari_sync::{ImageHistory, new_extents};
 use serde::{Deserialize, Serialize};
 
 use super::store::{SECTOR_BYTES, Store};
@@ -29,17 +30,6 @@ const HEAD_BYTES_MAX: usize = SECTOR_BYTES - 16;
 /// Bytes of bits in a sector of the map; its checksum follows.
 const MAP_SECTOR_BYTES: usize = SECTOR_BYTES - 4;
 
-/// What an image is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum State {
-    /// The VM ran from it, or followed with it: it holds one moment of the VM.
-    Whole,
-    /// Blocks of another image are being copied into it: it holds no moment of the VM, and nothing may run from it.
-    Target,
-    /// The VM was stopped cleanly, and it holds everything.
-    Stopped,
-}
-
 /// The record's head.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
@@ -49,19 +39,8 @@ pub struct Head {
     pub disk: String,
     /// Size of the image in bytes.
     pub image_bytes: u64,
-    /// Drawn at random when the first VM ran from it; copied with the image's content.
-    pub lineage: u128,
-    /// The last reign in which it was written.
-    pub term: u64,
-    /// Another reign in which it may be the last: it was about to begin when this was written. 0: none.
-    pub next_term: u64,
-    /// What it is.
-    pub state: State,
-    /// Drawn when the two images were last compared as wholes: with the same number in both records, they differ at most
-    /// in the extents of both maps.
-    pub base: u128,
-    /// The reign in which the other image last had the same base, and followed.
-    pub paired_term: u64,
+    /// What the mechanism knows of the image.
+    pub history: ImageHistory,
 }
 
 /// A record and where it lies.
@@ -149,7 +128,7 @@ impl Map {
     fn grow(&mut self, old_bytes: u64, image_bytes: u64) {
         self.extents = image_bytes.div_ceil(EXTENT_BYTES);
         self.bits.resize(self.extents.div_ceil(64) as usize, 0);
-        Self::touched(&(old_bytes..image_bytes)).for_each(|extent| {
+        new_extents(old_bytes, image_bytes, EXTENT_BYTES).for_each(|extent| {
             self.set(extent);
         });
     }

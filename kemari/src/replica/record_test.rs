@@ -122,12 +122,7 @@ fn head(term: u64) -> Head {
         vm: "vm".into(),
         disk: "blk0".into(),
         image_bytes: IMAGE_BYTES,
-        lineage: 1,
-        term,
-        next_term: 0,
-        state: State::Whole,
-        base: 2,
-        paired_term: 0,
+        history: ImageHistory::first(1, 2, term),
     }
 }
 
@@ -207,7 +202,12 @@ fn a_head_is_the_old_or_the_new_one_after_every_cut() {
             }
         }
         for after in cuts(&store) {
-            let term = Record::load(Box::new(after)).expect("a whole head").head().term;
+            let term = Record::load(Box::new(after))
+                .expect("a whole head")
+                .head()
+                .history
+                .word
+                .term;
             assert!(
                 term == durable || term == durable + 1,
                 "term {term} after {durable}"
@@ -234,7 +234,7 @@ fn a_head_that_is_half_written_leaves_the_one_before() {
             };
             let loaded =
                 Record::load(Box::new(Forgetful(Arc::new(Mutex::new(inner))))).expect("a whole head");
-            let found = loaded.head().term;
+            let found = loaded.head().history.word.term;
             assert!(found == term || found == term - 1, "term {found} at {torn_at}");
         }
     }
@@ -374,4 +374,26 @@ fn a_growth_within_an_extent_marks_it() {
     assert_eq!(record.map().iter().collect::<Vec<_>>(), [1]);
     let found = Record::load(Box::new(store)).unwrap();
     assert_eq!(found.map().iter().collect::<Vec<_>>(), [1]);
+}
+
+/// Records of Kemari before there was a type for an image's history are read, and theirs read these.
+#[test]
+fn a_head_is_laid_out_as_ever() {
+    let mut head = head(7);
+    head.history.announce(8);
+    head.history.word.state = kemari_sync::ImageState::Stopped;
+    head.history.paired_term = 6;
+    // Lineage, term, next term, state (Whole, Target, Stopped), base, the last pair's term.
+    let fields = (
+        "vm",
+        "blk0",
+        IMAGE_BYTES,
+        1_u128,
+        7_u64,
+        8_u64,
+        2_u8,
+        2_u128,
+        6_u64,
+    );
+    assert_eq!(postcard::to_allocvec(&head), postcard::to_allocvec(&fields));
 }

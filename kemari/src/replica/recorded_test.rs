@@ -44,12 +44,7 @@ fn first_head() -> Head {
         vm: "vm".into(),
         disk: "blk0".into(),
         image_bytes: EXTENTS * EXTENT_BYTES,
-        lineage: 1,
-        term: 1,
-        next_term: 0,
-        state: State::Whole,
-        base: 2,
-        paired_term: 0,
+        history: ImageHistory::first(1, 2, 1),
     }
 }
 
@@ -141,11 +136,9 @@ fn change(
             record.grow(image_bytes)?;
         }
         _ => {
-            let next = Head {
-                term: head.term + 1,
-                base: random.random(),
-                ..head
-            };
+            let mut next = head;
+            next.history.word.term += 1;
+            next.history.word.base = random.random();
             journal.note(Note::May((next.clone(), marks(record))));
             journal.end_after(calls);
             record.set_head(next)?;
@@ -190,8 +183,10 @@ fn judge(directory: &Path, entries: &[Entry<Note>]) -> Result<()> {
     let Some((_, marks)) = may.iter().find(of_term) else {
         bail!(
             "the head is of term {}, and may be of {:?}",
-            record.head().term,
-            may.iter().map(|(head, _)| head.term).collect::<Vec<_>>()
+            record.head().history.word.term,
+            may.iter()
+                .map(|(head, _)| head.history.word.term)
+                .collect::<Vec<_>>()
         );
     };
     let lost: Vec<&u64> = marks

@@ -224,7 +224,7 @@ impl DiskWatch for Tracker {
 
     fn may_change(&self, range: &Range<u64>) -> bool {
         let mut state = self.lock();
-        let may = Map::touched(range).all(|extent| state.marked.has(extent));
+        let may = Marks::may_change(Map::touched(range), |extent| state.marked.has(extent));
         if may {
             state.marks.begin(Map::touched(range));
         }

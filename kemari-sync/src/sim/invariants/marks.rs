@@ -22,7 +22,7 @@ pub(in crate::sim) fn cover(a: &Image, b: &Image) -> Result<(), String> {
 
 /// Whether a copy between these would look at what is marked only.
 pub(in crate::sim) fn have_common_base(a: &Image, b: &Image) -> bool {
-    match (&a.word, &b.word) {
+    match (a.word(), b.word()) {
         (Some(a), Some(b)) => a.base == b.base,
         _ => false,
     }

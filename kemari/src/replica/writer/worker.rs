@@ -9,8 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use kemari_sync::ReplicaMarks;
 use kemari_sync::wire::CHUNK_SUM_BYTES;
+use kemari_sync::{Carried, ReplicaMarks};
 use kemari_vmm::disk::{KeptDisk, Operation, Overlay};
 
 use super::super::chunk::chunk_sum;
@@ -32,8 +32,6 @@ pub struct Worker {
     disk: KeptDisk,
     queue: Arc<Queue>,
     report: Box<dyn Fn(Report) + Send>,
-    /// The last output that was carried out.
-    outputs: Option<u64>,
     /// What could not be carried out when the image failed, and outputs that came since, in order.
     left: VecDeque<Job>,
     /// When the first of them was that no flush has followed.
@@ -43,9 +41,6 @@ pub struct Worker {
     begun: Instant,
     /// A fault for tests: so long it takes to carry out a job.
     delay: Duration,
-    /// Frames of the copy that were carried out, and those of them that are durable.
-    copied: u64,
-    stored: u64,
     /// Shows the image as it was at one moment, to somebody who needs that still.
     overlay: Weak<Overlay>,
 }
@@ -64,14 +59,11 @@ impl Worker {
             disk,
             queue,
             report: Box::new(report),
-            outputs: None,
             left: VecDeque::new(),
             unflushed: None,
             marks: ReplicaMarks::default(),
             begun: Instant::now(),
             delay,
-            copied: 0,
-            stored: 0,
             overlay: Weak::new(),
         }
     }
@@ -136,10 +128,12 @@ impl Worker {
             if self.queue.failure().is_some() {
                 continue;
             }
-            match (self.flush(), self.outputs) {
-                (Err(error), _) => self.fail(&error.into()),
-                (Ok(()), Some(request)) => (self.report)(Report::Flushed(request)),
-                (Ok(()), None) => {}
+            match self.flush() {
+                Err(error) => self.fail(&error.into()),
+                Ok(durable) => durable
+                    .request
+                    .into_iter()
+                    .for_each(|request| (self.report)(Report::Flushed(request))),
             }
         }
         jobs.recv().ok()
@@ -150,10 +144,11 @@ impl Worker {
     }
 
     /// Makes durable what was carried out.
-    fn flush(&mut self) -> io::Result<()> {
+    fn flush(&mut self) -> io::Result<Carried> {
+        let flush = self.marks.begin_flush();
         self.disk.flush()?;
         self.unflushed = None;
-        Ok(())
+        Ok(self.marks.flushed(flush))
     }
 
     fn fail(&self, error: &anyhow::Error) {
@@ -175,9 +170,9 @@ impl Worker {
             }
             Job::Sums { first, sums } => {
                 let (count, bits) = self.compare(first, &sums)?;
-                self.copied += 1;
+                let unstored = self.marks.end_frame();
                 (self.report)(Report::Wanted { first, count, bits });
-                self.store_now_and_then()
+                self.store_now_and_then(unstored)
             }
             Job::Blocks { offset, bytes, data } => {
                 let bytes = if data.is_empty() { bytes } else { data.len() as u64 };
@@ -198,8 +193,8 @@ impl Worker {
                 };
                 // The primary has it, and what is half copied is copied again.
                 self.disk.copy(&block)?;
-                self.copied += 1;
-                self.store_now_and_then()
+                let unstored = self.marks.end_frame();
+                self.store_now_and_then(unstored)
             }
             Job::Barrier(barrier) => self.barrier(barrier),
             Job::Recorded => self.image.note_recorded(),
@@ -221,8 +216,9 @@ impl Worker {
             return Ok(());
         }
         let flushed = self.flush();
-        answer(flushed.as_ref().copied().map_err(io::Error::to_string));
-        Ok(flushed?)
+        answer(flushed.as_ref().map(|_| ()).map_err(io::Error::to_string));
+        flushed?;
+        Ok(())
     }
 
     /// Everything is marked before any of it is written.
@@ -237,31 +233,30 @@ impl Worker {
         self.image.mark_ranges(&ranges)?;
         for (id, operation) in outputs {
             let id = *id;
-            if self.outputs.is_some_and(|done| id <= done) {
-                // It was carried out before the image failed.
-                continue;
-            }
             let is_flush = matches!(**operation, Operation::Flush);
             let extents = operation
                 .changes()
                 .into_iter()
                 .flat_map(|range| Map::touched(&range));
-            self.marks.begin(id, extents, self.now_ms());
+            let now_ms = self.now_ms();
+            if !self.marks.begin(id, extents, now_ms) {
+                // It was carried out before the image failed.
+                continue;
+            }
             if let (Some(overlay), Some(range)) = (self.overlay.upgrade(), operation.changes()) {
                 overlay.keep(&range);
             }
             match is_flush {
-                true => self.disk.flush()?,
+                true => _ = self.flush()?,
                 false => self.disk.change(operation)?,
             }
-            self.outputs = Some(id);
+            self.marks.end(id);
             self.queue.advance();
             if let Some(reason) = self.queue.failure() {
                 // It was let go while this one did not end.
                 bail!(reason);
             }
             if is_flush {
-                self.unflushed = None;
                 (self.report)(Report::Flushed(id));
             } else {
                 self.unflushed.get_or_insert_with(Instant::now);
@@ -291,11 +286,10 @@ impl Worker {
     }
 
     /// From time to time what was copied is made durable, so that it need not be copied again after a break.
-    fn store_now_and_then(&mut self) -> anyhow::Result<()> {
-        if self.copied - self.stored >= STORED_FRAMES {
-            self.flush()?;
-            self.stored = self.copied;
-            (self.report)(Report::Stored(self.stored));
+    fn store_now_and_then(&mut self, unstored: u64) -> anyhow::Result<()> {
+        if unstored >= STORED_FRAMES {
+            let durable = self.flush()?;
+            (self.report)(Report::Stored(durable.frames));
         }
         Ok(())
     }

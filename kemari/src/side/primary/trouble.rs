@@ -1,6 +1,6 @@
 //! Disks of this host that fail or grow, or are closed since the host fails.
 
-use kemari_sync::{PrimaryEvent, Protection};
+use kemari_sync::{Growth, PrimaryEvent};
 use kemari_vmm::disk::whole_blocks;
 
 use super::super::board::Order;
@@ -101,10 +101,10 @@ impl PrimarySide {
         if !self.has_replica_grown() {
             return Some(self.resize_disks());
         }
-        match self.core.status(self.clock.now_ms()).protection {
-            Protection::Unprotected => Some(self.resize_disks()),
-            Protection::Copying | Protection::Pairing | Protection::Protected => None,
-            Protection::Deciding | Protection::Over => Some(Err(
+        match self.growth() {
+            Growth::Now => Some(self.resize_disks()),
+            Growth::Alone => None,
+            Growth::Open => Some(Err(
                 "a replicated disk has grown, but it is open who has the VM: say it again when that is decided".into(),
             )),
         }
@@ -135,9 +135,13 @@ impl PrimarySide {
         }
     }
 
+    fn growth(&self) -> Growth {
+        self.core.status(self.clock.now_ms()).protection.growth()
+    }
+
     /// As soon as the VM is alone: the disks grow, and it is protected again.
     pub(super) fn end_resize(&mut self) -> Option<Outcome> {
-        if self.core.status(self.clock.now_ms()).protection != Protection::Unprotected {
+        if self.growth() != Growth::Now {
             return None;
         }
         let outcome = self.resize_disks();

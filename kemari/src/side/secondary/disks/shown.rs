@@ -1,10 +1,10 @@
 //! The disks, for humans.
 
-use kemari_sync::Protection as Stage;
+use kemari_sync::{ImageState, Protection as Stage};
 
 use super::super::SecondarySide;
 use crate::control::{DiskState, DiskStatus};
-use crate::replica::{ImageView, State};
+use crate::replica::ImageView;
 
 impl SecondarySide {
     /// For humans.
@@ -46,8 +46,8 @@ impl SecondarySide {
                 Ok(view) => {
                     shown.changed_bytes = view.changed_bytes;
                     match view.state {
-                        Some(State::Target) if is_copied => DiskState::Copying,
-                        Some(State::Target) => DiskState::Inconsistent,
+                        Some(ImageState::Target) if is_copied => DiskState::Copying,
+                        Some(ImageState::Target) => DiskState::Inconsistent,
                         Some(_) if stage == Stage::Protected => DiskState::InSync,
                         Some(_) => DiskState::Whole,
                         None => DiskState::Unknown,
