@@ -72,6 +72,9 @@ impl Debt {
         if self.found.iter().filter(|page| is_new(page)).count() >= pages_min {
             self.waiting
                 .extend(self.found.extract_if(.., |page| is_new(page)));
+            // Some were waiting already.
+            self.waiting.sort_unstable();
+            self.waiting.dedup();
         }
     }
 

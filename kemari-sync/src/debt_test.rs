@@ -84,6 +84,13 @@ fn few_pages_do_not_go_ahead_and_one_that_is_dirty_again_not_twice() {
     let Ok(()) = debt.find(add(0..6));
     debt.offer(3);
     assert!(!debt.is_offered(9), "two of them are new");
+    debt.offer(2);
+    let Ok(()) = debt.find(add(4..6));
+    debt.offer(2);
+    assert_eq!(debt.of_next_sync(), 10, "they wait already");
+    let Ok(()) = debt.find(add(4..6));
+    debt.offer(3);
+    debt.end_session(9);
     assert_eq!(debt.of_next_sync(), 10);
     debt.capture(7);
     assert_eq!(debt.captured(), [0, 1, 2, 3, 4, 5]);
@@ -169,7 +176,7 @@ proptest! {
     fn no_page_is_lost(steps in prop::collection::vec(any_step(), 0..60)) {
         let mut debt = Debt::default();
         let (mut owed, mut captured) = (BTreeSet::new(), None);
-        let (mut session, mut epoch) = (1, 1);
+        let (mut session, mut epoch, mut gone) = (1, 1, BTreeSet::new());
         for step in steps {
             match step {
                 Do::Find(pages) => {
@@ -178,7 +185,9 @@ proptest! {
                 }
                 Do::Offer(least) => debt.offer(least),
                 Do::GoAhead(count, most) if captured.is_none() => {
-                    debt.go_ahead((session, epoch), count, most);
+                    for page in debt.go_ahead((session, epoch), count, most) {
+                        prop_assert!(gone.insert((session, epoch, page)), "once a sync");
+                    }
                 }
                 Do::EndSession => {
                     debt.end_session(session);

@@ -306,7 +306,10 @@ fn is_last(word: &ImageWord, host: &str, record: &Record) -> bool {
         // its primary had flushed. That one's record may not know yet that the pair was recorded which was won against.
         Phase::Won => {
             let has_paired = is_peer && word.next_term == record.base;
-            is_of(record.term) || (!is_owner && (is_of(record.base) || has_paired))
+            // Nor can its primary have acted in a term that it has won since, and was replaced in, though its record says so.
+            let is_between = record.base < word.term && word.term < record.term;
+            let was_replaced = is_peer && is_between && word.next_term != word.term;
+            is_of(record.term) || (!is_owner && (is_of(record.base) || has_paired || was_replaced))
         }
         // The term of a stop begins when everything is written.
         Phase::Stopped => {

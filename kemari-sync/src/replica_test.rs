@@ -228,6 +228,32 @@ fn in_a_term_that_was_only_won_the_image_before_is_the_last_one() {
 }
 
 #[test]
+fn a_primary_that_was_replaced_before_it_acted_alone_has_the_last_image() {
+    // It has won term 5 over the pair of term 4, and its record said that it acts; it never did, and b has won.
+    let mut won = record(6, 4, Phase::Won);
+    won.peer = Some(Incarnation {
+        host: "a".into(),
+        nonce: 1,
+    });
+    let starts = |host: &str, term, next_term| {
+        let word = ImageWord {
+            term,
+            next_term,
+            ..word()
+        };
+        may_start(&[offer(Some(word))], host, Some(&won), false).is_ok()
+    };
+    assert!(starts("a", 5, 0));
+    assert!(!starts("c", 5, 0), "that is of another pair");
+    assert!(
+        !starts("a", 5, 5),
+        "the first sync of a pair that was not recorded"
+    );
+    assert!(!starts("a", 3, 0) && !starts("a", 7, 0));
+    assert!(!starts("b", 5, 0), "it may lack what the primary had flushed");
+}
+
+#[test]
 fn the_image_of_a_pair_that_may_never_have_been_recorded_counts_only_where_the_record_names_its_host() {
     let first_sync = ImageWord {
         next_term: 4,

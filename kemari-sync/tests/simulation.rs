@@ -29,7 +29,7 @@ const SEEDS_MAX: [(Fault, u64); 57] = [
     (Fault::SpareSilent, 2_000),
     (Fault::CloseUndrained, 2_000),
     (Fault::ReplaceFencing, 5_000),
-    (Fault::FenceLate, 8_000),
+    (Fault::FenceLate, 16_000),
     (Fault::ActUnrestored, 200),
     (Fault::ForgetUnplugged, 6_000),
     (Fault::RuleBackwards, 6_000),
