@@ -57,11 +57,13 @@ impl World {
         let Some(term) = side.machine.won_term() else {
             return self.end_restore(host, false);
         };
-        let Some(part) = side.restores.done.next(term) else {
-            return self.end_restore(host, true);
-        };
+        let next = side.restores.done.next(term);
         let fails = self.flags.restore_failures > 0 && self.rng.random_bool(FAILS);
         self.flags.restore_failures -= u32::from(fails);
+        // Also when the last part is done.
+        let Some(part) = next else {
+            return self.end_restore(host, !fails);
+        };
         let is_tried = !fails || self.rng.random_bool(0.5);
         let is_done = is_tried && self.take_part(host, part, term) && !fails;
         self.note(|| format!("host {host}: {part:?} for term {term}: {is_done}"));
