@@ -288,7 +288,7 @@ impl Record {
         sector.resize(SECTOR_BYTES - 4, 0);
         let checksum = crc32fast::hash(&sector);
         sector.extend_from_slice(&checksum.to_le_bytes());
-        // Counted also if it fails: the other slot stays as it is until this one is known to be durable.
+        // Not counted if it fails: the next one takes the same slot, and the other stays as it is until this is durable.
         self.store.write_at(slot_of(sequence), &sector)?;
         self.store.sync()?;
         (self.sequence, self.head) = (sequence, head);
@@ -384,6 +384,10 @@ fn read_slot(store: &dyn Store, offset: u64) -> Result<Option<(u32, Head)>, Reco
         return Err(RecordError::Version);
     }
     let sequence = u32::from_le_bytes(content[8..12].try_into().expect("four bytes"));
+    // It would be replaced by its own successor, and the other slot, whatever is in it, would stay.
+    if slot_of(sequence) != offset {
+        return Ok(None);
+    }
     match postcard::take_from_bytes(&content[12..]) {
         Ok((head, _)) => Ok(Some((sequence, head))),
         Err(_) => Ok(None),

@@ -288,6 +288,21 @@ fn the_last_head_is_read_also_when_the_numbers_begin_anew() {
     }
 }
 
+/// Another one with that number in its place would be read beside its successors for ever.
+#[test]
+fn a_head_in_the_place_of_another_number_is_none() {
+    let (store, _) = fresh();
+    let swapped = store.after_cut(0);
+    let mut inner = swapped.0.lock().unwrap();
+    let (first, second) = inner.durable.split_at_mut(SLOT_BYTES as usize);
+    first[..SECTOR_BYTES].swap_with_slice(&mut second[..SECTOR_BYTES]);
+    drop(inner);
+    assert!(matches!(
+        Record::load(Box::new(swapped)),
+        Err(RecordError::Damaged)
+    ));
+}
+
 #[test]
 fn rubbish_is_no_record() {
     let nothing = Forgetful::new(Record::bytes_for(IMAGE_BYTES));

@@ -23,9 +23,12 @@ const REFCOUNT_ORDER_MAX: u32 = 6;
 const L1_BYTES_MAX: u64 = 32 << 20;
 /// Longest name of a backing file.
 const BACKING_NAME_BYTES_MAX: u32 = 1023;
-/// Kinds of header extensions: the end, and the format of the backing file.
+/// Kinds of header extensions: the end, the format of the backing file, and the names of features.
 const EXTENSION_END: u32 = 0;
 const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
+const EXTENSION_FEATURE_NAMES: u32 = 0x6803_f857;
+/// Bytes of a feature's name and of which bit it is.
+const FEATURE_NAME_BYTES: usize = 48;
 
 /// Incompatible features: bits that a reader must know.
 const DIRTY: u64 = 1 << 0;
@@ -192,17 +195,18 @@ impl Header<'_> {
         }))
     }
 
-    /// Whether the backing file is a qcow2 image too, if one of the extensions says its format. They end before `end`, or with
-    /// one that says so.
+    /// Whether the backing file is a qcow2 image too, if one of the extensions says its format. They end with one that says
+    /// so, before `end`.
     fn extensions(&self, header_bytes: usize, end: Option<u64>) -> Result<Option<bool>, String> {
         let end = end.map_or(self.0.len(), |end| {
             self.0.len().min(usize::try_from(end).unwrap_or(usize::MAX))
         });
         let mut at = header_bytes;
-        let mut is_qcow2 = None;
+        let (mut is_qcow2, mut has_ended) = (None, false);
         while at + 8 <= end {
             let (kind, bytes) = (self.word(at)?, self.word(at + 4)? as usize);
             if kind == EXTENSION_END {
+                has_ended = true;
                 break;
             }
             at += 8;
@@ -222,7 +226,15 @@ impl Header<'_> {
                     }
                 };
             }
+            // The library reads whole entries, and more than there is of the last one.
+            if kind == EXTENSION_FEATURE_NAMES && bytes % FEATURE_NAME_BYTES != 0 {
+                return Err("its table of the names of features ends in the middle of one".into());
+            }
             at += bytes.next_multiple_of(8);
+        }
+        // The library, which knows none of version 2, would read on where nobody has looked.
+        if !has_ended && header_bytes != HEADER_BYTES_MIN {
+            return Err("its header's extensions have no end".into());
         }
         Ok(is_qcow2)
     }

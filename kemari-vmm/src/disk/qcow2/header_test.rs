@@ -122,3 +122,34 @@ fn a_backing_file_says_its_format() {
             .contains("longer than")
     );
 }
+
+/// The library panics at an entry of one byte.
+#[test]
+fn names_of_features_are_whole() {
+    let named = |bytes: u32| {
+        let mut changed = header();
+        changed[112..116].copy_from_slice(&word(EXTENSION_FEATURE_NAMES));
+        changed[116..120].copy_from_slice(&word(bytes));
+        Header(&changed).check(LENGTH)
+    };
+    for bytes in [1, 47, 49] {
+        let refusal = named(bytes).expect_err("it is cut");
+        assert!(refusal.contains("names of features"), "{refusal}");
+    }
+    for whole in [0, 48, 96] {
+        named(whole).expect("its entries are whole");
+    }
+}
+
+#[test]
+fn extensions_end_where_they_are_looked_at() {
+    let up_to = |bytes: u32| {
+        let mut changed = header();
+        changed[112..116].copy_from_slice(&word(7));
+        changed[116..120].copy_from_slice(&word(bytes));
+        Header(&changed).check(LENGTH)
+    };
+    up_to(4096 - 120 - 8).expect("the last one is an end");
+    let refusal = up_to(4096 - 120).expect_err("there is no end");
+    assert!(refusal.contains("no end"), "{refusal}");
+}
