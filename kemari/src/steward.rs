@@ -38,7 +38,7 @@ use protocol::{
     Answer, Image, Opening, Orders, Refusal, Request, now_ns, receive, receive_packet, send, send_packet,
 };
 
-pub use hooks::{Alarm, Told};
+pub use hooks::{Alarm, Told, Waiting};
 pub use serve::{ARGUMENT, serve};
 
 /// An answer that is so much later than the end of a fence's time is not waited for.
@@ -163,12 +163,12 @@ pub fn raise(alarm: &Alarm) -> Result<Told, String> {
     ask_of_hooks(Request::Alarm(alarm.clone()), |runner| runner.raise(alarm))
 }
 
-/// What became of alarms.
+/// What became of alarms. From the first time on the hooks are told if this process ends.
 ///
 /// # Errors
 /// If the steward does not answer.
 pub fn hooks_told() -> Result<Told, String> {
-    ask_of_hooks(Request::Hooks, |_| {})
+    ask_of_hooks(Request::Hooks, Runner::note_life)
 }
 
 fn ask_of_hooks(request: Request, here: impl FnOnce(&mut Runner)) -> Result<Told, String> {

@@ -14,7 +14,7 @@ use super::board::Board;
 use super::clock::wall_clock_ms;
 use crate::config::{Config, Occasion};
 use crate::control::{Control, Protection, Role, Status, Takeover, Verdict};
-use crate::steward::{self, Alarm};
+use crate::steward::{self, Alarm, Waiting};
 use crate::threads;
 
 /// How often it looks.
@@ -27,12 +27,18 @@ const LETTERS_MAX: usize = 512;
 
 /// The watch of this process.
 pub struct Alarms {
-    end: Sender<String>,
+    words: Sender<Word>,
     thread: JoinHandle<()>,
 }
 
+/// What the watch is told.
+enum Word {
+    Lives,
+    Ends(String),
+}
+
 impl Alarms {
-    /// Begins to watch, if there are hooks.
+    /// Makes ready to watch, if there are hooks.
     ///
     /// # Errors
     /// If there is no thread for it.
@@ -40,26 +46,38 @@ impl Alarms {
         if config.hooks.is_empty() {
             return Ok(None);
         }
-        let (end, ended) = channel();
+        let (words, heard) = channel();
         let watch = move || {
+            // A start that fails is tried again and again, and may be a mistake beside a side that lives: it is no alarm.
+            let Ok(Word::Lives) = heard.recv() else {
+                return;
+            };
             let mut watch = Watch::default();
+            watch.note(steward::hooks_told());
             loop {
-                match ended.recv_timeout(LOOK_INTERVAL) {
+                match heard.recv_timeout(LOOK_INTERVAL) {
                     Err(RecvTimeoutError::Timeout) => watch.look(&board.status()),
                     // Then the steward tells.
                     Err(RecvTimeoutError::Disconnected) => return,
-                    Ok(reason) => return watch.end(&board.status(), reason),
+                    Ok(Word::Lives) => {}
+                    Ok(Word::Ends(reason)) => return watch.end(&board.status(), reason),
                 }
             }
         };
         let thread = threads::start("alarms", watch).context("cannot watch for alarms")?;
-        Ok(Some(Self { end, thread }))
+        Ok(Some(Self { words, thread }))
+    }
+
+    /// Begins to watch: this side has its first role.
+    pub fn begin(&self) {
+        // As below.
+        let _ = self.words.send(Word::Lives);
     }
 
     /// Raises the last alarm, and gives its hooks a moment.
     pub fn end(self, reason: &str) {
         // A panic ends the process.
-        let _ = self.end.send(reason.to_owned());
+        let _ = self.words.send(Word::Ends(reason.to_owned()));
         let _ = self.thread.join();
     }
 }
@@ -72,14 +90,19 @@ struct Watch {
     next: Option<Occasion>,
     takeover: Option<Takeover>,
     arbiter_is_silent: bool,
+    /// What the steward has not taken yet.
+    untold: Waiting,
+    /// Whether it does not answer.
+    steward_is_silent: bool,
     is_busy: bool,
 }
 
 impl Watch {
     fn look(&mut self, status: &Status) {
         for occasion in self.news(status) {
-            self.raise(&alarm(occasion, status, status.troubles()));
+            self.untold.push(alarm(occasion, status, status.troubles()));
         }
+        self.tell(steward::raise);
         if self.is_busy {
             self.note(steward::hooks_told());
         }
@@ -120,7 +143,8 @@ impl Watch {
 
     fn end(&mut self, status: &Status, reason: String) {
         self.look(status);
-        self.raise(&alarm(Occasion::Stopped, status, vec![reason]));
+        self.untold.push(alarm(Occasion::Stopped, status, vec![reason]));
+        self.tell(steward::raise);
         let until = Instant::now() + FAREWELL_MAX;
         while self.is_busy && Instant::now() < until {
             thread::sleep(Duration::from_millis(20));
@@ -128,18 +152,29 @@ impl Watch {
         }
     }
 
-    fn raise(&mut self, alarm: &Alarm) {
-        self.note(steward::raise(alarm));
+    /// Raises what waits for it. What was not taken waits for the next look: it may be told twice, but not never.
+    fn tell(&mut self, raise: impl Fn(&Alarm) -> Result<steward::Told, String>) {
+        while let Some(alarm) = self.untold.first() {
+            let told = raise(alarm);
+            self.note(told);
+            if self.steward_is_silent {
+                return;
+            }
+            self.untold.pop();
+        }
     }
 
     fn note(&mut self, told: Result<steward::Told, String>) {
+        let was_silent = std::mem::replace(&mut self.steward_is_silent, told.is_err());
         match told {
             Ok(told) => {
                 told.said.iter().for_each(|said| tracing::warn!("{said}"));
                 self.is_busy = told.is_busy;
             }
             Err(reason) => {
-                tracing::warn!("a hook cannot be run: {reason}");
+                if !was_silent {
+                    tracing::warn!("a hook cannot be run: {reason}");
+                }
                 self.is_busy = false;
             }
         }
@@ -170,6 +205,7 @@ fn alarm(on: Occasion, status: &Status, why: Vec<String>) -> Alarm {
         state: status.state(),
         why: why.into_iter().take(WHY_MAX).map(short).collect(),
         time_ms: wall_clock_ms(),
+        missed: 0,
     }
 }
 
@@ -215,6 +251,25 @@ mod tests {
             assert_eq!(idle.news(&status(Role::Secondary, Off, false)), []);
             assert_eq!(idle.news(&status(Role::Starting, Off, false)), []);
         }
+    }
+
+    #[test]
+    fn what_the_steward_did_not_take_is_raised_again() {
+        let seen = status(Role::Primary, Protection::Off, false);
+        let mut watch = Watch::default();
+        watch.untold.push(alarm(Unprotected, &seen, Vec::new()));
+        watch.untold.push(alarm(TookOver, &seen, Vec::new()));
+        watch.tell(|_| Err("it is slow".to_owned()));
+        assert!(watch.steward_is_silent);
+        let told = std::cell::RefCell::new(Vec::new());
+        for _ in 0..2 {
+            watch.tell(|alarm| {
+                told.borrow_mut().push(alarm.on);
+                Ok(steward::Told::default())
+            });
+        }
+        assert_eq!(told.take(), [Unprotected, TookOver]);
+        assert!(!watch.steward_is_silent);
     }
 
     #[test]

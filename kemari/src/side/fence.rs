@@ -45,14 +45,14 @@ pub fn fence(command: &[String], until: Instant) -> Result<String, String> {
     run(&job, command, until)
 }
 
-/// Runs a hook in the same way, with this to read. What it has begun ends with it, also when it succeeds.
-pub fn run_hook(command: &[String], input: &[u8], until: Instant) -> Result<String, String> {
+/// Runs a hook in the same way, with this to read, for so long. What it has begun ends with it, also when it succeeds.
+pub fn run_hook(command: &[String], input: &[u8], timeout: Duration) -> Result<String, String> {
     let job = Job {
         what: "hook",
         limit: "timeout_ms",
         input: Some(input),
     };
-    run(&job, command, until)
+    run(&job, command, Instant::now() + timeout + ALARM_AFTER)
 }
 
 /// What a command is run for.
@@ -255,6 +255,15 @@ mod tests {
         let error = fence(&command, Instant::now()).expect_err("it has no time");
         assert!(error.contains("stood still"), "{error}");
         assert!(!mark.exists());
+    }
+
+    #[test]
+    fn a_hook_has_all_of_its_time() {
+        let command = ["sleep".to_owned(), "30".to_owned()];
+        let begun = Instant::now();
+        let error = run_hook(&command, b"", Duration::from_millis(100)).expect_err("it hangs");
+        assert!(error.contains("did not end within"), "{error}");
+        assert!(begun.elapsed() >= Duration::from_millis(100));
     }
 
     #[test]

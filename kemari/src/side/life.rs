@@ -93,6 +93,7 @@ pub fn run(config: Config, host: String, start_as: StartAs) -> anyhow::Result<Ex
     helpers::begin()?;
     let mut life = Life::begin(config, host)?;
     let mut next = life.first(start_as)?;
+    life.alarms.iter().for_each(Alarms::begin);
     super::faults::note_role();
     loop {
         next = match next {

@@ -38,6 +38,7 @@ pub fn requests() -> Vec<Vec<u8>> {
         state: "not ready".into(),
         why: vec!["there is no TAP".into()],
         time_ms: 1_790_000_000_000,
+        missed: 3,
     };
     send(&mut stream, &(4_u64, Request::Alarm(alarm))).expect("memory");
     send(&mut stream, &(5_u64, Request::Hooks)).expect("memory");

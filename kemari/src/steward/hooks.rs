@@ -1,7 +1,6 @@
 //! Runs hooks: each has a thread, and runs once at a time. Who raises an alarm waits for none of them.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Hook, Occasion};
 use crate::side;
 
-/// Alarms that wait for a hook. Further ones are counted, and the next one says how many were missed.
+/// Alarms that wait for a hook. For a further one the oldest goes, and the next one says how many were missed.
 const WAITING_MAX: usize = 8;
 /// Pause after each run of a hook: what happens again and again starts no more than so many.
 const REST: Duration = Duration::from_secs(1);
@@ -37,6 +36,39 @@ pub struct Alarm {
     pub why: Vec<String>,
     /// When, in ms since 1970.
     pub time_ms: u64,
+    /// Alarms before this one for which there was no room.
+    pub missed: u64,
+}
+
+/// Alarms that wait to be told. There is always room for one more: how things stand is what the last one says.
+#[derive(Default)]
+pub struct Waiting(VecDeque<Alarm>);
+
+impl Waiting {
+    /// Has this one wait, too.
+    pub fn push(&mut self, alarm: Alarm) {
+        self.0.push_back(alarm);
+        self.keep_last(WAITING_MAX);
+    }
+
+    /// Whose turn it is.
+    pub fn first(&self) -> Option<&Alarm> {
+        self.0.front()
+    }
+
+    /// The same, which waits no longer.
+    pub fn pop(&mut self) -> Option<Alarm> {
+        self.0.pop_front()
+    }
+
+    fn keep_last(&mut self, number: usize) {
+        while self.0.len() > number {
+            let missed = self.pop().map_or(0, |alarm| alarm.missed + 1);
+            if let Some(next) = self.0.front_mut() {
+                next.missed += missed;
+            }
+        }
+    }
 }
 
 /// The hooks of a VM on one host.
@@ -63,17 +95,14 @@ pub struct Told {
 #[derive(Default)]
 pub struct Runner {
     shared: Arc<Shared>,
-    workers: Vec<Worker>,
+    /// What each hook wants to know.
+    wanted: Vec<Vec<Occasion>>,
     /// The VM, the host, and the longest time of a hook.
     of: Option<(String, String, Duration)>,
+    /// Whether the side has said that it lives. The end of one that has not is a start that failed.
+    has_lived: bool,
     /// Whether the end was told.
     has_ended: bool,
-}
-
-struct Worker {
-    on: Vec<Occasion>,
-    alarms: SyncSender<Alarm>,
-    missed: Arc<AtomicU64>,
 }
 
 #[derive(Default)]
@@ -84,9 +113,19 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// Alarms that wait or are being told.
-    open: usize,
+    /// What waits for each hook.
+    waiting: Vec<Waiting>,
+    /// Hooks that run.
+    running: usize,
     said: Vec<String>,
+    /// Whether nobody can raise more.
+    is_over: bool,
+}
+
+impl State {
+    fn is_busy(&self) -> bool {
+        self.running > 0 || self.waiting.iter().any(|waiting| waiting.first().is_some())
+    }
 }
 
 impl Shared {
@@ -94,9 +133,24 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What this hook is to be told next; waits for it, unless nobody can raise more.
+    fn begin_one(&self, hook: usize) -> Option<Alarm> {
+        let mut state = self.lock();
+        loop {
+            if let Some(alarm) = state.waiting[hook].pop() {
+                state.running += 1;
+                return Some(alarm);
+            }
+            if state.is_over {
+                return None;
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     fn end_one(&self, outcome: Result<String, String>) {
         let mut state = self.lock();
-        state.open -= 1;
+        state.running -= 1;
         if let Err(reason) = outcome
             && state.said.len() < SAID_MAX
         {
@@ -118,16 +172,11 @@ impl Runner {
         let mut runner = Self::default();
         let longest = hooks.hooks.iter().map(Hook::timeout).max().unwrap_or_default();
         runner.of = Some((hooks.vm.clone(), hooks.host.clone(), longest));
-        for hook in &hooks.hooks {
-            let (alarms, waiting) = sync_channel(WAITING_MAX);
-            let missed = Arc::new(AtomicU64::new(0));
-            runner.workers.push(Worker {
-                on: hook.on.clone(),
-                alarms,
-                missed: missed.clone(),
-            });
+        for (number, hook) in hooks.hooks.iter().enumerate() {
+            runner.wanted.push(hook.on.clone());
+            runner.shared.lock().waiting.push(Waiting::default());
             let (shared, hook) = (runner.shared.clone(), hook.clone());
-            let work = move || serve(&hook, &waiting, &missed, &shared);
+            let work = move || serve(&hook, number, &shared);
             thread::Builder::new().name("hook".into()).spawn(work)?;
         }
         Ok(runner)
@@ -135,18 +184,20 @@ impl Runner {
 
     /// Tells every hook that wants to know, and waits for none.
     pub fn raise(&mut self, alarm: &Alarm) {
+        self.note_life();
         self.has_ended |= alarm.on == Occasion::Stopped;
-        for worker in self.workers.iter().filter(|worker| worker.on.contains(&alarm.on)) {
-            self.shared.lock().open += 1;
-            match worker.alarms.try_send(alarm.clone()) {
-                Ok(()) => {}
-                // Its thread lives as long as this value.
-                Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                    self.shared.lock().open -= 1;
-                    worker.missed.fetch_add(1, Ordering::Relaxed);
-                }
+        let mut state = self.shared.lock();
+        for (on, waiting) in self.wanted.iter().zip(&mut state.waiting) {
+            if on.contains(&alarm.on) {
+                waiting.push(alarm.clone());
             }
         }
+        self.shared.changed.notify_all();
+    }
+
+    /// The side has started.
+    pub fn note_life(&mut self) {
+        self.has_lived = true;
     }
 
     /// What became of it since this was asked last.
@@ -154,16 +205,17 @@ impl Runner {
         let mut state = self.shared.lock();
         Told {
             said: std::mem::take(&mut state.said),
-            is_busy: state.open > 0,
+            is_busy: state.is_busy(),
         }
     }
 
-    /// The side is gone: if it has not said so itself, the hooks are told. Waits for those that run, no longer than one may.
+    /// The side is gone: if it has lived and has not said so itself, the hooks are told. Of what waits each is told the last,
+    /// after what it is being told: for that there is time.
     pub fn finish(mut self) {
         let Some((vm, host, longest)) = self.of.clone() else {
             return;
         };
-        if !self.has_ended {
+        if self.has_lived && !self.has_ended {
             self.raise(&Alarm {
                 on: Occasion::Stopped,
                 vm,
@@ -173,11 +225,13 @@ impl Runner {
                 state: "ended".to_owned(),
                 why: vec!["the process of this side has ended without a word".to_owned()],
                 time_ms: side::wall_clock_ms(),
+                missed: 0,
             });
         }
-        let until = Instant::now() + longest + REST;
+        let until = Instant::now() + 2 * (longest + REST);
         let mut state = self.shared.lock();
-        while state.open > 0
+        state.waiting.iter_mut().for_each(|waiting| waiting.keep_last(1));
+        while state.is_busy()
             && let left = until.saturating_duration_since(Instant::now())
             && !left.is_zero()
         {
@@ -187,28 +241,26 @@ impl Runner {
     }
 }
 
-/// Tells a hook what there is to tell, until nobody can tell more.
-fn serve(hook: &Hook, alarms: &Receiver<Alarm>, missed: &AtomicU64, shared: &Shared) {
-    while let Ok(alarm) = alarms.recv() {
-        let missed = missed.swap(0, Ordering::Relaxed);
-        let outcome = tell(hook, &alarm, missed);
-        shared.end_one(outcome);
+impl Drop for Runner {
+    fn drop(&mut self) {
+        self.shared.lock().is_over = true;
+        self.shared.changed.notify_all();
+    }
+}
+
+/// Tells the hook of this number what there is to tell, until nobody can raise more.
+fn serve(hook: &Hook, number: usize, shared: &Shared) {
+    while let Some(alarm) = shared.begin_one(number) {
+        shared.end_one(tell(hook, &alarm));
         thread::sleep(REST);
     }
 }
 
 /// Runs it once.
-fn tell(hook: &Hook, alarm: &Alarm, missed: u64) -> Result<String, String> {
-    #[derive(Serialize)]
-    struct Said<'a> {
-        #[serde(flatten)]
-        alarm: &'a Alarm,
-        /// Alarms before this one for which there was no room.
-        missed: u64,
-    }
-    let mut line = serde_json::to_vec(&Said { alarm, missed }).map_err(|error| error.to_string())?;
+fn tell(hook: &Hook, alarm: &Alarm) -> Result<String, String> {
+    let mut line = serde_json::to_vec(alarm).map_err(|error| error.to_string())?;
     line.push(b'\n');
-    side::run_hook(&hook.command, &line, Instant::now() + hook.timeout())
+    side::run_hook(&hook.command, &line, hook.timeout())
 }
 
 #[cfg(test)]

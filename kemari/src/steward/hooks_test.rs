@@ -12,6 +12,7 @@ fn alarm(on: Occasion) -> Alarm {
         state: "not ready".into(),
         why: vec!["no \"TAP\"\n".into()],
         time_ms: 1_000,
+        missed: 0,
     }
 }
 
@@ -135,7 +136,12 @@ fn a_hook_that_fails_or_is_none_is_said() {
 #[test]
 fn of_a_side_that_ended_without_a_word_the_steward_tells() {
     let (hooks, directory) = hooks(&[Occasion::Stopped], "cat >> $1", 10_000);
+    // A start that failed is no end.
     Runner::start(Some(&hooks)).unwrap().finish();
+    assert!(told(&directory).is_empty());
+    let mut runner = Runner::start(Some(&hooks)).unwrap();
+    runner.note_life();
+    runner.finish();
     let silent = told(&directory);
     assert_eq!(silent.len(), 1, "{silent:?}");
     assert!(
@@ -147,4 +153,42 @@ fn of_a_side_that_ended_without_a_word_the_steward_tells() {
     runner.raise(&alarm(Occasion::Stopped));
     runner.finish();
     assert_eq!(told(&directory).len(), 2);
+}
+
+#[test]
+fn for_one_alarm_more_the_oldest_goes_and_the_next_says_so() {
+    let mut waiting = Waiting::default();
+    for time_ms in 0..100 {
+        let alarm = alarm(Occasion::InDoubt);
+        waiting.push(Alarm { time_ms, ..alarm });
+    }
+    let first = waiting.pop().unwrap();
+    let gone = 100 - WAITING_MAX as u64;
+    assert_eq!((first.time_ms, first.missed), (gone, gone));
+    assert_eq!(waiting.first().unwrap().missed, 0);
+    waiting.keep_last(1);
+    let last = waiting.pop().unwrap();
+    assert_eq!((last.time_ms, last.missed), (99, WAITING_MAX as u64 - 2));
+    assert_eq!(waiting.pop(), None);
+}
+
+#[test]
+fn a_hook_that_is_busy_at_the_end_is_told_of_it_next() {
+    let on = [Occasion::InDoubt, Occasion::Stopped];
+    let (hooks, directory) = hooks(&on, "cat >> $1; exec sleep 30", 1_000);
+    let mut runner = Runner::start(Some(&hooks)).unwrap();
+    runner.raise(&alarm(Occasion::InDoubt));
+    while told(&directory).is_empty() {
+        thread::sleep(Duration::from_millis(10));
+    }
+    for _ in 0..3 {
+        runner.raise(&alarm(Occasion::InDoubt));
+    }
+    runner.finish();
+    let told = told(&directory);
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert_eq!(
+        (&told[1]["on"], &told[1]["missed"]),
+        (&"stopped".into(), &3.into())
+    );
 }

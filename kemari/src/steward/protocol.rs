@@ -66,7 +66,7 @@ pub enum Request {
     Look,
     /// Tell the hooks.
     Alarm(Alarm),
-    /// Say what became of alarms.
+    /// Say what became of alarms. Who asks has started.
     Hooks,
 }
 

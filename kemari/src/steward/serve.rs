@@ -98,7 +98,10 @@ pub(super) fn answer(orders: &Orders, runner: &mut Runner, request: Request) -> 
             runner.raise(&alarm);
             Answer::Told(runner.told())
         }
-        Request::Hooks => Answer::Told(runner.told()),
+        Request::Hooks => {
+            runner.note_life();
+            Answer::Told(runner.told())
+        }
     }
 }
 
