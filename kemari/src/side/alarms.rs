@@ -48,7 +48,7 @@ impl Alarms {
         }
         let (words, heard) = channel();
         let watch = move || {
-            // A start that fails is tried again and again, and may be a mistake beside a side that lives: it is no alarm.
+            // A start that fails is tried again and again, and may be a mistake beside a side that lives: no alarm.
             let Ok(Word::Lives) = heard.recv() else {
                 return;
             };

@@ -63,9 +63,10 @@ impl Waiting {
 
     fn keep_last(&mut self, number: usize) {
         while self.0.len() > number {
-            let missed = self.pop().map_or(0, |alarm| alarm.missed + 1);
+            let missed = self.pop().map_or(0, |alarm| alarm.missed.saturating_add(1));
             if let Some(next) = self.0.front_mut() {
-                next.missed += missed;
+                // The side says what it likes.
+                next.missed = next.missed.saturating_add(missed);
             }
         }
     }
@@ -209,8 +210,8 @@ impl Runner {
         }
     }
 
-    /// The side is gone: if it has lived and has not said so itself, the hooks are told. Of what waits each is told the last,
-    /// after what it is being told: for that there is time.
+    /// The side is gone: if it has lived and has not said so itself, the hooks are told. Of what waits each is told the
+    /// last, after what it is being told: for that there is time.
     pub fn finish(mut self) {
         let Some((vm, host, longest)) = self.of.clone() else {
             return;

@@ -170,6 +170,13 @@ fn for_one_alarm_more_the_oldest_goes_and_the_next_says_so() {
     let last = waiting.pop().unwrap();
     assert_eq!((last.time_ms, last.missed), (99, WAITING_MAX as u64 - 2));
     assert_eq!(waiting.pop(), None);
+    // Whatever a side says of it.
+    for _ in 0..=WAITING_MAX {
+        let missed = u64::MAX;
+        let alarm = alarm(Occasion::InDoubt);
+        waiting.push(Alarm { missed, ..alarm });
+    }
+    assert_eq!(waiting.pop().unwrap().missed, u64::MAX);
 }
 
 #[test]
