@@ -118,8 +118,8 @@ pub enum Action {
     ///
     /// Each with this host's role, whether a takeover would succeed now, since when, and what waits. A side that does not
     /// answer is listed as that; a socket that a dead process left is not. Looked for in /run/kemari, in the directories
-    /// below it, and wherever else the kernel knows of a side's socket (of root's or yours); in KEMARI_RUN alone, if that
-    /// is set.
+    /// below it, and wherever else the kernel knows of a side's socket (of root's or yours, where no one else may write,
+    /// and only if it answers); in KEMARI_RUN alone, if that is set.
     List {
         /// Print JSON.
         #[arg(long)]

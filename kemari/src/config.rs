@@ -38,6 +38,7 @@ pub use protection::{
     DRILL_INTERVAL_S, Delta, Gather, INTERVAL_MS, Latency, Mode, OnSecondaryLoss, Pace, Protection,
 };
 pub use rate::Rate;
+pub use validate::is_name;
 pub use values::{Console, Mac};
 
 /// Largest configuration file, in bytes.

@@ -9,7 +9,7 @@ use clap_complete::env::CompleteEnv;
 
 use super::Cli;
 use super::sides::{self, Side};
-use crate::config::Mode;
+use crate::config::{Mode, is_name};
 
 /// Longest time that a side is waited for: somebody waits at the keyboard.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -61,10 +61,12 @@ pub fn channels() -> Vec<CompletionCandidate> {
     candidates(channels, OsStr::new(""))
 }
 
-/// Those that begin with the word, each once.
+/// Those that begin with the word, each once. The shell gets them raw: only what a name may be.
 fn candidates(names: impl Iterator<Item = String>, word: &OsStr) -> Vec<CompletionCandidate> {
     let word = word.to_string_lossy();
-    let mut names: Vec<String> = names.filter(|name| name.starts_with(&*word)).collect();
+    let mut names: Vec<String> = names
+        .filter(|name| name.starts_with(&*word) && is_name(name))
+        .collect();
     names.sort();
     names.dedup();
     names.into_iter().map(CompletionCandidate::new).collect()

@@ -6,10 +6,11 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
+use crate::config::is_name;
 use crate::control::{Client, ClientError, Status};
 
 /// Where control sockets are by default.
@@ -18,10 +19,16 @@ const DIRECTORY: &str = "/run/kemari";
 const DIRECTORY_VARIABLE: &str = "KEMARI_RUN";
 /// Longest time in which a side must say how it stands, to be listed with that.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Times as long all of them together may take.
+const ROUNDS_MAX: u32 = 4;
 /// Sides that are asked at a time: one that hangs holds up no other.
 const ASKED_MAX: usize = 32;
 /// Sockets that are looked at.
 const SOCKETS_MAX: usize = 4096;
+/// Names in a directory that are looked at, whatever they are.
+const ENTRIES_MAX: usize = 4096;
+/// Directories in which the kernel knows of a side's socket that are looked into.
+const DIRECTORIES_MAX: usize = 256;
 /// Of /proc/net/unix: the flag of a socket that somebody listens at.
 const LISTENS: u32 = 1 << 16;
 
@@ -30,6 +37,8 @@ const LISTENS: u32 = 1 << 16;
 pub struct Side {
     /// Its control socket.
     pub socket: PathBuf,
+    /// Whose that is.
+    owner: u32,
     /// How it stands, or why it does not say.
     pub answer: Result<Status, ClientError>,
 }
@@ -63,8 +72,16 @@ impl Side {
 
     /// Speaks to it.
     pub fn client(&self) -> Client {
-        Client::new(&self.socket)
+        Client::found(&self.socket, self.owner)
     }
+}
+
+/// A socket where a side may listen.
+struct Socket {
+    path: PathBuf,
+    owner: u32,
+    /// Whether it is where nothing else is: who does not answer is a side, too.
+    is_among_sides: bool,
 }
 
 /// The directory that is looked into.
@@ -80,12 +97,13 @@ pub fn all() -> anyhow::Result<Vec<Side>> {
 /// The same, where each side must answer within that time.
 pub fn all_within(timeout: Duration) -> anyhow::Result<Vec<Side>> {
     let sockets = sockets()?;
+    let deadline = Instant::now() + timeout * ROUNDS_MAX;
     let mut sides = Vec::new();
     for some in sockets.chunks(ASKED_MAX) {
         thread::scope(|scope| {
             let asked: Vec<_> = some
                 .iter()
-                .map(|socket| scope.spawn(move || ask(socket, timeout)))
+                .map(|socket| scope.spawn(move || ask(socket, timeout, deadline)))
                 .collect();
             // A panic ends the process.
             sides.extend(asked.into_iter().filter_map(|asked| asked.join().ok().flatten()));
@@ -95,18 +113,30 @@ pub fn all_within(timeout: Duration) -> anyhow::Result<Vec<Side>> {
     Ok(sides)
 }
 
-fn ask(socket: &Path, timeout: Duration) -> Option<Side> {
-    let answer = Client::new(socket).status_within(timeout);
-    let is_stale = matches!(answer, Err(ClientError::NotRunning { .. }));
-    (!is_stale).then(|| Side {
-        socket: socket.to_owned(),
+fn ask(socket: &Socket, timeout: Duration, deadline: Instant) -> Option<Side> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let answer = Client::found(&socket.path, socket.owner)
+        .status_within(timeout.min(left))
+        .and_then(|status| match is_name(&status.vm) && is_name(&status.host) {
+            true => Ok(status),
+            false => Err(ClientError::OtherVersion(socket.path.clone())),
+        });
+    let is_side = match &answer {
+        // A side that has too many clients says so.
+        Ok(_) | Err(ClientError::Refused(_)) => true,
+        Err(ClientError::NotRunning { .. } | ClientError::Stranger { .. }) => false,
+        Err(_) => socket.is_among_sides,
+    };
+    is_side.then(|| Side {
+        socket: socket.path.clone(),
+        owner: socket.owner,
         answer,
     })
 }
 
 /// Where sides may listen: the sockets in the directory and in those below it and, unless another directory was named,
 /// those in any directory where the kernel knows of one that was made as Kemari makes them.
-fn sockets() -> anyhow::Result<Vec<PathBuf>> {
+fn sockets() -> anyhow::Result<Vec<Socket>> {
     let top = directory();
     let failed = || format!("cannot look for control sockets in {}", top.display());
     let mut found = match look_into(&top) {
@@ -122,40 +152,79 @@ fn sockets() -> anyhow::Result<Vec<PathBuf>> {
             .iter()
             .flat_map(|(path, _)| look_into(path).unwrap_or_default()),
     );
+    let among_sides = found.len();
     if std::env::var_os(DIRECTORY_VARIABLE).is_none() {
         found.extend(elsewhere());
     }
     let mut seen = BTreeSet::new();
-    found.retain(|(_, metadata)| {
-        metadata.file_type().is_socket() && seen.insert((metadata.dev(), metadata.ino()))
-    });
-    found.truncate(SOCKETS_MAX);
-    Ok(found.into_iter().map(|(path, _)| path).collect())
+    let sockets = found
+        .into_iter()
+        .enumerate()
+        .filter(|(_, (_, metadata))| {
+            metadata.file_type().is_socket() && seen.insert((metadata.dev(), metadata.ino()))
+        })
+        .map(|(index, (path, metadata))| Socket {
+            path,
+            owner: metadata.uid(),
+            is_among_sides: index < among_sides,
+        });
+    Ok(sockets.take(SOCKETS_MAX).collect())
 }
 
-/// What is in a directory, but for hidden files.
+/// What is in a directory, but for hidden files, and for names that are no text or would steer a terminal.
 fn look_into(directory: &Path) -> io::Result<Vec<(PathBuf, Metadata)>> {
-    let names = fs::read_dir(directory)?.filter_map(|entry| Some(entry.ok()?.path()));
-    Ok(names
-        .filter(|path| {
-            path.file_name()
-                .is_some_and(|name| !name.as_encoded_bytes().starts_with(b"."))
-        })
-        .filter_map(|path| fs::metadata(&path).ok().map(|metadata| (path, metadata)))
+    let is_plain = |path: &Path| {
+        path.file_name()
+            .and_then(|name| name.to_str())
+            .is_some_and(|name| !name.starts_with('.') && !name.contains(char::is_control))
+    };
+    let entries = fs::read_dir(directory)?.take(ENTRIES_MAX);
+    Ok(entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| is_plain(path))
+        .filter_map(|path| fs::symlink_metadata(&path).ok().map(|metadata| (path, metadata)))
         .collect())
 }
 
-/// Sockets of sides whose `control` is elsewhere. Only those of root and of this user: others could pretend to be a VM.
+/// Sockets of sides whose `control` is elsewhere. Anybody can have the kernel name a directory: only what nobody but root
+/// and this user can have made counts.
 fn elsewhere() -> Vec<(PathBuf, Metadata)> {
-    let own = rustix::process::geteuid().as_raw();
-    // A machine without this file has no Unix sockets.
-    let text = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    // A machine without this file has no Unix sockets; a name in it may be no text.
+    let table = fs::read("/proc/net/unix").unwrap_or_default();
+    let text = String::from_utf8_lossy(&table);
     let directories: BTreeSet<&Path> = text.lines().filter_map(directory_of_side).collect();
     directories
         .iter()
+        .filter(|directory| is_safe(directory))
+        .take(DIRECTORIES_MAX)
         .flat_map(|directory| look_into(directory).unwrap_or_default())
-        .filter(|(_, metadata)| metadata.uid() == 0 || metadata.uid() == own)
+        // A side makes its socket for its user alone.
+        .filter(|(_, metadata)| is_ours(metadata) && metadata.mode() & 0o077 == 0)
         .collect()
+}
+
+/// Whether nobody but root and this user decides what is in the directory, nor which directory that is.
+fn is_safe(directory: &Path) -> bool {
+    let is_closed = |path: &Path, metadata: &Metadata| {
+        // In a sticky one others can add names, and not replace those of root and of this user.
+        let is_sticky = path != directory && metadata.mode() & 0o1000 != 0;
+        metadata.is_symlink() || is_sticky || metadata.mode() & 0o022 == 0
+    };
+    let is_safe = |path: &Path| {
+        fs::symlink_metadata(path).is_ok_and(|metadata| is_ours(&metadata) && is_closed(path, &metadata))
+    };
+    if !directory.ancestors().all(is_safe) {
+        return false;
+    }
+    match fs::canonicalize(directory) {
+        Ok(real) if real == directory => true,
+        Ok(real) => self::is_safe(&real),
+        Err(_) => false,
+    }
+}
+
+fn is_ours(metadata: &Metadata) -> bool {
+    metadata.uid() == 0 || metadata.uid() == rustix::process::geteuid().as_raw()
 }
 
 /// The directory of a socket, from its line in /proc/net/unix, if it was made as a side makes its own: under a dot and
@@ -184,7 +253,61 @@ fn directory_of_side(line: &str) -> Option<&Path> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
     use super::*;
+
+    #[test]
+    fn a_directory_that_another_user_could_change_is_not_looked_into() {
+        let tree = tempfile::tempdir().unwrap();
+        let (above, inner) = (tree.path().join("above"), tree.path().join("above/inner"));
+        fs::create_dir_all(&inner).unwrap();
+        let set = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        let modes = [
+            (0o755, 0o700, true),
+            (0o755, 0o755, true),
+            (0o1777, 0o755, true),
+            (0o755, 0o777, false),
+            (0o755, 0o770, false),
+            (0o755, 0o1777, false),
+            (0o777, 0o755, false),
+        ];
+        for (of_above, of_inner, safe) in modes {
+            set(&above, of_above);
+            set(&inner, of_inner);
+            assert_eq!(is_safe(&inner), safe, "{of_above:o} {of_inner:o}");
+        }
+        set(&above, 0o755);
+        set(&inner, 0o755);
+        let link = tree.path().join("link");
+        symlink(&inner, &link).unwrap();
+        assert!(is_safe(&link));
+        set(&inner, 0o1777);
+        assert!(!is_safe(&link), "what a link leads to counts");
+        set(&inner, 0o755);
+        assert!(!is_safe(&tree.path().join("none")));
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::lchown(&link, Some(65_533), None).unwrap();
+            assert!(!is_safe(&link), "another user's link");
+            chown(&above, Some(65_533), None).unwrap();
+            assert!(!is_safe(&inner), "below another user's directory");
+        }
+    }
+
+    #[test]
+    fn links_and_names_that_would_steer_a_terminal_are_passed_over() {
+        let tree = tempfile::tempdir().unwrap();
+        let make = |name: &str| std::os::unix::net::UnixListener::bind(tree.path().join(name)).unwrap();
+        let _sockets = [make("vm.sock"), make(".hidden"), make("\u{1b}[2J.sock")];
+        symlink(tree.path().join("vm.sock"), tree.path().join("link.sock")).unwrap();
+        let found = look_into(tree.path()).unwrap();
+        let sockets = found
+            .iter()
+            .filter(|(_, metadata)| metadata.file_type().is_socket());
+        let paths: Vec<_> = sockets.map(|(path, _)| path.clone()).collect();
+        assert_eq!(paths, [tree.path().join("vm.sock")]);
+    }
 
     #[test]
     fn the_kernel_names_directories_of_sides() {

@@ -53,10 +53,11 @@ impl Target {
     }
 }
 
-/// Whether the word names a configuration: any file, or what can only be one. Else it is the name of a VM.
+/// Whether the word names a configuration, by how it is written and not by which files there are. Else it is the name of
+/// a VM.
 fn is_configuration(word: &Path) -> bool {
     let has_suffix = word.extension().is_some_and(|suffix| suffix == "toml");
-    word.is_file() || has_suffix || word.as_os_str().as_encoded_bytes().contains(&b'/')
+    has_suffix || word.as_os_str().as_encoded_bytes().contains(&b'/')
 }
 
 fn only(host: Option<&str>, sides: &[Side]) -> anyhow::Result<Client> {
@@ -85,21 +86,41 @@ fn as_host<'a>(host: Option<&str>, sides: impl IntoIterator<Item = &'a Side>) ->
 
 fn by_name(vm: &str, host: Option<&str>, sides: &[Side]) -> anyhow::Result<Client> {
     let of_vm: Vec<&Side> = sides.iter().filter(|side| side.vm() == vm).collect();
-    let meant = as_host(host, of_vm.iter().copied());
+    let meant = likeliest(vm, as_host(host, of_vm.iter().copied()));
     match (meant.as_slice(), host) {
         ([side], _) => Ok(side.client()),
         ([], _) if sides.is_empty() => Err(anyhow!(NothingHere(format!(
-            "no VM `{vm}` runs here: no VM does. `kemari run` and `kemari secondary` start one by its configuration"
+            "no VM `{vm}` runs here: no VM does. `kemari run` and `kemari secondary` start one by its configuration{}",
+            file_of(vm)
         )))),
         ([], Some(host)) if !of_vm.is_empty() => Err(anyhow!(NothingHere(format!(
             "no side of the VM `{vm}` runs here as host `{host}`; there is {}",
             list(of_vm)
         )))),
         ([], _) => Err(anyhow!(NothingHere(format!(
-            "no VM `{vm}` runs here; there is {}",
-            list(sides)
+            "no VM `{vm}` runs here; there is {}{}",
+            list(sides),
+            file_of(vm)
         )))),
         _ => Err(which_side(meant)),
+    }
+}
+
+/// Of several that say that they are of the VM, the one whose socket says it too: what a side says of itself may be a lie.
+fn likeliest<'a>(vm: &str, sides: Vec<&'a Side>) -> Vec<&'a Side> {
+    let is_named = |side: &&Side| side.socket.file_stem().is_some_and(|stem| stem == vm);
+    let named: Vec<_> = sides.iter().copied().filter(is_named).collect();
+    match named.is_empty() {
+        true => sides,
+        false => named,
+    }
+}
+
+/// What to say of a file of the VM's name in the working directory: it may have been meant.
+fn file_of(vm: &str) -> String {
+    match Path::new(vm).is_file() {
+        true => format!(". The configuration in this directory is `./{vm}`"),
+        false => String::new(),
     }
 }
 

@@ -83,8 +83,7 @@ impl Wrong {
     }
 
     fn name(&mut self, path: &[&str], what: &str, name: &str, bytes_max: usize) {
-        let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-        if name.is_empty() || name.len() > bytes_max || name.starts_with('.') || !name.bytes().all(good) {
+        if name.len() > bytes_max || !is_name(name) {
             self.at(
                 path,
                 format!(
@@ -103,6 +102,13 @@ impl Wrong {
             );
         }
     }
+}
+
+/// Whether a VM or a host may have that name.
+pub fn is_name(name: &str) -> bool {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    let has_length = (1..=NAME_BYTES_MAX).contains(&name.len());
+    has_length && !name.starts_with('.') && name.bytes().all(good)
 }
 
 fn machine(config: &Config, wrong: &mut Wrong) {

@@ -1,5 +1,8 @@
 //! `kemari list`, and orders that name a VM.
 
+use std::fs::{self, DirBuilder, Permissions};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command as Program, Output};
@@ -63,6 +66,10 @@ impl Run {
 }
 
 fn kemari(run: Option<&Path>, line: &str) -> Output {
+    kemari_in(Path::new("."), run, line)
+}
+
+fn kemari_in(directory: &Path, run: Option<&Path>, line: &str) -> Output {
     let mut program = Program::new(env!("CARGO_BIN_EXE_kemari"));
     match run {
         Some(run) => program.env("KEMARI_RUN", run),
@@ -71,6 +78,7 @@ fn kemari(run: Option<&Path>, line: &str) -> Output {
     program
         .args(line.split(' '))
         .env_remove("KEMARI_LOG")
+        .current_dir(directory)
         .output()
         .unwrap()
 }
@@ -230,14 +238,109 @@ fn a_side_that_hangs_is_listed_and_holds_nobody_up() {
     assert_eq!(stdout(&run.kemari("stop db")), "the VM has stopped\n");
 }
 
+/// Each byte of its answer comes in time, and the answer does not.
+#[test]
+fn a_side_that_answers_without_end_is_waited_for_no_longer() {
+    let run = Run::with(&[("db.sock", "db", "a")]);
+    let listener = UnixListener::bind(run.path("slow.sock")).unwrap();
+    let slow = std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        while client.write_all(b" ").is_ok() {
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    });
+    let text = stdout(&run.kemari("list"));
+    assert!(text.contains("slow.sock did not answer"), "{text}");
+    slow.join().unwrap();
+}
+
 /// `control = "..."` may put it anywhere.
 #[test]
 fn a_control_socket_elsewhere_is_found() {
     let vm = format!("elsewhere-{}", std::process::id());
-    let run = Run::with(&[("deep/in/there/x.sock", &vm, "a")]);
-    assert!(stdout(&kemari(None, &format!("status {vm}"))).starts_with(&format!("{vm} on a: primary")));
-    assert!(stdout(&kemari(None, "list")).contains(&vm));
+    let run = Run::with(&[]);
+    let deep = run.path("deep/in/there");
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&deep)
+        .unwrap();
+    let fake = Arc::new(Fake::saying(Status {
+        vm: vm.clone(),
+        ..status()
+    }));
+    let side = Server::start(&deep.join("x.sock"), fake).unwrap();
+    // What else listens there is no VM, nor is a link to one.
+    let other = UnixListener::bind(deep.join("daemon.sock")).unwrap();
+    fs::set_permissions(deep.join("daemon.sock"), Permissions::from_mode(0o600)).unwrap();
+    symlink(deep.join("x.sock"), deep.join("a.sock")).unwrap();
+    assert!(stdout(&kemari(None, &format!("status {vm}"))).starts_with(&format!("{vm} on ")));
+    let listed = || stdout(&kemari(None, "list --json"));
+    let there = |text: &str, name: &str| text.contains(deep.join(name).to_str().unwrap());
+    let text = listed();
+    assert!(there(&text, "x.sock"), "{text}");
+    assert!(!there(&text, "daemon.sock") && !there(&text, "a.sock"), "{text}");
+    drop(other);
     assert_eq!(stdout(&run.kemari("list")), "no VM runs here\n");
+
+    // Others may not have made it.
+    fs::set_permissions(side.path(), Permissions::from_mode(0o666)).unwrap();
+    assert!(!there(&listed(), "x.sock"));
+    fs::set_permissions(side.path(), Permissions::from_mode(0o600)).unwrap();
+    fs::set_permissions(&deep, Permissions::from_mode(0o1777)).unwrap();
+    assert!(!there(&listed(), "x.sock"));
+    fs::set_permissions(&deep, Permissions::from_mode(0o700)).unwrap();
+    assert!(there(&listed(), "x.sock"));
+}
+
+#[test]
+fn of_several_that_say_the_same_name_it_is_the_one_whose_socket_says_it_too() {
+    let run = Run::with(&[
+        ("0.sock", "db", "a"),
+        ("db.sock", "db", "a"),
+        ("web.sock", "db", "b"),
+    ]);
+    assert_eq!(stdout(&run.kemari("stop db")), "the VM has stopped\n");
+    assert_eq!(stdout(&run.kemari("stop db --host a")), "the VM has stopped\n");
+    assert_eq!(
+        run.ordered(),
+        [vec![], vec![Command::Stop, Command::Stop], vec![]]
+    );
+    assert_eq!(stdout(&run.kemari("stop db --host b")), "the VM has stopped\n");
+    assert_eq!(run.ordered()[2], [Command::Stop]);
+}
+
+#[test]
+fn a_name_that_no_configuration_may_have_is_told_to_nobody() {
+    let run = Run::with(&[
+        ("1.sock", "d\u{1b}[2J", "a"),
+        ("2.sock", "dns", "$(id)"),
+        ("3.sock", "db", "a"),
+    ]);
+    let text = stdout(&run.kemari("list"));
+    assert!(!text.contains('\u{1b}') && !text.contains("$("), "{text}");
+    assert_eq!(text.matches("it has another version").count(), 2, "{text}");
+    assert_eq!(completed(&run, "kemari stop d"), ["db"]);
+}
+
+#[test]
+fn a_file_of_a_vms_name_is_not_its_configuration() {
+    let run = Run::with(&[("db.sock", "db", "a")]);
+    let directory = tempfile::tempdir().unwrap();
+    for name in ["db", "web"] {
+        fs::write(directory.path().join(name), "").unwrap();
+    }
+    let said = |run: &Run, line| kemari_in(directory.path(), Some(run.directory.path()), line);
+    assert_eq!(stdout(&said(&run, "stop db")), "the VM has stopped\n");
+    let refused = |run: &Run| String::from_utf8(said(run, "stop web").stderr).unwrap();
+    assert_eq!(
+        refused(&run),
+        "kemari: no VM `web` runs here; there is `db` on `a`. The configuration in this directory is `./web`\n"
+    );
+    assert!(
+        refused(&Run::with(&[]))
+            .ends_with("by its configuration. The configuration in this directory is `./web`\n")
+    );
 }
 
 /// What bash offers for the last word of the line.
