@@ -82,7 +82,11 @@ impl DirtyLog {
     /// Starts to track, with nothing dirty.
     pub fn start(&self) -> Result<(), kvm_ioctls::Error> {
         if !self.tracking.swap(true, Ordering::SeqCst) {
-            self.set_slots(KVM_MEM_LOG_DIRTY_PAGES)?;
+            // If only some of the slots are logged, the next start must not take all of them for that.
+            self.set_slots(KVM_MEM_LOG_DIRTY_PAGES).inspect_err(|_| {
+                self.tracking.store(false, Ordering::SeqCst);
+                let _ = self.set_slots(0);
+            })?;
             if self.has_rings() {
                 let pages = self
                     .memory

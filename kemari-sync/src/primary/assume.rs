@@ -5,6 +5,7 @@
 use crate::faults::{Fault, fault};
 use crate::record::{Phase, Record, Work};
 
+use super::sync::Sync;
 use super::{Actions, Primary, PrimaryAction, Standing};
 
 impl Primary {
@@ -30,12 +31,15 @@ impl Primary {
         }));
     }
 
-    /// This host fails while a pair is made: the secondary may have committed the first sync, and go on with it.
+    /// This host fails while a pair is made: the secondary may have committed the first sync, if that was sent, and go on with
+    /// it.
     pub(super) fn assume_pairing(&self, actions: &mut Actions) {
+        let was_sent = self.sync.as_ref().is_some_and(Sync::was_sent);
         match &self.standing {
-            Standing::Pairing(pairing) if pairing.asker.is_none() => {
+            Standing::Pairing(pairing) if pairing.asker.is_none() && was_sent => {
                 actions.push(PrimaryAction::Assume(pairing.new.clone()));
             }
+            Standing::Pairing(pairing) if pairing.asker.is_none() => {}
             Standing::Pairing(_) => self.assume_successor(actions),
             Standing::Alone | Standing::Paired | Standing::Over(_) => {}
         }

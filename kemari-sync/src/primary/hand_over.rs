@@ -35,6 +35,14 @@ impl Primary {
         }
     }
 
+    /// The guest runs well, and cannot be followed. A secondary that has it goes on; before there is one, it stays here.
+    pub(super) fn on_protection_failing(&mut self, reason: &str, actions: &mut Actions) {
+        match self.standing {
+            Standing::Paired => self.hand_over(reason, actions),
+            Standing::Alone | Standing::Pairing(_) | Standing::Over(_) => self.close(reason, actions),
+        }
+    }
+
     /// Nothing else concerns a side whose guest has ended.
     pub(super) fn go_on_handing_over(&mut self, event: PrimaryEvent, actions: &mut Actions) {
         let Some(due_ms) = self.hand_over.as_ref().map(|hand_over| hand_over.due_ms) else {

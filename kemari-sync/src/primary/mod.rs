@@ -219,6 +219,7 @@ impl Primary {
             PrimaryEvent::DisksClosed { .. } => {}
             PrimaryEvent::Health { trouble } => self.on_health(trouble, actions),
             PrimaryEvent::HostFailing { reason } => self.hand_over(&reason, actions),
+            PrimaryEvent::ProtectionFailing { reason } => self.on_protection_failing(&reason, actions),
         }
     }
 

@@ -256,7 +256,10 @@ impl Primary {
         if self.sync.as_ref().is_none_or(|sync| sync.epoch != epoch) {
             return;
         }
-        self.capture_failures += 1;
+        // Before there is a pair nobody else could go on, and the guest runs well.
+        if matches!(self.standing, Standing::Paired) {
+            self.capture_failures += 1;
+        }
         if self.capture_failures >= CAPTURE_FAILURES_MAX {
             return self.hand_over(&format!("the machine cannot be captured: {reason}"), actions);
         }

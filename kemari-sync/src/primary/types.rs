@@ -226,6 +226,11 @@ pub enum PrimaryEvent {
         /// What failed.
         reason: String,
     },
+    /// The guest runs well here, and cannot be followed: its memory or its dirty pages cannot be read for the secondary.
+    ProtectionFailing {
+        /// What failed.
+        reason: String,
+    },
 }
 
 /// What the primary wants done, in this order.

@@ -83,3 +83,41 @@ fn captures_that_fail_again_and_again_are_the_hosts_failure() {
     assert_eq!(bench.feed(failed(3)), [Do::GiveBack { epoch: 3 }, capture(4)]);
     assert!(bench.feed(failed(4)).contains(&Do::CloseDisks));
 }
+
+/// It runs well, and nobody else has it.
+#[test]
+fn a_guest_that_cannot_be_followed_goes_on_alone() {
+    let unfollowed = || PrimaryEvent::ProtectionFailing {
+        reason: "the dirty log cannot be read".to_owned(),
+    };
+    let mut bench = Bench::new(Mode::Lockstep);
+    assert_eq!(bench.feed(unfollowed()), []);
+    // More often than a pair's host may fail.
+    for _ in 0..5 {
+        while !bench.primary.wants_peer() {
+            bench.wait(1_000);
+        }
+        let actions = bench.copy();
+        let epoch = actions.iter().find_map(|action| match action {
+            Do::Capture { epoch, .. } => Some(*epoch),
+            _ => None,
+        });
+        let actions = bench.feed(PrimaryEvent::CaptureFailed {
+            epoch: epoch.expect("the first sync"),
+            reason: "KVM".to_owned(),
+        });
+        assert!(actions.contains(&Do::OpenGate), "{actions:?}");
+        assert_ne!(bench.status(), Protection::Over);
+    }
+    let mut bench = Bench::new(Mode::Lockstep);
+    bench.copy_up_to_confirmation();
+    let actions = bench.feed(unfollowed());
+    assert!(matches!(actions[..], [Do::CloseSession { .. }]), "{actions:?}");
+    let (mut bench, _) = Bench::copied(Mode::Lockstep);
+    bench.captured(1);
+    let actions = bench.feed(unfollowed());
+    assert!(actions.contains(&Do::OpenGate), "{actions:?}");
+    // Of a pair the other host goes on.
+    let mut bench = Bench::protected(Mode::Lockstep);
+    assert_eq!(bench.feed(unfollowed()), [Do::CloseDisks]);
+}

@@ -276,6 +276,9 @@ fn a_host_that_fails_while_a_pair_is_made_leaves_a_record_of_the_pair() {
         reason: "KVM".to_owned(),
     };
     let (mut bench, _) = Bench::copied(Mode::Lockstep);
+    bench.feed(failing());
+    assert_eq!(bench.assumed, [], "nothing was sent");
+    let (mut bench, _) = Bench::copied(Mode::Lockstep);
     bench.captured(1);
     bench.feed(failing());
     assert_eq!(bench.assumed, [Do::Assume(pair())]);

@@ -133,7 +133,7 @@ impl PrimarySide {
             self.deltas.forget();
         }
         if let Err(error) = self.copy.begin(&self.machine, &mut self.debt, first) {
-            self.fail_host(format!("the first copy cannot be made: {error:#}"));
+            self.fail_protection(format!("the first copy cannot be made: {error:#}"));
         } else if self.session.as_ref().is_none_or(|current| current.id != session) {
             self.copy.end();
         }
@@ -171,9 +171,9 @@ impl PrimarySide {
                             dirty_pages,
                         });
                     }
-                    Err(error) => self.fail_host(format!("the dirty log cannot be read: {error:#}")),
+                    Err(error) => self.fail_protection(format!("the dirty log cannot be read: {error:#}")),
                 },
-                Err(error) => self.fail_host(format!("guest memory cannot be read: {error:#}")),
+                Err(error) => self.fail_protection(format!("guest memory cannot be read: {error:#}")),
             }
         }
     }
@@ -203,8 +203,15 @@ impl PrimarySide {
                 self.counters.wire_bytes += bytes.len() as u64;
                 self.on_link(id, |session| session.main.send(bytes));
             }
-            Err(error) => self.fail_host(format!("guest memory cannot be read: {error:#}")),
+            Err(error) => self.fail_protection(format!("guest memory cannot be read: {error:#}")),
         }
+    }
+
+    /// The guest goes on, unless the other host can go on with it.
+    pub(super) fn fail_protection(&mut self, reason: String) {
+        tracing::error!("{reason}");
+        self.copy.end();
+        self.events.push_back(PrimaryEvent::ProtectionFailing { reason });
     }
 
     pub(super) fn fail_host(&mut self, reason: String) {

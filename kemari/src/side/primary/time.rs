@@ -64,10 +64,7 @@ impl PrimarySide {
                 self.events.push_back(PrimaryEvent::DirtyLimit);
             }
             Ok(()) => ahead::offer(&mut self.debt),
-            Err(error) => {
-                let reason = format!("the dirty log cannot be read: {error}");
-                self.events.push_back(PrimaryEvent::HostFailing { reason });
-            }
+            Err(error) => self.fail_protection(format!("the dirty log cannot be read: {error}")),
         }
     }
 
