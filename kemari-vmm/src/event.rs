@@ -74,7 +74,7 @@ pub struct TapId(u64);
 static NEXT_TAP_ID: AtomicU64 = AtomicU64::new(1);
 
 /// Most taps on one channel.
-pub const TAPS_MAX: usize = 16;
+pub const TAPS_MAX: usize = 32;
 
 /// Too many taps on one channel.
 #[derive(Debug, thiserror::Error)]

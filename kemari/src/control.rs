@@ -33,6 +33,8 @@ pub use timings::{Histogram, Timings};
 pub const LINE_BYTES_MAX: usize = 64 << 10;
 /// Most clients at a time.
 pub const CONNECTIONS_MAX: usize = 16;
+// Whatever clients tap, a side's own taps find room: without them there is no sync.
+const _: () = assert!(CONNECTIONS_MAX + 8 <= kemari_vmm::event::TAPS_MAX);
 /// Longest time in which a client must send its request, or take an answer, in ms.
 pub const IO_TIMEOUT_MS: u64 = 5_000;
 /// Longest time that a client waits for what comes of a command, in ms: a stop waits for the guest's last sync.
