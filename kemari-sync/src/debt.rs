@@ -172,6 +172,15 @@ impl Debt {
         self.captured.as_ref().map_or(&[], |captured| &captured.pages)
     }
 
+    /// How many pages of the captured sync went ahead.
+    pub fn pages_ahead(&self) -> usize {
+        let ahead = self
+            .captured
+            .as_ref()
+            .and_then(|captured| captured.ahead.as_ref());
+        ahead.map_or(0, |ahead| ahead.pages.len())
+    }
+
     /// Those that went ahead of it, in order.
     pub fn captured_ahead(&self) -> impl Iterator<Item = u64> + '_ {
         let ahead = self

@@ -9,10 +9,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use rand::Rng;
+use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
 use rustix::io::Errno;
 use tempfile::TempDir;
 
@@ -138,31 +140,30 @@ impl<N> Recording<N> {
         content
     }
 
-    /// Looks at what cuts leave, in a random order of moments: `judge` is shown the directory, and behind how many entries it
-    /// was cut. Ends when `is_enough` says so of the number of cuts, or when every moment was looked at; how many cuts that
-    /// were.
+    /// Looks at what cuts leave, in a random order of moments: `judge` is shown the directory, and the entries before the cut.
+    /// Ends at a time, after some cuts at least, or when every moment was looked at; how many cuts that were.
     ///
     /// # Errors
     /// What `judge` says of a cut, and where that was.
     pub fn replay(
         &self,
         random: &mut impl Rng,
-        is_enough: impl Fn(u64) -> bool,
-        mut judge: impl FnMut(&Path, usize) -> Result<()>,
+        until: Instant,
+        judge: impl Fn(&Path, &[Entry<N>]) -> Result<()>,
     ) -> Result<u64> {
         let mut places: Vec<usize> = (1..=self.entries.len()).collect();
         places.shuffle(random);
         let mut cuts = 0;
         for place in places {
             for cut in CUTS {
-                if is_enough(cuts) {
+                if cuts >= CUTS_MIN && Instant::now() >= until {
                     return Ok(cuts);
                 }
                 let kept_of_ten = random.random_range(1..10);
                 let content = self.cut(place, cut, || random.random_range(0..10) < kept_of_ten);
                 let directory = scratch()?;
                 content.lay_out(directory.path())?;
-                judge(directory.path(), place).with_context(|| {
+                judge(directory.path(), &self.entries[..place]).with_context(|| {
                     format!("{cut:?} was kept of what was not durable, behind entry {place}")
                 })?;
                 cuts += 1;
@@ -171,6 +172,37 @@ impl<N> Recording<N> {
         Ok(cuts)
     }
 }
+
+/// Makes recordings for so long, one at least, and replays each; says how many cuts that were, for `cargo xtask disks --replay`.
+///
+/// # Panics
+/// If `judge` finds something; says with which seed.
+pub fn replay_for<N>(
+    time: Duration,
+    record: impl Fn(&mut StdRng) -> Recording<N>,
+    judge: impl Fn(&Path, &[Entry<N>]) -> Result<()>,
+) {
+    let end = Instant::now() + time;
+    let mut cuts = 0;
+    loop {
+        let seed = rand::random();
+        let mut random = StdRng::seed_from_u64(seed);
+        let recording = record(&mut random);
+        let share = Instant::now() + RECORDING_TIME_MAX;
+        cuts += recording
+            .replay(&mut random, end.min(share), &judge)
+            .unwrap_or_else(|error| panic!("seed {seed}: {error:#}"));
+        if Instant::now() >= end {
+            break;
+        }
+    }
+    println!("power cuts: {cuts}");
+}
+
+/// Cuts of a recording that are looked at, beside those for which there is time.
+const CUTS_MIN: u64 = 240;
+/// For how long one recording is looked at.
+const RECORDING_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// The cuts that are tried at each moment.
 const CUTS: [Cut; 6] = [Cut::All, Cut::Nothing, Cut::Some, Cut::Torn, Cut::Some, Cut::Torn];

@@ -35,10 +35,11 @@ impl Primary {
         }
     }
 
-    /// The guest runs well, and cannot be followed. A secondary that has it goes on; before there is one, it stays here.
+    /// The guest runs well, and cannot be followed. A secondary that can goes on with it; or else it stays here, unprotected.
     pub(super) fn on_protection_failing(&mut self, reason: &str, actions: &mut Actions) {
         match self.standing {
-            Standing::Paired => self.hand_over(reason, actions),
+            Standing::Paired if self.goes_on_there() => self.hand_over(reason, actions),
+            Standing::Paired => self.secondary_is_unfit(reason, actions),
             Standing::Alone | Standing::Pairing(_) | Standing::Over(_) => self.close(reason, actions),
         }
     }

@@ -96,7 +96,12 @@ impl Primary {
         [broken, silent, self.progress_deadline()]
     }
 
-    /// Whether the VM would go on elsewhere if this host let go of it now: its secondary is heard, and nothing is won here.
+    /// Whether the VM would go on elsewhere if this host let go of it now: its secondary lacks nothing, and may have it.
+    pub fn goes_on_there(&self) -> bool {
+        self.may_hand_over() && self.peer_lacks(self.now_ms).is_none()
+    }
+
+    /// Whether the VM is nobody else's to give: its secondary is heard, and nothing is won here.
     pub fn may_hand_over(&self) -> bool {
         let is_heard = self
             .session

@@ -256,12 +256,14 @@ impl Primary {
         if self.sync.as_ref().is_none_or(|sync| sync.epoch != epoch) {
             return;
         }
-        // Before there is a pair nobody else could go on, and the guest runs well.
+        // Before there is a pair nobody else could go on, the guest runs well, and there is nobody to part from.
         if matches!(self.standing, Standing::Paired) {
             self.capture_failures += 1;
         }
-        if self.capture_failures >= CAPTURE_FAILURES_MAX {
-            return self.hand_over(&format!("the machine cannot be captured: {reason}"), actions);
+        let is_failing = self.capture_failures >= CAPTURE_FAILURES_MAX;
+        let failing = format!("the machine cannot be captured: {reason}");
+        if is_failing && self.goes_on_there() {
+            return self.hand_over(&failing, actions);
         }
         actions.push(PrimaryAction::Report(format!(
             "sync {epoch} could not be captured: {reason}"
@@ -273,6 +275,10 @@ impl Primary {
         match self.standing {
             Standing::Paired => self.give_back_sync(actions),
             _ => self.abandon_pairing(reason, actions),
+        }
+        if is_failing {
+            self.capture_failures = 0;
+            self.secondary_is_unfit(&failing, actions);
         }
     }
 

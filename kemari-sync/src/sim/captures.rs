@@ -74,7 +74,7 @@ impl World {
         side.debt.capture(epoch);
         let vm = &mut side.vm;
         let Ok(_) = side.debt.find_captured(|pages| vm.tell_dirty(pages));
-        let pages = (side.debt.captured().len() + side.debt.captured_ahead().count()) as u64;
+        let pages = (side.debt.captured().len() + side.debt.pages_ahead()) as u64;
         side.vm.capture(epoch);
         side.capture = Some(Capture {
             epoch,

@@ -1,11 +1,11 @@
 //! A host that fails.
 
 use kemari_sync::wire::{Goodbye, Message};
-use kemari_sync::{Mode, PrimaryAction, PrimaryEvent, Protection};
+use kemari_sync::{Mode, PrimaryAction, PrimaryEvent, Protection, Timing};
 
 use PrimaryAction as Do;
 
-use super::support::*;
+use super::support::{self, *};
 
 #[test]
 fn a_failing_host_hands_over() {
@@ -74,6 +74,7 @@ fn said(actions: &[PrimaryAction]) -> &Goodbye {
 #[test]
 fn captures_that_fail_again_and_again_are_the_hosts_failure() {
     let mut bench = Bench::protected(Mode::Pipelined);
+    bench.hear(1, support::said(None, Some(&[])));
     bench.feed(PrimaryEvent::OutputPending);
     let failed = |epoch| PrimaryEvent::CaptureFailed {
         epoch,
@@ -102,11 +103,16 @@ fn a_guest_that_cannot_be_followed_goes_on_alone() {
             Do::Capture { epoch, .. } => Some(*epoch),
             _ => None,
         });
+        bench.hear(1, support::said(None, Some(&[])));
         let actions = bench.feed(PrimaryEvent::CaptureFailed {
             epoch: epoch.expect("the first sync"),
             reason: "KVM".to_owned(),
         });
         assert!(actions.contains(&Do::OpenGate), "{actions:?}");
+        assert!(
+            !actions.iter().any(|action| matches!(action, Do::Ask { .. })),
+            "{actions:?}"
+        );
         assert_ne!(bench.status(), Protection::Over);
     }
     let mut bench = Bench::new(Mode::Lockstep);
@@ -117,7 +123,52 @@ fn a_guest_that_cannot_be_followed_goes_on_alone() {
     bench.captured(1);
     let actions = bench.feed(unfollowed());
     assert!(actions.contains(&Do::OpenGate), "{actions:?}");
-    // Of a pair the other host goes on.
+    // Of a pair the other host goes on, if it can.
     let mut bench = Bench::protected(Mode::Lockstep);
+    bench.hear(1, support::said(None, Some(&[])));
     assert_eq!(bench.feed(unfollowed()), [Do::CloseDisks]);
+}
+
+/// The guest runs well here, and would be lost there.
+#[test]
+fn a_guest_that_cannot_be_followed_is_not_given_to_a_secondary_that_cannot_go_on() {
+    let unfollowed = || PrimaryEvent::ProtectionFailing {
+        reason: "the dirty log cannot be read".to_owned(),
+    };
+    let stays = |bench: &mut Bench, actions: Vec<PrimaryAction>| {
+        assert!(!actions.contains(&Do::CloseDisks), "{actions:?}");
+        let asked = match actions.iter().any(|action| matches!(action, Do::Ask { .. })) {
+            true => actions,
+            false => bench.wait(Timing::default().reconnect_ms),
+        };
+        // It wins a term, and then acts in it.
+        let asked = bench.read(&asked);
+        let asked = bench.swap(&asked);
+        assert!(bench.swap(&asked).contains(&Do::OpenGate));
+    };
+    // One that is not ready.
+    let mut bench = Bench::protected(Mode::Lockstep);
+    bench.hear(1, support::said(None, Some(&["the TAP is gone"])));
+    let actions = bench.feed(unfollowed());
+    stays(&mut bench, actions);
+    // One that is gone.
+    let mut bench = Bench::protected(Mode::Lockstep);
+    bench.hear(1, support::said(None, Some(&[])));
+    bench.feed(PrimaryEvent::PeerClosed {
+        session: 1,
+        reason: "reset".to_owned(),
+    });
+    let actions = bench.feed(unfollowed());
+    stays(&mut bench, actions);
+    // Captures that fail again and again are no more than that.
+    let mut bench = Bench::protected(Mode::Pipelined);
+    bench.feed(PrimaryEvent::OutputPending);
+    let failed = |epoch| PrimaryEvent::CaptureFailed {
+        epoch,
+        reason: "KVM".to_owned(),
+    };
+    assert_eq!(bench.feed(failed(2)), [Do::GiveBack { epoch: 2 }, capture(3)]);
+    assert_eq!(bench.feed(failed(3)), [Do::GiveBack { epoch: 3 }, capture(4)]);
+    let actions = bench.feed(failed(4));
+    stays(&mut bench, actions);
 }

@@ -3,14 +3,12 @@
 //!
 //! The items are made from what both hosts have in common, and never change. Where the firmware reads is state.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
-use super::Device;
-use crate::event::EventChannel;
-use crate::release::Releasable;
-use crate::state::{State, StateBlob, StateError, StateKind};
+use super::quiet::Quiet;
+use crate::state::{State, StateError, StateKind};
 
 /// The firmware selects an item by a word here.
 pub const SELECTOR_PORT: u16 = 0x510;
@@ -86,7 +84,7 @@ impl Items {
 
 /// Where the firmware reads.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-struct Place {
+pub(super) struct Place {
     item: u16,
     /// Bytes of it that were read.
     offset: u32,
@@ -111,13 +109,15 @@ impl FwCfg {
             place: Mutex::default(),
         })
     }
-
-    fn lock(&self) -> MutexGuard<'_, Place> {
-        self.place.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-impl Device for FwCfg {
+impl Quiet for FwCfg {
+    type Registers = Place;
+
+    fn registers(&self) -> &Mutex<Place> {
+        &self.place
+    }
+
     /// The offset is the port's number. However many bytes are read at once, they follow each other; behind an item's end,
     /// and of an item that there is not, they are zeros.
     fn read(&self, offset: u64, data: &mut [u8]) {
@@ -144,42 +144,7 @@ impl Device for FwCfg {
         }
     }
 
-    fn channels(&self) -> Vec<Arc<EventChannel>> {
-        Vec::new()
-    }
-
-    fn output_held(&self) -> bool {
-        false
-    }
-
-    fn capture(&self, _: u64) -> u64 {
-        0
-    }
-
-    fn uncapture(&self, _: u64) {}
-
-    fn let_go(&self, _: Releasable) {}
-
-    fn drain(&self) {}
-
-    fn abandon(&self) {}
-
-    fn reset(&self) {
-        *self.lock() = Place::default();
-    }
-
-    fn wake(&self) {}
-
-    fn identity(&self) -> (StateKind, u16) {
-        (Place::KIND, 0)
-    }
-
-    fn save(&self) -> StateBlob {
-        StateBlob::encode(0, &*self.lock())
-    }
-
-    fn load(&self, blob: &StateBlob) -> Result<(), StateError> {
-        let place: Place = blob.decode()?;
+    fn accept(&self, place: Place) -> Result<Place, StateError> {
         let mut items = self.items.iter();
         let item = items.find(|(number, _)| *number == place.item);
         // It was read by a machine that has told its firmware something else.
@@ -190,8 +155,7 @@ impl Device for FwCfg {
             );
             return Err(StateError::Mismatch(why));
         }
-        *self.lock() = place;
-        Ok(())
+        Ok(place)
     }
 }
 

@@ -4,6 +4,7 @@ pub mod fw_cfg;
 pub mod hub;
 pub mod pm;
 pub mod ports;
+mod quiet;
 pub mod serial;
 
 use std::sync::Arc;

@@ -2,16 +2,14 @@
 //! has, also the interrupt controllers and the timer that firmware sets up, and a guest that is told of a hardware-reduced
 //! one would leave them as firmware did. No event ever comes; a guest powers off by them.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
-use super::Device;
 use super::ports::Ports;
+use super::quiet::Quiet;
 use crate::arch::layout::{PM_PORTS, SLEEP_TYPE_S5};
-use crate::event::EventChannel;
-use crate::release::Releasable;
-use crate::state::{State, StateBlob, StateError, StateKind};
+use crate::state::{State, StateError, StateKind};
 
 /// ACPI has the machine: always, since there is no other mode.
 const SCI_ENABLED: u16 = 1;
@@ -22,7 +20,7 @@ const SLEEP_TYPE_MASK: u16 = 7;
 
 /// What a guest has written.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-struct Registers {
+pub(super) struct Registers {
     enable: u16,
     control: u16,
 }
@@ -60,13 +58,15 @@ impl Pm {
             registers: Mutex::default(),
         })
     }
-
-    fn lock(&self) -> MutexGuard<'_, Registers> {
-        self.registers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-impl Device for Pm {
+impl Quiet for Pm {
+    type Registers = Registers;
+
+    fn registers(&self) -> &Mutex<Registers> {
+        &self.registers
+    }
+
     fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         let bytes = self.lock().bytes();
@@ -99,46 +99,10 @@ impl Device for Pm {
         }
     }
 
-    fn channels(&self) -> Vec<Arc<EventChannel>> {
-        Vec::new()
-    }
-
-    fn output_held(&self) -> bool {
-        false
-    }
-
-    fn capture(&self, _: u64) -> u64 {
-        0
-    }
-
-    fn uncapture(&self, _: u64) {}
-
-    fn let_go(&self, _: Releasable) {}
-
-    fn drain(&self) {}
-
-    fn abandon(&self) {}
-
-    fn reset(&self) {
-        *self.lock() = Registers::default();
-    }
-
-    fn wake(&self) {}
-
-    fn identity(&self) -> (StateKind, u16) {
-        (Registers::KIND, 0)
-    }
-
-    fn save(&self) -> StateBlob {
-        StateBlob::encode(0, &*self.lock())
-    }
-
-    fn load(&self, blob: &StateBlob) -> Result<(), StateError> {
-        let registers: Registers = blob.decode()?;
-        *self.lock() = Registers {
+    fn accept(&self, registers: Registers) -> Result<Registers, StateError> {
+        Ok(Registers {
             control: registers.control & !SLEEP_ENABLE,
             ..registers
-        };
-        Ok(())
+        })
     }
 }

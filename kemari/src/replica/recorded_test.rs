@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use xtask::own_directory::{Content, Entry, Journal, OwnDirectory, Recording};
+use xtask::own_directory::{Content, Entry, Journal, OwnDirectory, Recording, replay_for};
 
 use super::*;
 use crate::replica::store::FileStore;
@@ -22,8 +22,6 @@ const GROWTHS: u64 = 3;
 const CHANGES: u64 = 90;
 const DEATHS_OF: u64 = 4;
 const CALLS_MAX: u64 = 5;
-/// Cuts of a recording that are looked at, beside those for which there is time.
-const CUTS_MIN: u64 = 240;
 
 /// A head, and the marks that must be there with it.
 type Expected = (Head, BTreeSet<u64>);
@@ -197,41 +195,24 @@ fn judge(directory: &Path, entries: &[Entry<Note>]) -> Result<()> {
     Ok(())
 }
 
-fn replay(recording: &Recording<Note>, until: Instant, random: &mut StdRng) -> Result<u64> {
-    recording.replay(
-        random,
-        |cuts| cuts >= CUTS_MIN && Instant::now() >= until,
-        |directory, place| judge(directory, &recording.entries[..place]),
-    )
-}
-
 /// `cargo xtask disks --replay` says for how long, and reads how many.
 #[test]
 fn whatever_a_power_cut_leaves_of_a_real_record_has_what_is_durable() {
-    let end = Instant::now() + replay_time();
-    let mut cuts = 0;
-    loop {
-        let seed = rand::random();
-        let mut random = StdRng::seed_from_u64(seed);
-        let recording = recorded(&mut random);
-        let share = Instant::now() + Duration::from_secs(10);
-        cuts += replay(&recording, end.min(share), &mut random)
-            .unwrap_or_else(|error| panic!("seed {seed}: {error:#}"));
-        if Instant::now() >= end {
-            break;
-        }
-    }
-    println!("power cuts: {cuts}");
+    replay_for(replay_time(), recorded, judge);
 }
 
 #[test]
 fn without_durable_writes_the_recording_shows_that_a_record_is_lost() {
     let mut random = StdRng::seed_from_u64(7);
     let mut recording = recorded(&mut random);
-    replay(&recording, Instant::now(), &mut random).expect("as it is, it holds");
+    recording
+        .replay(&mut random, Instant::now(), judge)
+        .expect("as it is, it holds");
     recording
         .entries
         .retain(|entry| !matches!(entry, Entry::Synced(_)));
     let is_enough = Instant::now() + Duration::from_secs(60);
-    replay(&recording, is_enough, &mut random).expect_err("it is lost");
+    recording
+        .replay(&mut random, is_enough, judge)
+        .expect_err("it is lost");
 }

@@ -23,7 +23,7 @@ pub struct Capture {
     pub pages: u64,
     /// How many of them were found to be what the secondary has, and are not sent.
     unchanged: u64,
-    /// What went ahead of it, and how many pages that are.
+    /// What went ahead of it.
     ahead: Option<Ahead>,
     /// How many pages went ahead of it.
     pub pages_ahead: u64,
@@ -108,7 +108,7 @@ impl Capture {
             epoch,
             pages: 0,
             unchanged: 0,
-            pages_ahead: debt.captured_ahead().count() as u64,
+            pages_ahead: debt.pages_ahead() as u64,
             states: Vec::new(),
             frames: buffer,
             at_once: None,

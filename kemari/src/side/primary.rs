@@ -232,6 +232,7 @@ impl PrimarySide {
         let sink = mailbox.clone();
         board.take_orders(move |order| sink.post(Input::Order(order)));
         board.show_machine(Some(machine.clone()));
+        let term = reign.record.term;
         Self {
             core: Primary::new(mechanism, reign, clock.now_ms()),
             connector: Connector::new(&config, &host, security),
@@ -251,7 +252,7 @@ impl PrimarySide {
             actions: Vec::new(),
             copy: Copy::default(),
             capture: None,
-            disks: disks::Disks::new(trackers),
+            disks: disks::Disks::new(trackers, term),
             debt: Debt::default(),
             ahead: Ahead::default(),
             ahead_due_ms: 0,

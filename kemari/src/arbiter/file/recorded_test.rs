@@ -8,7 +8,7 @@ use anyhow::{Result, bail, ensure};
 use kemari_sync::{Incarnation, Phase};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use xtask::own_directory::{Content, Entry, Journal, OwnDirectory, Recording};
+use xtask::own_directory::{Content, Entry, Journal, OwnDirectory, Recording, replay_for};
 
 use super::*;
 use crate::replica::testing::replay_time;
@@ -19,8 +19,6 @@ const TURNS: u64 = RETAINED + 26;
 /// One host in so many dies in the middle of its turn, after at most so many calls.
 const DEATHS_OF: u64 = 4;
 const CALLS_MAX: u64 = 12;
-/// Cuts of a recording that are looked at, beside those for which there is time.
-const CUTS_MIN: u64 = 240;
 
 /// What happens beside the calls.
 #[derive(Clone, Debug)]
@@ -139,31 +137,10 @@ fn judge(directory: &Path, entries: &[Entry<Note>]) -> Result<()> {
     Ok(())
 }
 
-fn replay(recording: &Recording<Note>, until: Instant, random: &mut StdRng) -> Result<u64> {
-    recording.replay(
-        random,
-        |cuts| cuts >= CUTS_MIN && Instant::now() >= until,
-        |directory, place| judge(directory, &recording.entries[..place]),
-    )
-}
-
 /// `cargo xtask disks --replay` says for how long, and reads how many.
 #[test]
 fn whatever_a_power_cut_leaves_of_the_real_files_is_what_was_told_or_later() {
-    let end = Instant::now() + replay_time();
-    let mut cuts = 0;
-    loop {
-        let seed = rand::random();
-        let mut random = StdRng::seed_from_u64(seed);
-        let recording = recorded(&mut random);
-        let share = Instant::now() + Duration::from_secs(10);
-        cuts += replay(&recording, end.min(share), &mut random)
-            .unwrap_or_else(|error| panic!("seed {seed}: {error:#}"));
-        if Instant::now() >= end {
-            break;
-        }
-    }
-    println!("power cuts: {cuts}");
+    replay_for(replay_time(), recorded, judge);
 }
 
 #[test]
@@ -171,13 +148,19 @@ fn without_durable_names_or_contents_the_recording_shows_that_a_record_is_lost()
     let mut random = StdRng::seed_from_u64(7);
     let is_enough = Instant::now() + Duration::from_secs(60);
     let mut recording = recorded(&mut random);
-    replay(&recording, Instant::now(), &mut random).expect("as it is, it holds");
+    recording
+        .replay(&mut random, Instant::now(), judge)
+        .expect("as it is, it holds");
     let is_names = |entry: &Entry<Note>| matches!(entry, Entry::NamesSynced);
     let mut nameless = recorded(&mut random);
     nameless.entries.retain(|entry| !is_names(entry));
-    replay(&nameless, is_enough, &mut random).expect_err("names are lost");
+    nameless
+        .replay(&mut random, is_enough, judge)
+        .expect_err("names are lost");
     recording
         .entries
         .retain(|entry| !matches!(entry, Entry::Synced(_)));
-    replay(&recording, is_enough, &mut random).expect_err("contents are lost");
+    recording
+        .replay(&mut random, is_enough, judge)
+        .expect_err("contents are lost");
 }

@@ -207,9 +207,9 @@ impl PrimarySide {
         }
     }
 
-    /// The guest goes on, unless the other host can go on with it.
+    /// The guest goes on, unless the other host can go on with it. The mechanism tells what it does of it: this may come again
+    /// and again, and nothing follow.
     pub(super) fn fail_protection(&mut self, reason: String) {
-        tracing::error!("{reason}");
         self.copy.end();
         self.events.push_back(PrimaryEvent::ProtectionFailing { reason });
     }
@@ -338,6 +338,8 @@ impl PrimarySide {
             return;
         }
         self.tap.set_idle();
+        // First of all: what waits outside waits for this, and for nothing that is put away below.
+        self.machine.release(epoch);
         self.debt.acked(epoch);
         let mut outputs = 0;
         if let Some(capture) = self.capture.take_if(|capture| capture.epoch == epoch) {
@@ -352,7 +354,6 @@ impl PrimarySide {
                 self.gather.way(self.pace.mode),
             );
         }
-        self.machine.release(epoch);
         self.counters.syncs += 1;
         let now_us = self.clock.now_us();
         self.counters.last_sync_us = now_us.saturating_sub(self.sync_since_us);

@@ -4,7 +4,7 @@ use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kemari_sync::wire::{Begin, Message, Welcome};
-use kemari_sync::{ArbiterRequest, Incarnation, Opening, Phase, Record};
+use kemari_sync::{ArbiterRequest, Incarnation, Opening, Phase, Record, Ruled};
 use kemari_vmm::disk::DiskWatch;
 use kemari_vmm::memory::PAGE_BYTES;
 
@@ -191,10 +191,12 @@ fn a_guest_that_ends_here_waits_for_no_other_disk() {
 fn records_know_the_term_before_anything_leaves_in_it() {
     let mut rig = Rig::new();
     assert_eq!(rig.terms(), (OLD_TERM, 0));
+    rig.side.disks.ruled = Ruled::default();
     rig.capture(1);
     rig.side.perform(PrimaryAction::Release { epoch: 1 });
     assert_eq!(rig.terms(), (TERM, 0), "output of a pair");
     let mut rig = Rig::new();
+    rig.side.disks.ruled = Ruled::default();
     rig.side.perform(PrimaryAction::OpenGate);
     assert_eq!(rig.terms(), (TERM, 0), "output of a side alone");
     rig.side.machine.pause();
@@ -309,6 +311,15 @@ fn many_dirty_pages_ask_for_a_sync_before_they_are_more() {
     rig.side.pace.max_dirty_pages = 1;
     rig.side.look_at_dirty_pages();
     assert!(rig.tells(is_limit));
+    // What waits to go ahead, and is found again, is one page of the sync all the same.
+    let mut rig = Rig::new();
+    rig.side.machine.dirty().start().expect("a dirty log");
+    rig.find(PAGE..PAGE + PAGES_AHEAD);
+    ahead::offer(&mut rig.side.debt);
+    rig.find(PAGE..PAGE + PAGES_AHEAD);
+    rig.side.pace.max_dirty_pages = PAGES_AHEAD as u32 + 1;
+    rig.side.look_at_dirty_pages();
+    assert!(!rig.tells(is_limit));
     let (mut rig, _peer, _) = with_pages_ahead();
     rig.side.machine.dirty().start().expect("a dirty log");
     rig.side.pace.max_dirty_pages = PAGES_AHEAD as u32;

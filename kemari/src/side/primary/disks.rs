@@ -32,7 +32,7 @@ pub struct Disks {
     /// Whether the core was told that the copy has converged.
     told: bool,
     /// The reign that the records know.
-    ruled: Ruled,
+    pub(super) ruled: Ruled,
     /// The first capture of a pair, which waits until nothing is under way on the disks.
     still_for: Option<Epoch>,
     /// What the last copy came to.
@@ -47,7 +47,10 @@ pub struct Disks {
 }
 
 impl Disks {
-    pub fn new(trackers: Vec<Arc<Tracker>>) -> Self {
+    /// Disks whose records say that this reign is this side's, as each start and each restore leaves them.
+    pub fn new(trackers: Vec<Arc<Tracker>>, term: Term) -> Self {
+        let mut ruled = Ruled::default();
+        ruled.note(term);
         Self {
             peer_maps: vec![None; trackers.len()],
             settled: vec![None; trackers.len()],
@@ -56,7 +59,7 @@ impl Disks {
             trackers,
             copier: None,
             told: false,
-            ruled: Ruled::default(),
+            ruled,
             still_for: None,
             trouble: None,
             unready: None,
@@ -350,7 +353,7 @@ impl PrimarySide {
         let reason = format!("this host's disks are not ready: {error:#}");
         let is_pairing = matches!(&request, ArbiterRequest::Swap { new, .. }
             if new.phase == Phase::Acting && new.peer.is_some());
-        if self.core.may_hand_over() && !is_pairing {
+        if self.core.goes_on_there() && !is_pairing {
             return self.fail_host(reason);
         }
         if self.disks.unready.as_ref() != Some(&reason) {

@@ -82,3 +82,15 @@ fn what_was_stopped_and_goes_on_is_not_stopped_any_more() {
     rig.side.perform(PrimaryAction::Release { epoch: 2 });
     assert_eq!(state(&rig), ImageState::Whole);
 }
+
+/// A guest that runs alone, and well, does not end for a record that says all that it must.
+#[test]
+fn giving_up_a_pair_to_be_needs_no_record() {
+    let mut rig = Rig::new();
+    let term = rig.side.core.record().term;
+    let record = rig.tracker.image().source().expect("a record");
+    rig.side.perform(PrimaryAction::OpenGate);
+    assert!(!rig.side.disks.ruled.lacks(term));
+    assert_eq!(rig.tracker.image().source().expect("a record"), record);
+    assert!(!rig.tells(|event| matches!(event, PrimaryEvent::HostFailing { .. })));
+}

@@ -60,10 +60,13 @@ impl PrimarySide {
     pub(super) fn look_at_dirty_pages(&mut self) {
         self.dirty_look_ms = self.clock.now_ms() + DIRTY_LOOK_INTERVAL_MS;
         match self.debt.find(|pages| self.machine.dirty().collect(pages)) {
-            Ok(()) if self.pages_of_a_sync() >= self.pace.max_dirty_pages as usize => {
-                self.events.push_back(PrimaryEvent::DirtyLimit);
+            Ok(()) => {
+                // Before they are counted: what waits already would count twice.
+                ahead::offer(&mut self.debt);
+                if self.pages_of_a_sync() >= self.pace.max_dirty_pages as usize {
+                    self.events.push_back(PrimaryEvent::DirtyLimit);
+                }
             }
-            Ok(()) => ahead::offer(&mut self.debt),
             Err(error) => self.fail_protection(format!("the dirty log cannot be read: {error}")),
         }
     }
