@@ -186,6 +186,7 @@ fn headers_of_packets_are_the_kernels() {
         (libc::IPPROTO_IPV6, libc::IPV6_HDRINCL),
         (libc::IPPROTO_RAW, libc::IPV6_HDRINCL),
         (libc::IPPROTO_IPV6, libc::IPV6_FREEBIND),
+        (libc::IPPROTO_IP, libc::IP_FREEBIND),
     ] {
         assert!(is_unknown(set_option(&socket, level, option)), "{level} {option}");
     }

@@ -55,6 +55,7 @@ pub const REFUSED: &[Call] = &[
         libc::IPV6_FREEBIND,
         "the same: with it an address need not be this host's",
     ),
+    option(libc::IPPROTO_IP, libc::IP_FREEBIND, "the same, of IPv4"),
 ];
 
 /// Answers these calls with an error instead of making them, in this thread and all that it starts.
