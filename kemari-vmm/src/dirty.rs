@@ -82,8 +82,9 @@ impl DirtyLog {
     /// Starts to track, with nothing dirty.
     pub fn start(&self) -> Result<(), kvm_ioctls::Error> {
         if !self.tracking.swap(true, Ordering::SeqCst) {
-            // If only some of the slots are logged, the next start must not take all of them for that.
-            self.set_slots(KVM_MEM_LOG_DIRTY_PAGES).inspect_err(|_| {
+            // A stop that failed has left pages writable that KVM would not see written. If only some of the slots are
+            // logged, the next start must not take all of them for that.
+            self.protect_all().inspect_err(|_| {
                 self.tracking.store(false, Ordering::SeqCst);
                 let _ = self.set_slots(0);
             })?;
