@@ -17,8 +17,11 @@ use crate::support::watchdog::Watchdog;
 
 /// Captures between two comparisons of the whole memory.
 const CAPTURES_BETWEEN_COMPARISONS: usize = 100;
+/// How long it may take until enough was seen.
+const ENOUGH_TIME_MAX: Duration = Duration::from_secs(40);
 
 /// What was seen.
+#[derive(Debug)]
 struct Seen {
     captures: usize,
     comparisons: usize,
@@ -29,7 +32,7 @@ struct Seen {
     hot: usize,
 }
 
-/// For so long, and, since a busy machine takes longer, until `enough` was seen.
+/// For so long, and, since a busy machine takes longer, until `enough` was seen; in the end it must be.
 fn shadow_follows(
     source: DirtySource,
     memory_mib: u64,
@@ -71,7 +74,7 @@ fn shadow_follows(
     };
     let mut owed = Vec::new();
     let begin = Instant::now();
-    while begin.elapsed() < time || !enough(&seen) {
+    while begin.elapsed() < time || !enough(&seen) && begin.elapsed() < ENOUGH_TIME_MAX {
         thread::sleep(Duration::from_micros(random.below(1500)));
         seen.captures += 1;
         let epoch = seen.captures as u64;
@@ -111,6 +114,7 @@ fn shadow_follows(
         machine.resume();
     }
     is_over.store(true, Ordering::Relaxed);
+    assert!(enough(&seen), "{source:?}: {seen:?}");
     machine.open_gate();
     worker.join().expect("the guest answers");
     load.stop();

@@ -229,7 +229,8 @@ fn torment<B: Backend>(make: impl Fn(Memory, bool) -> Bench<B> + 'static, queues
     };
     let mut torment = Torment::new(Box::new(make), queues);
     let (begin, mut steps, mut broken) = (Instant::now(), 0u64, 0u64);
-    while begin.elapsed() < TIME || steps <= STEPS_MIN {
+    // Until states were loaded and gone on with, too: else the watchdog ends it.
+    while begin.elapsed() < TIME || steps <= STEPS_MIN || torment.loaded <= 5 || torment.moved == 0 {
         for _ in 0..100 {
             torment.step(&mut random);
             steps += 1;
@@ -245,7 +246,6 @@ fn torment<B: Backend>(make: impl Fn(Memory, bool) -> Bench<B> + 'static, queues
         "{steps} steps, broken at {broken} of {} looks; {loaded} states loaded, {moved} gone on with",
         steps / 100
     );
-    assert!(loaded > 5 && moved > 0);
 }
 
 #[test]
