@@ -9,6 +9,7 @@ use lab::{Host, Lab, LabConfig};
 
 use super::counts::{Count, Place, Tally};
 use super::programs::{Program, judge};
+use crate::packages;
 use crate::tools::build_bare_guest;
 
 /// A test program may take so long inside an emulated host.
@@ -69,6 +70,11 @@ fn run_in(host: &Host, program: &Program, path: &Path) -> Result<Count> {
         program.directory.display()
     ))?;
     host.put(&guest, &guest.to_string_lossy())?;
+    // And firmware where Debian has it.
+    let firmware = Path::new(packages::SEABIOS.0);
+    let firmware_directory = firmware.parent().unwrap_or(Path::new("/")).display();
+    host.sh(&format!("mkdir -p '{firmware_directory}'"))?;
+    host.put(firmware, packages::SEABIOS.0)?;
     host.put(path, PROGRAM)?;
     let line = format!(
         "cd '{}' && exec {PROGRAM} --test-threads=1 2>&1",

@@ -10,4 +10,5 @@ pub mod random;
 pub mod resp;
 pub mod rig;
 pub mod stores;
+pub mod tiny_firmware;
 pub mod watchdog;
