@@ -25,18 +25,18 @@ pub fn seeds() -> Vec<Vec<u8>> {
         [&[6, queue, shape, slot, kind, 0][..], &[6, 0, 0x80, 2, 0, 0xfe]].concat()
     };
     let mut seeds = Vec::new();
-    for (number, kind) in Kind::ALL.into_iter().enumerate() {
+    for (number, kind) in Kind::ALL {
         let mut requests = Vec::new();
         for queue in 0..kind.queues() as u8 {
             for (slot, of_kind) in [0, 1, 4, 8, 11, 13].into_iter().enumerate() {
                 requests.extend(request(queue, (slot as u8 & 3) | 4, slot as u8, of_kind));
             }
         }
-        let held = [&[number as u8, 14, 1][..], &requests, &[11, 16, 0, 12, 16, 1]].concat();
-        let free = [&[number as u8, 14, 0][..], &requests, &[16, 1, 15]].concat();
+        let held = [&[number, 14, 1][..], &requests, &[11, 16, 0, 12, 16, 1]].concat();
+        let free = [&[number, 14, 0][..], &requests, &[16, 1, 15]].concat();
         // A chain of thousands, offered and kicked.
         let long = [
-            &[number as u8, 5, 0, 1, 0, 1, 40, 6, 0, 0x40, 6, 1, 0][..],
+            &[number, 5, 0, 1, 0, 1, 40, 6, 0, 0x40, 6, 1, 0][..],
             &[1, 1, 8, 0, 0, 0, 9, 0, 16, 1],
         ]
         .concat();
@@ -44,10 +44,13 @@ pub fn seeds() -> Vec<Vec<u8>> {
         let odd: Vec<u8> = (0..8)
             .flat_map(|offset| [2, offset, 0, 1, b'a', 3, offset, 0, 1])
             .collect();
-        seeds.extend([held, free, long, [&[number as u8][..], &odd].concat()]);
+        seeds.extend([held, free, long, [&[number][..], &odd].concat()]);
     }
     // A file that is selected, read in part, and read on elsewhere.
     let (select, data) = ([2, 0x10, 5, 2, 0x20, 0], [3, 0x11, 5, 3]);
     seeds.push([&[8][..], &select, &data, &[16, 1], &data, &data].concat());
+    // Events that are enabled, a power-off, and what is read of both elsewhere.
+    let (enable, sleep) = ([2, 2, 0, 2, 0x20, 1], [2, 4, 0, 2, 0, 0x34]);
+    seeds.push([&[10, 14, 1][..], &enable, &sleep, &[11, 16, 1], &[3, 0, 0, 6]].concat());
     seeds
 }

@@ -1,6 +1,8 @@
 use super::*;
+use crate::devices::Device;
+use crate::state::StateBlob;
 
-fn device() -> Arc<FwCfg> {
+fn device() -> Arc<dyn Device> {
     let mut items = Items::default();
     items.item(5, 3u16.to_le_bytes());
     items.file("etc/first", b"abcdef".to_vec());
@@ -8,11 +10,11 @@ fn device() -> Arc<FwCfg> {
     FwCfg::new(items)
 }
 
-fn select(device: &FwCfg, item: u16) {
+fn select(device: &Arc<dyn Device>, item: u16) {
     device.write(SELECTOR_PORT.into(), &item.to_le_bytes());
 }
 
-fn read(device: &FwCfg, count: usize) -> Vec<u8> {
+fn read(device: &Arc<dyn Device>, count: usize) -> Vec<u8> {
     let mut bytes = vec![0xee; count];
     device.read(DATA_PORT.into(), &mut bytes);
     bytes

@@ -73,12 +73,17 @@ fn an_ack_is_one_of_its_own_capture_too() {
 fn a_reset_is_asked_for_once_and_again_by_who_takes_over() {
     let (ports, events) = ports(true);
     for port in [RESET_PORT, KEYBOARD_PORT, RESET_CONTROL_PORT] {
-        let value = match port {
-            KEYBOARD_PORT => KEYBOARD_RESET,
+        let (of_one, events) = self::ports(true);
+        let (other, value) = match port {
+            KEYBOARD_PORT => (!KEYBOARD_RESET, KEYBOARD_RESET),
             // All other bits than the one that counts, then that one.
-            RESET_CONTROL_PORT => 6,
-            _ => RESET_VALUE,
+            RESET_CONTROL_PORT => (!RESET_CONTROL_RESET, 6),
+            _ => (!RESET_VALUE, RESET_VALUE),
         };
+        of_one.write(port.into(), &[other]);
+        assert_eq!(heard(&events), [], "{port:#x}");
+        of_one.write(port.into(), &[value]);
+        assert_eq!(heard(&events), [PowerEvent::Reset], "{port:#x}");
         ports.write(port.into(), &[value]);
     }
     assert_eq!(heard(&events), [PowerEvent::Reset]);
@@ -130,6 +135,12 @@ fn the_fixed_registers_power_off_by_their_sleep_type_and_keep_what_is_written() 
     let other = Pm::new(other);
     other.load(&state).expect("a state of the registers");
     assert_eq!(other.save(), state);
+    let sleeping = StateBlob {
+        bytes: vec![0, 0x80, 0x40],
+        ..state
+    };
+    other.load(&sleeping).expect("a state of the registers");
+    assert_eq!(other.save().bytes, [0, 0], "it does not sleep");
     pm.write(u64::from(PM_CONTROL), &(5u16 << 10 | 1 << 13).to_le_bytes());
     assert_eq!(heard(&events), [PowerEvent::PowerOff]);
     assert_eq!(

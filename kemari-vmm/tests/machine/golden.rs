@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
+use kemari_vmm::arch::layout::PM_CONTROL;
 use kemari_vmm::arch::layout::abi::{KICK_PORT, POWER_OFF_VALUE, SLEEP_CONTROL_PORT};
 use kemari_vmm::devices::Device;
+use kemari_vmm::devices::fw_cfg::{DATA_PORT, FwCfg, Items, SELECTOR_PORT};
+use kemari_vmm::devices::pm::Pm;
 use kemari_vmm::devices::ports::Ports;
 use kemari_vmm::devices::serial::Console;
 use kemari_vmm::state::{StateBlob, StateKind};
@@ -13,6 +16,7 @@ use kemari_vmm::virtio::rng::Rng;
 use crate::support::asker::{Asker, DISCARD, FLUSH, WRITE};
 use crate::support::bench::{self, Bench};
 use crate::support::rig::Rig;
+use crate::support::tiny_firmware;
 use crate::support::watchdog::Watchdog;
 
 fn hex(bytes: &[u8]) -> String {
@@ -81,6 +85,38 @@ fn console_output_that_two_captures_have() {
 }
 
 #[test]
+fn firmware_in_the_midst_of_a_file() {
+    let device = || {
+        let mut items = Items::default();
+        items.file("etc/golden", vec![1; 400]);
+        FwCfg::new(items)
+    };
+    let fw_cfg = device();
+    let fw_cfg: &dyn Device = &*fw_cfg;
+    let identity = (StateKind::FirmwareConfiguration, 0, 1);
+    assert_saves(fw_cfg, &*device(), identity, "0000");
+    fw_cfg.write(SELECTOR_PORT.into(), &0x20u16.to_le_bytes());
+    fw_cfg.read(DATA_PORT.into(), &mut [0; 300]);
+    assert_saves(fw_cfg, &*device(), identity, "20ac02");
+    // One that this machine does not have.
+    fw_cfg.write(SELECTOR_PORT.into(), &0x8003u16.to_le_bytes());
+    assert_saves(fw_cfg, &*device(), identity, "83800200");
+}
+
+#[test]
+fn fixed_registers_of_acpi() {
+    let hub = Bench::new(Rng).hub;
+    let device = || Pm::new(Ports::new(hub.clone(), Box::new(|_| {})));
+    let pm = device();
+    let pm: &dyn Device = &*pm;
+    let identity = (StateKind::AcpiRegisters, 0, 1);
+    assert_saves(pm, &*device(), identity, "0000");
+    pm.write(2, &0x120u16.to_le_bytes());
+    pm.write(PM_CONTROL.into(), &0x1401u16.to_le_bytes());
+    assert_saves(pm, &*device(), identity, "a0028128");
+}
+
+#[test]
 fn a_disk_with_requests_on_its_list() {
     let _watchdog = Watchdog::new("the bytes of a disk's state", 60);
     let image = bench::image();
@@ -100,20 +136,36 @@ fn a_disk_with_requests_on_its_list() {
     assert_saves(&*disk.bench.device, &*other.device, identity, expected);
 }
 
+/// Kind, instance and version of each part of a rig's machine.
+fn parts(rig: &Rig) -> Vec<(u16, u16, u16)> {
+    let machine = rig.machine();
+    machine.boot().expect("it boots");
+    let mut states = Vec::new();
+    let saved = machine.freeze().save_state(&mut states);
+    saved.expect("the state is saved");
+    states
+        .iter()
+        .map(|blob| (blob.kind as u16, blob.instance, blob.version))
+        .collect()
+}
+
+/// Console and power, a disk, a card and random numbers.
+const DEVICES: [(u16, u16, u16); 5] = [(4, 0, 1), (5, 0, 1), (6, 0, 2), (6, 1, 2), (6, 2, 2)];
+/// A vCPU and the VM.
+const OF_KVM: [(u16, u16, u16); 3] = [(3, 0, 1), (1, 0, 1), (2, 0, 1)];
+
 #[test]
 fn every_part_of_a_machine_has_its_kind_and_version() {
     let _watchdog = Watchdog::new("kinds of state", 60);
     let rig = Rig::without_network("", 64);
-    let machine = rig.machine();
-    machine.boot().expect("the bare guest boots");
-    let mut states = Vec::new();
-    let saved = machine.freeze().save_state(&mut states);
-    saved.expect("the state is saved");
-    let parts: Vec<_> = states
-        .iter()
-        .map(|blob| (blob.kind as u16, blob.instance, blob.version))
-        .collect();
-    // Console and power, a disk, a card and random numbers, a vCPU and the VM.
-    let devices = [(4, 0, 1), (5, 0, 1), (6, 0, 2), (6, 1, 2), (6, 2, 2)];
-    assert_eq!(parts, [&devices[..], &[(3, 0, 1), (1, 0, 1), (2, 0, 1)]].concat());
+    assert_eq!(parts(&rig), [&DEVICES[..], &OF_KVM].concat());
+}
+
+#[test]
+fn a_machine_with_firmware_has_two_more_parts() {
+    let _watchdog = Watchdog::new("kinds of state with firmware", 60);
+    let mut rig = Rig::without_network("", 64);
+    rig.spec.kernel = tiny_firmware::kernel();
+    let firmware = [(7, 0, 1), (8, 0, 1)];
+    assert_eq!(parts(&rig), [&DEVICES[..], &firmware, &OF_KVM].concat());
 }

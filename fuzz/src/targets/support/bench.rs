@@ -7,6 +7,7 @@ use kemari_vmm::arch;
 use kemari_vmm::devices::Device;
 use kemari_vmm::devices::fw_cfg::{FwCfg, Items};
 use kemari_vmm::devices::hub::Hub;
+use kemari_vmm::devices::pm::Pm;
 use kemari_vmm::devices::ports::Ports;
 use kemari_vmm::devices::serial::Console;
 use kemari_vmm::disk::{Disk, OnError, Store};
@@ -37,28 +38,33 @@ pub enum Kind {
     Console,
     Ports,
     FirmwareConfiguration,
+    AcpiRegisters,
 }
 
 impl Kind {
-    pub const ALL: [Self; 9] = [
-        Self::Disk,
-        Self::WideDisk,
-        Self::DiskWithoutImage,
-        Self::Card,
-        Self::OffloadingCard,
-        Self::Entropy,
-        Self::Console,
-        Self::Ports,
-        Self::FirmwareConfiguration,
+    /// Each with its byte of the input. What comes later takes a byte by which nothing begins that was found before.
+    pub const ALL: [(u8, Self); 10] = [
+        (0, Self::Disk),
+        (1, Self::WideDisk),
+        (2, Self::DiskWithoutImage),
+        (3, Self::Card),
+        (4, Self::OffloadingCard),
+        (5, Self::Entropy),
+        (6, Self::Console),
+        (7, Self::Ports),
+        (8, Self::FirmwareConfiguration),
+        (10, Self::AcpiRegisters),
     ];
+    /// So many of them are what other bytes say, too.
+    const BY_ANY_BYTE: u8 = 8;
 
-    /// The one that a byte of the input says. What was found before the last one was there goes on to mean what it did.
+    /// The one that a byte of the input says.
     pub fn from_byte(byte: u8) -> Self {
-        let (last, others) = Self::ALL.split_last().expect("there are some");
-        match usize::from(byte) {
-            number if number == others.len() => *last,
-            number => others[number % others.len()],
-        }
+        let by = |byte| Self::ALL.into_iter().find(|(own, _)| *own == byte);
+        let (_, kind) = by(byte)
+            .or_else(|| by(byte % Self::BY_ANY_BYTE))
+            .expect("its byte");
+        kind
     }
 
     /// How many queues it has; 0: it is no virtio device.
@@ -67,7 +73,7 @@ impl Kind {
             Self::Disk | Self::DiskWithoutImage | Self::Entropy => 1,
             Self::WideDisk => 4,
             Self::Card | Self::OffloadingCard => 3,
-            Self::Console | Self::Ports | Self::FirmwareConfiguration => 0,
+            Self::Console | Self::Ports | Self::FirmwareConfiguration | Self::AcpiRegisters => 0,
         }
     }
 }
@@ -109,6 +115,7 @@ impl Bench {
                 items.file("etc/bench", b"content".to_vec());
                 FwCfg::new(items)
             }
+            Kind::AcpiRegisters => Pm::new(Ports::new(hub.clone(), Box::new(|_| {}))),
         };
         Self { kind, device, hub }
     }
