@@ -59,8 +59,7 @@ pub fn saved(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Msrs, ArchError> {
     let mut indices: Vec<u32> = listed.as_slice().to_vec();
     indices.extend(MTRR_VARIABLE.chain(MTRR_FIXED).chain([MTRR_DEFAULT_TYPE, PAT]));
     indices.retain(|index| !HYPER_V.contains(index) && !VMX.contains(index));
-    indices.sort_unstable_by_key(|index| (*index == TSC_DEADLINE, *index != TSC, *index));
-    indices.dedup();
+    in_order(&mut indices);
     let mut entries = Vec::new();
     for index in indices {
         if is_state(vcpu, index)? {
@@ -68,6 +67,12 @@ pub fn saved(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Msrs, ArchError> {
         }
     }
     list(&entries)
+}
+
+/// Each once, in the order in which they are restored.
+fn in_order(indices: &mut Vec<u32>) {
+    indices.sort_unstable_by_key(|index| (*index == TSC_DEADLINE, *index != TSC, *index));
+    indices.dedup();
 }
 
 fn entry(index: u32, data: u64) -> kvm_msr_entry {
@@ -136,6 +141,14 @@ fn complete(ioctl: &'static str, done: usize, msrs: &Msrs) -> Result<(), ArchErr
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Not every KVM has a deadline that it could be seen by.
+    #[test]
+    fn the_tsc_is_restored_first_and_its_deadline_last() {
+        let mut indices = vec![LSTAR, TSC_DEADLINE, 1, STAR, TSC, PAT, TSC_DEADLINE, TSC, 1];
+        in_order(&mut indices);
+        assert_eq!(indices, [TSC, 1, PAT, STAR, LSTAR, TSC_DEADLINE]);
+    }
 
     #[test]
     fn what_was_done_only_in_part_is_an_error_that_names_where_it_ended() {

@@ -149,9 +149,10 @@ fn run_harness(mut command: Command, limit: Duration) -> Result<Count> {
     )
 }
 
-/// Counts what a harness printed, and shows it if a test failed.
+/// Counts what a harness printed, and shows it if a test failed; what was not run in any case.
 pub(super) fn judge(output: &str, success: Result<bool>) -> Result<Count> {
     let end = || tail(output, OUTPUT_LINES_MAX);
+    not_run(output).for_each(|line| println!("{line}"));
     match (success, Count::of_harness(output)) {
         (Ok(true), Some(count)) if count.failed == 0 => Ok(count),
         (Ok(_), Some(count)) if count.failed > 0 => {
@@ -164,6 +165,13 @@ pub(super) fn judge(output: &str, success: Result<bool>) -> Result<Count> {
             end()
         ))),
     }
+}
+
+/// What tests said of themselves that this machine cannot run. The harness may have begun the line.
+fn not_run(output: &str) -> impl Iterator<Item = &str> {
+    output
+        .lines()
+        .filter_map(|line| Some(&line[line.find("NOT RUN: ")?..]))
 }
 
 /// A line of cargo's output, as far as it is of interest here.
@@ -297,5 +305,12 @@ mod tests {
         );
         let count = judge("test result: FAILED. 1 passed; 2 failed; 0 ignored", Ok(false)).unwrap();
         assert_eq!(count, Count { passed: 1, failed: 2 });
+    }
+
+    #[test]
+    fn what_was_not_run_is_told() {
+        let output = "test one ... ok\ntest other ... NOT RUN: it needs a moon\nok\n";
+        let told: Vec<&str> = not_run(output).collect();
+        assert_eq!(told, ["NOT RUN: it needs a moon"]);
     }
 }
