@@ -111,6 +111,13 @@ pub(crate) trait Answers: Send {
     fn answer(&self, asked: &Request<'_>) -> Result<Vec<u8>, Errno>;
 }
 
+/// Opens the kernel's end of mounts.
+pub(crate) fn open() -> Result<File> {
+    OpenOptions::new().read(true).write(true).open("/dev/fuse").context(
+        "/dev/fuse cannot be opened, by which tests record what reaches a disk; load the module fuse, as root, and try again",
+    )
+}
+
 /// A mount, there as long as this.
 #[derive(Debug)]
 pub(crate) struct Mounted {
@@ -121,11 +128,7 @@ pub(crate) struct Mounted {
 impl Mounted {
     /// Mounts it over a file or directory that is there; `mode` says which of them it is.
     pub fn over(path: PathBuf, mode: u32, answers: Box<dyn Answers>) -> Result<Self> {
-        let device = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/fuse")
-            .context("/dev/fuse cannot be opened")?;
+        let device = open()?;
         let options = format!("fd={},rootmode={mode:o},user_id=0,group_id=0", device.as_raw_fd());
         mount(
             "kemari",

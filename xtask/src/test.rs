@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use crate::disks;
+use crate::fuse;
 use crate::mutants;
 use crate::packages;
 use crate::tools::{self, cargo, run_quietly};
@@ -64,7 +65,8 @@ pub fn test(options: &Options) -> bool {
             packages::QEMU_IMG,
             packages::SEABIOS,
             packages::FAKETIME,
-        ])
+        ])?;
+        fuse::open().map(drop)
     });
     if options.wants_all_packages() && options.wants(Place::Here) {
         static_checks(&mut tally);
