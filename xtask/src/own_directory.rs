@@ -258,11 +258,12 @@ impl<N> Journal<N> {
         self.lock().left = changes;
     }
 
-    /// All that has happened, which is forgotten here.
+    /// All that has happened, which is forgotten here: what comes next begins with the directory as it is now, all durable.
     pub fn take(&self) -> Recording<N> {
         let mut state = self.lock();
+        let now = state.now.clone();
         Recording {
-            before: state.before.clone(),
+            before: std::mem::replace(&mut state.before, now),
             entries: std::mem::take(&mut state.entries),
         }
     }
@@ -451,5 +452,7 @@ mod tests {
         assert_eq!(found(linked, Cut::All), ("a b old".into(), 1000));
         let everything = recording.cut(end, Cut::Torn, || true);
         assert_eq!(everything.names.len(), 1);
+        let next = journal.take();
+        assert_eq!((next.entries.len(), next.before.names.len()), (0, 1));
     }
 }
