@@ -168,6 +168,7 @@ impl Storage {
                         operation,
                         sector: 0,
                         data: None,
+                        lane: 0,
                         owner,
                     });
                 }
@@ -236,6 +237,7 @@ impl Storage {
                 operation: Operation::Write,
                 sector,
                 data: Some(data),
+                lane: 0,
                 owner: Owner::Commit,
             });
             writes += 1;

@@ -113,6 +113,7 @@ impl DiskLoad {
                     operation: Operation::Flush,
                     sector: 0,
                     data: None,
+                    lane: 0,
                     owner: Owner::Load,
                 });
             } else {
@@ -161,6 +162,7 @@ impl DiskLoad {
             operation,
             sector: self.first_sector + (block * BLOCK_BYTES / SECTOR_BYTES) as u64,
             data: Some(data),
+            lane: 0,
             owner: Owner::Load,
         });
     }

@@ -72,6 +72,7 @@ impl Probe {
                 operation,
                 sector,
                 data: Some(data),
+                lane: 0,
                 owner,
             });
         }
@@ -88,7 +89,7 @@ impl Probe {
         let wrong = read
             && !data
                 .as_ref()
-                .is_some_and(|data| matches(data.bytes(), number, self.version..=self.version));
+                .is_some_and(|data| matches(data.bytes(), number, self.version..=self.version, false));
         if !finished.ok || wrong {
             run.error = Some(format!(
                 "{:?} of block {number} failed over the reset",

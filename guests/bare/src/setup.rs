@@ -7,7 +7,7 @@ use core::fmt::Write;
 
 use crate::abi::{self, BootDevice, BootInfo};
 use crate::apic::{self, Timer};
-use crate::block_test::{BLOCKS_MAX, BlockTest};
+use crate::block_test::BlockTest;
 use crate::boot::{self, Settings};
 use crate::commit::{Owner, Storage};
 use crate::console::Console;
@@ -113,15 +113,15 @@ fn announce(settings: &Settings, storage: &Storage, net: bool) {
     let _ = writeln!(Console, "{line}");
 }
 
-/// The room behind the slots: first the probe's blocks, then those of tests, then those of loads.
+/// The room behind the slots: first the probe's blocks, then those of loads; the second half is for tests.
 fn rooms(disk: &Disk<Owner>, layout: &Superblock) -> Option<((BlockTest, Probe), DiskLoad)> {
     let first = layout.rest_offset();
     let blocks = (disk.bytes().saturating_sub(first) / BLOCK_BYTES as u64) as usize;
     let blocks = blocks.checked_sub(PROBE_BLOCKS)?;
-    let tested = blocks.min(BLOCKS_MAX);
+    let loaded = blocks / 2;
     let sector = |block: usize| first / SECTOR_BYTES as u64 + (block * BLOCK_BYTES / SECTOR_BYTES) as u64;
-    let test = BlockTest::new(sector(PROBE_BLOCKS), tested, layout.boots);
-    let load = DiskLoad::new(sector(PROBE_BLOCKS + tested), blocks - tested, layout.boots);
+    let load = DiskLoad::new(sector(PROBE_BLOCKS), loaded, layout.boots);
+    let test = BlockTest::new(sector(PROBE_BLOCKS + loaded), blocks - loaded, layout.boots);
     Some(((test, Probe::new(sector(0), layout.boots)), load))
 }
 
@@ -165,6 +165,7 @@ fn transfer(disk: &mut Disk<Owner>, operation: Operation, block: Vec<u8>) -> Opt
         operation,
         sector: 0,
         data: Some(data),
+        lane: 0,
         owner: Owner::Superblock,
     });
     let finished = wait(disk);
@@ -175,6 +176,7 @@ fn transfer(disk: &mut Disk<Owner>, operation: Operation, block: Vec<u8>) -> Opt
             operation,
             sector: 0,
             data: None,
+            lane: 0,
             owner,
         });
         if !wait(disk).ok {
@@ -202,6 +204,7 @@ fn load(disk: &mut Disk<Owner>, layout: &Superblock) -> Option<Index> {
                 operation: Operation::Read,
                 sector,
                 data,
+                lane: 0,
                 owner: Owner::Slots(next),
             });
             next += slots;

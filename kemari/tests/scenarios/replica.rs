@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use kemari::control::{Protection, Role};
 use xtask::tools::output_of;
 
-use crate::support::{Host, Plan, Scene, ask, play, stop_threads, wait_for};
+use crate::support::{Host, Plan, Scene, ask, play, stop_threads, wait_for, written_blocks};
 
 /// Within so long a primary finds a secondary that has come.
 const CONNECTS_MAX: Duration = Duration::from_secs(30);
@@ -43,7 +43,7 @@ fn last_copy(scene: &Scene, host: Host) -> Result<(u64, u64)> {
 }
 
 fn goes_to_and_fro(flush: &'static str) {
-    play(&Plan::replicated(flush), |scene| {
+    play(&Plan::replicated_widely(flush), |scene| {
         scene.protect()?;
         let clients = scene.clients()?;
         clients.work(Duration::from_millis(300))?;
@@ -108,7 +108,7 @@ fn a_vm_with_a_replicated_disk_whose_flushes_wait_for_both_disks_goes_to_and_fro
 
 #[test]
 fn kills_in_the_middle_of_overlapping_writes_leave_the_disk_at_the_committed_state() {
-    play(&Plan::replicated("memory"), |scene| {
+    play(&Plan::replicated_widely("memory"), |scene| {
         scene.protect()?;
         let clients = scene.clients()?;
         let mut primary = Host::A;
@@ -133,7 +133,7 @@ fn kills_in_the_middle_of_overlapping_writes_leave_the_disk_at_the_committed_sta
 
 #[test]
 fn after_a_short_absence_only_what_differs_is_copied() {
-    play(&Plan::replicated("memory"), |scene| {
+    play(&Plan::replicated_widely("memory"), |scene| {
         scene.protect()?;
         scene.order(&["BLKTEST", "500", "32"])?;
         // What was committed and is not written yet goes with the process, and would be sent again.
@@ -226,13 +226,16 @@ fn the_side_that_ran_last_starts_and_the_other_is_refused_until_the_operator_say
         let words = ["run", "--assert-dead", &term, "--adopt-disks"];
         scene.start(Host::B, &words, "scene.toml", &[])?;
         scene.await_service(Host::B)?;
-        let before = fs::read(scene.image(Host::A))?;
+        let before = written_blocks(&scene.image(Host::A))?;
         scene.secondary(Host::A)?;
         let refused = scene.await_status("a refusal", Host::B, |status| {
             let reason = status.waiting_because.as_deref().unwrap_or_default();
             reason.contains("of another history")
         })?;
-        ensure!(before == fs::read(scene.image(Host::A))?, "A's image was written");
+        ensure!(
+            before == written_blocks(&scene.image(Host::A))?,
+            "A's image was written"
+        );
         let reason = refused.waiting_because.unwrap_or_default();
         let (_, rest) = reason
             .split_once("--overwrite-disks ")

@@ -1,6 +1,6 @@
 //! A virtio disk (virtio 1.2, section 5.2). Requests never block: they are submitted, and come back finished, in any
-//! order, from [`Disk::poll`]. Nothing orders requests in flight among each other, but those that overlap: they are carried
-//! out as they were submitted. Who needs another order waits.
+//! order, from [`Disk::poll`]. Nothing orders requests in flight among each other, but those of one lane that overlap: they
+//! are carried out as they were submitted. Who needs another order waits.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -9,24 +9,31 @@ use super::memory::Dma;
 use super::mmio::{F_EVENT_IDX, F_INDIRECT_DESC, Registers};
 use super::queue::{QUEUE_SIZE, Queue, Segment};
 
-const REQUESTS: u16 = 0;
 /// Feature: the device is read-only.
 const F_RO: u64 = 1 << 5;
 /// Feature: the configuration gives the block size.
 const F_BLK_SIZE: u64 = 1 << 6;
 /// Feature: there is a flush request; without it a finished write is durable.
 const F_FLUSH: u64 = 1 << 9;
+/// Feature: there are several queues.
+const F_MQ: u64 = 1 << 12;
+/// Feature: there are requests that let go of blocks.
+const F_DISCARD: u64 = 1 << 13;
 /// Feature: there are requests that make zeros.
 const F_WRITE_ZEROES: u64 = 1 << 14;
 const CONFIG_CAPACITY: u64 = 0;
 const CONFIG_BLOCK_BYTES: u64 = 20;
+/// The number of queues: the upper half of this word.
+const CONFIG_QUEUES: u64 = 32;
+/// Queues that are driven, if there are so many.
+const QUEUES_MAX: u16 = 8;
 /// Unit of positions on the disk, whatever its block size.
 pub const SECTOR_BYTES: usize = 512;
 /// Header of a request (16 bytes), and behind it the byte for its status.
 const HEADER_BYTES: u32 = 16;
 const STATUS_OFFSET: usize = 16;
 const CELL_BYTES: usize = 32;
-/// The range of a request that makes zeros, and its flag that the disk may forget the blocks.
+/// The range of a request that makes zeros or discards, and the former's flag that the disk may forget the blocks.
 const RANGE_BYTES: usize = 16;
 const UNMAP: u32 = 1;
 /// Requests that the device is given at a time; more wait in the driver.
@@ -41,6 +48,8 @@ pub enum Operation {
     Write,
     /// Makes zeros of as much as the data is long; its bytes are lost.
     Zero,
+    /// Lets go of as much as the data is long; its bytes are lost. What is read there afterwards, nobody knows.
+    Discard,
     /// Makes all writes finished before its submission durable.
     Flush,
 }
@@ -51,6 +60,7 @@ impl Operation {
             Operation::Read => 0,
             Operation::Write => 1,
             Operation::Flush => 4,
+            Operation::Discard => 11,
             Operation::Zero => 13,
         }
     }
@@ -64,6 +74,8 @@ pub struct Request<O> {
     pub sector: u64,
     /// The data; none for a flush.
     pub data: Option<Dma>,
+    /// Requests of one lane go by one queue.
+    pub lane: usize,
     /// Whose it is.
     pub owner: O,
 }
@@ -89,11 +101,12 @@ pub struct Disk<O> {
     features: u64,
     flushes: bool,
     makes_zeros: bool,
+    discards: bool,
     read_only: bool,
     sectors: u64,
     block_bytes: usize,
     resetting: bool,
-    queue: Queue<InFlight<O>>,
+    queues: Vec<Queue<InFlight<O>>>,
     /// Headers and status bytes of the requests in flight.
     cells: Dma,
     free_cells: Vec<usize>,
@@ -109,11 +122,12 @@ impl<O> Disk<O> {
             features: features & (F_EVENT_IDX | F_INDIRECT_DESC),
             flushes: false,
             makes_zeros: false,
+            discards: false,
             read_only: false,
             sectors: 0,
             block_bytes: SECTOR_BYTES,
             resetting: true,
-            queue: Queue::new(false, false),
+            queues: Vec::new(),
             cells: Dma::new(IN_FLIGHT_MAX * CELL_BYTES, 4096),
             free_cells: (0..IN_FLIGHT_MAX).rev().collect(),
             waiting: VecDeque::new(),
@@ -139,9 +153,15 @@ impl<O> Disk<O> {
         self.read_only
     }
 
-    /// Available and used index of the queue.
+    /// Available and used indexes of the queues, summed up.
     pub fn indexes(&self) -> (u16, u16) {
-        self.queue.indexes()
+        let indexes = self.queues.iter().map(Queue::indexes);
+        indexes.fold((0, 0), |(available, used), (more_available, more_used)| {
+            (
+                available.wrapping_add(more_available),
+                used.wrapping_add(more_used),
+            )
+        })
     }
 
     /// Submits a request. The device hears of it at the next [`Disk::notify`].
@@ -180,7 +200,7 @@ impl<O> Disk<O> {
             }
             self.restart();
         }
-        self.queue.pop().map(|(done, _)| {
+        self.queues.iter_mut().find_map(Queue::pop).map(|(done, _)| {
             // SAFETY: the status byte of a cell, which the device has written and given back.
             let status = unsafe { self.cell(done.cell).add(STATUS_OFFSET).read_volatile() };
             self.free_cells.push(done.cell);
@@ -194,8 +214,13 @@ impl<O> Disk<O> {
     /// Gives waiting requests to the device, and tells it once of all that are new.
     pub fn notify(&mut self) {
         self.offer_waiting();
-        if !self.resetting && self.queue.must_notify() {
-            self.registers.notify(REQUESTS);
+        if self.resetting {
+            return;
+        }
+        for (index, queue) in (0..).zip(&mut self.queues) {
+            if queue.must_notify() {
+                self.registers.notify(index);
+            }
         }
     }
 
@@ -208,8 +233,8 @@ impl<O> Disk<O> {
 
     fn offer_waiting(&mut self) {
         while !self.resetting
-            && !self.waiting.is_empty()
-            && self.queue.has_room(1)
+            && let Some(next) = self.waiting.front()
+            && self.queues[next.lane % self.queues.len()].has_room(1)
             && let Some(cell) = self.free_cells.pop()
         {
             let request = self.waiting.pop_front().expect("it is not empty");
@@ -225,11 +250,15 @@ impl<O> Disk<O> {
     fn offer(&mut self, mut in_flight: InFlight<O>) {
         let (operation, sector) = (in_flight.request.operation, in_flight.request.sector);
         let mut data_bytes = in_flight.request.data.as_ref().map_or(0, |data| data.len());
-        if let (Operation::Zero, Some(data)) = (operation, &mut in_flight.request.data) {
+        if let (Operation::Zero | Operation::Discard, Some(data)) = (operation, &mut in_flight.request.data) {
+            let flags = match operation {
+                Operation::Zero => UNMAP,
+                _ => 0,
+            };
             let range = &mut data.bytes_mut()[..RANGE_BYTES];
             range[..8].copy_from_slice(&sector.to_le_bytes());
             range[8..12].copy_from_slice(&((data_bytes / SECTOR_BYTES) as u32).to_le_bytes());
-            range[12..].copy_from_slice(&UNMAP.to_le_bytes());
+            range[12..].copy_from_slice(&flags.to_le_bytes());
             data_bytes = RANGE_BYTES;
         }
         let request = &in_flight.request;
@@ -251,6 +280,8 @@ impl<O> Disk<O> {
             bytes: 1,
             device_writes: true,
         };
+        let lane = request.lane % self.queues.len();
+        let queue = &mut self.queues[lane];
         match &request.data {
             Some(data) => {
                 let device_writes = operation == Operation::Read;
@@ -259,9 +290,9 @@ impl<O> Disk<O> {
                     bytes: data_bytes as u32,
                     device_writes,
                 };
-                self.queue.add(&[header, data, status], in_flight);
+                queue.add(&[header, data, status], in_flight);
             }
-            None => self.queue.add(&[header, status], in_flight),
+            None => queue.add(&[header, status], in_flight),
         }
     }
 
@@ -269,9 +300,10 @@ impl<O> Disk<O> {
     fn restart(&mut self) {
         let accepted = self
             .registers
-            .negotiate(self.features | F_RO | F_BLK_SIZE | F_FLUSH | F_WRITE_ZEROES);
+            .negotiate(self.features | F_RO | F_BLK_SIZE | F_FLUSH | F_MQ | F_DISCARD | F_WRITE_ZEROES);
         self.flushes = accepted & F_FLUSH != 0;
         self.makes_zeros = accepted & F_WRITE_ZEROES != 0;
+        self.discards = accepted & F_DISCARD != 0;
         self.read_only = accepted & F_RO != 0;
         let word = |offset| u64::from(self.registers.config_word(offset));
         self.sectors = word(CONFIG_CAPACITY) | word(CONFIG_CAPACITY + 4) << 32;
@@ -283,11 +315,18 @@ impl<O> Disk<O> {
             "the disk has blocks of {} bytes: 512 to 4096 are supported",
             self.block_bytes
         );
-        let mut again = self.queue.take_in_flight();
+        let count = match accepted & F_MQ != 0 {
+            true => (word(CONFIG_QUEUES) >> 16) as u16,
+            false => 1,
+        };
+        let taken = self.queues.iter_mut().map(Queue::take_in_flight);
+        let mut again: Vec<_> = taken.flatten().collect();
         again.sort_by_key(|in_flight| in_flight.order);
-        self.queue = Queue::new(accepted & F_EVENT_IDX != 0, accepted & F_INDIRECT_DESC != 0);
-        self.registers
-            .set_queue(REQUESTS, QUEUE_SIZE, self.queue.addresses());
+        let fresh = || Queue::new(accepted & F_EVENT_IDX != 0, accepted & F_INDIRECT_DESC != 0);
+        self.queues = (0..count.min(QUEUES_MAX)).map(|_| fresh()).collect();
+        for (index, queue) in (0..).zip(&self.queues) {
+            self.registers.set_queue(index, QUEUE_SIZE, queue.addresses());
+        }
         self.registers.finish();
         self.resetting = false;
         for in_flight in again {
@@ -298,6 +337,11 @@ impl<O> Disk<O> {
     /// It has requests that make zeros.
     pub fn makes_zeros(&self) -> bool {
         self.makes_zeros
+    }
+
+    /// It has requests that let go of blocks.
+    pub fn discards(&self) -> bool {
+        self.discards
     }
 
     /// A flush must follow writes that are to be durable.

@@ -12,6 +12,6 @@ pub use cluster::Cluster;
 pub use guest::ask;
 pub use hang::stop_threads;
 pub use plan::{FENCE_WORKS, Fence, LINK_PORT, Plan};
-pub use scene::{Host, Scene, play};
+pub use scene::{Host, Scene, play, written_blocks};
 pub use xtask::proof::clients::{Clients, PATIENCE};
 pub use xtask::tools::wait_for;

@@ -10,6 +10,9 @@ use super::scene::{Host, SERVICE_PORT};
 /// Port on which each side listens for the other.
 pub const LINK_PORT: u16 = 7700;
 
+/// Queues of a replicated disk: what one host did in an order of its own, the other one repeats in that.
+const REPLICATED_QUEUES: u16 = 4;
+
 /// How a winner makes sure that the loser writes nothing more to the shared disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fence {
@@ -58,6 +61,8 @@ pub struct Plan {
     pub certificate_days: u32,
     /// Where the guest's disk is.
     pub disk: Disk,
+    /// Its size, mostly holes.
+    pub disk_mib: u64,
     /// Whether the arbiter is the etcd of [`super::Cluster`]; else it is a file.
     pub etcd: bool,
     /// Whether there is no arbiter at all.
@@ -92,6 +97,7 @@ impl Default for Plan {
             tls: false,
             certificate_days: 100,
             disk: Disk::Shared,
+            disk_mib: 16,
             etcd: false,
             no_arbiter: false,
             disk_keys: "",
@@ -111,6 +117,14 @@ impl Plan {
         Self {
             disk: Disk::Replicated(flush),
             ..Self::default()
+        }
+    }
+
+    /// The same with a disk of some hundred extents, a block of the guest's test in each of one half of them.
+    pub fn replicated_widely(flush: &'static str) -> Self {
+        Self {
+            disk_mib: 2048,
+            ..Self::replicated(flush)
         }
     }
 
@@ -179,7 +193,7 @@ allow_cached_shared_disk = true
             net_keys = self.net_keys,
             disk = match self.disk {
                 Disk::Shared => "shared = true".to_owned(),
-                Disk::Replicated(flush) => format!("flush = \"{flush}\""),
+                Disk::Replicated(flush) => format!("flush = \"{flush}\"\nqueues = {REPLICATED_QUEUES}"),
             },
             kernel = kernel.display(),
             ip = guest_address(0),

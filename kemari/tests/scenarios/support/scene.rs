@@ -1,8 +1,10 @@
 //! Two hosts, an arbiter and a shared disk.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +13,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use kemari::control::{Client, Status};
 use lab::{LocalNet, Process, guest_address};
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 use tempfile::TempDir;
 use xtask::proof::load::Load;
 use xtask::tools::{build_bare_guest, output_of, root, tail};
@@ -29,8 +33,6 @@ const CONNECTIONS: u16 = 4;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Lines of each log that a failed scenario shows.
 const LOG_LINES_MAX: usize = 40;
-/// Size of the shared disk in bytes.
-const DISK_BYTES: u64 = 16 << 20;
 
 /// One of the two hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +127,7 @@ impl Scene {
         for host in Host::BOTH {
             let image = plan.image(host, directory.path());
             fs::create_dir_all(image.parent().context("an image lies in a directory")?)?;
-            File::create(image)?.set_len(DISK_BYTES)?;
+            File::create(image)?.set_len(plan.disk_mib << 20)?;
         }
         for (path, program) in plan.fence_programs(directory.path()) {
             fs::write(&path, program)?;
@@ -185,23 +187,21 @@ impl Scene {
 
     /// Compares the images of both hosts, byte by byte.
     pub fn compare_images(&self) -> Result<()> {
-        let [a, b] = Host::BOTH.map(|host| fs::read(self.image(host)));
-        let (a, b) = (a?, b?);
+        let [a, b] = Host::BOTH.map(|host| written_blocks(&self.image(host)));
+        let ((a_bytes, a), (b_bytes, b)) = (a?, b?);
         ensure!(
-            a.len() == b.len(),
-            "the images have {} and {} bytes",
-            a.len(),
-            b.len()
+            a_bytes == b_bytes,
+            "the images have {a_bytes} and {b_bytes} bytes"
         );
-        let blocks: Vec<usize> = (0..a.len() / 4096)
-            .filter(|block| a[block * 4096..(block + 1) * 4096] != b[block * 4096..(block + 1) * 4096])
-            .collect();
+        let positions: BTreeSet<u64> = a.keys().chain(b.keys()).copied().collect();
+        let differ = positions.into_iter().filter(|block| a.get(block) != b.get(block));
+        let differ: Vec<u64> = differ.collect();
         ensure!(
-            blocks.is_empty(),
-            "the images differ in {} blocks: {blocks:?}",
-            blocks.len()
+            differ.is_empty(),
+            "the images differ in {} blocks: {differ:?}",
+            differ.len()
         );
-        ensure!(a.iter().any(|byte| *byte != 0), "the guest wrote nothing");
+        ensure!(!a.is_empty(), "the guest wrote nothing");
         Ok(())
     }
 
@@ -510,6 +510,36 @@ impl Scene {
             "--- {}: log\n{log}\n--- its status\n{status}\n--- its console\n{console}\n",
             host.name()
         )
+    }
+}
+
+/// Bytes of a block of [`written_blocks`].
+const BLOCK_BYTES: u64 = 4096;
+
+/// Length of an image in bytes, and its blocks that are not zeros, by their numbers. Its holes are not read.
+pub fn written_blocks(image: &Path) -> Result<(u64, BTreeMap<u64, Vec<u8>>)> {
+    let file = File::open(image)?;
+    let bytes = seek(&file, SeekFrom::End(0))?;
+    let mut blocks = BTreeMap::new();
+    let mut at = 0;
+    loop {
+        // A block device knows of no holes.
+        let begin = match seek(&file, SeekFrom::Data(at)) {
+            Err(Errno::INVAL) if at < bytes => at,
+            Err(Errno::INVAL | Errno::NXIO) => return Ok((bytes, blocks)),
+            found => found? / BLOCK_BYTES * BLOCK_BYTES,
+        };
+        at = match seek(&file, SeekFrom::Hole(begin)) {
+            Err(Errno::INVAL) => bytes,
+            found => found?,
+        };
+        for offset in (begin..at).step_by(BLOCK_BYTES as usize) {
+            let mut block = vec![0; BLOCK_BYTES.min(bytes - offset) as usize];
+            file.read_exact_at(&mut block, offset)?;
+            if block.iter().any(|byte| *byte != 0) {
+                blocks.insert(offset / BLOCK_BYTES, block);
+            }
+        }
     }
 }
 
