@@ -25,9 +25,10 @@ const ROUNDS_MAX: u32 = 4;
 const ASKED_MAX: usize = 32;
 /// Sockets that are looked at.
 const SOCKETS_MAX: usize = 4096;
-/// Names in a directory that are looked at, whatever they are.
+/// Names in a directory that are looked at, whatever they are, and in all directories together.
 const ENTRIES_MAX: usize = 4096;
-/// Directories in which the kernel knows of a side's socket that are looked into.
+const ENTRIES_IN_ALL_MAX: usize = 1 << 16;
+/// Directories elsewhere in which there are sockets as a side makes them.
 const DIRECTORIES_MAX: usize = 256;
 /// Of /proc/net/unix: the flag of a socket that somebody listens at.
 const LISTENS: u32 = 1 << 16;
@@ -138,8 +139,9 @@ fn ask(socket: &Socket, timeout: Duration, deadline: Instant) -> Option<Side> {
 /// those in any directory where the kernel knows of one that was made as Kemari makes them.
 fn sockets() -> anyhow::Result<Vec<Socket>> {
     let top = directory();
+    let mut looks = Looks::default();
     let failed = || format!("cannot look for control sockets in {}", top.display());
-    let mut found = match look_into(&top) {
+    let mut found = match looks.look_into(&top) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         found => found.with_context(failed)?,
     };
@@ -150,14 +152,16 @@ fn sockets() -> anyhow::Result<Vec<Socket>> {
     found.extend(
         below
             .iter()
-            .flat_map(|(path, _)| look_into(path).unwrap_or_default()),
+            .flat_map(|(path, _)| looks.look_into(path).unwrap_or_default()),
     );
     let among_sides = found.len();
+    // A crowd in there, where a VM's user may make what it likes, hides nobody elsewhere.
+    let mut looks_elsewhere = Looks::default();
     if std::env::var_os(DIRECTORY_VARIABLE).is_none() {
-        found.extend(elsewhere());
+        found.extend(elsewhere(&mut looks_elsewhere));
     }
     let mut seen = BTreeSet::new();
-    let sockets = found
+    let mut sockets: Vec<_> = found
         .into_iter()
         .enumerate()
         .filter(|(_, (_, metadata))| {
@@ -167,40 +171,84 @@ fn sockets() -> anyhow::Result<Vec<Socket>> {
             path,
             owner: metadata.uid(),
             is_among_sides: index < among_sides,
-        });
-    Ok(sockets.take(SOCKETS_MAX).collect())
+        })
+        .collect();
+    if looks.were_cut || looks_elsewhere.were_cut || sockets.len() > SOCKETS_MAX {
+        tracing::error!(
+            "there are too many files where sides may be, and not all were looked at: name one that is missing by its \
+             configuration, or by --socket"
+        );
+    }
+    sockets.truncate(SOCKETS_MAX);
+    Ok(sockets)
 }
 
-/// What is in a directory, but for hidden files, and for names that are no text or would steer a terminal.
-fn look_into(directory: &Path) -> io::Result<Vec<(PathBuf, Metadata)>> {
-    let is_plain = |path: &Path| {
-        path.file_name()
-            .and_then(|name| name.to_str())
-            .is_some_and(|name| !name.starts_with('.') && !name.contains(char::is_control))
-    };
-    let entries = fs::read_dir(directory)?.take(ENTRIES_MAX);
-    Ok(entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| is_plain(path))
-        .filter_map(|path| fs::symlink_metadata(&path).ok().map(|metadata| (path, metadata)))
-        .collect())
+/// Looks into directories, and no longer than a limit.
+struct Looks {
+    /// Names that may be looked at still.
+    left: usize,
+    /// Whether there was more than was looked at.
+    were_cut: bool,
+}
+
+impl Default for Looks {
+    fn default() -> Self {
+        Self {
+            left: ENTRIES_IN_ALL_MAX,
+            were_cut: false,
+        }
+    }
+}
+
+impl Looks {
+    /// What is in a directory, but for hidden files, and for names that are no text or would steer a terminal.
+    fn look_into(&mut self, directory: &Path) -> io::Result<Vec<(PathBuf, Metadata)>> {
+        let is_plain = |path: &Path| {
+            path.file_name()
+                .and_then(|name| name.to_str())
+                .is_some_and(|name| !name.starts_with('.') && !name.contains(char::is_control))
+        };
+        let mut entries = fs::read_dir(directory)?;
+        let some: Vec<_> = entries.by_ref().take(ENTRIES_MAX.min(self.left)).collect();
+        self.left -= some.len();
+        self.were_cut |= entries.next().is_some();
+        Ok(some
+            .into_iter()
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| is_plain(path))
+            .filter_map(|path| fs::symlink_metadata(&path).ok().map(|metadata| (path, metadata)))
+            .collect())
+    }
+
+    /// The sockets in these directories that a side may have made.
+    fn sockets_in<'a>(&mut self, directories: impl Iterator<Item = &'a Path>) -> Vec<(PathBuf, Metadata)> {
+        let mut found = Vec::new();
+        let mut with_sockets = 0;
+        for directory in directories.filter(|directory| is_safe(directory)) {
+            if with_sockets == DIRECTORIES_MAX {
+                self.were_cut = true;
+                break;
+            }
+            let mut sockets = self.look_into(directory).unwrap_or_default();
+            // A side makes its socket for its user alone.
+            sockets.retain(|(_, metadata)| {
+                metadata.file_type().is_socket() && is_ours(metadata) && metadata.mode() & 0o077 == 0
+            });
+            with_sockets += usize::from(!sockets.is_empty());
+            found.extend(sockets);
+        }
+        found
+    }
 }
 
 /// Sockets of sides whose `control` is elsewhere. Anybody can have the kernel name a directory: only what nobody but root
 /// and this user can have made counts.
-fn elsewhere() -> Vec<(PathBuf, Metadata)> {
+fn elsewhere(looks: &mut Looks) -> Vec<(PathBuf, Metadata)> {
     // A machine without this file has no Unix sockets; a name in it may be no text.
     let table = fs::read("/proc/net/unix").unwrap_or_default();
     let text = String::from_utf8_lossy(&table);
     let directories: BTreeSet<&Path> = text.lines().filter_map(directory_of_side).collect();
-    directories
-        .iter()
-        .filter(|directory| is_safe(directory))
-        .take(DIRECTORIES_MAX)
-        .flat_map(|directory| look_into(directory).unwrap_or_default())
-        // A side makes its socket for its user alone.
-        .filter(|(_, metadata)| is_ours(metadata) && metadata.mode() & 0o077 == 0)
-        .collect()
+    looks.sockets_in(directories.into_iter())
 }
 
 /// Whether nobody but root and this user decides what is in the directory, nor which directory that is.
@@ -287,12 +335,48 @@ mod tests {
         assert!(!is_safe(&link), "what a link leads to counts");
         set(&inner, 0o755);
         assert!(!is_safe(&tree.path().join("none")));
-        if rustix::process::geteuid().is_root() {
-            std::os::unix::fs::lchown(&link, Some(65_533), None).unwrap();
-            assert!(!is_safe(&link), "another user's link");
-            chown(&above, Some(65_533), None).unwrap();
-            assert!(!is_safe(&inner), "below another user's directory");
+        assert!(rustix::process::geteuid().is_root(), "this test wants root");
+        std::os::unix::fs::lchown(&link, Some(65_533), None).unwrap();
+        assert!(!is_safe(&link), "another user's link");
+        chown(&above, Some(65_533), None).unwrap();
+        assert!(!is_safe(&inner), "below another user's directory");
+    }
+
+    #[test]
+    fn directories_without_a_socket_hide_none_and_what_was_not_looked_at_is_noticed() {
+        let tree = tempfile::tempdir().unwrap();
+        let mut directories: Vec<_> = (0..=DIRECTORIES_MAX)
+            .map(|number| tree.path().join(format!("{number:03}")))
+            .collect();
+        directories.push(tree.path().join("last"));
+        for directory in &directories {
+            fs::create_dir(directory).unwrap();
+            fs::set_permissions(directory, Permissions::from_mode(0o700)).unwrap();
+            fs::write(directory.join("a"), "").unwrap();
         }
+        let bind = |directory: &Path| {
+            let socket = directory.join("vm.sock");
+            let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+            fs::set_permissions(&socket, Permissions::from_mode(0o600)).unwrap();
+            listener
+        };
+        let look = |mut looks: Looks| {
+            let found = looks.sockets_in(directories.iter().map(PathBuf::as_path));
+            (found.len(), looks.were_cut)
+        };
+        let _socket = bind(directories.last().unwrap());
+        assert_eq!(look(Looks::default()), (1, false));
+        let limited = |left| Looks {
+            left,
+            were_cut: false,
+        };
+        assert_eq!(look(limited(directories.len() + 1)), (1, false));
+        assert_eq!(look(limited(directories.len() - 1)), (0, true));
+        let _sockets: Vec<_> = directories[..DIRECTORIES_MAX]
+            .iter()
+            .map(|directory| bind(directory))
+            .collect();
+        assert_eq!(look(Looks::default()), (DIRECTORIES_MAX, true));
     }
 
     #[test]
@@ -301,7 +385,7 @@ mod tests {
         let make = |name: &str| std::os::unix::net::UnixListener::bind(tree.path().join(name)).unwrap();
         let _sockets = [make("vm.sock"), make(".hidden"), make("\u{1b}[2J.sock")];
         symlink(tree.path().join("vm.sock"), tree.path().join("link.sock")).unwrap();
-        let found = look_into(tree.path()).unwrap();
+        let found = Looks::default().look_into(tree.path()).unwrap();
         let sockets = found
             .iter()
             .filter(|(_, metadata)| metadata.file_type().is_socket());

@@ -61,7 +61,8 @@ fn is_configuration(word: &Path) -> bool {
 }
 
 fn only(host: Option<&str>, sides: &[Side]) -> anyhow::Result<Client> {
-    let meant = as_host(host, sides);
+    let is_meant = |side: &&Side| host.is_none() || side.host() == host;
+    let meant: Vec<&Side> = sides.iter().filter(is_meant).collect();
     match (meant.as_slice(), host) {
         ([only], _) => Ok(only.client()),
         ([], Some(host)) if !sides.is_empty() => Err(anyhow!(NothingHere(format!(
@@ -79,29 +80,27 @@ fn only(host: Option<&str>, sides: &[Side]) -> anyhow::Result<Client> {
     }
 }
 
-fn as_host<'a>(host: Option<&str>, sides: impl IntoIterator<Item = &'a Side>) -> Vec<&'a Side> {
-    let is_meant = |side: &&Side| host.is_none() || side.host() == host;
-    sides.into_iter().filter(is_meant).collect()
-}
-
 fn by_name(vm: &str, host: Option<&str>, sides: &[Side]) -> anyhow::Result<Client> {
     let of_vm: Vec<&Side> = sides.iter().filter(|side| side.vm() == vm).collect();
-    let meant = likeliest(vm, as_host(host, of_vm.iter().copied()));
+    // Which host's it is a side that hangs does not say: another is not meant for that.
+    let may_be_meant = |side: &&Side| host.is_none() || side.host().is_none_or(|own| Some(own) == host);
+    let meant = likeliest(vm, of_vm.iter().copied().filter(may_be_meant).collect());
     match (meant.as_slice(), host) {
         ([side], _) => Ok(side.client()),
-        ([], _) if sides.is_empty() => Err(anyhow!(NothingHere(format!(
-            "no VM `{vm}` runs here: no VM does. `kemari run` and `kemari secondary` start one by its configuration{}",
-            file_of(vm)
-        )))),
+        ([], _) if sides.is_empty() => Err(no_vm(
+            format!(
+                "no VM `{vm}` runs here: no VM does. `kemari run` and `kemari secondary` start one by its configuration"
+            ),
+            vm,
+        )),
         ([], Some(host)) if !of_vm.is_empty() => Err(anyhow!(NothingHere(format!(
             "no side of the VM `{vm}` runs here as host `{host}`; there is {}",
             list(of_vm)
         )))),
-        ([], _) => Err(anyhow!(NothingHere(format!(
-            "no VM `{vm}` runs here; there is {}{}",
-            list(sides),
-            file_of(vm)
-        )))),
+        ([], _) => Err(no_vm(
+            format!("no VM `{vm}` runs here; there is {}", list(sides)),
+            vm,
+        )),
         _ => Err(which_side(meant)),
     }
 }
@@ -116,11 +115,12 @@ fn likeliest<'a>(vm: &str, sides: Vec<&'a Side>) -> Vec<&'a Side> {
     }
 }
 
-/// What to say of a file of the VM's name in the working directory: it may have been meant.
-fn file_of(vm: &str) -> String {
+/// No VM of that name runs here. Where a file of its name is in the working directory, that may have been meant: then
+/// nothing can be told of any side.
+fn no_vm(sentence: String, vm: &str) -> anyhow::Error {
     match Path::new(vm).is_file() {
-        true => format!(". The configuration in this directory is `./{vm}`"),
-        false => String::new(),
+        true => anyhow!("{sentence}. The configuration in this directory is `./{vm}`"),
+        false => anyhow!(NothingHere(sentence)),
     }
 }
 
