@@ -123,7 +123,7 @@ fn user_of(config: &Config, host: &str) -> anyhow::Result<Option<User>> {
 }
 
 /// Gives up what opening TAPs and these disks, some of which are only read, does not take: for a steward
-/// without a fence. Only the first thread may call it, while there is no other.
+/// without fence or hook. Only the first thread may call it, while there is no other.
 ///
 /// # Errors
 /// If the kernel refuses.

@@ -17,7 +17,8 @@ mod serve_test;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -155,11 +156,20 @@ pub fn run_hooks_here(config: &Config, host: &str) -> io::Result<()> {
     Ok(())
 }
 
+/// Why a steward said nothing of alarms.
+#[derive(Debug)]
+pub struct Silence {
+    /// As a sentence.
+    pub reason: String,
+    /// Whether it has what it was asked, though. What reaches it is taken in turn: it is not to be sent again.
+    pub was_sent: bool,
+}
+
 /// Tells the hooks of this, and waits for none of them.
 ///
 /// # Errors
 /// If the steward does not answer.
-pub fn raise(alarm: &Alarm) -> Result<Told, String> {
+pub fn raise(alarm: &Alarm) -> Result<Told, Silence> {
     ask_of_hooks(Request::Alarm(alarm.clone()), |runner| runner.raise(alarm))
 }
 
@@ -167,18 +177,24 @@ pub fn raise(alarm: &Alarm) -> Result<Told, String> {
 ///
 /// # Errors
 /// If the steward does not answer.
-pub fn hooks_told() -> Result<Told, String> {
+pub fn hooks_told() -> Result<Told, Silence> {
     ask_of_hooks(Request::Hooks, Runner::note_life)
 }
 
-fn ask_of_hooks(request: Request, here: impl FnOnce(&mut Runner)) -> Result<Told, String> {
+fn ask_of_hooks(request: Request, here: impl FnOnce(&mut Runner)) -> Result<Told, Silence> {
     if let Some(steward) = STEWARD.get() {
         return match steward.ask(request, LOOK_MAX)? {
             Answer::Told(told) => Ok(told),
-            Answer::Fenced(_) | Answer::Looked(_) => Err("the steward answers something else".into()),
+            Answer::Fenced(_) | Answer::Looked(_) => Err(Silence {
+                reason: "the steward answers something else".into(),
+                was_sent: true,
+            }),
         };
     }
-    let runner = RUNNER.get().ok_or("nobody runs hooks here")?;
+    let runner = RUNNER.get().ok_or_else(|| Silence {
+        reason: "nobody runs hooks here".into(),
+        was_sent: false,
+    })?;
     let mut runner = runner.lock().unwrap_or_else(PoisonError::into_inner);
     here(&mut runner);
     Ok(runner.told())
@@ -235,7 +251,8 @@ pub fn fence(config: &Config, host: &str, peer: &str, until: Instant) -> Result<
         peer: peer.to_owned(),
         until_ns: now_ns() + left.as_nanos() as u64,
     };
-    match steward.ask(request, left + LATE_MAX)? {
+    let asked = steward.ask(request, left + LATE_MAX);
+    match asked.map_err(|silence| silence.reason)? {
         Answer::Fenced(result) => result.map(said),
         Answer::Looked(_) | Answer::Told(_) => Err("the steward answers something else".into()),
     }
@@ -304,11 +321,9 @@ impl Steward {
         }
     }
 
-    fn ask(&self, request: Request, limit: Duration) -> Result<Answer, String> {
+    fn ask(&self, request: Request, limit: Duration) -> Result<Answer, Silence> {
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
-        line.ask(request, limit).map_err(|error| {
-            format!("the steward, the process that runs the fence, does not answer: {error}")
-        })
+        line.ask(request, limit)
     }
 
     /// What was opened, or why it was not. The error: the steward does not answer.
@@ -320,12 +335,58 @@ impl Steward {
     }
 }
 
+/// Counts what goes through.
+struct Counted<'a> {
+    socket: &'a UnixStream,
+    bytes: usize,
+}
+
+impl Write for Counted<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.socket.write(bytes)?;
+        self.bytes += written;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.socket.flush()
+    }
+}
+
 impl Line {
-    fn ask(&mut self, request: Request, limit: Duration) -> io::Result<Answer> {
-        self.last += 1;
+    fn ask(&mut self, request: Request, limit: Duration) -> Result<Answer, Silence> {
         let until = Instant::now() + limit;
+        let silence = |was_sent: bool| {
+            move |error: io::Error| Silence {
+                reason: format!("the steward, the process that runs the fence, does not answer: {error}"),
+                was_sent,
+            }
+        };
+        self.send(request, limit).map_err(silence(false))?;
+        self.wait(until).map_err(silence(true))
+    }
+
+    /// Sends it whole or not at all. Behind a part of one nothing could be read as what it is: then nothing more is sent.
+    fn send(&mut self, request: Request, limit: Duration) -> io::Result<()> {
+        self.last += 1;
         self.socket.set_write_timeout(Some(limit))?;
-        send(&mut &self.socket, &(self.last, request))?;
+        let mut counted = Counted {
+            socket: &self.socket,
+            bytes: 0,
+        };
+        match send(&mut counted, &(self.last, request)) {
+            Err(error) if counted.bytes > 0 => {
+                self.socket.shutdown(Shutdown::Both)?;
+                Err(io::Error::other(format!(
+                    "a request was cut off ({error}), and nothing is asked of it any more"
+                )))
+            }
+            sent => sent,
+        }
+    }
+
+    /// Waits for the answer to the last request. Those to others come too late.
+    fn wait(&self, until: Instant) -> io::Result<Answer> {
         loop {
             // Zero would mean no limit.
             let left = until

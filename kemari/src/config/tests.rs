@@ -210,6 +210,15 @@ fn hooks_are_no_part_of_what_both_hosts_have_in_common() {
     }
     let many = errors(&with(&[good; 17].join("\n")));
     assert!(many[0].contains("there are 17 hooks, but at most 16"), "{many:?}");
+    let command = |words: Vec<String>| good.replace("[\"alarm\", \"now\"]", &format!("{words:?}"));
+    let word = |bytes: usize| "x".repeat(bytes);
+    for just_right in [vec![word(1); 64], vec![word(4096)]] {
+        Config::parse(&with(&command(just_right)), "vm.toml").unwrap();
+    }
+    for too_long in [vec![word(1); 65], vec![word(4096), word(1)]] {
+        let long = errors(&with(&command(too_long)));
+        assert!(long[0].contains("but at most 64 of 4096 may be"), "{long:?}");
+    }
 }
 
 #[test]

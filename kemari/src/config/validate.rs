@@ -45,7 +45,14 @@ impl Wrong {
 
     fn range<T: PartialOrd + Display>(&mut self, path: &[&str], value: T, range: RangeInclusive<T>) {
         if !range.contains(&value) {
-            let key = path.join(".");
+            // A number is that of a section, but in [hosts], where it is a name.
+            let is_shown = |part: &&&str| path[0] == "hosts" || part.parse::<usize>().is_err();
+            let key = path
+                .iter()
+                .filter(is_shown)
+                .copied()
+                .collect::<Vec<_>>()
+                .join(".");
             self.at(
                 path,
                 format!(

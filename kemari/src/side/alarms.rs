@@ -3,9 +3,9 @@
 //! A thread of its own looks now and then at what `kemari status` would say, and raises an alarm for what is new. So no
 //! alarm can be in the way of a sync, and what is over again between two looks raises none.
 
-use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::thread::{self, JoinHandle};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -14,13 +14,19 @@ use super::board::Board;
 use super::clock::wall_clock_ms;
 use crate::config::{Config, Occasion};
 use crate::control::{Control, Protection, Role, Status, Takeover, Verdict};
-use crate::steward::{self, Alarm, Waiting};
+use crate::steward::{self, Alarm, Silence, Told, Waiting};
 use crate::threads;
 
 /// How often it looks.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-/// Longest time that a process which ends waits for its hooks; the steward waits for them on.
+/// After so many looks in a row that found it not well, and none of them what was told, the last is told.
+const UNTOLD_LOOKS_MAX: u32 = 4;
+/// Longest time that a process which ends waits for its hooks, from when it says so; the steward waits for them on.
 const FAREWELL_MAX: Duration = Duration::from_secs(2);
+/// The same, with the time that a steward which does not answer may take.
+const END_MAX: Duration = Duration::from_secs(3);
+/// Longest time that a process which ends at once has for the same: to begin its hooks.
+const AT_ONCE_MAX: Duration = Duration::from_millis(200);
 /// Sentences in an alarm, and letters in each.
 const WHY_MAX: usize = 8;
 const LETTERS_MAX: usize = 512;
@@ -28,7 +34,8 @@ const LETTERS_MAX: usize = 512;
 /// The watch of this process.
 pub struct Alarms {
     words: Sender<Word>,
-    thread: JoinHandle<()>,
+    /// Is closed when the watch has ended. Who waits for that holds it.
+    ended: Mutex<Receiver<()>>,
 }
 
 /// What the watch is told.
@@ -42,12 +49,14 @@ impl Alarms {
     ///
     /// # Errors
     /// If there is no thread for it.
-    pub fn start(config: &Config, board: Arc<Board>) -> anyhow::Result<Option<Self>> {
+    pub fn start(config: &Config, board: Arc<Board>) -> anyhow::Result<Option<Arc<Self>>> {
         if config.hooks.is_empty() {
             return Ok(None);
         }
         let (words, heard) = channel();
+        let (ends, ended) = channel();
         let watch = move || {
+            let _ends: Sender<()> = ends;
             // A start that fails is tried again and again, and may be a mistake beside a side that lives: no alarm.
             let Ok(Word::Lives) = heard.recv() else {
                 return;
@@ -64,8 +73,9 @@ impl Alarms {
                 }
             }
         };
-        let thread = threads::start("alarms", watch).context("cannot watch for alarms")?;
-        Ok(Some(Self { words, thread }))
+        threads::start("alarms", watch).context("cannot watch for alarms")?;
+        let ended = Mutex::new(ended);
+        Ok(Some(Arc::new(Self { words, ended })))
     }
 
     /// Begins to watch: this side has its first role.
@@ -75,10 +85,24 @@ impl Alarms {
     }
 
     /// Raises the last alarm, and gives its hooks a moment.
-    pub fn end(self, reason: &str) {
-        // A panic ends the process.
+    pub fn end(&self, reason: &str) {
+        self.say_last(reason);
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = ended.recv_timeout(END_MAX);
+    }
+
+    /// Raises the last alarm, and waits for no hook.
+    pub fn end_at_once(&self, reason: &str) {
+        self.say_last(reason);
+        // Else another one is raised already.
+        if let Ok(ended) = self.ended.try_lock() {
+            let _ = ended.recv_timeout(AT_ONCE_MAX);
+        }
+    }
+
+    fn say_last(&self, reason: &str) {
+        // A panic ends the process; and the last alarm was raised where the watch has ended.
         let _ = self.words.send(Word::Ends(reason.to_owned()));
-        let _ = self.thread.join();
     }
 }
 
@@ -88,6 +112,8 @@ struct Watch {
     level: Option<Occasion>,
     /// What was seen for the first time, and is told if it is still so.
     next: Option<Occasion>,
+    /// Looks that found it not well, and not as told, since it was as told: for longer than a moment, if it was well.
+    untold_looks: u32,
     takeover: Option<Takeover>,
     arbiter_is_silent: bool,
     /// What the steward has not taken yet.
@@ -133,8 +159,15 @@ impl Watch {
         }
         // What is so for a moment only, as between a pair's first sync and the secondary's first look, is no alarm.
         let level = level(status);
-        if level != self.level && level == self.next {
-            self.level = level;
+        self.untold_looks = match level {
+            None => 0,
+            Some(Occasion::Protected) if level != self.level || level != self.next => self.untold_looks,
+            level if level == self.level => 0,
+            Some(_) => self.untold_looks + 1,
+        };
+        let is_untold_long = level != Some(Occasion::Protected) && self.untold_looks >= UNTOLD_LOOKS_MAX;
+        if level != self.level && (level == self.next || is_untold_long) {
+            (self.level, self.untold_looks) = (level, 0);
             news.extend(level);
         }
         self.next = level;
@@ -142,38 +175,40 @@ impl Watch {
     }
 
     fn end(&mut self, status: &Status, reason: String) {
+        let until = Instant::now() + FAREWELL_MAX;
         self.look(status);
         self.untold.push(alarm(Occasion::Stopped, status, vec![reason]));
         self.tell(steward::raise);
-        let until = Instant::now() + FAREWELL_MAX;
         while self.is_busy && Instant::now() < until {
             thread::sleep(Duration::from_millis(20));
             self.note(steward::hooks_told());
         }
     }
 
-    /// Raises what waits for it. What was not taken waits for the next look: it may be told twice, but not never.
-    fn tell(&mut self, raise: impl Fn(&Alarm) -> Result<steward::Told, String>) {
+    /// Raises what waits for it. What could not be sent waits for the next look; what was is taken, and never sent again.
+    fn tell(&mut self, raise: impl Fn(&Alarm) -> Result<Told, Silence>) {
         while let Some(alarm) = self.untold.first() {
             let told = raise(alarm);
+            if !matches!(told, Err(Silence { was_sent: false, .. })) {
+                self.untold.pop();
+            }
             self.note(told);
             if self.steward_is_silent {
                 return;
             }
-            self.untold.pop();
         }
     }
 
-    fn note(&mut self, told: Result<steward::Told, String>) {
+    fn note(&mut self, told: Result<Told, Silence>) {
         let was_silent = std::mem::replace(&mut self.steward_is_silent, told.is_err());
         match told {
             Ok(told) => {
                 told.said.iter().for_each(|said| tracing::warn!("{said}"));
                 self.is_busy = told.is_busy;
             }
-            Err(reason) => {
+            Err(silence) => {
                 if !was_silent {
-                    tracing::warn!("a hook cannot be run: {reason}");
+                    tracing::warn!("a hook cannot be run: {}", silence.reason);
                 }
                 self.is_busy = false;
             }
@@ -254,18 +289,81 @@ mod tests {
     }
 
     #[test]
-    fn what_the_steward_did_not_take_is_raised_again() {
+    fn what_is_not_well_in_ever_other_ways_is_told() {
+        use Protection::{Doubtful, On};
+        let mut watch = Watch::default();
+        let mut see = |protection, ready| watch.news(&status(Role::Primary, protection, ready));
+        assert_eq!([see(On, true), see(On, true)].concat(), [Protected]);
+        let seen = [see(On, false), see(Doubtful, true), see(On, false)];
+        assert_eq!(seen.concat(), []);
+        assert_eq!(see(Doubtful, true), [InDoubt]);
+        for _ in 0..4 {
+            assert_eq!([see(On, false), see(Doubtful, true)].concat(), [], "it was told");
+        }
+        assert_eq!([see(On, true), see(On, true)].concat(), [Protected]);
+        for _ in 0..4 {
+            let seen = [see(On, false), see(Doubtful, true), see(On, true), see(On, true)];
+            assert_eq!(seen.concat(), [], "it was well");
+        }
+    }
+
+    #[test]
+    fn what_is_well_for_a_moment_only_again_and_again_is_told_not_to_be() {
+        use Protection::On;
+        let mut watch = Watch::default();
+        let mut see = |ready| watch.news(&status(Role::Primary, On, ready));
+        assert_eq!([see(true), see(true)].concat(), [Protected]);
+        for _ in 0..3 {
+            assert_eq!([see(false), see(true)].concat(), []);
+        }
+        assert_eq!(see(false), [NotReady]);
+        for _ in 0..8 {
+            assert_eq!([see(true), see(false)].concat(), [], "it was told");
+        }
+        assert_eq!([see(true), see(true)].concat(), [Protected]);
+    }
+
+    #[test]
+    fn a_process_that_ends_waits_for_its_watch_no_longer_than_that() {
+        let (words, heard) = channel();
+        let (ends, ended) = channel();
+        let ended = Mutex::new(ended);
+        let alarms = Alarms { words, ended };
+        let begun = Instant::now();
+        alarms.end_at_once("it is over");
+        assert!((AT_ONCE_MAX..END_MAX).contains(&begun.elapsed()));
+        assert!(matches!(heard.recv(), Ok(Word::Ends(reason)) if reason == "it is over"));
+        let waits = alarms.ended.lock().expect("nobody panics");
+        alarms.end_at_once("and again");
+        drop(waits);
+        let begun = Instant::now();
+        alarms.end("and in peace");
+        assert!((END_MAX..4 * END_MAX).contains(&begun.elapsed()));
+        drop(ends);
+        let begun = Instant::now();
+        alarms.end("it has ended");
+        assert!(begun.elapsed() < END_MAX);
+    }
+
+    #[test]
+    fn what_the_steward_did_not_get_is_raised_again_and_what_it_got_is_not() {
+        let silence = |was_sent| {
+            let reason = "it is slow".to_owned();
+            Err(Silence { reason, was_sent })
+        };
         let seen = status(Role::Primary, Protection::Off, false);
         let mut watch = Watch::default();
+        watch.untold.push(alarm(ArbiterSilent, &seen, Vec::new()));
         watch.untold.push(alarm(Unprotected, &seen, Vec::new()));
         watch.untold.push(alarm(TookOver, &seen, Vec::new()));
-        watch.tell(|_| Err("it is slow".to_owned()));
+        watch.tell(|_| silence(true));
+        watch.tell(|_| silence(false));
         assert!(watch.steward_is_silent);
         let told = std::cell::RefCell::new(Vec::new());
         for _ in 0..2 {
             watch.tell(|alarm| {
                 told.borrow_mut().push(alarm.on);
-                Ok(steward::Told::default())
+                Ok(Told::default())
             });
         }
         assert_eq!(told.take(), [Unprotected, TookOver]);

@@ -16,6 +16,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 use super::said::Said;
+use crate::log::printable;
 
 /// The alarm comes so long after the command should have been killed, and before its time is over for the other side.
 const ALARM_AFTER: Duration = Duration::from_millis(100);
@@ -24,6 +25,9 @@ const ALARM_AFTER: Duration = Duration::from_millis(100);
 pub fn strikes_ms_max(timeout_ms: u32) -> u64 {
     u64::from(timeout_ms) + ALARM_AFTER.as_millis() as u64
 }
+
+/// Letters of a command that are shown.
+const SHOWN_LETTERS_MAX: usize = 200;
 
 /// How often a running fence command is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
@@ -68,7 +72,7 @@ fn run(job: &Job<'_>, command: &[String], until: Instant) -> Result<String, Stri
     let [program, arguments @ ..] = command else {
         return Err(format!("a {what} names no program"));
     };
-    let shown = command.join(" ");
+    let shown = printable(&command.join(" "), SHOWN_LETTERS_MAX);
     let now = Instant::now();
     let left = until.saturating_duration_since(now).saturating_sub(ALARM_AFTER);
     if left.is_zero() {
@@ -245,6 +249,13 @@ mod tests {
         assert!(error.len() < 5000);
         // One that leaves somebody behind who holds the pipe.
         assert_eq!(run_to_its_end(&["sh", "-c", "sleep 5 & echo done"]), Ok(()));
+    }
+
+    #[test]
+    fn of_a_long_command_the_beginning_is_shown() {
+        let word = "x".repeat(1_000);
+        let error = run_to_its_end(&["false", &word]).unwrap_err();
+        assert!(error.contains(&format!("`false {}…`", &word[..194])), "{error}");
     }
 
     #[test]

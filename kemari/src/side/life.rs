@@ -82,7 +82,7 @@ struct Life {
     /// How often in a row a boot has failed that was not refused.
     failed_boots: u32,
     leaving: Leaving,
-    alarms: Option<Alarms>,
+    alarms: Option<Arc<Alarms>>,
     _server: control::Server,
 }
 
@@ -93,7 +93,7 @@ pub fn run(config: Config, host: String, start_as: StartAs) -> anyhow::Result<Ex
     helpers::begin()?;
     let mut life = Life::begin(config, host)?;
     let mut next = life.first(start_as)?;
-    life.alarms.iter().for_each(Alarms::begin);
+    life.alarms.iter().for_each(|alarms| alarms.begin());
     super::faults::note_role();
     loop {
         next = match next {
@@ -108,7 +108,10 @@ pub fn run(config: Config, host: String, start_as: StartAs) -> anyhow::Result<Ex
                         return Ok(life.end(&format!("the VM does not run here any more: {reason}")));
                     }
                     if life.security.is_none() {
-                        bail!("the VM has ended here, and there is no link by which to follow another host");
+                        let why =
+                            "the VM has ended here, and there is no link by which to follow another host";
+                        life.say_last(&format!("{why}: {reason}"));
+                        bail!(why);
                     }
                     Next::Follow(life.attend())
                 }
@@ -154,12 +157,12 @@ impl Life {
         let arbiter = ArbiterThread::start(Box::new(arbiter))?;
         let server = control::Server::start(config.host(&host).control(), board.clone())?;
         let trace = Arc::new(Trace::create(config.host(&host).control()));
-        let leaving = signals::take(board.clone())?;
+        let alarms = Alarms::start(&config, board.clone())?;
+        let leaving = signals::take(board.clone(), alarms.clone())?;
         let terminal = match config.host(&host).console {
-            config::Console::Stdio => Some(terminal(&board)?),
+            config::Console::Stdio => Some(terminal(&board, alarms.clone())?),
             _ => None,
         };
-        let alarms = Alarms::start(&config, board.clone())?;
         let config = Arc::new(config);
         let health = HealthWatch::start(config.clone(), host.clone(), &board)?;
         Ok(Self {
@@ -186,11 +189,13 @@ impl Life {
     }
 
     /// The process ends as it should: whoever wants to know is told why.
-    fn end(&mut self, reason: &str) -> ExitCode {
-        if let Some(alarms) = self.alarms.take() {
-            alarms.end(reason);
-        }
+    fn end(&self, reason: &str) -> ExitCode {
+        self.say_last(reason);
         ExitCode::SUCCESS
+    }
+
+    fn say_last(&self, reason: &str) {
+        self.alarms.iter().for_each(|alarms| alarms.end(reason));
     }
 
     /// The first role.
@@ -270,14 +275,19 @@ impl Life {
 }
 
 /// Ctrl-A x leaves the console by stopping the VM where it runs, or by ending a secondary.
-fn terminal(board: &Arc<Board>) -> anyhow::Result<Terminal> {
+fn terminal(board: &Arc<Board>, alarms: Option<Arc<Alarms>>) -> anyhow::Result<Terminal> {
     let board = board.clone();
     Terminal::take(move || {
         use control::Control;
         match board.status().role {
             // What came of it is in the log.
             Role::Primary => drop(board.command(control::Command::Stop)),
-            _ => crate::log::exit(0),
+            _ => {
+                alarms
+                    .iter()
+                    .for_each(|alarms| alarms.end("this side was ended at its console"));
+                crate::log::exit(0)
+            }
         }
     })
 }

@@ -9,6 +9,7 @@ use anyhow::Context;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use super::alarms::Alarms;
 use super::board::Board;
 use crate::control::{Command, Control, Role};
 use crate::{log, threads};
@@ -50,7 +51,7 @@ fn is_ignored(signal: i32) -> bool {
 
 /// Begins to take the signals that tell this process to end: the first makes the side leave. A second SIGTERM
 /// or SIGINT ends the process at once, as its death would; a terminal that hangs up may well say so twice.
-pub fn take(board: Arc<Board>) -> anyhow::Result<Leaving> {
+pub fn take(board: Arc<Board>, alarms: Option<Arc<Alarms>>) -> anyhow::Result<Leaving> {
     let mut wanted = vec![SIGTERM, SIGINT];
     if !is_ignored(SIGHUP) {
         wanted.push(SIGHUP);
@@ -75,6 +76,9 @@ pub fn take(board: Arc<Board>) -> anyhow::Result<Leaving> {
                 Answer::Wait => {}
                 Answer::EndAtOnce => {
                     tracing::warn!("a second signal: this process ends at once");
+                    alarms.iter().for_each(|alarms| {
+                        alarms.end_at_once("a second signal has ended this process at once")
+                    });
                     log::exit(STATUS_AT_ONCE);
                 }
             }

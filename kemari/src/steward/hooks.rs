@@ -119,6 +119,8 @@ struct State {
     /// Hooks that run.
     running: usize,
     said: Vec<String>,
+    /// What was said of each hook last, if that has failed.
+    said_last: Vec<Option<String>>,
     /// Whether nobody can raise more.
     is_over: bool,
 }
@@ -149,13 +151,14 @@ impl Shared {
         }
     }
 
-    fn end_one(&self, outcome: Result<String, String>) {
+    /// What it fails with again and again is said once.
+    fn end_one(&self, hook: usize, outcome: Result<String, String>) {
         let mut state = self.lock();
         state.running -= 1;
-        if let Err(reason) = outcome
-            && state.said.len() < SAID_MAX
-        {
-            state.said.push(reason);
+        let failed = outcome.err();
+        if failed != state.said_last[hook] && state.said.len() < SAID_MAX {
+            state.said.extend(failed.clone());
+            state.said_last[hook] = failed;
         }
         self.changed.notify_all();
     }
@@ -175,7 +178,10 @@ impl Runner {
         runner.of = Some((hooks.vm.clone(), hooks.host.clone(), longest));
         for (number, hook) in hooks.hooks.iter().enumerate() {
             runner.wanted.push(hook.on.clone());
-            runner.shared.lock().waiting.push(Waiting::default());
+            let mut state = runner.shared.lock();
+            state.waiting.push(Waiting::default());
+            state.said_last.push(None);
+            drop(state);
             let (shared, hook) = (runner.shared.clone(), hook.clone());
             let work = move || serve(&hook, number, &shared);
             thread::Builder::new().name("hook".into()).spawn(work)?;
@@ -252,7 +258,7 @@ impl Drop for Runner {
 /// Tells the hook of this number what there is to tell, until nobody can raise more.
 fn serve(hook: &Hook, number: usize, shared: &Shared) {
     while let Some(alarm) = shared.begin_one(number) {
-        shared.end_one(tell(hook, &alarm));
+        shared.end_one(number, tell(hook, &alarm));
         thread::sleep(REST);
     }
 }

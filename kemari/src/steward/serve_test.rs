@@ -1,3 +1,4 @@
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 use std::thread;
@@ -189,6 +190,67 @@ fn a_tap_that_came_too_late_is_not_in_the_way_of_the_next_try() {
         let answer = asking(own).ask(tap("net0"), OPEN_MAX).expect("an answer");
         answer.expect("it is free again");
     });
+}
+
+fn line() -> (Line, UnixStream) {
+    let (socket, its) = UnixStream::pair().expect("a socket");
+    (Line { socket, last: 0 }, its)
+}
+
+#[test]
+fn what_was_sent_is_known_from_what_was_not_and_a_late_answer_is_none_to_the_next_question() {
+    let (mut line, its) = line();
+    let limit = Duration::from_millis(20);
+    let silence = line.ask(Request::Hooks, limit).expect_err("nobody answers");
+    assert!(silence.was_sent, "{silence:?}");
+    let said = |number: u64, what: &str| (number, Answer::Looked(Err(what.to_owned())));
+    send(&mut &its, &said(1, "late")).expect("it is sent");
+    send(&mut &its, &said(2, "in time")).expect("it is sent");
+    let answer = line.ask(Request::Look, OPEN_MAX).expect("an answer");
+    assert!(
+        matches!(&answer, Answer::Looked(Err(what)) if what == "in time"),
+        "{answer:?}"
+    );
+    drop(its);
+    let silence = line.ask(Request::Hooks, limit).expect_err("it is gone");
+    assert!(!silence.was_sent, "{silence:?}");
+}
+
+#[test]
+fn behind_a_part_of_a_request_nothing_is_sent() {
+    let (mut line, its) = line();
+    let limit = Duration::from_millis(20);
+    // One that no buffer takes as a whole.
+    let long = Request::Fence {
+        peer: "b".repeat(4 << 20),
+        until_ns: 0,
+    };
+    let silence = line.ask(long, limit).expect_err("nobody reads");
+    assert!(
+        !silence.was_sent && silence.reason.contains("cut off"),
+        "{silence:?}"
+    );
+    std::io::copy(&mut &its, &mut std::io::sink()).expect("what has come, and the end");
+    line.ask(Request::Look, limit).expect_err("it has ended");
+    let (openings, _its_openings) = sockets();
+    let steward = Steward::with(line.socket, openings).expect("descriptors");
+    assert!(steward.has_ended());
+
+    // Of one that finds no room at all nothing is sent, and room may come.
+    let (mut line, its) = self::line();
+    line.socket.set_nonblocking(true).expect("a socket");
+    while (&line.socket).write(&[0; 4096]).is_ok() {}
+    while (&line.socket).write(&[0]).is_ok() {}
+    line.socket.set_nonblocking(false).expect("a socket");
+    let silence = line.ask(Request::Look, limit).expect_err("nobody reads");
+    assert!(
+        !silence.was_sent && !silence.reason.contains("cut off"),
+        "{silence:?}"
+    );
+    its.set_nonblocking(true).expect("a socket");
+    while matches!((&its).read(&mut [0; 4096]), Ok(1..)) {}
+    let silence = line.ask(Request::Look, limit).expect_err("nobody answers");
+    assert!(silence.was_sent, "{silence:?}");
 }
 
 #[test]

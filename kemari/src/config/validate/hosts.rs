@@ -11,6 +11,9 @@ use crate::config::{Config, Hook, Host};
 
 /// Most hooks: each has a thread of the steward's.
 const HOOKS_MAX: usize = 16;
+/// Most words of a hook's command, and bytes in all of them.
+const HOOK_WORDS_MAX: usize = 64;
+const HOOK_BYTES_MAX: usize = 4096;
 /// Time-outs of hooks, in ms.
 const HOOK_TIMEOUT_MS: RangeInclusive<u32> = 100..=600_000;
 
@@ -105,17 +108,17 @@ pub(super) fn hooks(hooks: &[Hook], wrong: &mut Wrong) {
                 "`hook.command` names no program: write [\"/usr/local/sbin/alarm\"]",
             );
         }
-        let range = HOOK_TIMEOUT_MS;
-        if !range.contains(&hook.timeout_ms) {
+        let bytes = hook.command.iter().map(String::len).sum::<usize>();
+        if hook.command.len() > HOOK_WORDS_MAX || bytes > HOOK_BYTES_MAX {
             wrong.at(
-                &["hook", &index, "timeout_ms"],
+                &["hook", &index, "command"],
                 format!(
-                    "`hook.timeout_ms` is {}, but must be {} to {}",
-                    hook.timeout_ms,
-                    range.start(),
-                    range.end()
+                    "`hook.command` has {} words of {bytes} bytes, but at most {HOOK_WORDS_MAX} of {HOOK_BYTES_MAX} may \
+                     be: put them into a script",
+                    hook.command.len()
                 ),
             );
         }
+        wrong.range(&["hook", &index, "timeout_ms"], hook.timeout_ms, HOOK_TIMEOUT_MS);
     }
 }
