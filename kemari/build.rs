@@ -1,6 +1,7 @@
 //! Tells the program of which commit it is.
 //!
-//! A release build is made anew when the commit changes. Others say that they are none: they would be built again and again.
+//! A release build is made anew when the commit changes. Others say that they are none:
+//! they would be built again and again.
 
 use std::process::Command;
 

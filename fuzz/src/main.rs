@@ -1,7 +1,8 @@
 //! libFuzzer's entry: `cargo xtask fuzz` builds and runs it.
 //!
-//! The environment says what is done: `KEMARI_FUZZ_TARGET` names the target; with `KEMARI_FUZZ_SEEDS` its seeds are
-//! written into that directory, and nothing is run. With `KEMARI_FUZZ_LIST` the names of all targets are printed.
+//! The environment says what is done: `KEMARI_FUZZ_TARGET` names the target; with `KEMARI_FUZZ_SEEDS` its
+//! seeds are written into that directory, and nothing is run. With `KEMARI_FUZZ_LIST` the names of all
+//! targets are printed.
 
 #![no_main]
 

@@ -1,8 +1,9 @@
-//! The checksum of frames, syncs and pages: rapidhash (version 3, default seed), of which 32 bits go over the wire.
+//! The checksum of frames, syncs and pages: rapidhash (version 3, default seed),
+//! of which 32 bits go over the wire.
 //!
-//! It guards against damage, not against people; the link's TLS does that. It was chosen by measuring: a page takes 0.1 us
-//! on a plain processor, as CRC-32 does with that processor's instructions for it, and 0.7 us on an emulated one,
-//! where CRC-32 takes 9.
+//! It guards against damage, not against people; the link's TLS does that. It was chosen by measuring: a page
+//! takes 0.1 us on a plain processor, as CRC-32 does with that processor's instructions for it, and 0.7 us on
+//! an emulated one, where CRC-32 takes 9.
 
 use rapidhash::v3::rapidhash_v3;
 

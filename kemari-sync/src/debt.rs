@@ -10,14 +10,14 @@ use crate::record::Epoch;
 
 /// The pages that a secondary is owed, by their numbers.
 ///
-/// A page is owed from the look at the dirty log that has found it until a sync that has it is acked. In between it is found,
-/// waits to go ahead of the next sync, has gone, or is captured; one that gets dirty meanwhile is found again, and so is in two
-/// of these places. Whatever fails, no page leaves all of them, except by [`Self::acked`], [`Self::take_round`] and
-/// [`Self::forget`].
+/// A page is owed from the look at the dirty log that has found it until a sync that has it is acked. In
+/// between it is found, waits to go ahead of the next sync, has gone, or is captured; one that gets dirty
+/// meanwhile is found again, and so is in two of these places. Whatever fails, no page leaves all of them,
+/// except by [`Self::acked`], [`Self::take_round`] and [`Self::forget`].
 ///
-/// At any time: [`Self::find`], [`Self::offer`], [`Self::end_session`]. One sync is captured at a time: it begins with
-/// [`Self::capture`] and ends with [`Self::acked`] or [`Self::give_back`]. Pages go ahead of the next one while none is
-/// captured.
+/// At any time: [`Self::find`], [`Self::offer`], [`Self::end_session`]. One sync is captured at a time: it
+/// begins with [`Self::capture`] and ends with [`Self::acked`] or [`Self::give_back`]. Pages go ahead of the
+/// next one while none is captured.
 ///
 /// What a call costs follows the pages that it is about, not the size of memory.
 #[derive(Debug, Default)]
@@ -53,8 +53,8 @@ impl Debt {
         look(&mut self.found)
     }
 
-    /// How many pages the next sync would have, if none were found any more; one that went ahead and is dirty again counts
-    /// twice.
+    /// How many pages the next sync would have, if none were found any more; one that went ahead and is dirty
+    /// again counts twice.
     pub fn of_next_sync(&mut self) -> usize {
         self.found.sort_unstable();
         self.found.dedup();
@@ -65,7 +65,8 @@ impl Debt {
         self.ahead.as_ref().map_or(0, |ahead| ahead.pages.len())
     }
 
-    /// What was found, but for what has gone ahead already, may go ahead of the next sync, if it is at least so many pages.
+    /// What was found, but for what has gone ahead already, may go ahead of the next sync,
+    /// if it is at least so many pages.
     pub fn offer(&mut self, pages_min: usize) {
         let ahead = self.ahead.as_ref();
         let is_new = |page: &u64| ahead.is_none_or(|ahead| !ahead.pages.contains(page));
@@ -83,8 +84,9 @@ impl Debt {
         !self.waiting.is_empty() && self.gone_ahead() < pages_max
     }
 
-    /// Takes up to `count_max` pages that go ahead of this sync of this session from here on, which are no more than
-    /// `pages_max` altogether: if these have gone, nothing waits any longer. They are to be read after this.
+    /// Takes up to `count_max` pages that go ahead of this sync of this session from here on, which are no
+    /// more than `pages_max` altogether: if these have gone, nothing waits any longer. They are to be read
+    /// after this.
     pub fn go_ahead(
         &mut self,
         (session, epoch): (SessionId, Epoch),
@@ -147,9 +149,9 @@ impl Debt {
         });
     }
 
-    /// Looks at the dirty log for the sync that is captured, as [`Self::find`] does. Returns what of the sync is to be read
-    /// and sent now: the first time all of it, in order and each page once; later what was found since, be it sent already
-    /// or not.
+    /// Looks at the dirty log for the sync that is captured, as [`Self::find`] does. Returns what of the sync
+    /// is to be read and sent now: the first time all of it, in order and each page once; later what was
+    /// found since, be it sent already or not.
     pub fn find_captured<E>(
         &mut self,
         look: impl FnOnce(&mut Vec<u64>) -> Result<(), E>,
@@ -221,7 +223,8 @@ impl Debt {
         }
     }
 
-    /// Takes what was found, for a round of the first copy: if it does not arrive, that begins anew, with all pages.
+    /// Takes what was found, for a round of the first copy: if it does not arrive, that begins anew,
+    /// with all pages.
     pub fn take_round(&mut self) -> Vec<u64> {
         std::mem::take(&mut self.found)
     }

@@ -1,4 +1,5 @@
-//! Where a page is between the look that finds it and the ack, and that none is lost, whatever happens in which order.
+//! Where a page is between the look that finds it and the ack, and that none is lost,
+//! whatever happens in which order.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -171,7 +172,8 @@ fn any_step() -> impl Strategy<Value = Do> {
 }
 
 proptest! {
-    /// Beside the sets of what was found and not acked: all that is owed is in the next sync, and nothing else.
+    /// Beside the sets of what was found and not acked: all that is owed is in the next sync,
+    /// and nothing else.
     #[test]
     fn no_page_is_lost(steps in prop::collection::vec(any_step(), 0..60)) {
         let mut debt = Debt::default();

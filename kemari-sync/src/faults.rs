@@ -32,7 +32,8 @@ pub enum Fault {
     RunBeforeActing,
     /// The secondary runs the guest before the old host is fenced.
     RunBeforeFence,
-    /// The secondary runs the guest without a fence although the old host has not said that its disks are closed.
+    /// The secondary runs the guest without a fence although the old host has not said that its disks are
+    /// closed.
     SpareSilent,
     /// A primary that hands over says that its disks are closed while requests of it are under way.
     CloseUndrained,
@@ -40,8 +41,8 @@ pub enum Fault {
     ReplaceFencing,
     /// A fence begins that may strike later than the record says.
     FenceLate,
-    /// A VM is booted while the fence of its last winner may still strike. Not among [`Self::ALL`]: in the simulation the
-    /// next host that could be struck is never ready so soon; a test of the start finds it.
+    /// A VM is booted while the fence of its last winner may still strike. Not among [`Self::ALL`]: in the
+    /// simulation the next host that could be struck is never ready so soon; a test of the start finds it.
     BootUnderFence,
     /// Output is held for a secondary to which the way is not proved.
     HoldUnproved,
@@ -49,9 +50,10 @@ pub enum Fault {
     ShowUnasked,
     /// A restore that has failed counts as done.
     ActUnrestored,
-    /// A win that another has replaced counts as restored when it is won again. Neither this nor the next is among
-    /// [`Self::ALL`]: both sides must win in turn, and stand still in the few steps between a restore and the record; tests of
-    /// the transitions find it.
+    /// A win that another has replaced counts as restored when it is won again.
+    /// Neither this nor the next is among
+    /// [`Self::ALL`]: both sides must win in turn, and stand still in the few steps between a restore and the
+    /// record; tests of the transitions find it.
     KeepRestored,
     /// The term that the images' records say stays, though another one was won meanwhile.
     RuleOnce,
@@ -71,16 +73,17 @@ pub enum Fault {
     AckFromAnybody,
     /// What a third host says when it is greeted counts as the peer's ack.
     AckFromThird,
-    /// The secondary commits and acks while its ask is not resolved. Not among [`Self::ALL`]: taken out alone this
-    /// rule breaks nothing, since the winner starts from the state that it has at the win.
+    /// The secondary commits and acks while its ask is not resolved. Not among [`Self::ALL`]: taken out alone
+    /// this rule breaks nothing, since the winner starts from the state that it has at the win.
     CommitWhileAsking,
-    /// A page is sent as its difference from what was sent and not acked. Not among [`Self::ALL`]: the simulation's pages
-    /// have no bytes; the property test of deltas finds it.
+    /// A page is sent as its difference from what was sent and not acked. Not among [`Self::ALL`]: the
+    /// simulation's pages have no bytes; the property test of deltas finds it.
     DeltaAgainstUnacked,
     /// The loser gives up its state as soon as another has won.
     ForgetAtWon,
-    /// A queue's reset completes before what was captured in it is finished, and an ack releases past it. This and the
-    /// next two are what devices owe the mechanism, which they do not know: the simulation's own break them.
+    /// A queue's reset completes before what was captured in it is finished, and an ack releases past it.
+    /// This and the next two are what devices owe the mechanism, which they do not know: the simulation's own
+    /// break them.
     AckAcrossReset,
     /// Requests in flight are missing in the request list that a takeover starts from.
     ForgetRequest,
@@ -134,8 +137,9 @@ pub enum Fault {
     GrowWhilePaired,
     /// The record of an image that has grown does not say that what is new may differ.
     GrowUnmarked,
-    /// An image is copied over any other. Not among [`Self::ALL`]: whoever copies has read at the arbiter that the last
-    /// reign is its own, so in no seed does this rule have anything to do; it is for stores that forget.
+    /// An image is copied over any other. Not among [`Self::ALL`]: whoever copies has read at the arbiter
+    /// that the last reign is its own, so in no seed does this rule have anything to do; it is for stores
+    /// that forget.
     CopyOverNewer,
     /// A primary whose uplink or disk is dead stays although its secondary is well.
     StayInTrouble,
@@ -143,8 +147,8 @@ pub enum Fault {
     ReadyAnyhow,
     /// A primary in trouble gives its VM to a secondary that is not ready.
     StepDownBlindly,
-    /// Where there is no arbiter, a primary does not note that its secondary goes on. Not among [`Self::ALL`]: the simulation
-    /// has an arbiter; a test of the switchover finds it.
+    /// Where there is no arbiter, a primary does not note that its secondary goes on. Not
+    /// among [`Self::ALL`]: the simulation has an arbiter; a test of the switchover finds it.
     AssumeNoSuccessor,
 }
 

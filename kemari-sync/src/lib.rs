@@ -1,9 +1,9 @@
 //! The mechanism of Kemari: epochs, staging, terms and consent, as state machines without I/O.
 //!
-//! Two state machines, [`Primary`] and [`Secondary`], are fed with events, time included, and answer with actions.
-//! They know no KVM, no socket, no clock and no thread; a driver carries out their actions, in order. [`Start`] is the
-//! small third one that decides whether a VM may be booted at all. They handle numbers of pages, never their bytes: those
-//! are for [`wire`], which is what goes between two drivers.
+//! Two state machines, [`Primary`] and [`Secondary`], are fed with events, time included, and answer with
+//! actions. They know no KVM, no socket, no clock and no thread; a driver carries out their actions, in
+//! order. [`Start`] is the small third one that decides whether a VM may be booted at all. They handle
+//! numbers of pages, never their bytes: those are for [`wire`], which is what goes between two drivers.
 //!
 //! The rules, and why there is no split brain: docs/concepts.md, "Consent".
 

@@ -1,8 +1,9 @@
 //! Marks of a replicated disk: which extents may differ between the two images, and when a mark goes.
 //!
-//! A mark is set, durably, before what it stands for is written, on either side. It goes when both images have that
-//! durably, be it written or copied, and not before. Which marks there are is for the images' records to know; here is
-//! what else the rule needs. The caller asks which marks may go, takes them from the record, and says so.
+//! A mark is set, durably, before what it stands for is written, on either side. It goes when both images
+//! have that durably, be it written or copied, and not before. Which marks there are is for the images'
+//! records to know; here is what else the rule needs. The caller asks which marks may go, takes them from the
+//! record, and says so.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -24,7 +25,8 @@ pub struct Marks {
     in_flight: BTreeMap<Extent, u32>,
     /// The last change of each extent since this side rules, and when it ended, in milliseconds.
     last: BTreeMap<Extent, (RequestId, u64)>,
-    /// Extents of changes that failed, and the first of those: what they hold here, nobody knows. Only a copy ends that.
+    /// Extents of changes that failed, and the first of those: what they hold here, nobody knows.
+    /// Only a copy ends that.
     doubtful: BTreeMap<Extent, RequestId>,
     /// The copy that is being made, or that the next pair begins with.
     copy: Option<Copy>,
@@ -56,8 +58,8 @@ pub struct Settled {
     pub extents: Vec<Extent>,
 }
 
-/// The extents, of so many bytes each, whose marks are set when an image grows, before it is said to have grown: what is new may
-/// be anything on either host.
+/// The extents, of so many bytes each, whose marks are set when an image grows, before it is said to have
+/// grown: what is new may be anything on either host.
 pub fn new_extents(old_bytes: u64, new_bytes: u64, extent_bytes: u64) -> Range<Extent> {
     let end = new_bytes.div_ceil(extent_bytes);
     match fault(Fault::GrowUnmarked) {
@@ -67,7 +69,8 @@ pub fn new_extents(old_bytes: u64, new_bytes: u64, extent_bytes: u64) -> Range<E
 }
 
 impl Marks {
-    /// Whether these extents may be changed: each of them `is_marked`, durably. Else they are to be marked first.
+    /// Whether these extents may be changed: each of them `is_marked`, durably.
+    /// Else they are to be marked first.
     pub fn may_change(extents: impl IntoIterator<Item = Extent>, is_marked: impl Fn(Extent) -> bool) -> bool {
         fault(Fault::RecordAfterWrite) || extents.into_iter().all(is_marked)
     }
@@ -124,14 +127,14 @@ impl Marks {
         }
     }
 
-    /// The last block of the copy was read, and all that was written is durable here: what is under way, or is touched from
-    /// here on, is not in it.
+    /// The last block of the copy was read, and all that was written is durable here: what is under way, or
+    /// is touched from here on, is not in it.
     pub fn note_copied(&mut self) {
         self.copy = self.copy_from_here(true);
     }
 
-    /// These extents were copied, and are durable on the other image: returned are those that are durable here, too, and
-    /// were not touched meanwhile. Their marks may go.
+    /// These extents were copied, and are durable on the other image: returned are those that are durable
+    /// here, too, and were not touched meanwhile. Their marks may go.
     pub fn copied(&self, extents: &[Extent]) -> Vec<Extent> {
         let Some(copy) = &self.copy else {
             return Vec::new();
@@ -141,8 +144,8 @@ impl Marks {
         untouched.copied().filter(|_| may_go).collect()
     }
 
-    /// The other host follows from here on: it has durably what was copied, and outputs are applied there, too. Of what is
-    /// `marked`, these marks may go.
+    /// The other host follows from here on: it has durably what was copied, and outputs are applied there,
+    /// too. Of what is `marked`, these marks may go.
     pub fn begin_pair(&mut self, marked: impl IntoIterator<Item = Extent>) -> Vec<Extent> {
         // What the other host has flushed since the first sync may be what a flush here waits for.
         (self.is_paired, self.durable) = (true, None);
@@ -155,7 +158,8 @@ impl Marks {
         marked.filter(|extent| !copy.touched.contains(extent)).collect()
     }
 
-    /// No other host follows any more, or the guest will not go on here. Returns the flushes that the guest may be told of.
+    /// No other host follows any more, or the guest will not go on here.
+    /// Returns the flushes that the guest may be told of.
     pub fn end_pair(&mut self) -> Vec<RequestId> {
         (self.is_paired, self.peer_durable) = (false, None);
         self.take_told()
@@ -169,8 +173,8 @@ impl Marks {
         }
     }
 
-    /// It has ended well. `waits`: the guest is told when the other host has done it, too. Returns the flushes that the guest
-    /// may be told of.
+    /// It has ended well. `waits`: the guest is told when the other host has done it, too. Returns the
+    /// flushes that the guest may be told of.
     pub fn flushed(&mut self, id: RequestId, waits: bool) -> Vec<RequestId> {
         let ended = self.flushes.remove(&id).flatten();
         self.durable = self.durable.max(ended);
@@ -181,7 +185,8 @@ impl Marks {
         self.take_told()
     }
 
-    /// All outputs up to this one are durable on the other image. Returns the flushes that the guest may be told of.
+    /// All outputs up to this one are durable on the other image.
+    /// Returns the flushes that the guest may be told of.
     pub fn peer_flushed(&mut self, request: RequestId) -> Vec<RequestId> {
         self.peer_durable = self.peer_durable.max(Some(request));
         self.take_told()
@@ -208,15 +213,17 @@ impl Marks {
         self.waiting.len()
     }
 
-    /// What is durable on both images, if it is known, and of that the extents that were not written for `age_ms`: whoever
-    /// writes one again soon pays for no new mark. `is_marked`: whether an extent is durably marked.
+    /// What is durable on both images, if it is known, and of that the extents that were not written for
+    /// `age_ms`: whoever writes one again soon pays for no new mark. `is_marked`: whether an extent is
+    /// durably marked.
     pub fn settle(&self, now_ms: u64, age_ms: u64, is_marked: impl Fn(Extent) -> bool) -> Option<Settled> {
         let both = match fault(Fault::UnmarkEarly) {
             true => self.durable,
             false => self.durable.min(self.peer_durable),
         };
         let settled = both.filter(|_| self.is_paired)?;
-        // What failed since it could not be marked here, the other host has carried out: it keeps its marks from there on.
+        // What failed since it could not be marked here, the other host has carried out:
+        // it keeps its marks from there on.
         let unmarked = self.doubtful.iter().filter(|(extent, _)| !is_marked(**extent));
         let request = match unmarked.map(|(_, id)| *id).min() {
             Some(doubtful) => settled.min(doubtful.checked_sub(1)?),
@@ -305,8 +312,8 @@ impl ReplicaMarks {
         flush
     }
 
-    /// Every output up to this one is durable on both images. Returns the extents whose marks are to go: they were not
-    /// written for `age_ms`.
+    /// Every output up to this one is durable on both images. Returns the extents whose marks are to go: they
+    /// were not written for `age_ms`.
     pub fn settle(&mut self, request: RequestId, now_ms: u64, age_ms: u64) -> Vec<Extent> {
         let is_settled = |_: &Extent, (id, at_ms): &mut (RequestId, u64)| {
             *id <= request && now_ms >= at_ms.saturating_add(age_ms)

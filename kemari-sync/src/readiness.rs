@@ -1,7 +1,7 @@
 //! Whether a secondary could take over now, as it has found out by trying what a takeover does.
 //!
-//! The secondary's driver finds out; its heartbeats carry the findings. Both sides judge them by [`Readiness::judged`], so
-//! that neither says "ready" where the other does not.
+//! The secondary's driver finds out; its heartbeats carry the findings. Both sides judge them by
+//! [`Readiness::judged`], so that neither says "ready" where the other does not.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,8 @@ use crate::faults::{Fault, fault};
 use crate::trouble::Trouble;
 use crate::wire::shortened;
 
-/// Findings older than this, in milliseconds, say nothing any more: a secondary that does not look is not ready.
+/// Findings older than this, in milliseconds, say nothing any more:
+/// a secondary that does not look is not ready.
 pub const READINESS_MS_MAX: u64 = 5_000;
 /// Most reasons that travel, or are shown.
 pub const READINESS_REASONS_MAX: usize = 8;
@@ -48,8 +49,8 @@ impl Readiness {
         }
     }
 
-    /// What may be said at `now_ms` after these findings came at that time, of a host with that trouble: a takeover would
-    /// have it, too. Findings that are too old, or never came, are a reason themselves.
+    /// What may be said at `now_ms` after these findings came at that time, of a host with that trouble: a
+    /// takeover would have it, too. Findings that are too old, or never came, are a reason themselves.
     pub fn judged(noted: Option<&(Self, u64)>, trouble: Option<&Trouble>, now_ms: u64) -> Self {
         let mut judged = match noted {
             Some((readiness, at_ms)) => readiness.aged(now_ms.saturating_sub(*at_ms)),
@@ -73,8 +74,8 @@ impl Readiness {
         judged
     }
 
-    /// Whether nothing speaks against a takeover but that somebody has yet to look: so it is at the beginning of every
-    /// pair.
+    /// Whether nothing speaks against a takeover but that somebody has yet to look: so it is at the beginning
+    /// of every pair.
     pub fn is_unseen(&self) -> bool {
         !self.reasons.is_empty() && self.reasons.iter().all(|reason| reason.starts_with(UNSEEN))
     }

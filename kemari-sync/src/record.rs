@@ -54,12 +54,13 @@ pub struct Work {
     pub number: u64,
     /// Rises while the winner gets on with what it does. One whose beat stands still may be replaced.
     pub beat: u64,
-    /// For so long from the moment at which this was written, in milliseconds, a fence may still strike the loser's host.
-    /// 0: none is under way, and none begins under this record.
+    /// For so long from the moment at which this was written, in milliseconds, a fence may still strike the
+    /// loser's host. 0: none is under way, and none begins under this record.
     pub fence_ms_max: u64,
 }
 
-/// A clock may be slow by one part in so many; who waits for a time that another clock measures waits longer by that.
+/// A clock may be slow by one part in so many; who waits for a time that another clock measures waits longer
+/// by that.
 const CLOCK_DRIFT: u64 = 20;
 
 /// The arbiter's record of one VM.
@@ -72,8 +73,9 @@ pub struct Record {
     pub store: u128,
     /// Number of this reign.
     pub term: Term,
-    /// While `phase` is [`Phase::Won`]: the term of the pair whose break led to this record. Only members of that
-    /// pair whose last commit carries this term may replace a winner that does not progress. Otherwise equal to `term`.
+    /// While `phase` is [`Phase::Won`]: the term of the pair whose break led to this record. Only members of
+    /// that pair whose last commit carries this term may replace a winner that does not progress. Otherwise
+    /// equal to `term`.
     pub base: Term,
     /// Who executes the VM, or executed it last.
     pub owner: Incarnation,
@@ -81,14 +83,15 @@ pub struct Record {
     pub peer: Option<Incarnation>,
     /// How far the owner has come.
     pub phase: Phase,
-    /// While `phase` is [`Phase::Won`]: what the owner is doing. A record of before this was kept says nothing of it.
+    /// While `phase` is [`Phase::Won`]: what the owner is doing.
+    /// A record of before this was kept says nothing of it.
     #[serde(default)]
     pub work: Work,
 }
 
 impl Record {
-    /// How long whoever sees this record for the first time waits until no fence of its owner can strike, in milliseconds
-    /// of its own clock. It was written before that.
+    /// How long whoever sees this record for the first time waits until no fence of its owner can strike, in
+    /// milliseconds of its own clock. It was written before that.
     pub fn strikes_for_ms(&self) -> u64 {
         match self.phase {
             Phase::Won => {
@@ -125,18 +128,20 @@ pub enum ArbiterAnswer {
     Swapped,
     /// The swap was not carried out, since this stood there instead.
     Conflict(Option<Record>),
-    /// No answer: a swap may or may not have been carried out, or may still be. It must be resolved by reading back.
+    /// No answer: a swap may or may not have been carried out, or may still be.
+    /// It must be resolved by reading back.
     Unknown(String),
     /// Certainly nothing was done (the arbiter refused, or could not be reached at all).
     Unavailable(String),
 }
 
-/// One record per VM behind a linearizable compare-and-set. Implemented over etcd and over files; the core only
-/// returns [`ArbiterRequest`]s and is told [`ArbiterAnswer`]s.
+/// One record per VM behind a linearizable compare-and-set. Implemented over etcd and over files; the core
+/// only returns [`ArbiterRequest`]s and is told [`ArbiterAnswer`]s.
 pub trait Arbiter: Send {
     /// Carries out one request, blocking for at most the adapter's configured time.
     fn execute(&mut self, request: &ArbiterRequest) -> ArbiterAnswer;
 
-    /// What the record must be, as far as a peer has told. Only an arbiter that has no store of its own listens.
+    /// What the record must be, as far as a peer has told. Only an arbiter that has no store of its own
+    /// listens.
     fn assume(&mut self, _record: &Record) {}
 }

@@ -1,5 +1,6 @@
-//! Replicated disks: what an image's record says, and what follows from it. The only two questions that can destroy
-//! data are answered here: may a VM start from this image, and may this image be overwritten by that one?
+//! Replicated disks: what an image's record says, and what follows from it. The only two questions that can
+//! destroy data are answered here: may a VM start from this image, and may this image be overwritten by that
+//! one?
 
 use serde::{Deserialize, Serialize};
 
@@ -27,8 +28,8 @@ pub struct ImageWord {
     pub lineage: u128,
     /// The last reign in which it was written; 0: none yet.
     pub term: Term,
-    /// Another reign in which it may be the last, one that was about to begin; 0: none. Equal to `term`: that one was
-    /// about to begin.
+    /// Another reign in which it may be the last, one that was about to begin; 0: none. Equal to `term`: that
+    /// one was about to begin.
     pub next_term: Term,
     /// What it is.
     pub state: ImageState,
@@ -36,7 +37,8 @@ pub struct ImageWord {
     pub base: u128,
 }
 
-/// An image's history, as its record says it. Each change is durable before what it is about begins, or is said to be done.
+/// An image's history, as its record says it. Each change is durable before what it is about begins,
+/// or is said to be done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageHistory {
     /// What others are told of it.
@@ -46,8 +48,8 @@ pub struct ImageHistory {
 }
 
 impl ImageHistory {
-    /// Of an image that a VM is to run from in this reign, or of one from which none has run (0). `lineage` and `base` are
-    /// drawn at random.
+    /// Of an image that a VM is to run from in this reign, or of one from which none has run (0). `lineage`
+    /// and `base` are drawn at random.
     pub fn first(lineage: u128, base: u128, term: Term) -> Self {
         let word = ImageWord {
             lineage,
@@ -88,7 +90,8 @@ impl ImageHistory {
         }
     }
 
-    /// Everything of the first sync of a pair is here and durable. The pair, of `term`, is about to be recorded.
+    /// Everything of the first sync of a pair is here and durable. The pair, of `term`,
+    /// is about to be recorded.
     pub fn become_whole(&mut self, term: Term) {
         self.rule(term, true);
         self.announce(term);
@@ -148,8 +151,8 @@ pub struct Source {
     pub paired_term: Term,
 }
 
-/// Decides how `source`, of the reign `term`, is copied over the image that a secondary offers. `fresh_base` is drawn at
-/// random.
+/// Decides how `source`, of the reign `term`, is copied over the image that a secondary offers. `fresh_base`
+/// is drawn at random.
 ///
 /// # Errors
 /// A sentence that says why it must not be copied; nothing may be written then.
@@ -218,7 +221,8 @@ pub fn lineage_id(lineage: u128) -> String {
     format!("{:08x}", lineage >> 96)
 }
 
-/// Decides whether a VM may be started from these images, which are on `host`, over this record of the arbiter.
+/// Decides whether a VM may be started from these images, which are on `host`,
+/// over this record of the arbiter.
 ///
 /// # Errors
 /// A sentence that says why not, and what to do.
@@ -295,18 +299,20 @@ fn go_there(record: &Record, host: &str) -> &'static str {
 fn is_last(word: &ImageWord, host: &str, record: &Record) -> bool {
     let is_owner = record.owner.host == host;
     let is_peer = record.peer.as_ref().is_some_and(|peer| peer.host == host);
-    // What was about to begin has begun only if the record names this host: another may have won a term of the same
-    // number. It is the owner's next reign, or the pair whose first sync this image has.
+    // What was about to begin has begun only if the record names this host: another may have won a term of
+    // the same number. It is the owner's next reign, or the pair whose first sync this image has.
     let has_begun = is_owner && word.next_term != 0;
     let is_certain = word.term != word.next_term || is_owner || is_peer;
     let is_of = |term: Term| (is_certain && term == word.term) || (has_begun && term == word.next_term);
     match record.phase {
         Phase::Acting => is_of(record.term),
-        // Nobody has written in a term that was won only. But a secondary that has won it may not have written yet what
-        // its primary had flushed. That one's record may not know yet that the pair was recorded which was won against.
+        // Nobody has written in a term that was won only. But a secondary that has won it may not have
+        // written yet what its primary had flushed. That one's record may not know yet that the pair was
+        // recorded which was won against.
         Phase::Won => {
             let has_paired = is_peer && word.next_term == record.base;
-            // Nor can its primary have acted in a term that it has won since, and was replaced in, though its record says so.
+            // Nor can its primary have acted in a term that it has won since, and was replaced in,
+            // though its record says so.
             let is_between = record.base < word.term && word.term < record.term;
             let was_replaced = is_peer && is_between && word.next_term != word.term;
             is_of(record.term) || (!is_owner && (is_of(record.base) || has_paired || was_replaced))
@@ -318,8 +324,8 @@ fn is_last(word: &ImageWord, host: &str, record: &Record) -> bool {
     }
 }
 
-/// The reign that an image's record says may begin, when `new` is about to be asked for. That of a stop begins on no image
-/// that `lacks` durably what the VM was stopped with: none is to be started from it.
+/// The reign that an image's record says may begin, when `new` is about to be asked for. That of a stop
+/// begins on no image that `lacks` durably what the VM was stopped with: none is to be started from it.
 pub fn announced_term(new: &Record, lacks: impl FnOnce() -> bool) -> Term {
     match new.phase == Phase::Stopped && lacks() && !fault(Fault::ForgetFailedDrain) {
         true => 0,
@@ -329,8 +335,8 @@ pub fn announced_term(new: &Record, lacks: impl FnOnce() -> bool) -> Term {
 
 /// The reign that the records of a primary's images say is its own.
 ///
-/// It does not go back: an ack of the pair may come, and release, when the records say already that this side acts alone,
-/// and the arbiter is just being told.
+/// It does not go back: an ack of the pair may come, and release, when the records say already that this side
+/// acts alone, and the arbiter is just being told.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Ruled(Term);
 

@@ -229,7 +229,8 @@ fn in_a_term_that_was_only_won_the_image_before_is_the_last_one() {
 
 #[test]
 fn a_primary_that_was_replaced_before_it_acted_alone_has_the_last_image() {
-    // It has won term 5 over the pair of term 4, and its record said that it acts; it never did, and b has won.
+    // It has won term 5 over the pair of term 4, and its record said that it acts; it never did,
+    // and b has won.
     let mut won = record(6, 4, Phase::Won);
     won.peer = Some(Incarnation {
         host: "a".into(),

@@ -70,7 +70,8 @@ pub struct Status {
     pub protection: Protection,
     /// For how long `protection` has been what it is, in milliseconds.
     pub for_ms: u64,
-    /// Whether the secondary could take over now; `None`: it holds nothing that it could go on from, or no session.
+    /// Whether the secondary could take over now; `None`: it holds nothing that it could go on from,
+    /// or no session.
     pub readiness: Option<Readiness>,
     /// What something waits for, and why; `None`: nothing waits.
     pub waiting: Option<String>,

@@ -22,7 +22,8 @@ pub struct Timing {
     pub max_interval_ms: u64,
     /// In [`crate::Mode::Interval`], so often.
     pub interval_ms: u64,
-    /// Pause before protection is tried again that has failed; it doubles up to [`Self::protect_retry_ms_max`].
+    /// Pause before protection is tried again that has failed; it doubles up to
+    /// [`Self::protect_retry_ms_max`].
     pub protect_retry_ms: u64,
     /// Longest of these pauses. A pair that stood for so long is proof that it can.
     pub protect_retry_ms_max: u64,

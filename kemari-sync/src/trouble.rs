@@ -4,14 +4,14 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A host's own trouble. Its driver watches for it; the secondary's travels in its heartbeats. A primary in trouble
-/// steps down if its secondary is not in trouble itself.
+/// A host's own trouble. Its driver watches for it; the secondary's travels in its heartbeats. A primary in
+/// trouble steps down if its secondary is not in trouble itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Trouble {
     /// The guest's network leads nowhere from here: its uplink has no carrier. The VM leaves by a switchover.
     Uplink(String),
-    /// Own I/O makes no progress: the oldest unfinished request is past `progress_timeout_ms`, or storage does not
-    /// answer. A switchover would wait for that request, so the host hands over as one that fails.
+    /// Own I/O makes no progress: the oldest unfinished request is past `progress_timeout_ms`, or storage
+    /// does not answer. A switchover would wait for that request, so the host hands over as one that fails.
     Disk(String),
 }
 

@@ -249,7 +249,8 @@ fn after_the_order_somebody_goes_on_whenever_the_pair_is_cut() {
     assert!((1..STEPS_MAX).contains(&given), "{given} times");
 }
 
-/// The secondary is told to take over, too, after so many steps; so many later the link loses what it carries these ways.
+/// The secondary is told to take over, too, after so many steps;
+/// so many later the link loses what it carries these ways.
 fn taken_over_after(steps: usize, look: SecondLook, late_ms: u64, later: usize, loses: [bool; 2]) -> Pair {
     let mut pair = Pair::protected(look);
     pair.late_ms = late_ms;

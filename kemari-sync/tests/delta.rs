@@ -1,4 +1,5 @@
-//! After thousands of random syncs, some of which fail, the receiver's pages are the sender's, whatever the encoding.
+//! After thousands of random syncs, some of which fail, the receiver's pages are the sender's,
+//! whatever the encoding.
 
 use std::collections::{BTreeMap, BTreeSet};
 

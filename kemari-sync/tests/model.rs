@@ -1,4 +1,5 @@
-//! The consent rules, explored exhaustively: nothing within the bounds breaks them, and each rule taken out is missed.
+//! The consent rules, explored exhaustively: nothing within the bounds breaks them,
+//! and each rule taken out is missed.
 //!
 //! `cargo xtask sim --model --blows N` explores further.
 

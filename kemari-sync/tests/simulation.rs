@@ -72,8 +72,8 @@ const SEEDS_MAX: [(Fault, u64); 57] = [
     (Fault::GrowUnmarked, 200),
 ];
 
-/// Within so many seeds each is found where syncs start by the clock alone: there nothing but time separates an epoch's
-/// output from its ack.
+/// Within so many seeds each is found where syncs start by the clock alone: there nothing but time separates
+/// an epoch's output from its ack.
 const INTERVAL_SEEDS_MAX: [(Fault, u64); 8] = [
     (Fault::ReleaseBeforeAck, 10),
     (Fault::AckBeforeCheck, 10),
@@ -112,8 +112,8 @@ fn clean_seeds_keep_every_rule() {
 /// How often an invariant has something to judge in so many seeds, at least.
 fn judged_min(invariant: Invariant, seeds: u64) -> u64 {
     match invariant {
-        // In some runs only a secondary lacks something, and few of their primaries stay with it for long: 650 to 3,200
-        // times in 1,000 seeds.
+        // In some runs only a secondary lacks something, and few of their primaries stay with it for long:
+        // 650 to 3,200 times in 1,000 seeds.
         Invariant::Ready => seeds / 10,
         _ => seeds,
     }

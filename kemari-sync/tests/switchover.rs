@@ -1,4 +1,5 @@
-//! The planned change of roles: both state machines and the arbiter's record, driven until nothing happens any more.
+//! The planned change of roles: both state machines and the arbiter's record,
+//! driven until nothing happens any more.
 
 mod pair;
 

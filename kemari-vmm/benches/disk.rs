@@ -1,7 +1,8 @@
-//! Requests of 4 KiB through a disk, each way of carrying them out beside the others: `cargo bench -p kemari-vmm`.
+//! Requests of 4 KiB through a disk, each way of carrying them out beside the others:
+//! `cargo bench -p kemari-vmm`.
 //!
-//! The rounds of all ways alternate, and the median round of each counts: the machine may be busy with other things.
-//! The directory for the image is TMPDIR's; name one on the storage that matters.
+//! The rounds of all ways alternate, and the median round of each counts: the machine may be busy with other
+//! things. The directory for the image is TMPDIR's; name one on the storage that matters.
 
 #[allow(dead_code)]
 #[path = "../tests/machine/support/mod.rs"]

@@ -1,15 +1,16 @@
 //! What threads may ask of the kernel: seccomp(2).
 //!
-//! Each kind of thread has a list of the system calls that it makes, beside its code, each with its reason. What is not on
-//! the list of the thread that asks ends the process, before the kernel has done anything: so ends whoever got hold of a
-//! thread by a mistake in what it reads of a guest. The other host takes over then, as after any death.
+//! Each kind of thread has a list of the system calls that it makes, beside its code, each with its reason.
+//! What is not on the list of the thread that asks ends the process, before the kernel has done anything: so
+//! ends whoever got hold of a thread by a mistake in what it reads of a guest. The other host takes over
+//! then, as after any death.
 //!
-//! The lists hold with any C library, whatever its version and however it is linked: an entry stands for all calls that do
-//! the same ([`same`]), and a call that is newer than the lists is answered as an older kernel answers it, so that its
-//! caller goes on with one that was there before.
+//! The lists hold with any C library, whatever its version and however it is linked: an entry stands for all
+//! calls that do the same ([`same`]), and a call that is newer than the lists is answered as an older kernel
+//! answers it, so that its caller goes on with one that was there before.
 //!
-//! A thread that others are started from gives them its own list; theirs can only be shorter. So the process as a whole has
-//! one as well, set before there is a second thread.
+//! A thread that others are started from gives them its own list; theirs can only be shorter. So the process
+//! as a whole has one as well, set before there is a second thread.
 
 mod common;
 mod filter;
@@ -144,8 +145,8 @@ pub fn is_thread_confined() -> bool {
     IS_CONFINED.get()
 }
 
-/// Gives the calling thread its list, if the process has one. It takes no signals that tell the process to end: what their
-/// handler does is on no list but the process's.
+/// Gives the calling thread its list, if the process has one. It takes no signals that tell the process to
+/// end: what their handler does is on no list but the process's.
 pub fn thread(calls: &Calls) {
     IS_CONFINED.set(true);
     signals::leave_to_others();

@@ -1,8 +1,8 @@
 //! Which pages have changed: what KVM saw the guest write OR what the VMM wrote itself.
 //!
-//! KVM tells by a ring a vCPU where it can, else by its log, a bit for each page of RAM. Either way the pages go into
-//! the [`crate::pageset::PageSet`] of their region, which the VMM's own writes mark too: each counts once. With rings, pages
-//! that are written in every epoch are not asked about each time, see [`hot`].
+//! KVM tells by a ring a vCPU where it can, else by its log, a bit for each page of RAM. Either way the pages
+//! go into the [`crate::pageset::PageSet`] of their region, which the VMM's own writes mark too: each counts
+//! once. With rings, pages that are written in every epoch are not asked about each time, see [`hot`].
 
 mod hot;
 mod ring;
@@ -30,8 +30,8 @@ pub enum DirtySource {
     Log,
 }
 
-/// The dirty log of one machine. Reading clears it: whoever reads pages off the log owes them to the secondary until they
-/// have arrived.
+/// The dirty log of one machine. Reading clears it: whoever reads pages off the log owes them to the
+/// secondary until they have arrived.
 pub struct DirtyLog {
     vm: Arc<VmFd>,
     memory: Memory,
@@ -82,8 +82,8 @@ impl DirtyLog {
     /// Starts to track, with nothing dirty.
     pub fn start(&self) -> Result<(), kvm_ioctls::Error> {
         if !self.tracking.swap(true, Ordering::SeqCst) {
-            // A stop that failed has left pages writable that KVM would not see written. If only some of the slots are
-            // logged, the next start must not take all of them for that.
+            // A stop that failed has left pages writable that KVM would not see written. If only some of the
+            // slots are logged, the next start must not take all of them for that.
             self.protect_all().inspect_err(|_| {
                 self.tracking.store(false, Ordering::SeqCst);
                 let _ = self.set_slots(0);
@@ -107,8 +107,8 @@ impl DirtyLog {
         Ok(())
     }
 
-    /// As [`Self::collect`], for a capture: the guest is paused. Pages that it writes all the time are among them whether it
-    /// has or not.
+    /// As [`Self::collect`], for a capture: the guest is paused. Pages that it writes all the time are among
+    /// them whether it has or not.
     pub fn collect_at_capture(&self, pages: &mut Vec<u64>) -> Result<(), kvm_ioctls::Error> {
         if self.has_rings() && self.tracking.load(Ordering::SeqCst) {
             self.read_rings_at_capture()?;
@@ -129,15 +129,16 @@ impl DirtyLog {
         })?;
         hot.pages().for_each(|page| self.add(page));
         if hot.is_stale() {
-            // If it ends halfway nobody sees what is written until the next capture, which then tries it again.
+            // If it ends halfway nobody sees what is written until the next capture,
+            // which then tries it again.
             self.protect_all().inspect_err(|_| self.add_all())?;
             hot.clear();
         }
         Ok(())
     }
 
-    /// What became of the pages of the last capture: the content of these, in order, had not changed. If they are left
-    /// writable, they need not be for much longer.
+    /// What became of the pages of the last capture: the content of these, in order, had not changed. If they
+    /// are left writable, they need not be for much longer.
     pub fn note_unchanged(&self, pages: &[u64]) {
         if self.has_rings() {
             let first = |slot: u32| self.memory.iter().nth(slot as usize).map(|it| it.start_addr().0);
@@ -193,7 +194,8 @@ impl DirtyLog {
         self.begin_anew()
     }
 
-    /// KVM may not see what is written to some pages: it is to see all again, and what it has missed may be anything.
+    /// KVM may not see what is written to some pages: it is to see all again,
+    /// and what it has missed may be anything.
     fn begin_anew(&self) -> Result<(), kvm_ioctls::Error> {
         if !self.tracking.load(Ordering::SeqCst) {
             return Ok(());
@@ -250,8 +252,8 @@ impl DirtyLog {
                 memory_size: region.len(),
                 userspace_addr: region.as_ptr() as u64,
             };
-            // SAFETY: the mapping lives as long as `self.memory`, which lives at least as long as the machine that
-            // this log belongs to; the regions do not overlap.
+            // SAFETY: the mapping lives as long as `self.memory`, which lives at least as long as the machine
+            // that this log belongs to; the regions do not overlap.
             unsafe { self.vm.set_user_memory_region(slot)? };
         }
         Ok(())

@@ -1,12 +1,13 @@
 //! Event channels and their taps.
 //!
-//! A channel is the one place where the notifications between guest and one back end pass: OUT from the guest (kick,
-//! console write, power-off), IN from the back end (interrupt). A tap is a function attached to a channel, at any
-//! time, for one direction or both. The synchronisation is one user of the taps, a measurement another.
+//! A channel is the one place where the notifications between guest and one back end pass: OUT from the guest
+//! (kick, console write, power-off), IN from the back end (interrupt). A tap is a function attached to a
+//! channel, at any time, for one direction or both. The synchronisation is one user of the taps, a
+//! measurement another.
 //!
-//! The contract: once [`EventChannel::attach`] has returned, every later event calls the tap exactly once; once
-//! [`EventChannel::detach`] has returned, no call is under way and none will come. A tap runs on the thread that
-//! notifies, possibly the vCPU's: it must be short, and must not attach or detach taps itself.
+//! The contract: once [`EventChannel::attach`] has returned, every later event calls the tap exactly once;
+//! once [`EventChannel::detach`] has returned, no call is under way and none will come. A tap runs on the
+//! thread that notifies, possibly the vCPU's: it must be short, and must not attach or detach taps itself.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -48,7 +49,8 @@ pub struct Event<'a> {
     pub channel: &'a str,
     /// Which way it goes.
     pub direction: Direction,
-    /// Whether the channel's back end now holds output that no capture contains. A synchronising tap acts on this.
+    /// Whether the channel's back end now holds output that no capture contains.
+    /// A synchronising tap acts on this.
     pub output_held: bool,
     /// False where the back end found work in its ring without being notified; such an event counts as no
     /// notification, but its output waits all the same.
@@ -119,7 +121,8 @@ impl EventChannel {
         Ok(id)
     }
 
-    /// Detaches a tap; after the return it is not running and is never called again. Returns whether it was attached.
+    /// Detaches a tap; after the return it is not running and is never called again.
+    /// Returns whether it was attached.
     pub fn detach(&self, id: TapId) -> bool {
         let mut taps = self.taps.write().unwrap_or_else(PoisonError::into_inner);
         let before = taps.len();
@@ -159,7 +162,8 @@ impl EventChannel {
 /// Buckets of an [`IntervalHistogram`]: powers of two of microseconds, the last one open.
 pub const HISTOGRAM_BUCKETS: usize = 24;
 
-/// How often events came and how far apart, in one direction. Bucket *i* counts the intervals of less than 2^*i* us.
+/// How often events came and how far apart, in one direction.
+/// Bucket *i* counts the intervals of less than 2^*i* us.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IntervalHistogram {
     /// Notifications seen.

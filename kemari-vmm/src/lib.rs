@@ -1,8 +1,8 @@
 //! The machine of Kemari: a small virtual machine monitor on KVM that can be paused, captured, restored and
 //! resumed, and whose output can be held until it is released.
 //!
-//! Start at [`machine`]: it has the contract of a pause. [`event`] is where notifications between guest and back ends
-//! pass, [`virtio`] the mechanism under all devices.
+//! Start at [`machine`]: it has the contract of a pause. [`event`] is where notifications between guest and
+//! back ends pass, [`virtio`] the mechanism under all devices.
 
 pub mod arch;
 pub mod boot;

@@ -2,14 +2,17 @@
 //!
 //! # The contract of a pause
 //!
-//! - *Pause* stops every vCPU; the guest takes no part in it. Devices go on: a paused machine still finishes requests
-//!   and takes packets in, it only produces no new output.
-//! - *Freeze* (only while paused) stops the devices at a known point: each request is wholly finished (data, used
-//!   ring, interrupt, dirty marks) or on its list. A capture happens under one freeze: first the devices, then KVM's
-//!   state (devices can raise interrupts), last the dirty pages (saving state may write memory).
+//! - *Pause* stops every vCPU; the guest takes no part in it. Devices go on: a paused machine still finishes
+//!   requests and takes packets in, it only produces no new output.
+//! - *Freeze* (only while paused) stops the devices at a known point: each request is wholly finished (data,
+//!   used ring, interrupt, dirty marks) or on its list. A capture happens under one freeze: first the
+//!   devices, then KVM's state (devices can raise interrupts), last the dirty pages (saving state may write
+//!   memory).
 //! - *Resume* lets the vCPUs run again. A thaw without a resume is what lockstep does until the ack.
-//! - Output is *held* or leaves at once, machine-wide. Held output is captured, then released by its epoch's ack.
-//! - *Load* puts a captured state into a machine that has not run; *wake* then works through all rings as if kicked.
+//! - Output is *held* or leaves at once, machine-wide. Held output is captured,
+//!   then released by its epoch's ack.
+//! - *Load* puts a captured state into a machine that has not run; *wake* then works through all rings as if
+//!   kicked.
 //!
 //! The machine knows nothing of secondaries.
 
@@ -151,8 +154,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Resets the machine and boots it again. It must be paused, and nothing captured may wait for its ack: the reset
-    /// waits until everything captured or released is finished.
+    /// Resets the machine and boots it again. It must be paused, and nothing captured may wait for its ack:
+    /// the reset waits until everything captured or released is finished.
     pub fn reset(&self) -> Result<(), MachineError> {
         for device in self.parts.devices() {
             device.reset();
@@ -257,8 +260,8 @@ impl Machine {
         self.vcpus.pause();
     }
 
-    /// Stops every vCPU, and waits for so long at most until each has stopped; returns whether that is so. One that resets a
-    /// device stops only when what was asked of that is finished.
+    /// Stops every vCPU, and waits for so long at most until each has stopped; returns whether that is so.
+    /// One that resets a device stops only when what was asked of that is finished.
     pub fn pause_within(&self, limit: Duration) -> bool {
         self.vcpus.pause_within(limit)
     }

@@ -79,8 +79,8 @@ pub fn place(memory: &Memory, address: u64, bytes: &[u8], what: &'static str) ->
         })
 }
 
-/// Maps guest memory of the given size, laid out around the hole below 4 GiB, ready for huge pages and kept out of
-/// core dumps.
+/// Maps guest memory of the given size, laid out around the hole below 4 GiB, ready for huge pages and kept
+/// out of core dumps.
 ///
 /// It is private and anonymous: what nobody has written has no memory behind it, which [`Touched`] goes by.
 pub fn create(bytes: u64) -> Result<Memory, MemoryError> {
@@ -97,7 +97,8 @@ pub fn create(bytes: u64) -> Result<Memory, MemoryError> {
     Ok(memory)
 }
 
-/// Reads one page frame. The page is read once: what is sent is what is kept, whatever a device does meanwhile.
+/// Reads one page frame. The page is read once: what is sent is what is kept,
+/// whatever a device does meanwhile.
 ///
 /// # Errors
 /// If `gfn` (guest physical address / 4096) lies outside the guest's memory.

@@ -8,8 +8,9 @@ use crate::memory::PAGE_BYTES;
 
 const BITS: usize = u64::BITS as usize;
 
-/// A set of pages of one region of memory: a bit a page, and above them a bit for each word with a bit. One word above
-/// stands for 16 MiB, so looking for what is in the set costs next to nothing, whatever the region's size.
+/// A set of pages of one region of memory: a bit a page, and above them a bit for each word with a bit. One
+/// word above stands for 16 MiB, so looking for what is in the set costs next to nothing, whatever the
+/// region's size.
 #[derive(Debug, Default)]
 pub struct PageSet {
     words: Box<[AtomicU64]>,

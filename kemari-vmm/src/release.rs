@@ -1,6 +1,7 @@
 //! Where output is let go: it is held until a capture contains it, and waits for the ack of that capture.
 //!
-//! Each request of a virtio device and each wish at a port has its [`Stage`]; a console's bytes are [`HeldBytes`].
+//! Each request of a virtio device and each wish at a port has its [`Stage`];
+//! a console's bytes are [`HeldBytes`].
 
 use std::collections::VecDeque;
 
@@ -104,7 +105,8 @@ impl HeldBytes {
         self.bytes.push_back(byte);
     }
 
-    /// The capture of `epoch` contains all of it. Returns whether there is something that no capture before has.
+    /// The capture of `epoch` contains all of it. Returns whether there is something that no capture before
+    /// has.
     pub fn capture(&mut self, epoch: u64) -> bool {
         let is_held = self.is_held();
         if is_held {

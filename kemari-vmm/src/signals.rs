@@ -1,7 +1,8 @@
 //! Signals, where KVM must not see one, and where a thread may not take one.
 //!
-//! A few of KVM's requests give up when a signal is pending, some of them with something half done. The threads that call
-//! them are signalled often: a vCPU's thread to come out of the guest, the main thread to end.
+//! A few of KVM's requests give up when a signal is pending, some of them with something half done. The
+//! threads that call them are signalled often: a vCPU's thread to come out of the guest, the main thread to
+//! end.
 
 use std::ptr;
 
@@ -10,7 +11,8 @@ pub(crate) struct SignalsBlocked(libc::sigset_t);
 
 impl SignalsBlocked {
     pub(crate) fn new() -> Self {
-        // SAFETY: both sets are written before they are read, and the call changes nothing but this thread's mask.
+        // SAFETY: both sets are written before they are read,
+        // and the call changes nothing but this thread's mask.
         unsafe {
             let mut all = std::mem::zeroed();
             let mut before = std::mem::zeroed();

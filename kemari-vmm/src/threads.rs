@@ -1,5 +1,6 @@
-//! Threads. A host may have none left, by a limit of its own or of this process's control group, just when a VM has to go on
-//! there. So those that serve its devices can be made beforehand: they wait in a reserve until they are started.
+//! Threads. A host may have none left, by a limit of its own or of this process's control group, just when a
+//! VM has to go on there. So those that serve its devices can be made beforehand: they wait in a reserve
+//! until they are started.
 
 use std::io;
 use std::sync::mpsc::{Sender, channel};
@@ -26,8 +27,8 @@ pub fn make(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<Join
     })
 }
 
-/// Has a thread do this: one of the reserve, if there is one. A thread that has a list of system calls of its own makes new
-/// ones, which can do no more than it can.
+/// Has a thread do this: one of the reserve, if there is one. A thread that has a list of system calls of its
+/// own makes new ones, which can do no more than it can.
 ///
 /// # Errors
 /// If the reserve is empty, and the system has none left.

@@ -1,9 +1,10 @@
-//! vCPU threads: they run the guest, hand its device accesses to the bus, and park when the machine is to pause.
+//! vCPU threads: they run the guest, hand its device accesses to the bus,
+//! and park when the machine is to pause.
 //!
-//! Pausing: whoever pauses sets the wish, sets `immediate_exit` in each vCPU's run page and sends each thread a signal;
-//! KVM_RUN returns, and the thread parks. Before it parks it enters KVM once more with `immediate_exit` set, so that KVM
-//! completes a device access that is under way (Documentation/virt/kvm/api.rst, "KVM_RUN"): only then is the vCPU's
-//! state whole.
+//! Pausing: whoever pauses sets the wish, sets `immediate_exit` in each vCPU's run page and sends each thread
+//! a signal; KVM_RUN returns, and the thread parks. Before it parks it enters KVM once more with
+//! `immediate_exit` set, so that KVM completes a device access that is under way
+//! (Documentation/virt/kvm/api.rst, "KVM_RUN"): only then is the vCPU's state whole.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak};
@@ -49,8 +50,8 @@ pub trait Bus: Send + Sync {
     fn shut_down(&self);
     /// The vCPU's dirty ring is full: the guest goes on when it has been read.
     fn dirty_ring_full(&self);
-    /// The guest has done something after which its vCPU cannot go on, here or on another host. It is not run again before
-    /// its registers are written.
+    /// The guest has done something after which its vCPU cannot go on, here or on another host. It is not run
+    /// again before its registers are written.
     fn guest_failed(&self, why: String);
     /// KVM cannot go on with this vCPU: the host's failure, not the guest's.
     fn failed(&self, why: String);
@@ -117,7 +118,8 @@ impl Pauser {
         }
     }
 
-    /// Called by a vCPU thread: waits until it may run; while it is `dead` it may not. Returns false if it is to end.
+    /// Called by a vCPU thread: waits until it may run; while it is `dead` it may not.
+    /// Returns false if it is to end.
     fn park(&self, dead: &AtomicBool) -> bool {
         let mut state = self.lock();
         state.parked += 1;
@@ -125,8 +127,8 @@ impl Pauser {
             self.changed.notify_all();
         }
         drop(state);
-        // The thread would only sleep now: whoever waits for the pause can have his work done here, without waking
-        // another thread.
+        // The thread would only sleep now: whoever waits for the pause can have his work done here, without
+        // waking another thread.
         let hook = self.hook.read().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(hook) = hook {
             hook();
@@ -250,7 +252,8 @@ impl Vcpus {
         self.pauser.wait_parked();
     }
 
-    /// Pauses, and waits for so long at most. Returns whether every vCPU is parked; each parks as soon as it can in any case.
+    /// Pauses, and waits for so long at most. Returns whether every vCPU is parked;
+    /// each parks as soon as it can in any case.
     pub fn pause_within(&self, limit: Duration) -> bool {
         self.begin_pause();
         self.pauser.wait_parked_for(limit)
@@ -279,15 +282,15 @@ impl Vcpus {
         self.vcpus[index].at_access.load(Ordering::SeqCst)
     }
 
-    /// The registers of a parked vCPU are written by other means than running it: what lies in its run page is old, and it
-    /// may run again if it could not any more.
+    /// The registers of a parked vCPU are written by other means than running it: what lies in its run page
+    /// is old, and it may run again if it could not any more.
     pub fn forget_access(&self, index: usize) {
         self.vcpus[index].at_access.store(false, Ordering::SeqCst);
         self.vcpus[index].dead.store(false, Ordering::SeqCst);
     }
 
-    /// What each vCPU's thread calls when it has parked. It counts as parked meanwhile, so the function may pause,
-    /// freeze and resume the machine; it must not wait for a vCPU in another way.
+    /// What each vCPU's thread calls when it has parked. It counts as parked meanwhile, so the function may
+    /// pause, freeze and resume the machine; it must not wait for a vCPU in another way.
     pub fn on_parked(&self, hook: Option<ParkedHook>) {
         *self.pauser.hook.write().unwrap_or_else(PoisonError::into_inner) = hook;
     }
@@ -399,10 +402,12 @@ fn run_once(fd: &mut VcpuFd, bus: &dyn Bus) -> RunEnd {
     RunEnd::ForAccess
 }
 
-/// KVM cannot go on with what the guest does. An instruction that it cannot emulate, or an event that it cannot deliver
-/// since the guest's tables lie where no memory is, are the guest's doing, and would be the same on every host.
+/// KVM cannot go on with what the guest does. An instruction that it cannot emulate, or an event that it
+/// cannot deliver since the guest's tables lie where no memory is, are the guest's doing, and would be the
+/// same on every host.
 fn internal_error(fd: &mut VcpuFd, bus: &dyn Bus) {
-    // SAFETY: after an exit for an internal error this member of the union is valid, and any bytes are a valid integer.
+    // SAFETY: after an exit for an internal error this member of the union is valid,
+    // and any bytes are a valid integer.
     let suberror = unsafe { fd.get_kvm_run().__bindgen_anon_1.internal.suberror };
     match suberror {
         KVM_INTERNAL_ERROR_EMULATION => bus.guest_failed("it does what KVM cannot emulate".into()),
@@ -413,9 +418,9 @@ fn internal_error(fd: &mut VcpuFd, bus: &dyn Bus) {
     }
 }
 
-/// Lets KVM finish the device access that the guest left for. KVM splits an access that crosses a page, or is wider than
-/// 8 bytes, and leaves again for each further part, without entering the guest in between: they belong to it. Returns
-/// whether the vCPU cannot run any more.
+/// Lets KVM finish the device access that the guest left for. KVM splits an access that crosses a page, or is
+/// wider than 8 bytes, and leaves again for each further part, without entering the guest in between: they
+/// belong to it. Returns whether the vCPU cannot run any more.
 pub(crate) fn complete_access(fd: &mut VcpuFd, bus: &dyn Bus) -> bool {
     let end = loop {
         fd.set_kvm_immediate_exit(1);

@@ -1,4 +1,5 @@
-//! What ends a thread that makes a call which is on no list, in a process of its own: this program starts itself anew.
+//! What ends a thread that makes a call which is on no list, in a process of its own:
+//! this program starts itself anew.
 
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
@@ -26,8 +27,8 @@ const LESS: Calls = Calls {
     parts: &[COMMON],
 };
 
-/// Runs the test of this name in a process of its own, and returns how that ended. `None`: this is the process, and it is
-/// confined.
+/// Runs the test of this name in a process of its own, and returns how that ended. `None`: this is the
+/// process, and it is confined.
 fn ended(test: &str) -> Option<Output> {
     if std::env::var_os(CONFINED).is_none() {
         let program = std::env::current_exe().expect("this program");

@@ -537,8 +537,8 @@ fn what_is_not_understood_is_refused_by_name() {
         let (_directory, path) = made(&["-o", option]);
         refused_for(&path, reason);
     }
-    // The header's word for LUKS alone: before QEMU makes keys it measures processor time, and where that is counted coarsely
-    // it gives up.
+    // The header's word for LUKS alone: before QEMU makes keys it measures processor time, and where that is
+    // counted coarsely it gives up.
     let (_directory, path) = made(&[]);
     let image = fs::OpenOptions::new().write(true).open(&path).expect("it opens");
     image

@@ -1,7 +1,8 @@
 //! Frames that tell switches and neighbours where a guest's MAC address now is.
 //!
-//! A takeover moves a guest to another port of the network. Until a frame with its source address comes from there,
-//! switches deliver to the dead host: seconds to minutes. Send these several times, since nobody acknowledges them.
+//! A takeover moves a guest to another port of the network. Until a frame with its source address comes from
+//! there, switches deliver to the dead host: seconds to minutes. Send these several times, since nobody
+//! acknowledges them.
 
 use std::net::Ipv4Addr;
 
@@ -18,8 +19,8 @@ const PROTOCOL_IPV4: u16 = 0x0800;
 const REQUEST: u16 = 1;
 const REVERSE_REQUEST: u16 = 3;
 
-/// A RARP request for the own address (RFC 903): needs no knowledge of the guest's IP address, and switches learn
-/// the port from its source address. Nobody has to answer it.
+/// A RARP request for the own address (RFC 903): needs no knowledge of the guest's IP address, and switches
+/// learn the port from its source address. Nobody has to answer it.
 pub fn rarp(mac: Mac) -> [u8; FRAME_BYTES] {
     let unknown = Ipv4Addr::UNSPECIFIED;
     frame(
@@ -31,7 +32,8 @@ pub fn rarp(mac: Mac) -> [u8; FRAME_BYTES] {
     )
 }
 
-/// An ARP announcement (RFC 5227, section 3; a gratuitous ARP request): neighbours renew the entry for `address`.
+/// An ARP announcement (RFC 5227, section 3; a gratuitous ARP request):
+/// neighbours renew the entry for `address`.
 pub fn gratuitous_arp(mac: Mac, address: Ipv4Addr) -> [u8; FRAME_BYTES] {
     frame(
         mac,

@@ -48,8 +48,9 @@ pub enum CertsError {
     Making(#[from] rcgen::Error),
 }
 
-/// Makes a set in `directory`: `ca.pem`, `ca.key` and, for each host, a directory with what belongs there. If there is
-/// an authority already, it signs the new hosts. Nothing that exists is overwritten. Returns the hosts' directories.
+/// Makes a set in `directory`: `ca.pem`, `ca.key` and, for each host, a directory with what belongs there. If
+/// there is an authority already, it signs the new hosts. Nothing that exists is overwritten. Returns the
+/// hosts' directories.
 pub fn make(directory: &Path, hosts: &[String], days: u32) -> Result<Vec<PathBuf>, CertsError> {
     if hosts.is_empty() {
         return Err(CertsError::Host(

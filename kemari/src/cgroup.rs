@@ -58,7 +58,8 @@ impl Groups {
         limits.min_by_key(|limit| limit.bytes)
     }
 
-    /// What is left of the limits, in bytes, and of which least: beyond it the kernel ends processes of the group.
+    /// What is left of the limits, in bytes, and of which least:
+    /// beyond it the kernel ends processes of the group.
     pub fn memory_left(&self) -> Option<(u64, MemoryLimit)> {
         let left = self.limits().filter_map(|(limit, version)| {
             let group = limit.path.parent()?;

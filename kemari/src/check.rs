@@ -1,7 +1,7 @@
 //! The preflight: whether this host can run or take over the VM, before anything is started.
 //!
-//! Changes nothing. A finding is an error when a start would fail or a takeover would be unsafe, a warning when it
-//! may be as intended (a peer that is not started yet).
+//! Changes nothing. A finding is an error when a start would fail or a takeover would be unsafe, a warning
+//! when it may be as intended (a peer that is not started yet).
 
 mod arbiter;
 mod disk;
@@ -87,7 +87,8 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Looks at everything that `config` needs on the host `name`. Takes a few seconds at most when others are silent.
+/// Looks at everything that `config` needs on the host `name`.
+/// Takes a few seconds at most when others are silent.
 pub fn check(config: &Config, name: &str) -> Vec<Finding> {
     let running = host::runs_here(config.host(name));
     let mut findings = host::check(config, name, running);

@@ -80,18 +80,19 @@ pub enum Action {
     },
     /// Run the VM as the primary.
     ///
-    /// Wins a term at the arbiter first, so that a VM never runs twice, then boots it. With protection enabled it
-    /// connects to the peer's secondary and copies the VM there while the guest runs.
+    /// Wins a term at the arbiter first, so that a VM never runs twice, then boots it. With protection
+    /// enabled it connects to the peer's secondary and copies the VM there while the guest runs.
     Run {
         /// What is started.
         #[command(flatten)]
         here: Here,
-        /// Your word that whoever owned this term is dead and holds nothing. For a start after both hosts were
-        /// down, when the arbiter names a peer that cannot be asked. `kemari check` shows the term.
+        /// Your word that whoever owned this term is dead and holds nothing. For a start after both hosts
+        /// were down, when the arbiter names a peer that cannot be asked. `kemari check` shows the term.
         #[arg(long, value_name = "TERM")]
         assert_dead: Option<u64>,
-        /// Your word that the images of the replicated disks on this host are the right ones, whatever their records
-        /// say. They begin a history of their own: images of the old one are not overwritten without your word.
+        /// Your word that the images of the replicated disks on this host are the right ones, whatever their
+        /// records say. They begin a history of their own: images of the old one are not overwritten without
+        /// your word.
         #[arg(long)]
         adopt_disks: bool,
     },
@@ -100,15 +101,15 @@ pub enum Action {
         /// What is started.
         #[command(flatten)]
         here: Here,
-        /// Your word that images of replicated disks here that are of this history may be overwritten, though they are
-        /// newer than the primary's or of another history. The refusal names it.
+        /// Your word that images of replicated disks here that are of this history may be overwritten, though
+        /// they are newer than the primary's or of another history. The refusal names it.
         #[arg(long, value_name = "HISTORY")]
         overwrite_disks: Option<String>,
     },
     /// Run the VM if nobody does, else hold its state: at boot.
     ///
-    /// As `run` where this host may boot the VM, as `secondary` where another has it, or may have it; then it tries
-    /// again now and then, as long as there is no primary. The arbiter's record decides, as always.
+    /// As `run` where this host may boot the VM, as `secondary` where another has it, or may have it; then it
+    /// tries again now and then, as long as there is no primary. The arbiter's record decides, as always.
     Up {
         /// What is started.
         #[command(flatten)]
@@ -116,10 +117,11 @@ pub enum Action {
     },
     /// List the VMs of this host.
     ///
-    /// Each with this host's role, whether a takeover would succeed now, since when, and what waits. A side that does not
-    /// answer is listed as that; a socket that a dead process left is not. Looked for in /run/kemari, in the directories
-    /// below it, and wherever else the kernel knows of a side's socket (of root's or yours, where no one else may write,
-    /// and only if it answers); in KEMARI_RUN alone, if that is set.
+    /// Each with this host's role, whether a takeover would succeed now, since when, and what waits. A side
+    /// that does not answer is listed as that; a socket that a dead process left is not. Looked for in
+    /// /run/kemari, in the directories below it, and wherever else the kernel knows of a side's socket (of
+    /// root's or yours, where no one else may write, and only if it answers); in KEMARI_RUN alone, if that is
+    /// set.
     List {
         /// Print JSON.
         #[arg(long)]
@@ -132,8 +134,8 @@ pub enum Action {
         /// Whom to ask.
         #[command(flatten)]
         target: Target,
-        /// Answer by the exit status, too: 0 protected and ready, 1 not protected or not ready, 2 in doubt, 3 no side
-        /// runs here.
+        /// Answer by the exit status, too: 0 protected and ready, 1 not protected or not ready, 2 in doubt, 3
+        /// no side runs here.
         #[arg(long)]
         check: bool,
         /// Print JSON.
@@ -142,9 +144,9 @@ pub enum Action {
     },
     /// Exchange the roles: the VM goes on on the other host.
     ///
-    /// As before a reboot of this one. Planned: after a last sync and with all I/O finished, so nothing is lost, nobody is fenced, and the guest stands
-    /// still for a moment only. This host follows as the secondary. If the other one does not go on, the VM goes on
-    /// here. Said to the primary.
+    /// As before a reboot of this one. Planned: after a last sync and with all I/O finished, so nothing is
+    /// lost, nobody is fenced, and the guest stands still for a moment only. This host follows as the
+    /// secondary. If the other one does not go on, the VM goes on here. Said to the primary.
     Switchover {
         /// Whom to ask.
         #[command(flatten)]
@@ -152,8 +154,8 @@ pub enum Action {
     },
     /// End the VM on both hosts, cleanly.
     ///
-    /// The guest is not asked: it is as if its power was cut, after a last sync, with all its I/O finished. Shut it
-    /// down from within to spare it that. Said to the primary.
+    /// The guest is not asked: it is as if its power was cut, after a last sync, with all its I/O finished.
+    /// Shut it down from within to spare it that. Said to the primary.
     Stop {
         /// Whom to ask.
         #[command(flatten)]
@@ -161,8 +163,8 @@ pub enum Action {
     },
     /// Protect the VM: take the other host as its secondary.
     ///
-    /// For a VM that was unprotected, by the configuration, by `kemari unprotect` or after its secondary's loss. The VM
-    /// is copied while it runs; start `kemari secondary` on the other host. Said to the primary.
+    /// For a VM that was unprotected, by the configuration, by `kemari unprotect` or after its secondary's
+    /// loss. The VM is copied while it runs; start `kemari secondary` on the other host. Said to the primary.
     Protect {
         /// Whom to ask.
         #[command(flatten)]
@@ -170,7 +172,8 @@ pub enum Action {
     },
     /// Let the secondary go, and run on alone.
     ///
-    /// From then on a failure of this host ends the VM. `kemari protect` takes a secondary again. Said to the primary.
+    /// From then on a failure of this host ends the VM. `kemari protect` takes a secondary again.
+    /// Said to the primary.
     Unprotect {
         /// Whom to ask.
         #[command(flatten)]
@@ -178,9 +181,9 @@ pub enum Action {
     },
     /// Take the VM over now, whatever its primary does.
     ///
-    /// For a primary that is alive but of no use. The VM goes on from its last committed sync: no output is lost. The
-    /// arbiter decides, as always, and the old primary's host is fenced. Said to the secondary; to exchange the roles of
-    /// two healthy hosts, say `kemari switchover` to the primary.
+    /// For a primary that is alive but of no use. The VM goes on from its last committed sync: no output is
+    /// lost. The arbiter decides, as always, and the old primary's host is fenced. Said to the secondary; to
+    /// exchange the roles of two healthy hosts, say `kemari switchover` to the primary.
     Takeover {
         /// Whom to ask.
         #[command(flatten)]
@@ -188,10 +191,10 @@ pub enum Action {
     },
     /// Rehearse a takeover, while the VM is protected and runs on.
     ///
-    /// The last committed state is started here in isolation: without network, its disk writes and its memory thrown away
-    /// afterwards. It runs for a while and is judged: whether it could be loaded, each vCPU ran, its timer fired, its disks
-    /// could be read, and nothing faulted. Ends with status 0 if it has passed. `kemari status` keeps the outcome. Said
-    /// to the secondary.
+    /// The last committed state is started here in isolation: without network, its disk writes and its memory
+    /// thrown away afterwards. It runs for a while and is judged: whether it could be loaded, each vCPU ran,
+    /// its timer fired, its disks could be read, and nothing faulted. Ends with status 0 if it has passed.
+    /// `kemari status` keeps the outcome. Said to the secondary.
     Drill {
         /// For how long the guest runs, in seconds.
         #[arg(long, default_value_t = DRILL_SECONDS_DEFAULT, value_parser = clap::value_parser!(u32).range(i64::from(*DRILL_SECONDS.start())..=i64::from(*DRILL_SECONDS.end())))]
@@ -202,9 +205,9 @@ pub enum Action {
     },
     /// Change how often syncs are made, while the VM runs.
     ///
-    /// lockstep: output starts a sync, and the guest waits for it. pipelined: it runs on, and its output waits. interval:
-    /// the clock alone starts a sync. It holds until this process ends, or another host goes on with the VM: that one
-    /// begins with the configuration's pace. Said to the primary.
+    /// lockstep: output starts a sync, and the guest waits for it. pipelined: it runs on, and its output
+    /// waits. interval: the clock alone starts a sync. It holds until this process ends, or another host goes
+    /// on with the VM: that one begins with the configuration's pace. Said to the primary.
     Mode {
         /// What changes.
         #[command(flatten)]
@@ -215,8 +218,9 @@ pub enum Action {
     },
     /// Watch what passes at an event channel of the running VM.
     ///
-    /// Channels are named by device: `net0.tx`, `net0.rx`, `blk0`, `console`. OUT is from the guest to the outside (a
-    /// kick), IN is from the outside to the guest (an interrupt). Attaching and detaching disturbs nothing.
+    /// Channels are named by device: `net0.tx`, `net0.rx`, `blk0`, `console`. OUT is from the guest to the
+    /// outside (a kick), IN is from the outside to the guest (an interrupt). Attaching and detaching disturbs
+    /// nothing.
     Tap {
         /// The event channel.
         #[arg(add = ArgValueCandidates::new(complete::channels))]
@@ -239,8 +243,9 @@ pub enum Action {
     },
     /// Let a VM go on that stands still because a disk failed.
     ///
-    /// For disks with `on_error = "pause"` or `"failover"`. What failed is tried again, and the guest knows nothing of it.
-    /// Repair the disk first, or make room on it: `kemari status` says what failed. Said to the primary.
+    /// For disks with `on_error = "pause"` or `"failover"`. What failed is tried again, and the guest knows
+    /// nothing of it. Repair the disk first, or make room on it: `kemari status` says what failed. Said to
+    /// the primary.
     Resume {
         /// Whom to ask.
         #[command(flatten)]
@@ -248,9 +253,9 @@ pub enum Action {
     },
     /// Tell the guest that its disks have grown, or make one larger.
     ///
-    /// Make the image or the block device larger first. With --disk and --size Kemari does that itself, to an image that is
-    /// a file. Of a replicated disk say it to the secondary, too: there it makes that host's image larger, no more. A disk
-    /// never shrinks. Said to the primary.
+    /// Make the image or the block device larger first. With --disk and --size Kemari does that itself, to an
+    /// image that is a file. Of a replicated disk say it to the secondary, too: there it makes that host's
+    /// image larger, no more. A disk never shrinks. Said to the primary.
     Resize {
         /// The disk whose image on this host is made larger.
         #[arg(long, value_name = "ID", requires = "size")]
@@ -264,11 +269,12 @@ pub enum Action {
     },
     /// Give the running VM the record back that the arbiter lost.
     ///
-    /// For a store that was wiped, replaced or restored from an older copy under a living VM: `kemari status` says so, and
-    /// until then nobody could go on if a host died. With this order you assert: the store that the arbiter's configuration
-    /// leads to now, on both hosts, is the right one, and no other host runs this VM or will by what any other store says.
-    /// The pair agrees on a new id of the store first, then the record is written with it; the VM runs on meanwhile. It is
-    /// refused if the record is there, if another's stands there, or if the secondary is not connected. Said to the primary.
+    /// For a store that was wiped, replaced or restored from an older copy under a living VM: `kemari status`
+    /// says so, and until then nobody could go on if a host died. With this order you assert: the store that
+    /// the arbiter's configuration leads to now, on both hosts, is the right one, and no other host runs this
+    /// VM or will by what any other store says. The pair agrees on a new id of the store first, then the
+    /// record is written with it; the VM runs on meanwhile. It is refused if the record is there, if
+    /// another's stands there, or if the secondary is not connected. Said to the primary.
     AdoptRecord {
         /// Whom to ask.
         #[command(flatten)]
@@ -276,16 +282,17 @@ pub enum Action {
     },
     /// Make a raw image of one of another format.
     ///
-    /// Or a copy of a raw one, with its holes. Kemari writes to raw images alone. IMAGE must not be in use, and is only read, with all the images that it is based on.
-    /// DEST is there only when all of it is durable. Formats other than raw and qcow2 are read with qemu-img, of Debian's
-    /// package qemu-utils.
+    /// Or a copy of a raw one, with its holes. Kemari writes to raw images alone. IMAGE must not be in use,
+    /// and is only read, with all the images that it is based on. DEST is there only when all of it is
+    /// durable. Formats other than raw and qcow2 are read with qemu-img, of Debian's package qemu-utils.
     Import {
         /// The image: a file or a block device.
         image: PathBuf,
         /// The raw image that is made: a file.
         #[arg(value_name = "DEST")]
         destination: PathBuf,
-        /// What IMAGE is. It is never guessed: whoever could write to a disk could make it look like another format.
+        /// What IMAGE is. It is never guessed: whoever could write to a disk could make it look like another
+        /// format.
         #[arg(long, value_enum)]
         format: ImageFormat,
         /// Replace DEST, and remove its record, if there are such.
@@ -297,9 +304,9 @@ pub enum Action {
     },
     /// Make certificates for the link between the hosts.
     ///
-    /// An authority of your own and, for each host, a directory with its certificate and key. Copy it there, and name it
-    /// as `certificates` in the configuration. With an authority in DIR already, hosts are added to its set. Nothing that
-    /// exists is overwritten.
+    /// An authority of your own and, for each host, a directory with its certificate and key. Copy it there,
+    /// and name it as `certificates` in the configuration. With an authority in DIR already, hosts are added
+    /// to its set. Nothing that exists is overwritten.
     Certs {
         /// Where the set is made.
         #[arg(value_name = "DIR")]

@@ -1,9 +1,9 @@
 //! The configuration: one TOML file, the same on every host of a VM.
 //!
 //! The parts that all hosts share (`[machine]`, `[[disk]]`, `[[net]]`, `[protection]`, `[arbiter]`) have one
-//! [`Config::digest`], which a primary and its secondary compare; what differs between hosts is in `[hosts.NAME]`.
-//! Every value is checked when the file is read; what needs the machine (files, devices, addresses) is looked at
-//! by [`crate::check`]. docs/configuration.md describes every key.
+//! [`Config::digest`], which a primary and its secondary compare; what differs between hosts is in
+//! `[hosts.NAME]`. Every value is checked when the file is read; what needs the machine (files, devices,
+//! addresses) is looked at by [`crate::check`]. docs/configuration.md describes every key.
 
 mod digest;
 mod endpoint;
@@ -94,8 +94,8 @@ impl Config {
         Ok(config)
     }
 
-    /// Finds the addresses of hosts that are given by their names, before anybody listens or connects. May take as long as
-    /// the resolver does.
+    /// Finds the addresses of hosts that are given by their names, before anybody listens or connects. May
+    /// take as long as the resolver does.
     pub fn resolve(&mut self) -> Result<(), ConfigError> {
         let mut taken = BTreeMap::new();
         for (name, host) in &mut self.hosts {
@@ -125,12 +125,14 @@ impl Config {
         keys::of(self)
     }
 
-    /// Digest of all that must be equal on the hosts of a VM: everything but the contents of `[hosts]`, and the hooks.
+    /// Digest of all that must be equal on the hosts of a VM: everything but the contents of `[hosts]`,
+    /// and the hooks.
     pub fn digest(&self) -> u64 {
         self.digest
     }
 
-    /// The name of the host this process runs on: `wanted` (the option `--host`), or else this machine's name.
+    /// The name of the host this process runs on: `wanted` (the option `--host`),
+    /// or else this machine's name.
     pub fn select_host(&self, wanted: Option<&str>) -> Result<String, ConfigError> {
         let (name, from_machine) = match wanted {
             Some(name) => (name.to_owned(), false),

@@ -1,8 +1,8 @@
 //! The control socket: how `kemari status`, `kemari tap` and commands reach a running side.
 //!
-//! A Unix socket of mode 0600. A client sends one request as one line of JSON, the server answers with lines of JSON:
-//! `{"status":{...}}`, `{"done":"sentence"}`, `{"refused":"sentence"}`, and for a tap any number of `{"tap":{...}}`
-//! before the `done`.
+//! A Unix socket of mode 0600. A client sends one request as one line of JSON, the server answers with lines
+//! of JSON: `{"status":{...}}`, `{"done":"sentence"}`, `{"refused":"sentence"}`, and for a tap any number of
+//! `{"tap":{...}}` before the `done`.
 
 mod client;
 mod drill;
@@ -37,7 +37,8 @@ pub const CONNECTIONS_MAX: usize = 16;
 const _: () = assert!(CONNECTIONS_MAX + 8 <= kemari_vmm::event::TAPS_MAX);
 /// Longest time in which a client must send its request, or take an answer, in ms.
 pub const IO_TIMEOUT_MS: u64 = 5_000;
-/// Longest time that a client waits for what comes of a command, in ms: a stop waits for the guest's last sync.
+/// Longest time that a client waits for what comes of a command, in ms:
+/// a stop waits for the guest's last sync.
 pub const COMMAND_TIMEOUT_MS: u64 = 120_000;
 
 /// What a client may ask.
@@ -66,7 +67,8 @@ pub enum Command {
     Takeover,
     /// Exchange the roles, losing nothing.
     Switchover,
-    /// Give the running VM its record back, which the arbiter has lost; the operator vouches that no third host runs it.
+    /// Give the running VM its record back, which the arbiter has lost;
+    /// the operator vouches that no third host runs it.
     AdoptRecord,
     /// Try again what a disk of this host could not do, and let the VM run.
     Resume,
@@ -86,8 +88,8 @@ pub enum Command {
     },
     /// Change the pace of the syncs while the VM runs.
     Pace(PaceChange),
-    /// End this side: what SIGTERM asks for. A protected primary switches over, an unprotected one stops the VM, a
-    /// secondary gives up what it holds. Only from within the process.
+    /// End this side: what SIGTERM asks for. A protected primary switches over, an unprotected one stops the
+    /// VM, a secondary gives up what it holds. Only from within the process.
     #[serde(skip)]
     Leave,
 }
@@ -124,8 +126,8 @@ pub trait Control: Send + Sync + 'static {
     /// How things stand.
     fn status(&self) -> Status;
 
-    /// Reports what passes at a channel into `sink` until `request.seconds` are over or the sink is no longer wanted,
-    /// with the statistics as the last line. The error is a sentence.
+    /// Reports what passes at a channel into `sink` until `request.seconds` are over or the sink is no longer
+    /// wanted, with the statistics as the last line. The error is a sentence.
     fn tap(&self, request: &TapRequest, sink: &mut TapSink<'_>) -> Result<(), String>;
 
     /// Carries out a command; both outcomes are sentences.

@@ -44,7 +44,8 @@ pub fn new_image_record(image_bytes: u64) -> Vec<u8> {
     store.bytes_now()
 }
 
-/// Reads an image's record, and works with it; whether it is one. What was marked must be marked when it is read again.
+/// Reads an image's record, and works with it; whether it is one.
+/// What was marked must be marked when it is read again.
 pub fn work_on_image_record(bytes: &[u8], extents: [u64; 2]) -> bool {
     let store = Memory::new(bytes.to_vec());
     let Ok(mut record) = replica::Record::load(Box::new(store.clone())) else {

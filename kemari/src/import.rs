@@ -1,8 +1,8 @@
 //! `kemari import`: a raw image of one of any format, to be written to.
 //!
-//! Raw and qcow2 images are read by Kemari itself, with its own look at their headers; other formats by `qemu-img`. The
-//! format is said, never guessed. What is made has holes where the image has zeros, and its name only when all of it is
-//! durable.
+//! Raw and qcow2 images are read by Kemari itself, with its own look at their headers; other formats by
+//! `qemu-img`. The format is said, never guessed. What is made has holes where the image has zeros, and its
+//! name only when all of it is durable.
 
 mod destination;
 mod foreign;

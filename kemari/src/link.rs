@@ -1,9 +1,10 @@
-//! The link: two TCP connections between primary and secondary, one for pages and syncs, one for heartbeats, which
-//! must not wait behind pages.
+//! The link: two TCP connections between primary and secondary, one for pages and syncs, one for heartbeats,
+//! which must not wait behind pages.
 //!
-//! A connection is encrypted and both ends show certificates, unless the configuration says `plaintext = true`. Each
-//! begins with a preface that says what it is and to which session it belongs, and that the other end repeats when it
-//! accepts; then come the frames of `kemari_sync`. Sockets never block: one loop reads, writes and decides.
+//! A connection is encrypted and both ends show certificates, unless the configuration says
+//! `plaintext = true`. Each begins with a preface that says what it is and to which session it belongs, and
+//! that the other end repeats when it accepts; then come the frames of `kemari_sync`. Sockets never block:
+//! one loop reads, writes and decides.
 
 mod connection;
 mod credentials;
@@ -131,15 +132,16 @@ impl Preface {
 /// How connections are protected.
 #[derive(Clone)]
 pub enum Security {
-    /// Not at all: whoever reaches the network between the hosts reads, and may change, the guest's whole memory.
+    /// Not at all: whoever reaches the network between the hosts reads, and may change,
+    /// the guest's whole memory.
     Plaintext,
     /// TLS 1.3 with certificates of both ends.
     Tls(Arc<Credentials>),
 }
 
 impl Security {
-    /// What the configuration says for the host `name`; reads its certificates. `None`: it says nothing, so there may
-    /// be no link.
+    /// What the configuration says for the host `name`; reads its certificates. `None`: it says nothing, so
+    /// there may be no link.
     pub fn of(config: &Config, name: &str) -> Result<Option<Self>, IdentityError> {
         match config.certificates_of(name) {
             Some(directory) => Ok(Some(Self::Tls(Arc::new(Credentials::load(directory, name)?)))),
@@ -148,8 +150,8 @@ impl Security {
     }
 }
 
-/// Connects to the host of that name, says what the connection is for, and waits until the other end accepts. Blocks
-/// for at most [`CONNECT_TIMEOUT`] and [`ANSWER_TIMEOUT`]; the connection itself does not block.
+/// Connects to the host of that name, says what the connection is for, and waits until the other end accepts.
+/// Blocks for at most [`CONNECT_TIMEOUT`] and [`ANSWER_TIMEOUT`]; the connection itself does not block.
 pub fn connect(
     security: &Security,
     host: &str,

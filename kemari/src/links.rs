@@ -44,7 +44,8 @@ pub struct Link {
     pub name: String,
     /// The bridge that it is a port of.
     pub bridge: Option<u32>,
-    /// Whether it is a bridge of the kernel's: the device that stands for Open vSwitch's is another thing, and always down.
+    /// Whether it is a bridge of the kernel's: the device that stands for Open vSwitch's is another thing,
+    /// and always down.
     pub is_bridge: bool,
     /// If it is a TAP (or TUN).
     pub tun: Option<Tun>,
@@ -56,8 +57,8 @@ pub struct Link {
     pub is_up: bool,
     /// Whether it is up, and something is at its other end.
     pub has_carrier: bool,
-    /// Whether its bridge lets nothing through it, as its spanning tree or somebody wants it. A port that is about to be
-    /// used (listening, learning) is not.
+    /// Whether its bridge lets nothing through it, as its spanning tree or somebody wants it. A port that is
+    /// about to be used (listening, learning) is not.
     pub is_blocked: bool,
 }
 
@@ -86,8 +87,8 @@ pub fn links() -> io::Result<Vec<Link>> {
     }
 }
 
-/// Reads a part of the kernel's answer; returns whether it was the last one. A device that is not understood, as those of a
-/// kernel from tomorrow, is left out: the others are there all the same.
+/// Reads a part of the kernel's answer; returns whether it was the last one. A device that is not understood,
+/// as those of a kernel from tomorrow, is left out: the others are there all the same.
 pub(crate) fn read_part(part: &[u8], links: &mut Vec<Link>) -> io::Result<bool> {
     let mut rest = part;
     while !rest.is_empty() {
@@ -169,8 +170,8 @@ fn tun(infos: &[LinkInfo]) -> Option<Tun> {
     Some(tun)
 }
 
-/// The network devices of this host, looked at again when the kernel says that one has changed: with a thousand of them
-/// looking costs much, and being told nothing costs nothing.
+/// The network devices of this host, looked at again when the kernel says that one has changed: with a
+/// thousand of them looking costs much, and being told nothing costs nothing.
 pub struct Watched {
     events: Socket,
     part: Vec<u8>,
@@ -250,7 +251,8 @@ mod tests {
     #[test]
     fn a_port_that_its_bridge_blocks_is_told() {
         let looked = std::thread::spawn(|| {
-            // SAFETY: nothing of this thread's is shared with others but what the namespace of networks does not touch.
+            // SAFETY: nothing of this thread's is shared with others but what the namespace of networks does
+            // not touch.
             unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
                 .expect("a namespace of its own");
             for words in [

@@ -1,5 +1,5 @@
-//! What the bytes of an image begin like. Nobody acts on it: a guest may write what it likes into a raw disk. But a raw disk
-//! that begins like another format is most likely an image of that.
+//! What the bytes of an image begin like. Nobody acts on it: a guest may write what it likes into a raw disk.
+//! But a raw disk that begins like another format is most likely an image of that.
 
 use std::fs::File;
 use std::io::Read;

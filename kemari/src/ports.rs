@@ -1,8 +1,8 @@
 //! The guest's ports on this host: for each card a TAP, mostly on a bridge, and a way out to other hosts.
 //!
-//! By default the ways out are the other ports of the bridge that the card's TAP is a port of, other guests' TAPs
-//! excepted; the configuration may name them instead. A card whose TAP never was on a bridge, or is alone on it, has none
-//! to watch.
+//! By default the ways out are the other ports of the bridge that the card's TAP is a port of, other guests'
+//! TAPs excepted; the configuration may name them instead. A card whose TAP never was on a bridge, or is
+//! alone on it, has none to watch.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,8 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// Why the guest's packets do not get out of the host `name`, whose devices `links` are: the first card's reason.
+    /// Why the guest's packets do not get out of the host `name`, whose devices `links` are:
+    /// the first card's reason.
     pub fn trouble(&mut self, links: &[Link], config: &Config, name: &str) -> Option<String> {
         let host = config.host(name);
         let mut nets = config.nets_of(name).into_iter();
@@ -30,7 +31,8 @@ impl Ports {
         })
     }
 
-    /// Why the card's TAP leads nowhere on this host; `None` if it does not, or if nobody knows where it should lead.
+    /// Why the card's TAP leads nowhere on this host; `None` if it does not,
+    /// or if nobody knows where it should lead.
     fn port_trouble(&mut self, links: &[Link], net: &HostNet<'_>, wanted: Option<&String>) -> Option<String> {
         let (id, tap) = (&net.net.id, &net.tap);
         let Some(link) = links.iter().find(|link| &link.name == tap) else {
@@ -77,8 +79,8 @@ impl Ports {
         }
     }
 
-    /// Why the card's bridge leads nowhere that once led to other hosts; `None` if it does not, or if the ways are
-    /// `named`: then they need not be ports of it.
+    /// Why the card's bridge leads nowhere that once led to other hosts; `None` if it does not, or if the
+    /// ways are `named`: then they need not be ports of it.
     fn lost_way(&mut self, links: &[Link], net: &HostNet<'_>, named: bool) -> Option<String> {
         let id = &net.net.id;
         let now = uplinks(links, &net.tap);
@@ -96,8 +98,8 @@ impl Ports {
     }
 }
 
-/// Why the card's bridge keeps what is sent to the guest: it, or one of its ports, has the guest's address as its own, and a
-/// bridge takes what is for itself.
+/// Why the card's bridge keeps what is sent to the guest: it, or one of its ports, has the guest's address as
+/// its own, and a bridge takes what is for itself.
 fn address_trouble(links: &[Link], net: &HostNet<'_>) -> Option<String> {
     let (id, mac) = (&net.net.id, net.net.mac);
     let bridge = links.iter().find(|link| link.name == net.tap)?.bridge?;

@@ -1,8 +1,9 @@
 //! Replicated disks: two images on two hosts, kept equal.
 //!
-//! `record` is what each image's side knows durably, `image` an image with its record. On the primary a `tracker` stands
-//! before every write, and a `copier` brings the other image up to date. On the secondary a `writer` carries out what
-//! commits release, and what the copy brings. A `chunk` is what a copy compares and sends.
+//! `record` is what each image's side knows durably, `image` an image with its record. On the primary a
+//! `tracker` stands before every write, and a `copier` brings the other image up to date. On the secondary a
+//! `writer` carries out what commits release, and what the copy brings. A `chunk` is what a copy compares and
+//! sends.
 
 mod chunk;
 mod copier;

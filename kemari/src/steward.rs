@@ -4,8 +4,9 @@
 //! needs the latter and much more: it may speak to any device, be any program, gain rights by `sudo`. To
 //! attach to a TAP takes CAP_NET_ADMIN. So the steward is started before, from the same program with an
 //! address space of its own: it has never seen a byte of the guest or of a peer. It is told what the parsed
-//! configuration says of fences, TAPs and hooks once, and takes nothing but names of that afterwards: of a peer, of
-//! a card; and what the hooks are to read. It ends with its side, or when the last hook has been told of that.
+//! configuration says of fences, TAPs and hooks once, and takes nothing but names of that afterwards: of a
+//! peer, of a card; and what the hooks are to read. It ends with its side, or when the last hook has been
+//! told of that.
 
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
@@ -161,7 +162,8 @@ pub fn run_hooks_here(config: &Config, host: &str) -> io::Result<()> {
 pub struct Silence {
     /// As a sentence.
     pub reason: String,
-    /// Whether it has what it was asked, though. What reaches it is taken in turn: it is not to be sent again.
+    /// Whether it has what it was asked, though. What reaches it is taken in turn:
+    /// it is not to be sent again.
     pub was_sent: bool,
 }
 
@@ -366,7 +368,8 @@ impl Line {
         self.wait(until).map_err(silence(true))
     }
 
-    /// Sends it whole or not at all. Behind a part of one nothing could be read as what it is: then nothing more is sent.
+    /// Sends it whole or not at all. Behind a part of one nothing could be read as what it is:
+    /// then nothing more is sent.
     fn send(&mut self, request: Request, limit: Duration) -> io::Result<()> {
         self.last += 1;
         self.socket.set_write_timeout(Some(limit))?;

@@ -1,5 +1,5 @@
-//! What is fuzzed (`cargo xtask fuzz`), once over what is known: the seeds, what was found since, and a few changes of
-//! each. No fuzzer is needed.
+//! What is fuzzed (`cargo xtask fuzz`), once over what is known: the seeds, what was found since, and a few
+//! changes of each. No fuzzer is needed.
 
 use std::fs;
 use std::path::Path;

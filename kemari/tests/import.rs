@@ -1,5 +1,5 @@
-//! `kemari import`: images of all formats, made and compared by QEMU's tools; images that cannot be used, and imports that
-//! do not come to their end.
+//! `kemari import`: images of all formats, made and compared by QEMU's tools; images that cannot be used, and
+//! imports that do not come to their end.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};

@@ -158,7 +158,8 @@ fn encoded(message: &Message) -> Vec<u8> {
     bytes
 }
 
-/// The connections of a session, main and heartbeat: the ends that `a` has made, and those that `b` has accepted.
+/// The connections of a session, main and heartbeat: the ends that `a` has made,
+/// and those that `b` has accepted.
 struct Ends {
     is_encrypted: bool,
     ours: (Connection, Connection),
@@ -209,7 +210,8 @@ fn two_hosts_of_a_set_talk_and_only_in_their_own_names() {
     }
 }
 
-/// Whoever goes while the other end is sending to it leaves a reset behind, and that must not drown what it said.
+/// Whoever goes while the other end is sending to it leaves a reset behind,
+/// and that must not drown what it said.
 #[test]
 fn what_was_said_before_a_connection_broke_is_heard() {
     for ends in sessions() {

@@ -1,7 +1,7 @@
 //! What the tests and the agent inside an emulated host say to each other.
 //!
-//! One request a connection. A message is two lengths (header, payload; 32 bits each, little-endian), a header in
-//! postcard and a payload of raw bytes, so that files cost no encoding.
+//! One request a connection. A message is two lengths (header, payload; 32 bits each, little-endian), a
+//! header in postcard and a payload of raw bytes, so that files cost no encoding.
 
 use std::io::{self, Read, Write};
 

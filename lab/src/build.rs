@@ -14,8 +14,9 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Builds the program `binary` of the workspace's package `package`, statically linked, and returns its path.
 ///
-/// `features` are added to the default ones. The build has a target directory of its own (`target/static`), so that
-/// it can run below `cargo test`, and is stripped of debugging information, so that it travels fast into a host.
+/// `features` are added to the default ones. The build has a target directory of its own (`target/static`),
+/// so that it can run below `cargo test`, and is stripped of debugging information, so that it travels fast
+/// into a host.
 pub fn static_binary(package: &str, binary: &str, features: &[&str], release: bool) -> Result<PathBuf> {
     let mut command = cargo("build", package, features);
     command.args(["--bin", binary]);
@@ -27,8 +28,8 @@ pub fn static_binary(package: &str, binary: &str, features: &[&str], release: bo
     Ok(static_dir().join(TARGET).join(profile).join(binary))
 }
 
-/// Builds all tests of the workspace's package `package`, statically linked, to be run inside a host; returns the
-/// paths of the test programs. See [`static_binary`].
+/// Builds all tests of the workspace's package `package`, statically linked, to be run inside a host; returns
+/// the paths of the test programs. See [`static_binary`].
 pub fn static_tests(package: &str, features: &[&str]) -> Result<Vec<PathBuf>> {
     let mut command = cargo("test", package, features);
     command
@@ -63,7 +64,8 @@ fn cargo(subcommand: &str, package: &str, features: &[&str]) -> Command {
     command
 }
 
-/// Runs cargo, whose complaints go to standard error as they come; returns its standard output where it is piped.
+/// Runs cargo, whose complaints go to standard error as they come;
+/// returns its standard output where it is piped.
 fn finish(mut command: Command) -> Result<String> {
     let shown = show(&command);
     let child = command

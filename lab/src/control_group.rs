@@ -1,5 +1,5 @@
-//! Control groups of their own for processes that get no more threads, or little memory: of version 1, where each
-//! controller has a tree, and of version 2, where all have one.
+//! Control groups of their own for processes that get no more threads, or little memory: of version 1, where
+//! each controller has a tree, and of version 2, where all have one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -107,7 +107,8 @@ fn tree_of(mounts: &Path, controller: &str) -> Result<PathBuf> {
     Ok(mounts.to_owned())
 }
 
-/// A process whose threads and children can be kept from becoming more. Root is exempt from all other such limits.
+/// A process whose threads and children can be kept from becoming more.
+/// Root is exempt from all other such limits.
 pub struct Tasks(ControlGroup);
 
 impl Tasks {

@@ -40,7 +40,8 @@ impl Descriptors {
     }
 }
 
-/// The limit counts numbers, and the lowest that is free is the next one: those below the highest are used up first.
+/// The limit counts numbers, and the lowest that is free is the next one:
+/// those below the highest are used up first.
 fn lowest_free(mut numbers: Vec<u64>) -> u64 {
     numbers.sort_unstable();
     let free = (0..).zip(&numbers).find(|(index, number)| index != *number);
@@ -55,8 +56,8 @@ pub fn processor_ticks(pid: u32) -> Result<u64> {
         .context(|| format!("read {path}"))
 }
 
-/// utime + stime of a line of /proc/PID/stat: fields 14 and 15, counted behind the program's name, which may hold
-/// anything.
+/// utime + stime of a line of /proc/PID/stat: fields 14 and 15, counted behind the program's name, which may
+/// hold anything.
 fn ticks_in(stat: &str) -> Option<u64> {
     let (_, behind) = stat.rsplit_once(')')?;
     let fields: Vec<&str> = behind.split_ascii_whitespace().collect();

@@ -37,11 +37,11 @@ pub struct LabConfig {
     pub taps: usize,
     /// Raw files that *all* hosts have as disks: `/dev/vda`, `/dev/vdb`, ..., not cached outside.
     pub shared_disks: Vec<PathBuf>,
-    /// Sizes in MiB of disks that each host has for itself, after the shared ones; empty files at the start that keep
-    /// their content over a power cut.
+    /// Sizes in MiB of disks that each host has for itself, after the shared ones; empty files at the start
+    /// that keep their content over a power cut.
     pub own_disks_mib: Vec<u64>,
-    /// Whether those disks forget at a power cut a random part of what was not flushed ([`VolatileDisk`]); otherwise
-    /// they keep everything, as does this machine's page cache.
+    /// Whether those disks forget at a power cut a random part of what was not flushed ([`VolatileDisk`]);
+    /// otherwise they keep everything, as does this machine's page cache.
     pub volatile: bool,
     /// Whether an etcd runs outside.
     pub etcd: bool,
@@ -66,7 +66,8 @@ impl Default for LabConfig {
     }
 }
 
-/// Emulated hosts, joined by three networks, with the arbiter and the fence outside. All ends when it is dropped.
+/// Emulated hosts, joined by three networks, with the arbiter and the fence outside.
+/// All ends when it is dropped.
 ///
 /// ```no_run
 /// # fn main() -> lab::Result<()> {
@@ -96,8 +97,8 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Installs and makes what is missing, switches all hosts on at once and waits until they are up. Needs root; with
-    /// everything cached it takes some ten seconds.
+    /// Installs and makes what is missing, switches all hosts on at once and waits until they are up. Needs
+    /// root; with everything cached it takes some ten seconds.
     pub fn start(config: LabConfig) -> Result<Lab> {
         assert!(
             (1..=HOSTS_MAX).contains(&config.hosts),

@@ -32,8 +32,8 @@ pub struct Etcd {
 }
 
 impl Etcd {
-    /// Starts etcd in `outside` ([`crate::LocalNet::outside`]) and waits until it is healthy. Hosts reach it at
-    /// [`Etcd::endpoint`].
+    /// Starts etcd in `outside` ([`crate::LocalNet::outside`]) and waits until it is healthy. Hosts reach it
+    /// at [`Etcd::endpoint`].
     pub fn start(outside: &Netns) -> Result<Etcd> {
         let program = unpacked("etcd-server")?.join("usr/bin/etcd");
         let dir = scratch_dir()?;

@@ -1,7 +1,7 @@
 //! The fence: a service outside the hosts that cuts the power of one of them when another asks for it.
 //!
-//! A host says `off N` and a newline, and hears `off` when host N's emulator is gone, and with it all its I/O. Inside
-//! the hosts `lab-fence N` does that.
+//! A host says `off N` and a newline, and hears `off` when host N's emulator is gone, and with it all its
+//! I/O. Inside the hosts `lab-fence N` does that.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};

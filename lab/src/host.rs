@@ -189,8 +189,8 @@ impl Host {
         self.power.lock().as_mut().is_some_and(Process::is_running)
     }
 
-    /// Pulls (`up` = false) or plugs the cable of one network card, as QEMU shows it to the host's driver. For a loss
-    /// that the host does not notice see [`crate::Lab::cut`].
+    /// Pulls (`up` = false) or plugs the cable of one network card, as QEMU shows it to the host's driver.
+    /// For a loss that the host does not notice see [`crate::Lab::cut`].
     pub fn set_link(&self, network: Network, up: bool) -> Result<()> {
         let mut qmp = Qmp::connect(&self.name(), &self.dir.join("qmp"))?;
         qmp.execute("set_link", json!({ "name": network.name(), "up": up }))?;
@@ -214,7 +214,8 @@ impl Host {
         self.exec_with(words, &[], EXEC_LIMIT)
     }
 
-    /// Runs a program to its end with `input` as its standard input; it is killed after `limit`, which is an error.
+    /// Runs a program to its end with `input` as its standard input; it is killed after `limit`,
+    /// which is an error.
     pub fn exec_with(&self, words: &[&str], input: &[u8], limit: Duration) -> Result<Output> {
         let request = Request::Exec {
             program: program(words),
@@ -254,7 +255,8 @@ impl Host {
         })
     }
 
-    /// Starts a program and leaves it running, its output in the file `log` inside the host; returns its process id.
+    /// Starts a program and leaves it running, its output in the file `log` inside the host;
+    /// returns its process id.
     pub fn spawn(&self, words: &[&str], env: &[(&str, &str)], log: &str) -> Result<u32> {
         let mut program = program(words);
         program.env = env
@@ -426,8 +428,8 @@ impl Host {
             false => volatile_disks.iter().map(served).collect(),
         };
         for (number, source) in shared_disks.iter().map(file).chain(own).enumerate() {
-            // An error is told to the host, which is what is tested, and does not stop it. What it discards is a hole in
-            // the file.
+            // An error is told to the host, which is what is tested, and does not stop it. What it discards
+            // is a hole in the file.
             let options = format!(
                 "if=none,id=disk{number},format=raw,cache=none,discard=unmap,werror=report,rerror=report,{source}"
             );

@@ -85,8 +85,8 @@ fn extract(bzimage: &Path, vmlinux: &Path) -> Result<()> {
     }
 }
 
-/// The compressed kernel in a bzImage (Linux, Documentation/arch/x86/boot.rst: payload_offset, payload_length),
-/// without the four bytes that hold its decompressed size.
+/// The compressed kernel in a bzImage (Linux, Documentation/arch/x86/boot.rst: payload_offset,
+/// payload_length), without the four bytes that hold its decompressed size.
 fn payload(image: &[u8]) -> Option<&[u8]> {
     let u32_at = |at: usize| Some(u32::from_le_bytes(image.get(at..at + 4)?.try_into().ok()?) as usize);
     if image.get(0x202..0x206)? != b"HdrS"

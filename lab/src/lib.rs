@@ -2,13 +2,14 @@
 //!
 //! There are two flavours, with the same three networks ([`Network`]) and the same address plan:
 //!
-//! * [`LocalNet`]: every host is a network namespace on this machine; programs started in them use this machine's
-//!   KVM. Up in some tens of milliseconds; for the bare guest.
-//! * [`Lab`]: every host is an emulated x86 server with a KVM of its own (QEMU's TCG with nested AMD-V), that boots
-//!   Debian's kernel; for Linux guests where this machine's KVM cannot run one. Killing its QEMU is a power cut.
+//! * [`LocalNet`]: every host is a network namespace on this machine; programs started in them use this
+//!   machine's KVM. Up in some tens of milliseconds; for the bare guest.
+//! * [`Lab`]: every host is an emulated x86 server with a KVM of its own (QEMU's TCG with nested AMD-V), that
+//!   boots Debian's kernel; for Linux guests where this machine's KVM cannot run one. Killing its QEMU is a
+//!   power cut.
 //!
-//! Both need root. Nothing of them outlives the process that made them, however it ends: namespaces are held by file
-//! descriptors, not by names, and every process carries a parent-death signal.
+//! Both need root. Nothing of them outlives the process that made them, however it ends: namespaces are held
+//! by file descriptors, not by names, and every process carries a parent-death signal.
 
 pub mod agent;
 pub mod build;

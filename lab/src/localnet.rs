@@ -34,8 +34,8 @@ const NOBODY: &str = "02:00:00:00:de:ad";
 /// # drop(client); Ok(()) }
 /// ```
 ///
-/// The TAPs are persistent, on the host's bridge, made with a vnet header and one queue, owned by root and *down*:
-/// who runs the VM opens them by name inside the host's namespace and brings them up.
+/// The TAPs are persistent, on the host's bridge, made with a vnet header and one queue, owned by root
+/// and *down*: who runs the VM opens them by name inside the host's namespace and brings them up.
 #[derive(Debug)]
 pub struct LocalNet {
     outside: Netns,
@@ -109,7 +109,8 @@ impl LocalNet {
         self.outside.ip(&format!("link set {} up", network.port(host)))
     }
 
-    /// Cuts host `host` off all networks. Programs killed after it die in silence: nobody sees their FIN or RST.
+    /// Cuts host `host` off all networks. Programs killed after it die in silence:
+    /// nobody sees their FIN or RST.
     pub fn down(&self, host: usize) -> Result<()> {
         Network::ALL
             .into_iter()
@@ -123,7 +124,8 @@ impl LocalNet {
             .try_for_each(|network| self.join(host, network))
     }
 
-    /// Loses everything that host `from` sends to host `to` in the replication network; the way back stays good.
+    /// Loses everything that host `from` sends to host `to` in the replication network;
+    /// the way back stays good.
     pub fn cut_one_way(&self, from: usize, to: usize) -> Result<()> {
         let address = replication_address(to);
         let netns = self.hosts[from].netns();
@@ -132,8 +134,8 @@ impl LocalNet {
         ))
     }
 
-    /// Gives the hosts' ends of the replication network another MTU than the switch between them has, which is 1500: larger
-    /// frames are lost there, and nobody is told.
+    /// Gives the hosts' ends of the replication network another MTU than the switch between them has, which
+    /// is 1500: larger frames are lost there, and nobody is told.
     pub fn set_replication_mtu(&self, mtu: u32) -> Result<()> {
         // With one segment a packet the kernel hands out frames as they are on a wire.
         let order = format!("link set replication mtu {mtu} gso_max_segs 1");

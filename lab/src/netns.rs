@@ -14,7 +14,8 @@ use crate::error::{Context, Error, Result};
 use crate::packages::tool;
 use crate::process::{Process, check};
 
-/// A network namespace. Clones are the same namespace; it ends with the last of them and the last process in it.
+/// A network namespace. Clones are the same namespace; it ends with the last of them and the last process in
+/// it.
 ///
 /// To look into one from a shell: `nsenter --net=/proc/PID/fd/FD`, with the path that [`Netns::path`] gives.
 #[derive(Clone, Debug)]
@@ -24,8 +25,8 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// Makes a namespace with its loopback up and IPv6 off (its neighbour discovery is noise to a test that counts
-    /// packets). `name` is for messages only.
+    /// Makes a namespace with its loopback up and IPv6 off (its neighbour discovery is noise to a test that
+    /// counts packets). `name` is for messages only.
     pub fn new(name: &str) -> Result<Netns> {
         if !rustix::process::geteuid().is_root() {
             return Err(Error::NotRoot("network namespaces"));
@@ -62,8 +63,9 @@ impl Netns {
         format!("/proc/{}/fd/{}", id(), self.namespace.as_raw_fd())
     }
 
-    /// Runs `task` in a thread of its own inside the namespace. Sockets it makes stay in the namespace wherever they
-    /// are used later: `netns.run(|| TcpStream::connect(address))` gives a connection from there.
+    /// Runs `task` in a thread of its own inside the namespace. Sockets it makes stay in the namespace
+    /// wherever they are used later: `netns.run(|| TcpStream::connect(address))` gives a connection from
+    /// there.
     pub fn run<R: Send>(&self, task: impl FnOnce() -> R + Send) -> Result<R> {
         let enter_and_run = || -> io::Result<R> {
             self.enter()?;
@@ -84,7 +86,8 @@ impl Netns {
         )?)
     }
 
-    /// A command that will run inside the namespace, to be started by [`Process::spawn`] or by its own methods.
+    /// A command that will run inside the namespace, to be started by [`Process::spawn`] or by its own
+    /// methods.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         let namespace = self.clone();

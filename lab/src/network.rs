@@ -6,8 +6,8 @@
 //! | replication | 10.79.0.0/24 | | .(11 + n) | |
 //! | guests | 10.77.0.0/24 | .1 (clients) | | .(2 + n) |
 //!
-//! Control is a network of its own so that a cut of the replication link leaves both hosts with the arbiter and the
-//! tests with both hosts.
+//! Control is a network of its own so that a cut of the replication link leaves both hosts with the arbiter
+//! and the tests with both hosts.
 
 use std::net::Ipv4Addr;
 
@@ -62,7 +62,8 @@ impl Network {
         format!("52:54:00:4b:{:02x}:{host:02x}", self.kind())
     }
 
-    /// MAC address of the bridge outside, pinned for the same reason as [`bridge_mac`]: its ports come and go.
+    /// MAC address of the bridge outside, pinned for the same reason as [`bridge_mac`]:
+    /// its ports come and go.
     fn outside_mac(self) -> String {
         format!("52:54:00:4b:05:{:02x}", self.kind())
     }
@@ -91,8 +92,8 @@ pub fn guest_address(guest: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, 77, 0, 2 + guest as u8)
 }
 
-/// MAC address of a host's bridge in the guests' network, pinned: a bridge without one takes that of its lowest port
-/// and changes it when a TAP joins.
+/// MAC address of a host's bridge in the guests' network, pinned: a bridge without one takes that of its
+/// lowest port and changes it when a TAP joins.
 pub(crate) fn bridge_mac(host: usize) -> String {
     format!("52:54:00:4b:04:{host:02x}")
 }
@@ -114,8 +115,8 @@ pub(crate) fn outside() -> Result<Netns> {
     Ok(netns)
 }
 
-/// Takes host `host`'s port off the outer bridge, or puts it back. The host keeps its carrier and hears nothing: a
-/// switch that died in between, not a pulled cable.
+/// Takes host `host`'s port off the outer bridge, or puts it back. The host keeps its carrier and hears
+/// nothing: a switch that died in between, not a pulled cable.
 pub(crate) fn set_joined(outside: &Netns, host: usize, network: Network, joined: bool) -> Result<()> {
     let port = network.port(host);
     match joined {

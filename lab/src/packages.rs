@@ -1,4 +1,5 @@
-//! Debian packages: tools that the lab runs are installed, what goes into images is only downloaded and unpacked.
+//! Debian packages: tools that the lab runs are installed, what goes into images is only downloaded and
+//! unpacked.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -28,7 +29,8 @@ const PROGRAM_DIRS: [&str; 6] = [
     "/usr/local/sbin",
 ];
 
-/// Installs the Debian packages that the lab needs, if any of their programs is missing. Needs root and apt then.
+/// Installs the Debian packages that the lab needs, if any of their programs is missing.
+/// Needs root and apt then.
 pub fn ensure_packages() -> Result<()> {
     ensure_installed(&TOOLS)
 }
@@ -59,8 +61,8 @@ pub(crate) fn ensure_installed(tools: &[(&str, &str)]) -> Result<()> {
     Ok(())
 }
 
-/// Where a program is that [`ensure_packages`] brings; only its name if it is nowhere, which makes a clear error when
-/// it is started.
+/// Where a program is that [`ensure_packages`] brings; only its name if it is nowhere, which makes a clear
+/// error when it is started.
 pub(crate) fn tool(program: &str) -> PathBuf {
     installed(program).unwrap_or_else(|| program.into())
 }
@@ -102,8 +104,8 @@ fn with_lists<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     })
 }
 
-/// Downloads and unpacks a package (its files only: no scripts, nothing is installed); returns the directory of its
-/// files, cached under the package's name.
+/// Downloads and unpacks a package (its files only: no scripts, nothing is installed); returns the directory
+/// of its files, cached under the package's name.
 pub(crate) fn unpacked(package: &str) -> Result<PathBuf> {
     cache::entry(&format!("package-{package}"), |path| {
         tracing::info!(package, "downloading");
@@ -124,8 +126,8 @@ fn only_file(dir: &Path) -> Result<PathBuf> {
     })
 }
 
-/// The package that the meta package `meta` depends on whose name begins with `prefix`; cached, so that a lab keeps
-/// its kernel until `target/lab` is removed.
+/// The package that the meta package `meta` depends on whose name begins with `prefix`; cached, so that a lab
+/// keeps its kernel until `target/lab` is removed.
 pub(crate) fn resolve(meta: &str, prefix: &str) -> Result<String> {
     let path = cache::entry(&format!("depends-{meta}"), |path| {
         let find = || {

@@ -25,9 +25,11 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command`, whose parent-death signal is SIGKILL: it ends with this process even if that is killed.
+    /// Starts `command`, whose parent-death signal is SIGKILL:
+    /// it ends with this process even if that is killed.
     ///
-    /// The signal is bound to the *thread* that forks, so all children are started by one thread that never ends.
+    /// The signal is bound to the *thread* that forks, so all children are started by one thread that never
+    /// ends.
     pub fn spawn(name: impl Into<String>, mut command: Command) -> Result<Process> {
         let name = name.into();
         let shown = show(&command);
@@ -100,8 +102,8 @@ impl Drop for Process {
     }
 }
 
-/// Runs `command` to its end and returns what it printed; a status other than 0 is an error that carries the end of
-/// its output.
+/// Runs `command` to its end and returns what it printed; a status other than 0 is an error that carries the
+/// end of its output.
 pub(crate) fn run(command: &mut Command) -> Result<Output> {
     let shown = show(command);
     let output = command

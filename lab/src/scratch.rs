@@ -12,8 +12,8 @@ use crate::error::{Context, Result};
 /// Begin of every such directory's name; the process id of its run follows.
 const PREFIX: &str = "kemari-run-";
 
-/// A directory for the disks of a test, removed when dropped: under `target/lab`, because a file system in memory
-/// (which `/tmp` may be) does not always serve reads and writes past the page cache.
+/// A directory for the disks of a test, removed when dropped: under `target/lab`, because a file system in
+/// memory (which `/tmp` may be) does not always serve reads and writes past the page cache.
 pub fn scratch_dir() -> Result<TempDir> {
     dir_in(&cache::dir()?)
 }

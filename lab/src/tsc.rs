@@ -1,7 +1,7 @@
 //! The time stamp counter of this machine, which QEMU hands on to emulated hosts as it is.
 //!
-//! A host that calibrates it itself while this machine is busy can be wrong by a factor of thirty, and its clocks then
-//! run that much too fast: so it is told.
+//! A host that calibrates it itself while this machine is busy can be wrong by a factor of thirty, and its
+//! clocks then run that much too fast: so it is told.
 
 use std::arch::x86_64::_rdtsc;
 use std::sync::OnceLock;

@@ -1,8 +1,8 @@
 //! Disks with a volatile write cache, as real ones have: what was not flushed may be gone after a power cut.
 //!
-//! Killing an emulator proves nothing about flushes, since this machine's page cache lives on. So a disk of this kind
-//! is a small NBD server that keeps unflushed writes in its own memory; QEMU is its client. At a power cut each
-//! unflushed sector of 512 bytes, by itself, is either written or forgotten.
+//! Killing an emulator proves nothing about flushes, since this machine's page cache lives on. So a disk of
+//! this kind is a small NBD server that keeps unflushed writes in its own memory; QEMU is its client. At a
+//! power cut each unflushed sector of 512 bytes, by itself, is either written or forgotten.
 //!
 //! Such a disk also becomes slow, or fails, on command.
 

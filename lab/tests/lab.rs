@@ -1,6 +1,7 @@
 //! Emulated hosts, all in one lab: they take seconds to boot.
 //!
-//! Needs root, apt (the first time) and QEMU, which the lab installs; where one is missing this fails and says so.
+//! Needs root, apt (the first time) and QEMU, which the lab installs;
+//! where one is missing this fails and says so.
 
 use std::fs::File;
 use std::time::{Duration, Instant};

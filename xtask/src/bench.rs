@@ -1,7 +1,8 @@
 //! `cargo xtask bench`: what protection costs, measured side by side.
 //!
-//! What is compared is measured in turn, in slices of a second or so: a machine that is busy with something else for a
-//! while harms both sides of a ratio alike. Both sides of a pair have one core each (see [`place`]).
+//! What is compared is measured in turn, in slices of a second or so: a machine that is busy with something
+//! else for a while harms both sides of a ratio alike. Both sides of a pair have one core each (see
+//! [`place`]).
 
 pub mod against;
 pub mod disk;
@@ -160,7 +161,8 @@ const GROUPS: [Group; 9] = [
     },
 ];
 
-/// Measures. Whether every row could be measured that was to be, however it came out; an error means that nothing could.
+/// Measures. Whether every row could be measured that was to be, however it came out;
+/// an error means that nothing could.
 pub fn bench(options: &Options) -> Result<bool> {
     let _lock = demo::lock()?;
     let ui = Ui::default();

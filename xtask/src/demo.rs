@@ -1,8 +1,8 @@
 //! `cargo xtask demo`: a guest loses its host and goes on elsewhere, before your eyes.
 //!
-//! A run: bring up two hosts, start the VM on one, protect it by the other, let clients work, cut, let them go on,
-//! stop them, read everything back, stop the VM, look at its disk, judge. Where and how the hosts live is behind [`pair::Pair`]; [`run`] is the same
-//! for all.
+//! A run: bring up two hosts, start the VM on one, protect it by the other, let clients work, cut, let them
+//! go on, stop them, read everything back, stop the VM, look at its disk, judge. Where and how the hosts live
+//! is behind [`pair::Pair`]; [`run`] is the same for all.
 
 pub mod config;
 pub mod emulated;
@@ -31,7 +31,8 @@ use run::Session;
 /// What all hosts need.
 const PACKAGES: [packages::Need; 2] = [packages::IP, packages::ETCD];
 
-/// Runs the demo as often as asked for. Whether every run was ok; an error means that the demo itself could not go on.
+/// Runs the demo as often as asked for. Whether every run was ok;
+/// an error means that the demo itself could not go on.
 pub fn demo(options: &Options) -> Result<bool> {
     options.validate()?;
     let _lock = lock()?;
@@ -157,7 +158,8 @@ fn image(options: &Options, ui: &Ui) -> Result<Image> {
     Ok(image)
 }
 
-/// Whether this machine's KVM runs the guest, by measuring: some run privileged code far too slowly, or not at all.
+/// Whether this machine's KVM runs the guest, by measuring: some run privileged code far too slowly,
+/// or not at all.
 fn kvm_runs(guest: Guest, ui: &Ui) -> bool {
     let found = preflight::open().and_then(|kvm| preflight::measure(&kvm));
     let (runs, why) = match found {

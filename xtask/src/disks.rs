@@ -1,6 +1,6 @@
-//! `cargo xtask disks`: one VM with a replicated disk, whose hosts' disks become slow, fail or are full, and whose
-//! copies are cut off, while clients of its database watch: the VM lives, and `kemari status` says what is the matter.
-//! And a VM by itself that uses all that its disk offers.
+//! `cargo xtask disks`: one VM with a replicated disk, whose hosts' disks become slow, fail or are full, and
+//! whose copies are cut off, while clients of its database watch: the VM lives, and `kemari status` says what
+//! is the matter. And a VM by itself that uses all that its disk offers.
 
 mod discard;
 pub mod replay;
@@ -52,8 +52,8 @@ pub struct Options {
     /// Makes moments and load repeatable
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Instead: records what reaches an image, its record and the file arbiter, and looks at every power cut that could have
-    /// happened; the last line is JSON
+    /// Instead: records what reaches an image, its record and the file arbiter, and looks at every power cut
+    /// that could have happened; the last line is JSON
     #[arg(long, conflicts_with_all = ["trials", "flush"])]
     pub replay: bool,
     /// For how long cuts are tried

@@ -1,7 +1,7 @@
 //! The kernel's FUSE, spoken directly: a mount whose storage is this process.
 //!
-//! One thread carries out one request at a time, so what happens has one order. The layout of requests is that of Linux'
-//! include/uapi/linux/fuse.h.
+//! One thread carries out one request at a time, so what happens has one order. The layout of requests is
+//! that of Linux' include/uapi/linux/fuse.h.
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
@@ -21,7 +21,8 @@ const HEADER_BYTES: usize = 40;
 const WRITE_HEADER_BYTES: usize = 40;
 /// The protocol's version that is spoken.
 const VERSION: (u32, u32) = (7, 31);
-/// Kernel's flags at the beginning: writes of more than a page, many pages at a time, direct I/O side by side.
+/// Kernel's flags at the beginning: writes of more than a page, many pages at a time,
+/// direct I/O side by side.
 const BIG_WRITES: u32 = 1 << 5;
 const ASYNC_DIO: u32 = 1 << 15;
 const MAX_PAGES: u32 = 1 << 22;
@@ -300,7 +301,8 @@ pub(crate) fn listing<'a>(
 
 fn init(asked: &Request<'_>) -> Vec<u8> {
     let flags = BIG_WRITES | ASYNC_DIO | MAX_PAGES;
-    // How many requests may wait: two numbers of 16 bits. Then the most bytes, the unit of times, the most pages.
+    // How many requests may wait: two numbers of 16 bits. Then the most bytes, the unit of times,
+    // the most pages.
     let waiting = 64 | 48 << 16;
     let pages = (WRITE_BYTES_MAX / PAGE_BYTES) as u32;
     let mut answer = words(&[VERSION.0, VERSION.1, asked.word(8), flags, waiting]);

@@ -1,8 +1,8 @@
-//! `cargo xtask fuzz`: what reads bytes from a guest, a peer, a file or the arbiter, under libFuzzer. The targets are in
-//! `fuzz/`.
+//! `cargo xtask fuzz`: what reads bytes from a guest, a peer, a file or the arbiter, under libFuzzer. The
+//! targets are in `fuzz/`.
 //!
-//! What is found grows in `fuzz/target/corpus/`, one directory a target, and goes on from there the next time. What is
-//! worth keeping is in `fuzz/corpus/`, small, and is run by `cargo xtask test` too.
+//! What is found grows in `fuzz/target/corpus/`, one directory a target, and goes on from there the next
+//! time. What is worth keeping is in `fuzz/corpus/`, small, and is run by `cargo xtask test` too.
 
 mod outcome;
 mod program;
@@ -99,7 +99,8 @@ fn keep(program: &Program, target: &str) -> Result<()> {
     Ok(())
 }
 
-/// Whether a file's name is one that libFuzzer gives: the SHA-1 of its content. What people name is kept for ever.
+/// Whether a file's name is one that libFuzzer gives: the SHA-1 of its content.
+/// What people name is kept for ever.
 fn is_chosen(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().as_encoded_bytes();
     name.len() == 40 && name.iter().all(u8::is_ascii_hexdigit)

@@ -45,8 +45,8 @@ fn is_result(line: &str) -> bool {
     line.starts_with("{\"kinds\":")
 }
 
-/// The last line, and whether all went well. The scenario ends with the first kind that hurts somebody else, and one that was
-/// not played has no result.
+/// The last line, and whether all went well. The scenario ends with the first kind that hurts somebody else,
+/// and one that was not played has no result.
 fn outcome(result: Option<String>, succeeded: bool) -> (String, bool) {
     match result.filter(|_| succeeded) {
         Some(result) => (result, true),

@@ -1,5 +1,6 @@
 //! What a newcomer types: `cargo xtask demo`, `cargo xtask test`, `cargo xtask sim`, `cargo xtask soak`,
-//! `cargo xtask bench`, `cargo xtask disks`, `cargo xtask weather`, `cargo xtask fuzz`, `cargo xtask mutants`.
+//! `cargo xtask bench`, `cargo xtask disks`, `cargo xtask weather`, `cargo xtask fuzz`,
+//! `cargo xtask mutants`.
 
 pub mod bench;
 pub mod demo;

@@ -15,10 +15,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// A guest loses its host to a power cut and goes on elsewhere: no acknowledged write is lost, no connection ends
+    /// A guest loses its host to a power cut and goes on elsewhere: no acknowledged write is lost,
+    /// no connection ends
     Demo(demo::options::Options),
-    /// A VM whose hosts' disks are slow, fail or are full: it lives, and the status says what is the matter. And one whose
-    /// guest uses two queues, discards and zeroes
+    /// A VM whose hosts' disks are slow, fail or are full: it lives, and the status says what is the matter.
+    /// And one whose guest uses two queues, discards and zeroes
     Disks(disks::Options),
     /// What reads bytes from a guest, a peer, a file or the arbiter, under libFuzzer; the last line is JSON
     Fuzz(fuzz::Options),
@@ -36,8 +37,8 @@ enum Command {
     Bench(bench::Options),
     /// Cuts one VM's hosts again and again, for as long as asked for: no client may notice
     Soak(soak::Options),
-    /// What happens around a pair that is well: logs that are full, names that nobody knows, TAPs that are gone. It lives,
-    /// and `status` says what is so
+    /// What happens around a pair that is well: logs that are full, names that nobody knows, TAPs that are
+    /// gone. It lives, and `status` says what is so
     Weather(weather::Options),
 }
 

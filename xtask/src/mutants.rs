@@ -1,8 +1,8 @@
 //! `cargo xtask mutants`: wrong edits, one at a time, each of which a test must notice.
 //!
-//! The edits stand in `xtask/mutants/*.toml`, a file for each part of the code: what rule a line keeps, how the line would be
-//! wrong, and the narrowest tests that must fail then; or why none can, since the code means the same with the edit. They are
-//! made in a copy of the tree, never in the checkout.
+//! The edits stand in `xtask/mutants/*.toml`, a file for each part of the code: what rule a line keeps, how
+//! the line would be wrong, and the narrowest tests that must fail then; or why none can, since the code
+//! means the same with the edit. They are made in a copy of the tree, never in the checkout.
 
 mod list;
 mod tree;
@@ -24,7 +24,8 @@ use trial::{Tests, Verdict};
 
 /// As a part of the tests, no edit is begun after so long, builds included.
 const BRIEFLY: Duration = Duration::from_secs(100);
-/// Then only edits of these packages are made: the copy of the tree may have to be built first, and the others take minutes.
+/// Then only edits of these packages are made: the copy of the tree may have to be built first,
+/// and the others take minutes.
 const BRIEF_PACKAGES: [&str; 1] = ["kemari-sync"];
 
 /// Which edits.
@@ -53,8 +54,8 @@ struct Outcome {
     survived: Vec<String>,
     /// Edits that nobody can notice, as is said beside them, and nobody did.
     equal: u32,
-    /// Edits that show nothing: they do not compile, or their tests are none, or fail without them, or notice what is said to
-    /// be equal.
+    /// Edits that show nothing: they do not compile, or their tests are none, or fail without them, or notice
+    /// what is said to be equal.
     unviable: u32,
 }
 

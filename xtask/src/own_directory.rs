@@ -1,9 +1,9 @@
-//! A directory whose storage is this process. All that happens to its files and names is recorded, and every power cut
-//! that could have happened meanwhile can be looked at: what was made durable is there, and of what was changed since any
-//! part: of the names, of the changes of each file, and of each change some sectors.
+//! A directory whose storage is this process. All that happens to its files and names is recorded, and every
+//! power cut that could have happened meanwhile can be looked at: what was made durable is there, and of what
+//! was changed since any part: of the names, of the changes of each file, and of each change some sectors.
 //!
-//! What is durable of a file says nothing of its name, and the other way round, as with POSIX: a file is durable by its
-//! own sync, a name by that of the directory.
+//! What is durable of a file says nothing of its name, and the other way round, as with POSIX: a file is
+//! durable by its own sync, a name by that of the directory.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -106,7 +106,8 @@ pub struct Recording<N> {
 }
 
 impl<N> Recording<N> {
-    /// What is there if the power is cut behind so many entries. `is_kept` is asked of everything that may be there or not.
+    /// What is there if the power is cut behind so many entries.
+    /// `is_kept` is asked of everything that may be there or not.
     pub fn cut(&self, place: usize, cut: Cut, mut is_kept: impl FnMut() -> bool) -> Content {
         let entries = &self.entries[..place];
         // Up to where each file is durable, and up to where the names are.
@@ -140,8 +141,9 @@ impl<N> Recording<N> {
         content
     }
 
-    /// Looks at what cuts leave, in a random order of moments: `judge` is shown the directory, and the entries before the cut.
-    /// Ends at a time, after some cuts at least, or when every moment was looked at; how many cuts that were.
+    /// Looks at what cuts leave, in a random order of moments: `judge` is shown the directory, and the
+    /// entries before the cut. Ends at a time, after some cuts at least, or when every moment was looked at;
+    /// how many cuts that were.
     ///
     /// # Errors
     /// What `judge` says of a cut, and where that was.
@@ -173,7 +175,8 @@ impl<N> Recording<N> {
     }
 }
 
-/// Makes recordings for so long, one at least, and replays each; says how many cuts that were, for `cargo xtask disks --replay`.
+/// Makes recordings for so long, one at least, and replays each; says how many cuts that were,
+/// for `cargo xtask disks --replay`.
 ///
 /// # Panics
 /// If `judge` finds something; says with which seed.
@@ -253,12 +256,14 @@ impl<N> Journal<N> {
         self.lock().entries.push(Entry::Noted(note));
     }
 
-    /// After so many more changes and syncs every further one is an error: whoever makes them is about to die. None: no more.
+    /// After so many more changes and syncs every further one is an error:
+    /// whoever makes them is about to die. None: no more.
     pub fn end_after(&self, changes: Option<u64>) {
         self.lock().left = changes;
     }
 
-    /// All that has happened, which is forgotten here: what comes next begins with the directory as it is now, all durable.
+    /// All that has happened, which is forgotten here: what comes next begins with the directory as it is
+    /// now, all durable.
     pub fn take(&self) -> Recording<N> {
         let mut state = self.lock();
         let now = state.now.clone();

@@ -1,4 +1,5 @@
-//! What proves that a takeover lost nothing: clients that record everything they saw, and a checker that judges it.
+//! What proves that a takeover lost nothing: clients that record everything they saw,
+//! and a checker that judges it.
 //!
 //! * [`resp`]: the Redis protocol, as far as the clients need it;
 //! * [`load`]: what the clients do, and the values they write;

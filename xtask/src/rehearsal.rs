@@ -1,5 +1,6 @@
-//! `cargo xtask rehearsal`: drills of a Linux guest between emulated hosts, while clients work. One of its committed state
-//! passes and disturbs nobody; those of a state that was damaged on purpose fail, each for its own damage.
+//! `cargo xtask rehearsal`: drills of a Linux guest between emulated hosts, while clients work. One of its
+//! committed state passes and disturbs nobody; those of a state that was damaged on purpose fail, each for
+//! its own damage.
 
 use std::time::{Duration, Instant};
 

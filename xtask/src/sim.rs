@@ -1,8 +1,9 @@
-//! `cargo xtask sim`: the mechanism in a simulated world that crashes it: from seeds, at every step, or explored.
+//! `cargo xtask sim`: the mechanism in a simulated world that crashes it: from seeds, at every step,
+//! or explored.
 //!
-//! The simulation brings the deliberate faults with it, and those must not slip into other programs that cargo builds
-//! together with this one. So it is a feature: without it the command calls itself once more, with the feature and fully
-//! optimised.
+//! The simulation brings the deliberate faults with it, and those must not slip into other programs that
+//! cargo builds together with this one. So it is a feature: without it the command calls itself once more,
+//! with the feature and fully optimised.
 
 #[cfg(feature = "sim")]
 mod exhaustive;

@@ -1,8 +1,8 @@
 //! `cargo xtask soak`: one VM whose hosts fail again and again, in every way, while clients watch.
 //!
-//! A period: clients connect and work, a cut of some kind at some moment, the clients go on, the other host is made the
-//! secondary again, the clients stop, everything is read back and judged. The VM lives on from period to period. After
-//! a period that failed a fresh pair of hosts is made.
+//! A period: clients connect and work, a cut of some kind at some moment, the clients go on, the other host
+//! is made the secondary again, the clients stop, everything is read back and judged. The VM lives on from
+//! period to period. After a period that failed a fresh pair of hosts is made.
 
 mod blocks;
 mod cut;
@@ -32,10 +32,12 @@ use blocks::BlockTests;
 use cut::{Cut, GUEST_BUSY_MAX, orders_to};
 use tally::{Period, Tally};
 
-/// Periods of one VM, after which a fresh one begins: each writes keys of its own, and the bare guest has a table of
+/// Periods of one VM, after which a fresh one begins: each writes keys of its own,
+/// and the bare guest has a table of
 /// 4096.
 const PERIODS_MAX: u32 = 240;
-/// Keys that each connection writes in a period; with the number of connections and [`PERIODS_MAX`] they fit the table.
+/// Keys that each connection writes in a period; with the number of connections and [`PERIODS_MAX`] they fit
+/// the table.
 const KEYS_PER_CONNECTION: u32 = 2;
 /// Pairs of hosts in a row that may fail before anything was cut.
 const BARREN_PAIRS_MAX: u32 = 3;
@@ -73,8 +75,8 @@ pub enum Place {
 }
 
 impl Place {
-    /// Clients work for a time in this range before a cut: long enough for the pair to be at any step, and short, so
-    /// that many cuts fit into an hour.
+    /// Clients work for a time in this range before a cut: long enough for the pair to be at any step, and
+    /// short, so that many cuts fit into an hour.
     fn before_cut(self) -> RangeInclusive<Duration> {
         let (min_ms, max_ms) = match self {
             Place::Here => (100, 700),
@@ -121,7 +123,8 @@ impl Options {
     }
 }
 
-/// Runs until the time is over. Whether every period was good; an error means that there are no hosts to fail.
+/// Runs until the time is over. Whether every period was good;
+/// an error means that there are no hosts to fail.
 pub fn soak(options: &Options) -> Result<bool> {
     let _lock = demo::lock()?;
     let (kinds, of_hosts) = (options.kinds()?, options.of_hosts());
@@ -266,8 +269,8 @@ impl Soak {
     }
 }
 
-/// Cuts, sees every client go on, makes a pair again, and sees them go on with that. `fences`: a winner ends the loser's
-/// process.
+/// Cuts, sees every client go on, makes a pair again, and sees them go on with that. `fences`: a winner ends
+/// the loser's process.
 fn cut_and_recover(
     pair: &mut dyn Pair,
     pace: Pace,

@@ -1,11 +1,12 @@
 //! `cargo xtask test`: everything that must hold, in one go.
 //!
-//! Stages run one after the other, each with its time. A stage that cannot be carried out is a failed test, and the
-//! others go on. Tests are counted by the place where they ran: `here`, or in the `lab`. The counts must not fall
-//! below those declared in declared-tests.toml: a test that is silently not run is a failure too.
+//! Stages run one after the other, each with its time. A stage that cannot be carried out is a failed test,
+//! and the others go on. Tests are counted by the place where they ran: `here`, or in the `lab`. The counts
+//! must not fall below those declared in declared-tests.toml: a test that is silently not run is a failure
+//! too.
 //!
-//! Test programs are built by cargo and run by this module, so that the same program can run here or inside an emulated
-//! host, and is counted in the same way.
+//! Test programs are built by cargo and run by this module, so that the same program can run here or inside
+//! an emulated host, and is counted in the same way.
 
 mod arrows;
 mod counts;
@@ -36,7 +37,8 @@ pub struct Options {
     /// Only the tests of one place; the counts of the other are not checked
     #[arg(long, value_enum)]
     pub place: Option<Place>,
-    /// Only the test programs of this package (may be repeated); no count is checked, and nothing but tests is done
+    /// Only the test programs of this package (may be repeated); no count is checked,
+    /// and nothing but tests is done
     #[arg(long = "package", short)]
     pub packages: Vec<String>,
 }

@@ -98,9 +98,9 @@ pub fn build_kemari(features: &[&str]) -> Result<PathBuf> {
     Ok(target_dir().join("debug/kemari"))
 }
 
-/// Builds the program of a checkout of this repository as an administrator would, for measurements. Each checkout wants a
-/// target directory of its own: to cargo the crates of one are those of another, and it would take what it has built last of
-/// either.
+/// Builds the program of a checkout of this repository as an administrator would, for measurements. Each
+/// checkout wants a target directory of its own: to cargo the crates of one are those of another, and it
+/// would take what it has built last of either.
 pub fn build_release(checkout: &Path, target: &Path) -> Result<PathBuf> {
     let mut command = cargo();
     command.current_dir(checkout).env("CARGO_TARGET_DIR", target);

@@ -1,10 +1,11 @@
-//! `cargo xtask weather`: what happens around a pair that is well by itself. Logs that are full, names that nobody
-//! knows any more, TAPs that are gone, arbiters that are wiped, limits that are reached: on the real program, with the
-//! bare guest, each host a network namespace.
+//! `cargo xtask weather`: what happens around a pair that is well by itself. Logs that are full, names that
+//! nobody knows any more, TAPs that are gone, arbiters that are wiped, limits that are reached: on the real
+//! program, with the bare guest, each host a network namespace.
 //!
-//! A case makes a pair of hosts of its own, lets something happen, and looks at it from outside: does exactly one host
-//! serve the clients in the end, is every acknowledged write there, and was it true what `kemari status --check` said?
-//! With `--kills` one VM lives through as many deaths of its primary, with weather in between.
+//! A case makes a pair of hosts of its own, lets something happen, and looks at it from outside: does exactly
+//! one host serve the clients in the end, is every acknowledged write there, and was it true what
+//! `kemari status --check` said? With `--kills` one VM lives through as many deaths of its primary, with
+//! weather in between.
 
 mod arbiter;
 mod authority;
@@ -57,8 +58,8 @@ pub struct Options {
     /// Names the cases, and what happens in them, and runs none
     #[arg(long)]
     pub list: bool,
-    /// Instead of the cases: kill the primary as often as this when `kemari status --check` says 0, with weather in
-    /// between
+    /// Instead of the cases: kill the primary as often as this when `kemari status --check` says 0, with
+    /// weather in between
     #[arg(long, value_name = "N")]
     pub kills: Option<u32>,
     /// With --kills: so many pairs side by side, each with a VM of its own

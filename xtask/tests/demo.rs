@@ -1,4 +1,5 @@
-//! A run of the demo with stand-ins for the hosts: a real Redis in the place of the guest, and statuses made up.
+//! A run of the demo with stand-ins for the hosts: a real Redis in the place of the guest,
+//! and statuses made up.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

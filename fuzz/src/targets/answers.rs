@@ -1,4 +1,5 @@
-//! A secondary's frames, with good headers and checksums: what the primary's mechanism makes of any of them, at any time.
+//! A secondary's frames, with good headers and checksums: what the primary's mechanism makes of any of them,
+//! at any time.
 //!
 //! See [`Side::step`] for what the tape says.
 

@@ -1,4 +1,5 @@
-//! A guest's accesses to each device: registers, rings, requests with long chains, and a pair's doings meanwhile.
+//! A guest's accesses to each device: registers, rings, requests with long chains,
+//! and a pair's doings meanwhile.
 //!
 //! The first byte says which device, the rest is what [`Driver::play`] does with it.
 

@@ -1,5 +1,5 @@
-//! A peer's frames, with good headers and checksums: the secondary's intake, its staging, its memory and its mechanism,
-//! as `kemari/src/side/secondary/` puts them together.
+//! A peer's frames, with good headers and checksums: the secondary's intake, its staging, its memory and its
+//! mechanism, as `kemari/src/side/secondary/` puts them together.
 //!
 //! See [`Intake::step`] for what the tape says.
 

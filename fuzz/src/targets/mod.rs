@@ -1,5 +1,6 @@
-//! The targets: each takes any bytes, and neither panics, hangs nor takes much memory. They are run by libFuzzer
-//! (`cargo xtask fuzz`), and over their seeds and `fuzz/corpus/` by a plain test (`kemari/tests/corpus.rs`).
+//! The targets: each takes any bytes, and neither panics, hangs nor takes much memory. They are run by
+//! libFuzzer (`cargo xtask fuzz`), and over their seeds and `fuzz/corpus/` by a plain test
+//! (`kemari/tests/corpus.rs`).
 
 mod answers;
 mod arbiter;

@@ -1,7 +1,7 @@
 //! Records: an image's, and the arbiter's as a file or etcd hold it.
 //!
-//! The first byte says which. An image's record has checksums that no chance finds: with an odd first byte the input is
-//! what they are made of, and they are put right.
+//! The first byte says which. An image's record has checksums that no chance finds: with an odd first byte
+//! the input is what they are made of, and they are put right.
 
 use kemari::fuzzing;
 use kemari_sync::{Incarnation, Phase, Record, Work};

@@ -1,7 +1,9 @@
-//! A machine's state from a peer, loaded, and gone on with: a device with its rings, or a part that only KVM takes.
+//! A machine's state from a peer, loaded, and gone on with: a device with its rings,
+//! or a part that only KVM takes.
 //!
 //! A byte for the device, 16 bits for the length of its state, the state; then what a driver does, see
-//! [`Driver::play`]. Bytes in memory may be written before the state is loaded: the first byte of the rest says how often.
+//! [`Driver::play`]. Bytes in memory may be written before the state is loaded: the first byte of the rest
+//! says how often.
 
 use kemari_vmm::arch::vcpu::{VcpuIdentity, VcpuState};
 use kemari_vmm::arch::vm::VmState;

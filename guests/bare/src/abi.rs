@@ -1,18 +1,24 @@
-//! The contract between the machine and a bare guest, compiled into both (the machine includes this very file).
+//! The contract between the machine and a bare guest, compiled into both (the machine includes this very
+//! file).
 //!
 //! A bare guest is a static ELF file, linked at 1 MiB or above, that carries a `PT_NOTE` with the owner name
-//! [`NOTE_NAME`] and the type [`NOTE_TYPE`]; its descriptor is empty. It is entered in 64-bit mode at privilege
-//! level 3, because that is what runs at native speed on every KVM, those that emulate ring 0 included.
+//! [`NOTE_NAME`] and the type [`NOTE_TYPE`]; its descriptor is empty. It is entered in 64-bit mode at
+//! privilege level 3, because that is what runs at native speed on every KVM, those that emulate ring 0
+//! included.
 //!
 //! At entry:
-//! * `CS` = 0x33, `SS` = 0x2b, `RFLAGS` = 0x3202 (interrupts on, I/O privilege for ring 3), `RIP` = the ELF entry, `RDI` = [`BOOT_INFO`],
-//!   `RSI` = the vCPU's number, all other general registers 0. There is no stack yet: the guest brings its own.
-//! * Every vCPU enters so, all at once: none has to be started by another. Each has a TSS and a ring-0 stack of its own.
-//! * `CR0` = 0x80050033, `CR4` = PAE | PGE | OSFXSR | OSXMMEXCPT | FSGSBASE | OSXSAVE, `EFER` = 0x501, `XCR0` = 7.
-//! * The first 4 GiB, and the memory behind them up to [`MAPPED_BYTES_MAX`], are mapped one to one by 2 MiB pages with
-//!   the user, writable, accessed and dirty bits set.
-//! * `GDTR`, `IDTR` and `TR` point at the tables below. The machine fills the GDT and the TSS; the IDT is zero and
-//!   the guest, which can write it as ordinary memory, fills in ring-0 gates (selector 0x10) of its own.
+//! * `CS` = 0x33, `SS` = 0x2b, `RFLAGS` = 0x3202 (interrupts on, I/O privilege for ring 3), `RIP` = the ELF
+//!   entry, `RDI` = [`BOOT_INFO`], `RSI` = the vCPU's number, all other general registers 0. There is no
+//!   stack yet: the guest brings its own.
+//! * Every vCPU enters so, all at once: none has to be started by another.
+//!   Each has a TSS and a ring-0 stack of its own.
+//! * `CR0` = 0x80050033, `CR4` = PAE | PGE | OSFXSR | OSXMMEXCPT | FSGSBASE | OSXSAVE, `EFER` = 0x501,
+//!   `XCR0` = 7.
+//! * The first 4 GiB, and the memory behind them up to [`MAPPED_BYTES_MAX`], are mapped one to one by 2 MiB
+//!   pages with the user, writable, accessed and dirty bits set.
+//! * `GDTR`, `IDTR` and `TR` point at the tables below. The machine fills the GDT and the TSS; the IDT is
+//!   zero and the guest, which can write it as ordinary memory, fills in ring-0 gates (selector 0x10) of its
+//!   own.
 //! * The TSS gives ring 0 the stack [`RING0_STACK_TOP`] and opens every I/O port to ring 3.
 //!
 //! All addresses are guest physical addresses in bytes.
@@ -22,7 +28,8 @@ pub const NOTE_NAME: &[u8; 7] = b"Kemari\0";
 /// Type of that note.
 pub const NOTE_TYPE: u32 = 1;
 
-/// Global descriptor table: one page. 0x10 ring-0 code, 0x18 ring-0 data, 0x28 user data, 0x30 user code, 0x40 TSS.
+/// Global descriptor table: one page. 0x10 ring-0 code, 0x18 ring-0 data, 0x28 user data, 0x30 user code,
+/// 0x40 TSS.
 pub const GDT: u64 = 0x1000;
 /// Interrupt descriptor table: 256 gates of 16 bytes, filled by the guest.
 pub const IDT: u64 = 0x2000;
@@ -36,8 +43,9 @@ pub const BOOT_INFO: u64 = 0x8000;
 pub const PAGE_TABLES: u64 = 0x9000;
 /// Most vCPUs.
 pub const VCPUS_MAX: usize = 8;
-/// What vCPU *n* > 0 has instead of [`TSS`] and [`RING0_STACK_TOP`] lies at `VCPU_AREAS + (n - 1) * VCPU_AREA_BYTES`: its
-/// TSS, and at the end of the area its stack of ring 0, growing down.
+/// What vCPU *n* > 0 has instead of [`TSS`] and [`RING0_STACK_TOP`] lies at
+/// `VCPU_AREAS + (n - 1) * VCPU_AREA_BYTES`: its TSS, and at the end of the area its stack of ring 0, growing
+/// down.
 pub const VCPU_AREAS: u64 = 0x1_0000;
 /// Bytes of each of these areas.
 pub const VCPU_AREA_BYTES: u64 = 0x4000;
@@ -70,8 +78,8 @@ pub const SLEEP_CONTROL_PORT: u16 = 0x604;
 pub const POWER_OFF_VALUE: u8 = 0x34;
 /// I/O port of ACPI's sleep status register (reads 0x80 after a wake, writes are ignored).
 pub const SLEEP_STATUS_PORT: u16 = 0x605;
-/// I/O port: any byte written is a notification on the event channel `test OUT` and counts as output: it asks for a
-/// sync and does nothing else. For measurements.
+/// I/O port: any byte written is a notification on the event channel `test OUT` and counts as output: it asks
+/// for a sync and does nothing else. For measurements.
 pub const KICK_PORT: u16 = 0x610;
 
 /// Physical address of the local APIC's registers.

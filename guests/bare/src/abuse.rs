@@ -1,5 +1,5 @@
-//! What no driver does: abuse of the devices and of the machine, to find out whether it minds. Afterwards the devices are to
-//! be reset.
+//! What no driver does: abuse of the devices and of the machine, to find out whether it minds. Afterwards the
+//! devices are to be reset.
 
 mod ends;
 mod requests;

@@ -24,7 +24,8 @@ const PINS: u32 = 24;
 /// Data ports of the two 8259s: a byte of ones masks all their lines.
 const PIC_DATA_PORTS: [u16; 2] = [0x21, 0xa1];
 
-/// How long one measurement of the timer's frequency takes, and how many there are: the least disturbed one counts.
+/// How long one measurement of the timer's frequency takes, and how many there are:
+/// the least disturbed one counts.
 const CALIBRATION_US: u64 = 400;
 const CALIBRATIONS: usize = 3;
 
@@ -130,7 +131,8 @@ pub fn start_periodic(vector: u8, count: u32) {
     write(INITIAL_COUNT, count);
 }
 
-/// One measurement: how badly it was disturbed (in ticks of the time stamp counter), and the timer's counts a second.
+/// One measurement: how badly it was disturbed (in ticks of the time stamp counter),
+/// and the timer's counts a second.
 fn measure_hz() -> (u64, u64) {
     let before = cpu::rdtsc();
     write(INITIAL_COUNT, u32::MAX);

@@ -1,12 +1,12 @@
-//! `BLKTEST`: writes of blocks with verifiable contents, many in flight, over all queues, and finishing in any order, some
-//! of them to one block, with flushes, zeroes and discards between them, and reads that overlap writes; then a flush, and
-//! every written block is read and verified. The blocks lie far apart.
+//! `BLKTEST`: writes of blocks with verifiable contents, many in flight, over all queues, and finishing in
+//! any order, some of them to one block, with flushes, zeroes and discards between them, and reads that
+//! overlap writes; then a flush, and every written block is read and verified. The blocks lie far apart.
 //!
-//! Of writes to one block the one that was submitted last is there in the end: a machine that carries them out in another
-//! order, be it after a takeover, is noticed. Those that are in flight at a time go by one queue, the next ones by another.
-//! A read that overlaps writes may find, word by word, any version from the last one finished when it was submitted
-//! to the last one submitted when it finishes. Any other read must find exactly the last finished one: a read that
-//! overtakes a finished write is noticed.
+//! Of writes to one block the one that was submitted last is there in the end: a machine that carries them
+//! out in another order, be it after a takeover, is noticed. Those that are in flight at a time go by one
+//! queue, the next ones by another. A read that overlaps writes may find, word by word, any version from the
+//! last one finished when it was submitted to the last one submitted when it finishes. Any other read must
+//! find exactly the last finished one: a read that overtakes a finished write is noticed.
 
 use alloc::format;
 use alloc::string::String;
@@ -116,7 +116,8 @@ pub struct BlockTest {
 }
 
 impl BlockTest {
-    /// Spread over so many blocks from this sector on. `salt` makes versions of this boot unlike those of others.
+    /// Spread over so many blocks from this sector on. `salt` makes versions of this boot unlike those of
+    /// others.
     pub fn new(first_sector: u64, blocks: usize, salt: u64) -> BlockTest {
         let salted = Block {
             finished: 0,

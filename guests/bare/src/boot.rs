@@ -6,8 +6,8 @@ use core::net::Ipv4Addr;
 use crate::abi::{self, BootDevice, BootInfo};
 use crate::pattern::PAGES_MAX;
 
-/// What the command line sets: `key=value` words separated by spaces. Unknown words are ignored, since the machine's
-/// user may have put words there for others.
+/// What the command line sets: `key=value` words separated by spaces. Unknown words are ignored, since the
+/// machine's user may have put words there for others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// `ip=A.B.C.D/N`: our address.
@@ -100,7 +100,8 @@ fn set(settings: &mut Settings, key: &str, value: &str) -> Option<()> {
 /// # Safety
 /// To be called on the machine of abi.rs, with the address that was in `RDI` at entry.
 pub unsafe fn info(address: u64) -> &'static BootInfo {
-    // SAFETY: the machine put it there, nobody writes it after the entry, and all of its bit patterns are valid.
+    // SAFETY: the machine put it there, nobody writes it after the entry,
+    // and all of its bit patterns are valid.
     let info = unsafe { &*(address as *const BootInfo) };
     assert!(
         info.magic == abi::BOOT_INFO_MAGIC,

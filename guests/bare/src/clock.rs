@@ -17,7 +17,8 @@ pub fn start(tsc_khz: u32) {
     TSC_LAST.store(now, Ordering::Relaxed);
 }
 
-/// Microseconds since boot. Never goes back: a counter that does is counted, and the clock stands still meanwhile.
+/// Microseconds since boot. Never goes back: a counter that does is counted,
+/// and the clock stands still meanwhile.
 pub fn now_us() -> u64 {
     let mut now = cpu::rdtsc();
     let last = TSC_LAST.load(Ordering::Relaxed);

@@ -198,8 +198,8 @@ impl Storage {
         }
     }
 
-    /// Submits the writes of the next group. Of several values for one key only the last one is written: nothing orders
-    /// writes in flight.
+    /// Submits the writes of the next group. Of several values for one key only the last one is written:
+    /// nothing orders writes in flight.
     fn begin(&mut self, disk: &mut Disk<Owner>, layout: &Superblock) {
         let mut members: Vec<Member> = Vec::new();
         while members.len() < GROUP_MAX

@@ -38,7 +38,8 @@ pub fn xcr0() -> u32 {
     low
 }
 
-/// Runs a ring-0 stub of [`crate::traps`]: `int3` enters ring 0, whose handler jumps to `r10`, and the stub returns.
+/// Runs a ring-0 stub of [`crate::traps`]: `int3` enters ring 0, whose handler jumps to `r10`,
+/// and the stub returns.
 ///
 /// # Safety
 /// `stub` must be the address of a ring-0 stub that ends in `iretq`, and the gates must be installed.

@@ -1,5 +1,5 @@
-//! `DISKLOOP`: requests to the disk for a time, to measure how many it takes. Contents are of no interest, but they never
-//! repeat.
+//! `DISKLOOP`: requests to the disk for a time, to measure how many it takes. Contents are of no interest,
+//! but they never repeat.
 
 use alloc::format;
 use alloc::string::String;

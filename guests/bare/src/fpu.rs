@@ -1,5 +1,5 @@
-//! Live floating-point state across a wait or an exit: every SSE, AVX and x87 register holds a pattern that changes
-//! each time, and is compared afterwards. A machine that loses or mixes up such state is noticed.
+//! Live floating-point state across a wait or an exit: every SSE, AVX and x87 register holds a pattern that
+//! changes each time, and is compared afterwards. A machine that loses or mixes up such state is noticed.
 
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -21,9 +21,9 @@ static SEED: AtomicU64 = AtomicU64::new(0);
 #[repr(C, align(64))]
 struct Image([u8; IMAGE_BYTES]);
 
-/// Byte ranges of the image that must come back as they were: control and tag words, MXCSR, the ten bytes of each
-/// x87 register, the SSE registers, the upper halves of the AVX registers. The rest is reserved, or depends on the
-/// vendor (last x87 instruction).
+/// Byte ranges of the image that must come back as they were: control and tag words, MXCSR, the ten bytes of
+/// each x87 register, the SSE registers, the upper halves of the AVX registers. The rest is reserved, or
+/// depends on the vendor (last x87 instruction).
 fn compared() -> impl Iterator<Item = core::ops::Range<usize>> {
     let stack = (0..8).map(|i| 32 + 16 * i..42 + 16 * i);
     [0..5, 24..28, 160..416, 576..832].into_iter().chain(stack)
@@ -73,7 +73,8 @@ pub fn assert_present() {
 /// As for [`cpu::ring0`].
 pub unsafe fn guarded_ring0(stub: u64) {
     guarded(|expected, found| {
-        // SAFETY: the caller's promise; both images are valid, 64-byte aligned, and the clobbers name what is loaded.
+        // SAFETY: the caller's promise; both images are valid, 64-byte aligned,
+        // and the clobbers name what is loaded.
         unsafe {
             asm!(
                 "xrstor64 [{expected}]",
@@ -125,7 +126,8 @@ pub fn guarded_outb(port: u16, value: u8) {
     });
 }
 
-/// Computes for a while with all registers filled, so that interrupts and pauses meet them: spins for `spins` rounds.
+/// Computes for a while with all registers filled, so that interrupts and pauses meet them:
+/// spins for `spins` rounds.
 pub fn guarded_spin(spins: u64) {
     guarded(|expected, found| {
         // SAFETY: as above; the loop touches one register.

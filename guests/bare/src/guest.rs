@@ -1,5 +1,5 @@
-//! The loop: everything the guest does, in one thread, served in turn. When there is nothing to do the vCPU halts until
-//! a device or the timer interrupts.
+//! The loop: everything the guest does, in one thread, served in turn. When there is nothing to do the vCPU
+//! halts until a device or the timer interrupts.
 
 use alloc::vec::Vec;
 use core::fmt::Write;

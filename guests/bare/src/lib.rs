@@ -1,8 +1,9 @@
-//! The parts of the bare guest: a bare-metal program in ring 3 with a TCP key-value service, a disk behind it, and
-//! checks of its own invariants. It exists to test and measure the machine that runs it.
+//! The parts of the bare guest: a bare-metal program in ring 3 with a TCP key-value service, a disk behind
+//! it, and checks of its own invariants. It exists to test and measure the machine that runs it.
 //!
-//! All that serves runs on one vCPU, in one thread: `guest::run` is the loop, and nothing ever waits for a device without
-//! serving the rest. Interrupt handlers only count (`traps`). Further vCPUs work for themselves (`worker`).
+//! All that serves runs on one vCPU, in one thread: `guest::run` is the loop, and nothing ever waits for a
+//! device without serving the rest. Interrupt handlers only count (`traps`). Further vCPUs work for
+//! themselves (`worker`).
 
 #![cfg_attr(not(test), no_std)]
 

@@ -52,8 +52,8 @@ unsafe impl critical_section::Impl for OneThread {
     unsafe fn release(_: critical_section::RawRestoreState) {}
 }
 
-/// The entry: a stack, then [`main`] with the boot information's address, which is in `rdi`; on a further vCPU, whose
-/// number is in `rsi`, [`worker`] with that.
+/// The entry: a stack, then [`main`] with the boot information's address, which is in `rdi`; on a further
+/// vCPU, whose number is in `rsi`, [`worker`] with that.
 #[unsafe(naked)]
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".text._start")]
@@ -140,7 +140,8 @@ unsafe extern "C" {
 }
 
 extern "C" fn main(boot_info: u64) -> ! {
-    // SAFETY: the machine of abi.rs has entered here, once. The gates come first, for what may go wrong later.
+    // SAFETY: the machine of abi.rs has entered here, once. The gates come first,
+    // for what may go wrong later.
     unsafe { traps::install() };
     // SAFETY: and it has put the boot information at this address.
     let info = unsafe { boot::info(boot_info) };

@@ -19,8 +19,9 @@ pub const CONNECTIONS_MAX: usize = 64;
 pub const SPARE_LISTENERS: usize = 8;
 /// Bytes of each socket's receive buffer, and of its transmit buffer.
 const BUFFER_BYTES: usize = 4096;
-/// How long an acknowledgement waits for a reply to travel with. Alone it would be output, and cost a sync, while the
-/// reply waits for the disk. (Linux waits as long; a client sends again after 200 ms at the earliest.)
+/// How long an acknowledgement waits for a reply to travel with. Alone it would be output, and cost a sync,
+/// while the reply waits for the disk. (Linux waits as long; a client sends again after 200 ms at the
+/// earliest.)
 const ACK_DELAY: Duration = Duration::from_millis(40);
 
 /// The network.

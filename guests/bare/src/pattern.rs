@@ -1,8 +1,9 @@
-//! The pattern area: memory that is dirtied on request, with contents that do not compress, change each time, and can
-//! be verified.
+//! The pattern area: memory that is dirtied on request, with contents that do not compress, change each time,
+//! and can be verified.
 //!
-//! Each page holds pseudo-random words from its number and its version, the version, and a checksum. The version is
-//! also kept in a table elsewhere: a page that fell back to an older state as a whole is noticed too.
+//! Each page holds pseudo-random words from its number and its version, the version, and a checksum. The
+//! version is also kept in a table elsewhere: a page that fell back to an older state as a whole is noticed
+//! too.
 
 use alloc::format;
 use alloc::string::String;
@@ -24,8 +25,8 @@ pub fn mix(word: u64) -> u64 {
     word ^ word >> 31
 }
 
-/// The area. Pages are written in turn; those never written are not looked at, so that they stay untouched. Where there is
-/// memory above 4 GiB, every other page is taken from there.
+/// The area. Pages are written in turn; those never written are not looked at, so that they stay untouched.
+/// Where there is memory above 4 GiB, every other page is taken from there.
 pub struct PatternArea {
     /// Where the pages with even numbers are, and those with odd ones.
     starts: [*mut [u64; WORDS]; 2],
@@ -41,8 +42,8 @@ pub struct PatternArea {
 unsafe impl Send for PatternArea {}
 
 impl PatternArea {
-    /// An area of at most `pages_max` pages ([`PAGES_MAX`] at most) in one or two ranges of memory: page-aligned starts,
-    /// and numbers of pages. The second may have none.
+    /// An area of at most `pages_max` pages ([`PAGES_MAX`] at most) in one or two ranges of memory:
+    /// page-aligned starts, and numbers of pages. The second may have none.
     ///
     /// # Safety
     /// The memory must be valid, and belong to the area alone from now on.

@@ -1,5 +1,5 @@
-//! `RESETQ`: resets the disk and the network card while requests are in flight. Writes of its own make sure that there
-//! are some; the driver submits them again after the reset, and then they are read back.
+//! `RESETQ`: resets the disk and the network card while requests are in flight. Writes of its own make sure
+//! that there are some; the driver submits them again after the reset, and then they are read back.
 
 use alloc::format;
 use alloc::string::String;
@@ -30,7 +30,8 @@ struct Run {
 }
 
 impl Probe {
-    /// Over [`PROBE_BLOCKS`] blocks from this sector on. `salt` makes contents of this boot unlike those of others.
+    /// Over [`PROBE_BLOCKS`] blocks from this sector on. `salt` makes contents of this boot unlike those of
+    /// others.
     pub fn new(first_sector: u64, salt: u64) -> Probe {
         Probe {
             first_sector,

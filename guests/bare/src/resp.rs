@@ -1,5 +1,5 @@
-//! The Redis protocol (RESP2), as far as the service speaks it: requests as arrays of bulk strings or as one line,
-//! replies as simple strings, errors and bulk strings.
+//! The Redis protocol (RESP2), as far as the service speaks it: requests as arrays of bulk strings or as one
+//! line, replies as simple strings, errors and bulk strings.
 
 use alloc::format;
 use alloc::vec::Vec;

@@ -1,7 +1,7 @@
 //! The connections: what came in, what is to go out, and what each waits for.
 //!
-//! Requests of one connection are answered in order. While one is being carried out the next ones wait, but for `SET`s,
-//! which join one group commit.
+//! Requests of one connection are answered in order. While one is being carried out the next ones wait, but
+//! for `SET`s, which join one group commit.
 
 use alloc::vec;
 use alloc::vec::Vec;

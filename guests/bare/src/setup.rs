@@ -34,7 +34,8 @@ const LOADS_MAX: usize = 8;
 /// Sets everything up. `free` is the memory that nobody uses.
 ///
 /// # Safety
-/// To be called once, on the machine of abi.rs with its gates installed, with `free` page-aligned and used by nobody.
+/// To be called once, on the machine of abi.rs with its gates installed, with `free` page-aligned and used by
+/// nobody.
 pub unsafe fn set_up(info: &'static BootInfo, free: core::ops::Range<u64>) -> Guest {
     fpu::assert_present();
     clock::start(info.tsc_khz);

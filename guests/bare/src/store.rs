@@ -1,9 +1,9 @@
 //! The key-value store: its layout on the disk, and its index in memory.
 //!
-//! The disk holds a superblock of 4096 bytes, then slots of one block each. A record lies in the first 512 bytes of its
-//! slot, so that a write of it is never torn. A key keeps its slot; a new one gets the first free slot from where its
-//! hash points. At boot every slot is read: of two records with one key the one with the higher sequence number counts.
-//! Behind the slots is room for tests of the disk.
+//! The disk holds a superblock of 4096 bytes, then slots of one block each. A record lies in the first 512
+//! bytes of its slot, so that a write of it is never torn. A key keeps its slot; a new one gets the first
+//! free slot from where its hash points. At boot every slot is read: of two records with one key the one with
+//! the higher sequence number counts. Behind the slots is room for tests of the disk.
 
 use alloc::collections::BTreeMap;
 use alloc::vec;

@@ -54,7 +54,8 @@ fn the_index_survives_a_reboot() {
         index.apply(slot, sequence, key, value);
     }
     assert_eq!((index.len(), index.reserve(b"one too many")), (16, None));
-    // A stale copy of key 3 in the slot of key 15, as an interrupted write may leave it: the newer one counts.
+    // A stale copy of key 3 in the slot of key 15, as an interrupted write may leave it:
+    // the newer one counts.
     let slot = index.reserve(&[15]).unwrap();
     encode_record(&mut disk[slot], 1, &[3], b"stale");
     let mut index = Index::new(16);

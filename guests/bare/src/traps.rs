@@ -1,15 +1,16 @@
 //! Ring 0: gates, interrupt handlers that only count, and the stubs that wait.
 //!
-//! On a KVM that emulates ring 0, each of its instructions costs a microsecond, and only plain ones are emulated:
-//! everything here is as short and as plain as possible. Ring 3 reaches ring 0 by `int3` with the stub's address in
-//! `r10` (neither `syscall` nor `int n` gets there on every KVM).
+//! On a KVM that emulates ring 0, each of its instructions costs a microsecond, and only plain ones are
+//! emulated: everything here is as short and as plain as possible. Ring 3 reaches ring 0 by `int3` with the
+//! stub's address in `r10` (neither `syscall` nor `int n` gets there on every KVM).
 
 use core::fmt::Write;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::{abi, console, cpu};
 
-/// Vector of the local APIC's timer. Device *i* of the boot information has the vector `TIMER_VECTOR + 1 + i`.
+/// Vector of the local APIC's timer. Device *i* of the boot information has the vector
+/// `TIMER_VECTOR + 1 + i`.
 pub const TIMER_VECTOR: u8 = 0x20;
 /// Vector of the timer of a further vCPU: it only ends a wait.
 pub const WORKER_VECTOR: u8 = 0x40;
@@ -77,7 +78,8 @@ core::arch::global_asm!(
     "jmp r10",
     "bare_spurious:",
     "iretq",
-    // Waits for an interrupt, unless one came already. The `sti` takes effect after the `hlt`: none is missed.
+    // Waits for an interrupt, unless one came already. The `sti` takes effect after the `hlt`:
+    // none is missed.
     "bare_halt:",
     "cmp dword ptr [rip + {wake}], 0",
     "jne 1f",
@@ -118,7 +120,8 @@ unsafe extern "C" {
     static bare_stop: u8;
 }
 
-/// Fills the interrupt descriptor table. Faults, `int3`, the timer, the devices and the spurious vector get a gate.
+/// Fills the interrupt descriptor table. Faults, `int3`, the timer,
+/// the devices and the spurious vector get a gate.
 ///
 /// # Safety
 /// To be called once, at boot, on the machine of abi.rs.

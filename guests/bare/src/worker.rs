@@ -1,12 +1,13 @@
-//! What the further vCPUs do: work beside the one that serves, in bursts, and look at each other's steps. What they
-//! check can only hold if all vCPUs and the memory are of one and the same moment, also after a takeover:
+//! What the further vCPUs do: work beside the one that serves, in bursts, and look at each other's steps.
+//! What they check can only hold if all vCPUs and the memory are of one and the same moment, also after a
+//! takeover:
 //!
-//! * a *ledger*: every vCPU enters rounds into it, under a lock. The total is the sum of what each has entered, and each
-//!   knows by its own registers and stack how much that is;
+//! * a *ledger*: every vCPU enters rounds into it, under a lock. The total is the sum of what each has
+//!   entered, and each knows by its own registers and stack how much that is;
 //! * *pages* of each worker, written anew again and again, which must hold what it has written last.
 //!
-//! A worker kicks after each burst: output comes from every vCPU. It allocates nothing and uses no clock; both belong to
-//! the vCPU that serves.
+//! A worker kicks after each burst: output comes from every vCPU. It allocates nothing and uses no clock;
+//! both belong to the vCPU that serves.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -69,7 +70,8 @@ pub struct Overseer {
 }
 
 impl Overseer {
-    /// Lets the workers begin. `timer_hz`: counts of the local APIC's timer in a second, with the divider in use.
+    /// Lets the workers begin. `timer_hz`: counts of the local APIC's timer in a second,
+    /// with the divider in use.
     pub fn start(timer_hz: u64) -> Overseer {
         TIMER_COUNT.store((timer_hz * PERIOD_US / 1_000_000).max(1), Ordering::Release);
         Overseer::default()

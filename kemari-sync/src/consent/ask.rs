@@ -1,9 +1,9 @@
 //! One question to the arbiter, followed until its outcome is certain.
 //!
-//! A compare-and-set without an answer may have been carried out, or may still be. It is resolved by reading back: if
-//! the new record stands there, it was done; if the expected one does, the same compare-and-set is asked again. That
-//! is safe, because no record ever comes back: terms only grow, phases within a term only advance, and so does what a
-//! winner says of its work.
+//! A compare-and-set without an answer may have been carried out, or may still be. It is resolved by reading
+//! back: if the new record stands there, it was done; if the expected one does, the same compare-and-set is
+//! asked again. That is safe, because no record ever comes back: terms only grow, phases within a term only
+//! advance, and so does what a winner says of its work.
 
 use crate::faults::{Fault, fault};
 use crate::record::{ArbiterAnswer, ArbiterRequest, Record};
@@ -78,7 +78,8 @@ impl Asker {
         }
     }
 
-    /// Goes on with a swap from `expected` that may have been carried out: reads at `due_ms` what became of it.
+    /// Goes on with a swap from `expected` that may have been carried out:
+    /// reads at `due_ms` what became of it.
     pub(crate) fn resolve(expected: Record, new: Record, due_ms: u64, trouble: String) -> Self {
         Self {
             job: Job::Swap {
@@ -158,7 +159,8 @@ impl Asker {
                 ArbiterAnswer::Record(found),
             ) => {
                 *read_back = false;
-                // Still as before: the unanswered swap may yet be carried out. Only another answer settles it.
+                // Still as before: the unanswered swap may yet be carried out.
+                // Only another answer settles it.
                 if found == expected {
                     None
                 } else {

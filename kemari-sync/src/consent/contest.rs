@@ -1,11 +1,14 @@
-//! The contest: after a pair broke, each member that lives asks to rule alone; the record lets one of them win.
+//! The contest: after a pair broke, each member that lives asks to rule alone;
+//! the record lets one of them win.
 //!
-//! Read, then compare-and-set from the record of one's own last commit to `Won`; when everything is ready to act,
-//! from `Won` to `Acting`. The loser keeps its state until it sees the other act, and replaces a winner that stalls.
+//! Read, then compare-and-set from the record of one's own last commit to `Won`; when everything is ready to
+//! act, from `Won` to `Acting`. The loser keeps its state until it sees the other act, and replaces a winner
+//! that stalls.
 //!
-//! A winner that fences says so in what it writes, with the longest time in which that may strike, which it counts from
-//! before it asked; a loser counts it from when it first saw that, which is later. So whoever replaces the winner acts
-//! when its fence is over. No later fence begins without a new record, which the loser's would have made impossible.
+//! A winner that fences says so in what it writes, with the longest time in which that may strike, which it
+//! counts from before it asked; a loser counts it from when it first saw that, which is later. So whoever
+//! replaces the winner acts when its fence is over. No later fence begins without a new record, which the
+//! loser's would have made impossible.
 
 use crate::faults::{Fault, fault};
 use crate::record::{ArbiterAnswer, ArbiterRequest, Incarnation, Phase, Record, Term, Work};
@@ -127,7 +130,8 @@ impl Contest {
         }
     }
 
-    /// A win is followed by a fence, which may strike for so long, in milliseconds from the ask on. 0: by none.
+    /// A win is followed by a fence, which may strike for so long, in milliseconds from the ask on. 0:
+    /// by none.
     pub(crate) fn set_fence(&mut self, fence_ms_max: u64) {
         self.fence_ms_max = fence_ms_max;
     }
@@ -175,15 +179,16 @@ impl Contest {
         self.asker.is_idle()
     }
 
-    /// Until when a fence may strike under the won record, in milliseconds of this side's clock; `None`: there must not be
-    /// any.
+    /// Until when a fence may strike under the won record, in milliseconds of this side's clock; `None`:
+    /// there must not be any.
     pub(crate) fn strikes_until_ms(&self) -> Option<u64> {
         let Step::Won(won) = &self.step else { return None };
         let (_, asked_ms) = self.asked.as_ref().filter(|(asked, _)| asked == won)?;
         (won.work.fence_ms_max > 0).then_some(asked_ms + won.work.fence_ms_max)
     }
 
-    /// Says over the won record what this side does now; the ruling is [`Ruling::Won`] again if the win still stood.
+    /// Says over the won record what this side does now; the ruling is [`Ruling::Won`] again if the win still
+    /// stood.
     pub(crate) fn renew(&mut self, gets_on: bool, fence_ms_max: u64) {
         let Step::Won(won) = &self.step else { return };
         let work = Work {
@@ -331,7 +336,8 @@ impl Contest {
             self.step = Step::Over;
             return Ruling::Lost(record);
         }
-        // The first sync of a pair is committed under the term that the pair is to have: it may not be written yet.
+        // The first sync of a pair is committed under the term that the pair is to have:
+        // it may not be written yet.
         if record.term + 1 == self.term && record.peer.is_none() && Some(&record.owner) == self.other.as_ref()
         {
             self.asker = Asker::read(now_ms + timing.ask_retry_ms);

@@ -157,7 +157,8 @@ impl Start {
 
     fn give_up(&mut self, actions: &mut Vec<StartAction>) {
         let trouble = self.asker.trouble().unwrap_or("no answer").to_owned();
-        // A swap without an answer may yet be carried out; whoever starts next finds a record of a dead process.
+        // A swap without an answer may yet be carried out; whoever starts next finds a record of a dead
+        // process.
         let text = format!(
             "the arbiter does not answer ({trouble}), so VM {} cannot be started safely; check the arbiter",
             self.config.vm
@@ -215,8 +216,8 @@ impl Start {
         }
     }
 
-    /// Whether a fence of the record's owner may still strike. The record is then read again when it is over: a host that
-    /// is struck now may be the one that goes on next.
+    /// Whether a fence of the record's owner may still strike. The record is then read again when it is over:
+    /// a host that is struck now may be the one that goes on next.
     fn waits_for_fence(&mut self, now_ms: u64, record: &Record, actions: &mut Vec<StartAction>) -> bool {
         let for_ms = record.strikes_for_ms();
         if for_ms == 0 || fault(Fault::BootUnderFence) {

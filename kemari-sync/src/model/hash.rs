@@ -1,5 +1,5 @@
-//! A fast hash for states: two of them are one if 64 bits agree. Among 10 million states that happens to a pair of
-//! different ones with a probability of about 1 in 400,000.
+//! A fast hash for states: two of them are one if 64 bits agree. Among 10 million states that happens to a
+//! pair of different ones with a probability of about 1 in 400,000.
 
 use std::hash::{Hash, Hasher};
 

@@ -183,8 +183,8 @@ impl State {
         });
         self.ledger.releasers[at] = name;
         if vm_life != self.ledger.vm_life {
-            // Late, as a packet may be that was long under way. That life has ended alone, with all that it knew: what
-            // it had consent for contradicts nobody.
+            // Late, as a packet may be that was long under way. That life has ended alone, with all that it
+            // knew: what it had consent for contradicts nobody.
             return;
         }
         let left = self.ledger.left.clone();

@@ -1,12 +1,13 @@
-//! The consent rules, explored exhaustively: one VM, three hosts, and everything that may happen next, breadth first.
+//! The consent rules, explored exhaustively: one VM, three hosts, and everything that may happen next,
+//! breadth first.
 //!
-//! It drives the production [`crate::Primary`], [`crate::Secondary`] and [`crate::Start`]. Time is abstracted away: a
-//! time-out may fire at any moment, a message or an answer may take any time, and what is not delivered is as good as
-//! lost. What costs is counted: each failure, time-out and order takes one from a budget, so that the reachable
-//! states are finite. Equal states are visited once.
+//! It drives the production [`crate::Primary`], [`crate::Secondary`] and [`crate::Start`]. Time is abstracted
+//! away: a time-out may fire at any moment, a message or an answer may take any time, and what is not
+//! delivered is as good as lost. What costs is counted: each failure, time-out and order takes one from a
+//! budget, so that the reachable states are finite. Equal states are visited once.
 //!
-//! The machine is a row of outputs, each of which names the process that executed it; copying, staging and checks are
-//! one step, since crashes within them are the simulation's.
+//! The machine is a row of outputs, each of which names the process that executed it; copying, staging and
+//! checks are one step, since crashes within them are the simulation's.
 
 mod drive;
 mod hash;
@@ -54,10 +55,11 @@ pub enum Removed {
     Nothing,
     /// A rule of the state machines.
     Mechanism(Fault),
-    /// "The right to take over lives in memory only": a process that restarts finds the first commit that it had, on
-    /// its disk, and with it its old name.
+    /// "The right to take over lives in memory only": a process that restarts finds the first commit that it
+    /// had, on its disk, and with it its old name.
     RightInMemory,
-    /// "A secondary reads the state it starts from at the win": it starts from what it had when it began to ask.
+    /// "A secondary reads the state it starts from at the win":
+    /// it starts from what it had when it began to ask.
     StateAtTheWin,
 }
 

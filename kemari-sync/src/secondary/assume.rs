@@ -6,7 +6,8 @@ use crate::wire::Goodbye;
 use super::{Actions, Secondary, SecondaryAction};
 
 impl Secondary {
-    /// The first sync of a pair is committed, and the primary has the pair recorded, or will; or it is back, and has.
+    /// The first sync of a pair is committed, and the primary has the pair recorded, or will; or it is back,
+    /// and has.
     pub(super) fn assume_pair(&self, actions: &mut Actions) {
         let term = self.held.as_ref().map_or(0, |held| held.last.term);
         self.assume(term, Some(self.config.me.clone()), Phase::Acting, actions);

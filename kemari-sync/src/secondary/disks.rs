@@ -29,7 +29,8 @@ impl Secondary {
         }
     }
 
-    /// What is committed cannot be applied: nothing can go on from here, and the right to ask for the VM goes with it.
+    /// What is committed cannot be applied: nothing can go on from here,
+    /// and the right to ask for the VM goes with it.
     pub(super) fn on_replica_failed(&mut self, reason: String) {
         if !fault(Fault::KeepFailedReplica) {
             self.replica_failure = Some(reason);

@@ -1,7 +1,7 @@
 //! The secondary: it holds the last committed state of a VM that another host executes, and goes on from it.
 //!
-//! Handshake and first copy are in `session`, the staging, check and commit of a sync in `sync`, the way to run the
-//! VM, or to lose it, in `takeover`.
+//! Handshake and first copy are in `session`, the staging, check and commit of a sync in `sync`, the way to
+//! run the VM, or to lose it, in `takeover`.
 
 mod assume;
 mod disks;
@@ -90,8 +90,8 @@ impl Secondary {
         }
     }
 
-    /// For the exploration: its clock stands still, and what changes is the length of the time-outs. Questions are
-    /// numbered from `next_ask` on.
+    /// For the exploration: its clock stands still, and what changes is the length of the time-outs.
+    /// Questions are numbered from `next_ask` on.
     #[cfg(feature = "sim")]
     pub(crate) fn set_time_outs(&mut self, timing: &Timing, next_ask: AskId) {
         self.config.timing = timing.clone();
@@ -201,8 +201,8 @@ impl Secondary {
         [session, takeover].into_iter().flatten().min()
     }
 
-    /// A gap in the calls means that this process stood still: nothing could be heard meanwhile, and no silence is
-    /// proved. The peer gets its full time again.
+    /// A gap in the calls means that this process stood still: nothing could be heard meanwhile, and no
+    /// silence is proved. The peer gets its full time again.
     fn advance_clock(&mut self, now_ms: u64) {
         let now_ms = now_ms.max(self.now_ms);
         if now_ms - self.now_ms > self.config.timing.suspicion_ms {

@@ -1,9 +1,9 @@
 //! What a winner does before it acts, part by part.
 //!
-//! Any part can fail, for the weather or for an operator's slip, and then the restore is tried again: what was done stays
-//! done. But for two things. The images' records name a term, and a win that another has replaced, and that is won again,
-//! has another one. And whenever a part fails the cards are unplugged: the network must not send here while this side does
-//! not run.
+//! Any part can fail, for the weather or for an operator's slip, and then the restore is tried again: what
+//! was done stays done. But for two things. The images' records name a term, and a win that another has
+//! replaced, and that is won again, has another one. And whenever a part fails the cards are unplugged: the
+//! network must not send here while this side does not run.
 
 use crate::faults::{Fault, fault};
 use crate::record::Term;

@@ -54,8 +54,8 @@ fn claim(held: &Held, me: &Incarnation, hello: &Hello) -> Claim {
     if same && hello.term == held.last.term && is_peer {
         return Claim::Resume;
     }
-    // A primary that is alone in the term before knows that the pair was never recorded; one in the same term has
-    // recorded it with another.
+    // A primary that is alone in the term before knows that the pair was never recorded; one in the same term
+    // has recorded it with another.
     let never_recorded = same && !is_peer && hello.term <= held.last.term && hello.term + 1 >= held.last.term;
     match never_recorded || hello.term > held.last.term {
         true => Claim::Supersedes,

@@ -63,7 +63,8 @@ impl Secondary {
                 )),
             };
         };
-        // The store may be another one: the operator has given the pair its record back (`primary/adoption.rs`).
+        // The store may be another one: the operator has given the pair its record back
+        // (`primary/adoption.rs`).
         if begin.term != held.last.term {
             return Err(format!(
                 "sync {} is of term {}, not {}",

@@ -129,7 +129,8 @@ impl Secondary {
         }
     }
 
-    /// The primary has finished all its I/O, and begins none unless it wins: then this side learns it from the record.
+    /// The primary has finished all its I/O, and begins none unless it wins:
+    /// then this side learns it from the record.
     pub(super) fn need_no_fence(&mut self) {
         if let Some(takeover) = &mut self.takeover {
             takeover.fenced = true;
@@ -208,7 +209,8 @@ impl Secondary {
             Ruling::Settled(record) => self.conclude(record, actions),
             Ruling::Lost(record) => self.on_lost(&record, actions),
             Ruling::Rival => {
-                // It may yet be won again: by then the old host must be fenced anew, and the disks must know of the term.
+                // It may yet be won again: by then the old host must be fenced anew,
+                // and the disks must know of the term.
                 takeover.step = Step::Contesting;
                 takeover.fenced = self.config.fence_ms_max.is_none();
                 takeover.contest.set_fence(strikes_ms_max);

@@ -19,8 +19,8 @@ pub struct SecondaryConfig {
     pub config_digest: u64,
     /// Time-outs.
     pub timing: Timing,
-    /// The old host must be fenced before the guest runs, since it shares a disk with this one: a fence is over, one way
-    /// or the other, within so long, in milliseconds. `None`: there is nothing to fence from.
+    /// The old host must be fenced before the guest runs, since it shares a disk with this one: a fence is
+    /// over, one way or the other, within so long, in milliseconds. `None`: there is nothing to fence from.
     pub fence_ms_max: Option<u64>,
     /// Most pages of one sync, told to the primary.
     pub staging_pages_max: u64,
@@ -38,15 +38,16 @@ pub enum SecondaryEvent {
         /// What the system says about it.
         reason: String,
     },
-    /// A control message came. A session becomes known by its first one, [`Message::Hello`]; how many connections
-    /// may wait without one, and how long, is the driver's to limit.
+    /// A control message came. A session becomes known by its first one, [`Message::Hello`]; how many
+    /// connections may wait without one, and how long, is the driver's to limit.
     Message {
         /// In which session.
         session: SessionId,
         /// What it says.
         message: Message,
     },
-    /// [`SecondaryAction::Prepare`] is done: a standby VM is built, its memory populated and locked. Or it failed.
+    /// [`SecondaryAction::Prepare`] is done: a standby VM is built, its memory populated and locked.
+    /// Or it failed.
     Prepared {
         /// As in the action.
         session: SessionId,
@@ -113,8 +114,8 @@ pub enum SecondaryEvent {
         /// `None`: nothing.
         trouble: Option<Trouble>,
     },
-    /// What would keep this host from taking over now, as was just found out. Told again about once a second, changed or
-    /// not: [`crate::READINESS_MS_MAX`].
+    /// What would keep this host from taking over now, as was just found out. Told again about once a second,
+    /// changed or not: [`crate::READINESS_MS_MAX`].
     Readiness {
         /// Sentences; none: nothing would.
         reasons: Vec<String>,
@@ -141,9 +142,9 @@ pub enum SecondaryAction {
         /// In which session.
         session: SessionId,
     },
-    /// Mark the images of the replicated disks as inconsistent, durably: then `DiskSums` and `DiskBlocks` frames of this
-    /// session may come. Answer with [`SecondaryEvent::TargetsMarked`]. The check of the first sync includes that all
-    /// that came is durable, and the images whole again.
+    /// Mark the images of the replicated disks as inconsistent, durably: then `DiskSums` and `DiskBlocks`
+    /// frames of this session may come. Answer with [`SecondaryEvent::TargetsMarked`]. The check of the first
+    /// sync includes that all that came is durable, and the images whole again.
     MarkTargets {
         /// In which session.
         session: SessionId,
@@ -169,7 +170,8 @@ pub enum SecondaryAction {
         /// Number of the sync.
         epoch: Epoch,
     },
-    /// The sync is committed, and staging is the state now: apply it. Answer with [`SecondaryEvent::Applied`].
+    /// The sync is committed, and staging is the state now: apply it.
+    /// Answer with [`SecondaryEvent::Applied`].
     Apply {
         /// Number of the sync.
         epoch: Epoch,
@@ -188,18 +190,18 @@ pub enum SecondaryAction {
     Fence {
         /// Whose host.
         old: Incarnation,
-        /// When that is over at the latest, in milliseconds of this machine's clock: what would strike later must not
-        /// begin, and what has begun is ended.
+        /// When that is over at the latest, in milliseconds of this machine's clock: what would strike later
+        /// must not begin, and what has begun is ended.
         until_ms: u64,
     },
-    /// Bring the standby VM to the committed state, rings re-attached, without running it and without any I/O of
-    /// the guest's: what [`super::Restoration`] says is left. Answer with [`SecondaryEvent::Restored`].
+    /// Bring the standby VM to the committed state, rings re-attached, without running it and without any I/O
+    /// of the guest's: what [`super::Restoration`] says is left. Answer with [`SecondaryEvent::Restored`].
     Restore {
         /// The last commit.
         epoch: Epoch,
     },
-    /// The record says that this side acts: re-issue what was unfinished, open the gate, announce, run. This state
-    /// machine is over; a [`crate::Primary`] begins with this reign.
+    /// The record says that this side acts: re-issue what was unfinished, open the gate, announce, run. This
+    /// state machine is over; a [`crate::Primary`] begins with this reign.
     Run(Reign),
     /// All that is held of the VM is void: drop it. A new session may come.
     Forget {

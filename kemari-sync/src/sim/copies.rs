@@ -1,5 +1,5 @@
-//! The copy of an image to a secondary, in many steps: what is marked is compared and sent, then what has changed meanwhile,
-//! and marks go of what is durable on both.
+//! The copy of an image to a secondary, in many steps: what is marked is compared and sent, then what has
+//! changed meanwhile, and marks go of what is durable on both.
 
 use rand::Rng;
 
@@ -37,7 +37,8 @@ pub(super) struct ImageCopy {
     /// The session of the copy under way.
     copies_to: Option<SessionId>,
     has_begun: bool,
-    /// Marked blocks that were not compared yet, and those that were, with the frame after which the secondary has them.
+    /// Marked blocks that were not compared yet, and those that were,
+    /// with the frame after which the secondary has them.
     todo: u32,
     complete: Vec<(u64, u64)>,
     frames: u64,
@@ -65,7 +66,8 @@ impl ImageCopy {
         self.changed.take().unwrap_or(0)
     }
 
-    /// Blocks of the next step, which are to be read after this, and whether they are compared first; none: few are left.
+    /// Blocks of the next step, which are to be read after this, and whether they are compared first; none:
+    /// few are left.
     fn take_step(&mut self) -> Option<(u32, bool)> {
         let compares = self.todo != 0;
         let changed = self.changed.unwrap_or(0);
@@ -154,8 +156,8 @@ impl World {
         let target = self.connections[session as usize].ends[SECONDARY].host;
         let (here, there) = (&self.hosts[host].image.blocks, &self.hosts[target].image.blocks);
         let blocks = (0..PAGES).filter(|block| step & 1 << block != 0);
-        // What is equal is not sent. What has changed since it was compared is sent unseen: an older block, still on its way,
-        // may be about to go over what the other image has now.
+        // What is equal is not sent. What has changed since it was compared is sent unseen: an older block,
+        // still on its way, may be about to go over what the other image has now.
         let differing = blocks.filter(|&block| !compares || here[block] != there[block]);
         let blocks = differing.map(|block| (block, here[block])).collect();
         self.transmit(session, PRIMARY, Frame::Blocks(blocks));
@@ -173,8 +175,8 @@ impl World {
         self.tell_after(0, host, ToProcess::Primary(event));
     }
 
-    /// So many frames of the copy are durable on the secondary: what is durable on both is not marked any more, unless it
-    /// has changed meanwhile.
+    /// So many frames of the copy are durable on the secondary: what is durable on both is not marked any
+    /// more, unless it has changed meanwhile.
     pub(super) fn copy_stored(&mut self, host: usize, session: SessionId, frames: u64) {
         if !self.is_copying_to(host, session) {
             return;

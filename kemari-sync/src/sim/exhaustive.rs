@@ -1,7 +1,8 @@
-//! Crashes everywhere: one scenario, and a crash laid over every step of either side, then over every pair of steps.
+//! Crashes everywhere: one scenario, and a crash laid over every step of either side,
+//! then over every pair of steps.
 //!
-//! A step is an event that a state machine takes, or one action of it that its driver carries out. The run up to a
-//! crash is the run without it, since both have the same seed.
+//! A step is an event that a state machine takes, or one action of it that its driver carries out. The run up
+//! to a crash is the run without it, since both have the same seed.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -243,8 +244,8 @@ fn run_once(
     (steps.taken, coverage)
 }
 
-/// A crash of each kind at every step of the scenario, and one in `pairs_stride` pairs of steps (1: all of them, 0:
-/// none), on all processors. The kinds of a pair take turns. Ends early at the first violation.
+/// A crash of each kind at every step of the scenario, and one in `pairs_stride` pairs of steps (1: all of
+/// them, 0: none), on all processors. The kinds of a pair take turns. Ends early at the first violation.
 pub fn crash_everywhere(scenario: Scenario, pairs_stride: u64, fault: Option<Fault>) -> Coverage {
     let (steps, bare) = run(scenario, &[], fault);
     let (next, total) = (AtomicU64::new(1), Mutex::new(bare));

@@ -1,5 +1,5 @@
-//! Disks that fail: which of a host's disk requests do, what a primary makes of it, and the operator who has it tried
-//! again.
+//! Disks that fail: which of a host's disk requests do, what a primary makes of it, and the operator who has
+//! it tried again.
 
 use crate::faults::{Fault, fault};
 use crate::primary::PrimaryEvent;
@@ -114,8 +114,8 @@ impl World {
         again.iter().for_each(|entry| self.issue(host, entry));
     }
 
-    /// A primary that hands over gives its disk nothing more, and waits for what the disk has, if another host could see what
-    /// becomes of it.
+    /// A primary that hands over gives its disk nothing more, and waits for what the disk has, if another
+    /// host could see what becomes of it.
     pub(super) fn close_disk(&mut self, host: usize) {
         let is_shared = self.setup.has_disk && !self.setup.replicated;
         let Some(side) = self.hosts[host].primary() else {

@@ -1,4 +1,5 @@
-//! Fences: an order takes its time, outlives the process that gave it, and takes the power from a host at its end.
+//! Fences: an order takes its time, outlives the process that gave it,
+//! and takes the power from a host at its end.
 
 use rand::Rng;
 

@@ -1,5 +1,5 @@
-//! Flushes of a replicated disk in the simulation, when the guest is told of them, and the marks that go when both images
-//! have durably what was written.
+//! Flushes of a replicated disk in the simulation, when the guest is told of them, and the marks that go when
+//! both images have durably what was written.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -72,8 +72,8 @@ impl PrimaryMarks {
 }
 
 impl World {
-    /// Where a flush is done when the primary's disk has it, it waits for no sync: the disk gets it as soon as no write
-    /// before it waits for one.
+    /// Where a flush is done when the primary's disk has it, it waits for no sync: the disk gets it as soon
+    /// as no write before it waits for one.
     pub(super) fn start_free_flushes(&mut self, host: usize) {
         if self.setup.flush == FlushMode::Both {
             return;
@@ -98,8 +98,9 @@ impl World {
         }
     }
 
-    /// A flush is given to the primary's disk: the guest is promised what has ended, and was requested before it. (One that is
-    /// tried again may come after later writes.) Of each block it is at least what was `known` to be done.
+    /// A flush is given to the primary's disk: the guest is promised what has ended, and was requested before
+    /// it. (One that is tried again may come after later writes.) Of each block it is at least what was
+    /// `known` to be done.
     pub(super) fn flush_image(&mut self, host: usize, number: u64, known: &Blocks, delay_us: u64) {
         self.rewrite_lost(host, Fault::ForgetFailedFlush);
         let flush = self.hosts[host].image.begin_flush();
@@ -123,8 +124,8 @@ impl World {
         let mut covered = flush.blocks.clone();
         for page in 0..PAGES {
             let is_later = side.copy.marks.rules.last_change(page as u64) > Some(number);
-            // A later write that has failed, and is tried again now, may have left what it is for: that was not asked of
-            // this flush, and the other image may have it in a cache still.
+            // A later write that has failed, and is tried again now, may have left what it is for: that was
+            // not asked of this flush, and the other image may have it in a cache still.
             let is_later = is_later || side.is_of_later(number, page, flush.blocks[page]);
             if is_later || side.failed.iter().any(|failed| side.writes(*failed, page)) {
                 covered[page] = known[page];
@@ -230,7 +231,8 @@ impl World {
         }
     }
 
-    /// A flush is given to the secondary's disk, in the order of the commits: one of the guest, or one of its own.
+    /// A flush is given to the secondary's disk, in the order of the commits: one of the guest,
+    /// or one of its own.
     pub(super) fn flush_replica(&mut self, host: usize, number: Option<u64>) {
         let most_us = REPLICA_FLUSH_US[self.rng.random_range(0..REPLICA_FLUSH_US.len())];
         let due_us = self.now_us + self.some_us(most_us);
@@ -285,8 +287,8 @@ impl World {
         }
     }
 
-    /// A primary whose I/O is finished for good has all of it durably, and its record says so: the VM ends, or it goes
-    /// on elsewhere.
+    /// A primary whose I/O is finished for good has all of it durably, and its record says so: the VM ends,
+    /// or it goes on elsewhere.
     pub(super) fn stop_image(&mut self, host: usize) {
         if !self.setup.replicated {
             return;

@@ -1,5 +1,6 @@
-//! Growth of a replicated disk: the operator makes the images larger, in any order, and says so to the primary. Its
-//! protection ends, its record grows, its guest is told, and the VM is protected again when the other image is as large.
+//! Growth of a replicated disk: the operator makes the images larger, in any order, and says so to the
+//! primary. Its protection ends, its record grows, its guest is told, and the VM is protected again when the
+//! other image is as large.
 
 use rand::Rng;
 
@@ -33,7 +34,8 @@ impl Image {
 }
 
 impl Vm {
-    /// The guest is told that its disk has so many blocks; of the new ones it knows nothing but what is there.
+    /// The guest is told that its disk has so many blocks; of the new ones it knows nothing but what is
+    /// there.
     pub(super) fn grow(&mut self, blocks: usize, content: &Blocks) {
         if blocks > self.capacity {
             let new = self.capacity..blocks;

@@ -1,5 +1,5 @@
-//! An image of a replicated disk in the simulation: a cache over a disk, and a record. A flush that fails loses what it was
-//! for: the cache shows it still, and no later flush writes it.
+//! An image of a replicated disk in the simulation: a cache over a disk, and a record. A flush that fails
+//! loses what it was for: the cache shows it still, and no later flush writes it.
 
 use rand::Rng;
 
@@ -151,8 +151,8 @@ impl World {
     /// Who keeps what was not flushed writes it again before the next flush, if one has failed.
     pub(super) fn rewrite_lost(&mut self, host: usize, forgets: Fault) {
         let image = &mut self.hosts[host].image;
-        // Asked here alone, as in the next two: what a disk does after a flush that failed is `kemari-vmm`'s, which does not
-        // know the mechanism (`disk/kept.rs`).
+        // Asked here alone, as in the next two: what a disk does after a flush that failed is `kemari-vmm`'s,
+        // which does not know the mechanism (`disk/kept.rs`).
         if image.has_failed && !fault(forgets) {
             image.lost = 0;
         }
@@ -191,7 +191,8 @@ impl World {
         self.end_flush(host, &flush, forgets)
     }
 
-    /// A process opens its image: what it shows from here on is what is on the disk. False: it cannot be made durable.
+    /// A process opens its image: what it shows from here on is what is on the disk. False:
+    /// it cannot be made durable.
     pub(super) fn open_image(&mut self, host: usize) -> bool {
         if !self.setup.replicated {
             return true;

@@ -1,9 +1,9 @@
-//! The simulation: the production state machines under a simulated clock, network, arbiter and disk, with crashes
-//! drawn from a seed.
+//! The simulation: the production state machines under a simulated clock, network, arbiter and disk, with
+//! crashes drawn from a seed.
 //!
-//! Three hosts, a toy machine whose every output goes to clients or to a disk, shared or replicated, and invariants that watch all
-//! of it, each in its own file under `invariants`. A run is a function of its seed: it is replayed exactly, and its
-//! trace can be read.
+//! Three hosts, a toy machine whose every output goes to clients or to a disk, shared or replicated, and
+//! invariants that watch all of it, each in its own file under `invariants`. A run is a function of its seed:
+//! it is replayed exactly, and its trace can be read.
 
 mod captures;
 mod chaos;

@@ -44,7 +44,8 @@ pub(super) struct Connection {
     pub(super) open: [bool; 2],
     /// A message as long as a sync's has come back over it.
     pub(super) is_proved: bool,
-    /// By sender, then by channel (main, heartbeat): frames with the time in microseconds at which they arrive.
+    /// By sender, then by channel (main, heartbeat): frames with the time in microseconds at which they
+    /// arrive.
     pub(super) queues: [[VecDeque<(u64, Frame)>; 2]; 2],
 }
 

@@ -1,4 +1,5 @@
-//! Processes come and go: cold boots, deaths, returns, and the operator who brings everything back in the end.
+//! Processes come and go: cold boots, deaths, returns, and the operator who brings everything back in the
+//! end.
 
 use crate::consent::{PeerWord, Start, StartAction, StartConfig, StartEvent};
 use crate::primary::Reign;
@@ -222,8 +223,9 @@ impl World {
         side.is_some_and(|side| side.image.has_failed && side.machine.won_term().is_some())
     }
 
-    /// Where the operator tries to start the VM, and what is asserted. With a shared disk, or none: where it was last. Of
-    /// replicated images, and after a stop, any host is tried: it is for their records to tell the right one.
+    /// Where the operator tries to start the VM, and what is asserted. With a shared disk, or none: where it
+    /// was last. Of replicated images, and after a stop, any host is tried: it is for their records to tell
+    /// the right one.
     fn next_start(&mut self) -> Option<(usize, Option<Term>)> {
         let record = self.store.record.clone();
         let is_stopped = record
@@ -254,8 +256,8 @@ impl World {
         None
     }
 
-    /// Where a flush waits for one disk only, the other host's may lack what was flushed: an operator does not boot from
-    /// it as long as there is the first.
+    /// Where a flush waits for one disk only, the other host's may lack what was flushed: an operator does
+    /// not boot from it as long as there is the first.
     fn may_lack_flushed(&self, host: usize) -> bool {
         let is_peer = |record: &&Record| {
             let peer = record.peer.as_ref();

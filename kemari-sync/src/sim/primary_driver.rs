@@ -211,8 +211,8 @@ impl World {
         }
     }
 
-    /// Before a term is asked for the record says that it may begin, and before this side acts alone that it is its own: after
-    /// that nobody else could go on.
+    /// Before a term is asked for the record says that it may begin, and before this side acts alone that it
+    /// is its own: after that nobody else could go on.
     fn ask_as_primary(&mut self, host: usize, ask: u64, request: ArbiterRequest) {
         let is_noted = match &request {
             ArbiterRequest::Read => true,

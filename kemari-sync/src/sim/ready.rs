@@ -1,4 +1,5 @@
-//! Readiness: something is missing on a host that a takeover needs, its secondary finds that out, and its primary hears of it.
+//! Readiness: something is missing on a host that a takeover needs, its secondary finds that out,
+//! and its primary hears of it.
 
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -64,7 +65,8 @@ impl World {
         reason.into_iter().collect()
     }
 
-    /// A primary that says "protected", and one that begins to give its VM away, has a secondary that could go on now.
+    /// A primary that says "protected", and one that begins to give its VM away,
+    /// has a secondary that could go on now.
     pub(super) fn judge_ready(&mut self, host: usize, gives_away: bool) {
         let (now_ms, now_us) = (self.now_ms(), self.now_us);
         let grace_us = LOOK_US + WAY_US + self.setup.timing.suspicion_ms * 1_000;
@@ -80,7 +82,8 @@ impl World {
         let Some(peer) = self.hosts.iter().position(|it| Some(&it.me) == peer) else {
             return;
         };
-        // What one that stands still has found counts for longer than a run, and so does what a cut has held up.
+        // What one that stands still has found counts for longer than a run,
+        // and so does what a cut has held up.
         let (it, mended_us) = (&self.hosts[peer], self.flags.mended_us);
         let is_late = now_us > it.looked_us + grace_us
             || now_us < it.stopped_until_us + grace_us

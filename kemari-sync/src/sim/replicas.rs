@@ -109,8 +109,8 @@ impl World {
         true
     }
 
-    /// Nothing is carried out on it any more, as a replica: flushes of its own that are under way mean nothing. False: it has
-    /// failed.
+    /// Nothing is carried out on it any more, as a replica: flushes of its own that are under way mean
+    /// nothing. False: it has failed.
     pub(super) fn close_replica(&mut self, host: usize) -> bool {
         let Some(side) = self.hosts[host].secondary() else {
             return false;
@@ -186,7 +186,8 @@ impl World {
         self.tell_after(delay_us, host, ToProcess::Primary(event));
     }
 
-    /// Before the first sync: what has changed since, and, in the record, the reign that may begin. False: that failed.
+    /// Before the first sync: what has changed since, and, in the record, the reign that may begin. False:
+    /// that failed.
     pub(super) fn finish_image_copy(&mut self, host: usize, session: SessionId, term: Term) -> bool {
         if !self.setup.replicated {
             return true;
@@ -315,7 +316,8 @@ impl World {
         }
     }
 
-    /// The check of a sync: the first one ends the copy, unless the image cannot be made durable. False: it cannot.
+    /// The check of a sync: the first one ends the copy, unless the image cannot be made durable. False:
+    /// it cannot.
     pub(super) fn check_image(&mut self, host: usize) -> bool {
         let Some(side) = self.hosts[host].secondary().filter(|side| side.image.is_copying) else {
             return true;

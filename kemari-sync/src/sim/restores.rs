@@ -1,4 +1,5 @@
-//! The restore of a takeover, part by part: each may fail, before it is done or after, and what it has taken by then stays.
+//! The restore of a takeover, part by part: each may fail, before it is done or after,
+//! and what it has taken by then stays.
 
 use rand::Rng;
 

@@ -214,7 +214,8 @@ fn any(rng: &mut ChaCha8Rng) -> Blow {
     }
 }
 
-/// Both sides of a pair win again and again, and stand still before they act: what a winner has done then is of an older win.
+/// Both sides of a pair win again and again, and stand still before they act:
+/// what a winner has done then is of an older win.
 fn contest(rng: &mut ChaCha8Rng) -> Vec<(u64, Blow)> {
     let begins_us = rng.random_range(60_000..300_000);
     let cut = Blow::CutLink {

@@ -242,12 +242,14 @@ impl World {
     }
 
     pub(super) fn write_lands(&mut self, host: usize, boot: u64, life: u64, number: u64, reply: Reply) {
-        // Neither the process's death nor its being stopped holds its kernel back; only the loss of power does.
+        // Neither the process's death nor its being stopped holds its kernel back;
+        // only the loss of power does.
         if self.hosts[host].boot != boot || !self.hosts[host].powered || reply.life != self.vm_life {
             return;
         }
         if !self.setup.replicated {
-            // A replicated image that lacks it is none that a stopped VM may be booted from: its record says so.
+            // A replicated image that lacks it is none that a stopped VM may be booted from:
+            // its record says so.
             let verdict = stop::lands(&self.store, &reply);
             self.judge(Invariant::Stop, verdict);
         }

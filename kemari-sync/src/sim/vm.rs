@@ -1,10 +1,10 @@
 //! The toy machine: pages with dirty marks, a service that answers requests, a list of output requests.
 //!
-//! Every request it serves gets the next number and is folded into a hash: two executions that differ anywhere differ
-//! in it from then on.
+//! Every request it serves gets the next number and is folded into a hash: two executions that differ
+//! anywhere differ in it from then on.
 //!
-//! Three faults are asked here alone: what devices do with their request lists is `kemari-vmm`'s, which does not know the
-//! mechanism, so these have no code in common.
+//! Three faults are asked here alone: what devices do with their request lists is `kemari-vmm`'s, which does
+//! not know the mechanism, so these have no code in common.
 
 use std::convert::Infallible;
 
@@ -20,10 +20,11 @@ pub(super) const PAGES: usize = 16;
 #[derive(Clone, Debug)]
 pub(super) enum Output {
     Packet(Reply),
-    /// A write of the reply's number and hash to the block named by its page; the reply leaves when it is done.
+    /// A write of the reply's number and hash to the block named by its page;
+    /// the reply leaves when it is done.
     Write(Reply),
-    /// A flush of the disk, which follows a write that is to be durable; the reply leaves when it is done. And of each
-    /// block the last write that the guest knew to be done.
+    /// A flush of the disk, which follows a write that is to be durable; the reply leaves when it is done.
+    /// And of each block the last write that the guest knew to be done.
     Flush(Reply, Box<Blocks>),
 }
 
@@ -138,8 +139,8 @@ impl Vm {
         self.try_reset();
     }
 
-    /// A reset completes when what was captured or released is finished. What was never captured is dropped; the guest
-    /// submits such writes anew, and clients ask again.
+    /// A reset completes when what was captured or released is finished. What was never captured is dropped;
+    /// the guest submits such writes anew, and clients ask again.
     fn try_reset(&mut self) {
         let captured = self.list.iter().find_map(|entry| match entry.phase {
             Phase::Captured(epoch) => Some(epoch),
@@ -242,7 +243,8 @@ impl Vm {
         self.push(Output::Packet(reply));
     }
 
-    /// The service answers that the disk could not do it: another execution, in which it could, is not this one.
+    /// The service answers that the disk could not do it: another execution, in which it could,
+    /// is not this one.
     fn refuse(&mut self, reply: Reply) {
         self.seq += 1;
         self.hash = mix(self.hash, self.seq);

@@ -1,7 +1,7 @@
 //! Frames about the blocks of replicated disks: maps, checksums, what is wanted, and the blocks themselves.
 //!
-//! `disk: u16`, zero: u16, `count: u32`, `place: u64`, then bytes to the end of the body. What they mean depends on the
-//! kind of the frame:
+//! `disk: u16`, zero: u16, `count: u32`, `place: u64`, then bytes to the end of the body. What they mean
+//! depends on the kind of the frame:
 //!
 //! | kind | `place` | `count` | bytes |
 //! |---|---|---|---|

@@ -1,9 +1,9 @@
 //! Deltas: a page as its difference from what the secondary has for certain.
 //!
-//! The base is the content of the last *acked* sync, of which the primary keeps a bounded part. What was sent and not
-//! acked is never a base; it takes the place of the base, so a sync that fails takes what it touched out. A delta carries
-//! a checksum of its base, so that a receiver whose page is another refuses it at the check and not at a takeover. A page that
-//! is still its base needs no delta: it is not sent.
+//! The base is the content of the last *acked* sync, of which the primary keeps a bounded part. What was sent
+//! and not acked is never a base; it takes the place of the base, so a sync that fails takes what it touched
+//! out. A delta carries a checksum of its base, so that a receiver whose page is another refuses it at the
+//! check and not at a takeover. A page that is still its base needs no delta: it is not sent.
 //!
 //! Body of a delta: runs of new bytes, each `offset: u16`, `length: u16` and the bytes, in ascending order.
 
@@ -28,8 +28,8 @@ const WORD: usize = 8;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Word by word, up to the first that differs. Compilers make no vectors out of that: on a plain processor it is as fast
-/// as with them, on an emulated one four times as fast.
+/// Word by word, up to the first that differs. Compilers make no vectors out of that: on a plain processor it
+/// is as fast as with them, on an emulated one four times as fast.
 fn is_same(one: &[u8; LINE], other: &[u8; LINE]) -> bool {
     let mut pairs = one.as_chunks::<WORD>().0.iter().zip(other.as_chunks::<WORD>().0);
     pairs.all(|(one, other)| one == other)
@@ -40,8 +40,8 @@ pub fn base_checksum(page: &Bytes) -> u32 {
     checksum(page)
 }
 
-/// Appends the runs by which `new` differs from `old`. Returns false, with nothing appended, if they are longer than
-/// [`DELTA_BYTES_MAX`].
+/// Appends the runs by which `new` differs from `old`. Returns false, with nothing appended, if they are
+/// longer than [`DELTA_BYTES_MAX`].
 pub fn encode_delta(old: &Bytes, new: &Bytes, out: &mut Vec<u8>) -> bool {
     let start = out.len();
     let differs = |word: usize| old[word * WORD..][..WORD] != new[word * WORD..][..WORD];
@@ -102,7 +102,8 @@ pub fn is_delta(bytes: &[u8]) -> bool {
     bytes.len() <= DELTA_BYTES_MAX && runs(bytes).all(|run| run.is_some())
 }
 
-/// Makes the new page out of its base, in place. Hands each run to `write`: where in the page, and which bytes.
+/// Makes the new page out of its base, in place. Hands each run to `write`: where in the page,
+/// and which bytes.
 ///
 /// # Panics
 /// If [`is_delta`] is false of the bytes.
@@ -170,8 +171,9 @@ impl DeltaCache {
         self.sync = Some(epoch);
     }
 
-    /// A page that is about to be sent. Its new bytes are to take the place of those that are kept of it. Whether the
-    /// secondary has these for certain is said, too: only then they are a base. `None`: the cache has no room for the page.
+    /// A page that is about to be sent. Its new bytes are to take the place of those that are kept of it.
+    /// Whether the secondary has these for certain is said, too: only then they are a base. `None`: the cache
+    /// has no room for the page.
     pub fn send(&mut self, gfn: u64) -> Option<(&mut Bytes, bool)> {
         let epoch = self.sync.expect("a sync was begun");
         let index = match self.by_gfn.get(&gfn) {

@@ -120,11 +120,11 @@ pub struct Heartbeat {
     pub trouble: Option<Trouble>,
     /// Of a secondary: whether it could take over now.
     pub readiness: Option<Readiness>,
-    /// The sender's wall clock, in milliseconds since 1970. The driver sets it when it sends: the mechanism knows no such
-    /// clock.
+    /// The sender's wall clock, in milliseconds since 1970. The driver sets it when it sends: the mechanism
+    /// knows no such clock.
     pub wall_clock_ms: u64,
-    /// The MTU of each network card's TAP on the sender's host, in the configuration's order; 0: it is not known. The driver
-    /// sets it as well.
+    /// The MTU of each network card's TAP on the sender's host, in the configuration's order; 0: it is not
+    /// known. The driver sets it as well.
     pub mtus: Vec<u32>,
 }
 
@@ -139,20 +139,20 @@ pub enum Goodbye {
     HandOver(String),
     /// The secondary cannot hold the VM.
     Unfit(String),
-    /// Planned: the primary has committed its last sync, finished all I/O and holds its guest paused. The secondary
-    /// goes on, and need not fence it.
+    /// Planned: the primary has committed its last sync, finished all I/O and holds its guest paused. The
+    /// secondary goes on, and need not fence it.
     SwitchOver {
         /// For how long the guest has been paused for it so far, in milliseconds; for humans only.
         paused_ms: u64,
     },
-    /// The primary's host fails, and lives: its guest has ended for good, and it has closed the disks that both hosts see. The
-    /// secondary should take over now, and need not fence it.
+    /// The primary's host fails, and lives: its guest has ended for good, and it has closed the disks that
+    /// both hosts see. The secondary should take over now, and need not fence it.
     Closed(String),
 }
 
 impl Goodbye {
-    /// Whether its sender has finished its I/O, and begins none any more without a new term: a fence is for those who do not
-    /// say so.
+    /// Whether its sender has finished its I/O, and begins none any more without a new term: a fence is for
+    /// those who do not say so.
     pub(crate) fn spares_fence(&self) -> bool {
         match self {
             Self::SwitchOver { .. } | Self::Closed(_) => true,
@@ -162,7 +162,8 @@ impl Goodbye {
     }
 }
 
-/// One control message. Pages and state never appear here: see [`super::PageBatch`] and [`super::StateFrame`].
+/// One control message. Pages and state never appear here: see [`super::PageBatch`] and
+/// [`super::StateFrame`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Message {
     /// Primary: begin a session.
@@ -171,16 +172,16 @@ pub enum Message {
     Welcome(Welcome),
     /// Secondary: the session is refused, and why.
     Refuse(String),
-    /// Primary: these bytes stand for all that is to follow. The secondary sends as many back: so frames of full size are
-    /// known to pass, both ways, before anything depends on it.
+    /// Primary: these bytes stand for all that is to follow. The secondary sends as many back: so frames of
+    /// full size are known to pass, both ways, before anything depends on it.
     Proof {
         /// How many: [`PROOF_BYTES`].
         bytes: u32,
     },
     /// Primary: make a standby VM ready for the first copy. What was held before is void.
     Prepare,
-    /// Secondary: memory is populated and locked; so many pages fit into one sync, and these are the images of the
-    /// replicated disks. Their maps came before, as `DiskMap` frames.
+    /// Secondary: memory is populated and locked; so many pages fit into one sync, and these are the images
+    /// of the replicated disks. Their maps came before, as `DiskMap` frames.
     Ready {
         /// Most pages of one sync.
         staging_pages_max: u64,

@@ -1,5 +1,6 @@
-//! What goes over the wire: frames with a fixed header, control messages, batches of pages, device state; and what either end
-//! keeps of it: of which pages a sender can send differences, and where a receiver collects a sync.
+//! What goes over the wire: frames with a fixed header, control messages, batches of pages, device state; and
+//! what either end keeps of it: of which pages a sender can send differences, and where a receiver collects a
+//! sync.
 //!
 //! The adapters move the bytes. See docs/protocol.md.
 

@@ -1,7 +1,8 @@
 //! Batches of pages: the body of `CopyPages` and `Pages` frames.
 //!
-//! `count: u32`, then per page `gfn: u64`, `encoding: u8` (0 zero, 1 raw, 2 delta) and, if raw, the page's bytes; if a
-//! delta, `base: u32` (checksum of the page that it changes), `length: u16` and the runs (see [`crate::is_delta`]).
+//! `count: u32`, then per page `gfn: u64`, `encoding: u8` (0 zero, 1 raw, 2 delta) and, if raw, the page's
+//! bytes; if a delta, `base: u32` (checksum of the page that it changes), `length: u16` and the runs (see
+//! [`crate::is_delta`]).
 
 use super::delta::{DELTA_BYTES_MAX, apply_delta, base_checksum, encode_delta, is_delta};
 
@@ -70,8 +71,8 @@ impl<'a> PageBatchWriter<'a> {
         }
     }
 
-    /// Adds a page in its shortest encoding, given what the receiver has for certain; that becomes what the page is now.
-    /// Returns false if it is the same: then there is nothing to add.
+    /// Adds a page in its shortest encoding, given what the receiver has for certain; that becomes what the
+    /// page is now. Returns false if it is the same: then there is nothing to add.
     pub fn push_delta(&mut self, gfn: u64, base: &mut [u8; PAGE_BYTES], bytes: &[u8; PAGE_BYTES]) -> bool {
         if is_zero(bytes) {
             let is_changed = !is_zero(base);
@@ -107,8 +108,8 @@ impl<'a> PageBatchWriter<'a> {
         true
     }
 
-    /// Adds a page by letting `append` put its bytes behind the frame: from guest memory, without a copy between and
-    /// without clearing their place before. A page that turns out to be all zero is sent as such.
+    /// Adds a page by letting `append` put its bytes behind the frame: from guest memory, without a copy
+    /// between and without clearing their place before. A page that turns out to be all zero is sent as such.
     ///
     /// # Panics
     /// If anything but one page was appended.
@@ -135,8 +136,8 @@ impl<'a> PageBatchWriter<'a> {
         self.out.push(encoding);
     }
 
-    /// Completes the frame: the buffer now ends with it. Returns its header and how many pages it has; `None`, and the buffer
-    /// is as it was, if there are none.
+    /// Completes the frame: the buffer now ends with it. Returns its header and how many pages it has;
+    /// `None`, and the buffer is as it was, if there are none.
     pub fn finish(self) -> Option<(FrameHeader, usize)> {
         if self.pages == 0 {
             self.out.truncate(self.start);

@@ -1,7 +1,7 @@
 //! Staging: where the secondary collects a sync until it is whole and checked.
 //!
-//! Bodies are kept in one block of memory, allocated before the secondary says that it is ready. What does not fit is
-//! refused; the block does not grow.
+//! Bodies are kept in one block of memory, allocated before the secondary says that it is ready. What does
+//! not fit is refused; the block does not grow.
 
 use super::{
     Commit, FrameError, FrameHeader, FrameKind, PAGE_BYTES, Page, PageBatch, PageContent, StateFrame,
@@ -154,8 +154,8 @@ impl Staging {
         self.used
     }
 
-    /// Where the body of this frame can be received, so that it need not be copied: behind what was accepted. Until
-    /// [`Self::accept_received`] the place may be handed out again.
+    /// Where the body of this frame can be received, so that it need not be copied: behind what was accepted.
+    /// Until [`Self::accept_received`] the place may be handed out again.
     pub fn room(&mut self, header: &FrameHeader) -> Result<&mut [u8], StagingError> {
         let epoch = self.epoch.ok_or(StagingError::Unexpected(header.kind))?;
         let limit = self.block.len();
@@ -179,11 +179,11 @@ impl Staging {
         self.accept_received(header, is_ram, checksum)
     }
 
-    /// Checks the body of a frame that lies in its [`Self::room`], and keeps it. `is_ram` says which page frames exist,
-    /// `checksum` what [`super::base_checksum`] says of one as last committed.
+    /// Checks the body of a frame that lies in its [`Self::room`], and keeps it. `is_ram` says which page
+    /// frames exist, `checksum` what [`super::base_checksum`] says of one as last committed.
     ///
-    /// A delta is a change of the last commit. It must therefore be the first and only word of its sync on that page so
-    /// far: its number must be higher than all before it.
+    /// A delta is a change of the last commit. It must therefore be the first and only word of its sync on
+    /// that page so far: its number must be higher than all before it.
     pub fn accept_received(
         &mut self,
         header: &FrameHeader,

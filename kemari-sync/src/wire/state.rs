@@ -1,7 +1,7 @@
 //! State frames: one component's saved state, opaque to the mechanism.
 //!
-//! `kind: u16`, `instance: u16`, `version: u16`, zero: u16, then the encoded bytes to the end of the body. Kind and
-//! version stand outside the encoded bytes, so that an older reader can say what it cannot read.
+//! `kind: u16`, `instance: u16`, `version: u16`, zero: u16, then the encoded bytes to the end of the body.
+//! Kind and version stand outside the encoded bytes, so that an older reader can say what it cannot read.
 
 use super::frame::{FrameError, FrameHeader, FrameKind, close_frame, open_frame};
 

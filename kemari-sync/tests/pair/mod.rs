@@ -1,4 +1,5 @@
-//! A primary on `a` and a secondary on `b`: what each is, the record before they are a pair, and what reaches them.
+//! A primary on `a` and a secondary on `b`: what each is, the record before they are a pair,
+//! and what reaches them.
 
 use std::collections::VecDeque;
 

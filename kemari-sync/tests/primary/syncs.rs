@@ -113,7 +113,8 @@ fn without_output_a_sync_starts_at_the_interval_and_at_the_dirty_limit() {
     assert_eq!(bench.ack(2), [Do::Release { epoch: 2 }, Do::Resume, capture(3)]);
 }
 
-/// While the first sync of a pair waits for its ack or its record, the guest dirties what the second one will carry.
+/// While the first sync of a pair waits for its ack or its record,
+/// the guest dirties what the second one will carry.
 #[test]
 fn a_guest_that_dirties_too_much_during_the_first_sync_is_paused_until_the_next() {
     let (mut bench, _) = Bench::copied(Mode::Pipelined);

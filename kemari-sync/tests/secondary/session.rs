@@ -201,7 +201,8 @@ fn a_proof_is_sent_back_as_it_came() {
     assert_eq!(bench.hear(1, proof), [Do::Send { session: 1, message }]);
 }
 
-/// A peer that sent them without end, and took none back, swelled this side by more than a GiB in ten seconds.
+/// A peer that sent them without end, and took none back, swelled this side by more than a GiB in ten
+/// seconds.
 #[test]
 fn a_second_proof_ends_the_session() {
     let mut bench = Bench::new(false);

@@ -1,10 +1,10 @@
-//! The ACPI tables by which a guest finds its processors, its virtio-mmio devices and its console, and by which it
-//! resets and powers off.
+//! The ACPI tables by which a guest finds its processors, its virtio-mmio devices and its console, and by
+//! which it resets and powers off.
 //!
-//! A machine without firmware is "hardware-reduced" (ACPI 6.5, section 4.1): no fixed registers, no 8259 timer or RTC to
-//! probe for. A guest that looks for an RTC that is not there wastes seconds, so its absence is stated. Firmware sets up
-//! 8259s and timer as a PC's does, and lets the timer tick: a guest that it boots is told of them, or their interrupts would
-//! come to a guest that knows of none ([`handed`]).
+//! A machine without firmware is "hardware-reduced" (ACPI 6.5, section 4.1): no fixed registers, no 8259
+//! timer or RTC to probe for. A guest that looks for an RTC that is not there wastes seconds, so its absence
+//! is stated. Firmware sets up 8259s and timer as a PC's does, and lets the timer tick: a guest that it boots
+//! is told of them, or their interrupts would come to a guest that knows of none ([`handed`]).
 
 pub mod handed;
 
@@ -23,8 +23,8 @@ const OEM_ID: [u8; 6] = *b"KEMARI";
 const OEM_TABLE_ID: [u8; 8] = *b"KEMARIVM";
 const OEM_REVISION: u32 = 1;
 
-/// IA-PC boot architecture flags (ACPI 6.5, table 5.11): no VGA, no message-signalled interrupts, no RTC in CMOS. The
-/// flags for other legacy devices and for the keyboard controller stay clear: there are none.
+/// IA-PC boot architecture flags (ACPI 6.5, table 5.11): no VGA, no message-signalled interrupts, no RTC in
+/// CMOS. The flags for other legacy devices and for the keyboard controller stay clear: there are none.
 const BOOT_ARCH_VGA_NOT_PRESENT: u16 = 1 << 2;
 const BOOT_ARCH_MSI_NOT_SUPPORTED: u16 = 1 << 3;
 const BOOT_ARCH_RTC_NOT_PRESENT: u16 = 1 << 5;
@@ -57,8 +57,8 @@ struct LaidOut {
     entries: usize,
 }
 
-/// Appends all tables but the RSDP to `bytes`, whose beginning is at `base`. `for_firmware`: those of a machine that is not
-/// hardware-reduced.
+/// Appends all tables but the RSDP to `bytes`, whose beginning is at `base`. `for_firmware`: those of a
+/// machine that is not hardware-reduced.
 fn lay_out(
     bytes: &mut Vec<u8>,
     base: u64,

@@ -1,4 +1,5 @@
-//! Which processor the guest sees: what KVM supports, less what could not be saved or would differ between hosts.
+//! Which processor the guest sees: what KVM supports, less what could not be saved or would differ between
+//! hosts.
 //!
 //! The template is the same for all vCPUs; [`for_vcpu`] adds what distinguishes one.
 
@@ -33,15 +34,15 @@ const HYPERVISOR: u32 = 1 << 31;
 const HTT: u32 = 1 << 28;
 /// Leaf 0x8000_0001, ECX.
 const SVM: u32 = 1 << 2;
-/// Leaf 0x8000_0007, EDX: with an invariant TSC Linux prefers it to kvm-clock, which alone survives a change of host
-/// whatever its TSC does.
+/// Leaf 0x8000_0007, EDX: with an invariant TSC Linux prefers it to kvm-clock, which alone survives a change
+/// of host whatever its TSC does.
 const INVARIANT_TSC: u32 = 1 << 8;
 
-/// Leaf 0x4000_0001, EAX (the kernel's Documentation/virt/kvm/x86/cpuid.rst): both clocks, no I/O delay, EOI without
-/// exit, kicking a halted vCPU, sending IPIs, stable clock.
+/// Leaf 0x4000_0001, EAX (the kernel's Documentation/virt/kvm/x86/cpuid.rst): both clocks, no I/O delay, EOI
+/// without exit, kicking a halted vCPU, sending IPIs, stable clock.
 ///
-/// Left out: asynchronous page faults and steal time. They write guest memory outside of the guest's execution (at
-/// every vCPU ioctl in the case of steal time), and would do so after a capture.
+/// Left out: asynchronous page faults and steal time. They write guest memory outside of the guest's
+/// execution (at every vCPU ioctl in the case of steal time), and would do so after a capture.
 const KVM_FEATURES: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 6 | 1 << 7 | 1 << 11 | 1 << 24;
 
 /// The processor that guests see, without what distinguishes one vCPU from another.
@@ -217,7 +218,8 @@ fn feature_words(their: &kvm_cpuid_entry2, our: Option<&kvm_cpuid_entry2>) -> Ve
     let ecx = ("ecx", u32::MAX, their.ecx, our.ecx);
     let edx = ("edx", u32::MAX, their.edx, our.edx);
     match (their.function, their.index) {
-        // OSXSAVE follows the guest's CR4, and what is shown of the local APIC, which each vCPU has, its base register.
+        // OSXSAVE follows the guest's CR4, and what is shown of the local APIC, which each vCPU has,
+        // its base register.
         (LEAF_FEATURES, _) => vec![
             ("ecx", !OSXSAVE, their.ecx, our.ecx),
             ("edx", !APIC, their.edx, our.edx),

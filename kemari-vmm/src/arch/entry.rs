@@ -1,4 +1,5 @@
-//! The ways by which a vCPU enters a guest, and the tables that an entry in 64-bit mode needs: Linux's and the bare guest's.
+//! The ways by which a vCPU enters a guest, and the tables that an entry in 64-bit mode needs:
+//! Linux's and the bare guest's.
 
 use super::layout::abi;
 use crate::memory::{DoesNotFit, Memory, place};
@@ -14,7 +15,8 @@ const TABLE_FLAGS: u64 = 0x27;
 /// The same, and dirty, and a large page: the processor never has to write a table, so tables stay clean.
 const LARGE_PAGE_FLAGS: u64 = 0xe7;
 
-/// The descriptors, by their selectors. Linux's boot protocol asks for flat code at 0x10 and flat data at 0x18.
+/// The descriptors, by their selectors. Linux's boot protocol asks for flat code at 0x10 and flat data at
+/// 0x18.
 const DESCRIPTORS: [u64; 8] = [
     0,
     0,
@@ -107,8 +109,8 @@ fn write_page_tables(memory: &Memory) -> Result<(), DoesNotFit> {
     place(memory, abi::PAGE_TABLES, &bytes, "page tables")
 }
 
-/// Adds page directories at [`abi::HIGH_PAGE_DIRECTORIES`] to those tables, so that memory up to `end`, at most
-/// [`abi::MAPPED_BYTES_MAX`], is mapped one to one as well.
+/// Adds page directories at [`abi::HIGH_PAGE_DIRECTORIES`] to those tables, so that memory up to `end`, at
+/// most [`abi::MAPPED_BYTES_MAX`], is mapped one to one as well.
 pub fn map_high_memory(memory: &Memory, end: u64) -> Result<(), DoesNotFit> {
     for gib in DIRECTORIES..end.min(abi::MAPPED_BYTES_MAX).div_ceil(DIRECTORY_BYTES) {
         let directory = abi::HIGH_PAGE_DIRECTORIES + (gib - DIRECTORIES) * PAGE_BYTES;

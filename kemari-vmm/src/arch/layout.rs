@@ -39,11 +39,13 @@ pub const LOW_MEMORY_END: u64 = 0xc000_0000;
 /// Where memory goes on above the hole.
 pub const HIGH_MEMORY_START: u64 = abi::HIGH_MEMORY;
 
-/// `boot_params` of the Linux boot protocol, or `hvm_start_info` of PVH with its module list and memory map: one page.
+/// `boot_params` of the Linux boot protocol, or `hvm_start_info` of PVH with its module list and memory map:
+/// one page.
 pub const BOOT_PARAMS: u64 = 0x1_0000;
 /// The kernel command line with its terminating zero.
 pub const CMDLINE: u64 = 0x2_0000;
-/// Longest command line, in bytes without the terminating zero (Linux's COMMAND_LINE_SIZE on x86 is 2,048 with it).
+/// Longest command line, in bytes without the terminating zero (Linux's COMMAND_LINE_SIZE on x86 is 2,048
+/// with it).
 pub const CMDLINE_BYTES_MAX: usize = 2047;
 /// First byte behind the usable low memory: the extended BIOS data area of a PC would begin here.
 pub const REAL_MODE_MEMORY_END: u64 = 0x9_fc00;
@@ -117,7 +119,8 @@ pub fn virtio_mmio(slot: usize) -> (u64, u32) {
     )
 }
 
-/// The regions of a machine with this many bytes of memory: one below the hole, and one above it if there is more.
+/// The regions of a machine with this many bytes of memory: one below the hole,
+/// and one above it if there is more.
 pub fn memory_regions(bytes: u64) -> Vec<(GuestAddress, usize)> {
     let low = bytes.min(LOW_MEMORY_END);
     let mut regions = vec![(GuestAddress(0), low as usize)];

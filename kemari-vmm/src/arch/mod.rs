@@ -41,7 +41,8 @@ pub enum ArchError {
         #[source]
         source: kvm_ioctls::Error,
     },
-    /// A list of model-specific registers was read or written only in part, which would tear the vCPU's state.
+    /// A list of model-specific registers was read or written only in part,
+    /// which would tear the vCPU's state.
     #[error(
         "KVM stopped {ioctl} at register {msr:#x} ({done} of {count} done); both hosts need a KVM that has the same registers"
     )]

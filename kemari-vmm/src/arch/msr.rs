@@ -39,17 +39,18 @@ pub const MTRR_WRITE_BACK: u64 = 6;
 
 /// Registers of Hyper-V's interface, which is not offered.
 const HYPER_V: std::ops::Range<u32> = 0x4000_0000..0x4000_0200;
-/// Registers that a trial leaves out: no value of theirs is refused, and writing them does more than setting a register.
-/// KVM takes a TSC that is close to what it expects for an attempt to make several agree and keeps its own, so that a later
-/// load would not get what it writes; a deadline starts a timer; the wall clock's make KVM write into guest memory.
+/// Registers that a trial leaves out: no value of theirs is refused, and writing them does more than setting
+/// a register. KVM takes a TSC that is close to what it expects for an attempt to make several agree and
+/// keeps its own, so that a later load would not get what it writes; a deadline starts a timer; the wall
+/// clock's make KVM write into guest memory.
 pub const NOT_TRIED: [u32; 4] = [TSC, TSC_DEADLINE, KVM_WALL_CLOCK, KVM_WALL_CLOCK_OLD];
 
 /// Registers of nested virtualisation, which is not offered.
 const VMX: std::ops::Range<u32> = 0x480..0x4a0;
 
-/// The registers that are a vCPU's state on this KVM: those that it lists, and the memory types that it does not list,
-/// as far as they can be read and take their own value back: one that does not is a property of the host. The TSC comes
-/// first and its deadline last, as a restore needs them.
+/// The registers that are a vCPU's state on this KVM: those that it lists, and the memory types that it does
+/// not list, as far as they can be read and take their own value back: one that does not is a property of the
+/// host. The TSC comes first and its deadline last, as a restore needs them.
 ///
 /// To be called once, on a vCPU that has not run.
 pub fn saved(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Msrs, ArchError> {

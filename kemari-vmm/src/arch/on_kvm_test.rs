@@ -21,11 +21,12 @@ use crate::memory::Memory;
 use crate::state::StateBlob;
 use crate::vcpu::{Bus, complete_access};
 
-// Guests, position-independent, for ring 3. They notify on the kick port; what they then have in their registers is
-// looked at.
+// Guests, position-independent, for ring 3. They notify on the kick port; what they then have in their
+// registers is looked at.
 global_asm!(
     ".pushsection .rodata.kemari_test_guests, \"a\"",
-    // Puts known values into registers of every kind, notifies, moves them all to general registers, notifies.
+    // Puts known values into registers of every kind, notifies, moves them all to general registers,
+    // notifies.
     "kemari_test_registers:",
     "mov rsp, 0x10f000",
     "mov rbx, 0x1122334455667788",
@@ -437,8 +438,8 @@ impl Bus for Answers {
     }
 }
 
-/// KVM leaves for each part of it. With a state of the middle the guest would read again what it has read, which a device
-/// notices.
+/// KVM leaves for each part of it. With a state of the middle the guest would read again what it has read,
+/// which a device notices.
 #[test]
 fn an_access_of_several_parts_is_behind_the_guest_when_it_is_saved() {
     let kvm = kvm();

@@ -21,8 +21,8 @@ pub const KVM_PATH: &str = "/dev/kvm";
 pub enum KvmAbility {
     /// Every guest.
     Full,
-    /// Privileged code is emulated, instruction by instruction: bare guests, which work in ring 3, run at full speed; a
-    /// Linux kernel does not get through.
+    /// Privileged code is emulated, instruction by instruction: bare guests, which work in ring 3, run at
+    /// full speed; a Linux kernel does not get through.
     Ring3Only,
 }
 
@@ -106,8 +106,8 @@ const NEEDED: [(Cap, &str); 20] = [
 /// KVM, opened before it is needed.
 static HELD: OnceLock<OwnedFd> = OnceLock::new();
 
-/// Opens KVM now, for whoever asks for it later on, when this process may not open it any more. What is in the
-/// way is said then.
+/// Opens KVM now, for whoever asks for it later on, when this process may not open it any more. What is in
+/// the way is said then.
 pub fn hold() {
     if let Ok(kvm) = Kvm::open_with_cloexec(true) {
         // SAFETY: the descriptor was just made, and nobody else has it.
@@ -215,8 +215,8 @@ pub fn measure(kvm: &Kvm) -> Result<Preflight, PreflightError> {
     })
 }
 
-/// Between KVM's instruction emulator (about 1 million a second) and the slowest processor that executes privileged
-/// code itself, one emulated by QEMU's TCG (about 100 million).
+/// Between KVM's instruction emulator (about 1 million a second) and the slowest processor that executes
+/// privileged code itself, one emulated by QEMU's TCG (about 100 million).
 const NATIVE_INSTRUCTIONS_PER_SECOND: u64 = 8_000_000;
 /// Instructions of one measurement: 20 ms in the emulator, and enough beside the cost of an exit elsewhere.
 const INSTRUCTIONS: u32 = 20_000;

@@ -20,8 +20,9 @@ const BARE_EFER: u64 = 0x501;
 const XCR0_X87: u64 = 1;
 const XCR0_X87_SSE_AVX: u64 = 7;
 const RFLAGS_RESERVED: u64 = 2;
-/// Ports are open to ring 3 by the TSS's bitmap, which is what `kvm_pvm` looks at, and by the privilege level, which
-/// is what QEMU's emulated AMD-V looks at (it does not accept a busy TSS, and KVM knows no other).
+/// Ports are open to ring 3 by the TSS's bitmap, which is what `kvm_pvm` looks at, and by the privilege
+/// level, which is what QEMU's emulated AMD-V looks at (it does not accept a busy TSS, and KVM knows no
+/// other).
 const RFLAGS_IO_PRIVILEGE_RING_3: u64 = 3 << 12;
 const RFLAGS_INTERRUPTS: u64 = 1 << 9;
 const APIC_BASE_ENABLED: u64 = 1 << 11;
@@ -219,10 +220,10 @@ fn after_reset(sregs: kvm_sregs) -> kvm_sregs {
     }
 }
 
-/// XCR0 of every vCPU: x87 only, as after a reset. A bare guest is promised SSE and AVX. For Linux, and firmware that boots
-/// it, it is at once what
-/// Linux will set on each processor, all that is supported (`supported`, by CPUID): QEMU's emulated AMD-V does not
-/// intercept XSETBV, and a KVM on it would go on believing in the old value and load that.
+/// XCR0 of every vCPU: x87 only, as after a reset. A bare guest is promised SSE and AVX. For Linux, and
+/// firmware that boots it, it is at once what
+/// Linux will set on each processor, all that is supported (`supported`, by CPUID): QEMU's emulated AMD-V
+/// does not intercept XSETBV, and a KVM on it would go on believing in the old value and load that.
 pub fn xcr0(entry: Option<&Entry>, supported: u64) -> u64 {
     match entry {
         None => XCR0_X87,

@@ -1,4 +1,5 @@
-//! Power-on: interrupt controllers and vCPUs as a guest finds them at its first instruction, after a reset too.
+//! Power-on: interrupt controllers and vCPUs as a guest finds them at its first instruction,
+//! after a reset too.
 
 use kvm_bindings::{
     CpuId, KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
@@ -14,7 +15,8 @@ use super::layout::{self, abi};
 use super::{ArchError, cpuid, msr, named, registers, vm};
 use crate::signals::SignalsBlocked;
 
-/// Creates a VM. KVM starts a thread for it, and gives up with EINTR if a signal comes meanwhile: signals wait.
+/// Creates a VM. KVM starts a thread for it, and gives up with EINTR if a signal comes meanwhile:
+/// signals wait.
 ///
 /// # Errors
 /// Names the ioctl that failed.
@@ -53,13 +55,14 @@ const IO_APIC_PIN_MASKED: u64 = 1 << 16;
 const PIT_MODE_NONE: u8 = 0xff;
 const PIT_COUNT: u32 = 0x1_0000;
 
-/// Puts interrupt controllers and interval timer into their power-on state, when the guest resets the machine.
+/// Puts interrupt controllers and interval timer into their power-on state,
+/// when the guest resets the machine.
 ///
 /// # Errors
 /// Names the ioctl that failed.
 pub fn reset_vm(vm: &VmFd) -> Result<(), ArchError> {
-    // All lines of the 8259s are masked, as firmware leaves them: a guest of a hardware-reduced machine never touches
-    // them, and an unmasked one would deliver a device's interrupt with a vector that nobody chose.
+    // All lines of the 8259s are masked, as firmware leaves them: a guest of a hardware-reduced machine never
+    // touches them, and an unmasked one would deliver a device's interrupt with a vector that nobody chose.
     let mut pic = [0; vm::PIC_BYTES];
     pic[PIC_INTERRUPT_MASK] = 0xff;
     for (chip, elcr_mask) in PIC_ELCR_MASKS {
@@ -83,10 +86,11 @@ pub fn reset_vm(vm: &VmFd) -> Result<(), ArchError> {
     vm.set_pit2(&pit).map_err(named("KVM_SET_PIT2"))
 }
 
-/// Puts a vCPU into its power-on state: after its creation, and when the guest resets the machine. Its TSC goes on.
+/// Puts a vCPU into its power-on state: after its creation, and when the guest resets the machine.
+/// Its TSC goes on.
 ///
-/// `template` is [`cpuid::template`]'s; the vCPU's own numbers are added here. vCPU 0 is made ready to enter what
-/// was loaded (`entry`; without one it is left at its reset vector, to be restored into);
+/// `template` is [`cpuid::template`]'s; the vCPU's own numbers are added here. vCPU 0 is made ready to enter
+/// what was loaded (`entry`; without one it is left at its reset vector, to be restored into);
 /// the others wait to be started by it (INIT, SIPI), or, with a bare guest, enter it as well.
 ///
 /// # Errors
@@ -97,8 +101,8 @@ pub fn setup_vcpu(
     index: u8,
     entry: Option<&Entry>,
 ) -> Result<(), ArchError> {
-    // CPUID first: KVM checks all that follows against it. Only once: it must not change when the vCPU has run, and what
-    // KVM made of it may differ from what it was given.
+    // CPUID first: KVM checks all that follows against it. Only once: it must not change when the vCPU has
+    // run, and what KVM made of it may differ from what it was given.
     if cpuid::shown(vcpu)?.is_empty() {
         enforce_features(vcpu);
         vcpu.set_cpuid2(&cpuid::for_vcpu(template, index))
@@ -176,8 +180,8 @@ const LVT_MASKED: u32 = 1 << 16;
 const LVT_EXTINT: u32 = 0x700;
 const LVT_NMI: u32 = 0x400;
 
-/// Of KVM's own features the guest gets those that it is shown, and no other: steal time and asynchronous page faults write
-/// its memory outside of its execution, also after a capture.
+/// Of KVM's own features the guest gets those that it is shown, and no other: steal time and asynchronous
+/// page faults write its memory outside of its execution, also after a capture.
 fn enforce_features(vcpu: &VcpuFd) {
     let mut request = kvm_enable_cap {
         cap: KVM_CAP_ENFORCE_PV_FEATURE_CPUID,

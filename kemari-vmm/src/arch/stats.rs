@@ -1,4 +1,5 @@
-//! What KVM counts of a vCPU (Documentation/virt/kvm/api.rst, "KVM_GET_STATS_FD"). Reading it disturbs nobody.
+//! What KVM counts of a vCPU (Documentation/virt/kvm/api.rst, "KVM_GET_STATS_FD").
+//! Reading it disturbs nobody.
 
 use std::fs::File;
 use std::io;
@@ -60,7 +61,8 @@ impl VcpuStats {
             let name = &descriptor[DESCRIPTOR_BYTES..];
             match name.split(|byte| *byte == 0).next() {
                 Some(b"exits") => exits_at = Some(place),
-                // Where the processor delivers interrupts by itself KVM counts none, but it wakes the vCPU for them.
+                // Where the processor delivers interrupts by itself KVM counts none,
+                // but it wakes the vCPU for them.
                 Some(b"irq_injections" | b"halt_wakeup") => interrupts_at.push(place),
                 _ => {}
             }

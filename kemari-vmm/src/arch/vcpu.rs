@@ -3,17 +3,19 @@
 //! # Order of a save, and why
 //! 1. `KVM_GET_MP_STATE`: it makes KVM process a pending INIT or SIPI, which changes registers.
 //! 2. Registers, FPU, debug registers: any order.
-//! 3. MSRs, *then* the local APIC. A TSC-deadline timer that fires between the two is then seen in the MSR, in the
-//!    APIC's request register, or in both (an interrupt too many is harmless); the other way round it could be in neither.
+//! 3. MSRs, *then* the local APIC. A TSC-deadline timer that fires between the two is then seen in the MSR,
+//!    in the APIC's request register, or in both (an interrupt too many is harmless); the other way round it
+//!    could be in neither.
 //! 4. `KVM_GET_VCPU_EVENTS` last: what came before may have queued an event.
 //!
 //! # Order of a restore, and why
 //! 1. CPUID before all else ([`VcpuIdentity`]): KVM checks what follows against it.
-//! 2. MP_STATE, general, special registers (they hold the APIC's base and mode, which the APIC needs), FPU, XCR0, debug
-//!    registers.
-//! 3. Local APIC, *then* MSRs: KVM drops a TSC deadline unless the timer is in deadline mode. Of the MSRs the TSC is
-//!    first and its deadline last, since the deadline is converted with the TSC's offset.
-//! 4. Events last. Then clock and interrupt controllers of the VM ([`super::vm`]), then [`VcpuAccess::resume_clock`].
+//! 2. MP_STATE, general, special registers (they hold the APIC's base and mode, which the APIC needs), FPU,
+//!    XCR0, debug registers.
+//! 3. Local APIC, *then* MSRs: KVM drops a TSC deadline unless the timer is in deadline mode. Of the MSRs the
+//!    TSC is first and its deadline last, since the deadline is converted with the TSC's offset.
+//! 4. Events last. Then clock and interrupt controllers of the VM ([`super::vm`]),
+//!    then [`VcpuAccess::resume_clock`].
 //!
 //! A list of MSRs that is read or written only in part is an error: the state would be torn.
 
@@ -43,8 +45,8 @@ impl State for VcpuIdentity {
     const VERSION: u16 = 1;
 }
 
-/// Frequencies of the TSC closer than one part in this are equal (KVM's `tsc_tolerance_ppm` of 250): each host measures
-/// its own, a little different every time.
+/// Frequencies of the TSC closer than one part in this are equal (KVM's `tsc_tolerance_ppm` of 250): each
+/// host measures its own, a little different every time.
 const TSC_TOLERANCE: u32 = 4000;
 
 impl VcpuIdentity {
@@ -58,13 +60,14 @@ impl VcpuIdentity {
         Ok(Self { cpuid, tsc_khz })
     }
 
-    /// Gives a vCPU this identity, before its state is restored and before it first runs. `template` is what a vCPU that
-    /// was not set up would get.
+    /// Gives a vCPU this identity, before its state is restored and before it first runs. `template` is what
+    /// a vCPU that was not set up would get.
     ///
     /// # Errors
     /// If this host's processor lacks a feature, or its TSC has another frequency and KVM cannot scale it.
     pub fn restore(&self, vcpu: &VcpuFd, template: &CpuId) -> Result<(), ArchError> {
-        // What KVM made of the template is compared, on both sides: a KVM need not show the guest all of it, or only it.
+        // What KVM made of the template is compared, on both sides: a KVM need not show the guest all of it,
+        // or only it.
         let shown = cpuid::shown(vcpu)?;
         let is_new = shown.is_empty();
         let ours = if is_new { template.as_slice() } else { &shown };
@@ -145,17 +148,19 @@ impl VcpuState {
     }
 }
 
-/// Registers that a guest changes without anybody's learning of it, but next to never: XCR0 and the debug registers.
+/// Registers that a guest changes without anybody's learning of it, but next to never:
+/// XCR0 and the debug registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RareRegisters {
     /// Read them at every save.
     Read,
-    /// [`VcpuAccess::save_after_exit`] takes those of the last full save: for a guest that is known not to change them,
-    /// as a bare guest.
+    /// [`VcpuAccess::save_after_exit`] takes those of the last full save: for a guest that is known not to
+    /// change them, as a bare guest.
     Keep,
 }
 
-/// How the state of one vCPU is read and written on this host: the registers there are, and buffers used again.
+/// How the state of one vCPU is read and written on this host: the registers there are,
+/// and buffers used again.
 pub struct VcpuAccess {
     msrs: Msrs,
     xsave: XsaveArea,
@@ -189,8 +194,8 @@ impl VcpuAccess {
         Ok(access)
     }
 
-    /// Reads the whole state. The vCPU must stand still, and an exit for I/O must have been completed by entering once
-    /// more with `immediate_exit` set.
+    /// Reads the whole state. The vCPU must stand still, and an exit for I/O must have been completed by
+    /// entering once more with `immediate_exit` set.
     ///
     /// # Errors
     /// Names the ioctl that failed.
@@ -204,10 +209,11 @@ impl VcpuAccess {
         Ok(&self.state)
     }
 
-    /// Reads the state right after `KVM_RUN` has returned on this vCPU's thread, from an instruction that exited (so the
-    /// vCPU is not halted), completed as for [`VcpuAccess::save`]. Nothing may have been written to the vCPU since. Most
-    /// registers then lie in the run page and cost nothing. `only_vcpu`: no other vCPU has run since either, which could
-    /// have sent it an NMI or an INIT; otherwise that is looked for.
+    /// Reads the state right after `KVM_RUN` has returned on this vCPU's thread, from an instruction that
+    /// exited (so the vCPU is not halted), completed as for [`VcpuAccess::save`]. Nothing may have been
+    /// written to the vCPU since. Most registers then lie in the run page and cost nothing. `only_vcpu`: no
+    /// other vCPU has run since either, which could have sent it an NMI or an INIT; otherwise that is looked
+    /// for.
     ///
     /// # Errors
     /// Names the ioctl that failed.
@@ -267,9 +273,9 @@ impl VcpuAccess {
         Ok(())
     }
 
-    /// Writes a state into a vCPU that stands still and has its identity. `tsc_advance` is added to the TSC, in ticks:
-    /// [`VcpuIdentity::tsc_ticks`] of what the VM's clock is advanced by. (A KVM that cannot offset the TSC, as
-    /// `kvm_pvm`, shows its guests the host's in any case.)
+    /// Writes a state into a vCPU that stands still and has its identity. `tsc_advance` is added to the TSC,
+    /// in ticks: [`VcpuIdentity::tsc_ticks`] of what the VM's clock is advanced by. (A KVM that cannot offset
+    /// the TSC, as `kvm_pvm`, shows its guests the host's in any case.)
     ///
     /// # Errors
     /// Names the ioctl that failed; the vCPU is then not to be run.
@@ -277,8 +283,8 @@ impl VcpuAccess {
         self.write(vcpu, state, advanced(&state.msrs, tsc_advance))
     }
 
-    /// Tries whether [`VcpuAccess::restore`] would succeed, on a vCPU that has not run and will be restored before it does.
-    /// Guest memory stays as it is.
+    /// Tries whether [`VcpuAccess::restore`] would succeed, on a vCPU that has not run and will be restored
+    /// before it does. Guest memory stays as it is.
     ///
     /// # Errors
     /// As those of the restore.
@@ -324,8 +330,8 @@ impl VcpuAccess {
         Ok(())
     }
 
-    /// Tells a guest with kvm-clock that it stood still, so that it does not take the gap for a lock-up. For each vCPU,
-    /// when all is restored and before it runs.
+    /// Tells a guest with kvm-clock that it stood still, so that it does not take the gap for a lock-up. For
+    /// each vCPU, when all is restored and before it runs.
     ///
     /// # Errors
     /// Names the ioctl that failed.

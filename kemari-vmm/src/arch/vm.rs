@@ -1,13 +1,14 @@
 //! State of the virtual machine as a whole: interrupt controllers, interval timer, clock.
 //!
 //! # Order
-//! Save: devices first (they can raise interrupts), then vCPUs, then this. Restore: vCPUs first, then this, before any
-//! vCPU runs: KVM derives its clock from the vCPUs' TSCs, and the guest must not read it before it is set.
+//! Save: devices first (they can raise interrupts), then vCPUs, then this. Restore: vCPUs first, then this,
+//! before any vCPU runs: KVM derives its clock from the vCPUs' TSCs, and the guest must not read it before it
+//! is set.
 //!
 //! # Time
-//! A restore may advance time by what has passed since the save ([`VmState::wall_clock_elapsed_ns`]). The same amount
-//! goes to the clock here and to the TSC of each vCPU, so that a guest sees the two agree. It is never negative:
-//! monotonic time never steps back.
+//! A restore may advance time by what has passed since the save ([`VmState::wall_clock_elapsed_ns`]). The
+//! same amount goes to the clock here and to the TSC of each vCPU, so that a guest sees the two agree. It is
+//! never negative: monotonic time never steps back.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -21,8 +22,8 @@ use serde::{Deserialize, Serialize};
 use super::{ArchError, named};
 use crate::state::{State, StateKind};
 
-/// Most by which a restore advances time, in nanoseconds. A longer absence means that the hosts' wall clocks disagree:
-/// the guest then goes on from where it was.
+/// Most by which a restore advances time, in nanoseconds. A longer absence means that the hosts' wall clocks
+/// disagree: the guest then goes on from where it was.
 pub const CLOCK_ADVANCE_NS_MAX: u64 = 600 * 1_000_000_000;
 
 pub(super) const PIC_BYTES: usize = size_of::<kvm_pic_state>();
@@ -67,7 +68,8 @@ impl VmState {
         self.pit = vm.get_pit2().map_err(named("KVM_GET_PIT2"))?;
         let clock = vm.get_clock().map_err(named("KVM_GET_CLOCK"))?;
         self.clock_ns = clock.clock;
-        // An older KVM does not pair the clocks: the moment between the two readings is then lost to the guest.
+        // An older KVM does not pair the clocks: the moment between the two readings is then lost to the
+        // guest.
         let paired = clock.flags & KVM_CLOCK_REALTIME != 0;
         self.realtime_ns = if paired { clock.realtime } else { realtime_ns() };
         for (chip, pic) in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE]
@@ -82,8 +84,8 @@ impl VmState {
         Ok(())
     }
 
-    /// Nanoseconds by which the wall clock went on since the save, for a guest whose clocks shall be right again: 0 if
-    /// this host's clock is behind, or further ahead than [`CLOCK_ADVANCE_NS_MAX`].
+    /// Nanoseconds by which the wall clock went on since the save, for a guest whose clocks shall be right
+    /// again: 0 if this host's clock is behind, or further ahead than [`CLOCK_ADVANCE_NS_MAX`].
     pub fn wall_clock_elapsed_ns(&self) -> u64 {
         let elapsed = realtime_ns().saturating_sub(self.realtime_ns);
         if elapsed > CLOCK_ADVANCE_NS_MAX {
@@ -96,8 +98,8 @@ impl VmState {
         elapsed
     }
 
-    /// Loads the state into a VM whose vCPUs stand still and have been restored. `advance_ns` is added to the clock; it
-    /// must be what the vCPUs were restored with: [`VmState::wall_clock_elapsed_ns`] once, or 0.
+    /// Loads the state into a VM whose vCPUs stand still and have been restored. `advance_ns` is added to the
+    /// clock; it must be what the vCPUs were restored with: [`VmState::wall_clock_elapsed_ns`] once, or 0.
     ///
     /// # Errors
     /// Names the ioctl that failed.
@@ -109,7 +111,8 @@ impl VmState {
             )));
         }
         vm.set_pit2(&self.pit).map_err(named("KVM_SET_PIT2"))?;
-        // Without KVM_CLOCK_REALTIME: KVM would add the elapsed time itself, a little different from the TSCs'.
+        // Without KVM_CLOCK_REALTIME: KVM would add the elapsed time itself,
+        // a little different from the TSCs'.
         let clock = kvm_clock_data {
             clock: self.clock_ns.saturating_add(advance_ns),
             ..Default::default()
@@ -147,7 +150,8 @@ pub(super) fn get_chip(vm: &VmFd, chip_id: u32) -> Result<[u8; CHIP_BYTES], Arch
         ..Default::default()
     };
     vm.get_irqchip(&mut chip).map_err(named("KVM_GET_IRQCHIP"))?;
-    // SAFETY: every byte of the union was initialised, by `default` or by KVM, and any bytes are valid integers.
+    // SAFETY: every byte of the union was initialised, by `default` or by KVM,
+    // and any bytes are valid integers.
     Ok(unsafe { chip.chip.dummy }.map(|byte| byte as u8))
 }
 

@@ -33,8 +33,8 @@ impl XsaveArea {
     pub fn read(&mut self, vcpu: &VcpuFd, words: &mut Vec<u32>) -> Result<(), ArchError> {
         words.clear();
         if self.has_xsave2 {
-            // SAFETY: the area has as many bytes as KVM_CAP_XSAVE2 names for this VM, and no feature is enabled for
-            // this process afterwards.
+            // SAFETY: the area has as many bytes as KVM_CAP_XSAVE2 names for this VM, and no feature is
+            // enabled for this process afterwards.
             unsafe { vcpu.get_xsave2(&mut self.area) }.map_err(named("KVM_GET_XSAVE2"))?;
             words.extend(self.area.as_fam_struct_ref().xsave.region);
             words.extend(self.area.as_slice());
@@ -64,7 +64,8 @@ impl XsaveArea {
         let region = unsafe { &mut self.area.as_mut_fam_struct().xsave.region };
         fill(region, head);
         fill(self.area.as_mut_slice(), tail);
-        // SAFETY: the area has the bytes that KVM reads: those of KVM_CAP_XSAVE2, and at least the old structure's.
+        // SAFETY: the area has the bytes that KVM reads: those of KVM_CAP_XSAVE2,
+        // and at least the old structure's.
         unsafe { vcpu.set_xsave2(&self.area) }.map_err(named("KVM_SET_XSAVE"))
     }
 }

@@ -80,8 +80,8 @@ fn boot_info_bytes(info: &abi::BootInfo) -> Vec<u8> {
 
 /// Writes the guest and its tables.
 pub fn load(memory: &Memory, elf: &Elf, bytes: &[u8], info: &abi::BootInfo) -> Result<Entry, BootError> {
-    // Descriptor tables, task states with their I/O permission bitmaps, ring 0's stacks, boot info: all that the former
-    // guest had.
+    // Descriptor tables, task states with their I/O permission bitmaps, ring 0's stacks, boot info: all that
+    // the former guest had.
     clear(memory, abi::GDT, abi::PAGE_TABLES - abi::GDT, "boot tables")?;
     let areas = (abi::VCPUS_MAX as u64 - 1) * abi::VCPU_AREA_BYTES;
     clear(memory, abi::VCPU_AREAS, areas, "task states")?;

@@ -219,7 +219,8 @@ fn garbage_elf_files_are_refused_with_a_reason() {
     assert!(refused(&patched(18, &[40, 0])).contains("another processor"));
     assert!(refused(&patched(16, &[3, 0])).contains("not statically linked"));
     assert!(refused(&patched(56, &[0xff, 0xff])).contains("program headers"));
-    // The entry outside, the physical address below 1 MiB, sizes that overflow, a note longer than its segment.
+    // The entry outside, the physical address below 1 MiB, sizes that overflow,
+    // a note longer than its segment.
     assert!(refused(&patched(24, &u64::MAX.to_le_bytes())).contains("entry"));
     assert!(refused(&patched(64 + 24, &0u64.to_le_bytes())).contains("below 1 MiB"));
     assert!(refused(&patched(64 + 40, &u64::MAX.to_le_bytes())).contains("impossible sizes"));

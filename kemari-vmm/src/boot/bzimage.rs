@@ -69,8 +69,8 @@ impl BzImage {
         self.header.cmdline_size as usize
     }
 
-    /// Where to load the kernel so that it and the memory it needs while it unpacks itself lie in `start..end`: where
-    /// it prefers, else at the lowest place that suits it.
+    /// Where to load the kernel so that it and the memory it needs while it unpacks itself lie in
+    /// `start..end`: where it prefers, else at the lowest place that suits it.
     pub fn load_address(&self, start: u64, end: u64) -> Option<u64> {
         let bytes = u64::from(self.header.init_size);
         let fits =

@@ -1,4 +1,5 @@
-//! ELF files: segments, and the two notes that tell how to enter (System V ABI, "Object files"; 64-bit, x86-64).
+//! ELF files: segments, and the two notes that tell how to enter (System V ABI, "Object files"; 64-bit,
+//! x86-64).
 
 use linux_loader::elf::{Elf64_Ehdr, Elf64_Nhdr, Elf64_Phdr, PT_LOAD, PT_NOTE};
 use vm_memory::ByteValued;

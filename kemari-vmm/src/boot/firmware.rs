@@ -1,7 +1,7 @@
 //! Firmware: what runs from the reset vector and boots a disk, as SeaBIOS does.
 //!
-//! It lies below 4 GiB, where nobody can write it, and the end of it in memory below 1 MiB, where it runs, and which it
-//! writes. What it asks of its machine it reads at two ports ([`crate::devices::fw_cfg`]).
+//! It lies below 4 GiB, where nobody can write it, and the end of it in memory below 1 MiB, where it runs,
+//! and which it writes. What it asks of its machine it reads at two ports ([`crate::devices::fw_cfg`]).
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
@@ -21,7 +21,8 @@ const ENTRY_FROM_END: usize = 16;
 /// What the first instruction may be: jumps, the last one far.
 const JUMPS: [u8; 3] = [0xe9, 0xeb, 0xea];
 
-/// Items with numbers of their own (docs/specs/fw_cfg.rst of QEMU): how many processors there are, and may be.
+/// Items with numbers of their own (docs/specs/fw_cfg.rst of QEMU): how many processors there are,
+/// and may be.
 const PROCESSORS: u16 = 5;
 const PROCESSORS_MAX: u16 = 15;
 /// Types of memory.

@@ -1,4 +1,5 @@
-//! Linux by its 64-bit boot protocol (Documentation/arch/x86/boot.rst) and by PVH (Xen's docs/misc/pvh.pandoc).
+//! Linux by its 64-bit boot protocol (Documentation/arch/x86/boot.rst) and by PVH (Xen's
+//! docs/misc/pvh.pandoc).
 
 use linux_loader::bootparam::{boot_e820_entry, boot_params};
 use linux_loader::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
@@ -21,10 +22,11 @@ const LOADER_UNDEFINED: u8 = 0xff;
 /// Distance of the 64-bit entry from the load address.
 const ENTRY_64_OFFSET: u64 = 0x200;
 
-/// What a guest finds at the reset vector, in real mode: `mov dx, 0x600; mov al, 6; out dx, al; hlt; jmp` to the hlt.
+/// What a guest finds at the reset vector, in real mode: `mov dx, 0x600; mov al, 6; out dx, al; hlt; jmp` to
+/// the hlt.
 ///
-/// Linux asks the firmware to reset a hardware-reduced machine: UEFI, and where there is none, the BIOS of a PC, by a
-/// jump to its reset vector; ACPI's reset register comes after it.
+/// Linux asks the firmware to reset a hardware-reduced machine: UEFI, and where there is none, the BIOS of a
+/// PC, by a jump to its reset vector; ACPI's reset register comes after it.
 const RESET_CODE: [u8; 9] = {
     let [port_low, port_high] = abi::RESET_PORT.to_le_bytes();
     [

@@ -1,9 +1,10 @@
 //! Kernels and firmware: recognised once, loaded at every start of the guest.
 //!
-//! Three kinds are known: a Linux bzImage, entered in 64-bit mode by Linux's boot protocol; an ELF file with a PVH
-//! note (an uncompressed `vmlinux`), entered in 32-bit mode with Xen's start info; and Kemari's bare guest
-//! ([`crate::arch::layout::abi`]). Instead of a kernel there may be firmware, which
-//! finds one on a disk. The files stay in memory, so that a guest can reboot although they are gone or changed.
+//! Three kinds are known: a Linux bzImage, entered in 64-bit mode by Linux's boot protocol; an ELF file with
+//! a PVH note (an uncompressed `vmlinux`), entered in 32-bit mode with Xen's start info; and Kemari's bare
+//! guest ([`crate::arch::layout::abi`]). Instead of a kernel there may be firmware, which
+//! finds one on a disk. The files stay in memory, so that a guest can reboot although they are gone or
+//! changed.
 
 mod bare;
 mod bzimage;
@@ -67,7 +68,8 @@ impl Kernel {
     /// Reads the files and recognises the kernel.
     ///
     /// # Errors
-    /// If a file cannot be read or is too large, if the kernel is of no known kind, or if the command line is too long.
+    /// If a file cannot be read or is too large, if the kernel is of no known kind, or if the command line is
+    /// too long.
     pub fn open(config: &BootConfig) -> Result<Self, BootError> {
         let path = config.kernel.clone();
         let bytes = read(&path, KERNEL_BYTES_MAX)?;
@@ -138,8 +140,8 @@ impl Kernel {
         rom.map(|_| firmware::items(memory, devices, vcpu_count))
     }
 
-    /// A number that differs between different kernels, initrds or command lines, and is the same on every host.
-    /// It guards against mistakes, not against forgery.
+    /// A number that differs between different kernels, initrds or command lines, and is the same on every
+    /// host. It guards against mistakes, not against forgery.
     pub fn digest(&self) -> u64 {
         let initrd = self.initrd.as_deref().unwrap_or_default();
         [&self.bytes, initrd, self.cmdline.as_bytes()]

@@ -12,7 +12,8 @@ use super::{Call, Calls, When, call, call_if, option};
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// The newest call that a list may name: of Linux 5.11. C libraries do without newer ones, as kernels may lack them.
+/// The newest call that a list may name: of Linux 5.11. C libraries do without newer ones,
+/// as kernels may lack them.
 pub(super) const NEWEST: libc::c_long = libc::SYS_epoll_pwait2;
 
 /// What is refused instead of ending the process: nobody is harmed by the try.
@@ -81,8 +82,8 @@ pub fn install(calls: &Calls, reports: bool) -> io::Result<()> {
     )
 }
 
-/// Before all else: what is newer than the lists is answered with ENOSYS. A call in another form of the processor's, which
-/// has a bit above all numbers (x32), is as new.
+/// Before all else: what is newer than the lists is answered with ENOSYS. A call in another form of the
+/// processor's, which has a bit above all numbers (x32), is as new.
 fn newer_are_unknown() -> [sock_filter; 3] {
     let step = |code: u32, jf: u8, k: u32| sock_filter {
         code: code as u16,

@@ -1,5 +1,5 @@
-//! Calls that do the same: which of them a C library makes is a matter of its version, of how it is linked, of the kernel.
-//! So whoever may make one of them may make all. A list names one, and means its whole line.
+//! Calls that do the same: which of them a C library makes is a matter of its version, of how it is linked,
+//! of the kernel. So whoever may make one of them may make all. A list names one, and means its whole line.
 
 use libc::c_long;
 

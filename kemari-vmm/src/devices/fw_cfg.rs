@@ -1,7 +1,8 @@
-//! What firmware is told of its machine: QEMU's "firmware configuration" (docs/specs/fw_cfg.rst of QEMU), read byte by
-//! byte at a port, without DMA.
+//! What firmware is told of its machine: QEMU's "firmware configuration" (docs/specs/fw_cfg.rst of QEMU),
+//! read byte by byte at a port, without DMA.
 //!
-//! The items are made from what both hosts have in common, and never change. Where the firmware reads is state.
+//! The items are made from what both hosts have in common, and never change.
+//! Where the firmware reads is state.
 
 use std::sync::{Arc, Mutex};
 
@@ -17,7 +18,8 @@ pub const DATA_PORT: u16 = 0x511;
 /// Longest name of a file, in bytes; a zero ends it.
 pub const NAME_BYTES_MAX: usize = 55;
 
-/// Items that are not files: what says that the interface is there, what it can do, and the directory of the files.
+/// Items that are not files: what says that the interface is there, what it can do,
+/// and the directory of the files.
 const SIGNATURE: u16 = 0;
 const FEATURES: u16 = 1;
 const DIRECTORY: u16 = 0x19;
@@ -118,8 +120,8 @@ impl Quiet for FwCfg {
         &self.place
     }
 
-    /// The offset is the port's number. However many bytes are read at once, they follow each other; behind an item's end,
-    /// and of an item that there is not, they are zeros.
+    /// The offset is the port's number. However many bytes are read at once, they follow each other; behind
+    /// an item's end, and of an item that there is not, they are zeros.
     fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         if offset != u64::from(DATA_PORT) {

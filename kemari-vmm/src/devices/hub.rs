@@ -37,19 +37,20 @@ impl Hub {
         self.held.store(hold, Ordering::SeqCst);
     }
 
-    /// Held by a back end's thread while it touches guest memory or a ring. A capture waits for it, and it for a
-    /// capture, so that each request is wholly finished or on its list.
+    /// Held by a back end's thread while it touches guest memory or a ring. A capture waits for it, and it
+    /// for a capture, so that each request is wholly finished or on its list.
     pub fn working(&self) -> RwLockReadGuard<'_, ()> {
         self.frozen.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Held during a capture. All vCPUs must be parked before: their device accesses do not take part in this lock.
+    /// Held during a capture. All vCPUs must be parked before:
+    /// their device accesses do not take part in this lock.
     pub fn freeze(&self) -> RwLockWriteGuard<'_, ()> {
         self.frozen.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An edge on an interrupt line. Synchronous, so that it is in the interrupt controller's state when a capture
-    /// follows.
+    /// An edge on an interrupt line. Synchronous, so that it is in the interrupt controller's state when a
+    /// capture follows.
     pub fn pulse(&self, gsi: u32) {
         for level in [true, false] {
             if let Err(error) = self.vm.set_irq_line(gsi, level) {

@@ -13,8 +13,8 @@ use crate::event::EventChannel;
 use crate::release::Releasable;
 use crate::state::{StateBlob, StateError, StateKind};
 
-/// One device of the machine. Its methods are called by vCPU threads, by its own threads and by whoever pauses the
-/// machine; what may run beside what is said in [`crate::machine`].
+/// One device of the machine. Its methods are called by vCPU threads, by its own threads and by whoever
+/// pauses the machine; what may run beside what is said in [`crate::machine`].
 pub trait Device: Send + Sync {
     /// The guest reads `data.len()` bytes at an offset into the device's range.
     fn read(&self, offset: u64, data: &mut [u8]);
@@ -39,15 +39,16 @@ pub trait Device: Send + Sync {
     fn release_all(&self) {
         self.let_go(Releasable::Any);
     }
-    /// Waits until everything captured or released is finished and durable, before the machine is stopped or goes on
-    /// elsewhere. What is held stays held: if it goes on here after all, nothing is lost.
+    /// Waits until everything captured or released is finished and durable, before the machine is stopped or
+    /// goes on elsewhere. What is held stays held: if it goes on here after all, nothing is lost.
     fn drain(&self);
     /// The machine never runs again and releases nothing more: whoever waits for a release stops waiting.
     fn abandon(&self);
-    /// The machine is reset. Waits until captured or released output is finished; drops what was never captured.
+    /// The machine is reset. Waits until captured or released output is finished;
+    /// drops what was never captured.
     fn reset(&self);
-    /// After a restore: works through its rings as if kicked, and interrupts once a queue. Spurious interrupts and
-    /// kicks are harmless, lost ones are not.
+    /// After a restore: works through its rings as if kicked, and interrupts once a queue. Spurious
+    /// interrupts and kicks are harmless, lost ones are not.
     fn wake(&self);
     /// Whether it has stopped because the guest's driver broke the rules.
     fn is_broken(&self) -> bool {

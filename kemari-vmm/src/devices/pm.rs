@@ -1,6 +1,7 @@
-//! The fixed registers of ACPI (ACPI 6.5, section 4.8.3) as a machine with firmware has them: such a machine has what a PC
-//! has, also the interrupt controllers and the timer that firmware sets up, and a guest that is told of a hardware-reduced
-//! one would leave them as firmware did. No event ever comes; a guest powers off by them.
+//! The fixed registers of ACPI (ACPI 6.5, section 4.8.3) as a machine with firmware has them: such a machine
+//! has what a PC has, also the interrupt controllers and the timer that firmware sets up, and a guest that is
+//! told of a hardware-reduced one would leave them as firmware did. No event ever comes; a guest powers off
+//! by them.
 
 use std::sync::{Arc, Mutex};
 

@@ -87,7 +87,8 @@ impl Ports {
         (self.sink)(PowerEvent::Reset);
     }
 
-    /// Whether the guest asked for a power-off that is not carried out yet: the sync that contains it is its last.
+    /// Whether the guest asked for a power-off that is not carried out yet:
+    /// the sync that contains it is its last.
     pub fn power_off_wanted(&self) -> bool {
         self.lock().power_off.is_some()
     }

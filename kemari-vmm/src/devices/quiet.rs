@@ -7,8 +7,8 @@ use crate::event::EventChannel;
 use crate::release::Releasable;
 use crate::state::{State, StateBlob, StateError, StateKind};
 
-/// A device of which the guest reads and writes registers, and nobody else sees anything: nothing of it is held or captured,
-/// and there is one of it in a machine.
+/// A device of which the guest reads and writes registers, and nobody else sees anything: nothing of it is
+/// held or captured, and there is one of it in a machine.
 pub(super) trait Quiet: Send + Sync {
     /// What the guest has written; at a power-on all of it is the default.
     type Registers: State + Default;

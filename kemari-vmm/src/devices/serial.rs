@@ -1,5 +1,5 @@
-//! The 16550 console. It has no ring: what the guest has written waits in a bounded, numbered buffer, which is device
-//! state. Console output is at-least-once across a takeover.
+//! The 16550 console. It has no ring: what the guest has written waits in a bounded, numbered buffer, which
+//! is device state. Console output is at-least-once across a takeover.
 
 use std::convert::Infallible;
 use std::io::{self, Write};
@@ -60,8 +60,8 @@ pub struct Console {
 
 #[derive(Serialize, Deserialize)]
 struct SavedConsole {
-    /// Divisor low and high, interrupt enable and identification, line control and status, modem control and status,
-    /// scratch: in the order of the chip's registers.
+    /// Divisor low and high, interrupt enable and identification, line control and status, modem control and
+    /// status, scratch: in the order of the chip's registers.
     registers: [u8; 9],
     input: Vec<u8>,
     output: HeldBytes,
@@ -136,7 +136,8 @@ impl Device for Console {
         let [byte] = data else { return };
         let mut guard = self.lock();
         let core = &mut *guard;
-        // The line's interrupt cannot fail, and a full input FIFO in loopback mode loses the byte as a real chip does.
+        // The line's interrupt cannot fail, and a full input FIFO in loopback mode loses the byte as a real
+        // chip does.
         let _ = core.chip.write(offset as u8, *byte);
         let written = std::mem::take(&mut core.chip.writer_mut().0);
         if written.is_empty() {

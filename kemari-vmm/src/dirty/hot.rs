@@ -1,17 +1,17 @@
-//! Pages that the guest writes in every epoch. To see that again, KVM would have to protect them at each capture, and the
-//! guest would pay a fault for each: the largest cost of a sync that it notices. They are left writable instead, and
-//! count as dirty without being asked.
+//! Pages that the guest writes in every epoch. To see that again, KVM would have to protect them at each
+//! capture, and the guest would pay a fault for each: the largest cost of a sync that it notices. They are
+//! left writable instead, and count as dirty without being asked.
 //!
-//! Whether such a page is still written is found out by looking at its content now and then, at two captures in a row; and by
-//! those who look at all content anyway, to send only what has changed of it. KVM protects the pages
-//! that are named in entries of its rings which are given back. An entry of a page that stays writable names none, or in its
-//! place one that is not written any more. That never makes fewer of them: if many are not written any more, all are
-//! protected at once, which takes KVM longer.
+//! Whether such a page is still written is found out by looking at its content now and then, at two captures
+//! in a row; and by those who look at all content anyway, to send only what has changed of it. KVM protects
+//! the pages that are named in entries of its rings which are given back. An entry of a page that stays
+//! writable names none, or in its place one that is not written any more. That never makes fewer of them: if
+//! many are not written any more, all are protected at once, which takes KVM longer.
 
 use std::time::{Duration, Instant};
 
-/// A page that was written in so many epochs in a row is left writable. With 3 fewer are sent in vain, but the faults of the
-/// others cost the guest more than that.
+/// A page that was written in so many epochs in a row is left writable. With 3 fewer are sent in vain, but
+/// the faults of the others cost the guest more than that.
 const EPOCHS: u32 = 2;
 /// Pages whose content is remembered at each capture, and looked at again at the next: at least so many,
 const LOOKS_MIN: usize = 4;
@@ -19,8 +19,9 @@ const LOOKS_MIN: usize = 4;
 const LOOKS_SHARE: usize = 16;
 /// Most pages that are left writable.
 const PAGES_MAX: usize = 4096;
-/// If those who look at all content find a page unchanged so often in a row, it is not written any more. Being looked at so
-/// often in vain costs about as much as the fault by which the guest would tell of its next write.
+/// If those who look at all content find a page unchanged so often in a row, it is not written any more.
+/// Being looked at so often in vain costs about as much as the fault by which the guest would tell of its
+/// next write.
 const UNCHANGED_MAX: u8 = 6;
 /// So many pages that are not written any more are put up with.
 const IDLE_PAGES: usize = 8;
@@ -44,8 +45,8 @@ pub enum Fate {
 /// Which pages stay writable.
 #[derive(Debug, Default)]
 pub struct Hot {
-    /// Of each page of each slot: the number of the last capture that it was in as an entry, its lower bits; above them, in how
-    /// many captures in a row it was, or whether it is left writable.
+    /// Of each page of each slot: the number of the last capture that it was in as an entry, its lower bits;
+    /// above them, in how many captures in a row it was, or whether it is left writable.
     known: Vec<Vec<u32>>,
     /// Number of the capture.
     capture: u32,

@@ -17,8 +17,8 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use crate::memory::PAGE_BYTES;
 use crate::signals::SignalsBlocked;
 
-/// Most entries of a ring. When about that many pages are dirty (64 MiB), the vCPU comes out of the guest to have them
-/// taken out, and whoever has to bound what is dirty can look at it, however fast the guest writes.
+/// Most entries of a ring. When about that many pages are dirty (64 MiB), the vCPU comes out of the guest to
+/// have them taken out, and whoever has to bound what is dirty can look at it, however fast the guest writes.
 const ENTRIES_MAX: usize = 16_384;
 
 /// `KVM_DIRTY_GFN_F_DIRTY`: KVM has filled the entry in.
@@ -50,15 +50,16 @@ pub fn enable(vm: &VmFd) -> Option<usize> {
         })
 }
 
-/// Gives KVM back all `read` entries that were read, of all rings: the guest's next write to one of these pages is seen
-/// again. Returns whether it took them all.
+/// Gives KVM back all `read` entries that were read, of all rings: the guest's next write to one of these
+/// pages is seen again. Returns whether it took them all.
 ///
-/// From Linux 6.16 on KVM stops when a signal comes, does not protect the pages of up to 64 entries that it has taken by
-/// then, and says only how many it took (virt/kvm/dirty_ring.c, kvm_dirty_ring_reset). A vCPU's thread is signalled often,
-/// so signals wait meanwhile.
+/// From Linux 6.16 on KVM stops when a signal comes, does not protect the pages of up to 64 entries that it
+/// has taken by then, and says only how many it took (virt/kvm/dirty_ring.c, kvm_dirty_ring_reset). A vCPU's
+/// thread is signalled often, so signals wait meanwhile.
 pub fn reset(vm: &VmFd, read: usize) -> Result<bool, kvm_ioctls::Error> {
     let _blocked = SignalsBlocked::new();
-    // SAFETY: the request takes no argument and touches no memory of ours but the rings, as it is documented to.
+    // SAFETY: the request takes no argument and touches no memory of ours but the rings,
+    // as it is documented to.
     let taken = unsafe { libc::ioctl(vm.as_raw_fd(), KVM_RESET_DIRTY_RINGS) };
     match usize::try_from(taken) {
         Ok(taken) => Ok(taken >= read),
@@ -104,14 +105,15 @@ impl Ring {
         })
     }
 
-    /// Reads what is new: (slot, page within it). KVM has the entries back at the next [`reset`], and then protects the
-    /// pages that they name: `protect` says which one an entry is to name, if any. The vCPU may run.
+    /// Reads what is new: (slot, page within it). KVM has the entries back at the next [`reset`], and then
+    /// protects the pages that they name: `protect` says which one an entry is to name, if any. The vCPU may
+    /// run.
     pub fn read(&mut self, mut protect: impl FnMut((u32, u64)) -> Option<(u32, u64)>) -> usize {
         let mut read = 0;
         // KVM fills no entry again before the reset: one round is the most there can be.
         while read < self.count {
-            // SAFETY: `next` is within the mapping; KVM writes `slot` and `offset` before it sets the flag, and leaves
-            // the entry alone until it sees the other flag.
+            // SAFETY: `next` is within the mapping; KVM writes `slot` and `offset` before it sets the flag,
+            // and leaves the entry alone until it sees the other flag.
             let (flags, entry) = unsafe {
                 let entry = self.entries.add(self.next).as_ptr();
                 (AtomicU32::from_ptr(&raw mut (*entry).flags), entry)
@@ -123,9 +125,9 @@ impl Ring {
             let (slot, offset) = unsafe { ((*entry).slot, (*entry).offset) };
             let named = protect((slot, offset)).unwrap_or((NO_SLOT, 0));
             if named != (slot, offset) {
-                // SAFETY: as above: the entry is ours until the flag below is set. KVM takes what it then says as it takes
-                // all from user space, and passes over a slot that does not exist (virt/kvm/dirty_ring.c,
-                // kvm_reset_dirty_gfn).
+                // SAFETY: as above: the entry is ours until the flag below is set. KVM takes what it then
+                // says as it takes all from user space, and passes over a slot that does not exist
+                // (virt/kvm/dirty_ring.c, kvm_reset_dirty_gfn).
                 unsafe { ((*entry).slot, (*entry).offset) = named };
             }
             flags.store(RESET, Ordering::Release);

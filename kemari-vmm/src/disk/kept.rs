@@ -27,7 +27,8 @@ impl KeptDisk {
         &self.disk
     }
 
-    /// Carries out a change, and keeps it until a flush was good. There is one before more would have changed than is kept.
+    /// Carries out a change, and keeps it until a flush was good.
+    /// There is one before more would have changed than is kept.
     pub fn change(&mut self, change: &Arc<Operation>) -> io::Result<()> {
         if !self.unflushed.has_room_for(change.data_bytes()) {
             self.flush()?;
@@ -37,7 +38,8 @@ impl KeptDisk {
         Ok(())
     }
 
-    /// Carries out a change that somebody else has: a flush that fails before the next good one cannot be made good.
+    /// Carries out a change that somebody else has: a flush that fails before the next good one cannot be
+    /// made good.
     pub fn copy(&mut self, change: &Operation) -> io::Result<()> {
         self.disk.carry_out(change)?;
         self.unflushed.note(change.data_bytes(), || None);

@@ -1,9 +1,10 @@
 //! The lock of an image: two users destroy it.
 //!
-//! Two locks, each of which somebody else looks at: that of the whole file (flock(2)), which other Kemaris take, and
-//! those of single bytes that QEMU and its tools take ("open file description" locks, fcntl(2); QEMU's docs/system/
-//! qemu-block-drivers, "Disk image file locking", and block/file-posix.c). There a byte says that a right to the image is
-//! in use, another that it is shared with nobody; who opens it puts its own down first, then looks for those of others.
+//! Two locks, each of which somebody else looks at: that of the whole file (flock(2)), which other Kemaris
+//! take, and those of single bytes that QEMU and its tools take ("open file description" locks, fcntl(2);
+//! QEMU's docs/system/ qemu-block-drivers, "Disk image file locking", and block/file-posix.c). There a byte
+//! says that a right to the image is in use, another that it is shared with nobody; who opens it puts its own
+//! down first, then looks for those of others.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -14,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use super::{DiskConfig, DiskError};
 
-/// How long a lock is waited for: an earlier use by this process may be about to end, and a program that it starts has
-/// its locks, too, until it begins.
+/// How long a lock is waited for: an earlier use by this process may be about to end, and a program that it
+/// starts has its locks, too, until it begins.
 const WAIT_MAX: Duration = Duration::from_millis(300);
 /// How often it is tried meanwhile.
 const RETRY_INTERVAL: Duration = Duration::from_millis(10);
@@ -112,7 +113,8 @@ fn take_bytes(file: &File, used: &[i64], unshared: &[i64]) -> Result<(), TryLock
     Ok(())
 }
 
-/// One call about a lock of bytes; returns the kind of lock that it has left in its argument. `bytes` 0: to the end.
+/// One call about a lock of bytes; returns the kind of lock that it has left in its argument. `bytes` 0:
+/// to the end.
 fn byte_lock(
     file: &File,
     call: libc::c_int,

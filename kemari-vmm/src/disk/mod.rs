@@ -1,8 +1,8 @@
 //! Disk images of the host, and how their I/O is carried out.
 //!
-//! From the guest downwards: a [`Server`] takes jobs, keeps those that overlap in order and decides what a failure means;
-//! an engine carries them out side by side, by io_uring or by threads; a [`Store`] is the image itself, a raw file or
-//! block device, or qcow2, which is only read.
+//! From the guest downwards: a [`Server`] takes jobs, keeps those that overlap in order and decides what a
+//! failure means; an engine carries them out side by side, by io_uring or by threads; a [`Store`] is the
+//! image itself, a raw file or block device, or qcow2, which is only read.
 
 mod buffer;
 mod engine;
@@ -57,7 +57,8 @@ pub enum Cache {
     Direct,
 }
 
-/// What the bytes of an image mean. It is never guessed: a guest could write another format's header into a raw disk.
+/// What the bytes of an image mean. It is never guessed: a guest could write another format's header into a
+/// raw disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// They are the disk's.
@@ -101,12 +102,13 @@ pub struct DiskConfig {
     pub io: Io,
     /// What becomes of a request that failed.
     pub on_error: OnError,
-    /// Bytes of the guest's blocks, a multiple of 512: the image counts as so many whole ones, and what is behind them is
-    /// left alone.
+    /// Bytes of the guest's blocks, a multiple of 512: the image counts as so many whole ones, and what is
+    /// behind them is left alone.
     pub block_bytes: u32,
     /// Refuse writes.
     pub read_only: bool,
-    /// Whether an image that another process has locked is opened all the same: only after that one was fenced.
+    /// Whether an image that another process has locked is opened all the same:
+    /// only after that one was fenced.
     pub ignore_lock: bool,
 }
 
@@ -163,9 +165,9 @@ impl Disk {
         })
     }
 
-    /// Looks whether [`Disk::open`] would succeed, taking no lock: also of an image that somebody uses. Of a qcow2 image
-    /// its header and those of its backing files are looked at, not all of their tables. Returns what its files are: itself,
-    /// and its backing files from the first down.
+    /// Looks whether [`Disk::open`] would succeed, taking no lock: also of an image that somebody uses. Of a
+    /// qcow2 image its header and those of its backing files are looked at, not all of their tables. Returns
+    /// what its files are: itself, and its backing files from the first down.
     pub fn examine(config: &DiskConfig) -> Result<Vec<Metadata>, DiskError> {
         check_use(config)?;
         let (file, kind) = open_file(config, false)?;
@@ -237,8 +239,8 @@ impl Disk {
         &self.path
     }
 
-    /// Makes all that was written durable. An image that a [`Server`] serves is flushed by [`Server::flush`]: of two flushes
-    /// of one file at a time only one is told that it failed.
+    /// Makes all that was written durable. An image that a [`Server`] serves is flushed by [`Server::flush`]:
+    /// of two flushes of one file at a time only one is told that it failed.
     ///
     /// # Errors
     /// From the first failure on always: what was written since the last good flush may be lost.
@@ -251,8 +253,9 @@ impl Disk {
         self.store.is_hole(range.start, range.end - range.start)
     }
 
-    /// Makes what the host's page cache holds of it durable, and lets the host forget it: what is read next comes from the
-    /// disk itself. After a write-back that has failed, in this process or an earlier one, only that proves anything.
+    /// Makes what the host's page cache holds of it durable, and lets the host forget it: what is read next
+    /// comes from the disk itself. After a write-back that has failed, in this process or an earlier one,
+    /// only that proves anything.
     ///
     /// # Errors
     /// If it cannot be made durable: then nobody knows what is on the disk.
@@ -284,7 +287,8 @@ impl Disk {
     }
 }
 
-/// Opens an image, whatever is in it, and locks it as one that is read, or written to. The locks go with the file.
+/// Opens an image, whatever is in it, and locks it as one that is read, or written to.
+/// The locks go with the file.
 pub fn hold(path: &Path, write: bool) -> Result<File, DiskError> {
     let config = DiskConfig {
         read_only: !write,
@@ -313,8 +317,8 @@ fn open_error(path: &Path) -> impl Fn(io::Error) -> DiskError + Copy {
     }
 }
 
-/// Whether its format can be used so, and there is what is to carry out the I/O. Said here, and not only when a [`Server`]
-/// starts: that is too late for a host that takes a VM over.
+/// Whether its format can be used so, and there is what is to carry out the I/O. Said here, and not only when
+/// a [`Server`] starts: that is too late for a host that takes a VM over.
 fn check_use(config: &DiskConfig) -> Result<(), DiskError> {
     match (config.format, config.io) {
         (Format::Qcow2, _) if !config.read_only => {
@@ -329,7 +333,8 @@ fn check_use(config: &DiskConfig) -> Result<(), DiskError> {
     }
 }
 
-/// Opens the file or the block device. `exclusive`: a block device that this host has mounted, or in a volume, is refused.
+/// Opens the file or the block device. `exclusive`: a block device that this host has mounted,
+/// or in a volume, is refused.
 fn open_file(config: &DiskConfig, exclusive: bool) -> Result<(File, FileType), DiskError> {
     let path = config.path.clone();
     let kind = std::fs::metadata(&path).map_err(open_error(&path))?.file_type();

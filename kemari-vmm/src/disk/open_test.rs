@@ -62,7 +62,8 @@ fn an_image_that_io_uring_is_to_serve_is_of_no_use_without() {
 fn cached_pages(file: &std::fs::File, bytes: usize) -> usize {
     use std::os::fd::AsRawFd;
     let mut pages = vec![0u8; bytes.div_ceil(4096)];
-    // SAFETY: a fresh mapping of the file, which the kernel looks at and nobody reads, and one byte for each page.
+    // SAFETY: a fresh mapping of the file, which the kernel looks at and nobody reads,
+    // and one byte for each page.
     unsafe {
         let map = libc::mmap(
             std::ptr::null_mut(),

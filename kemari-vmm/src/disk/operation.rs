@@ -26,7 +26,8 @@ pub enum Operation {
         /// So many.
         bytes: usize,
     },
-    /// Read into the guest's memory. Whoever asks for it marks the pages dirty when it has ended, well or not.
+    /// Read into the guest's memory. Whoever asks for it marks the pages dirty when it has ended,
+    /// well or not.
     ReadInto {
         /// From this byte on.
         offset: u64,
@@ -40,8 +41,8 @@ pub enum Operation {
         /// The bytes.
         data: Vec<u8>,
     },
-    /// Write straight from the guest's memory, which may change meanwhile: only where nobody else must write the same
-    /// bytes.
+    /// Write straight from the guest's memory, which may change meanwhile: only where nobody else must write
+    /// the same bytes.
     WriteFrom {
         /// From this byte on.
         offset: u64,
@@ -59,8 +60,8 @@ pub enum Operation {
     },
     /// Make all that was written durable.
     Flush,
-    /// The same, after a flush that has failed: these changes, all since the last good flush, are made again first. Only
-    /// while no other change is under way. None: they are not known any more, and it fails.
+    /// The same, after a flush that has failed: these changes, all since the last good flush, are made again
+    /// first. Only while no other change is under way. None: they are not known any more, and it fails.
     FlushAgain(Option<Vec<Arc<Operation>>>),
 }
 

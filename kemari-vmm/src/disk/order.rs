@@ -1,7 +1,8 @@
 //! One order for what overlaps, over all queues of a disk.
 //!
-//! Jobs that overlap, at least one of which changes the disk, are carried out one after the other in the order in which
-//! they came. All others go side by side. A flush waits for nothing: it covers what was finished before it came.
+//! Jobs that overlap, at least one of which changes the disk, are carried out one after the other in the
+//! order in which they came. All others go side by side. A flush waits for nothing: it covers what was
+//! finished before it came.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -37,7 +38,8 @@ pub struct Order {
 }
 
 impl Order {
-    /// Appends a job. Returns whether it may be carried out at once; if not, a later [`Order::finish`] names it.
+    /// Appends a job. Returns whether it may be carried out at once; if not,
+    /// a later [`Order::finish`] names it.
     pub fn push(&mut self, id: u64, range: Range<u64>, access: Access) -> bool {
         let waits_for = self
             .places

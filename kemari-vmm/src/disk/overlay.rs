@@ -1,7 +1,7 @@
 //! A throw-away layer over an image that others go on writing: a disk as it is at one moment.
 //!
-//! Whoever changes the image calls [`Overlay::keep`] before. What is written here goes into the layer, and with it to
-//! nothing.
+//! Whoever changes the image calls [`Overlay::keep`] before. What is written here goes into the layer, and
+//! with it to nothing.
 
 use std::collections::HashMap;
 use std::io;
@@ -15,8 +15,8 @@ use super::store::Store;
 /// Bytes of a block of the layer.
 const BLOCK_BYTES: u64 = 4096;
 
-/// What a block of the layer takes beside its bytes: its place in the table, half empty as that may be, and what the
-/// allocator adds.
+/// What a block of the layer takes beside its bytes: its place in the table, half empty as that may be, and
+/// what the allocator adds.
 const ENTRY_BYTES: u64 = 64;
 
 /// Most that is kept under one lock, in blocks: whoever reads meanwhile waits for no more.
@@ -27,8 +27,8 @@ pub struct Overlay {
     /// Closed by whoever it belongs to at any time: then there is nothing more to read.
     image: Weak<Disk>,
     bytes: u64,
-    /// The blocks in which the disk differs from the image, by number. Held for writing while the image changes under it
-    /// or a block is made.
+    /// The blocks in which the disk differs from the image, by number. Held for writing while the image
+    /// changes under it or a block is made.
     layer: RwLock<HashMap<u64, LayerBlock>>,
     /// What the layer holds.
     held_bytes: AtomicU64,
@@ -109,7 +109,8 @@ impl Overlay {
         Ok(())
     }
 
-    /// Whether the layer would hold more than it may, or lacks something: what is read and written since fails.
+    /// Whether the layer would hold more than it may, or lacks something:
+    /// what is read and written since fails.
     pub fn is_over(&self) -> bool {
         self.is_over.load(Ordering::SeqCst)
     }

@@ -1,7 +1,7 @@
 //! Raw images: files and block devices whose bytes are the disk's.
 //!
-//! Direct I/O takes whole blocks of the disk only. A guest may have smaller ones: then a block is read, and, for a write,
-//! changed and written back.
+//! Direct I/O takes whole blocks of the disk only. A guest may have smaller ones: then a block is read, and,
+//! for a write, changed and written back.
 
 mod turns;
 
@@ -19,8 +19,8 @@ use super::store::{Store, write_zeros};
 pub struct RawFile {
     file: File,
     direct: Option<Alignment>,
-    /// The same file through the page cache, for what lies behind its last whole block: direct I/O would write a whole one,
-    /// and make the file longer.
+    /// The same file through the page cache, for what lies behind its last whole block: direct I/O would
+    /// write a whole one, and make the file longer.
     cached: Option<File>,
     turns: Turns,
 }
@@ -193,7 +193,8 @@ impl RawFile {
     fn write_tail(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let cached = self.cached.as_ref().unwrap_or(&self.file);
         cached.write_all_at(data, offset)?;
-        // As direct I/O does: nothing that is done is in the page cache only, and no page outlasts what others write there.
+        // As direct I/O does: nothing that is done is in the page cache only,
+        // and no page outlasts what others write there.
         cached.sync_data()?;
         forget_pages(cached)
     }
@@ -219,8 +220,9 @@ impl RawFile {
     fn zero_blocks(&self, offset: u64, bytes: u64, unmap: bool) -> io::Result<()> {
         let modes = [libc::FALLOC_FL_PUNCH_HOLE, libc::FALLOC_FL_ZERO_RANGE];
         for mode in &modes[usize::from(!unmap)..] {
-            // Whatever the reason is not to do it: not every file system and disk says EOPNOTSUPP, and some do no range that
-            // is not made of their own blocks. What is wrong with the disk itself is wrong with the writes, too.
+            // Whatever the reason is not to do it: not every file system and disk says EOPNOTSUPP, and some
+            // do no range that is not made of their own blocks. What is wrong with the disk itself is wrong
+            // with the writes, too.
             if self.fallocate(*mode, offset, bytes).is_ok() {
                 return Ok(());
             }

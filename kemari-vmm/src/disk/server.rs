@@ -1,6 +1,7 @@
 //! A disk at work: the order of its jobs, what happens when one fails, and the engine under them.
 //!
-//! Flushes go one at a time, each for all that wait for one: of two at a time only one would be told that it failed.
+//! Flushes go one at a time, each for all that wait for one:
+//! of two at a time only one would be told that it failed.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
@@ -90,8 +91,8 @@ enum Flush {
 }
 
 impl Server {
-    /// Begins to serve an image. `ends` is told the ends of the jobs; `watch`, if there is one, of changes before they are
-    /// issued.
+    /// Begins to serve an image. `ends` is told the ends of the jobs; `watch`, if there is one, of changes
+    /// before they are issued.
     pub fn start(
         disk: Arc<Disk>,
         watch: Option<Arc<dyn DiskWatch>>,
@@ -225,7 +226,8 @@ impl Server {
     /// Makes all that has ended durable, and waits for it.
     ///
     /// # Errors
-    /// What the guest was told to be written may be lost; the next flush writes it again first, if it is known still.
+    /// What the guest was told to be written may be lost; the next flush writes it again first, if it is
+    /// known still.
     pub fn flush(&self) -> io::Result<()> {
         let (sender, ended) = channel();
         let mut state = self.lock();
@@ -238,8 +240,8 @@ impl Server {
             .unwrap_or_else(|_| Err(io::Error::other("the disk is not served any more")))
     }
 
-    /// Begins nothing more, and waits until what is under way has ended: this process then does nothing to the image any
-    /// more. What has not begun, or has failed, is left undone, without a word.
+    /// Begins nothing more, and waits until what is under way has ended: this process then does nothing to
+    /// the image any more. What has not begun, or has failed, is left undone, without a word.
     ///
     /// # Errors
     /// If the kernel may yet write what its page cache has of the image.
@@ -348,8 +350,9 @@ impl Server {
         ended
     }
 
-    /// Tells what is finished for good, and only then lets begin what overlaps: a request that is on the device's list
-    /// is carried out again by a takeover, and must not undo a later one that is not on the list any more.
+    /// Tells what is finished for good, and only then lets begin what overlaps: a request that is on the
+    /// device's list is carried out again by a takeover, and must not undo a later one that is not on the
+    /// list any more.
     fn finish(&self, finished: Vec<Outcome>) {
         if finished.is_empty() {
             return;
@@ -407,8 +410,9 @@ impl Server {
         }
     }
 
-    /// Whether what has failed waits for the operator, or for another host to go on, instead of being told to the guest.
-    /// What can never be made good waits only once: the operator's next word is that the guest is to be told.
+    /// Whether what has failed waits for the operator, or for another host to go on, instead of being told to
+    /// the guest. What can never be made good waits only once: the operator's next word is that the guest is
+    /// to be told.
     fn is_to_wait(&self, state: &Jobs, is_flush: bool) -> bool {
         let may_wait = self.disk.on_error() != OnError::Report && !state.always_reports && !state.is_closed;
         may_wait && !(is_flush && state.is_lost)

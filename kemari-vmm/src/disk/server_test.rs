@@ -45,7 +45,8 @@ fn ends_to(to: Sender<Outcome>) -> EndSink {
     })
 }
 
-/// The kernel tells a failed write-back to one flush of a file only: the one under way must not be taken for a good one.
+/// The kernel tells a failed write-back to one flush of a file only:
+/// the one under way must not be taken for a good one.
 #[test]
 fn a_flush_that_succeeds_while_another_fails_has_failed() {
     let ((begins, begun), (ends, may_end), (tells, told)) = (channel(), channel(), channel());

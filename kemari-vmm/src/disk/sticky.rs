@@ -1,9 +1,9 @@
 //! A flush that failed is not forgotten.
 //!
-//! Linux tells a failed write-back once for each open file, and marks the pages clean: from then on the page cache of that
-//! file proves nothing, and the next flush succeeds without what was lost (Documentation/filesystems/vfs.rst, "Handling
-//! errors during writeback"). So after a flush that failed each later one fails, too, until all that has changed since
-//! the last good flush was written again.
+//! Linux tells a failed write-back once for each open file, and marks the pages clean: from then on the page
+//! cache of that file proves nothing, and the next flush succeeds without what was lost
+//! (Documentation/filesystems/vfs.rst, "Handling errors during writeback"). So after a flush that failed each
+//! later one fails, too, until all that has changed since the last good flush was written again.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};

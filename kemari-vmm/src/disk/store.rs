@@ -14,8 +14,8 @@ pub trait Store: Send + Sync {
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
     /// Writes the bytes from this byte on. When it returns, they survive the death of this process.
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()>;
-    /// Makes a range read as zeros; `unmap`: its storage may be given back. As with a write, the death of this process
-    /// does not undo it.
+    /// Makes a range read as zeros; `unmap`: its storage may be given back. As with a write, the death of
+    /// this process does not undo it.
     fn zero(&self, offset: u64, bytes: u64, unmap: bool) -> io::Result<()>;
     /// Makes all that was written before durable: it survives the host's loss of power.
     fn flush(&self) -> io::Result<()>;
@@ -25,7 +25,8 @@ pub trait Store: Send + Sync {
     }
     /// How many bytes there are, now.
     fn bytes(&self) -> io::Result<u64>;
-    /// Makes it so many bytes long, more than it has; what is new reads as zeros. Durable with the next flush.
+    /// Makes it so many bytes long, more than it has; what is new reads as zeros.
+    /// Durable with the next flush.
     fn enlarge(&self, _bytes: u64) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }

@@ -1,16 +1,18 @@
-//! What has changed on a disk since its last good flush, kept so that it can be written again if the next one fails.
+//! What has changed on a disk since its last good flush, kept so that it can be written again if the next one
+//! fails.
 
 use std::sync::Arc;
 
 use super::operation::Operation;
 
-/// Most bytes that are kept of a disk: of a largest request, at least. A guest that changes more before it flushes has to
-/// be told if that flush fails.
+/// Most bytes that are kept of a disk: of a largest request, at least. A guest that changes more before it
+/// flushes has to be told if that flush fails.
 pub const KEPT_BYTES_MAX: usize = (16 << 20) + (64 << 10);
 /// What a change takes beside its data, in bytes.
 const CHANGE_BYTES: usize = 128;
 
-/// The changes since the last good flush, in the order in which they ended: those that overlap never do so together.
+/// The changes since the last good flush, in the order in which they ended:
+/// those that overlap never do so together.
 ///
 /// One flush may be under way. It covers what had ended when it began.
 #[derive(Default)]

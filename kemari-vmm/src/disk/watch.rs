@@ -1,7 +1,9 @@
-//! Watching a disk: somebody who must know of changes before they are issued, and of flushes before the guest does.
+//! Watching a disk: somebody who must know of changes before they are issued,
+//! and of flushes before the guest does.
 //!
-//! A [`DiskWatch`] stands between those who ask something of a disk and its [`super::Server`], on both ends: a change is not
-//! issued before the watch is prepared for it, and the end of a flush is not told before the watch is content.
+//! A [`DiskWatch`] stands between those who ask something of a disk and its [`super::Server`], on both ends:
+//! a change is not issued before the watch is prepared for it, and the end of a flush is not told before the
+//! watch is content.
 
 use std::collections::HashMap;
 use std::io;
@@ -26,8 +28,8 @@ pub const CALLS: Calls = Calls {
     parts: &[COMMON, DEVICES, OPEN_FILES],
 };
 
-/// Who must know of a disk's changes. Ranges are in bytes of the image; requests are named by their numbers, which rise
-/// over the life of the device.
+/// Who must know of a disk's changes. Ranges are in bytes of the image; requests are named by their numbers,
+/// which rise over the life of the device.
 pub trait DiskWatch: Send + Sync {
     /// Whether a change of this range may be issued at once; if so, it is. Must not block.
     fn may_change(&self, range: &Range<u64>) -> bool;
@@ -36,22 +38,22 @@ pub trait DiskWatch: Send + Sync {
     /// # Errors
     /// The guest is not told.
     fn grown(&self, bytes: u64) -> io::Result<()>;
-    /// Makes it so that changes of these ranges may be issued; they are, then. Called on a thread of its own: it may
-    /// block.
+    /// Makes it so that changes of these ranges may be issued; they are, then. Called on a thread of its own:
+    /// it may block.
     ///
     /// # Errors
     /// The changes are not carried out, and the guest is told this error.
     fn prepare(&self, ranges: &[Range<u64>]) -> io::Result<()>;
-    /// A change that was issued, or that [`DiskWatch::prepare`] has refused, has ended, well or not. Until then it may be
-    /// on the image, in part or not at all.
+    /// A change that was issued, or that [`DiskWatch::prepare`] has refused, has ended, well or not. Until
+    /// then it may be on the image, in part or not at all.
     fn changed(&self, id: u64, range: &Range<u64>, ok: bool);
     /// Whether a flush shows something to the outside after all, and needs consent as output does.
     fn flush_is_output(&self) -> bool;
-    /// A flush is about to be issued: it covers all changes that have ended. `ended`: the last request up to which all
-    /// have.
+    /// A flush is about to be issued: it covers all changes that have ended. `ended`: the last request up to
+    /// which all have.
     fn flush_begins(&self, id: u64, ended: Option<u64>);
-    /// A flush has ended well. `tell` tells the guest so, now or later, and from any thread; it must not be called under
-    /// a lock that another method of this trait takes.
+    /// A flush has ended well. `tell` tells the guest so, now or later, and from any thread; it must not be
+    /// called under a lock that another method of this trait takes.
     fn flushed(&self, id: u64, tell: Tell);
 }
 
@@ -129,8 +131,8 @@ impl Watched {
         hand_on(job);
     }
 
-    /// Prepares the watch for jobs that waited, and hands them on. If it cannot be prepared, those that change something
-    /// are returned with the error.
+    /// Prepares the watch for jobs that waited, and hands them on. If it cannot be prepared, those that
+    /// change something are returned with the error.
     pub fn prepare(&self, jobs: Vec<DiskJob>, hand_on: impl Fn(DiskJob)) -> Vec<Outcome> {
         let ranges: Vec<Range<u64>> = jobs.iter().filter_map(|job| job.operation.changes()).collect();
         let result = self.watch.prepare(&ranges);
@@ -152,7 +154,8 @@ impl Watched {
         refused
     }
 
-    /// A job has ended. Returns what is to be told now; the end of a flush the watch tells itself, when it is content.
+    /// A job has ended. Returns what is to be told now; the end of a flush the watch tells itself,
+    /// when it is content.
     pub fn ended(&self, (id, result): Outcome, ends: &EndSink) -> Option<Outcome> {
         let asked = self.lock().asked.remove(&id);
         match asked {

@@ -42,8 +42,8 @@ impl Machine {
         Ok(())
     }
 
-    /// The image that is attached already has all outputs up to request `request`, and durably. After a load: they are
-    /// finished without I/O.
+    /// The image that is attached already has all outputs up to request `request`, and durably. After a load:
+    /// they are finished without I/O.
     pub fn note_applied(&self, id: &str, request: u64) -> Result<(), MachineError> {
         find(&self.parts.disks, id)?.with_backend(|block| block.note_applied(request));
         Ok(())
@@ -59,8 +59,8 @@ impl Machine {
         self.servers().for_each(|server| server.set_always_reports(true));
     }
 
-    /// Closes the images of these disks of a machine that was halted: when it returns, nothing here does anything to them any
-    /// more. See [`Server::close`].
+    /// Closes the images of these disks of a machine that was halted: when it returns, nothing here does
+    /// anything to them any more. See [`Server::close`].
     ///
     /// # Errors
     /// If the kernel may yet write to one by itself.
@@ -109,8 +109,8 @@ impl Machine {
         Ok(find(&self.parts.disks, id)?.with_backend(|block| block.server().cloned()))
     }
 
-    /// Waits until every released request of the disks is finished, and makes it durable. The machine must be paused: a
-    /// running guest could go on making more of them.
+    /// Waits until every released request of the disks is finished, and makes it durable. The machine must be
+    /// paused: a running guest could go on making more of them.
     pub fn drain_disks(&self) {
         self.parts.disks.iter().for_each(|(_, disk)| disk.drain());
     }
@@ -120,8 +120,9 @@ impl Machine {
         Ok(find(&self.parts.disks, id)?.with_backend(|block| block.may_lack()))
     }
 
-    /// The outputs that captured states list for the disks, in the order of each disk's list, with their bytes as they
-    /// lie in this machine's memory. Of each disk those whose number is above what `applied` says.
+    /// The outputs that captured states list for the disks, in the order of each disk's list, with their
+    /// bytes as they lie in this machine's memory. Of each disk those whose number is above what `applied`
+    /// says.
     ///
     /// # Errors
     /// If the states do not fit this machine, or an output lies outside the disk or the memory.

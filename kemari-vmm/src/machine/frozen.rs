@@ -18,8 +18,8 @@ impl Frozen<'_> {
         self.machine.parts.hub.hold_output(true);
     }
 
-    /// All output held now belongs to the capture of `epoch`; its bytes are those of this moment. Returns how many
-    /// outputs these are.
+    /// All output held now belongs to the capture of `epoch`; its bytes are those of this moment. Returns how
+    /// many outputs these are.
     pub fn capture_output(&self, epoch: u64) -> u64 {
         let devices = self.machine.parts.devices();
         devices.map(|device| device.capture(epoch)).sum()
@@ -49,8 +49,8 @@ impl Frozen<'_> {
         Ok(())
     }
 
-    /// Appends the page frame numbers dirtied since the last capture. Once in a capture; saving state may write memory, so
-    /// after it, or see [`Self::collect_more_dirty`].
+    /// Appends the page frame numbers dirtied since the last capture. Once in a capture; saving state may
+    /// write memory, so after it, or see [`Self::collect_more_dirty`].
     pub fn collect_dirty(&self, pages: &mut Vec<u64>) -> Result<(), MachineError> {
         self.machine
             .dirty

@@ -16,8 +16,8 @@ struct Loading<'a> {
 }
 
 impl Machine {
-    /// Continues from a captured state whose pages are in memory. The machine must never have run. `wall_clock_jump`:
-    /// whether the guest's clocks go on from the host's time, or from where they stopped.
+    /// Continues from a captured state whose pages are in memory. The machine must never have run.
+    /// `wall_clock_jump`: whether the guest's clocks go on from the host's time, or from where they stopped.
     ///
     /// # Errors
     /// Nothing has run, and the machine may be loaded again.
@@ -46,8 +46,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Looks at these parts of a state, of which `whole` was loaded or tried: a device takes its part, those of KVM are only
-    /// decoded. What KVM says is found out by [`Machine::try_on`], which costs more.
+    /// Looks at these parts of a state, of which `whole` was loaded or tried: a device takes its part, those
+    /// of KVM are only decoded. What KVM says is found out by [`Machine::try_on`], which costs more.
     ///
     /// # Errors
     /// This host cannot continue from such a state.
@@ -85,8 +85,9 @@ impl Machine {
         Ok(())
     }
 
-    /// Tries whether [`Machine::load`] would succeed, by doing what it does, but for what moves time or writes guest memory.
-    /// The machine must never have run; it still must be loaded, and may be, also if this fails.
+    /// Tries whether [`Machine::load`] would succeed, by doing what it does, but for what moves time or
+    /// writes guest memory. The machine must never have run; it still must be loaded, and may be, also if
+    /// this fails.
     ///
     /// # Errors
     /// This host cannot continue from such a state.

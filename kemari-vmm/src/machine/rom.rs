@@ -1,5 +1,5 @@
-//! Firmware below 4 GiB: memory that a guest reads and executes, and whose writes go nowhere. It is no part of the guest's
-//! memory that is captured: both hosts have the same.
+//! Firmware below 4 GiB: memory that a guest reads and executes, and whose writes go nowhere. It is no part
+//! of the guest's memory that is captured: both hosts have the same.
 
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
@@ -27,8 +27,8 @@ impl Rom {
             memory_size: bytes.len() as u64,
             userspace_addr: region.as_ptr() as u64,
         };
-        // SAFETY: the mapping lives as long as `region`, which the machine drops after its vCPUs have stopped; no other
-        // slot lies there.
+        // SAFETY: the mapping lives as long as `region`, which the machine drops after its vCPUs have
+        // stopped; no other slot lies there.
         unsafe { vm.set_user_memory_region(slot) }.map_err(kvm("take the firmware as read-only memory"))?;
         Ok(Self(region))
     }

@@ -87,7 +87,8 @@ pub enum MachineEvent {
         /// Whether another host should go on, if one can.
         fail_over: bool,
     },
-    /// The guest has dirtied as many pages at once as KVM keeps account of: the dirty log should be looked at.
+    /// The guest has dirtied as many pages at once as KVM keeps account of:
+    /// the dirty log should be looked at.
     MuchDirty,
     /// The guest has done something after which it cannot go on, on this host or another: it is at its end.
     GuestFailed(String),

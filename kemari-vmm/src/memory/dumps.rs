@@ -4,9 +4,11 @@ use vm_memory::GuestMemoryBackend;
 
 use super::Memory;
 
-/// Keeps these bytes out of core dumps, with what else is in their first and last page (madvise(2), MADV_DONTDUMP).
+/// Keeps these bytes out of core dumps, with what else is in their first and last page (madvise(2),
+/// MADV_DONTDUMP).
 ///
-/// It is a second door: a side's process makes no dumps at all. Where the kernel refuses it, that one remains.
+/// It is a second door: a side's process makes no dumps at all. Where the kernel refuses it,
+/// that one remains.
 pub fn keep_out_of_dumps(bytes: &[u8]) {
     let range = bytes.as_ptr_range();
     keep_out(range.start, range.end);
@@ -24,7 +26,8 @@ fn keep_out(start: *const u8, end: *const u8) {
     let first = start as usize & !(super::PAGE_BYTES - 1);
     let size = (end as usize - first).next_multiple_of(super::PAGE_BYTES);
     let page = start.wrapping_sub(start as usize - first).cast_mut();
-    // SAFETY: these are whole pages of mappings of ours; the advice changes neither their content nor who may use them.
+    // SAFETY: these are whole pages of mappings of ours; the advice changes neither their content nor who may
+    // use them.
     unsafe { libc::madvise(page.cast(), size, libc::MADV_DONTDUMP) };
 }
 

@@ -1,11 +1,11 @@
 //! A copy of guest memory as it is at one moment, of which only those pages are made that somebody needs.
 //!
-//! The original goes on changing: whoever changes a page of it calls [`LazyCopy::keep`] before. What the copy's user
-//! touches first is copied at that moment, by a thread that answers the page faults. The original stays as it is: its
-//! pages are neither shared nor protected nor taken apart, so nothing stands still and nothing of it has to be locked
-//! again. The price is memory for every page that the user of the copy touches, or that changes in the original
-//! meanwhile. A page of zeros takes none before it is written, but nobody tells of that: it counts as soon as the user
-//! touches it.
+//! The original goes on changing: whoever changes a page of it calls [`LazyCopy::keep`] before. What the
+//! copy's user touches first is copied at that moment, by a thread that answers the page faults. The original
+//! stays as it is: its pages are neither shared nor protected nor taken apart, so nothing stands still and
+//! nothing of it has to be locked again. The price is memory for every page that the user of the copy
+//! touches, or that changes in the original meanwhile. A page of zeros takes none before it is written, but
+//! nobody tells of that: it counts as soon as the user touches it.
 
 mod faults;
 
@@ -51,8 +51,8 @@ struct Pages {
     original: Memory,
     copy: Memory,
     faults: Faults,
-    /// Which pages are there, a bit each, region by region. Held while a page is copied, so that what is copied is not
-    /// changed meanwhile.
+    /// Which pages are there, a bit each, region by region. Held while a page is copied, so that what is
+    /// copied is not changed meanwhile.
     there: Mutex<Vec<Vec<u64>>>,
     copied_bytes: AtomicU64,
     bytes_max: u64,
@@ -75,8 +75,9 @@ enum For {
 }
 
 impl LazyCopy {
-    /// `copy`, which nobody has touched, becomes one of `original`, as that is when [`LazyCopy::keep`] is first called or
-    /// a page of the copy is first touched. At most `bytes_max` are to be copied: see [`LazyCopy::is_over`].
+    /// `copy`, which nobody has touched, becomes one of `original`, as that is when [`LazyCopy::keep`] is
+    /// first called or a page of the copy is first touched. At most `bytes_max` are to be copied: see
+    /// [`LazyCopy::is_over`].
     ///
     /// # Errors
     /// If the kernel lets this process answer no page faults, or no thread can be started.
@@ -120,9 +121,9 @@ impl LazyCopy {
         })
     }
 
-    /// The original's page `gfn` is about to change: the copy gets it as it is, if it has not got it yet. A page frame that
-    /// the guest does not have is none of the copy. If this comes to take too much of the caller's time, the copy fails
-    /// instead.
+    /// The original's page `gfn` is about to change: the copy gets it as it is, if it has not got it yet. A
+    /// page frame that the guest does not have is none of the copy. If this comes to take too much of the
+    /// caller's time, the copy fails instead.
     pub fn keep(&self, gfn: u64) {
         if let Some((region, page)) = self.pages.place(gfn)
             && !self.has_failed()
@@ -133,7 +134,8 @@ impl LazyCopy {
         }
     }
 
-    /// Nobody needs the copy any more: nothing is copied from here on, and its memory is given back, which takes time.
+    /// Nobody needs the copy any more: nothing is copied from here on, and its memory is given back,
+    /// which takes time.
     pub fn end(&self) {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(thread) = thread else { return };
@@ -287,15 +289,17 @@ impl Pages {
         for region in self.copy.iter() {
             for start in (0..region.size()).step_by(FREED_BYTES) {
                 let bytes = FREED_BYTES.min(region.size() - start);
-                // SAFETY: the range lies in a live mapping of a guest's memory, to whose bytes there are no references. Who
-                // looks there all the same finds zeros: its page faults were left to the kernel.
+                // SAFETY: the range lies in a live mapping of a guest's memory, to whose bytes there are no
+                // references. Who looks there all the same finds zeros: its page faults were left to the
+                // kernel.
                 unsafe { libc::madvise(region.as_ptr().add(start).cast(), bytes, libc::MADV_DONTNEED) };
             }
         }
     }
 }
 
-/// Whether so much time was spent to keep pages, of so much that has passed, that their keeper is slowed down.
+/// Whether so much time was spent to keep pages, of so much that has passed,
+/// that their keeper is slowed down.
 fn is_too_much(keeping: Duration, passed: Duration) -> bool {
     keeping > KEEPING_GRACE + passed / KEEPING_SHARE
 }

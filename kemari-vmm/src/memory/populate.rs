@@ -1,9 +1,9 @@
 //! Memory that is there: a secondary's must not be missing in a commit, or at a takeover.
 //!
-//! It is bound by how fast the kernel makes zeros, which it does once for each page. The lock comes first, while there is
-//! nothing behind it (mlock2(2), MLOCK_ONFAULT: each page is locked as it comes). If it came last it would go over all pages
-//! once more, and in that time, a second for 8 GiB in small pages, no thread of the process could map memory or begin:
-//! heartbeats would stall.
+//! It is bound by how fast the kernel makes zeros, which it does once for each page. The lock comes first,
+//! while there is nothing behind it (mlock2(2), MLOCK_ONFAULT: each page is locked as it comes). If it came
+//! last it would go over all pages once more, and in that time, a second for 8 GiB in small pages, no thread
+//! of the process could map memory or begin: heartbeats would stall.
 
 use std::io;
 use std::num::NonZero;
@@ -20,7 +20,8 @@ const PIECE_BYTES: usize = 2 << 20;
 /// Most threads that populate: a few have all of a host's memory bandwidth.
 const THREADS_MAX: usize = 8;
 
-/// Gives every page memory and pins it, so that a secondary cannot run out of memory in the middle of a takeover.
+/// Gives every page memory and pins it, so that a secondary cannot run out of memory in the middle of a
+/// takeover.
 pub fn populate_and_lock(memory: &Memory) -> Result<(), MemoryError> {
     let processors = thread::available_parallelism().map_or(1, NonZero::get);
     // One is left to the heartbeats.
@@ -81,19 +82,20 @@ fn piece(memory: &Memory, mut number: usize) -> Option<(*mut u8, usize)> {
 
 /// Populates whole pages of a locked mapping of ours.
 fn populate(start: *mut u8, bytes: usize) -> Result<(), MemoryError> {
-    // A page fault keeps nobody else from mapping memory (Linux 6.4 and later), populating does. So a huge page comes by a
-    // fault, and populating finds it there; or finds what is missing, if there was none. The byte is written only if it is
-    // zero, with zero; if it is not, there is memory already.
+    // A page fault keeps nobody else from mapping memory (Linux 6.4 and later), populating does. So a huge
+    // page comes by a fault, and populating finds it there; or finds what is missing, if there was none. The
+    // byte is written only if it is zero, with zero; if it is not, there is memory already.
     //
-    // SAFETY: the byte lies in a live mapping of ours, and others use it as they do guest memory: as bytes of their own.
+    // SAFETY: the byte lies in a live mapping of ours, and others use it as they do guest memory:
+    // as bytes of their own.
     let byte = unsafe { AtomicU8::from_ptr(start) };
     let _ = byte.compare_exchange(0, 0, Ordering::Relaxed, Ordering::Relaxed);
     // SAFETY: the range lies in a live mapping of ours; populating it changes no content.
     if unsafe { libc::madvise(start.cast(), bytes, libc::MADV_POPULATE_WRITE) } == 0 {
         return Ok(());
     }
-    // Where the kernel does not know that advice (before Linux 5.14), or has no memory, a lock that does not wait for
-    // faults populates, or says why not.
+    // Where the kernel does not know that advice (before Linux 5.14), or has no memory, a lock that does not
+    // wait for faults populates, or says why not.
     //
     // SAFETY: as above; locking changes no content.
     checked(unsafe { libc::mlock(start.cast(), bytes) })

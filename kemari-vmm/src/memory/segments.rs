@@ -120,8 +120,8 @@ impl Segments {
         Some(last.address + u64::from(last.length))
     }
 
-    /// Where it lies in this process, piece by piece, without empty pieces. Whoever has something written there marks it
-    /// with [`Segments::mark_dirty`].
+    /// Where it lies in this process, piece by piece, without empty pieces. Whoever has something written
+    /// there marks it with [`Segments::mark_dirty`].
     pub fn iovecs(&self, memory: &Memory) -> Result<Vec<libc::iovec>, BadBuffer> {
         let mut parts = Vec::with_capacity(self.0.len());
         for segment in &self.0 {

@@ -1,10 +1,11 @@
 //! Which pages of guest memory were never written, as far as the kernel tells.
 //!
-//! Guest memory is private and anonymous ([`super::create`]). Such a page gets memory when it is first written, whoever
-//! does it: the guest, the VMM, or the kernel with what a disk read. Until then it reads as zeros. `/proc/self/pagemap`
-//! (Documentation/admin-guide/mm/pagemap.rst) has 64 bits for each page: bit 63 says that it is present, bit 62 that it is
-//! swapped out or under way to another place. With neither there is nothing behind the page: it was never written. A page
-//! that was only read may be present, as the kernel's page of zeros; it is taken for a touched one.
+//! Guest memory is private and anonymous ([`super::create`]). Such a page gets memory when it is first
+//! written, whoever does it: the guest, the VMM, or the kernel with what a disk read. Until then it reads as
+//! zeros. `/proc/self/pagemap` (Documentation/admin-guide/mm/pagemap.rst) has 64 bits for each page: bit 63
+//! says that it is present, bit 62 that it is swapped out or under way to another place. With neither there
+//! is nothing behind the page: it was never written. A page that was only read may be present, as the
+//! kernel's page of zeros; it is taken for a touched one.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -23,16 +24,16 @@ const PRESENT_OR_SWAPPED: u64 = 0b11 << 62;
 static PAGEMAP: LazyLock<Option<Arc<File>>> =
     LazyLock::new(|| File::open("/proc/self/pagemap").ok().map(Arc::new));
 
-/// Opens what [`Touched`] reads, for the life of the process: one that makes no core dumps may not open it any more,
-/// unless it is root.
+/// Opens what [`Touched`] reads, for the life of the process: one that makes no core dumps may not open it
+/// any more, unless it is root.
 pub fn open_pagemap() {
     LazyLock::force(&PAGEMAP);
 }
 
 /// A walk over all of a guest's memory, piece by piece, that finds the pages which may hold something.
 ///
-/// Writers may go on meanwhile. A page that is first written after its piece was looked at is not found: whoever needs it
-/// has the dirty log started before.
+/// Writers may go on meanwhile. A page that is first written after its piece was looked at is not found:
+/// whoever needs it has the dirty log started before.
 #[derive(Debug)]
 pub struct Touched {
     /// Nothing if the kernel does not tell: all pages are found then.
@@ -66,8 +67,8 @@ impl Touched {
         }
     }
 
-    /// Looks at the next piece, appends the page frames in it that may hold something, in order, and returns how many
-    /// pages the piece has. Zero: all of the memory is behind the walk.
+    /// Looks at the next piece, appends the page frames in it that may hold something, in order, and returns
+    /// how many pages the piece has. Zero: all of the memory is behind the walk.
     pub fn next_piece(&mut self, memory: &Memory, found: &mut Vec<u64>) -> u64 {
         let mut before = 0;
         for region in memory.iter() {
@@ -137,7 +138,8 @@ mod tests {
         }
     }
 
-    /// A small memory on both sides of the hole, without huge pages: a page that is written brings no neighbours.
+    /// A small memory on both sides of the hole, without huge pages:
+    /// a page that is written brings no neighbours.
     fn memory() -> Memory {
         let memory = create((3 << 30) + (65 << 20)).expect("memory that nobody touches costs nothing");
         for region in memory.iter() {

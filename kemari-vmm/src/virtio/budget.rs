@@ -1,14 +1,15 @@
-//! What a device holds at a time of what its guest asks: known before any of a request's data is copied. What is over it
-//! stays in the ring until there is room again, so that a guest that asks for much makes only itself wait.
+//! What a device holds at a time of what its guest asks: known before any of a request's data is copied. What
+//! is over it stays in the ring until there is room again, so that a guest that asks for much makes only
+//! itself wait.
 //!
-//! The limits of a device fit those of a saved state by construction: whatever a guest does, its state can be saved,
-//! sent and loaded.
+//! The limits of a device fit those of a saved state by construction: whatever a guest does, its state can be
+//! saved, sent and loaded.
 
 use super::GuestFault;
 use crate::state::STATE_BYTES_MAX;
 
-/// Most entries of a virtqueue that any device offers. No chain of descriptors is longer than its queue (virtio 1.2,
-/// section 2.7.5.3.1).
+/// Most entries of a virtqueue that any device offers. No chain of descriptors is longer than its queue
+/// (virtio 1.2, section 2.7.5.3.1).
 pub const QUEUE_ENTRIES_MAX: u16 = 256;
 
 /// Most queues of a device: a disk's, one for each vCPU that a machine may have.
@@ -22,8 +23,8 @@ pub const BYTES_HELD_MAX: u64 = 16 << 20;
 
 /// Bytes that a range takes in a saved state: address and length, each at its longest (postcard's varints).
 const SEGMENT_STATE_BYTES: usize = 10 + 5;
-/// Bytes that a request takes in a saved state beside its ranges: number (10), queue (3), head (3), kind with place,
-/// length and flag on the disk (18), number of ranges (10), address of the status (10).
+/// Bytes that a request takes in a saved state beside its ranges: number (10), queue (3), head (3), kind with
+/// place, length and flag on the disk (18), number of ranges (10), address of the status (10).
 const REQUEST_STATE_BYTES: usize = 54;
 /// Bytes of a device's saved state beside its requests: transport, queues, and what its back end keeps.
 const OTHER_STATE_BYTES: usize = 4 << 10;

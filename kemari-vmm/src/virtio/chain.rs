@@ -12,8 +12,8 @@ pub struct Chain<'a> {
 }
 
 impl<'a> Chain<'a> {
-    /// A chain of a queue of so many entries: no chain is longer than its queue, also where it lies in an indirect table
-    /// (virtio 1.2, section 2.7.5.3.1).
+    /// A chain of a queue of so many entries: no chain is longer than its queue, also where it lies in an
+    /// indirect table (virtio 1.2, section 2.7.5.3.1).
     pub fn new(descriptors: DescriptorChain<&'a Memory>, queue_entries: u16) -> Self {
         Self {
             descriptors,
@@ -26,11 +26,12 @@ impl<'a> Chain<'a> {
         self.descriptors.head_index()
     }
 
-    /// The buffers that the device reads and those that it writes, all inside the guest's memory. Empty ones are dropped.
+    /// The buffers that the device reads and those that it writes, all inside the guest's memory.
+    /// Empty ones are dropped.
     ///
     /// # Errors
-    /// Also for a chain that is longer than its queue, or does not end: the iterator stops at a loop, and at a descriptor
-    /// that cannot be read, as it does at a proper end.
+    /// Also for a chain that is longer than its queue, or does not end: the iterator stops at a loop, and at
+    /// a descriptor that cannot be read, as it does at a proper end.
     pub fn buffers(self, memory: &Memory) -> Result<(Segments, Segments), GuestFault> {
         let (mut readable, mut writable) = (Segments::default(), Segments::default());
         let (mut ended, mut has_writable) = (false, false);

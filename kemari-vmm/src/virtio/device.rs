@@ -93,8 +93,8 @@ impl<B: Backend> VirtioDevice<B> {
         Ok((saved.requests, saved.backend))
     }
 
-    /// For how long the oldest released request has been unfinished, if there is one and it waits for no operator. While somebody works on the
-    /// device nothing is said.
+    /// For how long the oldest released request has been unfinished, if there is one and it waits for no
+    /// operator. While somebody works on the device nothing is said.
     pub fn oldest_unfinished(&self) -> Option<Duration> {
         let core = self.core.try_lock().ok()?;
         if core.backend.waits_for_operator() {
@@ -169,9 +169,9 @@ impl<B: Backend> VirtioDevice<B> {
         self.hub.pulse(self.gsi);
     }
 
-    /// Waits until nothing of this queue, or of any, that was captured or released is unfinished, and drops what no
-    /// capture has: also what a capture that fails meanwhile gives back. Nothing more is taken in meanwhile, so that
-    /// another vCPU's kicks cannot make it wait for ever.
+    /// Waits until nothing of this queue, or of any, that was captured or released is unfinished, and drops
+    /// what no capture has: also what a capture that fails meanwhile gives back. Nothing more is taken in
+    /// meanwhile, so that another vCPU's kicks cannot make it wait for ever.
     fn finish_started(&self, queue: Option<u16>) -> MutexGuard<'_, Core<B>> {
         let mut core = self.lock();
         core.close(queue, true);

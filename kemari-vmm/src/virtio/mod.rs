@@ -1,8 +1,8 @@
 //! Virtio devices (virtio 1.2) on the MMIO transport.
 //!
-//! One mechanism lies under all devices: [`device::VirtioDevice`] owns transport, queues, request list and event
-//! channels; a [`Backend`] only says what its requests are and carries them out. Output is held, captured, released
-//! and re-issued without a back end knowing of it.
+//! One mechanism lies under all devices: [`device::VirtioDevice`] owns transport, queues, request list and
+//! event channels; a [`Backend`] only says what its requests are and carries them out. Output is held,
+//! captured, released and re-issued without a back end knowing of it.
 
 pub mod block;
 pub mod budget;
@@ -48,8 +48,8 @@ pub enum Nature {
     Output,
     /// It does not (a disk read): it is carried out at once, past held output.
     Input,
-    /// It does not, but it bears on the output before it (a disk's flush): it is carried out at once, unless output of its
-    /// device waits.
+    /// It does not, but it bears on the output before it (a disk's flush): it is carried out at once, unless
+    /// output of its device waits.
     Barrier,
 }
 
@@ -136,8 +136,8 @@ pub trait Backend: Send + 'static {
     fn waits_for_operator(&self) -> bool {
         false
     }
-    /// The driver is about to reset the device or a queue, or the machine ends: what is under way is waited for, and what
-    /// fails meanwhile is finished as failed, for nobody will try it again.
+    /// The driver is about to reset the device or a queue, or the machine ends: what is under way is waited
+    /// for, and what fails meanwhile is finished as failed, for nobody will try it again.
     fn winding_up(&mut self, _begins: bool) {}
     /// The driver resets the device.
     fn reset(&mut self) {}
@@ -150,8 +150,8 @@ pub trait Backend: Send + 'static {
         chain: Chain<'_>,
         memory: &Memory,
     ) -> Result<(Self::Request, Nature), GuestFault>;
-    /// Checks a request of a saved state: it must be one that [`Backend::parse`] could have returned. Called after
-    /// [`Backend::load`].
+    /// Checks a request of a saved state: it must be one that [`Backend::parse`] could have returned. Called
+    /// after [`Backend::load`].
     fn check(&self, request: &Self::Request, memory: &Memory) -> Result<(), GuestFault>;
     /// What a request takes of the device's budget.
     fn cost(&self, request: &Self::Request) -> Cost;

@@ -110,8 +110,8 @@ impl Net {
         Ok(received)
     }
 
-    /// Plugs the cable in: into a TAP, which has its carrier since it is open. A cable that was in is pulled out; what the
-    /// guest has in its queues stays there.
+    /// Plugs the cable in: into a TAP, which has its carrier since it is open. A cable that was in is pulled
+    /// out; what the guest has in its queues stays there.
     ///
     /// # Errors
     /// If the TAP cannot be watched.
@@ -151,8 +151,8 @@ impl Net {
         self.tap = None;
     }
 
-    /// Tells the network where this card now is: sends `frames` (whole Ethernet frames) as if the guest had, and asks
-    /// the guest to announce itself (virtio 1.2, section 5.1.6.5.4).
+    /// Tells the network where this card now is: sends `frames` (whole Ethernet frames) as if the guest had,
+    /// and asks the guest to announce itself (virtio 1.2, section 5.1.6.5.4).
     pub fn announce(&mut self, frames: &[Vec<u8>]) {
         if let Some(tap) = &self.tap {
             for frame in frames {
@@ -181,7 +181,8 @@ impl Net {
         OK
     }
 
-    /// Fills the waiting packet into receive buffers. Returns false if the guest has not given enough of them.
+    /// Fills the waiting packet into receive buffers. Returns false if the guest has not given enough of
+    /// them.
     fn deliver(&mut self, queue: &mut Queue, memory: &Memory) -> Result<bool, GuestFault> {
         let mergeable = self.features & (1 << VIRTIO_NET_F_MRG_RXBUF) != 0;
         let start = queue.next_avail();
@@ -207,8 +208,8 @@ impl Net {
             }
         }
         packet[NUM_BUFFERS].copy_from_slice(&(buffers.len() as u16).to_le_bytes());
-        // What does not fit into the only buffer that a driver without mergeable buffers gave is cut off: it broke
-        // its promise of room for the largest packet.
+        // What does not fit into the only buffer that a driver without mergeable buffers gave is cut off: it
+        // broke its promise of room for the largest packet.
         let mut rest = &packet[..length];
         for (head, segments) in buffers {
             let written = segments.write(rest, memory)?;
@@ -431,8 +432,8 @@ impl Backend for Net {
     }
 }
 
-/// Asks the driver to kick when it gives receive buffers beyond those that it has given by now. Returns whether it
-/// just did, so that one should look again.
+/// Asks the driver to kick when it gives receive buffers beyond those that it has given by now. Returns
+/// whether it just did, so that one should look again.
 fn wants_more_buffers(queue: &mut Queue, memory: &Memory) -> Result<bool, GuestFault> {
     let unused = queue.next_avail();
     let given = queue.avail_idx(memory, Ordering::Acquire).map_err(fault)?;

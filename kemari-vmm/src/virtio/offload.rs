@@ -1,5 +1,5 @@
-//! The virtio-net header before a packet that a guest sends (virtio 1.2, section 5.1.6): checked before the host's TAP
-//! sees it, whatever was offered to the guest.
+//! The virtio-net header before a packet that a guest sends (virtio 1.2, section 5.1.6): checked before the
+//! host's TAP sees it, whatever was offered to the guest.
 
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_HDR_F_NEEDS_CSUM,
@@ -24,8 +24,8 @@ pub enum Unfit {
     Segmentation,
 }
 
-/// Makes the header of `packet` one that this driver may use, with the `features` that it has accepted: what it has not
-/// agreed on is not asked of the TAP.
+/// Makes the header of `packet` one that this driver may use, with the `features` that it has accepted: what
+/// it has not agreed on is not asked of the TAP.
 ///
 /// # Errors
 /// There is nothing that could be sent.

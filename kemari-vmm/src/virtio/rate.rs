@@ -1,9 +1,9 @@
-//! How much a device may do in a time: token buckets, as Firecracker and Cloud Hypervisor have them, for bytes and for
-//! operations. What is over the rate stays in the ring, or at the TAP, until there are tokens again: a noisy guest makes
-//! itself wait, and neither its neighbours nor its own syncs.
+//! How much a device may do in a time: token buckets, as Firecracker and Cloud Hypervisor have them, for
+//! bytes and for operations. What is over the rate stays in the ring, or at the TAP, until there are tokens
+//! again: a noisy guest makes itself wait, and neither its neighbours nor its own syncs.
 //!
-//! A bucket is told what time it is and knows no clock. It belongs to the host and not to the guest: it is in no saved
-//! state, a reset of the guest fills none, and who takes over begins with full ones.
+//! A bucket is told what time it is and knows no clock. It belongs to the host and not to the guest: it is in
+//! no saved state, a reset of the guest fills none, and who takes over begins with full ones.
 
 mod resumer;
 
@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 pub use resumer::{CALLS, Resumer};
 
-/// Nobody is asked to come again sooner: what comes in a moment is taken together. A bucket that holds less than that brings
-/// does not reach its rate ([`BucketSpec::burst_min`]).
+/// Nobody is asked to come again sooner: what comes in a moment is taken together. A bucket that holds less
+/// than that brings does not reach its rate ([`BucketSpec::burst_min`]).
 pub const PAUSE_MIN: Duration = Duration::from_millis(1);
 /// A bucket should hold what comes in so many pauses, since threads wake up late.
 const PAUSES_HELD_MIN: u64 = 10;
@@ -57,8 +57,8 @@ impl RateSpec {
     }
 }
 
-/// One bucket. It is open while there is a token in it: what then is taken may be more than that, and is owed, so that a
-/// request larger than the bucket does not wait for ever, and the rate holds all the same.
+/// One bucket. It is open while there is a token in it: what then is taken may be more than that, and is
+/// owed, so that a request larger than the bucket does not wait for ever, and the rate holds all the same.
 #[derive(Debug)]
 struct Bucket {
     spec: BucketSpec,

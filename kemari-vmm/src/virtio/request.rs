@@ -1,8 +1,8 @@
 //! The request list: per device, in order, every request that the back end has parsed and not finished.
 //!
-//! The list is device state. A request is parsed once, in ring order, and from then on only the list is worked on,
-//! never the ring again: a later read may finish before an earlier held write, and the guest may then reuse ring
-//! slots and indirect tables. A takeover re-issues exactly what is on the list.
+//! The list is device state. A request is parsed once, in ring order, and from then on only the list is
+//! worked on, never the ring again: a later read may finish before an earlier held write, and the guest may
+//! then reuse ring slots and indirect tables. A takeover re-issues exactly what is on the list.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -13,8 +13,8 @@ use super::GuestFault;
 use super::budget::{Budget, Cost, QUEUE_ENTRIES_MAX};
 use crate::release::{Releasable, Stage};
 
-/// Highest number of a next request that is loaded: beyond what any device comes to, and so far from the end of all
-/// numbers that none comes there.
+/// Highest number of a next request that is loaded: beyond what any device comes to, and so far from the end
+/// of all numbers that none comes there.
 const NEXT_ID_MAX: u64 = u64::MAX / 2;
 
 /// One request on the list. `B` is what the device's driver asked for.
@@ -85,8 +85,8 @@ impl Heads {
     }
 }
 
-/// The ordered list of unfinished requests of one device. Nothing that is asked of it for each request takes longer the
-/// more requests there are.
+/// The ordered list of unfinished requests of one device. Nothing that is asked of it for each request takes
+/// longer the more requests there are.
 #[derive(Debug)]
 pub struct RequestList<B> {
     /// In the order of their numbers.
@@ -123,8 +123,8 @@ impl<B: Clone> RequestList<B> {
     /// Appends a parsed request.
     ///
     /// # Errors
-    /// There is no room for it, or a guest made the same descriptor chain available twice: with that check the list is
-    /// never longer than all queues together.
+    /// There is no room for it, or a guest made the same descriptor chain available twice: with that check
+    /// the list is never longer than all queues together.
     pub fn push(
         &mut self,
         (queue, head): (u16, u16),
@@ -170,7 +170,8 @@ impl<B: Clone> RequestList<B> {
         self.unreleased > 0
     }
 
-    /// Whether something of this queue, or of any, was captured or released and is not finished: a reset waits for it.
+    /// Whether something of this queue, or of any, was captured or released and is not finished:
+    /// a reset waits for it.
     pub fn has_started(&self, queue: Option<u16>) -> bool {
         match queue {
             None => self.requests.len() > self.held,
@@ -181,8 +182,8 @@ impl<B: Clone> RequestList<B> {
         }
     }
 
-    /// Marks all held requests as part of the capture of `epoch`, with the bytes that `copy` takes from the guest's
-    /// memory at this moment. Returns how many they are.
+    /// Marks all held requests as part of the capture of `epoch`, with the bytes that `copy` takes from the
+    /// guest's memory at this moment. Returns how many they are.
     pub fn capture(
         &mut self,
         epoch: u64,
@@ -200,8 +201,8 @@ impl<B: Clone> RequestList<B> {
         Ok(captured)
     }
 
-    /// The capture of `epoch` will never be acked: what it contained is held again, and a later capture takes its
-    /// bytes anew.
+    /// The capture of `epoch` will never be acked: what it contained is held again, and a later capture takes
+    /// its bytes anew.
     pub fn uncapture(&mut self, epoch: u64) {
         for request in self.requests.iter_mut() {
             if request.stage.uncapture(epoch) {
@@ -211,8 +212,8 @@ impl<B: Clone> RequestList<B> {
         }
     }
 
-    /// The next request, now released, whose number is `from` or higher: so a walk over all that a release lets go
-    /// looks at each request once.
+    /// The next request, now released, whose number is `from` or higher: so a walk over all that a release
+    /// lets go looks at each request once.
     pub fn release_next(&mut self, which: Releasable, from: u64) -> Option<&mut ListedRequest<B>> {
         if self.unreleased == 0 {
             return None;
@@ -305,13 +306,15 @@ impl<B: Clone> RequestList<B> {
             .collect()
     }
 
-    /// The number that the next request gets: device state too, for numbers rise over the device's whole life.
+    /// The number that the next request gets: device state too,
+    /// for numbers rise over the device's whole life.
     pub fn next_id(&self) -> u64 {
         self.next_id
     }
 
-    /// The list of a captured state, whose next request gets the number `next_id`. Whoever continues from that state
-    /// has consent for all of it, so each request waits only for its release. `cost`: what each takes of the budget.
+    /// The list of a captured state, whose next request gets the number `next_id`. Whoever continues from
+    /// that state has consent for all of it, so each request waits only for its release. `cost`: what each
+    /// takes of the budget.
     ///
     /// # Errors
     /// It is no list that a device can have had.

@@ -41,8 +41,8 @@ pub const VENDOR_VALUE: u32 = u32::from_le_bytes(*b"KMRI");
 pub const INTERRUPT_USED: u32 = 1;
 pub const INTERRUPT_CONFIG: u32 = 2;
 
-/// Features of every device. IN_ORDER, RING_PACKED and RING_RESET are not offered: request lists have not been
-/// proved with them.
+/// Features of every device. IN_ORDER, RING_PACKED and RING_RESET are not offered: request lists have not
+/// been proved with them.
 pub const TRANSPORT_FEATURES: u64 =
     1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 

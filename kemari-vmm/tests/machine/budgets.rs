@@ -1,5 +1,5 @@
-//! A guest that asks for more than its device holds makes itself wait, and nobody else; a guest that asks for what no
-//! driver may ask loses its device.
+//! A guest that asks for more than its device holds makes itself wait, and nobody else; a guest that asks for
+//! what no driver may ask loses its device.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -71,7 +71,8 @@ impl Rig {
         }
     }
 
-    /// Makes a request available whose table, number `table`, names these buffers after the header, and then the status.
+    /// Makes a request available whose table, number `table`, names these buffers after the header,
+    /// and then the status.
     fn offer(&mut self, queue: usize, head: u16, table: u64, buffers: &[(u64, u32)]) {
         self.offer_as(queue, head, table, buffers, NEXT);
     }
@@ -95,8 +96,8 @@ impl Rig {
         self.rings[queue].kick_always(&*self.bench.device);
     }
 
-    /// Captures and releases until so many requests are finished in each queue. Returns the most outputs that one capture
-    /// had.
+    /// Captures and releases until so many requests are finished in each queue. Returns the most outputs that
+    /// one capture had.
     fn finish(&mut self, expected: &[usize]) -> u64 {
         let device = self.bench.device.clone();
         let mut used = vec![0; self.rings.len()];
@@ -160,8 +161,8 @@ fn data_beyond_the_budget_waits_in_the_ring_and_is_picked_up_without_a_kick() {
     assert!(!needs_reset(&*rig.bench.device) && !rig.bench.device.output_held());
 }
 
-/// 256 of them, on storage that knows no order for zeros, took a guest's reset of its disk 4 s; and what looked like a disk
-/// that hangs made its host give the VM away.
+/// 256 of them, on storage that knows no order for zeros, took a guest's reset of its disk 4 s; and what
+/// looked like a disk that hangs made its host give the VM away.
 #[test]
 fn zeros_beyond_the_budget_wait_in_the_ring() {
     let _watchdog = Watchdog::new("zeros beyond the budget", 60);
@@ -234,7 +235,8 @@ fn output_that_waited_for_room_is_told_to_the_taps() {
     assert!(device.output_held());
 }
 
-/// Every queue full of the largest requests: what is held is bounded, it loads elsewhere, and all of it is finished.
+/// Every queue full of the largest requests: what is held is bounded, it loads elsewhere,
+/// and all of it is finished.
 #[test]
 fn the_largest_state_loads() {
     let _watchdog = Watchdog::new("the largest state", 120);

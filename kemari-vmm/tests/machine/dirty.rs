@@ -166,8 +166,8 @@ fn dirty_pages_are_all_that_changed() {
     }
 }
 
-/// Signals to the thread that captures, as the machine's own threads send them to a vCPU's, lose no page. Nor do they
-/// hinder it from building a machine.
+/// Signals to the thread that captures, as the machine's own threads send them to a vCPU's, lose no page. Nor
+/// do they hinder it from building a machine.
 #[test]
 fn signals_lose_no_dirty_page() {
     let _watchdog = Watchdog::new("signals", 120);

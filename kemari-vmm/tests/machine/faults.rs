@@ -1,4 +1,5 @@
-//! A guest that does something impossible with its rings: its device stops with NEEDS_RESET, and a reset mends it.
+//! A guest that does something impossible with its rings: its device stops with NEEDS_RESET,
+//! and a reset mends it.
 
 use std::thread;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! SeaBIOS (Debian's package `seabios`) from the reset vector on, and what it boots. Where KVM emulates kernel code, it
-//! emulates this too: a boot takes some seconds there.
+//! SeaBIOS (Debian's package `seabios`) from the reset vector on, and what it boots. Where KVM emulates
+//! kernel code, it emulates this too: a boot takes some seconds there.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -89,7 +89,8 @@ fn takeovers_in_the_midst_of_firmware_and_boot_sector() {
     let boot = wait_until_said(&rig, &boot_sector::said(), 1).min(TAKEOVER_AFTER_MAX);
     let mut heard = 0;
     for _ in 0..TAKEOVERS {
-        // Where it has booted meanwhile it begins anew: on a fast host too takeovers are in the midst of that.
+        // Where it has booted meanwhile it begins anew: on a fast host too takeovers are in the midst of
+        // that.
         let now = said(&rig, &boot_sector::said());
         if now > heard {
             heard = now;

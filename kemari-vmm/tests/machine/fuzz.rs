@@ -1,5 +1,5 @@
-//! Guests that write anything anywhere: no device panics or hangs, none reads or writes outside the memory, and in
-//! whatever state it is, that state is saved, loaded elsewhere and gone on with.
+//! Guests that write anything anywhere: no device panics or hangs, none reads or writes outside the memory,
+//! and in whatever state it is, that state is saved, loaded elsewhere and gone on with.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -76,7 +76,8 @@ impl Torment {
         torment
     }
 
-    /// Whatever the driver did: what is saved loads elsewhere and is the same there. Now and then it goes on there.
+    /// Whatever the driver did: what is saved loads elsewhere and is the same there.
+    /// Now and then it goes on there.
     fn move_on(&mut self, goes_on: bool) {
         let (state, memory) = {
             let _freeze = self.hub.freeze();

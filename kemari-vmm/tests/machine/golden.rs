@@ -1,4 +1,5 @@
-//! The bytes of saved states: a peer of the same version, and an image's record, must go on to understand them.
+//! The bytes of saved states: a peer of the same version, and an image's record,
+//! must go on to understand them.
 
 use std::sync::Arc;
 

@@ -31,7 +31,8 @@ fn a_guest_that_is_paused_all_the_time_loses_no_interrupt() {
             drop(machine.freeze());
         }
         machine.resume();
-        // Now and then the next pause meets a guest that has hardly begun, or one that was only asked to pause.
+        // Now and then the next pause meets a guest that has hardly begun,
+        // or one that was only asked to pause.
         match random.below(4) {
             0 => {}
             1 => machine.pause_requester()(),

@@ -1,4 +1,5 @@
-//! A device with a rate: what is over it waits in the ring, goes on without a kick, and goes on so in another machine, too.
+//! A device with a rate: what is over it waits in the ring, goes on without a kick,
+//! and goes on so in another machine, too.
 
 use std::time::{Duration, Instant};
 

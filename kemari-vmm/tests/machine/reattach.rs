@@ -103,8 +103,8 @@ fn goes_on_again_and_again(cmdline: &str, seed: u64, takeovers: usize, flood: bo
     );
 }
 
-/// Brings the indexes of the guest's network queues past 65,535 and those of its disk close to it, so that these wrap
-/// during the takeovers. Packets to a port where nobody listens are answered, each by one.
+/// Brings the indexes of the guest's network queues past 65,535 and those of its disk close to it, so that
+/// these wrap during the takeovers. Packets to a port where nobody listens are answered, each by one.
 fn pass_65535() {
     let mut client = Client::connect();
     let socket = UdpSocket::bind("10.77.0.1:0").expect("the TAP's address");

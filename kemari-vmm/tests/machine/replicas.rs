@@ -1,5 +1,5 @@
-//! What commits ask of a disk, carried out on an image of its own: whoever goes on from there finds the disk that the guest
-//! knows.
+//! What commits ask of a disk, carried out on an image of its own: whoever goes on from there finds the disk
+//! that the guest knows.
 
 use std::fs;
 use std::sync::Arc;
@@ -152,8 +152,8 @@ fn a_damaged_list_asks_for_nothing_outside_the_disk_and_the_memory() {
             .is_empty(),
         "what is applied is not asked for again"
     );
-    // The capacity stands at the end of a disk's state, 7 bits a byte. With one of a single sector nothing of the list can
-    // have been asked for.
+    // The capacity stands at the end of a disk's state, 7 bits a byte. With one of a single sector nothing of
+    // the list can have been asked for.
     let mut small = states.clone();
     let end = &mut disk_of(&mut small).bytes;
     let length = end.len();

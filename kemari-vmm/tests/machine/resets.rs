@@ -157,8 +157,8 @@ fn a_power_off_leaves_with_its_ack_only() {
     assert_eq!(rig.event(), MachineEvent::PowerOff);
 }
 
-/// An instruction fetched from a device: KVM cannot emulate it, here or elsewhere. The machine says so once, whatever is
-/// done with it, and a reset makes it run again.
+/// An instruction fetched from a device: KVM cannot emulate it, here or elsewhere. The machine says so once,
+/// whatever is done with it, and a reset makes it run again.
 #[test]
 fn a_guest_that_cannot_go_on_is_told_of_once_and_can_be_reset() {
     let _watchdog = Watchdog::new("a guest that cannot go on", 60);

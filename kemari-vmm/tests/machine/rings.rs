@@ -1,5 +1,5 @@
-//! A driver and its rings over many re-attachments of the device: out of order, past index 65,535, with and without
-//! event indexes and indirect tables; what the device writes is marked dirty.
+//! A driver and its rings over many re-attachments of the device: out of order, past index 65,535, with and
+//! without event indexes and indirect tables; what the device writes is marked dirty.
 
 use std::sync::Arc;
 

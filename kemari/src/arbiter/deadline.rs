@@ -12,7 +12,8 @@ use crate::threads;
 
 /// Runs an arbiter on a thread of its own and waits for it no longer than the limit.
 ///
-/// While a request hangs no other is begun, so a swap is carried out late at most once, and never behind a later one.
+/// While a request hangs no other is begun, so a swap is carried out late at most once,
+/// and never behind a later one.
 pub struct Deadline {
     requests: Sender<ArbiterRequest>,
     answers: Receiver<ArbiterAnswer>,
@@ -117,7 +118,8 @@ mod tests {
         assert!(begun.elapsed() < Duration::from_secs(5) && arbiter.hangs());
         let_go.send(()).unwrap();
         let_go.send(()).unwrap();
-        // The first answer was late, the second request was never begun, so this one is the second to be executed.
+        // The first answer was late, the second request was never begun,
+        // so this one is the second to be executed.
         assert_eq!(
             arbiter.execute(&ArbiterRequest::Read),
             ArbiterAnswer::Unavailable("2".into())

@@ -43,7 +43,8 @@ pub struct Etcd {
 /// What is known of the store. A later answer must not be from another one, or from an earlier time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Seen {
-    /// How often all was forgotten: an answer to what was asked before that says nothing of the store as it is now.
+    /// How often all was forgotten: an answer to what was asked before that says nothing of the store as it
+    /// is now.
     forgotten: u64,
     /// The cluster and its latest revision.
     store: Option<(String, i64)>,
@@ -57,8 +58,8 @@ impl Seen {
         };
     }
 
-    /// Checks an answer to what was asked when `before` was known, and notes what it tells. Others may have been answered
-    /// meanwhile.
+    /// Checks an answer to what was asked when `before` was known, and notes what it tells. Others may have
+    /// been answered meanwhile.
     fn note(&mut self, before: &Self, header: &Header) -> Result<(), String> {
         let revision = header
             .revision

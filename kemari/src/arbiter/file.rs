@@ -1,9 +1,10 @@
 //! An arbiter of files in one directory on storage that every host sees.
 //!
-//! Each record is a file of its own, `VM.NUMBER.record`; the one with the highest number counts. A record is written
-//! aside, made durable, and then *linked* to the next number: `link` fails if that name exists, in one step, on
-//! local file systems and on NFS (whose lost replies the link count tells). So there is no lock that a dead host
-//! could keep or a cut-off host could lose without noticing, and a record is never overwritten or half written.
+//! Each record is a file of its own, `VM.NUMBER.record`; the one with the highest number counts. A record is
+//! written aside, made durable, and then *linked* to the next number: `link` fails if that name exists, in
+//! one step, on local file systems and on NFS (whose lost replies the link count tells). So there is no lock
+//! that a dead host could keep or a cut-off host could lose without noticing, and a record is never
+//! overwritten or half written.
 //!
 //! Why it holds on NFS, and when the storage loses its power: docs/operations.md, "Arbiter".
 
@@ -20,12 +21,12 @@ use super::WENT_BACK_ADVICE;
 use super::stored::{self, STORED_BYTES_MAX};
 use store::{Directory, Store};
 
-/// Name of the file that must stand in the directory. It tells the shared storage from an empty mount point, where
-/// "there is no record" would be a lie that starts a VM twice.
+/// Name of the file that must stand in the directory. It tells the shared storage from an empty mount point,
+/// where "there is no record" would be a lie that starts a VM twice.
 pub const MARKER: &str = "kemari-arbiter";
 
-/// Old records kept behind the current one. A record is removed only when the current one is this much younger,
-/// so a number that was linked within this distance of the current one was never used before.
+/// Old records kept behind the current one. A record is removed only when the current one is this much
+/// younger, so a number that was linked within this distance of the current one was never used before.
 const RETAINED: u64 = 64;
 
 /// See the module.
@@ -176,7 +177,8 @@ impl<S: Store> FileArbiter<S> {
         answer
     }
 
-    /// Reads the record, and proves that another could be written: by the steps of a swap, with names that do not count.
+    /// Reads the record, and proves that another could be written: by the steps of a swap,
+    /// with names that do not count.
     pub(super) fn probe(&mut self) -> Result<Option<Record>, String> {
         let current = self.current()?.map(|(_, record)| record);
         let second = self.name_aside();
@@ -238,8 +240,8 @@ impl<S: Store> FileArbiter<S> {
         }
     }
 
-    /// After the link: the record stands for good, unless this process slept so long that the number was used and
-    /// removed meanwhile.
+    /// After the link: the record stands for good, unless this process slept so long that the number was used
+    /// and removed meanwhile.
     fn confirm(&mut self, number: u64) -> ArbiterAnswer {
         let numbers = match self.store.sync().and_then(|()| self.numbers()) {
             Ok(numbers) => numbers,

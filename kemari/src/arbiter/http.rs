@@ -1,5 +1,5 @@
-//! As much of an HTTP client as etcd's JSON gateway needs: one POST, in the clear or over TLS, with a deadline, and the
-//! knowledge whether anything was sent when it fails.
+//! As much of an HTTP client as etcd's JSON gateway needs: one POST, in the clear or over TLS, with a
+//! deadline, and the knowledge whether anything was sent when it fails.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};

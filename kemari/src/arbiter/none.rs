@@ -18,9 +18,9 @@ const FILE: &str = "no-arbiter.record";
 
 /// Remembers the record on this host only, and lets every change pass.
 ///
-/// It knows what this host has done, and what its primary has said when it was the secondary: so it can take over, and a
-/// VM that was stopped is started again. Two hosts that lose sight of each other *both* go on. Only an operator who
-/// watches them, or a network that cannot be cut, makes this right.
+/// It knows what this host has done, and what its primary has said when it was the secondary: so it can take
+/// over, and a VM that was stopped is started again. Two hosts that lose sight of each other *both* go on.
+/// Only an operator who watches them, or a network that cannot be cut, makes this right.
 #[derive(Default)]
 pub struct NoArbiter {
     record: Option<Record>,

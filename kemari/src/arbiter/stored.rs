@@ -1,7 +1,7 @@
 //! The bytes of a record in a store: JSON that people can read, with a format number and a checksum.
 //!
-//! What was added to a record later is left out where it says nothing: so one that an older version can act upon is
-//! written in the older form, and an older one is read.
+//! What was added to a record later is left out where it says nothing: so one that an older version can act
+//! upon is written in the older form, and an older one is read.
 
 use kemari_sync::{Incarnation, Phase, Record, TERM_MAX, Work};
 use serde::{Deserialize, Serialize};

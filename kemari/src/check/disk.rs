@@ -133,7 +133,8 @@ fn opens(disk: &HostDisk<'_>) -> Result<u64, Problem> {
     })
 }
 
-/// A raw disk that begins as images of another format do is most likely one, and its guest would see the wrong bytes.
+/// A raw disk that begins as images of another format do is most likely one,
+/// and its guest would see the wrong bytes.
 fn other_format(disk: &HostDisk<'_>) -> Option<&'static str> {
     begins_like(&disk.path).filter(|_| disk.disk.format == Format::Raw)
 }

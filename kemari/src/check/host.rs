@@ -13,7 +13,8 @@ use crate::sandbox;
 /// Memory of the program beside the guest's and the staging, in MiB.
 const OVERHEAD_MIB: u64 = 64;
 
-/// Whether a side of this VM serves its control socket already. One that this user may not speak to is there as well.
+/// Whether a side of this VM serves its control socket already.
+/// One that this user may not speak to is there as well.
 pub fn runs_here(host: &Host) -> bool {
     match UnixStream::connect(host.control()) {
         Ok(_) => true,

@@ -65,8 +65,8 @@ fn ask(config: &Config, name: &str, peer: &str, host: &Host, security: &Security
     })
 }
 
-/// What a peer's answer means, and the time here, in ms, when it came. `ours` says what this host is like, which may take as
-/// long as its storage.
+/// What a peer's answer means, and the time here, in ms, when it came. `ours` says what this host is like,
+/// which may take as long as its storage.
 fn judge(
     config: &Config,
     peer: &str,

@@ -52,7 +52,8 @@ pub fn check(net: &HostNet<'_>, running: bool) -> Finding {
     }
 }
 
-/// Whether packets of the guest would get from this host's TAPs to other hosts, as the readiness of a side sees it.
+/// Whether packets of the guest would get from this host's TAPs to other hosts,
+/// as the readiness of a side sees it.
 pub fn check_ways(config: &Config, name: &str) -> Option<Finding> {
     let links = match links() {
         Ok(links) => links,

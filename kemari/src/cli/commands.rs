@@ -150,8 +150,8 @@ pub fn perform(action: Action, machine: impl Fn(&Config) -> Vec<Finding>) -> any
     Ok(Next::Exit(ExitCode::SUCCESS))
 }
 
-/// Prints a line. If nobody reads any more, as behind `| head`, there is nothing left to say, which is no error: the exit
-/// status is what it would be with a reader.
+/// Prints a line. If nobody reads any more, as behind `| head`, there is nothing left to say, which is no
+/// error: the exit status is what it would be with a reader.
 fn say(line: &dyn Display) -> anyhow::Result<()> {
     match writeln!(io::stdout(), "{line}") {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

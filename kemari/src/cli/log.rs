@@ -3,7 +3,8 @@
 use anyhow::Context;
 use tracing_subscriber::EnvFilter;
 
-/// Starts logging as `words` say: by default what a running side does, and of short commands only what is wrong.
+/// Starts logging as `words` say: by default what a running side does,
+/// and of short commands only what is wrong.
 pub fn init(words: Option<&str>, runs_a_side: bool) -> anyhow::Result<()> {
     let default = match runs_a_side {
         true => "info",

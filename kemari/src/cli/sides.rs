@@ -135,8 +135,8 @@ fn ask(socket: &Socket, timeout: Duration, deadline: Instant) -> Option<Side> {
     })
 }
 
-/// Where sides may listen: the sockets in the directory and in those below it and, unless another directory was named,
-/// those in any directory where the kernel knows of one that was made as Kemari makes them.
+/// Where sides may listen: the sockets in the directory and in those below it and, unless another directory
+/// was named, those in any directory where the kernel knows of one that was made as Kemari makes them.
 fn sockets() -> anyhow::Result<Vec<Socket>> {
     let top = directory();
     let mut looks = Looks::default();
@@ -201,7 +201,8 @@ impl Default for Looks {
 }
 
 impl Looks {
-    /// What is in a directory, but for hidden files, and for names that are no text or would steer a terminal.
+    /// What is in a directory, but for hidden files, and for names that are no text or would steer a
+    /// terminal.
     fn look_into(&mut self, directory: &Path) -> io::Result<Vec<(PathBuf, Metadata)>> {
         let is_plain = |path: &Path| {
             path.file_name()
@@ -241,8 +242,8 @@ impl Looks {
     }
 }
 
-/// Sockets of sides whose `control` is elsewhere. Anybody can have the kernel name a directory: only what nobody but root
-/// and this user can have made counts.
+/// Sockets of sides whose `control` is elsewhere. Anybody can have the kernel name a directory: only what
+/// nobody but root and this user can have made counts.
 fn elsewhere(looks: &mut Looks) -> Vec<(PathBuf, Metadata)> {
     // A machine without this file has no Unix sockets; a name in it may be no text.
     let table = fs::read("/proc/net/unix").unwrap_or_default();
@@ -275,8 +276,8 @@ fn is_ours(metadata: &Metadata) -> bool {
     metadata.uid() == 0 || metadata.uid() == rustix::process::geteuid().as_raw()
 }
 
-/// The directory of a socket, from its line in /proc/net/unix, if it was made as a side makes its own: under a dot and
-/// four digits. The kernel keeps the name that a socket had at first.
+/// The directory of a socket, from its line in /proc/net/unix, if it was made as a side makes its own: under
+/// a dot and four digits. The kernel keeps the name that a socket had at first.
 fn directory_of_side(line: &str) -> Option<&Path> {
     let mut rest = line;
     let mut field = || {

@@ -11,14 +11,15 @@ use super::sides::{self, Side};
 use crate::config::Config;
 use crate::control::Client;
 
-/// A running side, by its VM, its configuration or its control socket. Without any: the only one on this machine.
+/// A running side, by its VM, its configuration or its control socket. Without any:
+/// the only one on this machine.
 #[derive(Clone, Debug, Args)]
 pub struct Target {
     /// The VM, by its name or its configuration [default: the only VM that runs on this machine]
     #[arg(value_name = "VM|CONFIG", add = ArgValueCompleter::new(complete::vms))]
     pub vm: Option<PathBuf>,
-    /// This host's name in the configuration [default: the machine's name; without a configuration: the only one that
-    /// runs here]
+    /// This host's name in the configuration [default: the machine's name; without a configuration: the only
+    /// one that runs here]
     #[arg(long, value_name = "NAME", add = ArgValueCompleter::new(complete::hosts))]
     pub host: Option<String>,
     /// The control socket, instead of a VM.
@@ -53,8 +54,8 @@ impl Target {
     }
 }
 
-/// Whether the word names a configuration, by how it is written and not by which files there are. Else it is the name of
-/// a VM.
+/// Whether the word names a configuration, by how it is written and not by which files there are. Else it is
+/// the name of a VM.
 fn is_configuration(word: &Path) -> bool {
     let has_suffix = word.extension().is_some_and(|suffix| suffix == "toml");
     has_suffix || word.as_os_str().as_encoded_bytes().contains(&b'/')
@@ -105,7 +106,8 @@ fn by_name(vm: &str, host: Option<&str>, sides: &[Side]) -> anyhow::Result<Clien
     }
 }
 
-/// Of several that say that they are of the VM, the one whose socket says it too: what a side says of itself may be a lie.
+/// Of several that say that they are of the VM, the one whose socket says it too:
+/// what a side says of itself may be a lie.
 fn likeliest<'a>(vm: &str, sides: Vec<&'a Side>) -> Vec<&'a Side> {
     let is_named = |side: &&Side| side.socket.file_stem().is_some_and(|stem| stem == vm);
     let named: Vec<_> = sides.iter().copied().filter(is_named).collect();
@@ -115,8 +117,8 @@ fn likeliest<'a>(vm: &str, sides: Vec<&'a Side>) -> Vec<&'a Side> {
     }
 }
 
-/// No VM of that name runs here. Where a file of its name is in the working directory, that may have been meant: then
-/// nothing can be told of any side.
+/// No VM of that name runs here. Where a file of its name is in the working directory, that may have been
+/// meant: then nothing can be told of any side.
 fn no_vm(sentence: String, vm: &str) -> anyhow::Error {
     match Path::new(vm).is_file() {
         true => anyhow!("{sentence}. The configuration in this directory is `./{vm}`"),

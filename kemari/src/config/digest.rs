@@ -19,7 +19,8 @@ struct Common<'a> {
     hosts: Vec<&'a String>,
 }
 
-/// FNV-1a over the canonical JSON of the common parts: the same in every build, and not meant against an attacker.
+/// FNV-1a over the canonical JSON of the common parts: the same in every build,
+/// and not meant against an attacker.
 pub fn of(config: &Config) -> u64 {
     let common = Common {
         version: DIGEST_VERSION,

@@ -89,8 +89,8 @@ pub struct Host {
     /// Directory of this host's certificates, instead of the one in `[protection]`.
     #[serde(default)]
     pub certificates: Option<PathBuf>,
-    /// Program and arguments, run on *this* host, that cut the other one off from the shared disks for certain;
-    /// `{peer}` stands for the other's name.
+    /// Program and arguments, run on *this* host, that cut the other one off from the shared disks for
+    /// certain; `{peer}` stands for the other's name.
     #[serde(default)]
     pub fence: Vec<String>,
     /// Time after which a fence that has not ended counts as failed, in ms.
@@ -105,12 +105,13 @@ pub struct Host {
     /// TAP devices of this host by the id of their card.
     #[serde(default)]
     pub taps: BTreeMap<String, String>,
-    /// Network devices by which this host's cards reach other hosts, by the id of the card. One of them with a carrier
-    /// is enough; none is watched if the list is empty. If absent: the other ports of the TAP's bridge.
+    /// Network devices by which this host's cards reach other hosts, by the id of the card. One of them with
+    /// a carrier is enough; none is watched if the list is empty. If absent: the other ports of the TAP's
+    /// bridge.
     #[serde(default)]
     pub uplinks: BTreeMap<String, Vec<String>>,
-    /// Bridges that the TAPs of this host's cards must be ports of, by the id of the card. If absent: the one that the TAP
-    /// was on first.
+    /// Bridges that the TAPs of this host's cards must be ports of, by the id of the card. If absent: the one
+    /// that the TAP was on first.
     #[serde(default)]
     pub bridges: BTreeMap<String, String>,
     /// Images or block devices of this host by the id of their disk.

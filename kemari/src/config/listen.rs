@@ -57,7 +57,8 @@ impl Listen {
     }
 }
 
-/// Of the addresses of a name the one that both hosts choose: the smallest IPv4 address, else the smallest IPv6 one.
+/// Of the addresses of a name the one that both hosts choose: the smallest IPv4 address,
+/// else the smallest IPv6 one.
 fn choose(name: &str, found: impl Iterator<Item = IpAddr>) -> Result<IpAddr, String> {
     let found: Vec<IpAddr> = found.collect();
     let is_local = name == "localhost" || name.ends_with(".localhost");

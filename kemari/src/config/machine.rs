@@ -79,7 +79,8 @@ pub enum Cache {
     Direct,
 }
 
-/// What the bytes of an image mean. Never guessed: a guest could write another format's header into a raw disk.
+/// What the bytes of an image mean. Never guessed: a guest could write another format's header into a raw
+/// disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
@@ -180,7 +181,8 @@ impl Disk {
         self.serial.as_deref().unwrap_or(&self.id)
     }
 
-    /// Whether each host has an image of its own, which Kemari keeps equal to the other's while the VM is protected.
+    /// Whether each host has an image of its own, which Kemari keeps equal to the other's while the VM is
+    /// protected.
     pub fn is_replicated(&self) -> bool {
         !self.read_only && self.replicate.unwrap_or(!self.shared)
     }

@@ -10,7 +10,8 @@ use super::fields::{fields_of, nearest};
 use super::types;
 use super::{Arbiter, Config, ConfigError, Disk, Hook, Host, Machine, Net, Problem, Protection, validate};
 
-/// Parses and checks `text`. All unknown keys are reported at once; then the first wrong type; then all wrong values.
+/// Parses and checks `text`. All unknown keys are reported at once; then the first wrong type;
+/// then all wrong values.
 pub fn parse(text: &str, origin: &str) -> Result<Config, ConfigError> {
     let invalid = |mut problems: Vec<Problem>| {
         problems.sort_by_key(|problem| problem.line);

@@ -139,9 +139,11 @@ pub struct Protection {
     pub drill_interval_s: u32,
     /// What happens when the secondary is lost.
     pub on_secondary_loss: OnSecondaryLoss,
-    /// Directory of this host's certificate and key, and of the authority's certificate, unless a host names its own.
+    /// Directory of this host's certificate and key, and of the authority's certificate,
+    /// unless a host names its own.
     pub certificates: Option<PathBuf>,
-    /// The word that the guest's memory may cross the network unencrypted and to anyone, instead of `certificates`.
+    /// The word that the guest's memory may cross the network unencrypted and to anyone,
+    /// instead of `certificates`.
     pub plaintext: bool,
     /// For tests where both sides run on one kernel: a shared disk may go through that kernel's page cache.
     pub allow_cached_shared_disk: bool,
@@ -218,8 +220,8 @@ impl Protection {
         }
     }
 
-    /// Dirty pages that may start a sync, with staging as it is: it must hold twice as many, since a sync that was due
-    /// at the bound still grows until the guest is paused.
+    /// Dirty pages that may start a sync, with staging as it is: it must hold twice as many, since a sync
+    /// that was due at the bound still grows until the guest is paused.
     pub fn dirty_pages_range(&self) -> RangeInclusive<u32> {
         let staged = self.staging_bytes_max() / (2 * 4096);
         16..=u32::try_from(staged).unwrap_or(u32::MAX).min(1 << 28)

@@ -5,7 +5,8 @@ use std::ops::RangeInclusive;
 use kemari_vmm::virtio::rate::BucketSpec;
 use serde::{Deserialize, Serialize};
 
-/// Rates that may be configured, in KiB or operations a second. A guest that may do less is better without the device.
+/// Rates that may be configured, in KiB or operations a second.
+/// A guest that may do less is better without the device.
 const RATE: RangeInclusive<u64> = 1..=1 << 40;
 /// A burst is by default what comes in so many parts of a second.
 const BURST_PART_DEFAULT: u64 = 10;

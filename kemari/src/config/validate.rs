@@ -1,4 +1,5 @@
-//! Whether the values make sense, each alone and together. Looks at no file, device or address of the machine.
+//! Whether the values make sense, each alone and together. Looks at no file,
+//! device or address of the machine.
 
 mod hosts;
 mod machine;

@@ -79,7 +79,8 @@ impl Client {
         }
     }
 
-    /// The same, of a socket that was found and not named: it speaks only to root, to this user and to the owner.
+    /// The same, of a socket that was found and not named: it speaks only to root,
+    /// to this user and to the owner.
     pub fn found(path: &Path, owner: u32) -> Self {
         Self {
             owner: Some(owner),

@@ -40,7 +40,8 @@ pub enum Verdict {
     Ready = 0,
     /// It would not: there is none, or it is not ready.
     NotReady = 1,
-    /// It cannot be told: the pair is broken and its outcome open, or its arbiter is silent, or the side itself.
+    /// It cannot be told: the pair is broken and its outcome open, or its arbiter is silent,
+    /// or the side itself.
     Doubtful = 2,
     /// No side of the VM runs here.
     NothingHere = 3,
@@ -53,8 +54,8 @@ impl From<Verdict> for ExitCode {
 }
 
 impl Status {
-    /// So much time has passed since the side's loop has said this. Of one that has stood still for longer than `most`
-    /// nothing is known: the other side may have given it up.
+    /// So much time has passed since the side's loop has said this. Of one that has stood still for longer
+    /// than `most` nothing is known: the other side may have given it up.
     pub fn age(&mut self, age: Duration, most: Duration) {
         if age > most.max(STILL_MIN) && matches!(self.role, Role::Primary | Role::Secondary) {
             // What it said last is old, and what it waited for then may have come.
@@ -81,10 +82,12 @@ impl Status {
         }
     }
 
-    /// Notes how the arbiter stands. A secondary counts what is wrong with it among its own findings. A primary that could
-    /// not ask could not go on alone if its secondary died, so nobody is to rely on the pair either.
+    /// Notes how the arbiter stands. A secondary counts what is wrong with it among its own findings. A
+    /// primary that could not ask could not go on alone if its secondary died, so nobody is to rely on the
+    /// pair either.
     ///
-    /// Where no answer comes it is in doubt whether there still is a pair: the record may be gone, or another's.
+    /// Where no answer comes it is in doubt whether there still is a pair: the record may be gone,
+    /// or another's.
     pub fn note_arbiter(&mut self, report: crate::arbiter::Report) {
         self.arbiter_answered_ms = report.answered_ms;
         if !report.says.is_empty() {
@@ -104,8 +107,8 @@ impl Status {
         }
     }
 
-    /// Notes a certificate of the link that ends soon, or is over: then the pair, if it breaks, is not made again, and nobody
-    /// is to rely on it.
+    /// Notes a certificate of the link that ends soon, or is over: then the pair, if it breaks, is not made
+    /// again, and nobody is to rely on it.
     pub fn note_certificate(&mut self, sentence: String, is_over: bool) {
         if let Some(readiness) = self.readiness.as_mut().filter(|_| is_over) {
             readiness.ready = false;

@@ -162,8 +162,8 @@ pub struct Takeover {
     pub ms: f64,
     /// Where the old primary was in a sync, as far as it was seen from here.
     pub cut_in_step: Option<String>,
-    /// For how long the guest stood still, in ms, if the change of roles was planned. The time that the last word took
-    /// on the wire is not in it.
+    /// For how long the guest stood still, in ms, if the change of roles was planned. The time that the last
+    /// word took on the wire is not in it.
     #[serde(default)]
     pub planned_pause_ms: Option<f64>,
 }
@@ -199,7 +199,8 @@ pub struct Status {
     pub peer: Option<Peer>,
     /// What the arbiter last said or why it does not answer, as a sentence.
     pub arbiter: String,
-    /// Time since the arbiter was last found to answer and to be writable, in ms: it is asked every few seconds.
+    /// Time since the arbiter was last found to answer and to be writable, in ms:
+    /// it is asked every few seconds.
     #[serde(default)]
     pub arbiter_answered_ms: Option<u64>,
     /// What would keep this side from a new term, as it was found then, as a sentence.

@@ -9,8 +9,8 @@ const STEPS_PER_DOUBLING: u64 = 16;
 /// Buckets in all: lengths below 2^32 us, over an hour, are told apart.
 const BUCKETS: usize = 16 * 29;
 
-/// How often something took how long, since the process started. Two snapshots, subtracted bucket by bucket, tell of the
-/// time between them.
+/// How often something took how long, since the process started. Two snapshots, subtracted bucket by bucket,
+/// tell of the time between them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Histogram {
     /// How often.
@@ -42,7 +42,8 @@ impl Histogram {
         self.counts[index(us)] += 1;
     }
 
-    /// The length that this share of them did not exceed, in us, as precisely as the buckets tell; 0 if there are none.
+    /// The length that this share of them did not exceed, in us, as precisely as the buckets tell;
+    /// 0 if there are none.
     pub fn quantile_us(&self, share: f64) -> u64 {
         let wanted = (self.count as f64 * share).ceil().max(1.0) as u64;
         let mut seen = 0;

@@ -1,6 +1,8 @@
-//! Where a raw image is made: under a name of its own, which becomes the one that was asked for when all is durable.
+//! Where a raw image is made: under a name of its own, which becomes the one that was asked for when all is
+//! durable.
 //!
-//! An import that was cut leaves `DEST.importing`, which nobody takes for an image; the next import to there removes it.
+//! An import that was cut leaves `DEST.importing`, which nobody takes for an image;
+//! the next import to there removes it.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -114,7 +116,8 @@ impl Drop for Destination {
     }
 }
 
-/// Whether an image may be made under this name. Returns the file that is replaced, locked as one that is written to.
+/// Whether an image may be made under this name. Returns the file that is replaced,
+/// locked as one that is written to.
 fn look(path: &Path, image: &Path, force: bool) -> anyhow::Result<Option<File>> {
     let shown = path.display();
     let found = match fs::symlink_metadata(path) {
@@ -140,8 +143,8 @@ fn look(path: &Path, image: &Path, force: bool) -> anyhow::Result<Option<File>> 
     Ok(Some(disk::hold(path, true)?))
 }
 
-/// Removes what an import that was cut has left. It is locked until it is gone, so that of several imports that find it
-/// none takes away what another one has begun.
+/// Removes what an import that was cut has left. It is locked until it is gone, so that of several imports
+/// that find it none takes away what another one has begun.
 fn remove_rest(part: &Path) -> anyhow::Result<()> {
     let shown = part.display();
     let rest = match files::own().read(true).open(part) {

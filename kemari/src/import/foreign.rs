@@ -1,7 +1,7 @@
 //! Images of other programs, which `qemu-img` reads.
 //!
-//! It is told the format, and is kept from files that nobody has named: a description of a disk may name any file of this
-//! host as its data, and a guest would see it.
+//! It is told the format, and is kept from files that nobody has named: a description of a disk may name any
+//! file of this host as its data, and a guest would see it.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -142,7 +142,8 @@ impl Source for Foreign {
     }
 }
 
-/// Locks a file with an image's data, if that is not the image itself. It lies in the image's directory or below.
+/// Locks a file with an image's data, if that is not the image itself.
+/// It lies in the image's directory or below.
 fn hold_extent(image: &Path, named: &Path) -> anyhow::Result<Option<File>> {
     let directory = image.parent().unwrap_or(Path::new("/"));
     let shown = image.display();

@@ -10,7 +10,8 @@ use super::Source;
 use super::destination::Destination;
 use super::progress::Progress;
 
-/// What is looked at at a time for holes, the largest first; what is read at a time; and the least that becomes a hole.
+/// What is looked at at a time for holes, the largest first; what is read at a time;
+/// and the least that becomes a hole.
 const HOLE_STEPS: [u64; 2] = [1 << 30, READ_BYTES];
 const READ_BYTES: u64 = 1 << 20;
 const GRANULE_BYTES: u64 = 64 << 10;

@@ -13,8 +13,8 @@ use super::{LinkError, PREFACE_BYTES, Preface, Security};
 /// Bytes read at a time into the connection's own buffer.
 const READ_BYTES: usize = 256 << 10;
 
-/// Bytes read at a time while it is not known what comes: a small part of a long frame that is to be received elsewhere,
-/// but all of most others.
+/// Bytes read at a time while it is not known what comes: a small part of a long frame that is to be received
+/// elsewhere, but all of most others.
 const FIRST_READ_BYTES: usize = 8 << 10;
 
 /// Most buffers written with one call.
@@ -22,13 +22,13 @@ const SLICES_MAX: usize = 8;
 
 /// Where received frames go.
 pub trait Receiver<T> {
-    /// Where the body of a frame that is still arriving is to be received, of which `received` bytes are there already; as
-    /// long as the header. `None` before any of it is there: in the connection's buffer. `None` later: nobody wants it any
-    /// more, and nothing is said of it.
+    /// Where the body of a frame that is still arriving is to be received, of which `received` bytes are
+    /// there already; as long as the header. `None` before any of it is there: in the connection's buffer.
+    /// `None` later: nobody wants it any more, and nothing is said of it.
     fn room(&mut self, header: &FrameHeader, received: usize) -> Option<&mut [u8]>;
 
-    /// A frame is whole, its checksum not checked yet. `body` is `None` if it lies where [`Self::room`] wanted it. Some
-    /// answer ends the receiving.
+    /// A frame is whole, its checksum not checked yet. `body` is `None` if it lies where [`Self::room`]
+    /// wanted it. Some answer ends the receiving.
     fn frame(&mut self, header: &FrameHeader, body: Option<&[u8]>) -> Result<Option<T>, LinkError>;
 }
 
@@ -77,8 +77,8 @@ impl From<Vec<u8>> for Outgoing {
 
 /// One connection, framed, that never blocks.
 ///
-/// If it breaks while something is sent, that is told by receiving, after all that the other end has said before: it may
-/// have said why it goes, or acked what it was sent.
+/// If it breaks while something is sent, that is told by receiving, after all that the other end has said
+/// before: it may have said why it goes, or acked what it was sent.
 pub struct Connection {
     transport: Transport,
     /// What waits to be sent.
@@ -156,8 +156,8 @@ impl Connection {
         self.transport.peer_ends_s()
     }
 
-    /// Whether the other end may say this: a host that it names as its own must be the one of its certificate. In
-    /// plaintext anyone may say anything.
+    /// Whether the other end may say this: a host that it names as its own must be the one of its
+    /// certificate. In plaintext anyone may say anything.
     pub fn check_claim(&self, message: &Message) -> Result<(), LinkError> {
         match message {
             Message::Hello(hello) => self.transport.check_peer(&hello.incarnation.host),
@@ -181,7 +181,8 @@ impl Connection {
         self.send_all([bytes]);
     }
 
-    /// Queues several buffers of whole frames, and sends what the socket takes at once, with as few calls as may be.
+    /// Queues several buffers of whole frames, and sends what the socket takes at once,
+    /// with as few calls as may be.
     pub fn send_all(&mut self, buffers: impl IntoIterator<Item = impl Into<Outgoing>>) {
         let buffers = buffers.into_iter().map(Into::into);
         self.outgoing
@@ -189,8 +190,8 @@ impl Connection {
         self.flush();
     }
 
-    /// Sends whole frames out of the caller's memory, if nothing waits before them. Returns whether they were taken; what
-    /// the socket does not take of them at once is copied.
+    /// Sends whole frames out of the caller's memory, if nothing waits before them. Returns whether they were
+    /// taken; what the socket does not take of them at once is copied.
     pub fn send_now(&mut self, bytes: &[u8]) -> bool {
         self.flush();
         if self.wants_to_write() || self.broken.is_some() {
@@ -211,8 +212,8 @@ impl Connection {
         true
     }
 
-    /// The largest buffer that was sent and is not needed any more, to be filled again: fresh memory would cost a page
-    /// fault for each of its pages.
+    /// The largest buffer that was sent and is not needed any more, to be filled again: fresh memory would
+    /// cost a page fault for each of its pages.
     pub fn take_spare(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.spare)
     }
@@ -285,9 +286,9 @@ impl Connection {
         }
     }
 
-    /// Reads what is there and passes whole frames to `on_frame`, until one of them is answered with something: that is
-    /// returned, and the next call goes on behind it. None: all that is there was read. The frame's checksum is not
-    /// checked yet.
+    /// Reads what is there and passes whole frames to `on_frame`, until one of them is answered with
+    /// something: that is returned, and the next call goes on behind it. None: all that is there was read.
+    /// The frame's checksum is not checked yet.
     pub fn receive<T>(
         &mut self,
         on_frame: impl FnMut(&FrameHeader, &[u8]) -> Result<Option<T>, LinkError>,
@@ -421,16 +422,16 @@ impl Connection {
         Ok(count.is_some())
     }
 
-    /// Says nothing more. What was said, an alert of TLS too, is still delivered if the other end gets time to read it:
-    /// keep the connection until [`Self::has_left`].
+    /// Says nothing more. What was said, an alert of TLS too, is still delivered if the other end gets time
+    /// to read it: keep the connection until [`Self::has_left`].
     pub fn refuse(&mut self) {
         // Whoever is refused may be gone.
         self.flush();
         let _ = self.transport.socket().shutdown(std::net::Shutdown::Write);
     }
 
-    /// Whether the other end of a refused connection has closed it. What it still sends is thrown away: unread, it would
-    /// make the kernel throw away the refusal.
+    /// Whether the other end of a refused connection has closed it. What it still sends is thrown away:
+    /// unread, it would make the kernel throw away the refusal.
     pub fn has_left(&mut self) -> bool {
         self.transport.skip(&mut self.incoming)
     }

@@ -1,4 +1,5 @@
-//! A host's identity over time: files that are replaced take effect at the next connection, without a restart.
+//! A host's identity over time: files that are replaced take effect at the next connection,
+//! without a restart.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,7 +32,8 @@ impl Credentials {
         })
     }
 
-    /// The identity now. Certificates that were replaced are read again; if they are no good, the last good ones stay.
+    /// The identity now. Certificates that were replaced are read again; if they are no good,
+    /// the last good ones stay.
     pub fn identity(&self) -> Arc<Identity> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let now = changed(&self.directory);

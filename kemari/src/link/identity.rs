@@ -80,7 +80,8 @@ impl Identity {
             certificates(&directory.join(CERTIFICATE_FILE))?,
         );
         let key = key(&directory.join(KEY_FILE))?;
-        // While an authority is replaced there are two, and the new one counts; of those between, the first that ends.
+        // While an authority is replaced there are two, and the new one counts; of those between,
+        // the first that ends.
         let of_authority = ca.iter().filter_map(|certificate| ends_s(certificate)).max();
         let of_host = chain.iter().filter_map(|certificate| ends_s(certificate)).min();
         let ends_s = [(CERTIFICATE_FILE, of_host), (CA_FILE, of_authority)];
@@ -156,7 +157,8 @@ impl Identity {
         })
     }
 
-    /// When this host's certificate and the authority's end, in seconds since 1970, each with its file's name.
+    /// When this host's certificate and the authority's end, in seconds since 1970,
+    /// each with its file's name.
     pub fn ends_s(&self) -> &[(&'static str, u64)] {
         &self.ends_s
     }

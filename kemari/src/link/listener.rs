@@ -10,7 +10,8 @@ use crate::rest::{self, Rest};
 
 /// Most connections that have not become a session yet.
 const PENDING_MAX: usize = 16;
-/// Longest time that a connection may take to become part of a session, or to read why it is refused, in milliseconds.
+/// Longest time that a connection may take to become part of a session, or to read why it is refused,
+/// in milliseconds.
 const PENDING_MS_MAX: u64 = 3000;
 
 /// A connection that is not part of a session yet.
@@ -132,8 +133,8 @@ impl Listener {
         if self.rest.until_ms(now_ms).is_some() {
             return;
         }
-        // More than wait at a time would only push each other out, and whoever connects without end would keep this side
-        // from everything else.
+        // More than wait at a time would only push each other out, and whoever connects without end would
+        // keep this side from everything else.
         for _ in 0..PENDING_MAX {
             let (stream, address) = match self.socket.accept() {
                 Ok(accepted) => accepted,

@@ -216,8 +216,8 @@ impl Tls {
         // TLS takes a few KiB at a time, from memory: the socket is read in large pieces.
         self.start += self.session.read_tls(&mut &self.records[self.start..self.end])?;
         let outcome = self.session.process_new_packets();
-        // Answers of the handshake; or the alert that tells the other end why it is refused. What does not leave now stays,
-        // and the next write says why: what was read comes first.
+        // Answers of the handshake; or the alert that tells the other end why it is refused. What does not
+        // leave now stays, and the next write says why: what was read comes first.
         let _ = self.push();
         outcome.map(drop).map_err(|error| sentence(&error))
     }

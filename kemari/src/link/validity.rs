@@ -1,5 +1,5 @@
-//! When a certificate ends (RFC 5280, sections 4.1 and 4.1.2.5). Nothing else of it is looked at here: who may speak to whom
-//! is decided by what verifies it.
+//! When a certificate ends (RFC 5280, sections 4.1 and 4.1.2.5). Nothing else of it is looked at here: who
+//! may speak to whom is decided by what verifies it.
 
 /// Tags of the DER (X.690) on the way to the end of a certificate.
 const SEQUENCE: u8 = 0x30;
@@ -25,7 +25,8 @@ pub fn ends_s(certificate: &[u8]) -> Option<u64> {
     time(end)
 }
 
-/// The content of the first element of `bytes`, which must have this tag, if one is wanted, and what follows it.
+/// The content of the first element of `bytes`, which must have this tag, if one is wanted,
+/// and what follows it.
 fn element(bytes: &[u8], tag: Option<u8>) -> Option<(&[u8], &[u8])> {
     let (&found, rest) = bytes.split_first()?;
     if tag.is_some_and(|tag| tag != found) {

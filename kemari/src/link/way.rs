@@ -1,9 +1,9 @@
-//! How large the packets are that get to another host and back: found by echo requests (ICMP, ICMPv6) of several sizes that
-//! nobody on the way may cut up. Where one interface or switch has a smaller MTU than the others, packets of full size get
-//! lost in silence, and all that a sync sends are such.
+//! How large the packets are that get to another host and back: found by echo requests (ICMP, ICMPv6) of
+//! several sizes that nobody on the way may cut up. Where one interface or switch has a smaller MTU than the
+//! others, packets of full size get lost in silence, and all that a sync sends are such.
 //!
-//! Nothing depends on it: where echo requests are not answered, or may not be sent (to make a socket for them takes
-//! CAP_NET_RAW, or a group in `net.ipv4.ping_group_range`), it is not known.
+//! Nothing depends on it: where echo requests are not answered, or may not be sent (to make a socket for them
+//! takes CAP_NET_RAW, or a group in `net.ipv4.ping_group_range`), it is not known.
 
 use std::io;
 use std::net::SocketAddr;
@@ -44,9 +44,10 @@ impl Narrow {
     }
 }
 
-/// A socket for either version of IP, if it was to be had: one for the process, for all of its life. Where a datagram
-/// socket is not allowed (`net.ipv4.ping_group_range`) it is a raw one, with which whoever gets hold of the process could
-/// send any ICMP to anybody. The header of IP stays the kernel's: seccomp refuses the options that would change that.
+/// A socket for either version of IP, if it was to be had: one for the process, for all of its life. Where a
+/// datagram socket is not allowed (`net.ipv4.ping_group_range`) it is a raw one, with which whoever gets hold
+/// of the process could send any ICMP to anybody. The header of IP stays the kernel's: seccomp refuses the
+/// options that would change that.
 static HELD: OnceLock<[Option<Socket>; 2]> = OnceLock::new();
 /// Whoever uses them: one at a time.
 static IN_USE: Mutex<()> = Mutex::new(());
@@ -58,8 +59,8 @@ pub fn hold() {
     let _ = HELD.set(held);
 }
 
-/// Looks whether packets as large as this host sends them get to `address` and back. `None`: they do, or nobody knows.
-/// Takes seconds where answers take long or none comes.
+/// Looks whether packets as large as this host sends them get to `address` and back. `None`: they do, or
+/// nobody knows. Takes seconds where answers take long or none comes.
 pub fn narrow(address: SocketAddr) -> Option<Narrow> {
     let mut echo = Echo::open(address).ok()?;
     let sent_bytes_max = echo.mtu().ok()?;
@@ -97,8 +98,8 @@ fn largest(mut good: u32, mut bad: u32, mut returns: impl FnMut(u32) -> bool) ->
 struct Family {
     family: AddressFamily,
     protocol: rustix::net::Protocol,
-    /// Level of socket options, the one by which nobody may cut packets up whatever the way is thought to be like, and the
-    /// one that tells the MTU.
+    /// Level of socket options, the one by which nobody may cut packets up whatever the way is thought to be
+    /// like, and the one that tells the MTU.
     options: (libc::c_int, libc::c_int, libc::c_int),
     /// Its value.
     probe: libc::c_int,
@@ -172,7 +173,8 @@ impl Socket {
 /// Echo requests to one address.
 struct Echo {
     family: &'static Family,
-    /// Not connected, since it may be a held one: who was connected before keeps the address that it had then as its own.
+    /// Not connected, since it may be a held one: who was connected before keeps the address that it had then
+    /// as its own.
     socket: OwnedFd,
     is_raw: bool,
     /// A datagram socket that is connected there: it knows the way.

@@ -1,5 +1,5 @@
-//! On the primary: compares the images with those of the secondary, chunk by chunk, and sends what differs, while the
-//! guest runs.
+//! On the primary: compares the images with those of the secondary, chunk by chunk, and sends what differs,
+//! while the guest runs.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -91,8 +91,8 @@ struct State {
 }
 
 impl Copier {
-    /// Begins the copy on a thread of its own. `bytes_per_s_max`: so much is read of the images in a second; 0: as much as
-    /// can be. `wake` is called when there is something to take.
+    /// Begins the copy on a thread of its own. `bytes_per_s_max`: so much is read of the images in a second;
+    /// 0: as much as can be. `wake` is called when there is something to take.
     pub fn start(
         disks: Vec<CopiedDisk>,
         bytes_per_s_max: u64,
@@ -179,8 +179,8 @@ impl Copier {
         self.shared.lock().progress
     }
 
-    /// The rest, as frames: to be taken when the guest stands still and none of its writes is under way. The copy is over
-    /// then.
+    /// The rest, as frames: to be taken when the guest stands still and none of its writes is under way. The
+    /// copy is over then.
     pub fn take_rest(self) -> io::Result<Vec<Vec<u8>>> {
         let mut frames = Vec::new();
         for (index, disk) in self.disks.iter().enumerate() {
@@ -379,8 +379,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Sends what has changed, round by round, until little is left. Nothing of it is compared: in the order of the frames
-    /// it comes after what was sent of it before.
+    /// Sends what has changed, round by round, until little is left. Nothing of it is compared: in the order
+    /// of the frames it comes after what was sent of it before.
     fn send_changed(&mut self) -> Result<(), Stop> {
         for _ in 0..ROUNDS_MAX {
             for index in 0..self.disks.len() {

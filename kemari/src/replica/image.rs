@@ -238,8 +238,8 @@ impl Image {
         Ok(())
     }
 
-    /// A reign is about to begin, under which the image may be written: a power cut in between must not make it look
-    /// older than the arbiter's record.
+    /// A reign is about to begin, under which the image may be written: a power cut in between must not make
+    /// it look older than the arbiter's record.
     pub fn announce(&self, next_term: Term) -> anyhow::Result<()> {
         if self.lock().is_none() {
             let mut history = Self::first(0);
@@ -249,13 +249,14 @@ impl Image {
         self.change(|history| history.announce(next_term))
     }
 
-    /// This side rules in `term`: from here on the image may be written. `paired`: and the other host's image follows.
+    /// This side rules in `term`: from here on the image may be written. `paired`:
+    /// and the other host's image follows.
     pub fn rule(&self, term: Term, paired: bool) -> anyhow::Result<()> {
         self.change(|history| history.rule(term, paired))
     }
 
-    /// A VM is booted from the image in `term`. `adopt`: the operator says that it is the right one, so it begins a
-    /// history of its own.
+    /// A VM is booted from the image in `term`. `adopt`: the operator says that it is the right one, so it
+    /// begins a history of its own.
     pub fn start(&self, term: Term, adopt: bool) -> anyhow::Result<()> {
         if self.lock().is_none() {
             return self.create(Self::first(term));
@@ -289,7 +290,8 @@ impl Image {
         self.clear(&marked)
     }
 
-    /// Everything of the first sync of a pair is there and durable. The pair, of `term`, is about to be recorded.
+    /// Everything of the first sync of a pair is there and durable. The pair, of `term`,
+    /// is about to be recorded.
     pub fn become_whole(&self, term: Term) -> anyhow::Result<()> {
         self.change(|history| history.become_whole(term))
     }

@@ -124,8 +124,8 @@ fn a_record_of_another_vm_or_of_a_larger_image_is_refused_and_nothing_is_written
     assert!(error.contains("damaged"), "{error}");
 }
 
-/// A record that is being made durable, on a disk that takes long, holds up neither the loop that shows it nor one that
-/// only would like to clear marks.
+/// A record that is being made durable, on a disk that takes long, holds up neither the loop that shows it
+/// nor one that only would like to clear marks.
 #[test]
 fn a_record_that_is_being_written_is_not_waited_for_to_show_it_or_to_clear_marks() {
     let scratch = Scratch::new(8 * EXTENT_BYTES);

@@ -1,9 +1,10 @@
-//! The durable record of one image: whose it is, of which reign, and which of its parts may differ from the other
-//! host's image.
+//! The durable record of one image: whose it is, of which reign, and which of its parts may differ from the
+//! other host's image.
 //!
-//! Two slots hold the head, written in turn, each with a sequence number and a checksum: a torn write leaves the other
-//! one. Behind them lies a map with a bit for each extent, in sectors with a checksum each; a damaged sector counts as
-//! all set. A bit is set durably before its extent is written, and cleared only when both images have it durably.
+//! Two slots hold the head, written in turn, each with a sequence number and a checksum: a torn write leaves
+//! the other one. Behind them lies a map with a bit for each extent, in sectors with a checksum each; a
+//! damaged sector counts as all set. A bit is set durably before its extent is written, and cleared only when
+//! both images have it durably.
 //!
 //! | offset | |
 //! |---|---|
@@ -288,15 +289,16 @@ impl Record {
         sector.resize(SECTOR_BYTES - 4, 0);
         let checksum = crc32fast::hash(&sector);
         sector.extend_from_slice(&checksum.to_le_bytes());
-        // Not counted if it fails: the next one takes the same slot, and the other stays as it is until this is durable.
+        // Not counted if it fails: the next one takes the same slot,
+        // and the other stays as it is until this is durable.
         self.store.write_at(slot_of(sequence), &sector)?;
         self.store.sync()?;
         (self.sequence, self.head) = (sequence, head);
         Ok(())
     }
 
-    /// The image has grown: what is new counts as changed, durably. A power cut leaves the record of the smaller image, or
-    /// that of the larger one.
+    /// The image has grown: what is new counts as changed, durably. A power cut leaves the record of the
+    /// smaller image, or that of the larger one.
     pub fn grow(&mut self, image_bytes: u64) -> Result<(), RecordError> {
         let old_bytes = self.head.image_bytes;
         assert!(old_bytes < image_bytes, "an image does not shrink");

@@ -10,7 +10,8 @@ fn put(target: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
     target[offset..offset + bytes.len()].copy_from_slice(bytes);
 }
 
-/// Stable storage that forgets: what was written since the last sync survives a cut in whole sectors or not at all.
+/// Stable storage that forgets: what was written since the last sync survives a cut in whole sectors or not
+/// at all.
 #[derive(Clone, Default)]
 struct Forgetful(Arc<Mutex<Inner>>);
 
@@ -343,8 +344,9 @@ fn rubbish_is_no_record() {
     assert!(Record::load(Box::new(later)).is_err());
 }
 
-/// At every step of a growth, and with every part lost of what was not yet synced: the record is that of the smaller
-/// image with its marks, or that of the larger one with all marked that is new. Either can be grown (again).
+/// At every step of a growth, and with every part lost of what was not yet synced: the record is that of the
+/// smaller image with its marks, or that of the larger one with all marked that is new. Either can be grown
+/// (again).
 #[test]
 fn a_record_grows_whole_or_not_at_all() {
     const LARGER_BYTES: u64 = IMAGE_BYTES + 5_000 * EXTENT_BYTES + 4096;

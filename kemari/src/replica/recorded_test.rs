@@ -1,5 +1,5 @@
-//! The record's real calls are recorded, and every power cut that could have happened meanwhile is looked at: whoever
-//! reads the file then finds the head that was said to be durable, or a later one, and every mark.
+//! The record's real calls are recorded, and every power cut that could have happened meanwhile is looked at:
+//! whoever reads the file then finds the head that was said to be durable, or a later one, and every mark.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -14,7 +14,8 @@ use super::*;
 use crate::replica::store::FileStore;
 use crate::replica::testing::replay_time;
 
-/// Extents of an image whose map has two sectors, and by how many it grows at most: a third sector comes with it.
+/// Extents of an image whose map has two sectors, and by how many it grows at most:
+/// a third sector comes with it.
 const EXTENTS: u64 = 5_000;
 const GROWTH_MAX: u64 = 2_000;
 const GROWTHS: u64 = 3;

@@ -12,8 +12,8 @@ use crate::files;
 /// What a power cut leaves whole or as it was before, in bytes.
 pub const SECTOR_BYTES: usize = 512;
 
-/// A row of bytes on stable storage. A power cut leaves of what was written since the last sync any part, in whole
-/// sectors.
+/// A row of bytes on stable storage. A power cut leaves of what was written since the last sync any part, in
+/// whole sectors.
 pub trait Store: Send {
     /// Reads exactly so many bytes.
     fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()>;
@@ -38,8 +38,8 @@ impl FileStore {
         }
     }
 
-    /// The same, of what is on the disk. Whoever wrote the file last may have died before that was durable: it is made so.
-    /// After a write-back that failed the host's cache proves nothing: it forgets the file.
+    /// The same, of what is on the disk. Whoever wrote the file last may have died before that was durable:
+    /// it is made so. After a write-back that failed the host's cache proves nothing: it forgets the file.
     pub fn open_durable(path: &Path) -> io::Result<Option<Self>> {
         let store = Self::open(path)?;
         if let Some(Self(file)) = &store {
@@ -49,8 +49,8 @@ impl FileStore {
         Ok(store)
     }
 
-    /// Makes a record file of so many zeros, all of them written: later writes need no room. Whatever was there under
-    /// its name is gone.
+    /// Makes a record file of so many zeros, all of them written: later writes need no room. Whatever was
+    /// there under its name is gone.
     pub fn create(path: &Path, bytes: u64) -> io::Result<Self> {
         let file = files::own()
             .read(true)

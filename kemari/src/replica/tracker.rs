@@ -1,5 +1,5 @@
-//! On the primary: what changes on a replicated disk is marked durably before it is written, remembered while the disk is
-//! being copied, and unmarked when both images have it durably.
+//! On the primary: what changes on a replicated disk is marked durably before it is written, remembered while
+//! the disk is being copied, and unmarked when both images have it durably.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -14,7 +14,8 @@ use kemari_vmm::disk::{DiskWatch, Tell};
 use super::image::Image;
 use super::record::Map;
 
-/// An extent keeps its mark for so long after it was last written: whoever writes it again pays for no new one.
+/// An extent keeps its mark for so long after it was last written:
+/// whoever writes it again pays for no new one.
 pub const MARK_AGE_MIN: Duration = Duration::from_secs(10);
 
 /// Watches the disk of an image.
@@ -32,7 +33,8 @@ struct Tracked {
     marked: Map,
     /// Chunks that have changed since they were last read for the copy; none while there is no copy.
     changed: Option<BTreeSet<u64>>,
-    /// Counts beginnings and ends of copies: a thread of one that is over may still be at work, and says nothing any more.
+    /// Counts beginnings and ends of copies: a thread of one that is over may still be at work,
+    /// and says nothing any more.
     copies: u64,
     marks: Marks,
     /// Flushes of the guest that wait for the other host.
@@ -114,14 +116,14 @@ impl Tracker {
         taken
     }
 
-    /// The last block of the copy was read, and all that was written is durable here: what is touched from here on is not
-    /// in it.
+    /// The last block of the copy was read, and all that was written is durable here: what is touched from
+    /// here on is not in it.
     pub fn note_copied(&self) {
         self.lock().marks.note_copied();
     }
 
-    /// These extents were copied in this copy, and are durable on the other image: their marks go if they are durable here,
-    /// too, and were not written meanwhile.
+    /// These extents were copied in this copy, and are durable on the other image: their marks go if they are
+    /// durable here, too, and were not written meanwhile.
     pub fn clear_copied(&self, copy: u64, extents: &[u64]) {
         let mut state = self.lock();
         if copy != state.copies {
@@ -131,8 +133,9 @@ impl Tracker {
         self.clear(&mut state, &copied);
     }
 
-    /// Under the lock: nothing may be written meanwhile that counts on a mark. While marks are being made durable, which
-    /// may take a disk long, these stay until the next time: the side's loop must not wait for that.
+    /// Under the lock: nothing may be written meanwhile that counts on a mark. While marks are being made
+    /// durable, which may take a disk long, these stay until the next time: the side's loop must not wait for
+    /// that.
     fn clear(&self, state: &mut Tracked, extents: &[u64]) {
         let Some(result) = self.image.try_clear(extents) else {
             return;
@@ -144,7 +147,8 @@ impl Tracker {
         state.marks.forget(extents);
     }
 
-    /// The other host follows from here on: it has durably what was copied, and outputs are applied there, too.
+    /// The other host follows from here on: it has durably what was copied, and outputs are applied there,
+    /// too.
     pub fn begin_pair(&self) {
         let mut guard = self.lock();
         let state = &mut *guard;
@@ -171,8 +175,8 @@ impl Tracker {
         tells.into_iter().for_each(|tell| tell());
     }
 
-    /// Takes the marks of what is durable on both images and was not written for `age`. Returns up to which request
-    /// everything is durable on both, if it is known.
+    /// Takes the marks of what is durable on both images and was not written for `age`. Returns up to which
+    /// request everything is durable on both, if it is known.
     pub fn settle(&self, age: Duration) -> Option<u64> {
         let (now_ms, age_ms) = (self.now_ms(), age.as_millis() as u64);
         let mut state = self.lock();
@@ -188,7 +192,8 @@ impl Tracker {
         self.lock().marks.waiting() > 0
     }
 
-    /// How many flushes of the guest wait for the other host's disk; none if a disk would have to be waited for to know.
+    /// How many flushes of the guest wait for the other host's disk;
+    /// none if a disk would have to be waited for to know.
     pub fn waiting_flushes(&self) -> u64 {
         self.state
             .try_lock()

@@ -1,5 +1,5 @@
-//! On the secondary: a thread for each replicated disk that carries out what commits release and what the copy brings,
-//! in order.
+//! On the secondary: a thread for each replicated disk that carries out what commits release and what the
+//! copy brings, in order.
 
 mod queue;
 mod worker;
@@ -29,7 +29,8 @@ pub const CALLS: Calls = Calls {
 /// How often it is looked whether a replica is finished.
 const FINISH_LOOK_INTERVAL: Duration = Duration::from_millis(2);
 
-/// A point in the order of the work: reported when everything before it is durable, and the record says what is asked.
+/// A point in the order of the work: reported when everything before it is durable,
+/// and the record says what is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Barrier {
     /// Nothing more.
@@ -111,8 +112,8 @@ fn data_bytes(operation: &Operation) -> usize {
     }
 }
 
-/// The image of a replicated disk on the secondary, and the thread that writes it. When this value is dropped the thread
-/// first carries out what it was given.
+/// The image of a replicated disk on the secondary, and the thread that writes it. When this value is dropped
+/// the thread first carries out what it was given.
 pub struct Replica {
     image: Arc<Image>,
     jobs: Sender<Job>,
@@ -121,8 +122,8 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// Opens the image, and starts its thread. `bytes_max`: what may wait for it. `delay`: a fault for tests, see
-    /// `side/faults.rs`. `report` is called on that thread.
+    /// Opens the image, and starts its thread. `bytes_max`: what may wait for it. `delay`: a fault for tests,
+    /// see `side/faults.rs`. `report` is called on that thread.
     pub fn start(
         image: Arc<Image>,
         config: &DiskConfig,
@@ -154,8 +155,8 @@ impl Replica {
         &self.image
     }
 
-    /// Whether so much waits that nothing more should be given to it: with what one more commit can bring it would be over
-    /// its limit. What is given all the same is taken.
+    /// Whether so much waits that nothing more should be given to it: with what one more commit can bring it
+    /// would be over its limit. What is given all the same is taken.
     pub fn is_full(&self) -> bool {
         self.queue.is_full()
     }
@@ -165,13 +166,14 @@ impl Replica {
         self.queue.failure()
     }
 
-    /// That the image has finished nothing for longer than `limit` although there is something to do, in words.
+    /// That the image has finished nothing for longer than `limit` although there is something to do,
+    /// in words.
     pub fn stuck(&self, limit: Duration) -> Option<String> {
         self.queue.is_stuck(limit).then(|| stuck(&self.image, limit))
     }
 
-    /// Lets it go without waiting: its thread ends when the image lets it, and carries out nothing more. Until then the
-    /// image has a user.
+    /// Lets it go without waiting: its thread ends when the image lets it, and carries out nothing more.
+    /// Until then the image has a user.
     pub fn abandon(self, reason: &str) -> Remains {
         self.queue.let_go(reason);
         Remains(Arc::downgrade(&self.queue))
@@ -206,8 +208,8 @@ impl Replica {
         self.give(Job::Barrier(barrier));
     }
 
-    /// If the image has failed it is tried again with what it has not carried out: outputs are kept, all else that came
-    /// since is not.
+    /// If the image has failed it is tried again with what it has not carried out: outputs are kept, all else
+    /// that came since is not.
     pub fn retry(&self) {
         if self.failure().is_some() {
             self.give(Job::Retry);
@@ -229,9 +231,9 @@ impl Replica {
         self.give(Job::Enlarge(bytes, Box::new(answer)));
     }
 
-    /// Hands out a throw-away layer of at most `bytes_max` over the image as it is when all that was given so far is done:
-    /// a disk at that moment, whatever is given later. There is one at a time. If the image fails before, `answer` is
-    /// dropped.
+    /// Hands out a throw-away layer of at most `bytes_max` over the image as it is when all that was given so
+    /// far is done: a disk at that moment, whatever is given later. There is one at a time. If the image
+    /// fails before, `answer` is dropped.
     pub fn overlay(&self, bytes_max: u64, answer: impl FnOnce(Arc<Overlay>) + Send + 'static) {
         self.give(Job::Overlay(bytes_max, Box::new(answer)));
     }
@@ -250,7 +252,8 @@ impl Replica {
         self.image
     }
 
-    /// The same, unless the image finishes nothing for longer than `limit`: then that, in words, and it is let go.
+    /// The same, unless the image finishes nothing for longer than `limit`: then that, in words,
+    /// and it is let go.
     pub fn finish_within(self, limit: Duration) -> Result<Arc<Image>, (String, Remains)> {
         let Self {
             image,

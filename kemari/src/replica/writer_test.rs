@@ -4,7 +4,8 @@ use super::*;
 use kemari_vmm::disk::{DiskConfig, Store};
 use kemari_vmm::virtio::budget::BYTES_HELD_MAX;
 
-/// In the mode where only the primary's disk is waited for no flush of the guest comes here; yet marks must go.
+/// In the mode where only the primary's disk is waited for no flush of the guest comes here;
+/// yet marks must go.
 #[test]
 fn what_was_carried_out_is_flushed_in_time_without_a_flush_of_the_guest() {
     let scratch = Scratch::new(8 << 20);
@@ -72,7 +73,8 @@ fn a_queue_is_full_of_zeros_as_well() {
     assert_eq!(commits.count(), 12);
 }
 
-/// Who looks at a moment of the image sees all that was given before, carried out or not, and nothing that is given later.
+/// Who looks at a moment of the image sees all that was given before, carried out or not,
+/// and nothing that is given later.
 #[test]
 fn a_layer_over_the_image_is_of_the_moment_at_which_it_was_asked_for() {
     let scratch = Scratch::new(8 << 20);

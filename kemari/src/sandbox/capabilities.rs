@@ -107,8 +107,8 @@ fn first_free_port() -> u16 {
     said.trim().parse().unwrap_or(FIRST_FREE_PORT_DEFAULT)
 }
 
-/// What a steward without fence or hook keeps: it attaches TAPs, and opens those of these disks that are block
-/// devices, also if one belongs to neither its user nor that one's groups. Some of them are only read.
+/// What a steward without fence or hook keeps: it attaches TAPs, and opens those of these disks that are
+/// block devices, also if one belongs to neither its user nor that one's groups. Some of them are only read.
 ///
 /// # Errors
 /// If that cannot be tried out.

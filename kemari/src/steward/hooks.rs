@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Hook, Occasion};
 use crate::side;
 
-/// Alarms that wait for a hook. For a further one the oldest goes, and the next one says how many were missed.
+/// Alarms that wait for a hook. For a further one the oldest goes,
+/// and the next one says how many were missed.
 const WAITING_MAX: usize = 8;
 /// Pause after each run of a hook: what happens again and again starts no more than so many.
 const REST: Duration = Duration::from_secs(1);
@@ -40,7 +41,8 @@ pub struct Alarm {
     pub missed: u64,
 }
 
-/// Alarms that wait to be told. There is always room for one more: how things stand is what the last one says.
+/// Alarms that wait to be told. There is always room for one more:
+/// how things stand is what the last one says.
 #[derive(Default)]
 pub struct Waiting(VecDeque<Alarm>);
 
@@ -216,8 +218,8 @@ impl Runner {
         }
     }
 
-    /// The side is gone: if it has lived and has not said so itself, the hooks are told. Of what waits each is told the
-    /// last, after what it is being told: for that there is time.
+    /// The side is gone: if it has lived and has not said so itself, the hooks are told. Of what waits each
+    /// is told the last, after what it is being told: for that there is time.
     pub fn finish(mut self) {
         let Some((vm, host, longest)) = self.of.clone() else {
             return;

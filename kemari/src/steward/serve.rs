@@ -60,8 +60,8 @@ fn begin() -> io::Result<()> {
             break;
         }
     }
-    // The side is gone, and with it the other ends of both; or it has sent what is no request, and sees by this
-    // that nobody serves it any more.
+    // The side is gone, and with it the other ends of both; or it has sent what is no request, and sees by
+    // this that nobody serves it any more.
     drop(socket);
     runner.finish();
     opener
@@ -69,8 +69,8 @@ fn begin() -> io::Result<()> {
         .map_err(|_| io::Error::other("the opener has panicked"))
 }
 
-/// Standard input and output, each held once, so that its other end sees the end of whoever reads it, and by no
-/// program that is started.
+/// Standard input and output, each held once, so that its other end sees the end of whoever reads it, and by
+/// no program that is started.
 fn sockets() -> io::Result<(UnixStream, OwnedFd)> {
     let held = |descriptor| fcntl_dupfd_cloexec(descriptor, STANDARD_MAX + 1);
     let (socket, openings) = (held(stdin())?, held(stdout())?);

@@ -363,8 +363,8 @@ fn a_file_of_a_vms_name_is_not_its_configuration() {
     }
 }
 
-/// Bash offers this for the last word of the line: in the end, since a side on a busy machine may take longer to answer
-/// than somebody at a keyboard is kept waiting.
+/// Bash offers this for the last word of the line: in the end, since a side on a busy machine may take longer
+/// to answer than somebody at a keyboard is kept waiting.
 fn completes(run: &Run, line: &str, expected: &[&str]) {
     let until = Instant::now() + Duration::from_secs(20);
     loop {

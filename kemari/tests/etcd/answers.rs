@@ -44,7 +44,8 @@ fn another_vms_record_and_a_store_that_went_back_are_refused() {
     );
 }
 
-/// Passes one request after the other on to the next of these addresses, and its answer back, or loses the answer.
+/// Passes one request after the other on to the next of these addresses, and its answer back,
+/// or loses the answer.
 fn way_to(targets: impl IntoIterator<Item = (String, bool)> + Send + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());

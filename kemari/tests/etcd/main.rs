@@ -1,5 +1,5 @@
-//! The etcd arbiter against real etcds: one that is stopped, full or wiped; a cluster over TLS; users; and servers that answer
-//! rubbish.
+//! The etcd arbiter against real etcds: one that is stopped, full or wiped; a cluster over TLS; users; and
+//! servers that answer rubbish.
 
 mod answers;
 #[path = "../common/mod.rs"]

@@ -1,4 +1,5 @@
-//! Users of etcd: tokens that a member forgets or an administrator makes old, passwords that change, rights that end.
+//! Users of etcd: tokens that a member forgets or an administrator makes old, passwords that change,
+//! rights that end.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

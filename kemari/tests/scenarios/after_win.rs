@@ -1,4 +1,5 @@
-//! What goes wrong between a won term and the running guest, and on the way back to a secondary, is tried again.
+//! What goes wrong between a won term and the running guest, and on the way back to a secondary,
+//! is tried again.
 
 use std::net::TcpListener;
 

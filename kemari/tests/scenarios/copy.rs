@@ -95,7 +95,8 @@ fn a_primary_that_dies_in_the_first_copy_is_booted_again_by_the_operator() {
     });
 }
 
-/// Heartbeats do not wait behind the copy, and a copy that takes all of the link is no reason to suspect anybody.
+/// Heartbeats do not wait behind the copy, and a copy that takes all of the link is no reason to suspect
+/// anybody.
 #[test]
 fn a_first_copy_that_takes_all_of_a_slow_link_is_no_silence() {
     let plan = Plan {
@@ -141,7 +142,8 @@ fn slow_down(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-/// A secondary joins: it is copied to once, which takes several times the suspicion time-out, and nobody is suspected.
+/// A secondary joins: it is copied to once, which takes several times the suspicion time-out,
+/// and nobody is suspected.
 fn copies_in_peace(scene: &mut Scene) -> Result<()> {
     let term = scene.await_alone(Host::A)?.term;
     scene.secondary(Host::B)?;

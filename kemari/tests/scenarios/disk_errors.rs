@@ -122,7 +122,8 @@ fn a_host_whose_disk_fails_closes_it_and_follows_the_other_without_a_fence() {
     });
 }
 
-/// A process writes nothing behind this byte of a file, as setrlimit(2) has it: the soft limit, which can be lifted again.
+/// A process writes nothing behind this byte of a file, as setrlimit(2) has it: the soft limit,
+/// which can be lifted again.
 fn limit_files(process: u32, bytes: &str) -> Result<()> {
     let limited = Command::new("prlimit")
         .args([format!("--pid={process}"), format!("--fsize={bytes}")])

@@ -109,7 +109,8 @@ fn answers_per_s(clients: &Clients) -> f64 {
 
 /// The part of the answers that is to be left beside a drill.
 const LEFT: f64 = 0.8;
-/// The part that is left at any rate: a machine with few processors, all of it busy with others, says little more.
+/// The part that is left at any rate: a machine with few processors, all of it busy with others,
+/// says little more.
 const LEFT_MIN: f64 = 0.25;
 /// Times that both are counted, in turns: what else this host does must not count for one of them only.
 const ROUNDS_MIN: usize = 3;

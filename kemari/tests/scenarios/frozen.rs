@@ -1,5 +1,5 @@
-//! A process that gets no processor for seconds, as on a host that is paused or starved: not one thread of it runs, and
-//! unlike after SIGSTOP nothing tells it.
+//! A process that gets no processor for seconds, as on a host that is paused or starved: not one thread of it
+//! runs, and unlike after SIGSTOP nothing tells it.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -76,8 +76,8 @@ fn a_primary_whose_disk_hangs_hands_the_vm_over() {
     });
 }
 
-/// The guest resets its disk while requests of it hang in the host: the reset waits for them, so that nothing is written
-/// into the guest's memory after it, and then everything goes on.
+/// The guest resets its disk while requests of it hang in the host: the reset waits for them, so that nothing
+/// is written into the guest's memory after it, and then everything goes on.
 #[test]
 fn a_reset_of_a_disk_that_hangs_waits_until_it_does_not() {
     play(&Plan::default(), |scene| {
@@ -101,7 +101,8 @@ fn a_reset_of_a_disk_that_hangs_waits_until_it_does_not() {
     });
 }
 
-/// The vCPU that resets cannot be stopped for a sync meanwhile. Its host is heard all the same, and nobody fences it.
+/// The vCPU that resets cannot be stopped for a sync meanwhile. Its host is heard all the same,
+/// and nobody fences it.
 #[test]
 fn a_reset_of_a_disk_that_is_slow_parts_nobody() {
     let plan = Plan {

@@ -11,8 +11,8 @@ use xtask::proof::client;
 
 use crate::support::{Host, Plan, Scene, ask, play};
 
-/// What the bare guest's `ABUSE` knows and survives, and what the log says of those that are found out for certain:
-/// of lines that come often few are logged, so these are the first of their kind.
+/// What the bare guest's `ABUSE` knows and survives, and what the log says of those that are found out for
+/// certain: of lines that come often few are logged, so these are the first of their kind.
 const KINDS: [(&str, &str); 16] = [
     ("chains", ""),
     ("loops", "broke the rules"),
@@ -50,8 +50,8 @@ const ABUSE_TIMEOUT: Duration = Duration::from_secs(75);
 const MEMORY_MIB: u64 = 64;
 const STAGING_MIB: u64 = 32;
 
-/// What a process may take beside guest and staging: what the devices hold on the primary and the replica's queue on the
-/// secondary, code, stacks and buffers.
+/// What a process may take beside guest and staging: what the devices hold on the primary and the replica's
+/// queue on the secondary, code, stacks and buffers.
 const OVERHEAD_MIB: u64 = 64;
 /// The same while the guest asks for nothing.
 const QUIET_OVERHEAD_MIB: u64 = 32;

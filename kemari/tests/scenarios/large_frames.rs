@@ -10,8 +10,8 @@ use crate::support::{Host, Plan, play};
 
 const JUMBO: u32 = 9000;
 const SWITCH: u32 = 1500;
-/// A syncing guest answers within this, and one that is held back for a secondary that is not heard does not: it waits for
-/// the time-out of progress.
+/// A syncing guest answers within this, and one that is held back for a secondary that is not heard does not:
+/// it waits for the time-out of progress.
 const ANSWER_MAX: Duration = Duration::from_millis(1400);
 const PROGRESS_TIMEOUT_MS: u32 = 1500;
 

@@ -1,5 +1,6 @@
-//! The program as operators run it, with the bare guest on this machine's KVM: two hosts as network namespaces, real
-//! processes, clients that never reconnect and record every answer, and a checker that judges what they saw.
+//! The program as operators run it, with the bare guest on this machine's KVM: two hosts as network
+//! namespaces, real processes, clients that never reconnect and record every answer, and a checker that
+//! judges what they saw.
 //!
 //! Needs root (for namespaces) and /dev/kvm. Each scenario makes its own hosts and ends them.
 

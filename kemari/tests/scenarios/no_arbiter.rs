@@ -105,7 +105,8 @@ fn a_host_that_left_a_pair_behind_is_not_started_over_it() {
     });
 }
 
-/// Of the hosts that are asked at a start the primary takes no questions, and its secondary says what it holds.
+/// Of the hosts that are asked at a start the primary takes no questions,
+/// and its secondary says what it holds.
 #[test]
 fn a_host_that_knows_nothing_does_not_start_what_another_holds() {
     let plan = Plan {

@@ -105,8 +105,8 @@ fn pages_go_ahead_of_their_sync_and_are_nothing_without_it() {
     });
 }
 
-/// A sync is slow, and meanwhile the guest dirties more than the secondary could stage: it is paused at the limit, and the
-/// pair stays together.
+/// A sync is slow, and meanwhile the guest dirties more than the secondary could stage: it is paused at the
+/// limit, and the pair stays together.
 #[test]
 fn a_guest_that_dirties_memory_during_a_slow_sync_waits_and_stays_protected() {
     let plan = Plan {

@@ -1,4 +1,5 @@
-//! A noisy guest with rates: it gets no more than they say, before a takeover and after it, and is protected meanwhile.
+//! A noisy guest with rates: it gets no more than they say, before a takeover and after it,
+//! and is protected meanwhile.
 
 use std::thread;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! "Protected" is said of a secondary that could take over now: each thing that would keep it from that is found out while
-//! all is well, and told on both sides. And the guest's own port is watched where it runs.
+//! "Protected" is said of a secondary that could take over now: each thing that would keep it from that is
+//! found out while all is well, and told on both sides. And the guest's own port is watched where it runs.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -38,7 +38,8 @@ fn await_unready(scene: &mut Scene, words: &str) -> Result<()> {
     scene.ask_check(Host::A, 1)
 }
 
-/// A ready pair on which `spoil` makes the secondary unready, for which it gives these words; `mend` ends that.
+/// A ready pair on which `spoil` makes the secondary unready, for which it gives these words;
+/// `mend` ends that.
 fn found_out(
     plan: &Plan,
     words: &str,
@@ -383,7 +384,8 @@ fn a_tap_that_was_made_anew_is_attached_again() {
     });
 }
 
-/// The loop of a side that was stopped has yet to hear that the other has gone on alone; its control socket answers at once.
+/// The loop of a side that was stopped has yet to hear that the other has gone on alone;
+/// its control socket answers at once.
 #[test]
 fn a_secondary_that_wakes_up_is_not_ready_before_it_has_looked() {
     play(&Plan::default(), |scene| {

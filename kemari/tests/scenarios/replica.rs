@@ -69,7 +69,8 @@ fn goes_to_and_fro(flush: &'static str) {
 /// Most blocks of 512 bytes that an image of mostly nothing may take: 64 MiB.
 const SPARSE_BLOCKS_MAX: u64 = 128 << 10;
 
-/// A copy takes as long as what there is, not as the disk is large: at the speed of reading this would take an hour.
+/// A copy takes as long as what there is, not as the disk is large:
+/// at the speed of reading this would take an hour.
 #[test]
 fn holes_of_a_large_disk_are_neither_read_nor_made_data() {
     use std::os::unix::fs::MetadataExt;
@@ -312,7 +313,8 @@ fn hangs(flush: &'static str) -> Plan {
     }
 }
 
-/// The threads of the secondary's disks are stopped as a hanging disk would stop them; all else of it goes on.
+/// The threads of the secondary's disks are stopped as a hanging disk would stop them;
+/// all else of it goes on.
 fn a_secondary_whose_disk_hangs_is_given_up(flush: &'static str) {
     play(&hangs(flush), |scene| {
         scene.protect()?;

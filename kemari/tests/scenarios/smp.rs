@@ -1,5 +1,5 @@
-//! Guests with two vCPUs: one serves the clients, the other works for itself and kicks. Each looks whether memory and
-//! registers of both are of one moment (`CHECK`).
+//! Guests with two vCPUs: one serves the clients, the other works for itself and kicks. Each looks whether
+//! memory and registers of both are of one moment (`CHECK`).
 
 use std::time::Duration;
 

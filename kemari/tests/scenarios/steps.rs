@@ -1,9 +1,9 @@
 //! Every step of a change of roles that can fail fails, and the VM goes on: on one host, with nothing lost.
 //!
-//! The steps are those that pass through `kemari/src/side/step.rs`, and list themselves: a change without a fault writes
-//! down which it has passed. `KEMARI_ENUMERATE=1/1` has each of them fail by itself, once and twice in a row, before it is
-//! done and after; that takes a quarter of an hour, and `2/5` the second fifth of it. Without it several fail in one
-//! change.
+//! The steps are those that pass through `kemari/src/side/step.rs`, and list themselves: a change without a
+//! fault writes down which it has passed. `KEMARI_ENUMERATE=1/1` has each of them fail by itself, once and
+//! twice in a row, before it is done and after; that takes a quarter of an hour, and `2/5` the second fifth
+//! of it. Without it several fail in one change.
 
 use std::collections::BTreeSet;
 use std::env::var;
@@ -85,7 +85,8 @@ fn await_settled(scene: &mut Scene) -> Result<Host> {
     })
 }
 
-/// Carries a change out; returns who has the VM then. A switchover whose winner cannot act in time may end where it began.
+/// Carries a change out; returns who has the VM then. A switchover whose winner cannot act in time may end
+/// where it began.
 fn carry_out(scene: &mut Scene, clients: &Clients, change: Change, from: Host) -> Result<Host> {
     match change {
         Change::Takeover => {
@@ -124,8 +125,8 @@ fn list(scene: &mut Scene, clients: &Clients, change: Change, from: Host) -> Res
     Ok([a?, b?])
 }
 
-/// Faults must strike, and the VM must go on: on this host. Returns the steps as well that there was no use for, for they
-/// have not failed yet.
+/// Faults must strike, and the VM must go on: on this host. Returns the steps as well that there was no use
+/// for, for they have not failed yet.
 fn try_out(scene: &mut Scene, clients: &Clients, case: &Case) -> Result<(Host, Vec<String>)> {
     let path = directory(scene, case.at).join("fail");
     let lines: String = case.steps.iter().map(|step| format!("{step}\n")).collect();

@@ -1,5 +1,5 @@
-//! The agent inside an emulated host: runs programs, carries files. It trusts whoever reaches it, which in the lab's
-//! private network namespace is only the lab.
+//! The agent inside an emulated host: runs programs, carries files. It trusts whoever reaches it, which in
+//! the lab's private network namespace is only the lab.
 
 use std::collections::HashMap;
 use std::fs::{self, File, Permissions};

@@ -1,4 +1,5 @@
-//! A writer of initramfs archives ("newc" cpio; Linux, Documentation/driver-api/early-userspace/buffer-format.rst).
+//! A writer of initramfs archives ("newc" cpio; Linux,
+//! Documentation/driver-api/early-userspace/buffer-format.rst).
 
 /// An archive under construction; everything in it belongs to root.
 #[derive(Debug, Default)]
@@ -44,7 +45,8 @@ impl Cpio {
         self.inodes += 1;
         let name = path.trim_start_matches('/');
         let links = if mode & DIRECTORY != 0 { 2 } else { 1 };
-        // Inode, mode, uid, gid, links, mtime, size, device (2), device of a device file (2), name's length, checksum.
+        // Inode, mode, uid, gid, links, mtime, size, device (2), device of a device file (2), name's length,
+        // checksum.
         let sizes = (content.len() as u32, name.len() as u32 + 1);
         let fields = [self.inodes, mode, 0, 0, links, 0, sizes.0, 0, 0, 0, 0, sizes.1, 0];
         self.bytes.extend_from_slice(b"070701");

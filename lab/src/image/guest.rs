@@ -35,8 +35,8 @@ const INIT: &[u8] = include_bytes!("guest/init.sh");
 pub enum Service {
     /// Redis on port 6379, which makes every write durable before it answers. Setting: `kemari.appendfsync`.
     Redis,
-    /// PostgreSQL on port 5432, with data checksums and `synchronous_commit`; whoever connects may do everything.
-    /// Setting: `kemari.fsync`.
+    /// PostgreSQL on port 5432, with data checksums and `synchronous_commit`; whoever connects may do
+    /// everything. Setting: `kemari.fsync`.
     Postgres,
     /// A shell on port 4000, as root, for each connection; no settings.
     Shell,
@@ -86,9 +86,9 @@ struct Recipe {
 
 /// Files from which the Linux guest starts, under `target/lab`.
 ///
-/// Its kernel command line: `console=ttyS0 kemari.ip=10.77.0.2/24`, and if wanted `kemari.service=off` (no server) and
-/// the service's own settings ([`Service`]). When the service answers it prints `guest ready` on the console, and then
-/// a shell listens there. The first disk is its root.
+/// Its kernel command line: `console=ttyS0 kemari.ip=10.77.0.2/24`, and if wanted `kemari.service=off` (no
+/// server) and the service's own settings ([`Service`]). When the service answers it prints `guest ready` on
+/// the console, and then a shell listens there. The first disk is its root.
 #[derive(Clone, Debug)]
 pub struct GuestImage {
     /// Its kernel, as Debian ships it and decompressed.

@@ -16,7 +16,8 @@ const MODULES: [&str; 6] = [
     "tun",
     "bridge",
 ];
-/// What it takes to mount a file system over the network: inserted by `lab-nfs`, since each costs time at the boot.
+/// What it takes to mount a file system over the network: inserted by `lab-nfs`,
+/// since each costs time at the boot.
 const NFS_MODULES: [&str; 1] = ["nfsv4"];
 const INIT: &[u8] = include_bytes!("host-init.sh");
 const FENCE: &[u8] = include_bytes!("host-fence.sh");

@@ -1,4 +1,5 @@
-//! A guest's disk, looked at from outside: is its file system whole, and do the guest's own programs work on it?
+//! A guest's disk, looked at from outside: is its file system whole,
+//! and do the guest's own programs work on it?
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -35,8 +36,9 @@ impl DiskCopy {
         Ok(copy)
     }
 
-    /// Replays the journal, as a mount would, and then has e2fsck look at everything without changing it; what it
-    /// finds is an error. A guest that was not shut down leaves a journal, and without it no ext4 is consistent.
+    /// Replays the journal, as a mount would, and then has e2fsck look at everything without changing it;
+    /// what it finds is an error. A guest that was not shut down leaves a journal, and without it no ext4 is
+    /// consistent.
     pub fn check(&self) -> Result<()> {
         let image = self.image();
         let mut replay = Command::new(tool("e2fsck"));
@@ -84,7 +86,8 @@ impl GuestRoot {
         Ok((copy, root))
     }
 
-    /// A command for the guest's shell, with the guest's files around it: as root, in a network namespace if wanted.
+    /// A command for the guest's shell, with the guest's files around it: as root,
+    /// in a network namespace if wanted.
     pub fn command(&self, netns: Option<&Netns>, script: &str) -> Command {
         let chroot = tool("chroot");
         let mut command = match netns {

@@ -10,7 +10,8 @@ use super::protocol::{Command, Request};
 
 /// What a power cut leaves whole or as it was, in bytes.
 const SECTOR_BYTES: u64 = 512;
-/// Most memory for unflushed sectors; beyond it the lowest are written, as a disk does when its cache is full.
+/// Most memory for unflushed sectors; beyond it the lowest are written,
+/// as a disk does when its cache is full.
 const CACHE_BYTES_MAX: u64 = 128 << 20;
 
 type Sector = [u8; SECTOR_BYTES as usize];

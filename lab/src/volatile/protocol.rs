@@ -1,5 +1,5 @@
-//! The part of the NBD protocol that QEMU needs (the protocol's own document, doc/proto.md of the NBD project):
-//! fixed newstyle negotiation, simple replies.
+//! The part of the NBD protocol that QEMU needs (the protocol's own document, doc/proto.md of the NBD
+//! project): fixed newstyle negotiation, simple replies.
 
 use std::io::{self, Read, Write};
 

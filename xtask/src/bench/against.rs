@@ -1,7 +1,7 @@
 //! Two commits side by side.
 //!
-//! The other commit is built in a git worktree of its own. What is compared is what can be seen from outside of any
-//! program of this kind: how long the guest waits for its kicks in lockstep, and what clients get.
+//! The other commit is built in a git worktree of its own. What is compared is what can be seen from outside
+//! of any program of this kind: how long the guest waits for its kicks in lockstep, and what clients get.
 
 use std::fmt::Write;
 use std::fs;

@@ -1,4 +1,5 @@
-//! What the guest's disk loses by protection: an image on each host, one image that both see, and no protection.
+//! What the guest's disk loses by protection: an image on each host, one image that both see,
+//! and no protection.
 
 use anyhow::{Context, Result, bail};
 

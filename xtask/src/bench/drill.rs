@@ -1,4 +1,5 @@
-//! What a drill costs: for how long it holds the secondary up to begin, and how much slower syncs are beside it.
+//! What a drill costs: for how long it holds the secondary up to begin,
+//! and how much slower syncs are beside it.
 
 use std::process::Stdio;
 use std::time::Duration;

@@ -51,8 +51,8 @@ const PING: RowKind = RowKind {
 const ROUNDS: usize = 3;
 /// Length of a slice of clients' work: emulated hosts are slow.
 const SLICE: Duration = Duration::from_secs(8);
-/// For so long before it the clients work as well: what the program finds out about its load by trying takes it many syncs,
-/// and there are few a second.
+/// For so long before it the clients work as well: what the program finds out about its load by trying takes
+/// it many syncs, and there are few a second.
 const WARM_UP: Duration = Duration::from_secs(8);
 /// Pings of a slice.
 const PINGS: u32 = 70;

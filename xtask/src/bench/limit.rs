@@ -1,5 +1,5 @@
-//! The bare limit: what it costs to send so many bytes over the same kind of socket, with the same polling, and to get
-//! eight bytes back. No sync can be faster than this.
+//! The bare limit: what it costs to send so many bytes over the same kind of socket, with the same polling,
+//! and to get eight bytes back. No sync can be faster than this.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};

@@ -19,8 +19,8 @@ const COLOURS: [RGBColor; 6] = [
     RGBColor(0x55, 0x5f, 0x6b),
 ];
 
-/// Draws which part of the values lies at or below which, one line a series. The values' axis is logarithmic: tails are
-/// as interesting as middles. Series without values are left out.
+/// Draws which part of the values lies at or below which, one line a series. The values' axis is logarithmic:
+/// tails are as interesting as middles. Series without values are left out.
 pub fn distributions(path: &Path, title: &str, series: &[&Series]) -> Result<()> {
     let drawn: Vec<&&Series> = series
         .iter()

@@ -122,8 +122,8 @@ impl KickLoop {
     }
 }
 
-/// Clients that each ask anew as soon as they are answered, half of them reads: all in this thread, so that they cost
-/// as little as may be.
+/// Clients that each ask anew as soon as they are answered, half of them reads: all in this thread, so that
+/// they cost as little as may be.
 pub struct Clients {
     clients: Vec<Client>,
     random: ChaCha8Rng,

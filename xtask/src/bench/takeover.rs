@@ -23,7 +23,8 @@ const SILENT: RowKind = RowKind {
 };
 /// Longest wait for a takeover.
 const TAKEOVER_MAX: Duration = Duration::from_secs(20);
-/// The guest syncs for so long before the cut. Its syncs also make the primary's last sign of life as young as may be.
+/// The guest syncs for so long before the cut. Its syncs also make the primary's last sign of life as young
+/// as may be.
 const BEFORE_CUT: Duration = Duration::from_millis(300);
 
 /// The rows, in order.

@@ -33,8 +33,8 @@ const RESERVE_MIB: u64 = 2048;
 const AREA_PAGES: u32 = 8192;
 /// Dirty pages of a sync.
 const PAGES: u32 = 100;
-/// Pairs of guests, one after the other: where in a machine's memory a process gets its own makes a difference to it of up to
-/// a third, for as long as it runs.
+/// Pairs of guests, one after the other: where in a machine's memory a process gets its own makes a
+/// difference to it of up to a third, for as long as it runs.
 const PAIRS: u32 = 3;
 /// A guest's loop of kicks lasts so long, in seconds.
 const SLICE_S: u32 = 1;
@@ -58,7 +58,8 @@ pub fn measure_growth(bench: &Bench) -> Result<Measured> {
         ..VmSpec::raw("lockstep")
     };
     let start = |number, memory_mib| Vm::start(&bench.place, number, &bench.program, &spec(memory_mib));
-    // A machine that is itself a guest gets memory of its hypervisor's when it first touches it, and slowly: once before.
+    // A machine that is itself a guest gets memory of its hypervisor's when it first touches it, and slowly:
+    // once before.
     let first_s = start(0, large_mib)?.protect_s;
     let mut spans: [Span; 2] = Default::default();
     let mut protect_s = [None; 2];

@@ -61,7 +61,8 @@ impl VmSpec {
         }
     }
 
-    /// A small VM that is protected in this mode, its pages sent as they are, and each sync as soon as may be.
+    /// A small VM that is protected in this mode, its pages sent as they are,
+    /// and each sync as soon as may be.
     pub fn raw(mode: &'static str) -> Self {
         Self::protected(mode).with("delta", "off").with("gather", "off")
     }
@@ -286,13 +287,15 @@ impl<'a> Vm<'a> {
     }
 }
 
-/// Kills the other side. It need not wait: both sides have one kernel, which writes nothing more for a dead process.
+/// Kills the other side. It need not wait: both sides have one kernel,
+/// which writes nothing more for a dead process.
 fn fence(pid_file: &Path) -> Vec<String> {
     let script = format!("kill -KILL $(cat '{}') 2>/dev/null; true", pid_file.display());
     ["/bin/sh", "-c", &script].map(String::from).to_vec()
 }
 
-/// Waits until side B executes the VM, and says how long after the last sign of side A its guest ran again, in ms.
+/// Waits until side B executes the VM, and says how long after the last sign of side A its guest ran again,
+/// in ms.
 pub fn takeover_ms(vm: &Vm<'_>, limit: Duration) -> Result<f64> {
     let takeover = wait_for("the takeover", limit, || {
         Ok(vm.status(Side::B).ok().and_then(|status| status.takeover))

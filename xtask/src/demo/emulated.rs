@@ -70,8 +70,8 @@ impl GuestDisk {
 }
 
 impl EmulatedPlace {
-    /// Boots the hosts. `program` must need no library, and the disk has the size of that of `image` for good.
-    /// `volatile`: the hosts' own disks forget at a power cut what was not flushed.
+    /// Boots the hosts. `program` must need no library, and the disk has the size of that of `image` for
+    /// good. `volatile`: the hosts' own disks forget at a power cut what was not flushed.
     pub fn new(program: PathBuf, image: Image, options: &Options, volatile: bool) -> Result<Self> {
         let directory = lab::scratch_dir()?;
         let mut config = LabConfig {
@@ -271,7 +271,8 @@ pub(crate) struct EmulatedPair<'a> {
     link_cut: bool,
 }
 
-/// A process that was killed gives its memory back before it is gone, and the next one would find the VM in use.
+/// A process that was killed gives its memory back before it is gone,
+/// and the next one would find the VM in use.
 fn await_end_of_the_killed(host: &Host) -> Result<()> {
     host.sh("while pidof kemari >/dev/null; do sleep 0.05; done")?;
     Ok(())

@@ -13,8 +13,8 @@ use crate::proof::postgres::health;
 /// Bytes of two images that are compared at a time.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// Looks at the images of a VM that was stopped; an error says what is wrong with them. Images of replicated disks are
-/// equal, the file system of a Linux guest is whole, and so is its database.
+/// Looks at the images of a VM that was stopped; an error says what is wrong with them. Images of replicated
+/// disks are equal, the file system of a Linux guest is whole, and so is its database.
 pub fn examine(images: &[PathBuf], options: &Options) -> Result<()> {
     let (first, others) = images.split_first().context("the VM has no disk")?;
     for other in others {

@@ -1,5 +1,5 @@
-//! A file that forgets at a power cut what was not flushed, for hosts on this machine: there the kernel, and with it the page
-//! cache, outlives what is killed.
+//! A file that forgets at a power cut what was not flushed, for hosts on this machine: there the kernel, and
+//! with it the page cache, outlives what is killed.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -27,8 +27,8 @@ const LOG_LINES_MAX: usize = 30;
 const IN_MEMORY: &str = "/dev/shm";
 /// Starts of a VM whose hosts were both dead, at most: the record may change once more.
 const BOOTS_MAX: u32 = 3;
-/// Extension of the file beside the control socket in which a side notes its step: number and epoch, as little-endian u64.
-/// It is mapped, so that what was noted last outlives a SIGKILL.
+/// Extension of the file beside the control socket in which a side notes its step: number and epoch, as
+/// little-endian u64. It is mapped, so that what was noted last outlives a SIGKILL.
 const STEP_EXTENSION: &str = "step";
 /// Names of the steps by number (`Step` in kemari/src/side/trace.rs).
 const STEPS: [(u64, &str); 6] = [
@@ -108,7 +108,8 @@ struct LocalPair<'a> {
 }
 
 impl<'a> LocalPair<'a> {
-    /// Makes two fresh hosts, with nothing started on them; with a shared disk, or images that are replicated.
+    /// Makes two fresh hosts, with nothing started on them; with a shared disk,
+    /// or images that are replicated.
     fn new(place: &'a LocalPlace, number: u64, options: &Options) -> Result<Self> {
         let directory = run_dir();
         let _ = fs::remove_dir_all(&directory);
@@ -368,7 +369,8 @@ impl Pair for LocalPair<'_> {
                 let runs = self.is_running(side)?;
                 Ok((!runs || self.status(side)?.is_some()).then_some(runs))
             })?;
-            // Else the record has changed meanwhile: of the dead one's asks one was still on its way to the arbiter.
+            // Else the record has changed meanwhile: of the dead one's asks one was still on its way to the
+            // arbiter.
             if has_begun {
                 break;
             }
@@ -470,8 +472,8 @@ impl LocalPlace {
     }
 }
 
-/// A command that ends the other host's program and waits until it holds no file any more: here, where both have one
-/// kernel, that is all of the other host that could still write.
+/// A command that ends the other host's program and waits until it holds no file any more: here, where both
+/// have one kernel, that is all of the other host that could still write.
 pub(crate) fn fence(pid_file: &Path) -> Vec<String> {
     let script = format!(
         "p=$(cat '{}') || exit 0; kill -KILL $p 2>/dev/null; \

@@ -17,25 +17,27 @@ pub struct Options {
     /// The guest's disk: one that both hosts see, or an image on each host that nothing but the network joins
     #[arg(long, value_enum, default_value_t = Disk::Replicated)]
     pub disk: Disk,
-    /// With a replicated disk: the guest's flush waits for the primary's disk and the secondary's memory, or for both
-    /// disks
+    /// With a replicated disk: the guest's flush waits for the primary's disk and the secondary's memory, or
+    /// for both disks
     #[arg(long, value_enum, default_value_t = Flush::Memory)]
     pub flush: Flush,
-    /// Where the hosts are: namespaces on this machine, or emulated machines; auto: this machine if its KVM runs the
-    /// guest
+    /// Where the hosts are: namespaces on this machine, or emulated machines; auto: this machine if its KVM
+    /// runs the guest
     #[arg(long, value_enum, default_value_t = Hosts::Auto)]
     pub hosts: Hosts,
     /// Who decides which side goes on: an etcd, or files on an NFS server, which takes emulated hosts
     #[arg(long, value_enum, default_value_t = Arbiter::Etcd)]
     pub arbiter: Arbiter,
-    /// What happens to the primary: its process is killed; its host loses power, noticed by silence; the link between
-    /// the hosts is cut; nothing. Or both hosts lose power at once, and their disks what was not flushed
+    /// What happens to the primary: its process is killed; its host loses power, noticed by silence; the link
+    /// between the hosts is cut; nothing. Or both hosts lose power at once, and their disks what was not
+    /// flushed
     #[arg(long, value_enum, default_value_t = Cut::Power)]
     pub cut: Cut,
     /// How often
     #[arg(long, default_value_t = 1)]
     pub repeat: u32,
-    /// Repeat with one and the same VM: the host that was cut comes back and protects it, then the other one is cut
+    /// Repeat with one and the same VM: the host that was cut comes back and protects it,
+    /// then the other one is cut
     #[arg(long)]
     pub same_vm: bool,
     /// Makes the moments of the cuts and the load repeatable; run n of a repetition has seed S + n
@@ -128,8 +130,8 @@ pub enum Cut {
 pub enum Fault {
     /// Output leaves before the (delayed) ack: acknowledged writes must get lost.
     ReleaseBeforeAck,
-    /// PostgreSQL does not flush, or, with the bare guest, no disk does: when both hosts lose power, what was acknowledged must
-    /// get lost.
+    /// PostgreSQL does not flush, or, with the bare guest, no disk does: when both hosts lose power, what was
+    /// acknowledged must get lost.
     NoFsync,
 }
 
@@ -197,8 +199,8 @@ impl Options {
 }
 
 impl Fault {
-    /// The value of the variable `KEMARI_FAULTS` that makes a program built with the feature `faults` behave so, if it
-    /// is the program that is at fault.
+    /// The value of the variable `KEMARI_FAULTS` that makes a program built with the feature `faults` behave
+    /// so, if it is the program that is at fault.
     pub fn environment(self) -> Option<&'static str> {
         match self {
             Fault::ReleaseBeforeAck => Some("ReleaseBeforeAck,AckDelayMs=20"),
@@ -214,8 +216,9 @@ impl Fault {
         }
     }
 
-    /// With a fault the link between the hosts dies so long before the primary. A right mechanism keeps silent for
-    /// that time; a broken one goes on talking, and what it says is lost. It is shorter than any suspicion.
+    /// With a fault the link between the hosts dies so long before the primary. A right mechanism keeps
+    /// silent for that time; a broken one goes on talking, and what it says is lost. It is shorter than any
+    /// suspicion.
     pub fn link_dies_before(self) -> Option<Duration> {
         match self {
             Fault::ReleaseBeforeAck => Some(Duration::from_millis(500)),
@@ -241,8 +244,8 @@ pub struct Pace {
     pub recover_max: Duration,
     /// When silence becomes a suspicion.
     pub suspicion_timeout: Duration,
-    /// Least time between two looks at a pair: where a status costs a tenth of a second of the only processor, looking
-    /// again and again would starve what is looked at.
+    /// Least time between two looks at a pair: where a status costs a tenth of a second of the only
+    /// processor, looking again and again would starve what is looked at.
     pub look_interval: Duration,
 }
 

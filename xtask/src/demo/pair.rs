@@ -23,8 +23,8 @@ pub const LINK_PORT: u16 = 7700;
 /// Longest wait for the programs' end after `kemari stop`.
 pub const STOP_MAX: std::time::Duration = std::time::Duration::from_secs(30);
 
-/// Makes a host's bridge forget where an older run's guest was (an `ip` command): frames for a guest that has just
-/// booted and said nothing yet would go there.
+/// Makes a host's bridge forget where an older run's guest was (an `ip` command): frames for a guest that has
+/// just booted and said nothing yet would go there.
 pub const FORGET_HOST: &str = "link set br0 type bridge fdb_flush";
 /// The same for the bridge outside, and for the clients' neighbours.
 pub const FORGET_OUTSIDE: &str = "link set guests type bridge fdb_flush\nneigh flush dev guests";
@@ -98,7 +98,8 @@ impl Disk {
 }
 
 impl Image {
-    /// Debian with a service that makes every write durable before it answers, unless `settings` says otherwise.
+    /// Debian with a service that makes every write durable before it answers,
+    /// unless `settings` says otherwise.
     pub fn linux(image: &lab::GuestImage, settings: &str) -> Self {
         let cmdline = format!(
             "console=ttyS0 quiet kemari.ip={}/{}{settings}",
@@ -215,8 +216,8 @@ pub trait Pair {
     /// Starts the program on a host.
     fn start(&mut self, side: Side, role: Role) -> Result<()>;
 
-    /// Fails, with the end of its log, if a program that was started and not cut has ended. When only the link was
-    /// cut one of the two may have to give up, and be fenced.
+    /// Fails, with the end of its log, if a program that was started and not cut has ended. When only the
+    /// link was cut one of the two may have to give up, and be fenced.
     fn check_alive(&mut self) -> Result<()>;
 
     /// What `kemari status --json` says on a side; `None` while it does not answer.
@@ -225,8 +226,8 @@ pub trait Pair {
     /// Cuts a host.
     fn cut(&mut self, side: Side, cut: Cut) -> Result<()>;
 
-    /// Brings a host back that was cut, as the secondary, whatever was done to its power, program and networks; one
-    /// that is well stays as it is.
+    /// Brings a host back that was cut, as the secondary, whatever was done to its power, program and
+    /// networks; one that is well stays as it is.
     fn mend(&mut self, side: Side) -> Result<()>;
 
     /// Whether a side's program lives.
@@ -256,18 +257,19 @@ pub trait Pair {
     /// Lets the arbiter be silent, or answer again.
     fn set_arbiter_answering(&self, answering: bool) -> Result<()>;
 
-    /// Switches a host on after both have lost their power, and boots the VM anew there, by the operator's word that
-    /// nobody else has it.
+    /// Switches a host on after both have lost their power, and boots the VM anew there, by the operator's
+    /// word that nobody else has it.
     fn boot_anew(&mut self, side: Side) -> Result<()>;
 
     /// What power cuts have made the guest's disk on a host forget, if it is one that forgets.
     fn loss(&self, side: Side) -> Option<lab::Loss>;
 
-    /// Stops the VM, by an order to the host that runs it, and waits for the end of every program. Returns the images
-    /// that the guest's disk has now, that of this host first.
+    /// Stops the VM, by an order to the host that runs it, and waits for the end of every program. Returns
+    /// the images that the guest's disk has now, that of this host first.
     fn stop(&mut self, primary: Side) -> Result<Vec<PathBuf>>;
 
-    /// Where in a sync a dead primary was, if it left word; see [`Takeover::cut_in_step`] for the survivor's view.
+    /// Where in a sync a dead primary was, if it left word;
+    /// see [`Takeover::cut_in_step`] for the survivor's view.
     fn step_at_cut(&self, side: Side) -> Option<String>;
 
     /// Brings what the programs logged, as far as it can still be had, into [`run_dir`].

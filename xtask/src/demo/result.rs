@@ -209,7 +209,8 @@ struct Line<'a> {
     reasons: &'a [String],
 }
 
-/// The files that a demo leaves: result.json (of the last run, or of the first that was not ok) and runs.jsonl.
+/// The files that a demo leaves: result.json (of the last run,
+/// or of the first that was not ok) and runs.jsonl.
 #[derive(Debug)]
 pub struct Records {
     directory: PathBuf,

@@ -65,8 +65,8 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Runs the demo once with this VM; after the `last` time it is stopped, and what it leaves is looked at. Whatever
-    /// fails is a run that is not ok.
+    /// Runs the demo once with this VM; after the `last` time it is stopped, and what it leaves is looked at.
+    /// Whatever fails is a run that is not ok.
     pub fn run(&mut self, seed: u64, last: bool, ui: &Ui) -> Report {
         let mut aftermath = Aftermath::default();
         let seen = self.work_and_cut(seed, &mut aftermath, ui);
@@ -336,7 +336,8 @@ fn wait_and_count(swarm: &Swarm, time: Duration, pair: &mut dyn Pair, step: &Ste
     pair.check_alive()
 }
 
-/// Waits until each connection that lives has got answers since; an error is a failure of the run, not of the demo.
+/// Waits until each connection that lives has got answers since; an error is a failure of the run,
+/// not of the demo.
 fn recover(swarm: &Swarm, pair: &mut dyn Pair, pace: Pace, step: &Step) -> Result<()> {
     let at_cut = swarm.acknowledged();
     std::thread::sleep(pace.after_cut_min);

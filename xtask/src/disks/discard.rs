@@ -1,5 +1,5 @@
-//! A Linux guest with two vCPUs uses both queues of its disk, and discards and zeroes parts of it: both hosts' images are
-//! equal afterwards, and what was discarded is zeros there, and holes.
+//! A Linux guest with two vCPUs uses both queues of its disk, and discards and zeroes parts of it: both
+//! hosts' images are equal afterwards, and what was discarded is zeros there, and holes.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -218,8 +218,8 @@ fn kicks(said: &str) -> Result<u64> {
     Ok(kicks)
 }
 
-/// Trims the file system after a file is gone, discards in one half of the tail and makes zeros in the other, and writes
-/// again in the middle of both, each from the other vCPU. What was trimmed, in bytes.
+/// Trims the file system after a file is gone, discards in one half of the tail and makes zeros in the other,
+/// and writes again in the middle of both, each from the other vCPU. What was trimmed, in bytes.
 fn discard(shell: &Shell, begin: u64) -> Result<u64> {
     let said = shell.run(
         &format!(

@@ -1,9 +1,9 @@
-//! `cargo xtask disks --replay`: all that reaches an image while a disk's server has a lot to do is recorded, and every
-//! power cut that could have happened meanwhile is looked at, as with Linux' dm-log-writes: what was durable is there,
-//! and of what was written since any part, in any order, down to single sectors.
+//! `cargo xtask disks --replay`: all that reaches an image while a disk's server has a lot to do is recorded,
+//! and every power cut that could have happened meanwhile is looked at, as with Linux' dm-log-writes: what
+//! was durable is there, and of what was written since any part, in any order, down to single sectors.
 //!
-//! What the guest was told to be durable must be there then; in every other sector is what was asked to be there at some
-//! time since. What is read meanwhile is compared with a plain vector.
+//! What the guest was told to be durable must be there then; in every other sector is what was asked to be
+//! there at some time since. What is read meanwhile is compared with a plain vector.
 
 mod crash;
 mod log;
@@ -80,8 +80,8 @@ pub fn replay(time: Duration, seed: Option<u64>, ui: &Ui) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// The same of what else must outlive a power cut: the file arbiter and the records of images. Their own tests do so, for as
-/// long as they are told.
+/// The same of what else must outlive a power cut: the file arbiter and the records of images. Their own
+/// tests do so, for as long as they are told.
 pub fn replay_stores(time: Duration, outcome: &mut Outcome, ui: &Ui) -> Result<()> {
     let seconds = (time / 2).as_secs().to_string();
     let mut test = cargo();
@@ -175,7 +175,8 @@ struct Recording {
 }
 
 impl Recording {
-    /// Tries the cuts behind every change, in any order, until it is `enough`. `reopen`: what a disk has whose file is so.
+    /// Tries the cuts behind every change, in any order, until it is `enough`. `reopen`:
+    /// what a disk has whose file is so.
     fn replay(
         &self,
         random: &mut ChaCha8Rng,

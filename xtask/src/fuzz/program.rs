@@ -12,8 +12,9 @@ use crate::tools::{self, cargo, output_of, tail};
 
 /// What it is built for: named, so that build scripts and macros are built without all that.
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
-/// Coverage and comparisons for libFuzzer, and AddressSanitizer. The sanitizer is an unstable option, which the stable
-/// compiler takes with RUSTC_BOOTSTRAP; so no other compiler is needed than the one that builds Kemari.
+/// Coverage and comparisons for libFuzzer, and AddressSanitizer. The sanitizer is an unstable option, which
+/// the stable compiler takes with RUSTC_BOOTSTRAP; so no other compiler is needed than the one that builds
+/// Kemari.
 const RUSTFLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares -Zsanitizer=address -Ccodegen-units=16";

@@ -22,7 +22,8 @@ pub(super) struct Mutant {
     pub new: String,
     /// The tests that must notice: what `cargo test --package PACKAGE` is given, a word each.
     pub tests: Vec<String>,
-    /// Why no test can notice: the code means the same with the edit. It is made all the same, and must not be noticed.
+    /// Why no test can notice: the code means the same with the edit. It is made all the same,
+    /// and must not be noticed.
     #[serde(default)]
     pub equal: Option<String>,
 }

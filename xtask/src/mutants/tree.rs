@@ -10,8 +10,8 @@ use anyhow::{Context, Result};
 use super::list::Mutant;
 use crate::tools::{output_of, root, target_dir};
 
-/// The copy: `target/mutants/tree`, and what is built of it, kept from run to run, so that only what has changed is built
-/// again.
+/// The copy: `target/mutants/tree`, and what is built of it, kept from run to run, so that only what has
+/// changed is built again.
 pub(super) struct Tree {
     directory: PathBuf,
     /// Nobody else edits it meanwhile.
@@ -85,7 +85,8 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(fs::set_permissions(to, fs::metadata(from)?.permissions())?)
 }
 
-/// What programs of the copy's own workspaces are built in, as the bare guest by the tests that want it: it is kept, too.
+/// What programs of the copy's own workspaces are built in, as the bare guest by the tests that want it:
+/// it is kept, too.
 const BUILT: &str = "target";
 
 /// Removes files that the checkout has no more.

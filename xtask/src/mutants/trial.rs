@@ -76,8 +76,8 @@ impl Tests {
         Ok(())
     }
 
-    /// Runs the tests of an edit over the tree, in which it is made. A test that fails now and then, or only while the machine
-    /// is busy, catches nothing: what has failed must fail again.
+    /// Runs the tests of an edit over the tree, in which it is made. A test that fails now and then, or only
+    /// while the machine is busy, catches nothing: what has failed must fail again.
     pub fn judge(&self, tree: &Tree, mutant: &Mutant) -> Result<Verdict> {
         let words = words(mutant);
         if let Some(why) = build(tree, &words)? {
@@ -147,8 +147,9 @@ fn words(mutant: &Mutant) -> Vec<String> {
     package.into_iter().chain(mutant.tests.iter().cloned()).collect()
 }
 
-/// What is built of an edited tree is kept apart: to cargo the copy's crates are the checkout's, and it would take what it has
-/// built last of either. It is built for each edit, so it must be built soon rather than run fast.
+/// What is built of an edited tree is kept apart: to cargo the copy's crates are the checkout's, and it would
+/// take what it has built last of either. It is built for each edit, so it must be built soon rather than run
+/// fast.
 fn cargo_in(tree: &Tree) -> Command {
     let mut command = cargo();
     command
@@ -177,7 +178,8 @@ fn until_filters(words: &[String]) -> impl Iterator<Item = &String> {
     words.iter().take_while(|word| *word != "--")
 }
 
-/// Runs tests, in a process group of their own that is ended after `limit`. How they ended, and what they said.
+/// Runs tests, in a process group of their own that is ended after `limit`. How they ended,
+/// and what they said.
 fn run(tree: &Tree, words: &[String], limit: Duration) -> Result<(Ended, String)> {
     let path = tree.target_dir().join("output");
     let output = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;

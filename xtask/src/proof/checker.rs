@@ -1,19 +1,20 @@
 //! Is there one order of the operations that explains every answer?
 //!
-//! Each key is a register that one connection writes, with the counters 1, 2, 3, ... in the order in which it asked.
-//! Registers are linearizable together exactly if each of them is (Herlihy and Wing, 1990), and for a register whose
-//! order of writes is known that can be decided exactly. Let write *i* take effect at a point `p(i)` between its
-//! invocation and its answer, and a read of *i* at a point of its own interval within `[p(i), p(i+1)]`. So
-//! `p(i)` is not later than the end of any read of *i*, and `p(i+1)` not before the begin of any read of *i*. Such
-//! non-decreasing points exist exactly if no lower bound of a `p(j)`, j <= i, lies above an upper bound of `p(i)`. As
-//! writes are asked in order, that comes down to three faults, each seen on a single read:
+//! Each key is a register that one connection writes, with the counters 1, 2, 3, ... in the order in which it
+//! asked. Registers are linearizable together exactly if each of them is (Herlihy and Wing, 1990), and for a
+//! register whose order of writes is known that can be decided exactly. Let write *i* take effect at a point
+//! `p(i)` between its invocation and its answer, and a read of *i* at a point of its own interval within
+//! `[p(i), p(i+1)]`. So `p(i)` is not later than the end of any read of *i*, and `p(i+1)` not before the
+//! begin of any read of *i*. Such non-decreasing points exist exactly if no lower bound of a `p(j)`, j <= i,
+//! lies above an upper bound of `p(i)`. As writes are asked in order, that comes down to three faults, each
+//! seen on a single read:
 //!
 //! * it returns a write that was asked for only after the read had ended: *from the future*;
 //! * it begins after a newer write was acknowledged: *stale*, or the newer write is *lost*;
 //! * it begins after another read had returned a newer write: *going back*.
 //!
-//! A write without an answer may have taken effect at any time after it was asked for, or never: if no read returned
-//! it, it bounds nothing. What is missing for good is *lost*; everything else is *contradicted*.
+//! A write without an answer may have taken effect at any time after it was asked for, or never: if no read
+//! returned it, it bounds nothing. What is missing for good is *lost*; everything else is *contradicted*.
 
 use std::collections::{BTreeMap, BTreeSet};
 

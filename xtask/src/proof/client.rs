@@ -86,8 +86,8 @@ impl Swarm {
         self.stop.store(STOP, Ordering::Relaxed);
     }
 
-    /// Stops every client and returns what they all saw. `drain`: first they take the answers to what they asked;
-    /// otherwise that stays open.
+    /// Stops every client and returns what they all saw. `drain`: first they take the answers to what they
+    /// asked; otherwise that stays open.
     pub fn finish(mut self, drain: bool) -> Result<History> {
         if drain {
             // Who was told to stop at once is not called back.
@@ -170,7 +170,8 @@ pub fn ping(load: &Load) -> Result<()> {
     Ok(())
 }
 
-/// Sends one request over a connection of its own, and waits for its answer; what the service refuses is an error.
+/// Sends one request over a connection of its own, and waits for its answer;
+/// what the service refuses is an error.
 pub fn ask(load: &Load, words: &[&str], timeout: Duration) -> Result<Reply> {
     let mut stream = connect(load)?;
     stream.set_read_timeout(Some(timeout))?;

@@ -12,8 +12,8 @@ use anyhow::{Result, ensure};
 /// Longest wait for anything that should take a second or two: generous, as the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Acknowledged writes that every connection must get to show that it goes on. More than one: the first may be an
-/// answer that was on its way before.
+/// Acknowledged writes that every connection must get to show that it goes on. More than one: the first may
+/// be an answer that was on its way before.
 const GOING_ON: u64 = 5;
 /// Sentences of a verdict that are shown.
 const SHOWN_MAX: usize = 5;
@@ -110,8 +110,8 @@ impl Seen {
         Duration::from_nanos(self.history.longest_gap())
     }
 
-    /// Reads all keys once more, and judges everything seen so far: nothing that was acknowledged is lost, and one
-    /// order of all operations explains every answer.
+    /// Reads all keys once more, and judges everything seen so far: nothing that was acknowledged is lost,
+    /// and one order of all operations explains every answer.
     pub fn judge(&mut self) -> Result<()> {
         let read = read_all_keys(&self.load, self.clock, &self.history)?;
         self.history.merge(read);

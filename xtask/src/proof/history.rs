@@ -42,7 +42,8 @@ pub enum Answer {
     Written,
     /// The read returned the value with this counter; 0: there was none.
     Value(u64),
-    /// The answer can be none to this request: a value that nobody wrote under this key, or another kind of reply.
+    /// The answer can be none to this request: a value that nobody wrote under this key,
+    /// or another kind of reply.
     Impossible(String),
 }
 
@@ -57,7 +58,8 @@ pub struct Operation {
     pub request: Request,
     /// When, just before the request was handed to the socket.
     pub invoked: Nanos,
-    /// The answer, and when it was read from the socket. `None`: the request may or may not have been carried out.
+    /// The answer, and when it was read from the socket. `None`:
+    /// the request may or may not have been carried out.
     pub answer: Option<(Nanos, Answer)>,
 }
 
@@ -125,8 +127,8 @@ impl History {
         self.connections.iter().filter(|end| end.lost.is_some()).count() as u64
     }
 
-    /// The longest time that any connection waited between two answers, or from its first request to the first answer,
-    /// or for an answer that did not come until the end.
+    /// The longest time that any connection waited between two answers, or from its first request to the
+    /// first answer, or for an answer that did not come until the end.
     pub fn longest_gap(&self) -> Nanos {
         let times = |op: &Operation| [Some(op.invoked), op.answer.as_ref().map(|(at, _)| *at)];
         let end = self

@@ -1,5 +1,6 @@
-//! The bare guest's test of its own disk, beside the clients: patterned blocks, written by requests that overlap and come
-//! back out of order, and each read again and compared. It does not notice that its host dies.
+//! The bare guest's test of its own disk, beside the clients: patterned blocks, written by requests that
+//! overlap and come back out of order, and each read again and compared. It does not notice that its host
+//! dies.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,7 +44,8 @@ impl BlockTests {
         Self { enough, thread }
     }
 
-    /// Waits for the end of the one under way. How many there were; an error is also what one of them has found.
+    /// Waits for the end of the one under way. How many there were;
+    /// an error is also what one of them has found.
     pub fn finish(self) -> Result<u64> {
         self.enough.store(true, Ordering::Relaxed);
         self.thread

@@ -37,7 +37,8 @@ pub enum Cut {
     SecondaryPower,
     /// The operator exchanges the roles
     Switchover,
-    /// The primary's process stands still for about the suspicion time-out, and goes on: it may have been deposed
+    /// The primary's process stands still for about the suspicion time-out, and goes on:
+    /// it may have been deposed
     Doze,
     /// The primary's guest network loses its carrier: it gives the VM away
     Uplink,
@@ -97,7 +98,8 @@ impl Cut {
         }
     }
 
-    /// Does it to the pair whose VM runs on `primary`. `moment`: how long the guest is let go on with what it does.
+    /// Does it to the pair whose VM runs on `primary`. `moment`:
+    /// how long the guest is let go on with what it does.
     pub(crate) fn apply(
         self,
         pair: &mut dyn Pair,
@@ -204,7 +206,8 @@ impl Cut {
         }
     }
 
-    /// Whether the primary's process does nothing more from then on, so that its trace tells the step that was hit.
+    /// Whether the primary's process does nothing more from then on,
+    /// so that its trace tells the step that was hit.
     pub fn ends_primary(self) -> bool {
         matches!(
             self,
@@ -253,7 +256,8 @@ impl Cut {
     }
 }
 
-/// Fails unless a side that has lost its peer waits for an arbiter that does not answer, for so long, and says so.
+/// Fails unless a side that has lost its peer waits for an arbiter that does not answer, for so long,
+/// and says so.
 fn waits_for_arbiter(pair: &mut dyn Pair, side: Side, time: Duration) -> Result<()> {
     std::thread::sleep(time);
     let status = pair.status(side)?.context("the survivor does not answer")?;

@@ -186,8 +186,8 @@ fn module_path(file: &Path) -> Vec<String> {
     path
 }
 
-/// The modules at the top of the crate that code names, with the lines where it does. `depth`: how far below that top the
-/// code's own module is.
+/// The modules at the top of the crate that code names, with the lines where it does. `depth`: how far below
+/// that top the code's own module is.
 fn named(text: &str, depth: usize) -> Vec<(usize, String)> {
     let top = ["crate::".to_owned(), "super::".repeat(depth)];
     let mut found = Vec::new();

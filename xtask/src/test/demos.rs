@@ -100,7 +100,8 @@ const DEMOS: [(Place, Options); 10] = [
     ),
 ];
 
-/// Runs the demos whose place is wanted. Without a KVM of its own this machine runs the bare guest in the lab, too.
+/// Runs the demos whose place is wanted. Without a KVM of its own this machine runs the bare guest in the
+/// lab, too.
 pub(super) fn run(tally: &mut Tally, kvm: Place, wants: impl Fn(Place) -> bool) {
     for (place, options) in DEMOS {
         let (place, hosts) = if kvm == Place::Lab {

@@ -44,13 +44,15 @@ impl fmt::Display for Program {
 }
 
 impl Program {
-    /// Whether it uses /dev/kvm: those of the machine but for its images' formats, and integration tests named `kvm*`.
+    /// Whether it uses /dev/kvm: those of the machine but for its images' formats,
+    /// and integration tests named `kvm*`.
     pub fn needs_kvm(&self) -> bool {
         self.package == "kemari-vmm" && !self.is_test("formats") || self.is_test("kvm")
     }
 
-    /// Whether it needs the KVM of this machine: integration tests named `scenarios*`, which need the namespaces too, and
-    /// more speed than an emulated host has; and `corpus`, which needs the files of `fuzz/`.
+    /// Whether it needs the KVM of this machine: integration tests named `scenarios*`, which need the
+    /// namespaces too, and more speed than an emulated host has; and `corpus`, which needs the files of
+    /// `fuzz/`.
     pub fn needs_local_kvm(&self) -> bool {
         self.is_test("scenarios") || self.is_test("corpus")
     }

@@ -34,8 +34,8 @@ impl Authority {
         })
     }
 
-    /// Signs a new certificate `name.pem` with `name.key`, for a name or an address. Both files are replaced at once, as
-    /// who renews certificates does.
+    /// Signs a new certificate `name.pem` with `name.key`, for a name or an address. Both files are replaced
+    /// at once, as who renews certificates does.
     pub fn issue(&self, name: &str, of: &str) -> Result<()> {
         let kind = if of.parse::<std::net::IpAddr>().is_ok() {
             "IP"

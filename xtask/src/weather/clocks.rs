@@ -1,5 +1,5 @@
-//! Wall clocks of hosts that differ. The clock of one program is shifted by Debian's libfaketime, which leaves the
-//! monotonic clock alone.
+//! Wall clocks of hosts that differ. The clock of one program is shifted by Debian's libfaketime, which
+//! leaves the monotonic clock alone.
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
-//! Images that something happens to beside the VM: on the secondary what is wrong is said before it is needed.
+//! Images that something happens to beside the VM: on the secondary what is wrong is said before it is
+//! needed.
 
 use std::fs::{self, File};
 

@@ -213,7 +213,8 @@ impl Etcd {
         self.post("maintenance/alarm", &body, None).map(drop)
     }
 
-    /// A new authority signs new certificates of both ends, in the same files; etcd takes no others from then on.
+    /// A new authority signs new certificates of both ends, in the same files;
+    /// etcd takes no others from then on.
     pub fn renew_certificates(&mut self) -> Result<()> {
         let authority = Authority::make(&self.dir, "ca")?;
         authority.issue("server", &OUTSIDE_CONTROL.to_string())?;
@@ -222,7 +223,8 @@ impl Etcd {
         self.launch()
     }
 
-    /// What an administrator does who has nothing to do with us: every token that was given is of an old revision.
+    /// What an administrator does who has nothing to do with us:
+    /// every token that was given is of an old revision.
     pub fn change_roles(&self, role: &str) -> Result<()> {
         let token = self.token(ADMIN)?;
         let body = format!("{{\"name\":\"{role}\"}}");

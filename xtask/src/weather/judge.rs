@@ -12,9 +12,11 @@ use crate::proof::client::{ask, ping};
 use crate::proof::clients::{Clients, PATIENCE};
 use crate::tools::{output_of, wait_for};
 
-/// Weather on the hosts is known to both sides after so long: twice the time between two looks, and a heartbeat.
+/// Weather on the hosts is known to both sides after so long: twice the time between two looks,
+/// and a heartbeat.
 pub const KNOWN_AFTER: Duration = Duration::from_secs(4);
-/// What is wrong with the arbiter is known later: it is asked every 3 to 5 s, and given a second for its answer.
+/// What is wrong with the arbiter is known later: it is asked every 3 to 5 s,
+/// and given a second for its answer.
 pub const ARBITER_KNOWN_AFTER: Duration = Duration::from_secs(7);
 /// How long an order to the guest may take.
 const ORDER_MAX: Duration = Duration::from_secs(15);
@@ -70,7 +72,8 @@ impl Status {
     }
 }
 
-/// The lines of a status that say why the VM is not protected: others name the arbiter, disks and drills that are well.
+/// The lines of a status that say why the VM is not protected: others name the arbiter,
+/// disks and drills that are well.
 fn reasons(status: &str) -> String {
     let gives_one = |line: &&str| {
         ["protection ", "waits "]
@@ -143,7 +146,8 @@ impl World {
         })
     }
 
-    /// Waits until a side says that it is not protected and ready, or in doubt, and gives one of these words as a reason.
+    /// Waits until a side says that it is not protected and ready, or in doubt,
+    /// and gives one of these words as a reason.
     pub fn await_not_ready(&mut self, side: Side, words: &[&str]) -> Result<()> {
         let mut last = String::new();
         let found = wait_for(&format!("not ready, said on {}", side.name()), PATIENCE, || {
@@ -224,8 +228,8 @@ impl World {
         self.await_ready(from.other())
     }
 
-    /// Kills the primary `side` whatever was said, mends what `mend` mends, and sees the VM go on at the other: if ready
-    /// was said, even without having mended anything.
+    /// Kills the primary `side` whatever was said, mends what `mend` mends, and sees the VM go on at the
+    /// other: if ready was said, even without having mended anything.
     pub fn kill_and_tell(
         &mut self,
         side: Side,
@@ -264,8 +268,8 @@ impl World {
         })
     }
 
-    /// `kemari check` on a host by a script of the shell, as [`World::start`] has them: whether it found everything
-    /// well, and what it printed.
+    /// `kemari check` on a host by a script of the shell, as [`World::start`] has them: whether it found
+    /// everything well, and what it printed.
     pub fn kemari_check(&mut self, side: Side, script: &str) -> Result<(bool, String)> {
         let said = self.path(&format!("{}.check", side.name()));
         let mut process = self.launch(side, "check", &script.replace(">>", ">"), &said)?;

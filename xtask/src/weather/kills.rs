@@ -1,6 +1,6 @@
-//! When `kemari status --check` says 0 and what has happened is some seconds old, a death of the primary is followed by a
-//! takeover: one VM lives through as many deaths as asked for, at any moments, with weather in between. Who was killed comes
-//! back as the secondary, and the next death is the other's.
+//! When `kemari status --check` says 0 and what has happened is some seconds old, a death of the primary is
+//! followed by a takeover: one VM lives through as many deaths as asked for, at any moments, with weather in
+//! between. Who was killed comes back as the secondary, and the next death is the other's.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,10 +21,11 @@ use crate::demo::pair::Side;
 use crate::proof::clients::Clients;
 use crate::tools::target_dir;
 
-/// Deaths of one VM, after which a fresh one begins: each period's clients write keys of their own, and the bare guest has
-/// a table of 4096.
+/// Deaths of one VM, after which a fresh one begins: each period's clients write keys of their own, and the
+/// bare guest has a table of 4096.
 const KILLS_OF_ONE_VM_MAX: u32 = 400;
-/// Further deaths in calm weather for each round of all weathers: they come at any moment, soon after one another.
+/// Further deaths in calm weather for each round of all weathers: they come at any moment,
+/// soon after one another.
 const CALM_BETWEEN: usize = 6;
 /// The longest time until a moment that is chosen for a death.
 const MOMENT_MAX: Duration = Duration::from_millis(500);
@@ -34,8 +35,8 @@ const FAILURES_MAX: u32 = 10;
 const TO_SMALL: &str = "exec \"$0\" \"$@\" >>{dir}/small/{host} 2>&1";
 /// The sizes of that, which must do for a VM's whole life, and of the state directories, in KiB.
 const SMALL: [(&str, u32); 3] = [("small", 32 << 10), ("a.state", 4 << 10), ("b.state", 4 << 10)];
-/// Several pairs and what else runs here share few processors: a host that gets none for a while has not died. Who is killed
-/// is known by its connections, which are reset.
+/// Several pairs and what else runs here share few processors: a host that gets none for a while has not
+/// died. Who is killed is known by its connections, which are reset.
 const PATIENT: &str = "[protection]\nsuspicion_timeout_ms = 8000";
 /// A pair is ready again after so long: that is no part of what is proved, but it must end.
 const READY_MAX: Duration = Duration::from_secs(90);
@@ -51,7 +52,8 @@ pub struct Tally {
     takeovers: u32,
     /// Those that were not.
     false_protected: u32,
-    /// Looks at which weather had been found out: the primary was killed when it was over, and 0 was said again.
+    /// Looks at which weather had been found out: the primary was killed when it was over,
+    /// and 0 was said again.
     not_ready: u32,
     doubt: u32,
     /// VMs that nobody had in the end.
@@ -158,8 +160,8 @@ impl Life<'_> {
         Ok(())
     }
 
-    /// Weather comes. At a moment of any kind, when it must be known, the primary is killed if ready is said; else after the
-    /// weather.
+    /// Weather comes. At a moment of any kind, when it must be known, the primary is killed if ready is said;
+    /// else after the weather.
     fn one_squall(&mut self, squall: Squall) -> Result<()> {
         let clients = self.world.clients()?;
         let primary = self.primary;

@@ -17,7 +17,8 @@ use crate::tools::output_of;
 const WATCHED: Duration = Duration::from_secs(20);
 /// The longest time that clients may wait for an answer meanwhile, and the most terms that may be used.
 const GAP_MAX: Duration = Duration::from_secs(4);
-/// The same, if frames begin to get lost under a pair: a sync waits once for `progress_timeout_ms`, which is 5 s.
+/// The same, if frames begin to get lost under a pair: a sync waits once for `progress_timeout_ms`,
+/// which is 5 s.
 const GAP_OF_ONE_SYNC_MAX: Duration = Duration::from_secs(5 + 2);
 /// Terms of a pair that was made, and of its primary alone.
 const TERM_ALONE: u64 = 3;

@@ -1,5 +1,5 @@
-//! Logs and other files of the program's own that are full, closed, or read by nobody. Diagnostics never end, block or
-//! slow a side.
+//! Logs and other files of the program's own that are full, closed, or read by nobody. Diagnostics never end,
+//! block or slow a side.
 
 use std::io::{PipeReader, PipeWriter};
 use std::os::fd::AsRawFd;
@@ -141,7 +141,8 @@ fn dies_and_goes_on(world: &mut World, dies: Side) -> Result<()> {
     clients.finish()
 }
 
-/// A pipe for a log, and the script that writes to it. The program finds its end by the number in this process.
+/// A pipe for a log, and the script that writes to it. The program finds its end by the number in this
+/// process.
 fn pipe() -> Result<(PipeReader, PipeWriter, String)> {
     let (reader, writer) = std::io::pipe()?;
     let script = format!(

@@ -29,8 +29,8 @@ pub fn become_private() -> Result<()> {
     Err(error).context("`unshare` (Debian package util-linux) cannot be started")
 }
 
-/// The program that this process is, as its children can start it: under its own name there may be a newer one by now, or
-/// none, since cargo has built it again.
+/// The program that this process is, as its children can start it: under its own name there may be a newer
+/// one by now, or none, since cargo has built it again.
 pub struct OwnProgram(File);
 
 impl OwnProgram {

@@ -1,5 +1,5 @@
-//! Several pairs side by side, each with a VM that lives through its share of the deaths. Names and mounts belong to a
-//! process, so each pair has one of its own.
+//! Several pairs side by side, each with a VM that lives through its share of the deaths. Names and mounts
+//! belong to a process, so each pair has one of its own.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};

@@ -80,7 +80,8 @@ fn sound(world: &mut World) -> Result<()> {
 
 fn broken(world: &mut World) -> Result<()> {
     world.protect_as([TO_FILE, &with_faults("SpoilMemoryMib=64")])?;
-    // Without clients: the next change of a page that is spoilt would be found out by the sync, before the drill ends.
+    // Without clients: the next change of a page that is spoilt would be found out by the sync,
+    // before the drill ends.
     let said = output_of(&mut world.command(B, &["drill", "--seconds", "2"]));
     ensure!(said.is_err(), "a drill of spoilt memory passed:\n{}", said?);
     world.await_not_ready(B, &["drill"])?;

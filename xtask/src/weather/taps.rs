@@ -1,5 +1,5 @@
-//! The guest's way out: TAPs, bridges, and what lies behind. On the secondary what is missing is said before it is
-//! needed; on the primary it is noticed, and the VM goes where it has a way out.
+//! The guest's way out: TAPs, bridges, and what lies behind. On the secondary what is missing is said before
+//! it is needed; on the primary it is noticed, and the VM goes where it has a way out.
 
 use anyhow::{Context, Result, ensure};
 

@@ -13,7 +13,8 @@ const STOP: u8 = 0x13;
 /// The terminal takes that as a character typed, which it is told by nobody: so long it may take.
 const TYPED_AFTER: Duration = Duration::from_millis(100);
 
-/// The side of the one who sits there. What little is written on the other before it is stopped waits to be read.
+/// The side of the one who sits there. What little is written on the other before it is stopped waits to be
+/// read.
 pub struct Terminal {
     keyboard: File,
     name: String,

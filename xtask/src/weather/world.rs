@@ -51,7 +51,8 @@ pub struct World {
     sockets: TempDir,
     dir: TempDir,
     seed: u64,
-    /// The host that was killed or left after protected and ready was said, until the VM was seen on the other.
+    /// The host that was killed or left after protected and ready was said,
+    /// until the VM was seen on the other.
     pub(super) owed: Option<Side>,
     /// Takeovers and switchovers that were seen.
     pub(super) passed: u64,
@@ -164,8 +165,8 @@ impl World {
         Ok(())
     }
 
-    /// Starts a side by a script of the shell, in which `"$0" "$@"` is the program, and `{dir}` and `{log}` stand for
-    /// the directory of the case and the host's log.
+    /// Starts a side by a script of the shell, in which `"$0" "$@"` is the program, and `{dir}` and `{log}`
+    /// stand for the directory of the case and the host's log.
     pub fn start(&mut self, side: Side, subcommand: &str, script: &str) -> Result<()> {
         let process = self.launch(side, subcommand, script, &self.log_path(side))?;
         fs::write(self.path(&side.pid_file()), process.pid().to_string())?;
@@ -306,7 +307,8 @@ pub fn make_private(path: &Path) -> Result<()> {
     Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o600))?)
 }
 
-/// Fills a file system: a new file takes all the room, and `filled`, which others write to, the rest of its last page.
+/// Fills a file system: a new file takes all the room, and `filled`, which others write to,
+/// the rest of its last page.
 pub fn fill(directory: &Path, filled: &[&str]) -> Result<()> {
     for name in [&["filler"], filled].concat() {
         let path = directory.join(name);

@@ -1,4 +1,5 @@
-//! The transactions' proof on trial: it finds a real PostgreSQL faultless, and notices when rows are tampered with.
+//! The transactions' proof on trial: it finds a real PostgreSQL faultless,
+//! and notices when rows are tampered with.
 
 use std::time::Duration;
 

@@ -42,7 +42,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Each with its byte of the input. What comes later takes a byte by which nothing begins that was found before.
+    /// Each with its byte of the input. What comes later takes a byte by which nothing begins that was found
+    /// before.
     pub const ALL: [(u8, Self); 10] = [
         (0, Self::Disk),
         (1, Self::WideDisk),
@@ -125,8 +126,8 @@ impl Bench {
         let (from, to) = (&self.hub.memory, memory());
         let written = from.iter().next().expect("there is one").bitmap();
         let mut bytes = [0; PAGE_BYTES];
-        // Nobody but the device and the driver writes, and what they write is noted. To copy all of it, again and again,
-        // would take most of the time.
+        // Nobody but the device and the driver writes, and what they write is noted. To copy all of it, again
+        // and again, would take most of the time.
         for offset in (0..MEMORY_BYTES as usize).step_by(PAGE_BYTES) {
             if written.dirty_at(offset) {
                 let at = GuestAddress(offset as u64);

@@ -1,4 +1,5 @@
-//! A driver that does whatever the tape says: registers, rings, long chains, and what a pair does to its device.
+//! A driver that does whatever the tape says: registers, rings, long chains,
+//! and what a pair does to its device.
 
 use kemari_vmm::state::StateBlob;
 use kemari_vmm::virtio::budget::DEVICE_STATE_BYTES_MAX;
@@ -268,8 +269,8 @@ impl Driver {
         self.bench.device.save()
     }
 
-    /// Whatever was done: what is saved is within its budget, loads elsewhere and is the same there. `stays`: it goes on
-    /// there.
+    /// Whatever was done: what is saved is within its budget, loads elsewhere and is the same there. `stays`:
+    /// it goes on there.
     pub fn move_on(&mut self, stays: bool) {
         let (state, there) = {
             let _freeze = self.bench.hub.freeze();

@@ -59,7 +59,8 @@ pub struct Ring {
 
 impl Ring {
     pub fn new(device: BootDevice, queue: u16) -> Self {
-        // SAFETY: it is a device of this machine. Its driver waits until the abuse is over, and resets it then.
+        // SAFETY: it is a device of this machine. Its driver waits until the abuse is over,
+        // and resets it then.
         let registers = unsafe { Registers::new(device.base, device.device_id) };
         Self {
             registers,

@@ -58,8 +58,8 @@ pub fn registers(victims: &mut Victims) {
     while victims.goes_on() {
         let device = victims.all[next() as usize % victims.all.len()];
         let offset = next() % 0x40 * 4;
-        // SAFETY: a register page of this machine. Memory that a device could write by it is in no queue that is set up
-        // here, but by chance.
+        // SAFETY: a register page of this machine. Memory that a device could write by it is in no queue that
+        // is set up here, but by chance.
         unsafe { ((device.base + offset) as *mut u32).write_volatile(next() as u32 & 0x8000_000f) };
     }
 }
@@ -94,8 +94,9 @@ pub fn sizes(victims: &mut Victims) {
             let registers = ring.registers;
             let size = sizes[next() as usize % sizes.len()];
             let half = mmio::QUEUE_DESCRIPTORS + next() % 6 * 8;
-            // SAFETY: the device writes to its rings and to the status of the request, which are ours, or nowhere: of the
-            // addresses only the upper half changes, and there is no memory at any of them then.
+            // SAFETY: the device writes to its rings and to the status of the request, which are ours, or
+            // nowhere: of the addresses only the upper half changes, and there is no memory at any of them
+            // then.
             unsafe {
                 registers.poke(mmio::QUEUE_SELECT, next() as u32 % 3);
                 registers.poke(mmio::QUEUE_SIZE, size);
@@ -146,7 +147,8 @@ pub fn interrupts(victims: &mut Victims) {
     let word = TO_SELF | u32::from(traps::WORKER_VECTOR);
     while victims.goes_on() {
         for _ in 0..64 {
-            // SAFETY: the local APIC's page is mapped one to one, and there is a gate for this vector that returns.
+            // SAFETY: the local APIC's page is mapped one to one,
+            // and there is a gate for this vector that returns.
             unsafe { (COMMAND as *mut u32).write_volatile(word) };
         }
     }

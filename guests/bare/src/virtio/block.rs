@@ -1,6 +1,6 @@
-//! A virtio disk (virtio 1.2, section 5.2). Requests never block: they are submitted, and come back finished, in any
-//! order, from [`Disk::poll`]. Nothing orders requests in flight among each other, but those of one lane that overlap: they
-//! are carried out as they were submitted. Who needs another order waits.
+//! A virtio disk (virtio 1.2, section 5.2). Requests never block: they are submitted, and come back finished,
+//! in any order, from [`Disk::poll`]. Nothing orders requests in flight among each other, but those of one
+//! lane that overlap: they are carried out as they were submitted. Who needs another order waits.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -33,7 +33,8 @@ pub const SECTOR_BYTES: usize = 512;
 const HEADER_BYTES: u32 = 16;
 const STATUS_OFFSET: usize = 16;
 const CELL_BYTES: usize = 32;
-/// The range of a request that makes zeros or discards, and the former's flag that the disk may forget the blocks.
+/// The range of a request that makes zeros or discards, and the former's flag that the disk may forget the
+/// blocks.
 const RANGE_BYTES: usize = 16;
 const UNMAP: u32 = 1;
 /// Requests that the device is given at a time; more wait in the driver.
@@ -48,7 +49,8 @@ pub enum Operation {
     Write,
     /// Makes zeros of as much as the data is long; its bytes are lost.
     Zero,
-    /// Lets go of as much as the data is long; its bytes are lost. What is read there afterwards, nobody knows.
+    /// Lets go of as much as the data is long; its bytes are lost. What is read there afterwards,
+    /// nobody knows.
     Discard,
     /// Makes all writes finished before its submission durable.
     Flush,
@@ -169,8 +171,9 @@ impl<O> Disk<O> {
         self.waiting.push_back(request);
     }
 
-    /// Resets the device, whatever is in flight. It works again once [`Disk::poll`] has found the reset complete;
-    /// requests that were in flight are submitted again, since the device may or may not have carried them out.
+    /// Resets the device, whatever is in flight. It works again once [`Disk::poll`] has found the reset
+    /// complete; requests that were in flight are submitted again, since the device may or may not have
+    /// carried them out.
     pub fn begin_reset(&mut self) {
         self.notify();
         self.resetting = true;
@@ -263,7 +266,8 @@ impl<O> Disk<O> {
         }
         let request = &in_flight.request;
         let cell = self.cell(in_flight.cell);
-        // SAFETY: the cell is 32 aligned bytes, and not in the device's hands. 0xff: a status that no device returns.
+        // SAFETY: the cell is 32 aligned bytes, and not in the device's hands. 0xff:
+        // a status that no device returns.
         unsafe {
             cell.cast::<[u32; 2]>().write_volatile([operation.code(), 0]);
             cell.add(8).cast::<u64>().write_volatile(sector);

@@ -10,7 +10,8 @@ pub struct Dma {
     layout: Layout,
 }
 
-// SAFETY: the bytes belong to this value alone; who submits it to a device gives it away until the completion.
+// SAFETY: the bytes belong to this value alone; who submits it to a device gives it away until the
+// completion.
 unsafe impl Send for Dma {}
 
 impl Dma {

@@ -100,8 +100,8 @@ impl Registers {
         self.read(STATUS) == 0
     }
 
-    /// First half of the initialisation (section 3.1.1, steps 2 to 6): accepts those of `wanted` that are offered,
-    /// and returns them. Version 1 is demanded.
+    /// First half of the initialisation (section 3.1.1, steps 2 to 6): accepts those of `wanted` that are
+    /// offered, and returns them. Version 1 is demanded.
     pub fn negotiate(&self, wanted: u64) -> u64 {
         self.write(STATUS, STATUS_ACKNOWLEDGE);
         self.write(STATUS, STATUS_ACKNOWLEDGE | STATUS_DRIVER);
@@ -166,8 +166,8 @@ impl Registers {
         self.write(QUEUE_NOTIFY, u32::from(queue));
     }
 
-    /// Says that the interrupts so far are handled. To be called before looking into the rings. Reading the cause
-    /// would be one more exit, and the rings tell it anyway.
+    /// Says that the interrupts so far are handled. To be called before looking into the rings. Reading the
+    /// cause would be one more exit, and the rings tell it anyway.
     pub fn acknowledge(&self) {
         self.write(INTERRUPT_ACK, INTERRUPT_ALL);
     }

@@ -21,8 +21,8 @@ const HEADER_BYTES: usize = 12;
 const FRAME_BYTES_MAX: usize = 1514;
 /// One packet with its header, so that two share a page.
 const BUFFER_BYTES: usize = 2048;
-/// Buffers for received packets, and for packets on their way out. A machine may hold output back: when all are on
-/// their way, smoltcp waits.
+/// Buffers for received packets, and for packets on their way out. A machine may hold output back: when all
+/// are on their way, smoltcp waits.
 const RECEIVE_BUFFERS: usize = 64;
 const TRANSMIT_BUFFERS: usize = 64;
 
@@ -92,8 +92,8 @@ impl Nic {
         [self.receiver.queue.indexes(), self.transmitter.queue.indexes()]
     }
 
-    /// Resets the card, whatever is in flight. It works again once [`Nic::poll`] has found the reset complete; packets
-    /// that were in flight are sent again, since the card may or may not have sent them.
+    /// Resets the card, whatever is in flight. It works again once [`Nic::poll`] has found the reset
+    /// complete; packets that were in flight are sent again, since the card may or may not have sent them.
     pub fn begin_reset(&mut self) {
         self.resetting = true;
         self.registers.begin_reset();

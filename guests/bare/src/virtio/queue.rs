@@ -1,7 +1,8 @@
 //! A split virtqueue (virtio 1.2, section 2.7), the driver's side.
 //!
-//! All ring indexes are free-running 16-bit numbers. Descriptors, available ring and used ring share one page, so that
-//! a queue in use dirties one page; freed descriptors are taken again first, for the same reason.
+//! All ring indexes are free-running 16-bit numbers. Descriptors, available ring and used ring share one
+//! page, so that a queue in use dirties one page; freed descriptors are taken again first, for the same
+//! reason.
 
 use alloc::vec::Vec;
 use core::sync::atomic::{Ordering, fence};
@@ -110,8 +111,8 @@ impl<T> Queue<T> {
         self.free.len() >= count * each
     }
 
-    /// Offers a request to the device, which then owns its memory until [`Queue::pop`] returns the token. The device
-    /// need not look before it is notified: see [`Queue::must_notify`].
+    /// Offers a request to the device, which then owns its memory until [`Queue::pop`] returns the token. The
+    /// device need not look before it is notified: see [`Queue::must_notify`].
     ///
     /// Panics if there is no room; ask [`Queue::has_room`] before.
     pub fn add(&mut self, segments: &[Segment], token: T) {
@@ -179,7 +180,8 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Whether a finished request is waiting. If none is, asks for an interrupt at the next one (unless they are off).
+    /// Whether a finished request is waiting. If none is, asks for an interrupt at the next one (unless they
+    /// are off).
     pub fn is_ready(&mut self) -> bool {
         if self.load(USED_INDEX) != self.used_index {
             return true;
@@ -188,12 +190,14 @@ impl<T> Queue<T> {
             return false;
         }
         self.store(USED_EVENT, self.used_index);
-        // The wish is visible before the index is read again, or a completion between might send no interrupt.
+        // The wish is visible before the index is read again,
+        // or a completion between might send no interrupt.
         fence(Ordering::SeqCst);
         self.load(USED_INDEX) != self.used_index
     }
 
-    /// Takes the next finished request, in the order of the device: its token, and how many bytes the device wrote.
+    /// Takes the next finished request, in the order of the device: its token,
+    /// and how many bytes the device wrote.
     pub fn pop(&mut self) -> Option<(T, u32)> {
         if !self.is_ready() {
             return None;
@@ -214,8 +218,8 @@ impl<T> Queue<T> {
         Some((token, bytes))
     }
 
-    /// Takes back every request in flight, in no order. Only for a device that was reset: the queue is then useless,
-    /// and is to be replaced by a new one.
+    /// Takes back every request in flight, in no order. Only for a device that was reset: the queue is then
+    /// useless, and is to be replaced by a new one.
     pub fn take_in_flight(&mut self) -> Vec<T> {
         self.in_flight
             .iter_mut()
@@ -224,8 +228,8 @@ impl<T> Queue<T> {
             .collect()
     }
 
-    /// Switches interrupts on or off (a hint for the device). Returns whether something finished is waiting, for
-    /// which no interrupt may come.
+    /// Switches interrupts on or off (a hint for the device). Returns whether something finished is waiting,
+    /// for which no interrupt may come.
     pub fn set_interrupts(&mut self, on: bool) -> bool {
         if self.interrupts != on {
             self.interrupts = on;
@@ -266,7 +270,8 @@ impl<T> Queue<T> {
 
 fn write_descriptor(at: *mut u8, segment: &Segment, next: Option<u16>) {
     let flags = if segment.device_writes { WRITE } else { 0 } | if next.is_some() { NEXT } else { 0 };
-    // SAFETY: `at` is a descriptor of a table in our memory, which the device does not read before it is offered.
+    // SAFETY: `at` is a descriptor of a table in our memory,
+    // which the device does not read before it is offered.
     unsafe {
         at.cast::<u64>().write_volatile(segment.address);
         at.add(8).cast::<u32>().write_volatile(segment.bytes);

@@ -57,7 +57,8 @@ const SEGMENTS: [Segment; 3] = [
     },
 ];
 
-/// Keeps the queue busy until its indexes have wrapped twice; the device finishes in any order and notifies by rule.
+/// Keeps the queue busy until its indexes have wrapped twice;
+/// the device finishes in any order and notifies by rule.
 fn run(event_idx: bool, indirect: bool) {
     let mut queue = Queue::new(event_idx, indirect);
     let mut device = Device {

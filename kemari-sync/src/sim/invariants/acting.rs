@@ -1,5 +1,5 @@
-//! Whoever the record says acts has all that it needs to run the VM: nothing that may fail is left, since from then on nobody
-//! else can go on with it.
+//! Whoever the record says acts has all that it needs to run the VM: nothing that may fail is left, since
+//! from then on nobody else can go on with it.
 
 use crate::record::Incarnation;
 

@@ -1,4 +1,5 @@
-//! Output leaves only with consent: the recorded peer's commit of a sync that contains it, or the right to act alone.
+//! Output leaves only with consent: the recorded peer's commit of a sync that contains it,
+//! or the right to act alone.
 
 use crate::record::{Phase, Record};
 use crate::sim::store::{Store, describe};

@@ -1,9 +1,10 @@
-//! Marks: what may differ between two images, now or after a power cut of either host, is marked on one of them.
+//! Marks: what may differ between two images, now or after a power cut of either host,
+//! is marked on one of them.
 
 use crate::sim::image::Image;
 
-/// Of two images with a base in common a copy looks at nothing but what is marked: all else is one and the same, durably, on
-/// both.
+/// Of two images with a base in common a copy looks at nothing but what is marked: all else is one and the
+/// same, durably, on both.
 pub(in crate::sim) fn cover(a: &Image, b: &Image) -> Result<(), String> {
     let unmarked = |block: &usize| (a.marks | b.marks) & 1 << block == 0;
     let differs = |block: &usize| {

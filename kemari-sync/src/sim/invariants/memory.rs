@@ -1,4 +1,5 @@
-//! After a commit the secondary has exactly what the primary captured: no dirty page is lost, no stale one kept.
+//! After a commit the secondary has exactly what the primary captured: no dirty page is lost,
+//! no stale one kept.
 
 use std::collections::HashMap;
 

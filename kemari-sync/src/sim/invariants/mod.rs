@@ -27,7 +27,8 @@ pub enum Invariant {
     Consent,
     /// What clients see is explained by one single execution.
     History,
-    /// Who rules next starts from a state that contains all that left before; a deposed side adds nothing to it.
+    /// Who rules next starts from a state that contains all that left before;
+    /// a deposed side adds nothing to it.
     Succession,
     /// Nobody tells the outside that the VM is there who may have been deposed.
     Show,

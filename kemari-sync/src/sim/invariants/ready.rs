@@ -2,7 +2,8 @@
 
 use crate::record::Incarnation;
 
-/// It has lacked something for longer than its primary may take to know: then nothing is said of it, or given to it.
+/// It has lacked something for longer than its primary may take to know: then nothing is said of it,
+/// or given to it.
 pub(in crate::sim) fn counts_for_nothing(
     peer: &Incarnation,
     lacks_us: u64,

@@ -1,5 +1,5 @@
-//! Replicated disks: what an image holds is explained by the one execution; a half copy never runs; what no copy looks
-//! at is equal; old never goes over new.
+//! Replicated disks: what an image holds is explained by the one execution; a half copy never runs; what no
+//! copy looks at is equal; old never goes over new.
 
 use crate::replica::{ImageState, ImageWord};
 use crate::sim::image::Image;
@@ -8,9 +8,9 @@ use crate::sim::vm::{PAGES, Vm};
 /// Blocks of an image: number and hash of the last write.
 pub(in crate::sim) type Blocks = [(u64, u64); PAGES];
 
-/// After a commit the secondary's image is at the committed state: it has all writes that the sync released, those that
-/// were under way at the first one too, and no other. Of a write that the guest was told has failed it may have either:
-/// what it was, or what was there. And it is as large as the guest knows its disk.
+/// After a commit the secondary's image is at the committed state: it has all writes that the sync released,
+/// those that were under way at the first one too, and no other. Of a write that the guest was told has
+/// failed it may have either: what it was, or what was there. And it is as large as the guest knows its disk.
 pub(in crate::sim) fn follows(image: &Image, committed: &Vm, epoch: u64) -> Result<(), String> {
     let (capacity, size, image) = (committed.capacity, image.recorded, &image.blocks);
     if size < capacity {
@@ -50,8 +50,8 @@ pub(in crate::sim) fn runs(word: Option<&ImageWord>, image: &Blocks, durable: &B
     }
 }
 
-/// A copy is between images of one size, and what is left out of it is equal on both. The source's marks are what it
-/// looks at.
+/// A copy is between images of one size, and what is left out of it is equal on both. The source's marks are
+/// what it looks at.
 pub(in crate::sim) fn leaves_out(source: &Image, target: &Image) -> Result<(), String> {
     if source.recorded != target.recorded {
         return Err(format!(

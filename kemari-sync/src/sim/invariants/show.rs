@@ -1,10 +1,11 @@
-//! Announcements, which no sync contains: who tells the outside that the VM is here knows of nobody else who acts.
+//! Announcements, which no sync contains: who tells the outside that the VM is here knows of nobody else who
+//! acts.
 
 use crate::record::{Incarnation, Phase};
 use crate::sim::store::{Store, describe};
 
-/// `host` may announce itself now. Another may have begun to act only just before, since an operator's takeover waits for
-/// nothing: `grace_us`.
+/// `host` may announce itself now. Another may have begun to act only just before, since an operator's
+/// takeover waits for nothing: `grace_us`.
 pub(in crate::sim) fn shows(
     store: &Store,
     host: &Incarnation,

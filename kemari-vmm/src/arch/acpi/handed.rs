@@ -1,5 +1,5 @@
-//! The tables as firmware takes them: it puts them where it likes, then writes the addresses into them and mends their
-//! checksums, by a list of commands ("table loader" of QEMU, hw/acpi/bios-linker-loader.c).
+//! The tables as firmware takes them: it puts them where it likes, then writes the addresses into them and
+//! mends their checksums, by a list of commands ("table loader" of QEMU, hw/acpi/bios-linker-loader.c).
 
 use acpi_tables::Aml;
 use acpi_tables::rsdp::Rsdp;

@@ -15,7 +15,8 @@ const PERIODIC: u32 = 1;
 const DEADLINE: u32 = 2;
 
 impl VcpuState {
-    /// Whether it executes instructions as soon as it may: it neither waits for an interrupt nor to be started.
+    /// Whether it executes instructions as soon as it may: it neither waits for an interrupt nor to be
+    /// started.
     pub fn is_runnable(&self) -> bool {
         self.mp_state == KVM_MP_STATE_RUNNABLE
     }
@@ -25,8 +26,8 @@ impl VcpuState {
         matches!(self.mp_state, KVM_MP_STATE_RUNNABLE | KVM_MP_STATE_HALTED)
     }
 
-    /// In how many nanoseconds its local APIC's timer is to fire, if it is armed. A frequency of 0 kHz is none that a vCPU
-    /// can have.
+    /// In how many nanoseconds its local APIC's timer is to fire, if it is armed. A frequency of 0 kHz is
+    /// none that a vCPU can have.
     pub fn timer_due_ns(&self, tsc_khz: u32) -> Option<u64> {
         let entry = self.apic_register(LVT_TIMER);
         if entry & MASKED != 0 {

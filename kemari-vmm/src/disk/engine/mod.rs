@@ -10,7 +10,8 @@ use std::io;
 
 use super::operation::DiskJob;
 
-/// Carries out jobs, side by side and in any order: whoever submits them knows which may be under way together.
+/// Carries out jobs, side by side and in any order: whoever submits them knows which may be under way
+/// together.
 pub trait Engine: Send + Sync {
     /// Takes a job. It begins at once or at the next [`Engine::start`]. Its end is told by [`Ends::ended`].
     fn submit(&self, job: DiskJob);

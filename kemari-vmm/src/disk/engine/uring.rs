@@ -1,8 +1,8 @@
-//! io_uring: reads and writes go straight between the file and the guest's memory, with one system call for all that is
-//! there to do.
+//! io_uring: reads and writes go straight between the file and the guest's memory, with one system call for
+//! all that is there to do.
 //!
-//! One thread submits and waits. The vCPUs' threads must not submit themselves: the kernel ends a request in the thread
-//! that submitted it, and would throw that vCPU out of the guest each time.
+//! One thread submits and waits. The vCPUs' threads must not submit themselves: the kernel ends a request in
+//! the thread that submitted it, and would throw that vCPU out of the guest each time.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -43,8 +43,8 @@ pub const CALLS: Calls = Calls {
     parts: &[COMMON, DEVICES, OPEN_FILES, RINGS],
 };
 
-/// A ring, and its thread. What it cannot do is done by other threads. It ends when this is dropped and nothing is under
-/// way any more.
+/// A ring, and its thread. What it cannot do is done by other threads. It ends when this is dropped and
+/// nothing is under way any more.
 pub struct Uring {
     inbox: Arc<Inbox>,
     direct: Option<Alignment>,
@@ -68,8 +68,8 @@ struct Flight {
     iovecs: Vec<libc::iovec>,
 }
 
-// SAFETY: the pointers in `iovecs` lead into `_buffer`, or into the bytes or the guest's memory that `job` keeps; only
-// the kernel follows them.
+// SAFETY: the pointers in `iovecs` lead into `_buffer`, or into the bytes or the guest's memory that `job`
+// keeps; only the kernel follows them.
 unsafe impl Send for Flight {}
 
 impl Uring {
@@ -302,7 +302,8 @@ impl RingThread {
         let result = match usize::try_from(result) {
             Err(_) => Err(io::Error::from_raw_os_error(-result)),
             Ok(done) if done >= length => Ok(Vec::new()),
-            // Only a part was done, as at the end of a file that is too short: once more, so that the reason shows.
+            // Only a part was done, as at the end of a file that is too short: once more,
+            // so that the reason shows.
             Ok(_) => flight.job.operation.carry_out(&*self.store),
         };
         Ended {
@@ -328,8 +329,8 @@ fn make() -> io::Result<IoUring> {
     Ok(ring)
 }
 
-/// All that a ring may be used for (io_uring_register(2), IORING_REGISTER_RESTRICTIONS): seccomp does not see what is
-/// asked of it. It opens, connects and starts nothing.
+/// All that a ring may be used for (io_uring_register(2), IORING_REGISTER_RESTRICTIONS): seccomp does not see
+/// what is asked of it. It opens, connects and starts nothing.
 fn restrictions() -> Vec<Restriction> {
     let operations = [
         opcode::Readv::CODE,
@@ -346,8 +347,8 @@ fn restrictions() -> Vec<Restriction> {
 /// Puts an entry into the submission queue; if that is full, lets the kernel take what is in it.
 fn push(ring: &mut IoUring, entry: &squeue::Entry) {
     loop {
-        // SAFETY: what the entry points to lives in the table of what is under way until the kernel has said that it is
-        // done, and the files as long as the ring.
+        // SAFETY: what the entry points to lives in the table of what is under way until the kernel has said
+        // that it is done, and the files as long as the ring.
         if unsafe { ring.submission().push(entry) }.is_ok() {
             return;
         }

@@ -1,5 +1,5 @@
-//! The backing files of an image: all of them are looked at, by our own eyes and as their image says they are, before the
-//! library has any. What a file is, is never guessed.
+//! The backing files of an image: all of them are looked at, by our own eyes and as their image says they
+//! are, before the library has any. What a file is, is never guessed.
 
 use std::fs::{File, Metadata};
 use std::io;

@@ -1,4 +1,5 @@
-//! A look at the header of a qcow2 image before the library has it: what is not understood is refused by name.
+//! A look at the header of a qcow2 image before the library has it:
+//! what is not understood is refused by name.
 //!
 //! The layout is that of QEMU's docs/interop/qcow2.txt; all numbers are big-endian.
 
@@ -46,9 +47,9 @@ pub struct Backing {
     pub is_qcow2: bool,
 }
 
-/// Checks that the image of an open file, which its caller may have opened with O_DIRECT, is one that can be read: its
-/// first tables lie in the file and are as large as they must be, and there is nothing in it that is not understood.
-/// Returns its backing file.
+/// Checks that the image of an open file, which its caller may have opened with O_DIRECT, is one that can be
+/// read: its first tables lie in the file and are as large as they must be, and there is nothing in it that
+/// is not understood. Returns its backing file.
 ///
 /// # Errors
 /// As a sentence, with the command that helps.
@@ -172,7 +173,8 @@ impl Header<'_> {
         Ok(())
     }
 
-    /// A backing file whose format is not said would have to be guessed, from bytes that a guest may have written.
+    /// A backing file whose format is not said would have to be guessed,
+    /// from bytes that a guest may have written.
     fn backing(&self, header_bytes: usize) -> Result<Option<Backing>, String> {
         let (offset, name_bytes) = (self.long(8)?, self.word(16)?);
         if name_bytes > BACKING_NAME_BYTES_MAX {
@@ -195,8 +197,8 @@ impl Header<'_> {
         }))
     }
 
-    /// Whether the backing file is a qcow2 image too, if one of the extensions says its format. They end with one that says
-    /// so, before `end`.
+    /// Whether the backing file is a qcow2 image too, if one of the extensions says its format. They end with
+    /// one that says so, before `end`.
     fn extensions(&self, header_bytes: usize, end: Option<u64>) -> Result<Option<bool>, String> {
         let end = end.map_or(self.0.len(), |end| {
             self.0.len().min(usize::try_from(end).unwrap_or(usize::MAX))

@@ -1,8 +1,9 @@
 //! qcow2 images, by the imago library, which only reads them.
 //!
-//! To write one is a matter of order: data before the table that names them, a refcount before what it counts, each durable
-//! before the next. The library has no such order, and what a power cut then leaves lacks what the guest was told to be
-//! durable, or is no image any more: see docs/machine.md, "Disks". So whatever is written to is raw.
+//! To write one is a matter of order: data before the table that names them, a refcount before what it
+//! counts, each durable before the next. The library has no such order, and what a power cut then leaves
+//! lacks what the guest was told to be durable, or is no image any more: see docs/machine.md, "Disks". So
+//! whatever is written to is raw.
 
 mod backing;
 mod header;
@@ -29,8 +30,8 @@ pub struct Qcow2Image {
 }
 
 impl Qcow2Image {
-    /// The image in an open file, which its caller has locked. All of its tables are read. Backing files must lie in the
-    /// image's directory or below.
+    /// The image in an open file, which its caller has locked. All of its tables are read. Backing files must
+    /// lie in the image's directory or below.
     pub fn open(file: File, config: &DiskConfig) -> Result<Self, DiskError> {
         let opened = open(file, config).and_then(|image| {
             check(&image)
@@ -41,7 +42,8 @@ impl Qcow2Image {
     }
 }
 
-/// Looks at the headers of the image in an open file and of its backing files, and takes no lock. Returns what those are.
+/// Looks at the headers of the image in an open file and of its backing files, and takes no lock.
+/// Returns what those are.
 pub fn examine(file: &File, config: &DiskConfig) -> Result<Vec<Metadata>, DiskError> {
     let chain = BackingFiles::of(&config.path, file, |_, _| Ok(()));
     let files = chain.and_then(|chain| chain.files());

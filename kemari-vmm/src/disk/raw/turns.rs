@@ -1,7 +1,7 @@
 //! Whose turn it is to change a part of a block.
 //!
-//! A disk that takes only whole blocks has a part of one changed by reading, changing and writing it. Two who did so at a
-//! time, each with a part of its own, would undo each other's change.
+//! A disk that takes only whole blocks has a part of one changed by reading, changing and writing it. Two who
+//! did so at a time, each with a part of its own, would undo each other's change.
 
 use std::collections::BTreeSet;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -24,8 +24,8 @@ impl Turns {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the turn at these blocks, which may be one. Both are taken at once, so that nobody has one and waits for
-    /// the other.
+    /// Waits for the turn at these blocks, which may be one. Both are taken at once, so that nobody has one
+    /// and waits for the other.
     pub fn take(&self, blocks: [u64; 2]) -> Turn<'_> {
         let is_taken = |taken: &mut BTreeSet<u64>| blocks.iter().any(|block| taken.contains(block));
         let mut taken = self

@@ -1,5 +1,5 @@
-//! Page faults that this process answers itself (Documentation/admin-guide/mm/userfaultfd.rst). Numbers and structures
-//! of <linux/userfaultfd.h>.
+//! Page faults that this process answers itself (Documentation/admin-guide/mm/userfaultfd.rst). Numbers and
+//! structures of <linux/userfaultfd.h>.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -140,7 +140,8 @@ impl Faults {
         })
     }
 
-    /// Leaves the page faults in this memory to the kernel again, which makes pages of zeros, also for who waits.
+    /// Leaves the page faults in this memory to the kernel again, which makes pages of zeros,
+    /// also for who waits.
     pub fn leave(&self, memory: &Memory) -> io::Result<()> {
         memory.iter().try_for_each(|region| {
             let mut range = Range {
@@ -167,7 +168,8 @@ impl Faults {
         Ok((message.kind == EVENT_PAGEFAULT).then_some(message.address))
     }
 
-    /// Gives the page at this address its content, and wakes who waits for it. A page that is there already stays.
+    /// Gives the page at this address its content, and wakes who waits for it.
+    /// A page that is there already stays.
     pub fn fill(&self, address: u64, content: &[u8; PAGE_BYTES]) -> io::Result<()> {
         let mut request = CopyRequest {
             to: address,
@@ -206,8 +208,9 @@ impl Faults {
     }
 
     fn ask<T>(&self, number: libc::c_ulong, request: &mut T) -> io::Result<()> {
-        // SAFETY: the kernel reads and writes one structure of the request's type at the pointer, and fills, takes
-        // or leaves only ranges that are mapped for a guest's memory, whose bytes nobody has a Rust reference to.
+        // SAFETY: the kernel reads and writes one structure of the request's type at the pointer, and fills,
+        // takes or leaves only ranges that are mapped for a guest's memory, whose bytes nobody has a Rust
+        // reference to.
         checked(unsafe { libc::ioctl(self.0.as_raw_fd(), number, std::ptr::from_mut(request)) }).map(drop)
     }
 }

@@ -1,5 +1,5 @@
-//! What a guest sees of its disk: what is configured, queues, features and configuration space (virtio 1.2, sections 5.2.2 to
-//! 5.2.4).
+//! What a guest sees of its disk: what is configured, queues, features and configuration space (virtio 1.2,
+//! sections 5.2.2 to 5.2.4).
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::{
@@ -81,8 +81,8 @@ pub fn space(spec: &BlockSpec, capacity_sectors: u64) -> Vec<u8> {
     put(0, &capacity_sectors.to_le_bytes());
     put(12, &SEGMENTS_MAX.to_le_bytes());
     put(20, &spec.block_bytes.to_le_bytes());
-    // Topology: a physical block is a page of the host, where one is larger than a block; no offset; I/O is best in
-    // physical blocks.
+    // Topology: a physical block is a page of the host, where one is larger than a block; no offset; I/O is
+    // best in physical blocks.
     let physical_exponent = (PAGE_BYTES as u32 / spec.block_bytes).trailing_zeros();
     let blocks_a_page = PAGE_BYTES as u32 / spec.block_bytes;
     put(24, &[physical_exponent as u8]);

@@ -118,8 +118,8 @@ impl Block {
         self.mute = true;
     }
 
-    /// Whether the image may lack durably what the guest has written, although the disk was drained: it could not be
-    /// flushed.
+    /// Whether the image may lack durably what the guest has written, although the disk was drained: it could
+    /// not be flushed.
     pub fn may_lack(&self) -> bool {
         self.may_lack
     }
@@ -139,8 +139,8 @@ impl Block {
         self.server.as_ref()
     }
 
-    /// Opens the image behind the disk: `disk` from here on serves the requests. It must have room for the capacity that
-    /// the guest knows already, if it knows one; the guest is told if it is larger.
+    /// Opens the image behind the disk: `disk` from here on serves the requests. It must have room for the
+    /// capacity that the guest knows already, if it knows one; the guest is told if it is larger.
     pub fn attach(&mut self, disk: Disk) -> Result<(), DiskError> {
         disk.note_grown(whole_blocks(disk.bytes(), self.spec.block_bytes));
         let sectors = disk.bytes() / SECTOR_BYTES;
@@ -252,8 +252,8 @@ impl Block {
         }))
     }
 
-    /// What of a request is to be done with the image: with the guest's memory itself where nobody else needs the same
-    /// bytes.
+    /// What of a request is to be done with the image: with the guest's memory itself where nobody else needs
+    /// the same bytes.
     fn own_operation(
         &self,
         request: &BlockRequest,

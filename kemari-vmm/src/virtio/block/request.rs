@@ -17,8 +17,8 @@ const HEADER_BYTES: u64 = 16;
 /// Bytes of the range of a discard or write-zeroes request.
 const ZERO_RANGE_BYTES: u64 = 16;
 
-/// What a guest asks of its disk. Together with the guest's memory (or the bytes of its capture) it is all that is
-/// needed to carry the request out, here or on another host.
+/// What a guest asks of its disk. Together with the guest's memory (or the bytes of its capture) it is all
+/// that is needed to carry the request out, here or on another host.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct BlockRequest {
     /// What is to be done, and where on the disk.
@@ -79,8 +79,8 @@ impl Kind {
         }
     }
 
-    /// Whether it changes the disk: it needs consent. A flush makes durable what has consent already, and nobody else sees
-    /// that.
+    /// Whether it changes the disk: it needs consent. A flush makes durable what has consent already, and
+    /// nobody else sees that.
     pub(super) fn nature(&self) -> Nature {
         match self {
             Self::Write { .. } | Self::Zero { .. } => Nature::Output,
@@ -190,7 +190,8 @@ impl Limits {
         }
     }
 
-    /// The range of a discard or write-zeroes, and its flags: a discard has none, the other may allow an unmap.
+    /// The range of a discard or write-zeroes, and its flags: a discard has none,
+    /// the other may allow an unmap.
     fn parse_zero(self, request_type: u32, data: &Segments, memory: &Memory) -> Result<Kind, GuestFault> {
         if data.len() != ZERO_RANGE_BYTES {
             return Ok(REFUSED);

@@ -13,8 +13,8 @@ use super::ring_fault;
 use crate::devices::hub::Hub;
 use crate::release::{Releasable, Stage};
 
-/// Most requests that are taken in one turn under the device's lock: a guest whose other vCPUs refill the ring
-/// meanwhile keeps nobody else from the device. A kick without such help needs less than one turn.
+/// Most requests that are taken in one turn under the device's lock: a guest whose other vCPUs refill the
+/// ring meanwhile keeps nobody else from the device. A kick without such help needs less than one turn.
 const REQUESTS_AT_ONCE: usize = 2 * super::super::QUEUE_ENTRIES_MAX as usize;
 
 pub(super) struct Core<B: Backend> {
@@ -22,8 +22,8 @@ pub(super) struct Core<B: Backend> {
     pub(super) queues: Vec<Queue>,
     pub(super) requests: RequestList<B::Request>,
     pub(super) backend: B,
-    /// Queues with chains that the budget had no room for, in the order of their turns. While there are any, something is
-    /// on the list, and whatever leaves it makes room.
+    /// Queues with chains that the budget had no room for, in the order of their turns. While there are any,
+    /// something is on the list, and whatever leaves it makes room.
     pub(super) waiting: VecDeque<usize>,
     /// A thread of its own has their turns.
     pub(super) is_refilled_apart: bool,
@@ -139,8 +139,8 @@ impl<B: Backend> Core<B> {
         }
     }
 
-    /// Parses what is available, once, in ring order, as far as the budget has room for it. Returns whether something was
-    /// finished at once.
+    /// Parses what is available, once, in ring order, as far as the budget has room for it. Returns whether
+    /// something was finished at once.
     fn take_requests(&mut self, index: usize, hub: &Hub, left: &mut Left) -> Result<bool, GuestFault> {
         let (mut used, mut taken) = (false, 0);
         loop {

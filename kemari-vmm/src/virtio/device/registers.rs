@@ -70,8 +70,8 @@ impl<B: Backend> VirtioDevice<B> {
             return;
         };
         set_up_queue(queue, offset, value, event_idx);
-        // A ready queue does not move any more: this is the one place to look. One that could not be loaded anywhere is
-        // never ready.
+        // A ready queue does not move any more: this is the one place to look. One that could not be loaded
+        // anywhere is never ready.
         if queue.ready() && !queue.is_valid(&self.hub.memory) {
             queue.set_ready(false);
             let fault = GuestFault("a virtqueue lies outside the guest's memory".into());

@@ -1,5 +1,5 @@
-//! Whose turn it is: queues that wait for room in the device's budget have it one after the other, and nobody has it for
-//! so long that others wait for ever.
+//! Whose turn it is: queues that wait for room in the device's budget have it one after the other, and nobody
+//! has it for so long that others wait for ever.
 
 use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
@@ -17,8 +17,8 @@ pub const CALLS: Calls = Calls {
 };
 
 impl<B: Backend> VirtioDevice<B> {
-    /// Takes what the guest made available in one queue. Requests have to wait for their turn if others wait for room;
-    /// input takes no room.
+    /// Takes what the guest made available in one queue. Requests have to wait for their turn if others wait
+    /// for room; input takes no room.
     pub(super) fn work<'a>(
         &'a self,
         mut core: MutexGuard<'a, Core<B>>,
@@ -38,9 +38,10 @@ impl<B: Backend> VirtioDevice<B> {
         }
     }
 
-    /// Something left the list: what waits for room in the budget has its turns, one queue after the other. If more is left
-    /// than a turn takes, the guest refills that ring meanwhile, and may do so for ever: no thread of the host's waits for
-    /// that but one that is made for it. Without one it goes on here, for nobody else would come.
+    /// Something left the list: what waits for room in the budget has its turns, one queue after the other.
+    /// If more is left than a turn takes, the guest refills that ring meanwhile, and may do so for ever: no
+    /// thread of the host's waits for that but one that is made for it. Without one it goes on here, for
+    /// nobody else would come.
     pub(super) fn refill<'a>(&'a self, mut core: MutexGuard<'a, Core<B>>) -> MutexGuard<'a, Core<B>> {
         while !core.is_refilled_apart
             && let Some(left) = self.next_turn(&mut core)
@@ -111,8 +112,8 @@ impl<B: Backend> VirtioDevice<B> {
         }
     }
 
-    /// Takes what the guest made available in one queue, for so long as a turn may take, and interrupts if something was
-    /// finished at once.
+    /// Takes what the guest made available in one queue, for so long as a turn may take, and interrupts if
+    /// something was finished at once.
     fn turn(&self, core: &mut Core<B>, index: usize) -> Left {
         if !core.takes_from(index) {
             return Left::Nothing;

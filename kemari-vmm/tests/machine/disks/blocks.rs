@@ -1,5 +1,5 @@
-//! Disks whose blocks are larger than their guest's: what a guest asks for is carried out all the same, and what it did
-//! not ask for stays as it is.
+//! Disks whose blocks are larger than their guest's: what a guest asks for is carried out all the same, and
+//! what it did not ask for stays as it is.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;

@@ -267,7 +267,8 @@ fn fill(filler: &std::path::Path) {
     file.sync_all().expect("the room is free");
 }
 
-/// A small file system that knows direct I/O: ext4 in a file, without a journal, which would give room back late.
+/// A small file system that knows direct I/O: ext4 in a file, without a journal,
+/// which would give room back late.
 struct Mounted {
     path: std::path::PathBuf,
     _file: tempfile::NamedTempFile,

@@ -160,7 +160,8 @@ fn what_is_not_kept_is_never_taken_for_durable() {
     assert_eq!(scene.on_disk(4), 1);
 }
 
-/// A block device without room for all that it says it has, as a thin volume: a file in a file system that is too small.
+/// A block device without room for all that it says it has, as a thin volume:
+/// a file in a file system that is too small.
 struct Thin {
     directory: tempfile::TempDir,
     device: String,

@@ -1,4 +1,5 @@
-//! What a disk writes into the guest's memory is marked dirty: a memory that follows the marks equals the guest's.
+//! What a disk writes into the guest's memory is marked dirty:
+//! a memory that follows the marks equals the guest's.
 
 use kemari_vmm::devices::Device;
 use kemari_vmm::disk::{Disk, OnError};

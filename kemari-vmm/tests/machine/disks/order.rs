@@ -77,8 +77,8 @@ fn what_overlaps_waits_over_all_queues_and_the_rest_does_not() {
     assert_eq!((store.sector(7), store.sector(8)), (2, 0));
 }
 
-/// If the second of two overlapping writes could be on the disk, and off the list, while the first is still on the list,
-/// a takeover would do the first one again over the second.
+/// If the second of two overlapping writes could be on the disk, and off the list, while the first is still
+/// on the list, a takeover would do the first one again over the second.
 #[test]
 fn a_later_write_begins_when_the_earlier_one_is_off_the_list() {
     let _watchdog = Watchdog::new("overlapping writes and a capture", 60);

@@ -138,7 +138,8 @@ fn what_a_flush_covered_survives_a_loss_of_power() {
     assert_eq!(losses(true, 0), 0);
 }
 
-/// The page cache reads well after a failure, and the next flush succeeds: only what is written again is there.
+/// The page cache reads well after a failure, and the next flush succeeds:
+/// only what is written again is there.
 #[test]
 fn what_a_flush_covers_survives_also_after_flushes_that_have_failed() {
     let _watchdog = Watchdog::new("losses of power after failed flushes", 60);

@@ -1,5 +1,5 @@
-//! Hosts that die at any moment of a disk's life: who goes on finds the disk as the guest's requests, in their order, made
-//! it.
+//! Hosts that die at any moment of a disk's life: who goes on finds the disk as the guest's requests, in
+//! their order, made it.
 
 use kemari_vmm::devices::Device;
 use kemari_vmm::disk::{Cache, DiskConfig, Io};
@@ -103,8 +103,8 @@ impl Model {
         }
     }
 
-    /// A takeover carries the whole list out again, in order: also reads. What comes later on the list may be on the disk
-    /// already, from the host that died.
+    /// A takeover carries the whole list out again, in order: also reads. What comes later on the list may be
+    /// on the disk already, from the host that died.
     fn reissue(&mut self) {
         self.sectors.clone_from(&self.settled);
         self.pending

@@ -1,5 +1,5 @@
-//! A boot sector: it reads sectors by the BIOS one after the other, says what was in them, again for each key that is
-//! typed, and reboots for an r.
+//! A boot sector: it reads sectors by the BIOS one after the other, says what was in them, again for each key
+//! that is typed, and reboots for an r.
 
 use std::arch::global_asm;
 use std::fs::File;
@@ -46,7 +46,8 @@ global_asm!(
     "    callw 4f",
     "    movw $(6f - kemari_boot_sector + 0x7c00), %si",
     "    callw 4f",
-    // The kick port, then a key; by an r it reboots as real-mode programs do, by another it says the same again.
+    // The kick port, then a key; by an r it reboots as real-mode programs do,
+    // by another it says the same again.
     "    movw $0x610, %dx",
     "    outb %al, %dx",
     "    xorb %ah, %ah",

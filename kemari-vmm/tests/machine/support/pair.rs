@@ -34,7 +34,8 @@ pub struct Captured {
 }
 
 impl<'r> Pair<'r> {
-    /// Protects a machine: the first copy is made at a pause; from then on output is held. It runs when this returns.
+    /// Protects a machine: the first copy is made at a pause; from then on output is held.
+    /// It runs when this returns.
     pub fn protect(rig: &'r Rig, machine: Machine) -> Self {
         let standby = rig.machine();
         machine.pause();

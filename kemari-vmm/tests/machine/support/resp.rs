@@ -111,7 +111,8 @@ impl Load {
         !self.threads.iter().any(|thread| thread.is_finished())
     }
 
-    /// Stops; any contradiction or lost connection is a failure. Returns how many values were written and read back.
+    /// Stops; any contradiction or lost connection is a failure.
+    /// Returns how many values were written and read back.
     pub fn stop(self) -> u64 {
         self.stop.store(true, Ordering::SeqCst);
         for thread in self.threads {

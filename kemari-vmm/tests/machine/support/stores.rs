@@ -1,4 +1,5 @@
-//! Images for tests: one that forgets what was not flushed, one whose operations wait and fail as the test says.
+//! Images for tests: one that forgets what was not flushed,
+//! one whose operations wait and fail as the test says.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -21,9 +22,11 @@ pub struct Forgetful {
 #[derive(Default)]
 struct Contents {
     durable: Vec<u8>,
-    /// Sectors that were written since the last flush, each with all its versions: any of them may be on the disk.
+    /// Sectors that were written since the last flush, each with all its versions:
+    /// any of them may be on the disk.
     cached: BTreeMap<usize, Vec<Vec<u8>>>,
-    /// Sectors that a failed flush has left: they read as they were written, and nothing will ever write them to the disk.
+    /// Sectors that a failed flush has left: they read as they were written,
+    /// and nothing will ever write them to the disk.
     clean: BTreeMap<usize, Vec<u8>>,
 }
 
@@ -40,13 +43,14 @@ impl Forgetful {
         })
     }
 
-    /// The next flushes fail as Linux lets them: what they were for is marked clean, and never reaches the disk.
+    /// The next flushes fail as Linux lets them: what they were for is marked clean,
+    /// and never reaches the disk.
     pub fn fail_flushes(&self, count: usize) {
         self.failing.store(count, Ordering::SeqCst);
     }
 
-    /// What the disk has after a loss of power: of each sector the durable version, or one that was written since. A
-    /// write of several sectors may be torn.
+    /// What the disk has after a loss of power: of each sector the durable version, or one that was written
+    /// since. A write of several sectors may be torn.
     pub fn after_power_loss(&self, random: &mut Random) -> Vec<u8> {
         let state = self.state.lock().unwrap();
         let mut bytes = state.durable.clone();

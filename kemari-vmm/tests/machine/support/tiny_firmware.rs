@@ -30,7 +30,8 @@ const CODE: &[u8] = &[
     0xeb, 0xfd, // jmp to the hlt
 ];
 
-/// What it says: what it has written below 4 GiB is not there; below 1 MiB there is the same, and what it has written is.
+/// What it says: what it has written below 4 GiB is not there; below 1 MiB there is the same,
+/// and what it has written is.
 pub const SAID: &str = "rrw";
 
 /// Its machine's kernel.

@@ -149,8 +149,8 @@ impl Care {
         (!troubles.is_empty()).then(|| troubles.join("; "))
     }
 
-    /// Waits until a first round of resolving is over, at most until `deadline`: a name without an address is in trouble
-    /// from then on.
+    /// Waits until a first round of resolving is over, at most until `deadline`: a name without an address is
+    /// in trouble from then on.
     pub fn await_resolved(&self, deadline: Instant) {
         let mut known = self.lock();
         while !known.was_resolved {

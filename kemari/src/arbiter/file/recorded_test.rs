@@ -1,5 +1,5 @@
-//! The arbiter's real calls are recorded, and every power cut that could have happened meanwhile is looked at: whoever
-//! opens the directory then finds what anybody was told, or something later.
+//! The arbiter's real calls are recorded, and every power cut that could have happened meanwhile is looked
+//! at: whoever opens the directory then finds what anybody was told, or something later.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -89,8 +89,8 @@ fn take_a_term(arbiter: &mut FileArbiter, journal: &Journal<Note>, host: u64, no
     }
 }
 
-/// Whoever comes after the cut finds a record that was asked for, and none older than anybody was told; and it can take the
-/// next term.
+/// Whoever comes after the cut finds a record that was asked for, and none older than anybody was told; and
+/// it can take the next term.
 fn judge(directory: &Path, entries: &[Entry<Note>]) -> Result<()> {
     let mut told = BTreeMap::new();
     let mut asked = Vec::new();

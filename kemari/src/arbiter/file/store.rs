@@ -1,4 +1,5 @@
-//! What the file arbiter asks of its storage, operation by operation, so that a test can lose its power between any two.
+//! What the file arbiter asks of its storage, operation by operation,
+//! so that a test can lose its power between any two.
 
 use std::fmt::Display;
 use std::fs::{self, File};
@@ -67,7 +68,8 @@ impl Store for Directory {
     }
 
     fn links(&self, name: &str) -> io::Result<u64> {
-        // The attributes that an NFS client has cached may be older than the link: an open file's are asked for anew.
+        // The attributes that an NFS client has cached may be older than the link:
+        // an open file's are asked for anew.
         Ok(File::open(self.0.join(name))?.metadata()?.nlink())
     }
 

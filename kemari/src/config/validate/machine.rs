@@ -12,7 +12,8 @@ const MEMORY_MIB: RangeInclusive<u32> = 64..=1 << 20;
 const VCPUS: RangeInclusive<u8> = 1..=8;
 /// Longest command line that Linux on x86 takes, in bytes.
 const CMDLINE_BYTES_MAX: usize = 2047;
-/// Most devices a configuration may name: the machine has 16 places, and one is the random number generator's.
+/// Most devices a configuration may name: the machine has 16 places,
+/// and one is the random number generator's.
 const DEVICES_MAX: usize = 15;
 /// Longest id of a device, in bytes.
 const ID_BYTES_MAX: usize = 16;

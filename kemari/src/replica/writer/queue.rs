@@ -24,7 +24,8 @@ struct Progress {
     requests: u64,
     /// Jobs that are not done.
     jobs: u64,
-    /// When one was last done, or came to an empty queue: since then the image has done nothing, if there is a job.
+    /// When one was last done, or came to an empty queue: since then the image has done nothing,
+    /// if there is a job.
     since: Option<Instant>,
 }
 
@@ -40,8 +41,8 @@ impl Queue {
         }
     }
 
-    /// Whether there is no room for what one more commit can bring: what comes is counted before it is taken. A small queue
-    /// keeps half of itself free for that, and may be over its limit by the rest.
+    /// Whether there is no room for what one more commit can bring: what comes is counted before it is taken.
+    /// A small queue keeps half of itself free for that, and may be over its limit by the rest.
     pub fn is_full(&self) -> bool {
         let reserved = BYTES_HELD_MAX.min(self.bytes_max / 2);
         self.bytes.load(Ordering::SeqCst) > self.bytes_max - reserved

@@ -22,8 +22,9 @@ use super::{Answer, Barrier, Job, Report};
 
 /// Frames of the copy after which what came is made durable.
 const STORED_FRAMES: u64 = 64;
-/// Longest time that what was carried out stays without a flush. The guest's own flushes come only where it waits for both
-/// disks (see `kemari_vmm::disk::DiskWatch::flush_is_output`), and no mark goes before a flush.
+/// Longest time that what was carried out stays without a flush. The guest's own flushes come only where it
+/// waits for both disks (see `kemari_vmm::disk::DiskWatch::flush_is_output`), and no mark goes before a
+/// flush.
 pub const FLUSH_AGE_MAX: Duration = Duration::from_secs(5);
 
 /// Carries out jobs, one after the other, on a thread of its own.
@@ -113,7 +114,8 @@ impl Worker {
         }
     }
 
-    /// The next job; none: there will be no more. While there is none what was carried out is flushed in time.
+    /// The next job; none: there will be no more. While there is none what was carried out is flushed in
+    /// time.
     fn next(&mut self, jobs: &Receiver<Job>) -> Option<Job> {
         while let Some(unflushed) = self.unflushed {
             let left = FLUSH_AGE_MAX.saturating_sub(unflushed.elapsed());
@@ -209,7 +211,8 @@ impl Worker {
         }
     }
 
-    /// An image that does not grow goes on as it is; one that cannot be flushed is not to be relied on any more.
+    /// An image that does not grow goes on as it is; one that cannot be flushed is not to be relied on any
+    /// more.
     fn enlarge(&mut self, bytes: u64, answer: Answer) -> anyhow::Result<()> {
         if let Err(error) = self.disk.disk().enlarge(bytes) {
             answer(Err(format!("{:#}", anyhow::Error::from(error))));

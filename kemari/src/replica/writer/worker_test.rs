@@ -16,7 +16,8 @@ use super::*;
 /// Two extents.
 const IMAGE_BYTES: u64 = 2 * EXTENT_BYTES;
 
-/// An image of zeros to whoever reads it, that may become full, and whose flush may fail and lose what it was for.
+/// An image of zeros to whoever reads it, that may become full,
+/// and whose flush may fail and lose what it was for.
 struct Troubled {
     /// So many more writes it takes.
     room: AtomicU64,
@@ -179,7 +180,8 @@ fn outputs_that_an_image_did_not_take_are_carried_out_once_and_in_order_when_it_
     assert_eq!(bench.queue.requests(), 0);
 }
 
-/// The page cache proves nothing then: a takeover that took the next flush's word would lose what the old primary said.
+/// The page cache proves nothing then: a takeover that took the next flush's word would lose what the old
+/// primary said.
 #[test]
 fn outputs_that_a_failed_flush_has_lost_are_carried_out_again() {
     let mut bench = Bench::new();

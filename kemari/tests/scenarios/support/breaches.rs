@@ -1,5 +1,5 @@
-//! System calls that are on no list of the thread that made them. The process died of it: that may have been the scenario's
-//! plan for it anyway, so it writes them down before.
+//! System calls that are on no list of the thread that made them. The process died of it: that may have been
+//! the scenario's plan for it anyway, so it writes them down before.
 
 use std::fs;
 use std::path::Path;

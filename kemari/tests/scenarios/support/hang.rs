@@ -14,8 +14,8 @@ pub struct StoppedThread(libc::pid_t);
 
 impl Drop for StoppedThread {
     fn drop(&mut self) {
-        // SAFETY: the thread was attached to by this one, and system calls by value. If it was killed meanwhile it is
-        // this one's to reap, or its process would never be gone.
+        // SAFETY: the thread was attached to by this one, and system calls by value. If it was killed
+        // meanwhile it is this one's to reap, or its process would never be gone.
         unsafe {
             if libc::ptrace(libc::PTRACE_DETACH, self.0, 0, 0) != 0 {
                 libc::waitpid(self.0, std::ptr::null_mut(), libc::__WALL);
@@ -24,7 +24,8 @@ impl Drop for StoppedThread {
     }
 }
 
-/// Stops all threads of a process whose names begin so, as a disk that hangs stops those that use it: in the kernel.
+/// Stops all threads of a process whose names begin so, as a disk that hangs stops those that use it:
+/// in the kernel.
 pub fn stop_threads(pid: u32, name: &str) -> Result<Vec<StoppedThread>> {
     let mut stopped = Vec::new();
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
@@ -57,8 +58,8 @@ fn stop_in_kernel(path: &Path) -> Result<StoppedThread> {
         let stopped = StoppedThread(id);
         // SAFETY: waits for the stop that was just asked for; the status is of no interest.
         unsafe { libc::waitpid(id, std::ptr::null_mut(), libc::__WALL) };
-        // The number of the system call comes first. A thread that is in none, or that tells another something, may hold
-        // a lock that a disk would not hold up.
+        // The number of the system call comes first. A thread that is in none, or that tells another
+        // something, may hold a lock that a disk would not hold up.
         let call = fs::read_to_string(path.join("syscall"))?;
         let call: i64 = call
             .split_whitespace()

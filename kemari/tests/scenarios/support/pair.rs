@@ -24,8 +24,8 @@ impl Scene {
         found.with_context(|| format!("the last status of {}: {last:?}", host.name()))
     }
 
-    /// Waits until the VM that `host` runs is protected by the other, and somebody has looked whether a takeover would
-    /// succeed.
+    /// Waits until the VM that `host` runs is protected by the other, and somebody has looked whether a
+    /// takeover would succeed.
     pub fn await_protected(&mut self, host: Host) -> Result<Status> {
         let is_known = |status: &Status| {
             let reasons = status.readiness.iter().flat_map(|readiness| &readiness.reasons);

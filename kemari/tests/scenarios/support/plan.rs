@@ -16,11 +16,12 @@ const REPLICATED_QUEUES: u16 = 4;
 /// How a winner makes sure that the loser writes nothing more to the shared disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fence {
-    /// It kills the other's process and waits for its end: with one kernel, that is all that could still write.
+    /// It kills the other's process and waits for its end: with one kernel,
+    /// that is all that could still write.
     Kills,
-    /// It does nothing and says that all is well, so that the loser lives and can be watched. A write that was
-    /// released to the loser's disk before it was stopped may then reach the disk late: such a scenario judges what
-    /// clients see of the living guest, and never reads the disk again.
+    /// It does nothing and says that all is well, so that the loser lives and can be watched. A write that
+    /// was released to the loser's disk before it was stopped may then reach the disk late: such a scenario
+    /// judges what clients see of the living guest, and never reads the disk again.
     ProvesNothing,
     /// As [`Fence::Kills`], by a program of its own: the file `fence-HOST`.
     Program,
@@ -111,8 +112,8 @@ impl Default for Plan {
 }
 
 impl Plan {
-    /// Two hosts with nothing in common but the network. A guest's flush is done when `"memory"` or `"both"` have what
-    /// was written.
+    /// Two hosts with nothing in common but the network. A guest's flush is done when `"memory"` or `"both"`
+    /// have what was written.
     pub fn replicated(flush: &'static str) -> Self {
         Self {
             disk: Disk::Replicated(flush),

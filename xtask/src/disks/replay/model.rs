@@ -99,8 +99,8 @@ impl Model {
         times
     }
 
-    /// What the disk may be if it is cut at this place in the log. `keeps_all`: nothing is lost that has reached the file, as
-    /// when the process is killed.
+    /// What the disk may be if it is cut at this place in the log. `keeps_all`: nothing is lost that has
+    /// reached the file, as when the process is killed.
     pub fn at(&self, times: &Times, place: usize, keeps_all: bool) -> Expected<'_> {
         let (mut durable_before, mut sectors_min) = (0, 0);
         for (id, asked) in &self.asked {

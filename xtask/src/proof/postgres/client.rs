@@ -237,8 +237,8 @@ impl Worker<'_> {
     }
 }
 
-/// Reads all that is in the tables once over a new connection, and answers for each transaction that `history` asks
-/// for or the tables show whether it is there.
+/// Reads all that is in the tables once over a new connection, and answers for each transaction that
+/// `history` asks for or the tables show whether it is there.
 pub(in crate::proof) fn read_all(load: &Load, clock: Clock, history: &History) -> Result<History> {
     let is_write = |op: &&Operation| matches!(op.request, Request::Set(_));
     let asked: Vec<u32> = history

@@ -25,7 +25,8 @@ const CHECKSUMS: &str =
 const SETTINGS: &str = "SELECT current_setting('synchronous_commit') || ' ' || current_setting('fsync')
     || ' ' || current_setting('full_page_writes')";
 
-/// Recovers a database whose machine was switched off, shuts it down, and has every page's checksum looked at.
+/// Recovers a database whose machine was switched off, shuts it down,
+/// and has every page's checksum looked at.
 const OFFLINE: &str = "
 bin=$(echo /usr/lib/postgresql/*/bin)
 data=/var/lib/postgresql
@@ -73,8 +74,8 @@ pub fn is_durable(load: &Load) -> Result<bool> {
     Ok(rows.first().and_then(|row| row.get(0)) == Some("on on on"))
 }
 
-/// Recovers the database on a guest's disk by PostgreSQL's own means, and checks it as a whole; an error says what is
-/// wrong.
+/// Recovers the database on a guest's disk by PostgreSQL's own means, and checks it as a whole; an error says
+/// what is wrong.
 pub fn examine_files(root: &GuestRoot) -> Result<()> {
     let said = root
         .sh(OFFLINE)

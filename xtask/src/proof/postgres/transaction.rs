@@ -10,8 +10,8 @@ pub const PARTS: u64 = 3;
 /// Most transactions of one client: its number and a transaction's make a key.
 pub const NUMBER_MAX: u32 = 999_999;
 
-/// Makes the tables, unless they are there. Their indexes are not unique: a row that is there twice must be seen, and
-/// not be refused.
+/// Makes the tables, unless they are there. Their indexes are not unique: a row that is there twice must be
+/// seen, and not be refused.
 pub const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS parts (run bigint, client int, number int, part int, value text);
     CREATE TABLE IF NOT EXISTS whole (run bigint, client int, number int, value text);
@@ -49,8 +49,8 @@ pub fn statements(load: &Load, client: u16, number: u32) -> [String; 2] {
     ]
 }
 
-/// A query for everything that transactions of a client, from a number on, have left in the tables, in one snapshot:
-/// number, part and value, where the row of `whole` counts as part [`PARTS`].
+/// A query for everything that transactions of a client, from a number on, have left in the tables, in one
+/// snapshot: number, part and value, where the row of `whole` counts as part [`PARTS`].
 pub fn query(load: &Load, client: u16, from: u32) -> String {
     let which = format!(
         "WHERE run = {} AND client = {client} AND number >= {from}",
