@@ -171,7 +171,8 @@ pub fn plan_copy(
     }
     if offer.bytes != source.bytes {
         return Err(format!(
-            "the image of disk {disk} has {} bytes on the secondary and {} here; make them as long, and, if it is this one that has grown, say `kemari resize` here",
+            "the image of disk {disk} has {} bytes on the secondary and {} here; make them as long, and, if \
+             it is this one that has grown, say `kemari resize` here",
             offer.bytes, source.bytes
         ));
     }
@@ -194,7 +195,8 @@ pub fn plan_copy(
     let advice = format!("if it is not needed any more, start that secondary with --overwrite-disks {id}");
     if word.lineage != source.lineage {
         return Err(format!(
-            "the image of disk {disk} on the secondary is of another history ({id}) than the one here ({}); {advice}",
+            "the image of disk {disk} on the secondary is of another history ({id}) than the one here ({}); \
+             {advice}",
             lineage_id(source.lineage)
         ));
     }
@@ -202,7 +204,8 @@ pub fn plan_copy(
     let never_began = word.term == term + 1 && word.next_term == word.term;
     if word.term > term && !never_began && word.state != ImageState::Target {
         return Err(format!(
-            "the image of disk {disk} on the secondary is newer (term {}) than the one here (term {term}); {advice}",
+            "the image of disk {disk} on the secondary is newer (term {}) than the one here (term {term}); \
+             {advice}",
             word.term
         ));
     }
@@ -245,7 +248,8 @@ fn may_start_from(image: &DiskOffer, host: &str, record: Option<&Record>, adopt:
         .is_some_and(|word| word.state == ImageState::Target)
     {
         return Err(format!(
-            "the image of disk {disk} is inconsistent: a copy from another host was not finished; start the VM there"
+            "the image of disk {disk} is inconsistent: a copy from another host was not finished; start the \
+             VM there"
         ));
     }
     if adopt {
@@ -256,13 +260,13 @@ fn may_start_from(image: &DiskOffer, host: &str, record: Option<&Record>, adopt:
         (None, None) => Ok(()),
         (None, Some(word)) if word.term == 0 => Ok(()),
         (None, Some(word)) => Err(format!(
-            "the arbiter has no record of the VM, but the image of disk {disk} was written in term {}: is this the \
-             right arbiter? {advice}",
+            "the arbiter has no record of the VM, but the image of disk {disk} was written in term {}: is \
+             this the right arbiter? {advice}",
             word.term
         )),
         (Some(record), None) => Err(format!(
-            "the image of disk {disk} has no record, so nobody knows whether it is the last one; the VM was last run by \
-             {} (term {}): {}; {advice}",
+            "the image of disk {disk} has no record, so nobody knows whether it is the last one; the VM was \
+             last run by {} (term {}): {}; {advice}",
             record.owner.host,
             record.term,
             go_there(record, host)
@@ -270,15 +274,15 @@ fn may_start_from(image: &DiskOffer, host: &str, record: Option<&Record>, adopt:
         (Some(record), Some(word)) if is_last(word, host, record) => Ok(()),
         (Some(record), Some(word)) if record.phase == Phase::Won && record.owner.host == host => {
             Err(format!(
-                "the image of disk {disk} was written in term {}, and this host has won term {} without having begun it, so \
-             the image may lack what the host before had flushed: assert there that term {} is dead, and start the VM \
-             there; {advice}",
+                "the image of disk {disk} was written in term {}, and this host has won term {} without \
+                 having begun it, so the image may lack what the host before had flushed: assert there that \
+                 term {} is dead, and start the VM there; {advice}",
                 word.term, record.term, record.term
             ))
         }
         (Some(record), Some(word)) => Err(format!(
-            "the image of disk {disk} is not the last one: it was written in term {}, and the VM was last run by {} in \
-             term {}; {}; {advice}",
+            "the image of disk {disk} is not the last one: it was written in term {}, and the VM was last \
+             run by {} in term {}; {}; {advice}",
             word.term,
             record.owner.host,
             record.term,

@@ -277,8 +277,8 @@ fn never_do_both_go_on_when_the_secondary_is_told_to_take_over_meanwhile() {
                         let pair = taken_over_after(steps, look, late_ms, later, loses);
                         assert!(
                             !(pair.a_acts && pair.b_acts),
-                            "{look:?}, answers late by {late_ms} ms: both go on, told after {steps} steps, {loses:?} \
-                             {later} later"
+                            "{look:?}, answers late by {late_ms} ms: both go on, told after {steps} steps, \
+                             {loses:?} {later} later"
                         );
                         a_acts += usize::from(pair.a_acts);
                         b_acts += usize::from(pair.b_acts);

@@ -104,7 +104,11 @@ proptest! {
     }
 
     #[test]
-    fn a_damaged_frame_is_refused((kind, disk, count, place, bytes) in good(), at in any::<prop::sample::Index>(), bit in 0..8) {
+    fn a_damaged_frame_is_refused(
+        (kind, disk, count, place, bytes) in good(),
+        at in any::<prop::sample::Index>(),
+        bit in 0..8,
+    ) {
         let frame = BlockFrame { disk, count, place, bytes: &bytes };
         let mut out = Vec::new();
         encode_blocks(kind, &frame, &mut out);

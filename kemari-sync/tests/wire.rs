@@ -343,7 +343,10 @@ fn staging_is_bounded() {
 
 proptest! {
     #[test]
-    fn no_bytes_make_a_reader_panic(kind in 0_u16..20, body in proptest::collection::vec(any::<u8>(), 0..600)) {
+    fn no_bytes_make_a_reader_panic(
+        kind in 0_u16..20,
+        body in proptest::collection::vec(any::<u8>(), 0..600),
+    ) {
         let Some(kind) = FrameKind::from_wire(kind) else { return Ok(()) };
         let _ = decode(kind, &body);
         let _ = StateFrame::parse(&body);

@@ -57,7 +57,8 @@ pub enum MemoryError {
 /// Something that does not fit into guest memory where it must lie.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the {what} ({bytes} bytes at {address:#x}) does not fit into the guest's memory; give the machine more memory"
+    "the {what} ({bytes} bytes at {address:#x}) does not fit into the guest's memory; give the machine more \
+     memory"
 )]
 pub struct DoesNotFit {
     what: &'static str,

@@ -62,7 +62,8 @@ pub struct StateBlob {
 pub enum StateError {
     /// Written by another version of Kemari.
     #[error(
-        "the state of {kind:?} {instance} has version {found}, this Kemari reads version {expected}; run the same version on both hosts"
+        "the state of {kind:?} {instance} has version {found}, this Kemari reads version {expected}; run the \
+         same version on both hosts"
     )]
     Version {
         /// Whose state.
@@ -87,7 +88,8 @@ pub enum StateError {
     },
     /// A component of the machine has no state, or a state has no component.
     #[error(
-        "the state does not fit this machine: {0}; both hosts need the same [machine], [[disk]] and [[net]] sections"
+        "the state does not fit this machine: {0}; both hosts need the same [machine], [[disk]] and [[net]] \
+         sections"
     )]
     Mismatch(String),
 }

@@ -21,7 +21,8 @@ static RESERVE: Reserve = Reserve::new();
 pub fn make(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
     Builder::new().name(name.to_owned()).spawn(work).map_err(|error| {
         let sentence = format!(
-            "no thread `{name}` can be made: {error}; raise the limit of tasks (`ulimit -u`, TasksMax, pids.max)"
+            "no thread `{name}` can be made: {error}; raise the limit of tasks (`ulimit -u`, TasksMax, \
+             pids.max)"
         );
         io::Error::new(error.kind(), sentence)
     })

@@ -42,8 +42,9 @@ pub const CALLS: Calls = Calls {
 };
 
 /// What an operator does about a store that went back in time.
-const WENT_BACK_ADVICE: &str = "If the VM runs, and nobody else has it, `kemari adopt-record` gives it its record back; \
-                                else stop both sides and find out which state of the VM is the last";
+const WENT_BACK_ADVICE: &str = "If the VM runs, and nobody else has it, `kemari adopt-record` gives it its \
+                                record back; else stop both sides and find out which state of the VM is the \
+                                last";
 
 /// Why an arbiter cannot be opened.
 #[derive(Debug, thiserror::Error)]

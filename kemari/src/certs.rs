@@ -30,10 +30,14 @@ pub enum CertsError {
     #[error("{0}")]
     Host(String),
     /// Something is there already.
-    #[error("{} exists already and is not overwritten: name another directory, or remove it if nobody uses it", .0.display())]
+    #[error("{} exists already and is not overwritten: name another directory, or remove it if nobody uses \
+             it", .0.display())]
     Exists(PathBuf),
     /// There is an authority's certificate without its key, or the other way round.
-    #[error("{} lacks one of {CA_FILE} and {CA_KEY_FILE}: to add hosts to a set, both are needed", .0.display())]
+    #[error(
+        "{} lacks one of {CA_FILE} and {CA_KEY_FILE}: to add hosts to a set, both are needed",
+        .0.display()
+    )]
     HalfAuthority(PathBuf),
     /// A file cannot be read or written.
     #[error("cannot use {}", path.display())]
@@ -100,8 +104,9 @@ pub fn explain(directory: &Path, hosts: &[String]) -> String {
         );
     }
     text + &format!(
-        "and name that directory in the configuration: `[protection] certificates = \"/etc/kemari/certificates\"`.\n\
-         Keep {} off the hosts: whoever has it can pass for any host. It is needed only to add hosts.",
+        "and name that directory in the configuration: `[protection] certificates = \
+         \"/etc/kemari/certificates\"`.\nKeep {} off the hosts: whoever has it can pass for any host. It is \
+         needed only to add hosts.",
         directory.join(CA_KEY_FILE).display()
     )
 }

@@ -8,8 +8,10 @@ mod pace;
 mod sides;
 mod target;
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
+use clap::builder::RangedI64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::engine::ArgValueCandidates;
 
@@ -197,7 +199,7 @@ pub enum Action {
     /// `kemari status` keeps the outcome. Said to the secondary.
     Drill {
         /// For how long the guest runs, in seconds.
-        #[arg(long, default_value_t = DRILL_SECONDS_DEFAULT, value_parser = clap::value_parser!(u32).range(i64::from(*DRILL_SECONDS.start())..=i64::from(*DRILL_SECONDS.end())))]
+        #[arg(long, default_value_t = DRILL_SECONDS_DEFAULT, value_parser = within(&DRILL_SECONDS))]
         seconds: u32,
         /// Whom to ask.
         #[command(flatten)]
@@ -232,7 +234,7 @@ pub enum Action {
         #[arg(long, value_enum, default_value = "both")]
         direction: Direction,
         /// How long, in seconds.
-        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=i64::from(TAP_SECONDS_MAX)))]
+        #[arg(long, default_value_t = 10, value_parser = within(&(1..=TAP_SECONDS_MAX)))]
         seconds: u32,
         /// Print each event, and not the statistics alone.
         #[arg(long)]
@@ -315,7 +317,7 @@ pub enum Action {
         #[arg(long, value_name = "NAMES", value_delimiter = ',', required = true)]
         hosts: Vec<String>,
         /// For how many days the certificates are valid.
-        #[arg(long, default_value_t = DAYS_DEFAULT, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+        #[arg(long, default_value_t = DAYS_DEFAULT, value_parser = within(&(1..=36_500)))]
         days: u32,
     },
     /// Write the manual pages, one a command.
@@ -343,6 +345,12 @@ pub struct Here {
     /// This host's name in the configuration [default: the machine's name]
     #[arg(long, value_name = "NAME")]
     pub host: Option<String>,
+}
+
+/// Reads a number of this range.
+fn within(range: &RangeInclusive<u32>) -> RangedI64ValueParser<u32> {
+    let range = i64::from(*range.start())..=i64::from(*range.end());
+    clap::value_parser!(u32).range(range)
 }
 
 fn block_bytes(text: &str) -> Result<u32, String> {
@@ -386,9 +394,15 @@ mod tests {
     #[test]
     fn words_become_types() {
         let cli = Cli::parse_from(["kemari", "run", "vm.toml", "--host", "a", "--assert-dead", "7"]);
-        assert!(
-            matches!(cli.action, Action::Run { assert_dead: Some(7), here, adopt_disks: false } if here.host.as_deref() == Some("a"))
-        );
+        let Action::Run {
+            assert_dead: Some(7),
+            here,
+            adopt_disks: false,
+        } = cli.action
+        else {
+            panic!("{:?}", cli.action);
+        };
+        assert_eq!(here.host.as_deref(), Some("a"));
         let cli = Cli::parse_from(["kemari", "tap", "net0.tx", "--direction", "out"]);
         assert!(matches!(
             cli.action,

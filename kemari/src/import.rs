@@ -113,7 +113,8 @@ impl Import {
         let room_bytes = destination.room_bytes()?;
         ensure!(
             data_bytes <= room_bytes,
-            "{image} has up to {} MiB of data, and there is room for {} MiB beside {}; make room, or name another place",
+            "{image} has up to {} MiB of data, and there is room for {} MiB beside {}; make room, or name \
+             another place",
             data_bytes.div_ceil(1 << 20),
             room_bytes >> 20,
             self.destination.display()

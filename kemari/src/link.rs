@@ -78,8 +78,8 @@ pub enum LinkError {
     Silent,
     /// The other end closed a fresh connection without a word.
     #[error(
-        "it closed the connection without an answer: its log may say why; it may speak TLS where this side does not, or \
-         the other way round"
+        "it closed the connection without an answer: its log may say why; it may speak TLS where this side \
+         does not, or the other way round"
     )]
     Unanswered,
     /// The network failed.

@@ -108,8 +108,8 @@ fn address_trouble(links: &[Link], net: &HostNet<'_>) -> Option<String> {
         .filter(|link| link.index == bridge || link.bridge == Some(bridge));
     let same = its.into_iter().find(|link| link.address == Some(mac.0))?;
     Some(format!(
-        "the device {0} has the address {mac} of the card {id} as its own, and so this host takes the guest's packets for its \
-         own: `ip link set {0} address` with another one",
+        "the device {0} has the address {mac} of the card {id} as its own, and so this host takes the \
+         guest's packets for its own: `ip link set {0} address` with another one",
         same.name
     ))
 }

@@ -269,7 +269,8 @@ pub fn trouble(config: &Config, host: &str) -> Option<String> {
     let steward = STEWARD.get();
     if steward.is_some_and(Steward::has_ended) {
         return Some(
-            "the steward of this process, which opens TAPs and block devices and runs the fence, has ended: restart this side"
+            "the steward of this process, which opens TAPs and block devices and runs the fence, has ended: \
+             restart this side"
                 .into(),
         );
     }

@@ -44,8 +44,8 @@ fn config_with_disk(directory: &Path, port: u16, arbiter: &str, disk: &str) -> C
         )
     };
     let text = format!(
-        "vm = \"confined\"\n[machine]\nmemory_mib = 64\nkernel = \"{shown}/boot/kernel\"\n[[disk]]\nid = \"blk0\"\n{disk}\n\
-         [protection]\nplaintext = true\n[arbiter]\n{}\n{}{}",
+        "vm = \"confined\"\n[machine]\nmemory_mib = 64\nkernel = \"{shown}/boot/kernel\"\n[[disk]]\n\
+         id = \"blk0\"\n{disk}\n[protection]\nplaintext = true\n[arbiter]\n{}\n{}{}",
         arbiter.replace("\"arbiter\"", &format!("\"{shown}/arbiter\"")),
         host("a", port),
         host("b", port + 1),

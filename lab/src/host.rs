@@ -374,7 +374,8 @@ impl Host {
         let log = fs::File::create(&log_path).context(|| format!("make {}", log_path.display()))?;
         let cmdline = format!(
             "console=ttyS0 panic=-1 quiet tsc=reliable tsc_early_khz={} mitigations=off cryptomgr.notests \
-             lab.control={}/{NETMASK_BITS} lab.replication={}/{NETMASK_BITS} lab.bridge_mac={} lab.taps={taps}",
+             lab.control={}/{NETMASK_BITS} lab.replication={}/{NETMASK_BITS} lab.bridge_mac={} \
+             lab.taps={taps}",
             tsc::khz(),
             control_address(self.index),
             replication_address(self.index),
@@ -431,7 +432,8 @@ impl Host {
             // An error is told to the host, which is what is tested, and does not stop it. What it discards
             // is a hole in the file.
             let options = format!(
-                "if=none,id=disk{number},format=raw,cache=none,discard=unmap,werror=report,rerror=report,{source}"
+                "if=none,id=disk{number},format=raw,cache=none,discard=unmap,\
+                 werror=report,rerror=report,{source}"
             );
             command.args(["-drive", &options]);
             command.args([

@@ -104,7 +104,8 @@ pub(crate) fn outside() -> Result<Netns> {
     for network in Network::ALL {
         let name = network.name();
         netns.ip(&format!(
-            "link add {name} address {} type bridge forward_delay 0 stp_state 0 mcast_snooping 0\nlink set {name} up",
+            "link add {name} address {} type bridge forward_delay 0 stp_state 0 mcast_snooping 0\n\
+             link set {name} up",
             network.outside_mac()
         ))?;
     }

@@ -114,9 +114,14 @@ pub(crate) trait Answers: Send {
 
 /// Opens the kernel's end of mounts.
 pub(crate) fn open() -> Result<File> {
-    OpenOptions::new().read(true).write(true).open("/dev/fuse").context(
-        "/dev/fuse cannot be opened, by which tests record what reaches a disk; load the module fuse, as root, and try again",
-    )
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")
+        .context(
+            "/dev/fuse cannot be opened, by which tests record what reaches a disk; load the module fuse, as \
+         root, and try again",
+        )
 }
 
 /// A mount, there as long as this.

@@ -69,7 +69,8 @@ pub fn fuzz(options: &Options) -> Result<bool> {
 fn show(program: &Program, target: &str, crash: &Path) {
     let smallest = program.minimised(target, crash);
     println!(
-        "FOUND in {target}: {}\n  again: cargo xtask fuzz {target} --input {}\n  once it is mended: copy it to {}",
+        "FOUND in {target}: {}\n  again: cargo xtask fuzz {target} --input {}\n  once it is mended: copy it \
+         to {}",
         crash.display(),
         smallest.display(),
         program::kept(target).display()

@@ -115,8 +115,8 @@ impl Options {
         let impossible = kinds.iter().find(|cut| !possible(cut));
         ensure!(
             impossible.is_none(),
-            "the cut `{}` is not for this --place: a namespace cannot stand still, and Linux does to its machine what \
-             it wants",
+            "the cut `{}` is not for this --place: a namespace cannot stand still, and Linux does to its \
+             machine what it wants",
             impossible.map_or("", |cut| cut.name())
         );
         Ok(kinds)

@@ -12,7 +12,10 @@ pub fn run(bytes: &[u8]) {
 pub fn seeds() -> Vec<Vec<u8>> {
     let header =
         r#""header":{"cluster_id":"14841639068965178418","member_id":"1","revision":"7","raft_term":"2"}"#;
-    let kvs = r#"[{"key":"L2tlbWFyaS92bQ==","create_revision":"2","mod_revision":"7","version":"5","value":"e30K"}]"#;
+    let kvs = concat!(
+        r#"[{"key":"L2tlbWFyaS92bQ==","create_revision":"2","mod_revision":"7","#,
+        r#""version":"5","value":"e30K"}]"#
+    );
     let range = format!(r#"{{{header},"kvs":{kvs},"count":"1"}}"#);
     let swapped = format!(r#"{{{header},"succeeded":true,"responses":[{{"response_put":{{}}}}]}}"#);
     let conflict = format!(r#"{{{header},"responses":[{{"response_range":{{"kvs":{kvs}}}}}]}}"#);

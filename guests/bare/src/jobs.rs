@@ -119,7 +119,8 @@ impl KickJob {
             format!("{}.{}", ns / 1000, ns % 1000 / 100)
         };
         format!(
-            "kicks:{}\npages:{}\nelapsed_us:{}\nkick_us_min:{}\nkick_us_median:{}\nkick_us_p90:{}\nkick_us_p99:{}\nkick_us_max:{}\n",
+            "kicks:{}\npages:{}\nelapsed_us:{}\nkick_us_min:{}\nkick_us_median:{}\nkick_us_p90:{}\n\
+             kick_us_p99:{}\nkick_us_max:{}\n",
             self.kicks,
             self.pages,
             clock::now_us() - self.begun_us,

@@ -47,7 +47,8 @@ core::arch::global_asm!(
     "bare_fault_handlers:",
     ".irp vector, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
     ".balign 16",
-    ".if \\vector != 8 && \\vector != 10 && \\vector != 11 && \\vector != 12 && \\vector != 13 && \\vector != 14 && \\vector != 17 && \\vector != 21 && \\vector != 29 && \\vector != 30",
+    ".if \\vector != 8 && \\vector != 10 && \\vector != 11 && \\vector != 12 && \\vector != 13 && \\vector \
+     != 14 && \\vector != 17 && \\vector != 21 && \\vector != 29 && \\vector != 30",
     "push 0",
     ".endif",
     "push \\vector",

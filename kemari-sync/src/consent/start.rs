@@ -194,15 +194,16 @@ impl Start {
         }
         if let Some(term) = self.config.assert_dead {
             let text = format!(
-                "the record's term is {}, not {term}: look again who holds the VM before asserting that it is dead",
+                "the record's term is {}, not {term}: look again who holds the VM before asserting that it \
+                 is dead",
                 record.term
             );
             return self.end(StartAction::Refuse(text), actions);
         }
         if record.owner.host != self.config.me.host || !self.config.alone_on_host {
             let text = format!(
-                "VM {} belongs to {} (term {}); if it runs there, say `kemari secondary` here; if that is dead for good, \
-                 assert it by --assert-dead {}",
+                "VM {} belongs to {} (term {}); if it runs there, say `kemari secondary` here; if that is \
+                 dead for good, assert it by --assert-dead {}",
                 self.config.vm, record.owner, record.term, record.term
             );
             return self.end(StartAction::Refuse(text), actions);
@@ -230,7 +231,8 @@ impl Start {
         }
         if same.is_none() {
             actions.push(StartAction::Report(format!(
-                "{} has won the VM and may have begun to fence: the VM is booted when that is over, in {for_ms} ms",
+                "{} has won the VM and may have begun to fence: the VM is booted when that is over, in \
+                 {for_ms} ms",
                 record.owner
             )));
         }

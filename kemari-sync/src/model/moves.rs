@@ -93,9 +93,11 @@ impl State {
                         ask: index,
                         stalled: false,
                     });
-                    if matches!(&**answer, ArbiterAnswer::Record(Some(record)) | ArbiterAnswer::Conflict(Some(record))
-                        if record.phase == Phase::Won)
-                    {
+                    let record = match &**answer {
+                        ArbiterAnswer::Record(record) | ArbiterAnswer::Conflict(record) => record.as_ref(),
+                        _ => None,
+                    };
+                    if record.is_some_and(|record| record.phase == Phase::Won) {
                         moves.push(Move::Answer {
                             ask: index,
                             stalled: true,

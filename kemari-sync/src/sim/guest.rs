@@ -258,8 +258,9 @@ impl PrimarySide {
     /// Whether that is what an unfinished write after the request with this number makes of this block.
     pub(super) fn is_of_later(&self, number: u64, page: usize, value: (u64, u64)) -> bool {
         let mut later = self.vm.list.iter().filter(|entry| entry.number > number);
-        later.any(|entry| {
-            matches!(&entry.output, Output::Write(reply) if reply.page == page && (reply.seq, reply.hash) == value)
+        later.any(|entry| match &entry.output {
+            Output::Write(reply) => reply.page == page && (reply.seq, reply.hash) == value,
+            _ => false,
         })
     }
 

@@ -142,7 +142,8 @@ impl World {
     fn begin(&mut self) {
         let setup = &self.setup;
         let text = format!(
-            "{:?}, disk: {}, replicated: {}, slow fences: {}, flush: {:?}, on error: {:?}, grows: {}, delay: {} us",
+            "{:?}, disk: {}, replicated: {}, slow fences: {}, flush: {:?}, on error: {:?}, grows: {}, delay: \
+             {} us",
             setup.mode,
             setup.has_disk,
             setup.replicated,

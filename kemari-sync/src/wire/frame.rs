@@ -146,7 +146,8 @@ pub enum FrameError {
     Magic(u32),
     /// Another layout of frames.
     #[error(
-        "the peer's frames have version {0}, this Kemari reads version {FRAME_VERSION}; run the same version on both hosts"
+        "the peer's frames have version {0}, this Kemari reads version {FRAME_VERSION}; run the same version \
+         on both hosts"
     )]
     Version(u16),
     /// A kind that this version does not know.

@@ -65,7 +65,8 @@ pub enum StagingError {
     },
     /// A delta of something that is not here.
     #[error(
-        "page frame {gfn:#x} of sync {epoch} came as a change of something else than what is here; nothing of that sync is taken"
+        "page frame {gfn:#x} of sync {epoch} came as a change of something else than what is here; nothing \
+         of that sync is taken"
     )]
     Base {
         /// Which sync.

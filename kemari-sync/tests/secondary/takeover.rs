@@ -32,8 +32,12 @@ fn a_takeover_asks_wins_rolls_back_fences_restores_declares_and_runs() {
     let actions = bench.answer(&asked, ArbiterAnswer::Swapped);
     assert!(matches!(
         &actions[..],
-        [Do::Send { message: Message::Goodbye(Goodbye::Alone(_)), .. }, Do::CloseSession { .. }, Do::Discard { epoch: 2 }, Do::Fence { old, until_ms }]
-            if *old == host("a", 1) && *until_ms == bench.now_ms + FENCE_MS_MAX
+        [
+            Do::Send { message: Message::Goodbye(Goodbye::Alone(_)), .. },
+            Do::CloseSession { .. },
+            Do::Discard { epoch: 2 },
+            Do::Fence { old, until_ms },
+        ] if *old == host("a", 1) && *until_ms == bench.now_ms + FENCE_MS_MAX
     ));
     assert_eq!(
         bench.feed(SecondaryEvent::Fenced { result: Ok(()) }),

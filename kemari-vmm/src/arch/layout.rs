@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0x0000_1000  GDT, IDT, TSS, boot info, page tables (abi.rs): used at the entry only, or by a bare guest
-//! 0x0001_0000  boot_params of Linux, or the start info of PVH; of a bare guest: task states of further vCPUs (abi.rs)
+//! 0x0001_0000  boot_params of Linux, or the start info of PVH; of a bare guest: more task states (abi.rs)
 //! 0x0002_0000  kernel command line of Linux
 //! 0x0003_0000  of a bare guest: page directories for memory above 4 GiB
 //! 0x0009_fc00  end of usable low memory
@@ -14,7 +14,7 @@
 //! 0xfec0_0000  I/O APIC
 //! 0xfee0_0000  local APICs
 //! 0xfffb_c000  pages that KVM on Intel processors needs for itself
-//! 0xfffc_0000  firmware, if there is any, ends at 4 GiB; the end of it lies below 1 MiB as well, and places the ACPI tables
+//! 0xfffc_0000  firmware, if there is any, ends at 4 GiB; its end is below 1 MiB, too, and places ACPI's tables
 //! 1_0000_0000  the rest of memory
 //! ```
 

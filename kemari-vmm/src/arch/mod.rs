@@ -6,8 +6,8 @@
 //! | `acpi` | the tables by which a guest finds its devices |
 //! | `cpuid` | which processor the guest sees |
 //! | `entry` | the ways by which a vCPU enters a guest, and the tables that it needs |
-//! | `reset`, `registers` | vCPUs and interrupt controllers as after power-on; the registers of each way of entry |
-//! | `vcpu`, `vm`, `msr`, `xsave` | their state, saved and restored; the order of KVM's calls with the reasons in `vcpu` |
+//! | `reset`, `registers` | vCPUs and interrupt controllers after power-on; registers of each way of entry |
+//! | `vcpu`, `vm`, `msr`, `xsave` | their state, saved and restored; why in this order: `vcpu` |
 //! | `stats` | what KVM counts of a vCPU |
 //! | `preflight` | what this host's KVM can do, by measuring |
 
@@ -44,7 +44,8 @@ pub enum ArchError {
     /// A list of model-specific registers was read or written only in part,
     /// which would tear the vCPU's state.
     #[error(
-        "KVM stopped {ioctl} at register {msr:#x} ({done} of {count} done); both hosts need a KVM that has the same registers"
+        "KVM stopped {ioctl} at register {msr:#x} ({done} of {count} done); both hosts need a KVM that has \
+         the same registers"
     )]
     MsrsPartly {
         /// `KVM_GET_MSRS` or `KVM_SET_MSRS`.

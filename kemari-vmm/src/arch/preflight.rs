@@ -50,7 +50,8 @@ pub struct Preflight {
 pub enum PreflightError {
     /// There is no /dev/kvm.
     #[error(
-        "there is no {KVM_PATH}; enable virtualisation (VT-x or AMD-V) in the firmware, or nested virtualisation where this host is itself a VM, and load the module kvm_intel or kvm_amd"
+        "there is no {KVM_PATH}; enable virtualisation (VT-x or AMD-V) in the firmware, or nested \
+         virtualisation where this host is itself a VM, and load the module kvm_intel or kvm_amd"
     )]
     NoKvm,
     /// It may not be opened.

@@ -74,7 +74,8 @@ impl VcpuIdentity {
         let missing = cpuid::missing(ours, &self.cpuid);
         if !missing.is_empty() {
             return Err(ArchError::Unfit(format!(
-                "its processor lacks features that the guest was started with ({}); use hosts with the same processor and kernel",
+                "its processor lacks features that the guest was started with ({}); use hosts with the same \
+                 processor and kernel",
                 missing.join(", ")
             )));
         }
@@ -88,7 +89,8 @@ impl VcpuIdentity {
         if here.abs_diff(self.tsc_khz) > here / TSC_TOLERANCE {
             vcpu.set_tsc_khz(self.tsc_khz).map_err(|error| {
                 ArchError::Unfit(format!(
-                    "the guest's TSC runs at {} kHz, this host's at {here} kHz, and its KVM cannot scale it ({error}); use hosts with the same TSC frequency",
+                    "the guest's TSC runs at {} kHz, this host's at {here} kHz, and its KVM cannot scale it \
+                     ({error}); use hosts with the same TSC frequency",
                     self.tsc_khz
                 ))
             })?;

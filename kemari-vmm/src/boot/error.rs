@@ -34,7 +34,8 @@ pub enum BootError {
     },
     /// Of no known kind.
     #[error(
-        "{} is not a kernel that Kemari can boot: {reason}; give a 64-bit Linux bzImage, an uncompressed vmlinux with PVH entry, or Kemari's bare guest",
+        "{} is not a kernel that Kemari can boot: {reason}; give a 64-bit Linux bzImage, an uncompressed \
+         vmlinux with PVH entry, or Kemari's bare guest",
         path.display()
     )]
     NotAKernel {
@@ -67,7 +68,10 @@ pub enum BootError {
     #[error("the command line contains a zero byte; remove it")]
     CmdlineZero,
     /// A bare guest takes no initrd.
-    #[error("{} is a bare guest, which takes no initrd; remove the initrd from the configuration", path.display())]
+    #[error(
+        "{} is a bare guest, which takes no initrd; remove the initrd from the configuration",
+        path.display()
+    )]
     BareInitrd {
         /// The kernel.
         path: PathBuf,
@@ -86,7 +90,8 @@ pub enum BootError {
     DoesNotFit(#[from] DoesNotFit),
     /// There is no place for something anywhere.
     #[error(
-        "the {what} needs {bytes} bytes, and the guest's memory has no room for it; give the machine more memory"
+        "the {what} needs {bytes} bytes, and the guest's memory has no room for it; give the machine more \
+         memory"
     )]
     NoRoom {
         /// What.

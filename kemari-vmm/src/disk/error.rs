@@ -44,7 +44,8 @@ pub enum DiskError {
     },
     /// Direct I/O does not work on it.
     #[error(
-        "the disk image {path} cannot be read past the page cache (O_DIRECT); put it on a file system that can, or set cache = \"writeback\" if it is not shared"
+        "the disk image {path} cannot be read past the page cache (O_DIRECT); put it on a file system that \
+         can, or set cache = \"writeback\" if it is not shared"
     )]
     Direct {
         /// The image.
@@ -65,8 +66,9 @@ pub enum DiskError {
     },
     /// Its format is only read, and it was to be written to.
     #[error(
-        "the disk image {path} is qcow2, which is only read: a power cut would damage it while it is written to; make a raw \
-         image of it with `kemari import {path} --format qcow2 {raw}`, or set read_only = true for this disk"
+        "the disk image {path} is qcow2, which is only read: a power cut would damage it while it is written \
+         to; make a raw image of it with `kemari import {path} --format qcow2 {raw}`, or set read_only = \
+         true for this disk"
     )]
     OnlyRead {
         /// The image.
@@ -85,7 +87,8 @@ pub enum DiskError {
     },
     /// It cannot have that size.
     #[error(
-        "the disk image {path} cannot have {wanted_bytes} bytes: it has {found_bytes}, never shrinks, and is a whole number of sectors"
+        "the disk image {path} cannot have {wanted_bytes} bytes: it has {found_bytes}, never shrinks, and is \
+         a whole number of sectors"
     )]
     NewSize {
         /// The image.

@@ -141,8 +141,8 @@ impl Operation {
             Self::Flush => store.flush()?,
             Self::FlushAgain(None) => {
                 return Err(io::Error::other(
-                    "a flush has failed, and more was written since the last good one than can be written again: what the \
-                 guest was told to be written may be lost",
+                    "a flush has failed, and more was written since the last good one than can be written \
+                     again: what the guest was told to be written may be lost",
                 ));
             }
             Self::FlushAgain(Some(changes)) => {

@@ -132,8 +132,8 @@ fn a_disk_with_requests_on_its_list() {
     disk.kick(0);
     let other = Bench::with_memory(Block::new(spec()), bench::copy(disk.memory()));
     let identity = (StateKind::Virtio, 0, 2);
-    let expected = "0f0101c4cc81801300000001030001400180800480a00480c0040300000001030280a040800880a8408008809040010004020080f0\
-                    40020008040810010080d0410306676f6c64656e008004018004";
+    let expected = "0f0101c4cc81801300000001030001400180800480a00480c0040300000001030280a0\
+                    40800880a8408008809040010004020080f040020008040810010080d0410306676f6c64656e008004018004";
     assert_saves(&*disk.bench.device, &*other.device, identity, expected);
 }
 

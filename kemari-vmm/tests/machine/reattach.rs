@@ -96,7 +96,8 @@ fn goes_on_again_and_again(cmdline: &str, seed: u64, takeovers: usize, flood: bo
         "{tests} tests of the disk, {values} values"
     );
     eprintln!(
-        "{cmdline:?}: {takeovers} takeovers, {tests} tests of the disk, {values} values; rx {}, tx {}, blk {}",
+        "{cmdline:?}: {takeovers} takeovers, {tests} tests of the disk, {values} values; rx {}, tx {}, blk \
+         {}",
         client.info("net_rx_avail"),
         client.info("net_tx_avail"),
         client.info("blk_avail")

@@ -166,7 +166,8 @@ fn measuring_taps_agree_with_the_counters_of_the_guest() {
         )
     });
     eprintln!(
-        "(OUT, IN) net0.tx, blk0, net0.rx: {counts:?}; guest: {tx_offered} packets, {blk_offered} requests, {blk_used} finished, {irqs} interrupts of which {ticks} ticks"
+        "(OUT, IN) net0.tx, blk0, net0.rx: {counts:?}; guest: {tx_offered} packets, {blk_offered} requests, \
+         {blk_used} finished, {irqs} interrupts of which {ticks} ticks"
     );
     let [(tx_out, tx_in), (blk_out, blk_in), (_, rx_in)] = counts;
     // The answer to INFO itself leaves between the looks: a few more at the taps.

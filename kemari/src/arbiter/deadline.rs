@@ -112,9 +112,8 @@ mod tests {
             arbiter.execute(&ArbiterRequest::Read),
             ArbiterAnswer::Unknown(_)
         ));
-        assert!(
-            matches!(arbiter.execute(&ArbiterRequest::Read), ArbiterAnswer::Unavailable(why) if why.contains("mount"))
-        );
+        let answer = arbiter.execute(&ArbiterRequest::Read);
+        assert!(matches!(answer, ArbiterAnswer::Unavailable(why) if why.contains("mount")));
         assert!(begun.elapsed() < Duration::from_secs(5) && arbiter.hangs());
         let_go.send(()).unwrap();
         let_go.send(()).unwrap();

@@ -72,13 +72,14 @@ impl Seen {
             && other != cluster
         {
             return Err(format!(
-                "the endpoints lead to different etcd clusters ({other} and {cluster}): name only members of one"
+                "the endpoints lead to different etcd clusters ({other} and {cluster}): name only members of \
+                 one"
             ));
         }
         if let Some((_, latest)) = known.filter(|(_, latest)| revision < *latest) {
             return Err(format!(
-                "etcd went back in time (revision {revision}, after {latest} was seen): it was restored or replaced. \
-                 {WENT_BACK_ADVICE}"
+                "etcd went back in time (revision {revision}, after {latest} was seen): it was restored or \
+                 replaced. {WENT_BACK_ADVICE}"
             ));
         }
         if is_of_now {
@@ -222,12 +223,13 @@ impl Etcd {
         if current.record.as_ref() != expected {
             return ArbiterAnswer::Conflict(current.record);
         }
+        let value = BASE64_STANDARD.encode(stored::encode(new));
         let body = json!({
             "compare": [{
                 "key": self.key, "target": "MOD", "result": "EQUAL",
                 "mod_revision": current.mod_revision.to_string(),
             }],
-            "success": [{ "requestPut": { "key": self.key, "value": BASE64_STANDARD.encode(stored::encode(new)) } }],
+            "success": [{ "requestPut": { "key": self.key, "value": value } }],
             "failure": [{ "requestRange": { "key": self.key } }],
         });
         let call = Call {

@@ -83,8 +83,8 @@ impl<S: Store> FileArbiter<S> {
         match self.store.has(MARKER) {
             Ok(true) => Ok(()),
             Ok(false) => Err(format!(
-                "the arbiter's directory {0} holds no file `{MARKER}`: mount the shared storage, or, once, say that \
-                 this directory is the one on it: `mkdir -p {0} && touch {0}/{MARKER}`",
+                "the arbiter's directory {0} holds no file `{MARKER}`: mount the shared storage, or, once, \
+                 say that this directory is the one on it: `mkdir -p {0} && touch {0}/{MARKER}`",
                 self.store.place()
             )),
             Err(error) => Err(self.says("cannot look for its marker", &error)),
@@ -131,8 +131,8 @@ impl<S: Store> FileArbiter<S> {
         let number = numbers.last().copied().unwrap_or(0);
         if number < seen {
             return Err(format!(
-                "the arbiter's directory {} went back in time (record {number}, after {seen} was seen): it was \
-                 restored or replaced. {WENT_BACK_ADVICE}",
+                "the arbiter's directory {} went back in time (record {number}, after {seen} was seen): it \
+                 was restored or replaced. {WENT_BACK_ADVICE}",
                 self.store.place()
             ));
         }

@@ -64,8 +64,8 @@ impl Post<'_> {
             .token
             .map_or(String::new(), |token| format!("Authorization: {token}\r\n"));
         let mut request = format!(
-            "POST {} HTTP/1.1\r\nHost: {name}\r\nContent-Type: application/json\r\n{token}Content-Length: {}\r\n\
-             Connection: close\r\n\r\n",
+            "POST {} HTTP/1.1\r\nHost: {name}\r\nContent-Type: application/json\r\n\
+             {token}Content-Length: {}\r\nConnection: close\r\n\r\n",
             self.path,
             self.body.len()
         )

@@ -31,9 +31,9 @@ impl NoArbiter {
     /// An arbiter without a record, and a warning in the log.
     pub fn new() -> Self {
         warn!(
-            "there is no arbiter: if the two hosts lose sight of each other, both will run the VM and its disks will \
-             be destroyed. Configure `[arbiter] kind = \"etcd\"` or `\"file\"` unless somebody makes sure that a \
-             silent host is dead"
+            "there is no arbiter: if the two hosts lose sight of each other, both will run the VM and its \
+             disks will be destroyed. Configure `[arbiter] kind = \"etcd\"` or `\"file\"` unless somebody \
+             makes sure that a silent host is dead"
         );
         Self::default()
     }
@@ -44,8 +44,8 @@ impl NoArbiter {
         let trouble = |reason: String| OpenError::File {
             path: path.clone(),
             reason: format!(
-                "{reason}; if no other host runs the VM or has a newer state of it, or if this one is to follow another, \
-                 remove what stands there"
+                "{reason}; if no other host runs the VM or has a newer state of it, or if this one is to \
+                 follow another, remove what stands there"
             ),
         };
         self.record = match files::read(&path, STORED_BYTES_MAX as u64 + 1) {

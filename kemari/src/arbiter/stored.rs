@@ -194,8 +194,9 @@ mod tests {
     #[test]
     fn a_record_of_the_form_before_is_read_and_written_as_it_was() {
         let old = concat!(
-            r#"{"format":1,"record":{"vm":"demo","store":"fffffffffffffffffffffffffffffffa","term":9223372036854775806,"#,
-            r#""base":7,"phase":"won","owner":{"host":"a","nonce":"00000010000000000000000000000000"},"#,
+            r#"{"format":1,"record":{"vm":"demo","store":"fffffffffffffffffffffffffffffffa","#,
+            r#""term":9223372036854775806,"base":7,"phase":"won","#,
+            r#""owner":{"host":"a","nonce":"00000010000000000000000000000000"},"#,
             r#""peer":{"host":"b","nonce":"00000000000000000000000000000002"}},"crc32":"0edf315b"}"#,
             "\n"
         );

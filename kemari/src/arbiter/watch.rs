@@ -233,7 +233,8 @@ impl Judge {
     fn trouble(&mut self, known: Option<Known>, found: Option<&Record>) -> Option<String> {
         let before = self.passing.take();
         let known = known?;
-        let advice = "if nobody else runs this VM, `kemari adopt-record`, said to its primary, gives it its record back";
+        let advice = "if nobody else runs this VM, `kemari adopt-record`, said to its primary, gives it its \
+                      record back";
         let Some(found) = found else {
             return Some(format!(
                 "it has lost the record of this VM, which runs in term {}: {advice}",
@@ -242,8 +243,8 @@ impl Judge {
         };
         if found.store != known.store {
             return Some(format!(
-                "its record is not the one that this VM lives under, but another store's (term {} of {}): find out \
-                 whether the VM was started elsewhere",
+                "its record is not the one that this VM lives under, but another store's (term {} of {}): \
+                 find out whether the VM was started elsewhere",
                 found.term, found.owner
             ));
         }

@@ -12,7 +12,8 @@ pub fn check(config: &Config, name: &str, running: bool) -> Vec<Finding> {
     if config.arbiter.kind == ArbiterKind::None {
         return vec![Finding::warning(
             "there is no arbiter: two hosts that lose sight of each other would both run the VM",
-            "configure `[arbiter] kind = \"etcd\"` or `\"file\"`, unless somebody makes sure that a silent host is dead",
+            "configure `[arbiter] kind = \"etcd\"` or `\"file\"`, unless somebody makes sure that a silent \
+             host is dead",
         )];
     }
     let prober = match ConfiguredArbiter::open(config).map(|arbiter| arbiter.prober()) {

@@ -43,13 +43,13 @@ fn memory(limit: Option<MemoryLimit>, needed_mib: u64) -> Option<Finding> {
     (bytes >> 20 < needed_mib).then(|| {
         Finding::error(
             format!(
-                "the control group of this process may use {} MiB of memory ({}), but the guest, staging and program need \
-                 {needed_mib}: the kernel would kill them",
+                "the control group of this process may use {} MiB of memory ({}), but the guest, staging and \
+                 program need {needed_mib}: the kernel would kill them",
                 bytes >> 20,
                 path.display()
             ),
-            "raise it (`MemoryMax=` of a service, `--memory` of a container), or lower `machine.memory_mib` or \
-             `protection.staging_mib_max`",
+            "raise it (`MemoryMax=` of a service, `--memory` of a container), or lower `machine.memory_mib` \
+             or `protection.staging_mib_max`",
         )
     })
 }
@@ -71,9 +71,12 @@ fn locked(limit_bytes: Option<u64>, guest_mib: u64) -> Option<Finding> {
     let limit_mib = limit_bytes? >> 20;
     (limit_mib < guest_mib).then(|| {
         Finding::error(
-            format!("this process may lock {limit_mib} MiB of memory, but a secondary locks the guest's {guest_mib}"),
-            "raise `memlock` in /etc/security/limits.conf (`LimitMEMLOCK=` of a service, `--ulimit memlock` of a \
-             container), or give it CAP_IPC_LOCK",
+            format!(
+                "this process may lock {limit_mib} MiB of memory, but a secondary locks the guest's \
+                     {guest_mib}"
+            ),
+            "raise `memlock` in /etc/security/limits.conf (`LimitMEMLOCK=` of a service, `--ulimit memlock` \
+             of a container), or give it CAP_IPC_LOCK",
         )
     })
 }
@@ -89,7 +92,8 @@ fn files(limit: Option<u64>, needed: u64) -> Option<Finding> {
     (limit < needed).then(|| {
         Finding::error(
             format!("this process may have {limit} files open, and the VM needs up to {needed}"),
-            "raise `nofile` in /etc/security/limits.conf (`LimitNOFILE=` of a service, `--ulimit nofile` of a container)",
+            "raise `nofile` in /etc/security/limits.conf (`LimitNOFILE=` of a service, `--ulimit nofile` of \
+             a container)",
         )
     })
 }
@@ -118,8 +122,8 @@ fn file_sizes(limit: Option<u64>, images: &[(String, u64)]) -> Vec<Finding> {
                     bytes >> 20,
                     limit >> 20
                 ),
-                "take the limit away: `ulimit -f unlimited`, `fsize` in /etc/security/limits.conf (`LimitFSIZE=` of a \
-                 service)",
+                "take the limit away: `ulimit -f unlimited`, `fsize` in /etc/security/limits.conf \
+                 (`LimitFSIZE=` of a service)",
             )
         })
         .collect()

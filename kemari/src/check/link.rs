@@ -15,7 +15,8 @@ pub fn check(config: &Config, name: &str) -> Finding {
         Ok(Some(Security::Tls(credentials))) => credentials,
         Ok(Some(Security::Plaintext)) => {
             return Finding::warning(
-                "the link is not encrypted: whoever reaches the network between the hosts can read and change the guest",
+                "the link is not encrypted: whoever reaches the network between the hosts can read and \
+                 change the guest",
                 "make certificates with `kemari certs`, unless nobody else is on that network",
             );
         }

@@ -32,7 +32,8 @@ pub fn check(config: &Config, name: &str, running: bool) -> Vec<Finding> {
         findings.extend(way::narrow(host.listen.address()).map(|narrow| {
             Finding::error(
                 narrow.sentence(peer),
-                "`ip link set DEVICE mtu N` on both hosts, with what the narrowest switch or tunnel lets pass",
+                "`ip link set DEVICE mtu N` on both hosts, with what the narrowest switch or tunnel lets \
+                 pass",
             )
         }));
         if connected.as_deref() == Some(peer) {
@@ -149,7 +150,8 @@ fn compare(config: &Config, peer: &str, ours: &About, theirs: &About, holds: boo
     if !holds && theirs.memory_available_mib < needed {
         findings.push(Finding::error(
             format!(
-                "peer `{peer}` has {} MiB of memory available, but the guest, staging and program need {needed}",
+                "peer `{peer}` has {} MiB of memory available, but the guest, staging and program need \
+                 {needed}",
                 theirs.memory_available_mib
             ),
             "free some there, or lower `machine.memory_mib` or `protection.staging_mib_max`",
@@ -158,8 +160,12 @@ fn compare(config: &Config, peer: &str, ours: &About, theirs: &About, holds: boo
     let apart_ms = ours.wall_clock_ms.abs_diff(theirs.wall_clock_ms);
     if apart_ms > CLOCKS_MS_MAX {
         findings.push(Finding::error(
-            format!("the clock of peer `{peer}` and this host's are {:.1} s apart", apart_ms as f64 / 1000.0),
-            "let both hosts follow a time service (chrony, systemd-timesyncd): the guest would jump at a takeover",
+            format!(
+                "the clock of peer `{peer}` and this host's are {:.1} s apart",
+                apart_ms as f64 / 1000.0
+            ),
+            "let both hosts follow a time service (chrony, systemd-timesyncd): the guest would jump at a \
+             takeover",
         ));
     }
     findings
@@ -185,14 +191,16 @@ fn compare_processors(peer: &str, ours: &About, theirs: &About) -> Vec<Finding> 
             "look whether both may use /dev/kvm",
         )];
     }
-    let lacks = |who: String, missing: Vec<String>, other: String| {
-        (!missing.is_empty()).then(|| {
+    let lacks =
+        |who: String, missing: Vec<String>, other: String| {
+            (!missing.is_empty()).then(|| {
             Finding::error(
                 format!("the processor of {who} lacks what {other} shows its guests: {}", missing.join(", ")),
-                "use hosts with the same processor and the same kernel, or a guest that began on the weaker one",
+                "use hosts with the same processor and the same kernel, or a guest that began on the weaker \
+                 one",
             )
         })
-    };
+        };
     let (here, there) = ("this host".to_owned(), format!("peer `{peer}`"));
     let found = [
         lacks(

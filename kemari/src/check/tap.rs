@@ -72,6 +72,7 @@ pub fn check_ways(config: &Config, name: &str) -> Option<Finding> {
     let trouble = Ports::default().trouble(&links, config, name)?;
     Some(Finding::error(
         trouble,
-        "the guest would not be reached on this host: mend that, or correct `bridges` and `uplinks` of this host",
+        "the guest would not be reached on this host: mend that, or correct `bridges` and `uplinks` of this \
+         host",
     ))
 }

@@ -175,8 +175,8 @@ fn sockets() -> anyhow::Result<Vec<Socket>> {
         .collect();
     if looks.were_cut || looks_elsewhere.were_cut || sockets.len() > SOCKETS_MAX {
         tracing::error!(
-            "there are too many files where sides may be, and not all were looked at: name one that is missing by its \
-             configuration, or by --socket"
+            "there are too many files where sides may be, and not all were looked at: name one that is \
+             missing by its configuration, or by --socket"
         );
     }
     sockets.truncate(SOCKETS_MAX);

@@ -90,7 +90,8 @@ fn by_name(vm: &str, host: Option<&str>, sides: &[Side]) -> anyhow::Result<Clien
         ([side], _) => Ok(side.client()),
         ([], _) if sides.is_empty() => Err(no_vm(
             format!(
-                "no VM `{vm}` runs here: no VM does. `kemari run` and `kemari secondary` start one by its configuration"
+                "no VM `{vm}` runs here: no VM does. `kemari run` and `kemari secondary` start one by its \
+                 configuration"
             ),
             vm,
         )),

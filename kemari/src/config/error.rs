@@ -24,7 +24,11 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// The file is no configuration: nobody writes so much.
-    #[error("{} has {bytes} bytes, more than the {} a configuration may have", path.display(), super::CONFIG_BYTES_MAX)]
+    #[error(
+        "{} has {bytes} bytes, more than the {} a configuration may have",
+        path.display(),
+        super::CONFIG_BYTES_MAX
+    )]
     TooLong {
         /// The file.
         path: PathBuf,
@@ -62,7 +66,8 @@ pub enum ConfigError {
 fn no_such_host(name: &str, from_machine: bool, known: &str) -> String {
     match from_machine {
         true => format!(
-            "this machine is called `{name}`, but [hosts] knows only {known}: say with --host which of them this is"
+            "this machine is called `{name}`, but [hosts] knows only {known}: say with --host which of them \
+             this is"
         ),
         false => format!("there is no host `{name}` in the configuration; it knows {known}"),
     }

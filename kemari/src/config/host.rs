@@ -153,8 +153,8 @@ impl Host {
 pub fn certificate_name(host: &str) -> Result<DnsName<'static>, String> {
     DnsName::try_from(host.to_owned()).map_err(|_| {
         format!(
-            "`{host}` cannot stand in a certificate: a host's name there is made of letters, digits, `_`, `.` and, \
-             inside, `-`, and its last part is no number"
+            "`{host}` cannot stand in a certificate: a host's name there is made of letters, digits, `_`, \
+             `.` and, inside, `-`, and its last part is no number"
         )
     })
 }

@@ -67,8 +67,8 @@ fn choose(name: &str, found: impl Iterator<Item = IpAddr>) -> Result<IpAddr, Str
     match (found.iter().filter(is_good).min(), found.first()) {
         (Some(ip), _) => Ok(*ip),
         (None, Some(ip)) => Err(format!(
-            "the name `{name}` is {ip} on this machine, where no other host reaches it (Debian's /etc/hosts has a machine's \
-             own name so): mend that, or write an address"
+            "the name `{name}` is {ip} on this machine, where no other host reaches it (Debian's /etc/hosts \
+             has a machine's own name so): mend that, or write an address"
         )),
         (None, None) => Err(format!("the name `{name}` has no address: write one")),
     }
@@ -81,7 +81,8 @@ impl FromStr for Listen {
         let text = text.trim();
         let wrong = || {
             format!(
-                "`{text}` is no address: write it as `10.0.0.1`, `[fd00::1]` or `host-a`, each with `:PORT` if it is not {PORT_DEFAULT}"
+                "`{text}` is no address: write it as `10.0.0.1`, `[fd00::1]` or `host-a`, each with `:PORT` \
+                 if it is not {PORT_DEFAULT}"
             )
         };
         let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));

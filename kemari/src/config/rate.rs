@@ -71,8 +71,8 @@ impl Rate {
                     faults.push((
                         burst_key,
                         format!(
-                            "is {burst}, but must be {least} to {most}: with less than 10 ms of a rate of {rate} it is \
-                             not reached"
+                            "is {burst}, but must be {least} to {most}: with less than 10 ms of a rate of \
+                             {rate} it is not reached"
                         ),
                     ));
                 }

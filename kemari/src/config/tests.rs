@@ -92,7 +92,8 @@ fn far_off_keys_get_the_list() {
     let sentence = error_of("vcpus = 1", "colour = 1");
     assert_eq!(
         sentence,
-        "unknown key `colour` in [machine]; the keys there are: memory_mib, vcpus, kernel, firmware, initrd, cmdline"
+        "unknown key `colour` in [machine]; the keys there are: memory_mib, vcpus, kernel, firmware, initrd, \
+         cmdline"
     );
 }
 
@@ -255,7 +256,8 @@ fn missing_keys_name_their_section() {
     assert_eq!(
         errors(&changed("kernel = \"vmlinuz\"\n", "")),
         [
-            "vm.toml, line 6: `machine` lacks the key `kernel`, or `firmware = \"bios\"` to boot the first disk"
+            "vm.toml, line 6: `machine` lacks the key `kernel`, or `firmware = \"bios\"` to boot the first \
+             disk"
         ]
     );
     assert_eq!(

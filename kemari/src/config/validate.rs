@@ -70,8 +70,8 @@ impl Wrong {
             self.at(
                 path,
                 format!(
-                    "{what} is `{name}`, but must be 1 to {bytes_max} letters, digits, `_`, `-` or `.`, and not \
-                     begin with `.`"
+                    "{what} is `{name}`, but must be 1 to {bytes_max} letters, digits, `_`, `-` or `.`, and \
+                     not begin with `.`"
                 ),
             );
         }
@@ -97,7 +97,13 @@ pub fn is_name(name: &str) -> bool {
 fn tap_name(path: &[&str], tap: &str, wrong: &mut Wrong) {
     let good = |c: char| c.is_ascii_graphic() && c != '/' && c != ':' && c != '%';
     if tap.is_empty() || tap.len() > TAP_BYTES_MAX || tap == "." || tap == ".." || !tap.chars().all(good) {
-        wrong.at(path, format!("`{tap}` is no name of a network device: Linux takes 1 to {TAP_BYTES_MAX} characters without spaces, `/`, `:` and `%`"));
+        wrong.at(
+            path,
+            format!(
+                "`{tap}` is no name of a network device: Linux takes 1 to {TAP_BYTES_MAX} \
+                                characters without spaces, `/`, `:` and `%`"
+            ),
+        );
     }
 }
 

@@ -41,8 +41,8 @@ fn firmware_boots_a_disk_and_nothing_else() {
         wide.len() == 1 && wide[0].contains("disk `blk0` has blocks of 4096 bytes, but a BIOS boots"),
         "{wide:?}"
     );
-    let diskless = "vm = \"vm\"\n[machine]\nmemory_mib = 64\nfirmware = \"bios\"\n[protection]\nenabled = false\n\
-                    [arbiter]\nkind = \"none\"\n[hosts.a]\nlisten = \"10.0.0.1:7711\"\n";
+    let diskless = "vm = \"vm\"\n[machine]\nmemory_mib = 64\nfirmware = \"bios\"\n[protection]\n\
+                    enabled = false\n[arbiter]\nkind = \"none\"\n[hosts.a]\nlisten = \"10.0.0.1:7711\"\n";
     let sentence = "`machine.firmware` boots the first disk, but there is no [[disk]]";
     assert_eq!(errors(diskless), [format!("vm.toml, line 4: {sentence}")]);
 }
@@ -205,7 +205,8 @@ fn cached_shared_disks_need_the_word() {
 fn keys_of_a_disk_have_their_values() {
     let disk = |lines: &str| changed("cache = \"direct\"", &format!("cache = \"direct\"\n{lines}"));
     let good = disk(
-        "format = \"qcow2\"\nread_only = true\nio = \"threads\"\non_error = \"failover\"\nblock_size = 4096\nqueues = 4",
+        "format = \"qcow2\"\nread_only = true\nio = \"threads\"\non_error = \"failover\"\n\
+         block_size = 4096\nqueues = 4",
     );
     let config = Config::parse(&good, "vm.toml").unwrap();
     let found = &config.disks[0];

@@ -18,8 +18,8 @@ use super::{
 pub enum ClientError {
     /// Nothing serves the socket.
     #[error(
-        "no side of the VM runs here: nothing answers at {}. Start it with `kemari run` or `kemari secondary`, or \
-         name another socket with --socket",
+        "no side of the VM runs here: nothing answers at {}. Start it with `kemari run` or `kemari \
+         secondary`, or name another socket with --socket",
         path.display()
     )]
     NotRunning {
@@ -40,7 +40,10 @@ pub enum ClientError {
         source: io::Error,
     },
     /// It is another user's who is neither root nor this one.
-    #[error("{} is served by another user (number {user}) than whose it is: nothing was asked of it", path.display())]
+    #[error(
+        "{} is served by another user (number {user}) than whose it is: nothing was asked of it",
+        path.display()
+    )]
     Stranger {
         /// The socket.
         path: PathBuf,
@@ -59,7 +62,11 @@ pub enum ClientError {
     #[error("{0}")]
     Refused(String),
     /// The server is of another version.
-    #[error("the process behind {} answered in another way than Kemari {} expects: it has another version", .0.display(), crate::VERSION)]
+    #[error(
+        "the process behind {} answered in another way than Kemari {} expects: it has another version",
+        .0.display(),
+        crate::VERSION
+    )]
     OtherVersion(PathBuf),
 }
 

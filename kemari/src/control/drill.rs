@@ -50,7 +50,8 @@ impl fmt::Display for Drill {
         }
         write!(
             f,
-            "; the committed state ran for {} ms on {} vCPUs, {} KiB of memory and {} KiB of disks were copied for it",
+            "; the committed state ran for {} ms on {} vCPUs, {} KiB of memory and {} KiB of disks were \
+             copied for it",
             self.ran_ms,
             self.vcpus_ran,
             self.memory_copied_bytes >> 10,

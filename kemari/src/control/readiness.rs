@@ -64,8 +64,8 @@ impl Status {
             let last = last.map_or(String::new(), |last| format!("; it said last: {last}"));
             let s = age.as_secs();
             self.waiting_because = Some(format!(
-                "this side's loop has stood still for {s} s, as it does while a disk or a file system of this host holds it \
-                 up{last}"
+                "this side's loop has stood still for {s} s, as it does while a disk or a file system of \
+                 this host holds it up{last}"
             ));
         }
         let Some(readiness) = &mut self.readiness else {

@@ -33,13 +33,16 @@ const LAST_ANSWERS_TIMEOUT: Duration = Duration::from_millis(500);
 pub enum ServerError {
     /// A running process serves it.
     #[error(
-        "the control socket {} is in use: this VM already runs on this host; ask it with `kemari status --socket {}` \
-         (two sides on one machine need a `control` and a `state_dir` each)",
+        "the control socket {} is in use: this VM already runs on this host; ask it with `kemari status \
+         --socket {}` (two sides on one machine need a `control` and a `state_dir` each)",
         .0.display(), .0.display()
     )]
     InUse(PathBuf),
     /// Something that is no socket stands there.
-    #[error("{} is no socket and was left alone: remove it, or set another `control` for this host", .0.display())]
+    #[error(
+        "{} is no socket and was left alone: remove it, or set another `control` for this host",
+        .0.display()
+    )]
     NotASocket(PathBuf),
     /// No socket can have such a path.
     #[error(

@@ -313,7 +313,8 @@ impl fmt::Display for Status {
         let c = &self.counters;
         write!(
             f,
-            "  syncs       {} committed, {} failed; {} pages, {} KiB on the wire; the last took {} us, {} us of pause",
+            "  syncs       {} committed, {} failed; {} pages, {} KiB on the wire; the last took {} us, {} us \
+             of pause",
             c.syncs,
             c.syncs_failed,
             c.pages,

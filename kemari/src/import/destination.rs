@@ -39,7 +39,8 @@ impl Destination {
         let record = record_beside(path);
         ensure!(
             force || fs::symlink_metadata(&record).is_err(),
-            "{} is there, the record of an image that was called {shown}; with --force it is removed, or name another file",
+            "{} is there, the record of an image that was called {shown}; with --force it is removed, or \
+             name another file",
             record.display()
         );
         let part = with_suffix(path, ".importing");

@@ -80,8 +80,8 @@ impl Foreign {
         let info: Info = asked(format, "info", &image)?;
         if let Some(backing) = info.backing_filename {
             bail!(
-                "{shown} has data only where it differs from {backing}, whose format nobody says; make one image of both with \
-                 the program that made them"
+                "{shown} has data only where it differs from {backing}, whose format nobody says; make one \
+                 image of both with the program that made them"
             );
         }
         ensure!(

@@ -32,8 +32,8 @@ pub const KEY_FILE: &str = "host.key";
 pub enum IdentityError {
     /// A file is not there, or is no PEM.
     #[error(
-        "{} cannot be read ({reason}): `certificates` must name a directory with {CA_FILE}, {CERTIFICATE_FILE} and \
-         {KEY_FILE}, as `kemari certs` makes them",
+        "{} cannot be read ({reason}): `certificates` must name a directory with {CA_FILE}, \
+         {CERTIFICATE_FILE} and {KEY_FILE}, as `kemari certs` makes them",
         path.display()
     )]
     Unreadable {
@@ -43,7 +43,10 @@ pub enum IdentityError {
         reason: String,
     },
     /// Others may read the key.
-    #[error("the key {} can be read by other users: `chmod 600` it, and make a new set if somebody may have", .0.display())]
+    #[error(
+        "the key {} can be read by other users: `chmod 600` it, and make a new set if somebody may have",
+        .0.display()
+    )]
     KeyOpen(PathBuf),
     /// Key and certificate, or the authority, do not go together.
     #[error("the certificates in {} cannot be used: {reason}", directory.display())]

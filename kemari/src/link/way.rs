@@ -37,8 +37,8 @@ impl Narrow {
     /// What is wrong, and what to do.
     pub fn sentence(&self, host: &str) -> String {
         format!(
-            "packets above {} bytes do not arrive at `{host}`, though this host sends up to {} bytes: give the interfaces \
-             of both hosts and all switches between them one MTU",
+            "packets above {} bytes do not arrive at `{host}`, though this host sends up to {} bytes: give \
+             the interfaces of both hosts and all switches between them one MTU",
             self.arriving_bytes_max, self.sent_bytes_max
         )
     }

@@ -98,8 +98,8 @@ impl Image {
             let recorded_bytes = record.head().image_bytes;
             ensure!(
                 recorded_bytes <= bytes,
-                "the record {} is of an image of {recorded_bytes} bytes, but {} has {bytes}: put the right image back, or \
-                 remove the record",
+                "the record {} is of an image of {recorded_bytes} bytes, but {} has {bytes}: put the right \
+                 image back, or remove the record",
                 record_path.display(),
                 path.display()
             );

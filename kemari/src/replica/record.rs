@@ -60,7 +60,8 @@ pub enum RecordError {
     Io(#[from] io::Error),
     /// Neither slot holds a head.
     #[error(
-        "the record of changed blocks is damaged, or none: if the image is the right one, remove the record, and start with --adopt-disks"
+        "the record of changed blocks is damaged, or none: if the image is the right one, remove the record, \
+         and start with --adopt-disks"
     )]
     Damaged,
     /// A later Kemari wrote it.

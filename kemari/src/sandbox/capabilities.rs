@@ -77,7 +77,8 @@ pub fn needed(config: &Config, host: &str, user: Option<&User>) -> anyhow::Resul
     if let (Some(user), false) = (user, beyond.is_empty()) {
         let paths: Vec<_> = beyond.iter().map(|path| path.display().to_string()).collect();
         bail!(
-            "the user `{0}` cannot use {1}: give that to it (`chown {0}`), or let it pass the directories above",
+            "the user `{0}` cannot use {1}: give that to it (`chown {0}`), or let it pass the directories \
+             above",
             user.name(),
             paths.join(", ")
         );

@@ -137,8 +137,8 @@ fn outlasting(directory: &Path, words: &mut Vec<String>) -> PathBuf {
         _ => {
             if own.is_some() && own != device(Path::new("/")) {
                 words.push(format!(
-                    "when the file system of {} is mounted anew, this side has to be restarted: its mount point lies in \
-                     the root directory",
+                    "when the file system of {} is mounted anew, this side has to be restarted: its mount \
+                     point lies in the root directory",
                     directory.display()
                 ));
             }

@@ -34,7 +34,8 @@ impl User {
         let c_name = CString::new(name).context("a user's name has no zero in it")?;
         let Some((uid, gid)) = entry(&c_name).with_context(|| format!("who the user `{name}` is"))? else {
             bail!(
-                "there is no user `{name}` on this host: make it (`useradd --system {name}`), or correct `user`"
+                "there is no user `{name}` on this host: make it (`useradd --system {name}`), or correct \
+                 `user`"
             );
         };
         if uid.is_root() {

@@ -207,7 +207,8 @@ fn who_names_no_vm_of_this_host_is_told_which_there_are() {
     nobody.fails(
         "status dp --check",
         3,
-        "kemari: no VM `dp` runs here: no VM does. `kemari run` and `kemari secondary` start one by its configuration",
+        "kemari: no VM `dp` runs here: no VM does. `kemari run` and `kemari secondary` start one by its \
+         configuration",
     );
 }
 
@@ -350,7 +351,8 @@ fn a_file_of_a_vms_name_is_not_its_configuration() {
     let refused = |run: &Run| String::from_utf8(said(run, "stop web").stderr).unwrap();
     assert_eq!(
         refused(&run),
-        "kemari: no VM `web` runs here; there is `db` on `a`. The configuration in this directory is `./web`\n"
+        "kemari: no VM `web` runs here; there is `db` on `a`. The configuration in this directory is \
+         `./web`\n"
     );
     let nobody = Run::with(&[]);
     assert!(

@@ -183,7 +183,10 @@ fn await_copying(scene: &Scene) -> Result<()> {
 }
 
 fn await_copying_on(scene: &Scene, primary: Host) -> Result<()> {
-    let under_way = |status: &Status| matches!(status.protection, Protection::Copying { done_bytes, .. } if done_bytes > 4 << 20);
+    let under_way = |status: &Status| match status.protection {
+        Protection::Copying { done_bytes, .. } => done_bytes > 4 << 20,
+        _ => false,
+    };
     let begin = std::time::Instant::now();
     loop {
         let status = scene.status(primary);

@@ -135,7 +135,8 @@ fn the_secondarys_tap_has_several_queues() {
             ip(
                 scene,
                 Host::B,
-                "link del tap0\ntuntap add dev tap0 mode tap vnet_hdr multi_queue\nlink set tap0 master br0 up",
+                "link del tap0\ntuntap add dev tap0 mode tap vnet_hdr multi_queue\n\
+                 link set tap0 master br0 up",
             )
         },
         |scene| {

@@ -99,8 +99,8 @@ pub fn per_sync(syncs: &Span, work: &Work) -> String {
     let timings = &syncs.timings;
     let median = |histogram: &Histogram| or_none(histogram.series("").median());
     format!(
-        "a sync has {} answers, {} dirty pages and {} bytes on the wire; it takes {} us: a pause of {} (states {}, \
-         dirty log {}, copy and encode {}), send {}, wait for the ack {}",
+        "a sync has {} answers, {} dirty pages and {} bytes on the wire; it takes {} us: a pause of {} \
+         (states {}, dirty log {}, copy and encode {}), send {}, wait for the ack {}",
         each(work.latencies_us.len() as f64),
         each(syncs.counters.pages as f64),
         each(syncs.counters.wire_bytes as f64),
@@ -176,7 +176,8 @@ pub fn measure_wire(bench: &Bench) -> Result<Measured> {
         Some(counters.pages as f64 * PAGE_BYTES),
     );
     let mut found = Found::from(on_wire).note(format!(
-        "1 connection; a sync has {} dirty pages and {} bytes on the wire, states of processor and devices among them; {}",
+        "1 connection; a sync has {} dirty pages and {} bytes on the wire, states of processor and devices \
+         among them; {}",
         per_sync(counters.pages),
         per_sync(counters.wire_bytes),
         work.shown()

@@ -259,7 +259,8 @@ fn pings(protected: &Arm, alone: &Arm) -> Found {
     let ms = |arm| times(arm).map_or("-".into(), |us| shown(us / 1000.0));
     let mut found = Found::from(ratio(times(protected), times(alone)))
         .note(format!(
-            "protected {} ms, unprotected {} ms (COLO: 104 to 228 ms, about 20 times); lost: {} of {}, and {} of {}",
+            "protected {} ms, unprotected {} ms (COLO: 104 to 228 ms, about 20 times); lost: {} of {}, and \
+             {} of {}",
             ms(protected),
             ms(alone),
             protected.pings_lost(),

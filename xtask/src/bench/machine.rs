@@ -45,7 +45,8 @@ pub fn describe(quick: bool, took: Duration) -> Value {
         "quick": quick,
         "took_s": took.as_secs(),
         "polls": format!(
-            "the primary runs and polls on core {CORE_OF_A}, the secondary on core {CORE_OF_B}; the bare limit's two ends likewise"
+            "the primary runs and polls on core {CORE_OF_A}, the secondary on core {CORE_OF_B}; the bare \
+             limit's two ends likewise"
         ),
         "link": "loopback TCP with TCP_NODELAY, plaintext",
         "disk": "on tmpfs",

@@ -290,7 +290,8 @@ mod tests {
 
     #[test]
     fn the_guests_report_is_read() {
-        let text = "kicks:200\npages:10\nelapsed_us:1000000\nkick_us_min:80.1\nkick_us_median:91.5\nkick_us_p90:100.0\n";
+        let text = "kicks:200\npages:10\nelapsed_us:1000000\nkick_us_min:80.1\nkick_us_median:91.5\n\
+                    kick_us_p90:100.0\n";
         let report = KickLoop::parse(text).unwrap();
         assert_eq!((report.kicks, report.kick_us_median), (200, 91.5));
         assert_eq!(report.round_us(), Some(5000.0));

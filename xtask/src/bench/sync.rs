@@ -154,7 +154,8 @@ fn over(pages: u32, loops: &Loops, limits: &Samples) -> Result<Found> {
             or_none(series[1].at(99.0)),
         ))
         .note(format!(
-            "asked for {pages} pages: {} pages and {} bytes on the wire a sync; the guest waited {} us for a kick",
+            "asked for {pages} pages: {} pages and {} bytes on the wire a sync; the guest waited {} us for a \
+             kick",
             or_none(loops.pages()),
             or_none(loops.bytes()),
             or_none(loops.kicks_us.median()),
@@ -188,8 +189,8 @@ fn pause(paused: &Loops, unpaused: &Loops) -> Result<Found> {
     let or_none = |value: Option<f64>| value.map_or("-".into(), shown);
     let mut found = Found::from(pause.median())
         .note(format!(
-            "pipelined; guest time lost an epoch, write faults and exits included: {} us (a round of 100 pages takes it {} us, \
-             unprotected {} us; {} rounds an epoch, {} pages a sync)",
+            "pipelined; guest time lost an epoch, write faults and exits included: {} us (a round of 100 \
+             pages takes it {} us, unprotected {} us; {} rounds an epoch, {} pages a sync)",
             or_none(lost_us),
             or_none(round_us),
             or_none(alone_us),

@@ -51,8 +51,8 @@ pub fn measure(bench: &Bench) -> Result<Measured> {
         let worst = samples.percentiles(&[100.0]).first().copied();
         Found::from(samples.median())
             .note(format!(
-                "beyond the {timeout_ms} ms of the time-out, from the primary's last sign of life to the guest's first instruction \
-                 on the secondary; {} takeovers, the slowest {} ms",
+                "beyond the {timeout_ms} ms of the time-out, from the primary's last sign of life to the \
+                 guest's first instruction on the secondary; {} takeovers, the slowest {} ms",
                 samples.len(),
                 worst.map_or("-".into(), shown)
             ))

@@ -87,7 +87,9 @@ pub fn measure_growth(bench: &Bench) -> Result<Measured> {
             or_none(large.median())
         ))
         .note(format!(
-            "from the start of the secondary to protection: {} s with {SMALL_MIB} MiB, {} s with {large_mib} MiB, nearly all of it untouched; {} s for a guest before, where this machine may have touched its own memory for the first time",
+            "from the start of the secondary to protection: {} s with {SMALL_MIB} MiB, {} s with {large_mib} \
+             MiB, nearly all of it untouched; {} s for a guest before, where this machine may have touched \
+             its own memory for the first time",
             or_none(protect_s[0]),
             or_none(protect_s[1]),
             or_none(first_s)

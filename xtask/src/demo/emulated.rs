@@ -116,9 +116,10 @@ impl EmulatedPlace {
         self.bring_up(side)?;
         // The TAP is administratively up: its carrier comes when the program opens it.
         self.host(side).sh(&format!(
-            "pidof kemari >/dev/null && kill -9 $(pidof kemari); while pidof kemari >/dev/null; do sleep 0.1; done; \
-             ip link set {} up; echo 1 >/sys/class/net/br0/bridge/flush; mkdir -p {RUN}; rm -f {LOG} {CONSOLE} {CONTROL}; \
-             while grep -q ' {STATE} ' /proc/mounts; do umount {STATE} || sleep 0.1; done",
+            "pidof kemari >/dev/null && kill -9 $(pidof kemari); while pidof kemari >/dev/null; do sleep \
+             0.1; done; ip link set {} up; echo 1 >/sys/class/net/br0/bridge/flush; mkdir -p {RUN}; rm -f \
+             {LOG} {CONSOLE} {CONTROL}; while grep -q ' {STATE} ' /proc/mounts; do umount {STATE} || sleep \
+             0.1; done",
             self.host(side).tap(0)
         ))?;
         Ok(())
@@ -149,8 +150,8 @@ impl EmulatedPlace {
     /// Mounts the host's state, as it is.
     fn mount_state(&self, side: Side) -> Result<()> {
         let line = format!(
-            "set -e; mkdir -p {STATE}; grep -q ' {STATE} ' /proc/mounts || mount -t ext4 {STATE_DISK} {STATE}; \
-             ip link set {} up",
+            "set -e; mkdir -p {STATE}; grep -q ' {STATE} ' /proc/mounts || mount -t ext4 {STATE_DISK} \
+             {STATE}; ip link set {} up",
             self.host(side).tap(0)
         );
         Ok(self.host(side).sh(&line).map(drop)?)

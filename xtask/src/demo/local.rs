@@ -477,7 +477,8 @@ impl LocalPlace {
 pub(crate) fn fence(pid_file: &Path) -> Vec<String> {
     let script = format!(
         "p=$(cat '{}') || exit 0; kill -KILL $p 2>/dev/null; \
-         while grep -q '^State:[[:space:]]*[^[:space:]ZX]' /proc/$p/task/*/status 2>/dev/null; do sleep 0.01; done",
+         while grep -q '^State:[[:space:]]*[^[:space:]ZX]' /proc/$p/task/*/status 2>/dev/null; do sleep \
+         0.01; done",
         pid_file.display()
     );
     ["/bin/sh", "-c", &script].map(String::from).to_vec()

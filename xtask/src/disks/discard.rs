@@ -189,7 +189,8 @@ fn both_write(shell: &Shell, pair: &dyn Pair, begin: u64) -> Result<u64> {
     let write = |cpu: u64| {
         let (mask, first) = (1 << cpu, begin / MIB + cpu * HALF_MIB);
         format!(
-            "taskset {mask} dd if=/dev/urandom of=/dev/vda bs=256k seek={} count={} oflag=direct conv=notrunc &",
+            "taskset {mask} dd if=/dev/urandom of=/dev/vda bs=256k seek={} count={} oflag=direct \
+             conv=notrunc &",
             first * 4,
             HALF_MIB * 4
         )
@@ -292,9 +293,8 @@ mod tests {
     #[test]
     fn a_tap_that_saw_nothing_of_the_guest_is_noticed() {
         let line = |direction: &str, events: u64| {
-            format!(
-                "{{\"statistics\":{{\"channel\":\"blk0.1\",\"direction\":\"{direction}\",\"events\":{events}}}}}\n"
-            )
+            let seen = format!(r#""channel":"blk0.1","direction":"{direction}","events":{events}"#);
+            format!("{{\"statistics\":{{{seen}}}}}\n")
         };
         assert_eq!(kicks(&(line("in", 7) + &line("out", 5))).unwrap(), 5);
         assert!(kicks(&(line("in", 7) + &line("out", 0))).is_err());

@@ -223,8 +223,9 @@ fn run(tree: &Tree, words: &[String], limit: Duration) -> Result<(Ended, String)
 mod tests {
     use super::*;
 
-    const FAILED: &str = "running 2 tests\n.F\nfailures:\n\n---- a::b stdout ----\nboom\n\n\nfailures:\n    a::b\n    c\n\n\
-        test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 7 filtered out; finished in 0.00s\n";
+    const FAILED: &str = "running 2 tests\n.F\nfailures:\n\n---- a::b stdout ----\nboom\n\n\nfailures:\n    \
+                          a::b\n    c\n\ntest result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 7 \
+                          filtered out; finished in 0.00s\n";
 
     #[test]
     fn who_has_failed_is_named() {

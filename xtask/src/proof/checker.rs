@@ -217,11 +217,16 @@ impl Register {
             let vanished = seen_before > acknowledged_before && returned_later < seen_before;
             if nothing_lost || returned_later > read.value || vanished {
                 verdict.contradicted.push(format!(
-                    "key {key}: the read from {} to {} returned write {}, although write {newest} had been {} before",
+                    "key {key}: the read from {} to {} returned write {}, although write {newest} had been \
+                     {} before",
                     ms(read.began),
                     ms(read.ended),
                     read.value,
-                    if seen_before == newest { "seen" } else { "acknowledged" }
+                    if seen_before == newest {
+                        "seen"
+                    } else {
+                        "acknowledged"
+                    }
                 ));
             }
         }

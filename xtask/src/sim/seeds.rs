@@ -90,7 +90,8 @@ fn report(summary: &Summary, fault: Option<Fault>, seconds: f64) -> bool {
         ..
     } = summary;
     println!(
-        "{runs} runs in {seconds:.1} s ({:.0} a minute): {takeovers} takeovers, {commits} commits, {events} events",
+        "{runs} runs in {seconds:.1} s ({:.0} a minute): {takeovers} takeovers, {commits} commits, {events} \
+         events",
         *runs as f64 * 60.0 / seconds.max(0.001)
     );
     let is_good = super::conclude(violation.is_some(), fault.is_some());

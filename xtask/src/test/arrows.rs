@@ -253,7 +253,8 @@ mod tests {
         assert_eq!(names("use super::virtio;", 1), ["virtio"]);
         assert_eq!(names("use crate::{boot, disk::Disk};", 3), ["boot", "disk"]);
         assert_eq!(named("\n\nuse crate::boot;", 1), [(3, "boot".to_owned())]);
-        let broken = "\npub(super) use crate::{\n    // Why.\n    boot::{self, Kernel},\n    disk::{\n        Disk, link,\n    }, vcpu\n};\nuse super::{\n    memory,\n};";
+        let broken = "\npub(super) use crate::{\n    // Why.\n    boot::{self, Kernel},\n    \
+                      disk::{\n        Disk, link,\n    }, vcpu\n};\nuse super::{\n    memory,\n};";
         let found = named(broken, 1);
         let found: Vec<(usize, &str)> = found.iter().map(|(line, name)| (*line, name.as_str())).collect();
         assert_eq!(found, [(2, "boot"), (2, "disk"), (2, "vcpu"), (9, "memory")]);
@@ -267,7 +268,8 @@ mod tests {
     #[test]
     fn a_dependency_is_found_in_any_table_and_by_any_name() {
         let manifest = "[package]\nname = \"kemari-vmm\"\n[dev-dependencies]\nkemari-sync.workspace = true\n\
-                        [target.'cfg(unix)'.dependencies]\nmechanism = { package = \"kemari\", path = \"../kemari\" }\n";
+                        [target.'cfg(unix)'.dependencies]\nmechanism = { package = \"kemari\", path = \
+                        \"../kemari\" }\n";
         let known = dependencies(&toml::from_str(manifest).unwrap());
         assert_eq!(known.into_iter().collect::<Vec<_>>(), ["kemari", "kemari-sync"]);
     }

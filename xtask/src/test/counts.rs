@@ -168,8 +168,9 @@ mod tests {
 
     #[test]
     fn summaries_of_the_harness_are_summed() {
-        let output = "running 3 tests\ntest result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; finished in 0.1s\n\
-                      x\ntest result: ok. 40 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 2.10s\n";
+        let output = "running 3 tests\ntest result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; \
+                      finished in 0.1s\nx\ntest result: ok. 40 passed; 0 failed; 1 ignored; 0 measured; 0 \
+                      filtered out; finished in 2.10s\n";
         assert_eq!(
             Count::of_harness(output),
             Some(Count {

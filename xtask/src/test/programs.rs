@@ -282,9 +282,10 @@ mod tests {
     #[test]
     fn programs_are_found_in_the_messages_of_cargo() {
         let line = |test: bool, executable: &str| {
-            format!(
-                r#"{{"reason":"compiler-artifact","manifest_path":"/r/lab/Cargo.toml","target":{{"name":"lab","kind":["test"]}},"profile":{{"test":{test}}},"executable":{executable}}}"#
-            )
+            let target = r#""target":{"name":"lab","kind":["test"]}"#;
+            let built = format!(r#""profile":{{"test":{test}}},"executable":{executable}"#);
+            let manifest = r#""manifest_path":"/r/lab/Cargo.toml""#;
+            format!(r#"{{"reason":"compiler-artifact",{manifest},{target},{built}}}"#)
         };
         let text = [
             line(true, r#""/r/target/x""#),

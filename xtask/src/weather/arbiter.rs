@@ -33,15 +33,16 @@ pub const CASES: &[Case] = &[
     Case::new(
         "arbiter-away-told-to-end",
         "patroni#1195, a word of the operator",
-        "etcd is away, A is told to switch over and to go on alone, before that is said and after it, and both to end: refused, \
-         and clients go on; it is back: the roles change",
+        "etcd is away, A is told to switch over and to go on alone, before that is said and after it, and \
+         both to end: refused, and clients go on; it is back: the roles change",
         away_told_to_end,
     )
     .on(PLAIN),
     Case::new(
         "arbiter-frozen",
         "etcd#12093",
-        "etcd stands still with its connections open: doubt is said; the primary dies, it goes on: the VM goes on",
+        "etcd stands still with its connections open: doubt is said; the primary dies, it goes on: the VM \
+         goes on",
         frozen,
     )
     .on(PLAIN),
@@ -69,14 +70,16 @@ pub const CASES: &[Case] = &[
     Case::new(
         "arbiter-certificates-renewed",
         "etcd#7576, kubeadm#1651",
-        "all certificates are renewed on disk, the old ones end; the primary is killed: the secondary goes on",
+        "all certificates are renewed on disk, the old ones end; the primary is killed: the secondary goes \
+         on",
         certificates_renewed,
     )
     .on(Setup::etcd(Flavour::ClientCertificate)),
     Case::new(
         "arbiter-roles-changed-kill",
         "etcd#13300, jetcd#1344",
-        "an administrator adds a role: every token is of an old revision; the primary is killed: the secondary goes on",
+        "an administrator adds a role: every token is of an old revision; the primary is killed: the \
+         secondary goes on",
         roles_changed_kill,
     )
     .on(Setup::etcd(Flavour::Users)),
@@ -90,7 +93,8 @@ pub const CASES: &[Case] = &[
     Case::new(
         "arbiter-file-full",
         "etcd#8207",
-        "the storage of a file arbiter is full: it is said while all is well; room is made, a takeover succeeds",
+        "the storage of a file arbiter is full: it is said while all is well; room is made, a takeover \
+         succeeds",
         file_full,
     ),
     Case::new(

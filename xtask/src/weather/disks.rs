@@ -28,7 +28,8 @@ pub const CASES: &[Case] = &[
     Case::new(
         "disk-locked",
         "OpenNebula#1449, cyberus#180",
-        "somebody else has the secondary's image before it starts: no protection is said, and why; freed: ready",
+        "somebody else has the secondary's image before it starts: no protection is said, and why; freed: \
+         ready",
         locked,
     ),
     Case::new(
@@ -52,8 +53,8 @@ pub const CASES: &[Case] = &[
     Case::new(
         "disk-frozen-secondary",
         "azure-linux-extensions#951, azure-linux-extensions#1868",
-        "a backup leaves the file system of the secondary's image frozen, and the guest writes nothing: not ready is said; \
-         the primary is killed, it is thawed: the VM goes on",
+        "a backup leaves the file system of the secondary's image frozen, and the guest writes nothing: not \
+         ready is said; the primary is killed, it is thawed: the VM goes on",
         frozen_secondary,
     ),
     Case::new(

@@ -240,9 +240,8 @@ impl Etcd {
             self.post("auth/user/grant", &grant, None)?;
         }
         let [key, end] = KEYS;
-        let may = format!(
-            "{{\"name\":\"{USER}\",\"perm\":{{\"permType\":\"READWRITE\",\"key\":\"{key}\",\"range_end\":\"{end}\"}}}}"
-        );
+        let range = format!(r#""permType":"READWRITE","key":"{key}","range_end":"{end}""#);
+        let may = format!(r#"{{"name":"{USER}","perm":{{{range}}}}}"#);
         self.post("auth/role/grant", &may, None)?;
         self.post("auth/enable", "{}", None)?;
         super::world::write_private(&self.dir.join("password"), PASSWORD)

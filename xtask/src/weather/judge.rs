@@ -287,8 +287,8 @@ mod tests {
 
     #[test]
     fn reasons_are_not_what_else_a_status_names() {
-        let status = "weather on a: primary, term 2, epoch 7\n  protection  not ready: no tap0; it hangs, for 2 s\n  \
-                      waits       for the other\n  arbiter     etcd\n  disk        blk0";
+        let status = "weather on a: primary, term 2, epoch 7\n  protection  not ready: no tap0; it hangs, \
+                      for 2 s\n  waits       for the other\n  arbiter     etcd\n  disk        blk0";
         let found = reasons(status);
         assert!(found.contains("tap0") && found.contains("the other"));
         assert!(!found.contains("etcd") && !found.contains("blk0") && !found.contains("primary"));

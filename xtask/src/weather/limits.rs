@@ -34,20 +34,23 @@ pub const CASES: &[Case] = &[
     Case::new(
         "limit-threads-secondary",
         "influxdb#7333, systemd#7879",
-        "no threads on the secondary's host, the primary is killed: the VM goes on with those that were made beforehand",
+        "no threads on the secondary's host, the primary is killed: the VM goes on with those that were made \
+         beforehand",
         |world| no_threads(world, A),
     )
     .quick(),
     Case::new(
         "limit-threads-primary",
         "influxdb#7333, systemd#7879",
-        "no threads on the primary's host, the secondary is killed: the primary goes on, and has some after 2 s",
+        "no threads on the primary's host, the secondary is killed: the primary goes on, and has some after \
+         2 s",
         |world| no_threads(world, B),
     ),
     Case::new(
         "limit-files-secondary",
         "pg-status#32, nanomsg#152",
-        "the secondary is at its limit of files, and is connected to: it costs little, and the log stays short",
+        "the secondary is at its limit of files, and is connected to: it costs little, and the log stays \
+         short",
         files_at_limit,
     ),
     Case::new(

@@ -47,7 +47,8 @@ pub const CASES: &[Case] = &[
     Case::new(
         "link-jumbo-frames",
         "ceph PR#15535, xcp#339",
-        "hosts at MTU 9000 over a switch of 1500: clients are served all the time, few terms are used; mended: protected",
+        "hosts at MTU 9000 over a switch of 1500: clients are served all the time, few terms are used; \
+         mended: protected",
         jumbo_frames,
     ),
     Case::new(
@@ -76,7 +77,8 @@ pub const CASES: &[Case] = &[
         partition_with_fences,
     )
     .on(Setup::SHARED.with(
-        "[hosts.b]\nfence_timeout_ms = 15000\nfence = [\"/bin/sh\", \"-c\", '''sleep 5; kill -KILL $(cat {dir}/a.pid); true''']",
+        "[hosts.b]\nfence_timeout_ms = 15000\nfence = [\"/bin/sh\", \"-c\", '''sleep 5; kill -KILL $(cat \
+         {dir}/a.pid); true''']",
     )),
     Case::new(
         "link-fence-slower-than-its-limit",
@@ -122,9 +124,10 @@ pub const CASES: &[Case] = &[
 ];
 
 const HANGING: &str = "[hosts.a]\nfence_timeout_ms = 1500\n\
-    fence = [\"/bin/sh\", \"-c\", '''[ -e {dir}/works ] || sleep 600; kill -KILL $(cat {dir}/b.pid); true''']\n\
-    [hosts.b]\nfence_timeout_ms = 1500\n\
-    fence = [\"/bin/sh\", \"-c\", '''[ -e {dir}/works ] || sleep 600; kill -KILL $(cat {dir}/a.pid); true''']\n";
+    fence = [\"/bin/sh\", \"-c\", '''[ -e {dir}/works ] || sleep 600; kill -KILL $(cat {dir}/b.pid); \
+    true''']\n[hosts.b]\nfence_timeout_ms = 1500\n\
+    fence = [\"/bin/sh\", \"-c\", '''[ -e {dir}/works ] || sleep 600; kill -KILL $(cat {dir}/a.pid); \
+    true''']\n";
 
 const FENCE_FILE: &str = "[hosts.b]\nfence = [\"{dir}/fence\"]\n";
 

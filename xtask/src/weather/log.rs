@@ -105,12 +105,12 @@ pub const CASES: &[Case] = &[
     Case::new(
         "console-full",
         "leveldb#150",
-        "the file system of the guest's console is full on both hosts: clients go on, and so does the secondary",
+        "the file system of the guest's console is full on both hosts: clients go on, and so does the \
+         secondary",
         console_full,
     )
-    .on(super::setup::Setup::PLAIN.with(
-        "[hosts.a]\nconsole = \"file:{dir}/small/a\"\n[hosts.b]\nconsole = \"file:{dir}/small/b\"",
-    )),
+    .on(super::setup::Setup::PLAIN
+        .with("[hosts.a]\nconsole = \"file:{dir}/small/a\"\n[hosts.b]\nconsole = \"file:{dir}/small/b\"")),
 ];
 
 fn log_full_secondary(world: &mut World) -> Result<()> {

@@ -37,7 +37,8 @@ pub const CASES: &[Case] = &[
     Case::new(
         "names-one-unknown",
         "patroni#1931",
-        "one of the three names of the arbiter is unknown when both start: they start, and a takeover succeeds",
+        "one of the three names of the arbiter is unknown when both start: they start, and a takeover \
+         succeeds",
         one_unknown,
     )
     .on(Setup::etcd(Flavour::OneNameUnknown)),

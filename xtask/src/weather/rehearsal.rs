@@ -28,7 +28,8 @@ pub const CASES: &[Case] = &[
     Case::new(
         "rehearsal-state-refused",
         "report of an operator",
-        "KVM takes the states no more from one sync on: the pair does not go on as protected, and clients go on",
+        "KVM takes the states no more from one sync on: the pair does not go on as protected, and clients go \
+         on",
         state_refused,
     ),
     Case::new(

@@ -38,7 +38,8 @@ pub const CASES: &[Case] = &[
     Case::new(
         "signal-hangup-both",
         "nav#244",
-        "SIGHUP to both at once, as when a terminal is closed: no answer contradicts another, and one may go on",
+        "SIGHUP to both at once, as when a terminal is closed: no answer contradicts another, and one may go \
+         on",
         hangup_both,
     ),
     Case::new(

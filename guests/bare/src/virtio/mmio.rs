@@ -63,7 +63,8 @@ impl Registers {
         );
         assert!(
             magic == u32::from_le_bytes(*b"virt") && version == 2 && id == device_id,
-            "there is no virtio {device_id} version 2 at {base:#x}, but magic {magic:#x} version {version} type {id}"
+            "there is no virtio {device_id} version 2 at {base:#x}, but magic {magic:#x} version {version} \
+             type {id}"
         );
         registers
     }

@@ -15,7 +15,8 @@ pub(in crate::sim) fn cover(a: &Image, b: &Image) -> Result<(), String> {
     match blocks.filter(unmarked).find(differs) {
         None => Ok(()),
         Some(block) => Err(format!(
-            "block {block} is marked nowhere, but one image has write {} (durably {}), and the other {} (durably {})",
+            "block {block} is marked nowhere, but one image has write {} (durably {}), and the other {} \
+             (durably {})",
             a.blocks[block].0, a.durable[block].0, b.blocks[block].0, b.durable[block].0
         )),
     }

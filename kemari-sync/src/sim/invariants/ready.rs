@@ -12,7 +12,8 @@ pub(in crate::sim) fn counts_for_nothing(
     match counts {
         false => Ok(()),
         true => Err(format!(
-            "the VM counts as protected, or is given away, but {} could not go on with it for {lacks_us} us already",
+            "the VM counts as protected, or is given away, but {} could not go on with it for {lacks_us} us \
+             already",
             peer.host
         )),
     }

@@ -189,7 +189,8 @@ impl Header<'_> {
         let name = self.0.get(start..start.saturating_add(name_bytes as usize));
         let name = name.ok_or("the name of its backing file lies where none can")?;
         let is_qcow2 = is_qcow2.ok_or(
-            "it does not say which format its backing file has; say it with `qemu-img rebase -u -F FORMAT -b NAME`",
+            "it does not say which format its backing file has; say it with `qemu-img rebase -u -F FORMAT -b \
+             NAME`",
         )?;
         Ok(Some(Backing {
             name: PathBuf::from(OsStr::from_bytes(name)),
@@ -222,7 +223,8 @@ impl Header<'_> {
                     b"qcow2" => Some(true),
                     _ => {
                         return Err(format!(
-                            "its backing file is of the format `{}`, and raw and qcow2 are known; see `qemu-img convert`",
+                            "its backing file is of the format `{}`, and raw and qcow2 are known; see \
+                             `qemu-img convert`",
                             name.escape_ascii()
                         ));
                     }

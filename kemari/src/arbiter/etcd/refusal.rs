@@ -77,7 +77,8 @@ const KNOWN: [Known; 14] = [
     Known::token("user name is empty"),
     Known::sure(
         "database space exceeded",
-        "it is full and takes no writes (alarm NOSPACE): compact and defragment it, then `etcdctl alarm disarm`",
+        "it is full and takes no writes (alarm NOSPACE): compact and defragment it, then `etcdctl alarm \
+         disarm`",
     ),
     Known::sure(
         "corrupt",

@@ -83,12 +83,12 @@ fn keep(path: &Path, record: &Record) {
     let shown = path.display();
     match forget(path) {
         Ok(()) => warn!(
-            "what this host knows of the VM cannot be kept in {shown} ({error}); after a restart it knows nothing, and \
-             the operator must say who is dead"
+            "what this host knows of the VM cannot be kept in {shown} ({error}); after a restart it knows \
+             nothing, and the operator must say who is dead"
         ),
         Err(worse) => warn!(
-            "what this host knows of the VM cannot be kept in {shown} ({error}), nor can what stands there be made void \
-             ({worse}): before a restart, look who has the VM, and remove that file"
+            "what this host knows of the VM cannot be kept in {shown} ({error}), nor can what stands there \
+             be made void ({worse}): before a restart, look who has the VM, and remove that file"
         ),
     }
 }

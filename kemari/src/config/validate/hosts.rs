@@ -33,7 +33,8 @@ pub(super) fn hosts(config: &Config, wrong: &mut Wrong) {
             wrong.at(
                 &listen,
                 format!(
-                    "`hosts.{name}.listen` is {}, but the other host connects to it: give one address and a port",
+                    "`hosts.{name}.listen` is {}, but the other host connects to it: give one address and a \
+                     port",
                     host.listen
                 ),
             );
@@ -113,8 +114,8 @@ pub(super) fn hooks(hooks: &[Hook], wrong: &mut Wrong) {
             wrong.at(
                 &["hook", &index, "command"],
                 format!(
-                    "`hook.command` has {} words of {bytes} bytes, but at most {HOOK_WORDS_MAX} of {HOOK_BYTES_MAX} may \
-                     be: put them into a script",
+                    "`hook.command` has {} words of {bytes} bytes, but at most {HOOK_WORDS_MAX} of \
+                     {HOOK_BYTES_MAX} may be: put them into a script",
                     hook.command.len()
                 ),
             );

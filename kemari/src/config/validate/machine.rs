@@ -57,8 +57,8 @@ fn firmware(config: &Config, wrong: &mut Wrong) {
         ),
         (Some(_), Some(_)) => wrong.at(
             &at("firmware"),
-            "`machine.kernel` and `machine.firmware` exclude each other: the kernel is loaded by Kemari, or by what the \
-             firmware finds on the disk",
+            "`machine.kernel` and `machine.firmware` exclude each other: the kernel is loaded by Kemari, or \
+             by what the firmware finds on the disk",
         ),
         _ => {}
     }
@@ -72,7 +72,10 @@ fn firmware(config: &Config, wrong: &mut Wrong) {
         if is_given {
             wrong.at(
                 &at(key),
-                format!("`machine.{key}` is for a kernel that Kemari loads: with `firmware` the boot loader on the disk has it"),
+                format!(
+                    "`machine.{key}` is for a kernel that Kemari loads: with `firmware` the boot loader \
+                         on the disk has it"
+                ),
             );
         }
     }
@@ -84,8 +87,8 @@ fn firmware(config: &Config, wrong: &mut Wrong) {
         Some(disk) if disk.block_size != BIOS_BLOCK_BYTES => wrong.at(
             &["disk", "0", "block_size"],
             format!(
-                "disk `{}` has blocks of {} bytes, but a BIOS boots disks with {BIOS_BLOCK_BYTES} only: remove \
-                 `block_size`, or boot another disk by naming it first",
+                "disk `{}` has blocks of {} bytes, but a BIOS boots disks with {BIOS_BLOCK_BYTES} only: \
+                 remove `block_size`, or boot another disk by naming it first",
                 disk.id, disk.block_size
             ),
         ),
@@ -110,7 +113,10 @@ pub(super) fn devices(config: &Config, wrong: &mut Wrong) {
         if serial.len() > SERIAL_BYTES_MAX || !serial.bytes().all(|byte| byte.is_ascii_graphic()) {
             wrong.at(
                 &["disk", &index, "serial"],
-                format!("the serial number `{serial}` must be at most {SERIAL_BYTES_MAX} printable ASCII characters"),
+                format!(
+                    "the serial number `{serial}` must be at most {SERIAL_BYTES_MAX} printable ASCII \
+                         characters"
+                ),
             );
         }
         wrong.range(&["disk", &index, "queues"], disk.queues, DISK_QUEUES);
@@ -128,8 +134,8 @@ pub(super) fn devices(config: &Config, wrong: &mut Wrong) {
             wrong.at(
                 &["disk", &index, "format"],
                 format!(
-                    "disk `{}` is qcow2, which is only read: make a raw image of it with `kemari import IMAGE --format \
-                     qcow2 DEST` and name that one, or say `read_only = true`",
+                    "disk `{}` is qcow2, which is only read: make a raw image of it with `kemari import \
+                     IMAGE --format qcow2 DEST` and name that one, or say `read_only = true`",
                     disk.id
                 ),
             );
@@ -147,7 +153,11 @@ pub(super) fn devices(config: &Config, wrong: &mut Wrong) {
             if disk.path.is_none() && !host.disks.contains_key(&disk.id) {
                 wrong.at(
                     &["disk", &index],
-                    format!("disk `{}` has no path on host `{name}`: give it `path`, or name it in [hosts.{name}.disks]", disk.id),
+                    format!(
+                        "disk `{}` has no path on host `{name}`: give it `path`, or name it in \
+                             [hosts.{name}.disks]",
+                        disk.id
+                    ),
                 );
             }
         }
@@ -175,7 +185,11 @@ pub(super) fn devices(config: &Config, wrong: &mut Wrong) {
             if net.tap.is_none() && !host.taps.contains_key(&net.id) {
                 wrong.at(
                     &["net", &index],
-                    format!("card `{}` has no TAP on host `{name}`: give it `tap`, or name it in [hosts.{name}.taps]", net.id),
+                    format!(
+                        "card `{}` has no TAP on host `{name}`: give it `tap`, or name it in \
+                             [hosts.{name}.taps]",
+                        net.id
+                    ),
                 );
             }
         }

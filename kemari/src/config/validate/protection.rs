@@ -43,8 +43,8 @@ pub(super) fn protection(config: &Config, wrong: &mut Wrong) {
         wrong.at(
             &at("heartbeat_interval_ms"),
             format!(
-                "`protection.suspicion_timeout_ms` is {}, but must be at least three times `heartbeat_interval_ms` ({}): \
-                 one late heartbeat must not look like a death",
+                "`protection.suspicion_timeout_ms` is {}, but must be at least three times \
+                 `heartbeat_interval_ms` ({}): one late heartbeat must not look like a death",
                 p.suspicion_timeout_ms, p.heartbeat_interval_ms
             ),
         );
@@ -54,7 +54,8 @@ pub(super) fn protection(config: &Config, wrong: &mut Wrong) {
         wrong.at(
             &at("staging_mib_max"),
             format!(
-                "`protection.staging_mib_max` is {}, but must hold twice `max_dirty_pages` ({} pages are {} MiB)",
+                "`protection.staging_mib_max` is {}, but must hold twice `max_dirty_pages` ({} pages are {} \
+                 MiB)",
                 p.staging_mib_max,
                 p.max_dirty_pages,
                 u64::from(p.max_dirty_pages) >> 8
@@ -97,7 +98,8 @@ fn link(config: &Config, wrong: &mut Wrong) {
         if own.is_some() || p.certificates.is_some() {
             wrong.at(
                 &path,
-                "`plaintext = true` and `certificates` exclude each other: remove `plaintext`, and the link is encrypted",
+                "`plaintext = true` and `certificates` exclude each other: remove `plaintext`, and the link \
+                 is encrypted",
             );
         }
         return;
@@ -112,8 +114,8 @@ fn link(config: &Config, wrong: &mut Wrong) {
                 &["protection"],
                 format!(
                     "the link between the hosts carries the guest's whole memory, and host `{name}` has no \
-                     certificates for it: make a set with `kemari certs` and name its directory as `certificates`, or \
-                     say `plaintext = true` if nobody else is on that network"
+                     certificates for it: make a set with `kemari certs` and name its directory as \
+                     `certificates`, or say `plaintext = true` if nobody else is on that network"
                 ),
             );
             // Once is enough.
@@ -135,8 +137,8 @@ fn shared_disks(config: &Config, wrong: &mut Wrong) {
             wrong.at(
                 &["disk", &index, "replicate"],
                 format!(
-                    "disk `{}` is said to be both shared and replicated: both hosts see one disk, or each has its own; \
-                     remove one of the two keys",
+                    "disk `{}` is said to be both shared and replicated: both hosts see one disk, or each \
+                     has its own; remove one of the two keys",
                     disk.id
                 ),
             );
@@ -144,8 +146,9 @@ fn shared_disks(config: &Config, wrong: &mut Wrong) {
             wrong.at(
                 &["disk", &index, "replicate"],
                 format!(
-                    "disk `{}` is neither shared nor replicated, so the other host would go on without what is on it: \
-                     remove `replicate = false`, or put it on storage that both hosts see, and say `shared = true`",
+                    "disk `{}` is neither shared nor replicated, so the other host would go on without what \
+                     is on it: remove `replicate = false`, or put it on storage that both hosts see, and say \
+                     `shared = true`",
                     disk.id
                 ),
             );
@@ -153,8 +156,8 @@ fn shared_disks(config: &Config, wrong: &mut Wrong) {
             wrong.at(
                 &["disk", &index],
                 format!(
-                    "disk `{}` is shared by two hosts, so it must bypass their page caches (a dead host's cache loses \
-                     completed writes): say `cache = \"direct\"`",
+                    "disk `{}` is shared by two hosts, so it must bypass their page caches (a dead host's \
+                     cache loses completed writes): say `cache = \"direct\"`",
                     disk.id
                 ),
             );
@@ -167,8 +170,8 @@ fn shared_disks(config: &Config, wrong: &mut Wrong) {
         wrong.at(
             &["hosts", name],
             format!(
-                "disk `{}` is shared, so host `{name}` needs a `fence` command that cuts the other host off from it \
-                 before this one writes",
+                "disk `{}` is shared, so host `{name}` needs a `fence` command that cuts the other host off \
+                 from it before this one writes",
                 disk.id
             ),
         );
@@ -191,7 +194,10 @@ pub(super) fn arbiter(arbiter: &Arbiter, wrong: &mut Wrong) {
             if !(1..=ENDPOINTS_MAX).contains(&arbiter.endpoints.len()) {
                 wrong.at(
                     &["arbiter"],
-                    format!("an etcd arbiter needs 1 to {ENDPOINTS_MAX} `endpoints`, as [\"http://10.0.0.9:2379\"]"),
+                    format!(
+                        "an etcd arbiter needs 1 to {ENDPOINTS_MAX} `endpoints`, as \
+                             [\"http://10.0.0.9:2379\"]"
+                    ),
                 );
             }
             for endpoint in &arbiter.endpoints {
@@ -266,8 +272,8 @@ fn etcd_access(arbiter: &Arbiter, wrong: &mut Wrong) {
     if !arbiter.endpoints.iter().all(is_tls) && (arbiter.key.is_some() || arbiter.user.is_some()) {
         wrong.at(
             &["arbiter", "endpoints"],
-            "a certificate or a password is of no use, and a password would be read by anybody, where an endpoint is \
-             plain http: use https for all of them",
+            "a certificate or a password is of no use, and a password would be read by anybody, where an \
+             endpoint is plain http: use https for all of them",
         );
     }
 }

@@ -250,7 +250,8 @@ allow_cached_shared_disk = true
                 let script = kill_script(&directory.join("{peer}.pid"));
                 let works = directory.join(FENCE_WORKS);
                 format!(
-                    "fence_timeout_ms = 700\nfence = [\"/bin/sh\", \"-c\", '''[ -e \"{}\" ] || sleep 1000; {script}''']",
+                    "fence_timeout_ms = 700\nfence = [\"/bin/sh\", \"-c\", '''[ -e \"{}\" ] || sleep 1000; \
+                     {script}''']",
                     works.display()
                 )
             }
@@ -290,7 +291,8 @@ disks = {{ blk0 = "{disk}"{second_disk} }}
 fn kill_script(pid_file: &Path) -> String {
     format!(
         "p=$(cat \"{}\") || exit 0; kill -KILL $p 2>/dev/null; \
-         while grep -q \"^State:[[:space:]]*[^[:space:]ZX]\" /proc/$p/task/*/status 2>/dev/null; do sleep 0.01; done",
+         while grep -q \"^State:[[:space:]]*[^[:space:]ZX]\" /proc/$p/task/*/status 2>/dev/null; do sleep \
+         0.01; done",
         pid_file.display()
     )
 }

@@ -173,8 +173,8 @@ impl Expected<'_> {
         if let Some(first) = wrong.first() {
             let bounds = &self.bounds[*first as usize];
             bail!(
-                "{} sectors are wrong, as {:?}: of sector {first} {} changes were durable and {} were asked for, and it \
-                 has something else",
+                "{} sectors are wrong, as {:?}: of sector {first} {} changes were durable and {} were asked \
+                 for, and it has something else",
                 wrong.len(),
                 &wrong[..wrong.len().min(FINDINGS_MAX)],
                 bounds.start,
