@@ -3,6 +3,7 @@
 mod actions;
 #[cfg(test)]
 mod actions_test;
+mod berth;
 mod build;
 mod disks;
 mod drill;
@@ -50,7 +51,8 @@ use crate::control::{Command, Counters};
 use crate::link::{Arrival, Connection, Listener, Security};
 use crate::replica::{self, ImageView, Remains, Report};
 use crate::threads::helpers;
-use build::{Build, BuildError, BuildId};
+use berth::Berth;
+use build::{BuildError, BuildId};
 use drill::Drills;
 
 pub use standby::Standby;
@@ -159,28 +161,16 @@ pub struct SecondarySide {
     checked_states: Vec<StateBlob>,
     /// The session and sync whose frames are staged.
     staged: Option<(SessionId, u64)>,
-    standby: Option<Box<Standby>>,
+    berth: Berth,
     /// The operator's word that images of this history may be overwritten.
     overwrite_disks: Option<String>,
-    /// A standby whose state is void, until it is known whether its images are to be marked as stopped.
-    leaving: Option<Box<Standby>>,
     /// Replicas that were let go while their images did not answer.
     remains: Vec<Remains>,
     /// What each replicated disk's record said last.
     views: Vec<Result<ImageView, String>>,
     /// Term of the sync that began last.
     begun_term: u64,
-    /// What waits for the replicas.
-    waits_for_disks: Option<disks::Wait>,
-    /// The commit whose outputs have filled a replica's queue.
-    applying: Option<u64>,
-    /// The build of a standby that is under way.
-    build: Option<Build>,
     next_build: BuildId,
-    /// The session that waits for a standby.
-    preparing: Option<SessionId>,
-    /// The session whose copy the standby takes.
-    copying: Option<SessionId>,
     counters: Counters,
     drills: Drills,
     heard_us: Option<u64>,
@@ -280,18 +270,12 @@ impl SecondarySide {
             staging,
             checked_states: Vec::new(),
             staged: None,
-            standby: None,
+            berth: Berth::default(),
             overwrite_disks,
-            leaving: None,
             remains: Vec::new(),
             views,
             begun_term: 0,
-            waits_for_disks: None,
-            applying: None,
-            build: None,
             next_build: 1,
-            preparing: None,
-            copying: None,
             counters: Counters::default(),
             drills: Drills::default(),
             heard_us: None,
@@ -363,7 +347,7 @@ impl SecondarySide {
 
     fn note_idle(&mut self, now_ms: u64) {
         // A build has the images until it ends.
-        if !self.sessions.is_empty() || self.core.holds().is_some() || self.build.is_some() {
+        if !self.sessions.is_empty() || self.core.holds().is_some() || self.berth.build().is_some() {
             self.idle_since_ms = None;
             return;
         }

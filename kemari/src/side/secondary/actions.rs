@@ -40,7 +40,9 @@ impl SecondarySide {
             SecondaryAction::MarkTargets { session, plans } => self.mark_targets(session, &plans),
             SecondaryAction::Settled(mark) => self.settle_disk(mark),
             SecondaryAction::Discard { .. } => {
-                self.forget_check();
+                if let Some(standby) = self.berth.standby_mut() {
+                    standby.disks.awaited.forget_check();
+                }
                 self.staging.clear();
                 self.staged = None;
             }
@@ -50,7 +52,7 @@ impl SecondarySide {
             SecondaryAction::Fence { old, until_ms } => self.fence(&old, until_ms),
             SecondaryAction::Restore { .. } => self.finish_disks_and_restore(),
             SecondaryAction::Run(reign) => {
-                if let Some(standby) = self.standby.take() {
+                if let Some(standby) = self.berth.take_standby() {
                     let heard_us = self.heard_us.unwrap_or_default();
                     self.end = Some(End::TookOver(
                         reign,
@@ -65,16 +67,13 @@ impl SecondarySide {
             }
             SecondaryAction::Forget { reason } => {
                 tracing::warn!("the VM's state here is void: {reason}");
-                let mut leaving = self.standby.take();
-                if let Some(standby) = &mut leaving {
+                if let Some(standby) = self.berth.void() {
                     // It may have been restored for a takeover that another has won.
                     standby.seat.machine.detach_nets();
-                    self.let_go(standby);
+                    let limit = self.config.protection.replica_timeout();
+                    self.remains.extend(standby.disks.abandon_stuck(limit));
                 }
-                self.leaving = leaving;
                 self.forget_findings();
-                (self.waits_for_disks, self.applying) = (None, None);
-                (self.preparing, self.copying) = (None, None);
             }
             SecondaryAction::CloseSession { session, reason } => {
                 tracing::info!("the session with the primary ends: {reason}");
@@ -116,7 +115,7 @@ impl SecondarySide {
             .check(commit)
             .map_err(|error| error.to_string())
             .and_then(|()| {
-                let standby = self.standby.as_mut().ok_or("there is no standby VM")?;
+                let standby = self.berth.standby_mut().ok_or("there is no standby VM")?;
                 standby.disks.check()?;
                 let states = staged_states(&self.staging)?;
                 let checked = standby.check_states(epoch, &states, now_ms);
@@ -130,10 +129,10 @@ impl SecondarySide {
                 Ok(())
             });
         self.staged = None;
-        if let Some(standby) = &mut self.standby {
+        if let Some(standby) = self.berth.standby_mut() {
             standby.disks.is_stop = commit.stop;
         }
-        if result.is_ok() && self.copying.is_some() && self.wait_for_whole_disks(epoch) {
+        if result.is_ok() && self.berth.copying().is_some() && self.wait_for_whole_disks(epoch) {
             return;
         }
         self.events.push_back(SecondaryEvent::Checked { epoch, result });
@@ -141,8 +140,8 @@ impl SecondarySide {
 
     /// The staged sync becomes the committed state. The first copy ends with the first sync.
     fn apply(&mut self, epoch: u64) {
-        self.copying = None;
-        if let Some(standby) = &mut self.standby {
+        self.berth.note_commit();
+        if let Some(standby) = self.berth.standby_mut() {
             let mut pages = 0;
             for page in self.staging.pages() {
                 standby.write_page(page);

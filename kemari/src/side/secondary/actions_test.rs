@@ -6,7 +6,7 @@ use kemari_vmm::disk::Operation;
 use kemari_vmm::state::StateKind;
 
 use super::disks::Wait;
-use super::rig::{Rig, SESSION};
+use super::rig::{BUILD, Rig, SESSION};
 use super::*;
 use crate::link::LinkError;
 
@@ -54,7 +54,8 @@ fn a_sync_is_good_only_if_the_replicas_work() {
 #[test]
 fn the_first_sync_is_good_when_the_images_are_whole() {
     let mut rig = Rig::new();
-    (rig.side.copying, rig.side.begun_term) = (Some(SESSION), 2);
+    rig.copy_for(SESSION);
+    rig.side.begun_term = 2;
     let commit = staged(&mut rig, 1, false);
     assert_eq!(checks(&mut rig, commit), None, "it waits for the disk");
     let is_whole = |event: &SecondaryEvent| {
@@ -71,19 +72,21 @@ fn the_first_sync_is_good_when_the_images_are_whole() {
     let word = rig.image.offer().word.expect("a record");
     assert_eq!((word.term, word.state), (2, ImageState::Whole));
     rig.side.perform(SecondaryAction::Apply { epoch: 1 });
-    assert_eq!(rig.side.copying, None, "the copy ends with the first sync");
+    assert!(
+        rig.side.berth.copying().is_none(),
+        "the copy ends with the first sync"
+    );
 }
 
 #[test]
 fn a_sync_that_is_thrown_away_is_waited_for_no_more_and_a_restore_is() {
-    let mut rig = Rig::new();
-    let discard = || SecondaryAction::Discard { epoch: 1 };
-    rig.side.waits_for_disks = Some(Wait::Check(1));
-    rig.side.perform(discard());
-    assert_eq!(rig.side.waits_for_disks, None);
-    rig.side.waits_for_disks = Some(Wait::Restore);
-    rig.side.perform(discard());
-    assert_eq!(rig.side.waits_for_disks, Some(Wait::Restore));
+    let check = Wait::Check { epoch: 1, term: 2 };
+    for (wait, left) in [(check, None), (Wait::Restore, Some(Wait::Restore))] {
+        let mut rig = Rig::new();
+        rig.standby().disks.awaited.begin(wait, 1);
+        rig.side.perform(SecondaryAction::Discard { epoch: 1 });
+        assert_eq!(rig.standby().disks.awaited.reached(0, wait.barrier()), left);
+    }
 }
 
 #[test]
@@ -168,19 +171,13 @@ fn the_image_knows_the_term_before_the_machine_has_it_also_if_a_later_step_fails
 #[test]
 fn a_state_that_is_void_holds_up_nobody_and_is_tried_no_more() {
     let mut rig = Rig::new();
-    (rig.side.waits_for_disks, rig.side.applying) = (Some(Wait::Check(1)), Some(1));
-    (rig.side.preparing, rig.side.copying) = (Some(SESSION), Some(SESSION));
     rig.side.perform(SecondaryAction::Forget {
         reason: "a test".into(),
     });
-    assert!(rig.side.standby.is_none() && rig.side.leaving.is_some());
-    let waits = (
-        rig.side.waits_for_disks,
-        rig.side.applying,
-        rig.side.preparing,
-        rig.side.copying,
-    );
-    assert_eq!(waits, (None, None, None, None));
+    assert!(matches!(rig.side.berth, Berth::Leaving(_)));
+    let report = Report::Failed("a test".into());
+    rig.side.on_replica(BUILD, 0, report);
+    assert!(rig.side.events.is_empty(), "nobody waits for its replicas");
     let reasons = rig.side.board.findings().reasons();
     assert!(
         reasons
@@ -202,9 +199,9 @@ fn pages_of_a_copy_are_taken_in_the_session_that_it_is_for() {
     assert_eq!(header.kind, FrameKind::CopyPages);
     let take = |rig: &mut Rig| rig.side.take_copy(SESSION, &header, body);
     assert!(matches!(take(&mut rig), Err(LinkError::Refused(_))));
-    rig.side.copying = Some(SESSION + 1);
+    rig.copy_for(SESSION + 1);
     assert!(matches!(take(&mut rig), Err(LinkError::Refused(_))));
-    rig.side.copying = Some(SESSION);
+    rig.copy_for(SESSION);
     assert!(take(&mut rig).is_ok());
     let sum = rig.standby().page_checksum(PAGE);
     assert_eq!(sum, kemari_sync::wire::base_checksum(&[5; memory::PAGE_BYTES]));

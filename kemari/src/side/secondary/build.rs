@@ -4,8 +4,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use kemari_sync::{SecondaryEvent, SessionId};
+use kemari_sync::{DiskOffer, SecondaryEvent, SessionId};
 
+use super::berth::Built;
 use super::{Input, SecondarySide, Standby};
 use crate::replica::Remains;
 use crate::threads::helpers;
@@ -26,7 +27,7 @@ pub enum Step {
 }
 
 /// Where the helper says what it is at.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Steps(Arc<AtomicU8>);
 
 impl Steps {
@@ -43,11 +44,22 @@ impl Steps {
 }
 
 /// A build that is under way.
+#[derive(Debug)]
 pub struct Build {
     /// The session that it was begun for: that may be over.
-    session: SessionId,
+    pub session: SessionId,
     steps: Steps,
     since_ms: u64,
+}
+
+impl Build {
+    pub fn new(session: SessionId, since_ms: u64) -> Self {
+        Self {
+            session,
+            steps: Steps(Arc::new(AtomicU8::new(Step::Ending as u8))),
+            since_ms,
+        }
+    }
 }
 
 /// Why there is no standby VM.
@@ -62,32 +74,28 @@ impl SecondarySide {
     /// when it is there.
     pub(super) fn prepare(&mut self, session: SessionId) {
         self.end_drill("the VM is copied anew");
-        let both = [self.standby.take(), self.leaving.take()];
-        let mut old: Vec<Standby> = both.into_iter().flatten().map(|standby| *standby).collect();
-        old.iter_mut().for_each(|standby| self.let_go(standby));
-        (self.waits_for_disks, self.applying) = (None, None);
+        let mut old = self.berth.vacate();
+        if let Some(standby) = &mut old {
+            let limit = self.config.protection.replica_timeout();
+            self.remains.extend(standby.disks.abandon_stuck(limit));
+        }
         if let Some(reason) = self.image_in_use() {
             let result = Err(reason);
-            (self.preparing, self.copying) = (None, None);
             return self
                 .events
                 .push_back(SecondaryEvent::Prepared { session, result });
         }
-        (self.preparing, self.copying) = (Some(session), None);
-        if self.build.is_none() {
+        if self.berth.want(session) {
             self.begin_build(session, old);
         }
     }
 
-    fn begin_build(&mut self, session: SessionId, old: Vec<Standby>) {
+    fn begin_build(&mut self, session: SessionId, old: Option<Box<Standby>>) {
         let id = self.next_build;
         self.next_build += 1;
-        let steps = Steps(Arc::new(AtomicU8::new(Step::Ending as u8)));
-        self.build = Some(Build {
-            session,
-            steps: steps.clone(),
-            since_ms: self.clock.now_ms(),
-        });
+        let build = Build::new(session, self.clock.now_ms());
+        let steps = build.steps.clone();
+        self.berth.begin(build);
         let overwrite_disks = self.overwrite_disks.clone();
         let reports = self.mailbox.clone();
         let report = move |index, report| reports.post(Input::Replica(id, index, report));
@@ -95,8 +103,8 @@ impl SecondarySide {
         let mailbox = self.mailbox.clone();
         helpers::run("build", move || {
             let limit = config.protection.replica_timeout();
-            let ended: Result<Vec<()>, _> = old.into_iter().map(|standby| standby.end(limit)).collect();
-            let result = ended.and_then(|_| {
+            let ended = old.map_or(Ok(()), |standby| standby.end(limit));
+            let result = ended.and_then(|()| {
                 let overwrite = overwrite_disks.as_deref();
                 let built = Standby::build(&config, &host, spec, (id, session), overwrite, &steps, report);
                 built.map(Box::new).map_err(|error| BuildError {
@@ -110,49 +118,50 @@ impl SecondarySide {
 
     /// The build that was under way has ended.
     pub(super) fn on_prepared(&mut self, result: Result<Box<Standby>, BuildError>) {
-        let Some(build) = self.build.take() else { return };
         let result = result.map_err(|error| {
             self.remains.extend(error.remains);
             error.reason
         });
-        let Some(session) = self.preparing.take() else {
-            tracing::info!("a standby VM was being built for a session that is over");
-            // It holds its images until one is wanted again.
-            self.leaving = result.ok();
-            return;
-        };
-        let is_for_another = build.session != session;
-        let result = match result {
-            Err(reason) if is_for_another => {
+        let (session, result) = match self.berth.built(result) {
+            None => return,
+            Some(Built::Unwanted) => {
+                return tracing::info!("a standby VM was being built for a session that is over");
+            }
+            Some(Built::Again(session, reason)) => {
                 tracing::info!(
                     "no standby VM for the session before: {reason}; it is tried again for this one"
                 );
-                self.preparing = Some(session);
-                return self.begin_build(session, Vec::new());
+                return self.begin_build(session, None);
             }
-            result => result,
+            Some(Built::Failed(session, reason)) => (session, Err(reason)),
+            Some(Built::Ready { session, is_anothers }) => {
+                if is_anothers {
+                    tracing::info!("the standby VM that was begun for an earlier session is this one's");
+                }
+                (session, Ok(self.offer(session)))
+            }
         };
-        if is_for_another {
-            tracing::info!("the standby VM that was begun for an earlier session is this one's");
-        }
-        let result = result.map(|mut standby| {
-            let offers = standby.disks.offers();
-            self.readiness.expect_locked(self.spec.memory_bytes);
-            self.images_in_use.set(std::mem::take(&mut standby.opened));
-            standby.session = session;
-            self.standby = Some(standby);
-            self.copying = Some(session);
-            self.send_maps(session);
-            offers
-        });
         self.events
             .push_back(SecondaryEvent::Prepared { session, result });
     }
 
+    /// The standby VM is this session's: what its primary is told of its disks.
+    fn offer(&mut self, session: SessionId) -> Vec<DiskOffer> {
+        let Some(standby) = self.berth.standby_mut() else {
+            return Vec::new();
+        };
+        standby.session = session;
+        self.readiness.expect_locked(self.spec.memory_bytes);
+        self.images_in_use.set(std::mem::take(&mut standby.opened));
+        let offers = standby.disks.offers();
+        self.send_maps(session);
+        offers
+    }
+
     /// What a session waits for while it waits for a standby VM, as a sentence.
     pub(super) fn build_shown(&self) -> Option<String> {
-        let build = self.build.as_ref()?;
-        let session = self.preparing?;
+        let build = self.berth.build()?;
+        let session = self.berth.wanted_by()?;
         let what = match build.steps.now() {
             Step::Ending => "the disk images of the one before are finished".to_owned(),
             Step::Images => "its disk images are opened".to_owned(),

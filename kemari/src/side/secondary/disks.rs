@@ -1,5 +1,6 @@
 //! The replicated disks of a standby VM: the copy, what commits release, and the takeover.
 
+mod awaited;
 mod copy;
 #[cfg(test)]
 mod disks_test;
@@ -7,7 +8,6 @@ mod reports;
 mod shown;
 mod work;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Duration;
@@ -23,15 +23,9 @@ use super::super::drill::MomentOfDisk;
 use super::super::step::step;
 use crate::config::Config;
 use crate::replica::{Barrier, Image, Remains, Replica, Tracker};
+use awaited::Awaited;
 
-/// What waits until all replicas have reached a barrier.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wait {
-    /// The check of the first sync.
-    Check(u64),
-    /// The restore.
-    Restore,
-}
+pub use awaited::Wait;
 
 /// The replicated disks of a standby VM.
 pub struct StandbyDisks {
@@ -48,8 +42,8 @@ pub struct StandbyDisks {
     commits: u64,
     /// Whether their images are marked as inconsistent: blocks may come.
     are_targets: bool,
-    /// Which replicas have not reached the barrier that something waits for.
-    unreached: BTreeSet<usize>,
+    /// What waits for them.
+    pub awaited: Awaited,
     /// Whether the last sync that was checked ends the VM.
     pub is_stop: bool,
 }
@@ -68,7 +62,7 @@ impl StandbyDisks {
             disks: config.disks.len(),
             commits: 0,
             are_targets: false,
-            unreached: BTreeSet::new(),
+            awaited: Awaited::default(),
             is_stop: false,
         }
     }
@@ -131,9 +125,10 @@ impl StandbyDisks {
         self.replicas.iter().any(Replica::is_full)
     }
 
-    fn barrier(&mut self, barrier: Barrier) {
-        self.unreached = (0..self.replicas.len()).collect();
-        self.replicas.iter().for_each(|replica| replica.barrier(barrier));
+    fn wait(&mut self, wait: Wait) {
+        self.awaited.begin(wait, self.replicas.len());
+        let replicas = self.replicas.iter();
+        replicas.for_each(|replica| replica.barrier(wait.barrier()));
     }
 
     fn mark_targets(&mut self, plans: &[CopyDisk]) -> anyhow::Result<()> {

@@ -9,6 +9,7 @@ use super::super::clock::wall_clock_ms;
 use super::super::drill::{Drill, DrillId, LAYER_BYTES_MAX, Moment, News, Plan, Verdict};
 use super::super::faults;
 use super::super::readiness::{Findings, Source};
+use super::berth::Berth;
 use super::{Input, SecondarySide, answer};
 use crate::control::{self, DRILL_SECONDS, DRILL_SECONDS_DEFAULT};
 
@@ -75,7 +76,7 @@ impl SecondarySide {
 
     fn holds_a_pair(&self) -> bool {
         let stage = self.core.status(self.clock.now_ms()).protection;
-        stage == Stage::Protected && self.standby.is_some() && self.copying.is_none()
+        stage == Stage::Protected && matches!(self.berth, Berth::Following(_))
     }
 
     fn begin_drill(&mut self, seconds: u32, order: Option<Order>) {
@@ -94,7 +95,7 @@ impl SecondarySide {
         if self.drills.running.is_some() {
             return Err("a drill is under way".to_owned());
         }
-        let standby = self.standby.as_ref().filter(|_| self.holds_a_pair());
+        let standby = self.berth.standby().filter(|_| self.holds_a_pair());
         let standby =
             standby.ok_or("the VM is not protected by this secondary, so there is nothing to try")?;
         let plan = Plan {
@@ -122,7 +123,7 @@ impl SecondarySide {
             News::Built(_) if !self.holds_a_pair() => self.end_drill("the pair is not whole any more"),
             News::Built(copy) => {
                 let begin = Instant::now();
-                let (Some(standby), Some(running)) = (&mut self.standby, &self.drills.running) else {
+                let (Some(standby), Some(running)) = (self.berth.standby_mut(), &self.drills.running) else {
                     return;
                 };
                 faults::spoil_memory(standby.seat.machine.memory());
@@ -159,8 +160,9 @@ impl SecondarySide {
 
     /// No page need be kept any more before it changes.
     fn forget_copy(&mut self) {
-        let standbys = self.standby.iter_mut().chain(&mut self.leaving);
-        standbys.for_each(|standby| standby.copy = None);
+        if let Some(standby) = self.berth.occupant_mut() {
+            standby.copy = None;
+        }
     }
 
     fn cut_short(&self, order: Option<Order>, why: &str) {

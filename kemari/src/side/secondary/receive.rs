@@ -192,7 +192,7 @@ impl SecondarySide {
         header: &FrameHeader,
         body: &[u8],
     ) -> Result<(), LinkError> {
-        let Some(standby) = self.standby.as_ref().filter(|_| self.copying == Some(session)) else {
+        let Some(standby) = self.berth.copying_for(session) else {
             return Err(LinkError::Refused("pages came before they were asked for".into()));
         };
         header.check(body)?;
@@ -206,7 +206,7 @@ impl SecondarySide {
     /// The sync whose frames this session sends, if they are wanted, and the standby that they are for.
     pub(super) fn staging_for(&mut self, session: SessionId) -> Option<(Epoch, &mut Staging, &Standby)> {
         let (_, epoch) = self.staged.filter(|(staged, _)| *staged == session)?;
-        Some((epoch, &mut self.staging, self.standby.as_deref()?))
+        Some((epoch, &mut self.staging, self.berth.standby()?))
     }
 
     /// A frame of a sync: `body`, or what lies in its room in staging. What is wrong with it makes the sync fail, not the

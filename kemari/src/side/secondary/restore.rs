@@ -15,7 +15,7 @@ impl SecondarySide {
     /// Brings the standby VM to the committed state, its disks and cables attached; it does not run yet, and nothing
     /// leaves it.
     pub(super) fn restore(&mut self) -> Result<(), String> {
-        let (Some(term), Some(standby)) = (self.core.won_term(), &mut self.standby) else {
+        let (Some(term), Some(standby)) = (self.core.won_term(), self.berth.standby_mut()) else {
             return Err("no term is won, or there is no standby VM".into());
         };
         standby.restore(&self.config, &self.host, term).map_err(|error| {

@@ -79,7 +79,7 @@ impl Rig {
         seat.machine.boot().expect("it boots");
         let mut states = Vec::new();
         seat.machine.freeze().save_state(&mut states).expect("a state");
-        side.standby = Some(Box::new(Standby {
+        side.berth = Berth::Following(Box::new(Standby {
             seat,
             states,
             trial: Trial::default(),
@@ -147,8 +147,15 @@ impl Rig {
         assert!(self.side.core.holds().is_some());
     }
 
+    /// The standby VM takes the copy of this session.
+    pub fn copy_for(&mut self, session: SessionId) {
+        let mut standby = self.side.berth.take_standby().expect("a standby VM");
+        standby.session = session;
+        self.side.berth = Berth::Copying(standby);
+    }
+
     pub fn standby(&mut self) -> &mut Standby {
-        self.side.standby.as_mut().expect("a standby VM")
+        self.side.berth.standby_mut().expect("a standby VM")
     }
 
     /// Whether the core would be told something of this kind. What else it would be told is gone.

@@ -14,7 +14,7 @@ const HELD: Duration = Duration::from_secs(1);
 impl SecondarySide {
     /// Which disk of this host a takeover waits for, in words, and once in the log.
     fn takeover_is_held_by(&mut self, stage: Stage) -> Option<String> {
-        let deciding = self.standby.as_ref().filter(|_| stage == Stage::Deciding);
+        let deciding = self.berth.standby().filter(|_| stage == Stage::Deciding);
         let held = deciding.and_then(|standby| standby.disks.stuck(HELD));
         if self.is_held_anew(stage, held.as_deref()) {
             tracing::warn!(

@@ -73,7 +73,7 @@ impl SecondarySide {
         let now_ms = self.clock.now_ms();
         let epoch = self.core.holds().map_or(0, |last| last.epoch);
         let is_taking_over = self.core.won_term().is_some();
-        let Some(standby) = self.standby.as_mut() else {
+        let Some(standby) = self.berth.standby_mut() else {
             return;
         };
         let is_due = standby.trial.is_due && now_ms >= standby.trial.next_ms;

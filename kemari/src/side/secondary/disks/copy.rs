@@ -6,12 +6,13 @@ use kemari_sync::{CopyDisk, SecondaryEvent, SessionId};
 use super::super::SecondarySide;
 use super::Wait;
 use crate::link::LinkError;
-use crate::replica::Barrier;
 
 impl SecondarySide {
     /// Tells the primary which extents may differ.
     pub(in crate::side::secondary) fn send_maps(&mut self, session: SessionId) {
-        let Some(standby) = &self.standby else { return };
+        let Some(standby) = self.berth.standby() else {
+            return;
+        };
         let mut frames = Vec::new();
         for (index, image) in standby.disks.images.iter().enumerate() {
             let map = image.map().to_bytes();
@@ -27,7 +28,7 @@ impl SecondarySide {
     }
 
     pub(in crate::side::secondary) fn mark_targets(&mut self, session: SessionId, plans: &[CopyDisk]) {
-        let result = match &mut self.standby {
+        let result = match self.berth.standby_mut() {
             Some(standby) => standby
                 .disks
                 .mark_targets(plans)
@@ -45,12 +46,8 @@ impl SecondarySide {
         header: &FrameHeader,
         body: &[u8],
     ) -> Result<(), LinkError> {
-        let copying = self.copying == Some(session);
-        let Some(standby) = self
-            .standby
-            .as_ref()
-            .filter(|standby| copying && standby.disks.are_targets)
-        else {
+        let copying = self.berth.copying_for(session);
+        let Some(standby) = copying.filter(|standby| standby.disks.are_targets) else {
             return Err(LinkError::Refused(
                 "blocks came before they were asked for".into(),
             ));
@@ -74,20 +71,13 @@ impl SecondarySide {
     /// The check of the first sync of a pair passes when the images are whole, and durably so. Returns whether it waits.
     pub(in crate::side::secondary) fn wait_for_whole_disks(&mut self, epoch: u64) -> bool {
         let term = self.begun_term;
-        let Some(standby) = &mut self.standby else {
+        let Some(standby) = self.berth.standby_mut() else {
             return false;
         };
         if standby.disks.replicas.is_empty() {
             return false;
         }
-        standby.disks.barrier(Barrier::Whole(term));
-        self.waits_for_disks = Some(Wait::Check(epoch));
+        standby.disks.wait(Wait::Check { epoch, term });
         true
-    }
-
-    /// The check that may be under way will not be needed.
-    pub(in crate::side::secondary) fn forget_check(&mut self) {
-        self.waits_for_disks
-            .take_if(|wait| matches!(wait, Wait::Check(_)));
     }
 }

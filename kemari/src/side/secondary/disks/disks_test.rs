@@ -8,10 +8,6 @@ use super::super::rig::{BUILD, Rig, SESSION};
 use super::*;
 use crate::replica::Report;
 
-fn is_checked(event: &SecondaryEvent) -> bool {
-    matches!(event, SecondaryEvent::Checked { .. })
-}
-
 fn plan(rig: &Rig) -> CopyDisk {
     let source = rig.image.source().expect("a record");
     CopyDisk {
@@ -25,60 +21,20 @@ fn plan(rig: &Rig) -> CopyDisk {
 
 /// Waits until the replica has carried out everything.
 fn flush(rig: &mut Rig) {
-    rig.standby().disks.barrier(Barrier::Flush);
+    let replicas = rig.standby().disks.replicas.iter();
+    replicas.for_each(|replica| replica.barrier(Barrier::Flush));
     rig.await_input(|input| matches!(input, Input::Replica(_, _, Report::Reached(Barrier::Flush))));
-}
-
-#[test]
-fn what_is_waited_for_is_whole_in_the_term_of_the_sync_and_on_all_disks() {
-    let mut rig = Rig::new();
-    (rig.side.waits_for_disks, rig.side.begun_term) = (Some(Wait::Check(1)), 3);
-    rig.standby().disks.unreached = [0, 1].into();
-    let mut reach = |index, barrier| {
-        rig.side.on_replica(BUILD, index, Report::Reached(barrier));
-        rig.tells(is_checked)
-    };
-    assert!(
-        !reach(0, Barrier::Whole(2)) && !reach(1, Barrier::Whole(2)),
-        "of a term before"
-    );
-    assert!(
-        !reach(0, Barrier::Flush) && !reach(1, Barrier::Flush),
-        "nothing of the copy"
-    );
-    assert!(!reach(0, Barrier::Whole(3)), "one is missing");
-    assert!(reach(1, Barrier::Whole(3)));
 }
 
 #[test]
 fn a_replica_of_an_earlier_standby_vm_says_nothing_of_this_one() {
     let mut rig = Rig::new();
-    rig.side.applying = Some(4);
+    rig.standby().disks.awaited.wait_for_room(4);
     rig.side.on_replica(BUILD - 1, 0, Report::Failed("a test".into()));
-    assert!(rig.side.events.is_empty() && rig.side.applying.is_some());
+    assert!(rig.side.events.is_empty());
     rig.side.on_replica(BUILD, 0, Report::Failed("a test".into()));
-    assert!(!rig.side.events.is_empty() && rig.side.applying.is_none());
-}
-
-#[test]
-fn a_replica_that_fails_ends_what_waits_for_it() {
-    for waits in [None, Some(Wait::Check(1)), Some(Wait::Restore)] {
-        let mut rig = Rig::new();
-        (rig.side.waits_for_disks, rig.side.applying) = (waits, Some(4));
-        rig.side.on_replica_failed("a test".into());
-        let told: Vec<_> = rig.side.events.drain(..).collect();
-        let is_meant = match (&told[0], waits) {
-            (SecondaryEvent::ReplicaFailed { .. }, None) => true,
-            (SecondaryEvent::Checked { result, .. }, Some(Wait::Check(1))) => result.is_err(),
-            (SecondaryEvent::Restored { result }, Some(Wait::Restore)) => result.is_err(),
-            _ => false,
-        };
-        assert!(is_meant, "{told:?}");
-        assert!(
-            matches!(told[1], SecondaryEvent::Applied { epoch: 4 }),
-            "nothing waits for room"
-        );
-    }
+    assert_eq!(rig.side.events.len(), 2);
+    assert!(rig.standby().disks.awaited.room().is_none());
 }
 
 #[test]
@@ -116,7 +72,7 @@ fn blocks_are_taken_after_they_were_asked_for_in_the_session_that_they_are_for()
     encode_blocks(FrameKind::DiskBlocks, &blocks, &mut frame);
     let (header, body) = frame.split_first_chunk::<HEADER_BYTES>().expect("a header");
     let header = FrameHeader::parse(header).expect("a frame");
-    rig.side.copying = Some(SESSION);
+    rig.copy_for(SESSION);
     assert!(
         rig.side.take_blocks(SESSION, &header, body).is_err(),
         "no image is marked"

@@ -10,16 +10,15 @@ use crate::replica::{Barrier, Report};
 impl SecondarySide {
     /// A replica of the standby of this build says something.
     pub(in crate::side::secondary) fn on_replica(&mut self, build: BuildId, index: usize, report: Report) {
-        let current = self.standby.as_ref().filter(|standby| standby.build == build);
-        let Some(session) = current.map(|standby| standby.session) else {
+        let standby = self.berth.standby_mut();
+        let Some(standby) = standby.filter(|standby| standby.build == build) else {
             return;
         };
+        let session = standby.session;
         match report {
             Report::Room => {
-                if !self.disks_are_full()
-                    && let Some(epoch) = self.applying.take()
-                {
-                    self.events.push_back(SecondaryEvent::Applied { epoch });
+                if !standby.disks.is_full() {
+                    self.events.extend(standby.disks.awaited.room());
                 }
             }
             Report::Wanted { first, count, bits } => {
@@ -55,21 +54,11 @@ impl SecondarySide {
     }
 
     fn on_barrier(&mut self, index: usize, barrier: Barrier) {
-        let Some(standby) = &mut self.standby else { return };
-        let awaited = match (self.waits_for_disks, barrier) {
-            (Some(Wait::Check(_)), Barrier::Whole(term)) => term == self.begun_term,
-            (Some(Wait::Restore), Barrier::Flush) => true,
-            _ => false,
+        let Some(standby) = self.berth.standby_mut() else {
+            return;
         };
-        if !awaited {
-            return;
-        }
-        standby.disks.unreached.remove(&index);
-        if !standby.disks.unreached.is_empty() {
-            return;
-        }
-        match self.waits_for_disks.take() {
-            Some(Wait::Check(epoch)) => {
+        match standby.disks.awaited.reached(index, barrier) {
+            Some(Wait::Check { epoch, .. }) => {
                 let result = Ok(());
                 self.events.push_back(SecondaryEvent::Checked { epoch, result });
             }
@@ -83,15 +72,8 @@ impl SecondarySide {
 
     pub(super) fn on_replica_failed(&mut self, reason: String) {
         tracing::error!("{reason}");
-        let result = Err(reason.clone());
-        match self.waits_for_disks.take() {
-            Some(Wait::Check(epoch)) => self.events.push_back(SecondaryEvent::Checked { epoch, result }),
-            Some(Wait::Restore) => self.events.push_back(SecondaryEvent::Restored { result }),
-            None => self.events.push_back(SecondaryEvent::ReplicaFailed { reason }),
-        }
-        // Nothing more is carried out, so nothing waits for room.
-        if let Some(epoch) = self.applying.take() {
-            self.events.push_back(SecondaryEvent::Applied { epoch });
+        if let Some(standby) = self.berth.standby_mut() {
+            self.events.extend(standby.disks.awaited.failed(reason));
         }
     }
 

@@ -9,7 +9,7 @@ use crate::replica::ImageView;
 impl SecondarySide {
     /// For humans.
     pub(in crate::side::secondary) fn disks_shown(&mut self, stage: Stage) -> Vec<DiskStatus> {
-        if let Some(standby) = self.standby.as_ref().or(self.leaving.as_ref()) {
+        if let Some(standby) = self.berth.occupant() {
             self.views = standby
                 .disks
                 .images
@@ -17,9 +17,9 @@ impl SecondarySide {
                 .map(|image| Ok(image.view()))
                 .collect();
         }
-        let is_copied = self
-            .copying
-            .is_some_and(|copying| self.sessions.iter().any(|session| session.id == copying));
+        let copying = self.berth.copying().map(|standby| standby.session);
+        let is_copied =
+            copying.is_some_and(|copying| self.sessions.iter().any(|session| session.id == copying));
         let unanswered = self.image_in_use();
         let config = self.config.clone();
         let mut place = 0;
@@ -29,8 +29,8 @@ impl SecondarySide {
                 return shown;
             }
             let replica = self
-                .standby
-                .as_ref()
+                .berth
+                .standby()
                 .and_then(|standby| standby.disks.replicas.get(place));
             let failure = match replica {
                 Some(replica) => {

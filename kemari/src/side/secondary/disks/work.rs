@@ -5,35 +5,34 @@ use std::sync::mpsc::SyncSender;
 use kemari_sync::wire::DiskMark;
 use kemari_sync::{Protection as Stage, SecondaryEvent};
 
-use super::super::{SecondarySide, Standby};
+use super::super::SecondarySide;
 use super::Wait;
-use crate::replica::{Barrier, Remains, Replica};
+use crate::replica::{Remains, Replica};
 
 impl SecondarySide {
     /// Whether a replica has so much to do that nothing more is to be read for it.
     pub(in crate::side::secondary) fn disks_are_full(&self) -> bool {
-        self.standby
-            .as_ref()
+        self.berth
+            .standby()
             .is_some_and(|standby| standby.disks.is_full())
     }
 
     /// The pages of a commit are in memory: now the disks.
     pub(in crate::side::secondary) fn apply_outputs(&mut self, epoch: u64) {
-        if let Some(standby) = &mut self.standby {
+        if let Some(standby) = self.berth.standby_mut() {
             let machine = standby.seat.machine.clone();
             if let Err(reason) = standby.disks.apply(&machine, &standby.states) {
                 self.events.push_back(SecondaryEvent::ReplicaFailed { reason });
             }
+            if standby.disks.is_full() {
+                return standby.disks.awaited.wait_for_room(epoch);
+            }
         }
-        if self.disks_are_full() {
-            self.applying = Some(epoch);
-        } else {
-            self.events.push_back(SecondaryEvent::Applied { epoch });
-        }
+        self.events.push_back(SecondaryEvent::Applied { epoch });
     }
 
     pub(in crate::side::secondary) fn settle_disk(&mut self, mark: DiskMark) {
-        if let Some(standby) = &self.standby
+        if let Some(standby) = self.berth.standby()
             && let Some(replica) = standby.disks.replicas.get(usize::from(mark.disk))
         {
             replica.settle(mark.request);
@@ -42,13 +41,11 @@ impl SecondarySide {
 
     /// All that was committed is carried out and durable before the machine takes the disks over.
     pub(in crate::side::secondary) fn finish_disks_and_restore(&mut self) {
-        if let Some(standby) = &mut self.standby
+        if let Some(standby) = self.berth.standby_mut()
             && !standby.disks.replicas.is_empty()
         {
             standby.disks.replicas.iter().for_each(Replica::retry);
-            standby.disks.barrier(Barrier::Flush);
-            self.waits_for_disks = Some(Wait::Restore);
-            return;
+            return standby.disks.wait(Wait::Restore);
         }
         let result = self.restore();
         self.events.push_back(SecondaryEvent::Restored { result });
@@ -58,10 +55,8 @@ impl SecondarySide {
     /// would. Not while the VM may depend on it.
     pub(in crate::side::secondary) fn check_disks(&mut self) {
         let limit = self.config.protection.replica_timeout();
-        let stuck = self
-            .standby
-            .as_ref()
-            .and_then(|standby| standby.disks.stuck(limit));
+        let standby = self.berth.standby();
+        let stuck = standby.and_then(|standby| standby.disks.stuck(limit));
         let Some(reason) = stuck.filter(|_| !self.sessions.is_empty()) else {
             return;
         };
@@ -69,12 +64,6 @@ impl SecondarySide {
         if matches!(protection, Stage::Protected | Stage::Copying) {
             self.on_replica_failed(reason);
         }
-    }
-
-    /// Gives a standby up, without waiting for images that do not answer.
-    pub(in crate::side::secondary) fn let_go(&mut self, standby: &mut Standby) {
-        let limit = self.config.protection.replica_timeout();
-        self.remains.extend(standby.disks.abandon_stuck(limit));
     }
 
     /// An image that was given up and has not answered yet, in words: nothing can follow with it.
@@ -91,7 +80,7 @@ impl SecondarySide {
         bytes: u64,
         answer: SyncSender<Result<String, String>>,
     ) {
-        let standby = self.standby.as_ref().or(self.leaving.as_ref());
+        let standby = self.berth.occupant();
         let replica = standby.and_then(|standby| {
             let mut replicas = standby.disks.replicas.iter();
             replicas.find(|replica| replica.image().disk() == disk)
@@ -104,7 +93,7 @@ impl SecondarySide {
                 let _ = answer.send(result.map(said));
             });
         }
-        let reason = match (&self.build, standby) {
+        let reason = match (self.berth.build(), standby) {
             (Some(_), _) => "a standby VM is being made ready: say it again when that is done".to_owned(),
             (None, None) => format!(
                 "no image of disk {disk} is in use here: make it larger as any file, with `truncate -s` or `qemu-img resize`"
@@ -118,7 +107,7 @@ impl SecondarySide {
     /// The VM was stopped.
     pub(in crate::side::secondary) fn stop_disks(&mut self) {
         let limit = self.config.protection.replica_timeout();
-        for mut standby in self.standby.take().into_iter().chain(self.leaving.take()) {
+        if let Some(mut standby) = self.berth.vacate() {
             standby.disks.stop(limit);
         }
     }
