@@ -7,34 +7,37 @@ mod berth;
 mod build;
 mod disks;
 mod drill;
+mod idle;
+mod inflow;
 mod leave;
 #[cfg(test)]
 mod leave_test;
+mod orders;
 mod receive;
 mod restore;
 #[cfg(test)]
 mod rig;
 #[cfg(test)]
 mod session_test;
+mod sessions;
+mod signs;
 mod standby;
 mod status;
+mod told;
 mod trial;
 
 use std::collections::VecDeque;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
-use std::{iter, mem, thread};
+use std::{mem, thread};
 
 use anyhow::Context;
 use kemari_sync::wire::{Message, Staging, Welcome, encode};
 use kemari_sync::{
-    ArbiterAnswer, Incarnation, Reign, Secondary, SecondaryAction, SecondaryConfig, SecondaryEvent,
-    SessionId, Trouble,
+    ArbiterAnswer, Incarnation, Reign, Secondary, SecondaryAction, SecondaryConfig, SecondaryEvent, Trouble,
 };
 use kemari_vmm::machine::MachineSpec;
 use kemari_vmm::memory;
-use kemari_vmm::state::StateBlob;
 
 use super::about::Questions;
 use super::arbiter_thread::{AskId, Asker, describe};
@@ -42,19 +45,24 @@ use super::board::{Board, Order};
 use super::clock::Clock;
 use super::drill::{DrillId, News};
 use super::mailbox::Mailbox;
-use super::readiness::{Announced, Clocks, InUse, Opened, ReadinessWatch, Source};
-use super::shown::Shown;
+use super::readiness::{InUse, Opened, ReadinessWatch, Source};
 use super::step::step;
-use super::wait::{prefer_latency, wait};
+use super::wait::prefer_latency;
 use crate::config::{Config, Latency};
-use crate::control::{Command, Counters};
-use crate::link::{Arrival, Connection, Listener, Security};
-use crate::replica::{self, ImageView, Remains, Report};
+use crate::link::{Listener, Security};
+use crate::replica::{self, Report};
 use crate::threads::helpers;
 use berth::Berth;
-use build::{BuildError, BuildId};
+use build::{BuildError, BuildId, Builder};
 use drill::Drills;
+use idle::Idle;
+use inflow::Inflow;
+use orders::Orders;
+use sessions::Sessions;
+use signs::Signs;
+use told::Told;
 
+pub use signs::LastSign;
 pub use standby::Standby;
 
 /// Longest wait of the loop, in milliseconds, whatever the deadlines.
@@ -64,9 +72,6 @@ const WAIT_MS_MAX: u64 = 1000;
 const POLL_US_MAX: u64 = 300;
 /// How long staging is kept after this side has ended.
 const STAGING_KEPT: Duration = Duration::from_secs(3);
-/// Most sessions at a time: one that lives, one that replaces it, and one too many to be told so.
-const SESSIONS_MAX: usize = 3;
-
 /// What other threads tell the loop.
 pub enum Input {
     /// A standby machine was built, or could not be.
@@ -101,24 +106,6 @@ pub enum End {
     Idle,
 }
 
-/// The last that was seen of the old primary.
-pub struct LastSign {
-    /// When it was heard, in microseconds of the side's clock.
-    pub heard_us: u64,
-    /// What it was doing, as far as it was seen from here.
-    pub step: &'static str,
-    /// For how long the guest had stood still then, in milliseconds, if the end was planned.
-    pub paused_ms: Option<u64>,
-}
-
-struct Session {
-    id: SessionId,
-    main: Connection,
-    heartbeat: Connection,
-    /// Whether any message has come. From then on the core keeps it, or ends it.
-    has_spoken: bool,
-}
-
 /// What a secondary is made with.
 pub struct Setup {
     pub config: Arc<Config>,
@@ -151,57 +138,21 @@ pub struct SecondarySide {
     arbiter: Asker,
     board: Arc<Board>,
     clock: Clock,
-    listener: Listener,
-    sessions: Vec<Session>,
-    next_session: SessionId,
     events: VecDeque<SecondaryEvent>,
     actions: Vec<SecondaryAction>,
-    staging: Staging,
-    /// The states that the sync brings that was checked.
-    checked_states: Vec<StateBlob>,
-    /// The session and sync whose frames are staged.
-    staged: Option<(SessionId, u64)>,
+    sessions: Sessions,
+    signs: Signs,
+    inflow: Inflow,
     berth: Berth,
-    /// The operator's word that images of this history may be overwritten.
-    overwrite_disks: Option<String>,
-    /// Replicas that were let go while their images did not answer.
-    remains: Vec<Remains>,
-    /// What each replicated disk's record said last.
-    views: Vec<Result<ImageView, String>>,
-    /// Term of the sync that began last.
-    begun_term: u64,
-    next_build: BuildId,
-    counters: Counters,
+    builder: Builder,
     drills: Drills,
-    heard_us: Option<u64>,
-    /// Until when the main connections are polled, in microseconds.
-    poll_until_us: u64,
-    /// What the primary was last seen doing.
-    step: &'static str,
-    /// See [`LastSign::paused_ms`].
-    paused_ms: Option<u64>,
-    /// Orders to take over, whose outcome is open. There are no more of them than clients of the control socket.
-    takeovers: Vec<Order>,
-    leaves: leave::Leaves,
-    shown: Shown,
-    announced: Announced,
-    clocks: Clocks,
+    orders: Orders,
     readiness: ReadinessWatch,
     images_in_use: InUse,
-    /// See [`Setup::not_booted`].
-    not_booted: Option<String>,
-    /// The disks that a takeover waits for, or has waited for, as they were told.
-    held: Vec<String>,
-    /// Why this side has ended a session, since it protected the VM last.
-    parted: Option<String>,
-    /// See [`Setup::idle_ms_max`].
-    idle_ms_max: Option<u64>,
-    /// Since when nobody is connected and nothing is held.
-    idle_since_ms: Option<u64>,
-    /// Whether a connection's buffer may hold frames that were left for the next turn.
-    more_is_there: bool,
-    end: Option<End>,
+    told: Told,
+    idle: Idle,
     questions: Questions,
+    end: Option<End>,
 }
 
 impl SecondarySide {
@@ -222,15 +173,7 @@ impl SecondarySide {
             not_booted,
             images_in_use,
         } = setup;
-        let listen = config.host(&host).listen.address();
-        let listener = step("listen", || {
-            Listener::bind(listen, security).with_context(|| {
-                format!(
-                    "cannot listen on {listen}; is another secondary running, or is `listen` not an address of this host?"
-                )
-            })
-        })?;
-        tracing::info!("this host waits at {listen} for whoever runs the VM");
+        let sessions = Sessions::new(listen(&config, &host, security)?);
         let staging = Staging::with_states(
             config.protection.staging_bytes_max() as usize,
             spec.state_bytes_max(),
@@ -262,48 +205,29 @@ impl SecondarySide {
             arbiter,
             board,
             clock,
-            listener,
-            sessions: Vec::new(),
-            next_session: 1,
             events: VecDeque::new(),
             actions: Vec::new(),
-            staging,
-            checked_states: Vec::new(),
-            staged: None,
+            sessions,
+            signs: Signs::default(),
+            inflow: Inflow::new(staging),
             berth: Berth::default(),
-            overwrite_disks,
-            remains: Vec::new(),
-            views,
-            begun_term: 0,
-            next_build: 1,
-            counters: Counters::default(),
+            builder: Builder::new(overwrite_disks),
             drills: Drills::default(),
-            heard_us: None,
-            poll_until_us: 0,
-            step: "running",
-            paused_ms: None,
-            takeovers: Vec::new(),
-            leaves: leave::Leaves::default(),
-            shown: Shown::default(),
-            announced: Announced::default(),
-            clocks: Clocks::default(),
+            orders: Orders::default(),
             readiness,
             images_in_use,
-            not_booted,
-            held: Vec::new(),
-            parted: None,
-            idle_ms_max,
-            idle_since_ms: None,
-            more_is_there: false,
-            end: None,
+            told: Told::new(views, not_booted),
+            idle: Idle::new(idle_ms_max),
             questions: Questions::default(),
+            end: None,
         })
     }
 
     /// Giving so much memory back takes the kernel tens of milliseconds, in which the process can map no memory and begin
     /// no thread: not now, when a guest waits to go on.
     fn free_staging_later(&mut self) {
-        let staging = mem::replace(&mut self.staging, Staging::new(0));
+        let nothing = Inflow::new(Staging::new(0));
+        let staging = mem::replace(&mut self.inflow, nothing).into_staging();
         helpers::run("free staging", move || {
             thread::sleep(STAGING_KEPT);
             drop(staging);
@@ -347,55 +271,30 @@ impl SecondarySide {
 
     fn note_idle(&mut self, now_ms: u64) {
         // A build has the images until it ends.
-        if !self.sessions.is_empty() || self.core.holds().is_some() || self.berth.build().is_some() {
-            self.idle_since_ms = None;
-            return;
-        }
-        let since_ms = *self.idle_since_ms.get_or_insert(now_ms);
-        if self.end.is_none()
-            && self
-                .idle_ms_max
-                .is_some_and(|most_ms| now_ms >= since_ms + most_ms)
-        {
+        let is_idle = self.sessions.is_empty() && self.core.holds().is_none() && self.berth.build().is_none();
+        if self.idle.note(is_idle, now_ms) && self.end.is_none() {
             self.end = Some(End::Idle);
         }
     }
 
     fn wait(&self) {
         let now_ms = self.clock.now_ms();
-        let idle_ms = self
-            .idle_ms_max
-            .zip(self.idle_since_ms)
-            .map(|(most_ms, since_ms)| since_ms + most_ms);
-        // What was read off a connection and left in its buffer makes nothing readable.
-        let at_once = (self.more_is_there && !self.disks_are_full()).then_some(now_ms);
+        // What comes waits as long as a replica's queue is full.
+        let may_read = !self.disks_are_full();
         let due_ms = [
             self.core.next_deadline(),
-            self.listener.due_ms(now_ms),
-            self.shown.due_ms(),
-            self.leaves.due_ms(now_ms),
-            idle_ms,
-            at_once,
+            self.sessions.due_ms(now_ms, may_read),
+            self.told.shown.due_ms(),
+            self.orders.leaves.due_ms(now_ms),
+            self.idle.due_ms(),
         ];
         let timeout_ms = due_ms
             .into_iter()
             .flatten()
             .min()
             .map_or(WAIT_MS_MAX, |due| due.saturating_sub(now_ms));
-        let readable: Vec<BorrowedFd<'_>> = iter::once(self.mailbox.fd())
-            .chain(self.listener.fd(now_ms))
-            .collect();
-        // What comes on a main connection waits there as long as a replica's queue is full.
-        let may_read = !self.disks_are_full();
-        let sessions = self.sessions.iter().flat_map(|session| {
-            let main = (may_read || session.main.wants_to_write()).then_some(&session.main);
-            main.into_iter().chain([&session.heartbeat])
-        });
-        wait(
-            &readable,
-            sessions.chain(self.listener.connections()),
-            timeout_ms.min(WAIT_MS_MAX),
-        );
+        self.sessions
+            .wait(self.mailbox.fd(), now_ms, may_read, timeout_ms.min(WAIT_MS_MAX));
     }
 
     fn on_input(&mut self, input: Input) {
@@ -415,45 +314,6 @@ impl SecondarySide {
         }
     }
 
-    fn on_order(&mut self, order: Order) {
-        if order.command == Command::Leave {
-            return self.on_leave(order);
-        }
-        if order.command == Command::Takeover && self.core.holds().is_some() {
-            self.events.push_back(SecondaryEvent::OperatorTakeover);
-            return self.takeovers.push(order);
-        }
-        if let Command::Drill { seconds } = order.command {
-            return self.order_drill(seconds, order);
-        }
-        if let Command::Enlarge { disk, bytes } = &order.command {
-            return self.enlarge(disk, *bytes, order.answer.clone());
-        }
-        let reason = match order.command {
-            Command::Takeover => {
-                "this secondary holds no whole state of the VM, so it has nothing to go on from"
-            }
-            _ => "this side is the secondary; say that to the primary, on the other host",
-        };
-        answer(&order, Err(reason.to_owned()));
-    }
-
-    /// Answers orders to take over once it is certain who has the VM.
-    fn answer_takeovers(&mut self) {
-        let outcome = match &self.end {
-            Some(End::TookOver(reign, ..)) => {
-                Ok(format!("the VM goes on here, in term {}", reign.record.term))
-            }
-            Some(End::Stopped(reason)) => Err(format!("the VM has ended: {reason}")),
-            Some(End::Left | End::Idle) => Err("this side has let the VM go".into()),
-            None if self.core.holds().is_none() => Err("another has the VM; the log says who".to_owned()),
-            None => return,
-        };
-        self.takeovers
-            .drain(..)
-            .for_each(|order| answer(&order, outcome.clone()));
-    }
-
     /// Feeds the core until it has nothing more to say.
     fn settle(&mut self) {
         while let Some(event) = self.events.pop_front() {
@@ -468,65 +328,40 @@ impl SecondarySide {
 
     /// What was found out about what is void now.
     fn forget_findings(&mut self) {
-        self.clocks = Clocks::default();
+        self.signs.forget_clock();
         self.readiness.expect_locked(0);
         self.images_in_use.set(Opened::default());
         self.board.findings().forget(Source::Drill);
         self.board.findings().expect_state();
     }
 
-    /// Whoever has said nothing yet gives way, the oldest first: it must not keep the right primary out.
-    fn end_a_mute_session(&mut self) {
-        let mute = self.sessions.iter().position(|session| !session.has_spoken);
-        if let Some(place) = mute {
-            let session = self.sessions.remove(place);
-            tracing::info!("{} has said nothing and gives way", session.main.peer_address());
-        }
-    }
-
+    /// Takes whoever has come, and answers those who only ask.
     fn accept(&mut self) {
-        for arrival in self.listener.poll(self.clock.now_ms()) {
-            if matches!(arrival, Arrival::Session { .. }) && self.sessions.len() >= SESSIONS_MAX {
-                self.end_a_mute_session();
-            }
-            match arrival {
-                Arrival::Session { main, heartbeat } if self.sessions.len() < SESSIONS_MAX => {
-                    let id = self.next_session;
-                    self.next_session += 1;
-                    tracing::info!("{} has connected", main.peer_address());
-                    self.sessions.push(Session {
-                        id,
-                        main,
-                        heartbeat,
-                        has_spoken: false,
-                    });
-                }
-                Arrival::Session { main, .. } => {
-                    tracing::warn!("{} was sent away: too many sessions", main.peer_address());
-                }
-                // A port scan, a health check, `kemari check`: not worth a warning. Nor is a peer that cannot be told
-                // from them, but its operator will look here.
-                Arrival::Refused { address, reason } => {
-                    tracing::info!("{address} was refused: {:#}", anyhow::Error::from(reason));
-                }
-                Arrival::Query(mut connection) => {
-                    let mut bytes = Vec::new();
-                    let welcome = Welcome {
-                        incarnation: self.me.clone(),
-                        last: self.core.holds(),
-                    };
-                    encode(&Message::Welcome(welcome), &mut bytes);
-                    connection.send(bytes);
-                    let kernel = self.spec.kernel.digest();
-                    self.questions
-                        .answer(connection, self.config.clone(), self.host.clone(), kernel);
-                }
-            }
+        for mut connection in self.sessions.accept(self.clock.now_ms()) {
+            let mut bytes = Vec::new();
+            let welcome = Welcome {
+                incarnation: self.me.clone(),
+                last: self.core.holds(),
+            };
+            encode(&Message::Welcome(welcome), &mut bytes);
+            connection.send(bytes);
+            let kernel = self.spec.kernel.digest();
+            self.questions
+                .answer(connection, self.config.clone(), self.host.clone(), kernel);
         }
     }
 }
 
-fn answer(order: &Order, outcome: Result<String, String>) {
-    // Whoever asked may have gone.
-    let _ = order.answer.send(outcome);
+/// Binds the address that a secondary waits at on this host.
+fn listen(config: &Config, host: &str, security: Security) -> anyhow::Result<Listener> {
+    let listen = config.host(host).listen.address();
+    let listener = step("listen", || {
+        Listener::bind(listen, security).with_context(|| {
+            format!(
+                "cannot listen on {listen}; is another secondary running, or is `listen` not an address of this host?"
+            )
+        })
+    })?;
+    tracing::info!("this host waits at {listen} for whoever runs the VM");
+    Ok(listener)
 }

@@ -2,14 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use kemari_sync::wire::{Channel, Commit, Message, Staging, encode};
+use kemari_sync::wire::{Commit, Message};
 use kemari_sync::{Incarnation, SecondaryAction, SecondaryEvent, SessionId};
-use kemari_vmm::state::{StateBlob, StateKind};
 
 use super::super::readiness::Source;
 use super::super::step::step;
 use super::super::{clock, faults};
-use super::{End, Input, LastSign, SecondarySide, trial};
+use super::{End, Input, SecondarySide};
 use crate::steward;
 use crate::threads::helpers;
 
@@ -29,13 +28,10 @@ impl SecondarySide {
             SecondaryAction::Send { session, message } => self.send(session, message),
             SecondaryAction::Prepare { session } => {
                 // Why the session before has ended says nothing of this one.
-                self.parted = None;
+                self.told.forget_parted();
                 self.prepare(session);
             }
-            SecondaryAction::Stage { session, epoch } => {
-                self.staging.begin(epoch);
-                self.staged = Some((session, epoch));
-            }
+            SecondaryAction::Stage { session, epoch } => self.inflow.begin(session, epoch),
             SecondaryAction::Check { commit } => self.check(&commit),
             SecondaryAction::MarkTargets { session, plans } => self.mark_targets(session, &plans),
             SecondaryAction::Settled(mark) => self.settle_disk(mark),
@@ -43,8 +39,7 @@ impl SecondarySide {
                 if let Some(standby) = self.berth.standby_mut() {
                     standby.disks.awaited.forget_check();
                 }
-                self.staging.clear();
-                self.staged = None;
+                self.inflow.discard();
             }
             SecondaryAction::Apply { epoch } => self.apply(epoch),
             SecondaryAction::Assume(record) => self.arbiter.assume(record),
@@ -53,82 +48,60 @@ impl SecondarySide {
             SecondaryAction::Restore { .. } => self.finish_disks_and_restore(),
             SecondaryAction::Run(reign) => {
                 if let Some(standby) = self.berth.take_standby() {
-                    let heard_us = self.heard_us.unwrap_or_default();
-                    self.end = Some(End::TookOver(
-                        reign,
-                        standby,
-                        LastSign {
-                            heard_us,
-                            step: self.step,
-                            paused_ms: self.paused_ms,
-                        },
-                    ));
+                    self.end = Some(End::TookOver(reign, standby, self.signs.last()));
                 }
             }
-            SecondaryAction::Forget { reason } => {
-                tracing::warn!("the VM's state here is void: {reason}");
-                if let Some(standby) = self.berth.void() {
-                    // It may have been restored for a takeover that another has won.
-                    standby.seat.machine.detach_nets();
-                    let limit = self.config.protection.replica_timeout();
-                    self.remains.extend(standby.disks.abandon_stuck(limit));
-                }
-                self.forget_findings();
-            }
+            SecondaryAction::Forget { reason } => self.forget(&reason),
             SecondaryAction::CloseSession { session, reason } => {
                 tracing::info!("the session with the primary ends: {reason}");
-                self.sessions.retain(|other| other.id != session);
-                self.parted = Some(reason);
+                self.sessions.close(session);
+                self.told.note_parted(reason);
             }
-            SecondaryAction::Exit { reason } => {
-                self.stop_disks();
-                self.end = Some(End::Stopped(reason));
-            }
-            SecondaryAction::Leave => {
-                self.stop_disks();
-                self.end = Some(End::Left);
-            }
+            SecondaryAction::Exit { reason } => self.end_with(End::Stopped(reason)),
+            SecondaryAction::Leave => self.end_with(End::Left),
             SecondaryAction::Report(text) => tracing::info!("{text}"),
         }
     }
 
-    fn send(&mut self, id: SessionId, mut message: Message) {
+    fn send(&mut self, session: SessionId, mut message: Message) {
         clock::stamp(&mut message, self.board.mtus());
-        let Some(session) = self.sessions.iter_mut().find(|session| session.id == id) else {
-            return;
-        };
-        faults::before_sending(&message);
-        let mut bytes = Vec::new();
-        encode(&message, &mut bytes);
-        let connection = match message.channel() {
-            Channel::Main => &mut session.main,
-            Channel::Heartbeat => &mut session.heartbeat,
-        };
-        connection.send(bytes);
+        if self.sessions.get(session).is_some() {
+            faults::before_sending(&message);
+            self.sessions.send(session, &message);
+        }
+    }
+
+    /// All that is held is void.
+    fn forget(&mut self, reason: &str) {
+        tracing::warn!("the VM's state here is void: {reason}");
+        if let Some(standby) = self.berth.void() {
+            // It may have been restored for a takeover that another has won.
+            standby.seat.machine.detach_nets();
+            let limit = self.config.protection.replica_timeout();
+            self.builder.let_go(standby, limit);
+        }
+        self.forget_findings();
+    }
+
+    fn end_with(&mut self, end: End) {
+        self.stop_disks();
+        self.end = Some(end);
     }
 
     /// Everything that could fail later is checked here: the sync is whole, and its states would load.
     fn check(&mut self, commit: &Commit) {
         let (epoch, now_ms) = (commit.epoch, self.clock.now_ms());
-        let result = self
-            .staging
-            .check(commit)
-            .map_err(|error| error.to_string())
-            .and_then(|()| {
-                let standby = self.berth.standby_mut().ok_or("there is no standby VM")?;
-                standby.disks.check()?;
-                let states = staged_states(&self.staging)?;
-                let checked = standby.check_states(epoch, &states, now_ms);
-                // What only decodes says nothing new.
-                if checked != Ok(false) {
-                    let refused = checked.as_ref().err().cloned();
-                    self.board.findings().note(Source::State, None, refused);
-                }
-                checked?;
-                self.checked_states = states;
-                Ok(())
-            });
-        self.staged = None;
+        let (berth, findings) = (&mut self.berth, self.board.findings());
+        let result = self.inflow.check(commit, |states| {
+            let standby = berth.standby_mut().ok_or("there is no standby VM")?;
+            standby.disks.check()?;
+            let checked = standby.check_states(epoch, states, now_ms);
+            // What only decodes says nothing new.
+            if checked != Ok(false) {
+                findings.note(Source::State, None, checked.as_ref().err().cloned());
+            }
+            checked.map(drop)
+        });
         if let Some(standby) = self.berth.standby_mut() {
             standby.disks.is_stop = commit.stop;
         }
@@ -142,18 +115,10 @@ impl SecondarySide {
     fn apply(&mut self, epoch: u64) {
         self.berth.note_commit();
         if let Some(standby) = self.berth.standby_mut() {
-            let mut pages = 0;
-            for page in self.staging.pages() {
-                standby.write_page(page);
-                pages += 1;
-            }
-            trial::merge(&mut standby.states, self.checked_states.drain(..));
-            standby.trial.is_due = true;
-            self.counters.pages += pages;
+            self.inflow.commit_to(standby);
         }
-        self.staging.clear();
-        self.step = "acked";
-        self.counters.syncs += 1;
+        self.inflow.note_commit();
+        self.signs.note_commit();
         self.apply_outputs(epoch);
     }
 
@@ -168,19 +133,4 @@ impl SecondarySide {
             mailbox.post(Input::Fenced(result));
         });
     }
-}
-
-/// The states that the staged sync brings.
-pub(super) fn staged_states(staging: &Staging) -> Result<Vec<StateBlob>, String> {
-    let blobs = staging.states().map(|frame| {
-        let kind = StateKind::from_wire(frame.kind)
-            .ok_or_else(|| format!("state of an unknown kind {}", frame.kind))?;
-        Ok(StateBlob {
-            kind,
-            instance: frame.instance,
-            version: frame.version,
-            bytes: frame.bytes.to_vec(),
-        })
-    });
-    blobs.collect()
 }

@@ -21,6 +21,19 @@ fn staged(rig: &mut Rig, epoch: u64, stop: bool) -> Commit {
     SyncTally::default().commit(epoch, stop)
 }
 
+/// A sync of this term is opened.
+fn begin(rig: &mut Rig, term: u64) {
+    let begin = Begin {
+        epoch: 1,
+        base: None,
+        term,
+        store: 1,
+        primary: 1,
+        secondary: 2,
+    };
+    rig.side.signs.note(&Message::Begin(begin), 0);
+}
+
 fn checks(rig: &mut Rig, commit: Commit) -> Option<bool> {
     rig.side.perform(SecondaryAction::Check { commit });
     let told: Vec<_> = rig.side.events.drain(..).collect();
@@ -55,7 +68,7 @@ fn a_sync_is_good_only_if_the_replicas_work() {
 fn the_first_sync_is_good_when_the_images_are_whole() {
     let mut rig = Rig::new();
     rig.copy_for(SESSION);
-    rig.side.begun_term = 2;
+    begin(&mut rig, 2);
     let commit = staged(&mut rig, 1, false);
     assert_eq!(checks(&mut rig, commit), None, "it waits for the disk");
     let is_whole = |event: &SecondaryEvent| {
@@ -210,30 +223,12 @@ fn pages_of_a_copy_are_taken_in_the_session_that_it_is_for() {
 #[test]
 fn frames_of_a_sync_are_staged_in_the_session_that_it_came_in() {
     let mut rig = Rig::new();
-    assert!(rig.side.staging_for(SESSION).is_none());
+    assert!(rig.side.inflow.staged_in(SESSION).is_none());
     staged(&mut rig, 4, false);
-    assert!(rig.side.staging_for(SESSION + 1).is_none());
-    assert!(
-        rig.side
-            .staging_for(SESSION)
-            .is_some_and(|(epoch, ..)| epoch == 4)
-    );
+    assert!(rig.side.inflow.staged_in(SESSION + 1).is_none());
+    assert_eq!(rig.side.inflow.staged_in(SESSION), Some(4));
     rig.side.perform(SecondaryAction::Discard { epoch: 4 });
-    assert!(rig.side.staging_for(SESSION).is_none());
-}
-
-#[test]
-fn the_term_of_a_sync_is_that_of_its_opening() {
-    let mut rig = Rig::new();
-    rig.side.note_step(&Message::Begin(Begin {
-        epoch: 1,
-        base: None,
-        term: 9,
-        store: 1,
-        primary: 1,
-        secondary: 2,
-    }));
-    assert_eq!((rig.side.begun_term, rig.side.step), (9, "sending"));
+    assert!(rig.side.inflow.staged_in(SESSION).is_none());
 }
 
 #[test]
@@ -243,28 +238,13 @@ fn why_a_session_has_ended_is_told_until_the_next_one_begins() {
         session: SESSION,
         reason: "a test".into(),
     });
-    assert_eq!(rig.side.parted.as_deref(), Some("a test"));
+    let waiting = |rig: &mut Rig| {
+        let waiting = Some("it waits".to_owned());
+        let stage = kemari_sync::Protection::Unprotected;
+        rig.side.told.waiting(waiting, stage, false, None)
+    };
+    assert!(waiting(&mut rig).is_some_and(|waiting| waiting.contains("a test")));
     rig.side
         .perform(SecondaryAction::Prepare { session: SESSION + 1 });
-    assert_eq!(rig.side.parted, None);
-}
-
-#[test]
-fn a_disk_that_holds_up_a_takeover_is_told_once_though_it_goes_on_now_and_then() {
-    use kemari_sync::Protection::{Deciding, Protected};
-    let mut rig = Rig::new();
-    for (stage, held, is_told) in [
-        (Protected, None, false),
-        (Deciding, Some("blk0"), true),
-        (Deciding, Some("blk0"), false),
-        (Deciding, None, false),
-        (Deciding, Some("blk0"), false),
-        (Deciding, Some("blk1"), true),
-        (Deciding, Some("blk0"), false),
-        // The next takeover.
-        (Protected, None, false),
-        (Deciding, Some("blk0"), true),
-    ] {
-        assert_eq!(rig.side.is_held_anew(stage, held), is_told, "{stage:?} {held:?}");
-    }
+    assert_eq!(waiting(&mut rig).as_deref(), Some("it waits"));
 }

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
 use kemari_sync::{DiskOffer, SecondaryEvent, SessionId};
 
@@ -62,6 +63,42 @@ impl Build {
     }
 }
 
+/// What builds have in common.
+pub struct Builder {
+    /// The operator's word that images of this history may be overwritten.
+    overwrite_disks: Option<String>,
+    next: BuildId,
+    /// Replicas that were let go while their images did not answer.
+    remains: Vec<Remains>,
+}
+
+impl Builder {
+    pub fn new(overwrite_disks: Option<String>) -> Self {
+        Self {
+            overwrite_disks,
+            next: 1,
+            remains: Vec::new(),
+        }
+    }
+
+    fn next_id(&mut self) -> BuildId {
+        let id = self.next;
+        self.next += 1;
+        id
+    }
+
+    /// Gives a standby up, without waiting for images that do nothing for longer than `limit`.
+    pub fn let_go(&mut self, standby: &mut Standby, limit: Duration) {
+        self.remains.extend(standby.disks.abandon_stuck(limit));
+    }
+
+    /// An image that was given up and has not answered yet, in words: nothing can follow with it.
+    pub fn image_in_use(&mut self) -> Option<String> {
+        self.remains.retain(|remains| remains.reason().is_some());
+        self.remains.first().and_then(Remains::reason)
+    }
+}
+
 /// Why there is no standby VM.
 pub struct BuildError {
     pub reason: String,
@@ -77,9 +114,9 @@ impl SecondarySide {
         let mut old = self.berth.vacate();
         if let Some(standby) = &mut old {
             let limit = self.config.protection.replica_timeout();
-            self.remains.extend(standby.disks.abandon_stuck(limit));
+            self.builder.let_go(standby, limit);
         }
-        if let Some(reason) = self.image_in_use() {
+        if let Some(reason) = self.builder.image_in_use() {
             let result = Err(reason);
             return self
                 .events
@@ -91,12 +128,10 @@ impl SecondarySide {
     }
 
     fn begin_build(&mut self, session: SessionId, old: Option<Box<Standby>>) {
-        let id = self.next_build;
-        self.next_build += 1;
+        let (id, overwrite_disks) = (self.builder.next_id(), self.builder.overwrite_disks.clone());
         let build = Build::new(session, self.clock.now_ms());
         let steps = build.steps.clone();
         self.berth.begin(build);
-        let overwrite_disks = self.overwrite_disks.clone();
         let reports = self.mailbox.clone();
         let report = move |index, report| reports.post(Input::Replica(id, index, report));
         let (config, host, spec) = (self.config.clone(), self.host.clone(), self.spec.clone());
@@ -119,7 +154,7 @@ impl SecondarySide {
     /// The build that was under way has ended.
     pub(super) fn on_prepared(&mut self, result: Result<Box<Standby>, BuildError>) {
         let result = result.map_err(|error| {
-            self.remains.extend(error.remains);
+            self.builder.remains.extend(error.remains);
             error.reason
         });
         let (session, result) = match self.berth.built(result) {

@@ -10,7 +10,8 @@ use super::super::drill::{Drill, DrillId, LAYER_BYTES_MAX, Moment, News, Plan, V
 use super::super::faults;
 use super::super::readiness::{Findings, Source};
 use super::berth::Berth;
-use super::{Input, SecondarySide, answer};
+use super::orders::answer;
+use super::{Input, SecondarySide};
 use crate::control::{self, DRILL_SECONDS, DRILL_SECONDS_DEFAULT};
 
 /// The drills of a secondary.

@@ -4,7 +4,8 @@ use kemari_sync::SecondaryEvent;
 
 use super::super::board::Order;
 use super::super::looks::{Look, Looked, no_answer};
-use super::{End, SecondarySide, answer};
+use super::orders::answer;
+use super::{End, SecondarySide};
 
 /// How often it is asked whether a look is over, in milliseconds.
 const LOOK_INTERVAL_MS: u64 = 10;
@@ -28,11 +29,11 @@ impl Leaves {
 impl SecondarySide {
     /// While the arbiter is away nobody could go on alone, so that is looked at first.
     pub(super) fn on_leave(&mut self, order: Order) {
-        if self.core.holds().is_none() || self.leaves.refused.is_some() {
+        if self.core.holds().is_none() || self.orders.leaves.refused.is_some() {
             return self.leave(&order);
         }
         let look = Look::begin(&self.board, self.clock.now_ms());
-        self.leaves.waiting.push((order, look));
+        self.orders.leaves.waiting.push((order, look));
         self.leave_when_known();
     }
 
@@ -41,14 +42,14 @@ impl SecondarySide {
         let (now_ms, timeout) = (self.clock.now_ms(), self.config.arbiter.timeout());
         let board = &self.board;
         // What was refused while the arbiter was away says nothing of the next time.
-        self.leaves.refused.take_if(|look| {
+        self.orders.leaves.refused.take_if(|look| {
             look.state(board, timeout, now_ms) == Looked::Fresh && board.arbiter_trouble().is_none()
         });
-        for (order, look) in std::mem::take(&mut self.leaves.waiting) {
+        for (order, look) in std::mem::take(&mut self.orders.leaves.waiting) {
             let trouble = match look.state(&self.board, timeout, now_ms) {
                 _ if self.end.is_some() || self.core.holds().is_none() => None,
                 Looked::NotYet => {
-                    self.leaves.waiting.push((order, look));
+                    self.orders.leaves.waiting.push((order, look));
                     continue;
                 }
                 Looked::Fresh => self.board.arbiter_trouble(),
@@ -56,7 +57,7 @@ impl SecondarySide {
             };
             match trouble {
                 Some(trouble) => {
-                    self.leaves.refused = Some(look);
+                    self.orders.leaves.refused = Some(look);
                     let reason = format!(
                         "without this side the VM would stand still until the arbiter can be asked: {trouble}; told so \
                          again, it ends all the same"

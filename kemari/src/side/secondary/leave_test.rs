@@ -5,6 +5,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 
 use super::rig::{Rig, until};
 use super::*;
+use crate::control::Command;
 use crate::side::testing::watch_arbiter;
 
 type Answered = Receiver<Result<String, String>>;
@@ -45,10 +46,10 @@ fn a_side_that_holds_the_vm_looks_at_the_arbiter_before_it_ends() {
     let looks = answers.lock().expect("no panic");
     let answer = leave(&mut rig);
     assert!(answer.try_recv().is_err() && !has_left(&rig));
-    assert!(rig.side.leaves.due_ms(0).is_some(), "the loop comes again");
+    assert!(rig.side.orders.leaves.due_ms(0).is_some(), "the loop comes again");
     drop(looks);
     assert!(await_answer(&mut rig, &answer).is_ok() && has_left(&rig));
-    assert_eq!(rig.side.leaves.due_ms(0), None);
+    assert_eq!(rig.side.orders.leaves.due_ms(0), None);
 }
 
 #[test]

@@ -1,14 +1,12 @@
 //! Frames from the primary: control messages to the core, pages of the first copy into memory, syncs into staging.
 
-use kemari_sync::wire::{
-    Channel, FrameHeader, FrameKind, Goodbye, Hello, Message, PageBatch, Staging, encode, reason_text,
-};
-use kemari_sync::{Epoch, Incarnation, SecondaryEvent, SessionId};
+use kemari_sync::wire::{Channel, FrameHeader, FrameKind, Hello, Message, PageBatch, encode, reason_text};
+use kemari_sync::{Incarnation, SecondaryEvent, SessionId};
 
 use super::super::clock::wall_clock_ms;
 use super::super::readiness::Source;
 use super::super::wait::Poll;
-use super::{POLL_US_MAX, SecondarySide, Standby};
+use super::{POLL_US_MAX, SecondarySide};
 use crate::config::Latency;
 use crate::link::{LinkError, Receiver};
 
@@ -19,22 +17,19 @@ const COPY_BYTES_MAX: usize = 4 << 20;
 impl SecondarySide {
     /// Reads what has come, in order: a control message takes effect before the frames behind it are looked at.
     pub(super) fn receive(&mut self) {
-        self.more_is_there = false;
+        self.sessions.more_is_there = false;
         let mut index = 0;
-        while let Some(session) = self.sessions.get(index) {
-            let id = session.id;
+        while let Some(id) = self.sessions.at(index).map(|session| session.id) {
             for heartbeat in [false, true] {
-                while let Some(place) = self.sessions.iter().position(|session| session.id == id) {
+                while let Some(place) = self.sessions.place(id) {
                     match self.receive_from(place, heartbeat) {
-                        Ok(Some(message)) => {
-                            self.note_message(id, message);
-                        }
+                        Ok(Some((session, message))) => self.note_message(session, message),
                         Ok(None) => break,
                         Err(error) => self.lose_session(place, error),
                     }
                 }
             }
-            if self.sessions.get(index).is_some_and(|session| session.id == id) {
+            if self.sessions.place(id) == Some(index) {
                 index += 1;
             }
         }
@@ -43,18 +38,18 @@ impl SecondarySide {
     /// Polls the main connections as long as a train of syncs lasts.
     pub(super) fn poll_main(&mut self) {
         let mut poll = Poll::begin();
-        while self.end.is_none() && self.clock.now_us() < self.poll_until_us {
+        while self.end.is_none() && self.clock.now_us() < self.sessions.poll_until_us {
             for place in 0..self.sessions.len() {
                 match self.receive_from(place, false) {
-                    Ok(Some(message)) => {
-                        self.note_message(self.sessions[place].id, message);
+                    Ok(Some((session, message))) => {
+                        self.note_message(session, message);
                         // The sessions may be others now.
                         break;
                     }
                     Ok(None) => {}
                     Err(error) => {
                         self.lose_session(place, error);
-                        return self.poll_until_us = 0;
+                        return self.sessions.poll_until_us = 0;
                     }
                 }
             }
@@ -64,7 +59,7 @@ impl SecondarySide {
 
     /// The frame that could not be taken is gone: nothing behind it may be looked at.
     fn lose_session(&mut self, place: usize, error: LinkError) {
-        let session = self.sessions.remove(place).id;
+        let session = self.sessions.take(place).id;
         let reason = format!("{:#}", anyhow::Error::from(error));
         match self.core.follows(session) {
             true => tracing::warn!("the link to the primary is gone: {reason}"),
@@ -79,16 +74,16 @@ impl SecondarySide {
         if let Err(error) = self.check_claim(session, &message) {
             return self.refuse(session, &error.to_string());
         }
-        if let Some(session) = self.sessions.iter_mut().find(|other| other.id == session) {
+        if let Some(session) = self.sessions.get_mut(session) {
             session.has_spoken = true;
         }
         // What somebody else says is nothing to go by.
         if self.core.follows(session) {
-            self.heard_us = Some(self.clock.now_us());
+            let now_us = self.clock.now_us();
+            self.signs.note(&message, now_us);
             if message.channel() == Channel::Main && self.config.protection.latency == Latency::Low {
-                self.poll_until_us = self.clock.now_us() + POLL_US_MAX;
+                self.sessions.poll_until_us = now_us + POLL_US_MAX;
             }
-            self.note_step(&message);
             self.note_host(&message);
         }
         self.events
@@ -99,7 +94,7 @@ impl SecondarySide {
     /// Whether a primary may be on the host that it says it is on: that host may run the VM, and the certificates of
     /// both connections are for it.
     fn check_claim(&self, id: SessionId, message: &Message) -> Result<(), LinkError> {
-        let Some(session) = self.sessions.iter().find(|session| session.id == id) else {
+        let Some(session) = self.sessions.get(id) else {
             return Ok(());
         };
         if let Message::Hello(Hello {
@@ -124,10 +119,10 @@ impl SecondarySide {
     /// Ends a session that the core has not heard of.
     fn refuse(&mut self, id: SessionId, reason: &str) {
         tracing::warn!("a primary was refused: {reason}");
-        let Some(place) = self.sessions.iter().position(|session| session.id == id) else {
+        let Some(place) = self.sessions.place(id) else {
             return;
         };
-        let mut session = self.sessions.remove(place);
+        let mut session = self.sessions.take(place);
         let mut bytes = Vec::new();
         encode(&Message::Refuse(reason_text(reason)), &mut bytes);
         session.main.send(bytes);
@@ -138,15 +133,22 @@ impl SecondarySide {
     }
 
     /// Takes frames up to the next control message of one connection.
-    fn receive_from(&mut self, place: usize, heartbeat: bool) -> Result<Option<Message>, LinkError> {
+    fn receive_from(
+        &mut self,
+        place: usize,
+        heartbeat: bool,
+    ) -> Result<Option<(SessionId, Message)>, LinkError> {
         if !heartbeat && self.disks_are_full() {
-            self.sessions[place].main.flush();
+            if let Some(session) = self.sessions.at(place) {
+                session.main.flush();
+            }
             return Ok(None);
         }
         // Taken out, so that the frames can be put where they belong while they lie in the connection's buffer.
-        let mut session = self.sessions.remove(place);
+        let mut session = self.sessions.take(place);
+        let id = session.id;
         let mut intake = Intake {
-            session: session.id,
+            session: id,
             heartbeat,
             copied_bytes: 0,
             side: self,
@@ -158,20 +160,8 @@ impl SecondarySide {
         };
         connection.flush();
         let result = connection.receive_to(&mut intake);
-        self.sessions.insert(place, session);
-        result.map(Option::flatten)
-    }
-
-    /// Where the primary is in a sync, as far as its messages tell.
-    pub(super) fn note_step(&mut self, message: &Message) {
-        match message {
-            Message::Prepare => (self.step, self.paused_ms) = ("copying", None),
-            Message::Begin(begin) => (self.step, self.begun_term) = ("sending", begin.term),
-            Message::Commit(_) => self.step = "awaiting ack",
-            Message::Goodbye(Goodbye::SwitchOver { paused_ms }) => self.paused_ms = Some(*paused_ms),
-            // Heartbeats say nothing about it.
-            _ => {}
-        }
+        self.sessions.put_back(place, session);
+        Ok(result?.flatten().map(|message| (id, message)))
     }
 
     /// What the primary's wall clock shows, and what the guest's TAPs there take.
@@ -180,7 +170,8 @@ impl SecondarySide {
             return;
         };
         self.board.mtus().note_theirs(&heartbeat.mtus);
-        if let Some(trouble) = self.clocks.note(wall_clock_ms(), heartbeat.wall_clock_ms) {
+        let trouble = self.signs.note_clock(wall_clock_ms(), heartbeat.wall_clock_ms);
+        if let Some(trouble) = trouble {
             self.board.findings().note(Source::Clock, None, trouble);
         }
     }
@@ -197,38 +188,9 @@ impl SecondarySide {
         };
         header.check(body)?;
         let batch = PageBatch::parse(header.kind, body, |gfn| standby.has_page(gfn))?;
-        self.counters.pages += batch.len() as u64;
-        self.counters.wire_bytes += body.len() as u64;
+        self.inflow.note_copied(batch.len(), body.len());
         batch.iter().for_each(|page| standby.write_page(page));
         Ok(())
-    }
-
-    /// The sync whose frames this session sends, if they are wanted, and the standby that they are for.
-    pub(super) fn staging_for(&mut self, session: SessionId) -> Option<(Epoch, &mut Staging, &Standby)> {
-        let (_, epoch) = self.staged.filter(|(staged, _)| *staged == session)?;
-        Some((epoch, &mut self.staging, self.berth.standby()?))
-    }
-
-    /// A frame of a sync: `body`, or what lies in its room in staging. What is wrong with it makes the sync fail, not the
-    /// link.
-    fn stage(&mut self, session: SessionId, header: &FrameHeader, body: Option<&[u8]>) {
-        let Some((epoch, staging, standby)) = self.staging_for(session) else {
-            return;
-        };
-        let has_page = |gfn| standby.has_page(gfn);
-        let checksum = |gfn| standby.page_checksum(gfn);
-        let result = match body {
-            Some(body) => staging.accept(header, body, has_page, checksum),
-            None => staging.accept_received(header, has_page, checksum),
-        };
-        self.counters.wire_bytes += header.length as u64;
-        if let Err(error) = result {
-            self.staged = None;
-            self.events.push_back(SecondaryEvent::StagingFailed {
-                epoch,
-                reason: error.to_string(),
-            });
-        }
     }
 }
 
@@ -248,9 +210,8 @@ impl Receiver<Option<Message>> for Intake<'_> {
         if header.kind != FrameKind::Pages || self.heartbeat {
             return None;
         }
-        let (_, staging, _) = self.side.staging_for(self.session)?;
-        // What does not fit is refused once it is there, as all else that is wrong with it.
-        staging.room(header).ok()
+        self.side.berth.standby()?;
+        self.side.inflow.room(self.session, header)
     }
 
     fn frame(
@@ -265,7 +226,10 @@ impl Receiver<Option<Message>> for Intake<'_> {
         }
         match header.kind {
             FrameKind::Pages | FrameKind::State if !self.heartbeat => {
-                side.stage(session, header, body);
+                if let Some(standby) = side.berth.standby() {
+                    let failed = side.inflow.stage(session, header, body, standby);
+                    side.events.extend(failed);
+                }
                 return Ok(None);
             }
             _ => {}
@@ -280,7 +244,7 @@ impl Receiver<Option<Message>> for Intake<'_> {
             }
         }
         self.copied_bytes += body.len();
-        side.more_is_there |= self.copied_bytes >= COPY_BYTES_MAX;
+        side.sessions.more_is_there |= self.copied_bytes >= COPY_BYTES_MAX;
         // What follows waits in the connection for the next turn, or as long as a queue is full.
         let enough = self.copied_bytes >= COPY_BYTES_MAX || side.disks_are_full();
         Ok(enough.then_some(None))

@@ -1,7 +1,7 @@
 //! A secondary for tests, step by step: a standby VM with one replicated disk, nobody connected, and no loop.
 
-use kemari_sync::Timing;
 use kemari_sync::wire::{Begin, Hello, PROTOCOL_VERSION, SyncTally};
+use kemari_sync::{SessionId, Timing};
 
 use super::super::arbiter_thread::ArbiterThread;
 use super::super::assembly;

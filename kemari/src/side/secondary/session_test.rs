@@ -27,7 +27,7 @@ use super::super::primary::Seat;
 use super::super::readiness::Opened;
 use super::disks::StandbyDisks;
 use super::trial::{self, Trial};
-use super::{Standby, actions};
+use super::{Standby, inflow};
 use crate::config::Config;
 use crate::link::LinkError;
 
@@ -182,7 +182,7 @@ impl Side {
 
     fn check(&mut self, commit: &Commit) -> Result<(), String> {
         self.staging.check(commit).map_err(|error| error.to_string())?;
-        let states = actions::staged_states(&self.staging)?;
+        let states = inflow::staged_states(&self.staging)?;
         self.standby.check_states(commit.epoch, &states, 0)?;
         self.checked = states;
         Ok(())

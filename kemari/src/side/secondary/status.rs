@@ -16,7 +16,7 @@ impl SecondarySide {
     fn takeover_is_held_by(&mut self, stage: Stage) -> Option<String> {
         let deciding = self.berth.standby().filter(|_| stage == Stage::Deciding);
         let held = deciding.and_then(|standby| standby.disks.stuck(HELD));
-        if self.is_held_anew(stage, held.as_deref()) {
+        if self.told.is_held_anew(stage, held.as_deref()) {
             tracing::warn!(
                 "the takeover waits for a disk of this host: {}",
                 held.as_deref().unwrap_or_default()
@@ -25,28 +25,18 @@ impl SecondarySide {
         held
     }
 
-    /// Whether this takeover has not been held by that before: a slow disk goes on now and then, and stands still again.
-    pub(super) fn is_held_anew(&mut self, stage: Stage, held: Option<&str>) -> bool {
-        if stage != Stage::Deciding {
-            self.held.clear();
-        }
-        let new = held.filter(|held| !self.held.iter().any(|told| told == held));
-        self.held.extend(new.map(str::to_owned));
-        new.is_some()
-    }
-
     pub(super) fn show_now_and_then(&mut self) {
         let now_ms = self.clock.now_ms();
-        if !self.shown.is_due(now_ms) {
+        if !self.told.shown.is_due(now_ms) {
             return;
         }
-        self.shown.note(now_ms);
+        self.told.shown.note(now_ms);
         let core = self.core.status(now_ms);
         self.board.lives_under(self.core.lives_under());
         let protection = match core.protection {
             Stage::Unprotected | Stage::Over => Protection::Off,
             Stage::Copying | Stage::Pairing => Protection::Copying {
-                done_bytes: self.counters.pages * PAGE_BYTES as u64,
+                done_bytes: self.inflow.counters().pages * PAGE_BYTES as u64,
                 total_bytes: self.spec.memory_bytes,
             },
             Stage::Protected => Protection::On,
@@ -59,30 +49,17 @@ impl SecondarySide {
                 .map_or_else(String::new, |primary| primary.host.clone()),
             address: session.main.peer_address(),
             connected: true,
-            silent_ms: self
-                .heard_us
-                .map(|heard_us| now_ms.saturating_sub(heard_us / 1000)),
+            silent_ms: self.signs.silent_ms(now_ms),
         });
         let readiness = core.readiness;
-        self.announced.note(readiness.as_ref());
-        let counters = self.counters;
-        let not_booted = self.not_booted.as_ref().filter(|_| self.sessions.is_empty());
-        let waiting = match (self.build_shown().or(core.waiting), not_booted) {
-            (Some(waiting), Some(reason)) => Some(format!("{waiting}; the VM is not booted here: {reason}")),
-            (waiting, reason) => waiting.or(reason.cloned()),
-        };
-        if core.protection == Stage::Protected {
-            self.parted = None;
-        }
-        let is_idle = core.protection == Stage::Unprotected && self.sessions.is_empty();
-        let waiting = match (waiting, self.parted.as_ref().filter(|_| is_idle)) {
-            (Some(waiting), Some(reason)) => Some(format!("{waiting}; the last session ended: {reason}")),
-            (waiting, _) => waiting,
-        };
-        let waiting = match (waiting, self.takeover_is_held_by(core.protection)) {
-            (Some(waiting), Some(reason)) => Some(format!("{waiting}: {reason}")),
-            (waiting, _) => waiting,
-        };
+        self.told.announced.note(readiness.as_ref());
+        let counters = self.inflow.counters();
+        let held = self.takeover_is_held_by(core.protection);
+        let waiting = self.build_shown().or(core.waiting);
+        let is_connected = !self.sessions.is_empty();
+        let waiting = self
+            .told
+            .waiting(waiting, core.protection, is_connected, held.as_deref());
         let disks = self.disks_shown(core.protection);
         let drill = self.drills.shown(now_ms);
         self.board.show(|status| {

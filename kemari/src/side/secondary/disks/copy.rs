@@ -24,7 +24,7 @@ impl SecondarySide {
             };
             encode_blocks(FrameKind::DiskMap, &frame, &mut frames);
         }
-        self.send_frames(session, frames);
+        self.sessions.send_frames(session, frames);
     }
 
     pub(in crate::side::secondary) fn mark_targets(&mut self, session: SessionId, plans: &[CopyDisk]) {
@@ -60,7 +60,7 @@ impl SecondarySide {
                 frame.disk
             )));
         };
-        self.counters.wire_bytes += body.len() as u64;
+        self.inflow.note_copied(0, body.len());
         match header.kind {
             FrameKind::DiskSums => replica.compare(frame.place, frame.bytes),
             _ => replica.write_blocks(frame.place, frame.count.into(), frame.bytes),
@@ -70,7 +70,7 @@ impl SecondarySide {
 
     /// The check of the first sync of a pair passes when the images are whole, and durably so. Returns whether it waits.
     pub(in crate::side::secondary) fn wait_for_whole_disks(&mut self, epoch: u64) -> bool {
-        let term = self.begun_term;
+        let term = self.signs.begun_term();
         let Some(standby) = self.berth.standby_mut() else {
             return false;
         };

@@ -1,7 +1,7 @@
 //! What replicas say, and what comes of it.
 
+use kemari_sync::SecondaryEvent;
 use kemari_sync::wire::{BlockFrame, DiskMark, FrameKind, encode_blocks};
-use kemari_sync::{SecondaryEvent, SessionId};
 
 use super::super::{BuildId, SecondarySide};
 use super::Wait;
@@ -30,7 +30,7 @@ impl SecondarySide {
                     bytes: &bits,
                 };
                 encode_blocks(FrameKind::DiskWanted, &wanted, &mut frame);
-                self.send_frames(session, frame);
+                self.sessions.send_frames(session, frame);
             }
             Report::Stored(frames) => {
                 let mut frame = Vec::new();
@@ -41,7 +41,7 @@ impl SecondarySide {
                     bytes: &[],
                 };
                 encode_blocks(FrameKind::DiskStored, &stored, &mut frame);
-                self.send_frames(session, frame);
+                self.sessions.send_frames(session, frame);
             }
             Report::Flushed(request) => {
                 let disk = index as u16;
@@ -74,12 +74,6 @@ impl SecondarySide {
         tracing::error!("{reason}");
         if let Some(standby) = self.berth.standby_mut() {
             self.events.extend(standby.disks.awaited.failed(reason));
-        }
-    }
-
-    pub(super) fn send_frames(&mut self, session: SessionId, frames: Vec<u8>) {
-        if let Some(session) = self.sessions.iter_mut().find(|other| other.id == session) {
-            session.main.send(frames);
         }
     }
 }

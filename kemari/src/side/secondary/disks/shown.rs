@@ -10,7 +10,7 @@ impl SecondarySide {
     /// For humans.
     pub(in crate::side::secondary) fn disks_shown(&mut self, stage: Stage) -> Vec<DiskStatus> {
         if let Some(standby) = self.berth.occupant() {
-            self.views = standby
+            self.told.views = standby
                 .disks
                 .images
                 .iter()
@@ -18,9 +18,8 @@ impl SecondarySide {
                 .collect();
         }
         let copying = self.berth.copying().map(|standby| standby.session);
-        let is_copied =
-            copying.is_some_and(|copying| self.sessions.iter().any(|session| session.id == copying));
-        let unanswered = self.image_in_use();
+        let is_copied = copying.is_some_and(|copying| self.sessions.get(copying).is_some());
+        let unanswered = self.builder.image_in_use();
         let config = self.config.clone();
         let mut place = 0;
         let shown = config.disks.iter().map(|disk| {
@@ -39,7 +38,12 @@ impl SecondarySide {
                 }
                 None => unanswered.clone(),
             };
-            let view = self.views.get(place).cloned().unwrap_or(Ok(ImageView::default()));
+            let view = self
+                .told
+                .views
+                .get(place)
+                .cloned()
+                .unwrap_or(Ok(ImageView::default()));
             let view = failure.map_or(view, Err);
             shown.state = match &view {
                 Err(_) => DiskState::Failed,

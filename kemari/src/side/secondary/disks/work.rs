@@ -7,7 +7,7 @@ use kemari_sync::{Protection as Stage, SecondaryEvent};
 
 use super::super::SecondarySide;
 use super::Wait;
-use crate::replica::{Remains, Replica};
+use crate::replica::Replica;
 
 impl SecondarySide {
     /// Whether a replica has so much to do that nothing more is to be read for it.
@@ -64,12 +64,6 @@ impl SecondarySide {
         if matches!(protection, Stage::Protected | Stage::Copying) {
             self.on_replica_failed(reason);
         }
-    }
-
-    /// An image that was given up and has not answered yet, in words: nothing can follow with it.
-    pub(in crate::side::secondary) fn image_in_use(&mut self) -> Option<String> {
-        self.remains.retain(|remains| remains.reason().is_some());
-        self.remains.first().and_then(Remains::reason)
     }
 
     /// Makes the image of a replicated disk larger, on the thread that writes it. That is all: it counts when the next
