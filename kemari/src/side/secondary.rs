@@ -1,4 +1,5 @@
-//! The loop of a secondary: it receives the VM's state, and carries out what `kemari_sync::Secondary` decides.
+//! The loop of a secondary: it receives the VM's state, and carries out what `kemari_sync::Secondary`
+//! decides.
 
 mod actions;
 #[cfg(test)]
@@ -67,8 +68,8 @@ pub use standby::Standby;
 
 /// Longest wait of the loop, in milliseconds, whatever the deadlines.
 const WAIT_MS_MAX: u64 = 1000;
-/// After something has come on a main connection the loop polls it for so long before it sleeps: in a train of syncs the
-/// wake-ups would cost more than the work.
+/// After something has come on a main connection the loop polls it for so long before it sleeps: in a train
+/// of syncs the wake-ups would cost more than the work.
 const POLL_US_MAX: u64 = 300;
 /// How long staging is kept after this side has ended.
 const STAGING_KEPT: Duration = Duration::from_secs(3);
@@ -223,8 +224,8 @@ impl SecondarySide {
         })
     }
 
-    /// Giving so much memory back takes the kernel tens of milliseconds, in which the process can map no memory and begin
-    /// no thread: not now, when a guest waits to go on.
+    /// Giving so much memory back takes the kernel tens of milliseconds, in which the process can map no
+    /// memory and begin no thread: not now, when a guest waits to go on.
     fn free_staging_later(&mut self) {
         let nothing = Inflow::new(Staging::new(0));
         let staging = mem::replace(&mut self.inflow, nothing).into_staging();

@@ -15,7 +15,8 @@ pub enum Berth<S = Box<Standby>> {
     /// There is none.
     #[default]
     Empty,
-    /// A helper is at it. It may have been begun for an earlier session than the one that waits for it now, if any does.
+    /// A helper is at it. It may have been begun for an earlier session than the one that waits for it now,
+    /// if any does.
     Building {
         build: Build,
         wanted_by: Option<SessionId>,
@@ -24,8 +25,8 @@ pub enum Berth<S = Box<Standby>> {
     Copying(S),
     /// It holds the last commit.
     Following(S),
-    /// Its state is void. It has its images until it is known whether they are to be marked as stopped, or until another is
-    /// wanted.
+    /// Its state is void. It has its images until it is known whether they are to be marked as stopped, or
+    /// until another is wanted.
     Leaving(S),
 }
 
@@ -112,8 +113,8 @@ impl<S> Berth<S> {
         }
     }
 
-    /// A session waits for a standby VM. Returns whether a build is to begin: what the one under way becomes is found out
-    /// when it ends.
+    /// A session waits for a standby VM. Returns whether a build is to begin: what the one under way becomes
+    /// is found out when it ends.
     pub fn want(&mut self, session: SessionId) -> bool {
         match self {
             Self::Building { wanted_by, .. } => {
@@ -160,7 +161,8 @@ impl<S> Berth<S> {
         };
     }
 
-    /// The state is void. Returns the standby VM that was alive until now; for one that is being built nobody waits.
+    /// The state is void. Returns the standby VM that was alive until now; for one that is being built nobody
+    /// waits.
     pub fn void(&mut self) -> Option<&mut S> {
         match mem::take(self) {
             Self::Copying(standby) | Self::Following(standby) => *self = Self::Leaving(standby),

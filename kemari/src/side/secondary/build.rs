@@ -1,5 +1,5 @@
-//! Standby VMs are built by a helper, and those that nobody needs any more end there: both take long, and heartbeats must
-//! go on. There is one at it at a time, since an image has one user.
+//! Standby VMs are built by a helper, and those that nobody needs any more end there: both take long, and
+//! heartbeats must go on. There is one at it at a time, since an image has one user.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -107,8 +107,8 @@ pub struct BuildError {
 }
 
 impl SecondarySide {
-    /// A standby VM is wanted for this session. What one that is being built for an earlier session becomes is found out
-    /// when it is there.
+    /// A standby VM is wanted for this session. What one that is being built for an earlier session becomes
+    /// is found out when it is there.
     pub(super) fn prepare(&mut self, session: SessionId) {
         self.end_drill("the VM is copied anew");
         let mut old = self.berth.vacate();

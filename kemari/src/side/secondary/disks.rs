@@ -67,7 +67,8 @@ impl StandbyDisks {
         }
     }
 
-    /// The disks as they are when all commits so far are carried out, for a drill. Each layer holds at most so many bytes.
+    /// The disks as they are when all commits so far are carried out, for a drill. Each layer holds at most
+    /// so many bytes.
     pub fn moment(&self, layer_bytes_max: u64) -> Vec<MomentOfDisk> {
         let replicas = self.replicas.iter().zip(&self.applied);
         replicas
@@ -182,8 +183,8 @@ impl StandbyDisks {
         Ok(())
     }
 
-    /// Waits until the replicas have carried out what they were given, and closes their images; which of them finish nothing
-    /// for longer than `limit` are let go.
+    /// Waits until the replicas have carried out what they were given, and closes their images; which of them
+    /// finish nothing for longer than `limit` are let go.
     pub fn finish(&mut self, limit: Duration) -> Vec<Remains> {
         let replicas = self.replicas.drain(..);
         replicas
@@ -212,8 +213,8 @@ impl StandbyDisks {
         assembly::watch_disks(machine, config, &self.images)
     }
 
-    /// The VM was stopped: everything is made durable, and the records say so, if the last commit was the stop. An image
-    /// that does nothing for longer than `limit` is not waited for.
+    /// The VM was stopped: everything is made durable, and the records say so, if the last commit was the
+    /// stop. An image that does nothing for longer than `limit` is not waited for.
     fn stop(&mut self, limit: Duration) {
         if self.is_stop {
             self.replicas

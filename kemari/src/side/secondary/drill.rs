@@ -203,8 +203,8 @@ impl SecondarySide {
     }
 }
 
-/// Whether this host could take over, as far as a drill tells. One that says nothing does not take back what an earlier one
-/// has said.
+/// Whether this host could take over, as far as a drill tells. One that says nothing does not take back what
+/// an earlier one has said.
 fn note_finding(findings: &Findings, verdict: &Verdict) {
     if verdict.failures.is_empty() && !verdict.doubts.is_empty() {
         return;

@@ -57,8 +57,8 @@ impl Inflow {
         self.staging.room(header).ok()
     }
 
-    /// A frame of a sync: `body`, or what lies in its room in staging. What is wrong with it makes the sync fail, not the
-    /// link: that is what the core is told then.
+    /// A frame of a sync: `body`, or what lies in its room in staging. What is wrong with it makes the sync
+    /// fail, not the link: that is what the core is told then.
     pub fn stage(
         &mut self,
         session: SessionId,

@@ -15,8 +15,8 @@ const LOOK_INTERVAL_MS: u64 = 10;
 pub struct Leaves {
     /// Those whose look at the arbiter is not over: one a signal.
     waiting: Vec<(Order, Look)>,
-    /// The look for which one was refused. If it is said again it counts: only this side's own way to the arbiter may be
-    /// broken.
+    /// The look for which one was refused. If it is said again it counts: only this side's own way to the
+    /// arbiter may be broken.
     refused: Option<Look>,
 }
 

@@ -1,4 +1,5 @@
-//! Frames from the primary: control messages to the core, pages of the first copy into memory, syncs into staging.
+//! Frames from the primary: control messages to the core, pages of the first copy into memory, syncs into
+//! staging.
 
 use kemari_sync::wire::{Channel, FrameHeader, FrameKind, Hello, Message, PageBatch, encode, reason_text};
 use kemari_sync::{Incarnation, SecondaryEvent, SessionId};
@@ -10,12 +11,13 @@ use super::{POLL_US_MAX, SecondarySide};
 use crate::config::Latency;
 use crate::link::{LinkError, Receiver};
 
-/// Most bytes of a copy that are taken in one go. Then heartbeats get their turn: a stream that is as fast as it is
-/// taken would hide them for as long as it lasts, and the primary would seem silent.
+/// Most bytes of a copy that are taken in one go. Then heartbeats get their turn: a stream that is as fast as
+/// it is taken would hide them for as long as it lasts, and the primary would seem silent.
 const COPY_BYTES_MAX: usize = 4 << 20;
 
 impl SecondarySide {
-    /// Reads what has come, in order: a control message takes effect before the frames behind it are looked at.
+    /// Reads what has come, in order: a control message takes effect before the frames behind it are looked
+    /// at.
     pub(super) fn receive(&mut self) {
         self.sessions.more_is_there = false;
         let mut index = 0;
@@ -91,8 +93,8 @@ impl SecondarySide {
         self.settle();
     }
 
-    /// Whether a primary may be on the host that it says it is on: that host may run the VM, and the certificates of
-    /// both connections are for it.
+    /// Whether a primary may be on the host that it says it is on: that host may run the VM, and the
+    /// certificates of both connections are for it.
     fn check_claim(&self, id: SessionId, message: &Message) -> Result<(), LinkError> {
         let Some(session) = self.sessions.get(id) else {
             return Ok(());
@@ -144,7 +146,8 @@ impl SecondarySide {
             }
             return Ok(None);
         }
-        // Taken out, so that the frames can be put where they belong while they lie in the connection's buffer.
+        // Taken out, so that the frames can be put where they belong while they lie in the connection's
+        // buffer.
         let mut session = self.sessions.take(place);
         let id = session.id;
         let mut intake = Intake {
@@ -204,8 +207,8 @@ struct Intake<'a> {
 }
 
 impl Receiver<Option<Message>> for Intake<'_> {
-    /// Pages of a sync are received straight into staging. What else has arrived meanwhile came over this connection, so
-    /// it lies before them: their place stays the same, or nobody wants them any more.
+    /// Pages of a sync are received straight into staging. What else has arrived meanwhile came over this
+    /// connection, so it lies before them: their place stays the same, or nobody wants them any more.
     fn room(&mut self, header: &FrameHeader, _: usize) -> Option<&mut [u8]> {
         if header.kind != FrameKind::Pages || self.heartbeat {
             return None;

@@ -1,8 +1,8 @@
 //! What a winner does before it acts: the state into the machine, the disks and cables to it.
 //!
-//! Any step can fail, for the weather or for an operator's slip, and then it is tried again: which parts are left is the rule
-//! of [`kemari_sync::Restoration`], and a part that has failed half-way finds what it has done. The arbiter is told that this
-//! side acts when nothing is left that could fail.
+//! Any step can fail, for the weather or for an operator's slip, and then it is tried again: which parts are
+//! left is the rule of [`kemari_sync::Restoration`], and a part that has failed half-way finds what it has
+//! done. The arbiter is told that this side acts when nothing is left that could fail.
 
 use kemari_sync::{RestorePart, Term};
 
@@ -12,8 +12,8 @@ use super::{SecondarySide, Standby};
 use crate::config::Config;
 
 impl SecondarySide {
-    /// Brings the standby VM to the committed state, its disks and cables attached; it does not run yet, and nothing
-    /// leaves it.
+    /// Brings the standby VM to the committed state, its disks and cables attached; it does not run yet, and
+    /// nothing leaves it.
     pub(super) fn restore(&mut self) -> Result<(), String> {
         let (Some(term), Some(standby)) = (self.core.won_term(), self.berth.standby_mut()) else {
             return Err("no term is won, or there is no standby VM".into());

@@ -164,7 +164,8 @@ impl Rig {
         events.iter().any(is_meant)
     }
 
-    /// Takes what other threads have told the loop until one of them says something of this kind, and hands that over.
+    /// Takes what other threads have told the loop until one of them says something of this kind, and hands
+    /// that over.
     pub fn await_input(&mut self, is_meant: impl Fn(&Input) -> bool) {
         let mut found = None;
         until("another thread tells the loop", || {

@@ -1,5 +1,5 @@
-//! A session of a real primary with a real guest: greeting, copy, syncs. Whatever bit of it is another one, it is refused
-//! before the ack, or what is committed loads.
+//! A session of a real primary with a real guest: greeting, copy, syncs. Whatever bit of it is another one,
+//! it is refused before the ack, or what is committed loads.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -36,7 +36,8 @@ const MEMORY_MIB: u64 = 64;
 const STAGING_BYTES: usize = 32 << 20;
 /// Syncs of the session.
 const SYNCS: usize = 4;
-/// Flips of each kind of frame: with their checksums as they were, and with new ones, as who means it would make them.
+/// Flips of each kind of frame: with their checksums as they were, and with new ones, as who means it would
+/// make them.
 const DAMAGED: usize = 4;
 const SEALED: usize = 24;
 
@@ -386,8 +387,8 @@ fn flip(frame: &[u8], sealed: bool, rng: &mut StdRng) -> Vec<u8> {
     again
 }
 
-/// Plays a session up to the end of the sync that the frame `at` is of, or comes before, with another one in its place.
-/// Returns the secondary, and how many syncs it should have committed before.
+/// Plays a session up to the end of the sync that the frame `at` is of, or comes before, with another one in
+/// its place. Returns the secondary, and how many syncs it should have committed before.
 fn play(config: &Config, frames: &[Vec<u8>], at: usize, flipped: &[u8]) -> (Side, usize) {
     let mut side = Side::new(config);
     let (mut tally, mut before) = (SyncTally::default(), 0);

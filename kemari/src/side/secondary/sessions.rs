@@ -116,8 +116,8 @@ impl Sessions {
         for arrival in self.listener.poll(now_ms) {
             match arrival {
                 Arrival::Session { main, heartbeat } => self.join(main, heartbeat),
-                // A port scan, a health check, `kemari check`: not worth a warning. Nor is a peer that cannot be told
-                // from them, but its operator will look here.
+                // A port scan, a health check, `kemari check`: not worth a warning. Nor is a peer that cannot
+                // be told from them, but its operator will look here.
                 Arrival::Refused { address, reason } => {
                     tracing::info!("{address} was refused: {:#}", anyhow::Error::from(reason));
                 }
@@ -160,8 +160,8 @@ impl Sessions {
         self.listener.due_ms(now_ms).into_iter().chain(at_once).min()
     }
 
-    /// Waits until there is something to do for one of them, or `bell` rings, or `timeout_ms` is over. What comes on a main
-    /// connection waits there until it may be read.
+    /// Waits until there is something to do for one of them, or `bell` rings, or `timeout_ms` is over. What
+    /// comes on a main connection waits there until it may be read.
     pub fn wait(&self, bell: BorrowedFd<'_>, now_ms: u64, may_read: bool, timeout_ms: u64) {
         let readable: Vec<BorrowedFd<'_>> = iter::once(bell).chain(self.listener.fd(now_ms)).collect();
         let sessions = self.list.iter().flat_map(|session| {

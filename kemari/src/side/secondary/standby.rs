@@ -85,8 +85,8 @@ impl Standby {
         })
     }
 
-    /// Carries out what its replicas were given, closes their images and gives its memory back. An image that finishes
-    /// nothing for longer than `limit` is not waited for.
+    /// Carries out what its replicas were given, closes their images and gives its memory back. An image that
+    /// finishes nothing for longer than `limit` is not waited for.
     pub fn end(mut self, limit: Duration) -> Result<(), BuildError> {
         let remains = self.disks.finish(limit);
         match remains.first().and_then(Remains::reason) {

@@ -41,7 +41,8 @@ impl Told {
         self.parted = None;
     }
 
-    /// Whether this takeover has not been held by that before: a slow disk goes on now and then, and stands still again.
+    /// Whether this takeover has not been held by that before: a slow disk goes on now and then, and stands
+    /// still again.
     pub fn is_held_anew(&mut self, stage: Stage, held: Option<&str>) -> bool {
         if stage != Stage::Deciding {
             self.held.clear();

@@ -1,5 +1,5 @@
-//! The committed state is tried on this host's KVM: before the first commit of a pair, whenever a processor changes its
-//! identity, and then about once a second. Decoding alone does not tell what KVM says.
+//! The committed state is tried on this host's KVM: before the first commit of a pair, whenever a processor
+//! changes its identity, and then about once a second. Decoding alone does not tell what KVM says.
 
 use std::time::{Duration, Instant};
 
@@ -31,8 +31,8 @@ impl Trial {
 }
 
 impl Standby {
-    /// Whether this host could continue from its committed states with `parts` in their places. `epoch` is theirs. Returns
-    /// whether KVM was asked.
+    /// Whether this host could continue from its committed states with `parts` in their places. `epoch` is
+    /// theirs. Returns whether KVM was asked.
     pub fn check_states(&mut self, epoch: u64, parts: &[StateBlob], now_ms: u64) -> Result<bool, String> {
         let begins = parts.iter().any(|part| part.kind == StateKind::VcpuIdentity);
         if !self.states.is_empty() && !begins {
@@ -67,8 +67,8 @@ pub fn merge(states: &mut Vec<StateBlob>, parts: impl IntoIterator<Item = StateB
 }
 
 impl SecondarySide {
-    /// Tries the committed state, if that is due. One that KVM refuses makes this side unfit at once: nothing could go on
-    /// from it. Not once a takeover may load it: that finds out itself.
+    /// Tries the committed state, if that is due. One that KVM refuses makes this side unfit at once: nothing
+    /// could go on from it. Not once a takeover may load it: that finds out itself.
     pub(super) fn try_state(&mut self) {
         let now_ms = self.clock.now_ms();
         let epoch = self.core.holds().map_or(0, |last| last.epoch);

@@ -1,4 +1,5 @@
-//! What waits for the replicas of a standby VM: until all of them have reached a point in their work, or one has room again.
+//! What waits for the replicas of a standby VM: until all of them have reached a point in their work, or one
+//! has room again.
 
 use std::collections::BTreeSet;
 
@@ -68,8 +69,8 @@ impl Awaited {
         Some(SecondaryEvent::Applied { epoch })
     }
 
-    /// A replica has failed: nothing more is carried out, so nothing waits for room. What has waited for it fails, or else the
-    /// side that it is a part of.
+    /// A replica has failed: nothing more is carried out, so nothing waits for room. What has waited for it
+    /// fails, or else the side that it is a part of.
     pub fn failed(&mut self, reason: String) -> impl Iterator<Item = SecondaryEvent> {
         let told = match self.wait.take() {
             Some(Wait::Check { epoch, .. }) => SecondaryEvent::Checked {

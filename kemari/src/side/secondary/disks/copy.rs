@@ -68,7 +68,8 @@ impl SecondarySide {
         Ok(())
     }
 
-    /// The check of the first sync of a pair passes when the images are whole, and durably so. Returns whether it waits.
+    /// The check of the first sync of a pair passes when the images are whole, and durably so. Returns
+    /// whether it waits.
     pub(in crate::side::secondary) fn wait_for_whole_disks(&mut self, epoch: u64) -> bool {
         let term = self.signs.begun_term();
         let Some(standby) = self.berth.standby_mut() else {

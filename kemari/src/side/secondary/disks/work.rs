@@ -51,8 +51,8 @@ impl SecondarySide {
         self.events.push_back(SecondaryEvent::Restored { result });
     }
 
-    /// An image that does not answer is given up, and what is held with it: a guest's flush may wait for it, and a takeover
-    /// would. Not while the VM may depend on it.
+    /// An image that does not answer is given up, and what is held with it: a guest's flush may wait for it,
+    /// and a takeover would. Not while the VM may depend on it.
     pub(in crate::side::secondary) fn check_disks(&mut self) {
         let limit = self.config.protection.replica_timeout();
         let standby = self.berth.standby();
@@ -66,8 +66,8 @@ impl SecondarySide {
         }
     }
 
-    /// Makes the image of a replicated disk larger, on the thread that writes it. That is all: it counts when the next
-    /// standby VM opens it, or a takeover.
+    /// Makes the image of a replicated disk larger, on the thread that writes it. That is all: it counts when
+    /// the next standby VM opens it, or a takeover.
     pub(in crate::side::secondary) fn enlarge(
         &self,
         disk: &str,
