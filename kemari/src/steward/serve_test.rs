@@ -230,6 +230,7 @@ fn behind_a_part_of_a_request_nothing_is_sent() {
         !silence.was_sent && silence.reason.contains("cut off"),
         "{silence:?}"
     );
+    its.set_read_timeout(Some(OPEN_MAX)).expect("a socket");
     std::io::copy(&mut &its, &mut std::io::sink()).expect("what has come, and the end");
     line.ask(Request::Look, limit).expect_err("it has ended");
     let (openings, _its_openings) = sockets();
