@@ -10,6 +10,7 @@ mod actions_test;
 mod announce;
 mod connect;
 mod disks;
+mod holds;
 mod inline;
 mod orders;
 mod parking;
@@ -51,6 +52,7 @@ use crate::link::{Connection, Security};
 use crate::replica::Tracker;
 
 use connect::{Connected, Connector};
+use holds::{Hold, Holds};
 
 pub use seat::Seat;
 
@@ -155,18 +157,14 @@ pub struct PrimarySide {
     acked_states: Vec<StateBlob>,
     /// The same of pages, as far as they are kept.
     deltas: Deltas,
-    /// Whether the core wants the guest paused. The tap may pause it earlier.
-    paused: bool,
+    /// Why the guest stands still.
+    holds: Holds,
     gather: Gather,
-    /// Whether the core was told that the guest waits for acks, although the mode does not ask for it.
-    guest_waits: bool,
     /// When held console output is to be synchronised, in milliseconds.
     console_due_ms: Option<u64>,
     parking: parking::Parking,
     reset: reset::Reset,
     announcements: announce::Announcements,
-    /// Why the guest stands still, if a disk has failed.
-    standstill: Option<trouble::Standstill>,
     /// Drains begun. One that was overtaken by a failed switchover may still end, and says nothing of the next.
     drains: u64,
     /// How often syncs are made at present.
@@ -259,14 +257,12 @@ impl PrimarySide {
             dirty_look_ms: 0,
             acked_states: Vec::new(),
             deltas,
-            paused: false,
+            holds: Holds::default(),
             gather,
-            guest_waits: false,
             console_due_ms: None,
             parking: parking::Parking::default(),
             reset: reset::Reset::default(),
             announcements: announce::Announcements::from(clock.now_ms()),
-            standstill: None,
             drains: 0,
             pace,
             counters: Counters::default(),
@@ -359,7 +355,7 @@ impl PrimarySide {
             Input::OutputHeld => {
                 self.on_output_held();
                 self.settle();
-                self.run_unless_paused();
+                self.run_unless_held();
             }
             Input::Wake => {}
             Input::Machine(MachineEvent::PowerOff) => self.events.push_back(PrimaryEvent::PoweredOff),
@@ -396,7 +392,7 @@ impl PrimarySide {
                     self.events.push_back(PrimaryEvent::Drained);
                 }
                 // A switchover that failed meanwhile has let the guest run on.
-                self.run_unless_paused();
+                self.run_unless_held();
             }
             Input::DisksClosed(result) => self.events.push_back(PrimaryEvent::DisksClosed { result }),
             Input::Order(order) => self.on_order(order),
@@ -409,7 +405,7 @@ impl PrimarySide {
         if self.machine.output_held() {
             self.events.push_back(PrimaryEvent::OutputPending);
         } else {
-            self.run_unless_paused();
+            self.run_unless_held();
         }
     }
 
@@ -419,21 +415,19 @@ impl PrimarySide {
         self.console_due_ms.get_or_insert(self.clock.now_ms() + delay_ms);
     }
 
-    /// Lets the guest run, unless it stands still for a disk's failure.
-    fn resume_machine(&self) {
-        if self.standstill.is_none() {
+    /// Lets the guest run, unless something holds it.
+    fn resume_unless_held(&self) {
+        if self.holds.is_empty() {
             self.machine.resume();
         }
     }
 
     /// Undoes a pause of the tap that turned out to be for nothing.
-    fn run_unless_paused(&self) {
-        if !self.paused && !self.core.is_over() && !self.reset.is_under_way() {
-            self.resume_machine();
-            // Another vCPU's output may have asked for a pause after it was looked at: the resume has undone that.
-            if self.tap.looked().is_some() {
-                self.mailbox.post(Input::OutputHeld);
-            }
+    fn run_unless_held(&self) {
+        self.resume_unless_held();
+        // Another vCPU's output may have asked for a pause after it was looked at: the resume has undone that.
+        if self.holds.is_empty_but_for_disk() && self.tap.looked().is_some() {
+            self.mailbox.post(Input::OutputHeld);
         }
     }
 
@@ -446,6 +440,9 @@ impl PrimarySide {
             };
             let mut actions = std::mem::take(&mut self.actions);
             self.core.handle(self.clock.now_ms(), event, &mut actions);
+            if self.core.is_over() {
+                self.holds.add(Hold::Over);
+            }
             for action in actions.drain(..) {
                 self.perform(action);
             }

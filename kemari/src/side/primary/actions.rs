@@ -11,6 +11,7 @@ use super::super::copy::{Next, QUEUED_BYTES_MAX};
 use super::super::sync_tap::Attached;
 use super::super::trace::Step;
 use super::super::{clock, faults};
+use super::holds::Hold;
 use super::time::DIRTY_LOOK_INTERVAL_MS;
 use super::{End, Input, PrimarySide};
 use crate::link::{LinkError, Outgoing};
@@ -68,7 +69,7 @@ impl PrimarySide {
             PrimaryAction::GiveBack { epoch } => self.give_back(epoch),
             PrimaryAction::Release { epoch } => self.release(epoch),
             PrimaryAction::Pause => {
-                self.paused = true;
+                self.holds.add(Hold::Mechanism);
                 // A vCPU that resets a device waits for the release of what is captured, which is this thread's work.
                 self.machine.begin_pause();
             }
@@ -221,11 +222,11 @@ impl PrimarySide {
     }
 
     pub(super) fn capture(&mut self, epoch: Epoch, hold: bool, at_once: Option<Opening>) {
-        self.paused = true;
+        self.holds.add(Hold::Mechanism);
         // The pause before ends here, whatever this one waits for.
         self.note_inline_pause();
         let since_us = self.parking.begin(epoch, self.clock.now_us());
-        if self.reset.defers(epoch, hold) || self.must_wait_for_vcpus(epoch, hold) {
+        if self.must_wait_for_reset(epoch, hold) || self.must_wait_for_vcpus(epoch, hold) {
             return;
         }
         self.trace.note(Step::Capturing, epoch);
@@ -370,7 +371,7 @@ impl PrimarySide {
 
     /// From the next sync on the guest waits for the ack, or does not.
     pub(super) fn let_guest_wait(&mut self, waits: bool) {
-        if std::mem::replace(&mut self.guest_waits, waits) != waits {
+        if self.holds.hold_until_ack(waits) {
             self.events.push_back(PrimaryEvent::GuestWaits(waits));
         }
     }
@@ -394,16 +395,14 @@ impl PrimarySide {
     }
 
     fn resume(&mut self) {
-        self.paused = false;
+        self.holds.remove(Hold::Mechanism);
         if self.is_on_vcpu {
             // Its guest runs on when this thread has done what else there is to do.
             self.pause_to_note = true;
         } else {
             self.note_pause();
         }
-        if !self.reset.is_under_way() {
-            self.resume_machine();
-        }
+        self.resume_unless_held();
     }
 
     /// The pause ends now that a vCPU's thread has left to be noted.
@@ -436,13 +435,13 @@ impl PrimarySide {
         if let Err(error) = self.machine.dirty().stop() {
             tracing::warn!("the dirty log cannot be stopped: {error}");
         }
-        self.run_unless_paused();
+        self.run_unless_held();
     }
 
     fn drain(&mut self) {
         // The guest hears no more of it here, or only if no other host goes on.
         self.end_disk_pair();
-        self.paused = true;
+        self.holds.add(Hold::Mechanism);
         self.drains += 1;
         if !self.core.is_switching() {
             // The VM ends: a failed disk must not keep it.

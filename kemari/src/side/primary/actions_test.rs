@@ -176,7 +176,7 @@ fn a_guest_that_ends_here_waits_for_no_other_disk() {
     rig.tracker.begin_pair();
     let told = flush(&rig, 1);
     rig.side.perform(PrimaryAction::Drain);
-    assert!(told.load(Ordering::SeqCst) && rig.side.paused);
+    assert!(told.load(Ordering::SeqCst) && rig.side.holds.has(Hold::Mechanism));
     rig.await_input(|input| matches!(input, Input::Drained(1)));
     assert!(rig.tells(|event| matches!(event, PrimaryEvent::Drained)));
     rig.side.perform(PrimaryAction::Drain);
@@ -255,7 +255,7 @@ fn the_first_capture_of_a_pair_waits_for_still_disks_and_may_be_given_up_meanwhi
     let is_still = |input: &Input| matches!(input, Input::DisksAreStill(_));
     let mut rig = Rig::new();
     capture(&mut rig, 1);
-    assert!(!rig.tells(is_captured) && rig.side.paused);
+    assert!(!rig.tells(is_captured) && rig.side.holds.has(Hold::Mechanism));
     rig.side.perform(PrimaryAction::GiveBack { epoch: 1 });
     rig.await_input(is_still);
     assert!(!rig.tells(is_captured), "it was given up");
@@ -341,7 +341,7 @@ fn a_guest_that_stands_still_for_a_disk_runs_when_the_operator_says_so() {
     rig.side.perform(PrimaryAction::Resume);
     rig.side.machine.pause();
     drop(rig.side.machine.freeze());
-    assert!(rig.side.standstill.is_some());
+    assert!(rig.side.holds.disk().is_some());
     assert!(rig.side.resume_after_trouble().is_ok());
     assert!(
         rig.side.resume_after_trouble().is_err(),
@@ -353,7 +353,7 @@ fn a_guest_that_stands_still_for_a_disk_runs_when_the_operator_says_so() {
 #[test]
 fn a_guest_that_stands_still_too_long_for_an_ack_is_let_go() {
     let mut rig = Rig::new();
-    rig.side.guest_waits = true;
+    rig.side.holds.hold_until_ack(true);
     rig.capture(1);
     rig.events();
     let is_let_go = |event: &PrimaryEvent| matches!(event, PrimaryEvent::GuestWaits(false));

@@ -12,6 +12,7 @@ use kemari_sync::{
 use super::super::arbiter_thread::AskId;
 use super::super::copy::QUEUED_BYTES_MAX;
 use super::super::step::step;
+use super::holds::Hold;
 use super::trouble::Standstill;
 use super::{Input, PrimarySide};
 use crate::config::Config;
@@ -250,7 +251,7 @@ impl PrimarySide {
         if self.disks.trackers.is_empty() || self.machine.holds_output() {
             return false;
         }
-        self.paused = true;
+        self.holds.add(Hold::Mechanism);
         self.note_inline_pause();
         self.parking.begin(epoch, self.clock.now_us());
         self.machine.begin_pause();
@@ -275,7 +276,7 @@ impl PrimarySide {
             self.capture(epoch, true, None);
         } else {
             // It was given up meanwhile, and the pause with it.
-            self.run_unless_paused();
+            self.run_unless_held();
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::{Mutex, TryLockError};
 use super::super::faults;
 use super::super::sync_tap::ACK_WAIT_US_MAX;
 use super::super::wait::Poll;
+use super::holds::Hold;
 use super::{Input, PrimarySide};
 use crate::config::Latency;
 
@@ -29,12 +30,12 @@ impl PrimarySide {
     pub(super) fn drive_parked(&mut self) {
         faults::on_this_thread();
         // When the end is taken out already, the machine must not be resumed for what the tap has seen before.
-        if self.core.is_over() {
+        if self.holds.has(Hold::Over) {
             return;
         }
         // What the tap saw may have been looked at by another thread before the tap's pause took effect: undo that.
         let Some(since_us) = self.tap.looked() else {
-            return self.run_unless_paused();
+            return self.run_unless_held();
         };
         self.is_on_vcpu = true;
         self.asked_us = Some(since_us);
@@ -43,7 +44,7 @@ impl PrimarySide {
         self.settle();
         self.asked_us = None;
         self.poll_for_ack();
-        self.run_unless_paused();
+        self.run_unless_held();
         self.is_on_vcpu = false;
         self.note_inline_pause();
         if self.end.is_some() || !self.events.is_empty() {
@@ -54,7 +55,7 @@ impl PrimarySide {
     /// While the guest ran on, it has made more output. If the ack is about to come, waiting for it is cheaper than leaving
     /// it to another thread, and the next sync then begins here.
     fn wait_for_due_ack(&mut self) {
-        if self.capture.is_none() || self.paused {
+        if self.capture.is_none() || self.holds.has(Hold::Mechanism) {
             return;
         }
         let until_us = self.clock.now_us() + ACK_WAIT_US_MAX;
@@ -78,7 +79,8 @@ impl PrimarySide {
     pub(super) fn expect_ack(&mut self) {
         let due_us = self.sent_us + self.ack_us_expected;
         // Where output gathers no vCPU waits for the ack.
-        let parks = self.polls() && !self.paused && self.gather.wait_us(self.pace.mode) == 0;
+        let runs = !self.holds.has(Hold::Mechanism);
+        let parks = self.polls() && runs && self.gather.wait_us(self.pace.mode) == 0;
         self.tap.set_in_flight(if parks { due_us } else { u64::MAX });
         self.extend_train();
     }
@@ -90,7 +92,7 @@ impl PrimarySide {
     }
 
     fn extend_train(&mut self) {
-        if self.loop_polls && !self.paused {
+        if self.loop_polls && !self.holds.has(Hold::Mechanism) {
             self.train_until_us = self.clock.now_us() + TRAIN_US;
         }
     }
@@ -108,13 +110,17 @@ impl PrimarySide {
 
     /// A guest may wait for the ack, and then so does its thread, here. The loop's thread is not to wake for it.
     fn poll_for_ack(&mut self) {
-        if !self.paused || self.capture.is_none() || !self.polls() {
+        if !self.holds.has(Hold::Mechanism) || self.capture.is_none() || !self.polls() {
             return;
         }
         self.watch_session(false);
         let until_us = self.clock.now_us() + POLL_US_MAX;
         let mut poll = Poll::begin();
-        while self.paused && self.session.is_some() && self.end.is_none() && self.clock.now_us() < until_us {
+        while self.holds.has(Hold::Mechanism)
+            && self.session.is_some()
+            && self.end.is_none()
+            && self.clock.now_us() < until_us
+        {
             self.receive_main();
             self.settle();
             poll.pause();
@@ -128,7 +134,7 @@ impl PrimarySide {
 
     /// When a guest that waits for the ack, although the mode does not ask for it, has waited for too long.
     pub(super) fn let_go_due_us(&self) -> Option<u64> {
-        let waits = self.guest_waits && self.paused && self.capture.is_some();
+        let waits = self.holds.is_until_ack() && self.capture.is_some();
         waits.then_some(self.paused_at_us + STILL_US_MAX)
     }
 

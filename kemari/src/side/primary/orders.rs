@@ -121,7 +121,7 @@ impl PrimarySide {
                 None => self.unprotect(),
             },
             Command::Enlarge { disk, bytes } => return self.enlarge(order, &disk, bytes),
-            Command::Switchover if self.standstill.is_some() => Err(
+            Command::Switchover if self.holds.disk().is_some() => Err(
                 "a disk of this host fails, so its I/O cannot be finished first: say `kemari resume`, or \
                  `kemari takeover` to the secondary"
                     .to_owned(),

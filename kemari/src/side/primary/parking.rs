@@ -61,7 +61,7 @@ impl PrimarySide {
         self.parking.under_way = false;
         match self.parking.capture.take() {
             Some((epoch, hold)) => self.capture(epoch, hold, None),
-            None => self.run_unless_paused(),
+            None => self.run_unless_held(),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use kemari_sync::{PrimaryAction, PrimaryEvent};
 
+use super::super::holds::Hold;
 use super::super::rig::{Rig, until};
 use super::*;
 
@@ -18,7 +19,7 @@ fn waiting() -> Rig {
     rig.events();
     rig.side.parking.under_way = true;
     rig.capture(2);
-    assert!(!rig.tells(is_captured) && rig.side.paused);
+    assert!(!rig.tells(is_captured) && rig.side.holds.has(Hold::Mechanism));
     rig
 }
 

@@ -4,6 +4,7 @@
 use kemari_sync::{Epoch, PrimaryEvent};
 
 use super::super::capture::explain;
+use super::holds::Hold;
 use super::{Input, PrimarySide};
 use crate::threads::helpers;
 
@@ -11,7 +12,6 @@ use crate::threads::helpers;
 #[derive(Default)]
 pub struct Reset {
     wanted: bool,
-    under_way: bool,
     /// A capture that waits for its end: half of a reset is nothing that could be gone on from. Its epoch, and whether
     /// output is held from it on.
     capture: Option<(Epoch, bool)>,
@@ -23,19 +23,6 @@ impl Reset {
         self.wanted = true;
     }
 
-    /// Whether the machine must stay paused for it.
-    pub fn is_under_way(&self) -> bool {
-        self.under_way
-    }
-
-    /// Keeps a capture for later, if it must wait.
-    pub fn defers(&mut self, epoch: Epoch, hold: bool) -> bool {
-        if self.under_way {
-            self.capture = Some((epoch, hold));
-        }
-        self.under_way
-    }
-
     /// A capture that is given back need not be taken any more.
     pub fn forget_capture(&mut self, epoch: Epoch) {
         self.capture.take_if(|(waiting, _)| *waiting == epoch);
@@ -43,12 +30,22 @@ impl Reset {
 }
 
 impl PrimarySide {
+    /// Whether a capture must wait for the reset under way. Then it is taken after that.
+    pub(super) fn must_wait_for_reset(&mut self, epoch: Epoch, hold: bool) -> bool {
+        let waits = self.holds.has(Hold::Reset);
+        if waits {
+            self.reset.capture = Some((epoch, hold));
+        }
+        waits
+    }
+
     pub(super) fn reset_if_possible(&mut self) {
-        let is_possible = self.reset.wanted && !self.reset.under_way;
+        let is_possible = self.reset.wanted && !self.holds.has(Hold::Reset);
         if !is_possible || self.capture.is_some() || self.end.is_some() {
             return;
         }
-        (self.reset.wanted, self.reset.under_way) = (false, true);
+        self.reset.wanted = false;
+        self.holds.add(Hold::Reset);
         tracing::info!("the guest resets the machine");
         self.machine.begin_pause();
         let (machine, mailbox) = (self.machine.clone(), self.mailbox.clone());
@@ -59,14 +56,14 @@ impl PrimarySide {
     }
 
     pub(super) fn on_reset_done(&mut self, result: Result<(), String>) {
-        self.reset.under_way = false;
+        self.holds.remove(Hold::Reset);
         if let Err(reason) = result {
             let reason = format!("the machine cannot be reset: {reason}");
             return self.events.push_back(PrimaryEvent::HostFailing { reason });
         }
         match self.reset.capture.take() {
             Some((epoch, hold)) => self.capture(epoch, hold, None),
-            None => self.run_unless_paused(),
+            None => self.run_unless_held(),
         }
     }
 }

@@ -18,7 +18,7 @@ fn resetting() -> Rig {
     let mut rig = Rig::new();
     rig.side.reset.want();
     rig.side.reset_if_possible();
-    assert!(rig.side.reset.is_under_way());
+    assert!(rig.side.holds.has(Hold::Reset));
     rig
 }
 
@@ -28,14 +28,14 @@ fn a_reset_waits_for_the_sync_under_way() {
     rig.capture(1);
     rig.side.reset.want();
     rig.side.reset_if_possible();
-    assert!(!rig.side.reset.is_under_way());
+    assert!(!rig.side.holds.has(Hold::Reset));
     rig.side.perform(PrimaryAction::Release { epoch: 1 });
     rig.side.reset_if_possible();
-    assert!(rig.side.reset.is_under_way());
+    assert!(rig.side.holds.has(Hold::Reset));
     rig.side.reset_if_possible();
     rig.await_input(is_done);
     assert!(
-        !rig.side.reset.is_under_way() && !rig.side.reset.wanted,
+        !rig.side.holds.has(Hold::Reset) && !rig.side.reset.wanted,
         "it is one reset"
     );
 }
@@ -44,7 +44,7 @@ fn a_reset_waits_for_the_sync_under_way() {
 fn a_capture_waits_for_the_reset_under_way_unless_it_is_given_up() {
     let mut rig = resetting();
     rig.capture(2);
-    assert!(!rig.tells(is_captured) && rig.side.paused);
+    assert!(!rig.tells(is_captured) && rig.side.holds.has(Hold::Mechanism));
     rig.await_input(is_done);
     assert!(rig.tells(is_captured));
     let mut rig = resetting();

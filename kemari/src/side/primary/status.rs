@@ -56,8 +56,8 @@ impl PrimarySide {
             (Some(waiting), Some(narrow)) => Some(format!("{waiting}; {narrow}")),
             (waiting, _) => waiting,
         };
-        let disks = self.disks.shown(&self.config, &core, self.standstill.as_ref());
-        let standstill = self.standstill.as_ref().map(trouble::Standstill::sentence);
+        let disks = self.disks.shown(&self.config, &core, self.holds.disk());
+        let standstill = self.holds.disk().map(trouble::Standstill::sentence);
         let role = match self.end {
             Some(End::Halted(_) | End::Stopped(_)) => Role::Stopped,
             None => Role::Primary,

@@ -4,6 +4,7 @@ use kemari_sync::PrimaryEvent;
 
 use super::super::ahead;
 use super::PrimarySide;
+use super::holds::Hold;
 
 /// Longest wait of the loop, in milliseconds, whatever the deadlines.
 const WAIT_MS_MAX: u64 = 1000;
@@ -49,7 +50,7 @@ impl PrimarySide {
     /// Memory gets dirty without bound as long as the guest runs, also while a sync is under way: what is found then is the
     /// next one's. With the gate open nobody needs to look.
     pub(super) fn dirty_look_is_due(&self) -> bool {
-        self.machine.holds_output() && !self.paused
+        self.machine.holds_output() && !self.holds.has(Hold::Mechanism)
     }
 
     /// Pages that a sync would have now, each counted once, but for those that went ahead and are dirty again.

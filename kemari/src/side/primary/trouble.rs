@@ -4,6 +4,7 @@ use kemari_sync::{Growth, PrimaryEvent};
 use kemari_vmm::disk::whole_blocks;
 
 use super::super::board::Order;
+use super::holds::Hold;
 use super::orders::{Outcome, answer};
 use super::{Input, PrimarySide};
 use crate::control::Command;
@@ -14,7 +15,7 @@ pub struct Standstill {
     pub disk: String,
     pub reason: String,
     /// Whether the other host goes on as soon as it can.
-    fail_over: bool,
+    pub fail_over: bool,
 }
 
 impl Standstill {
@@ -28,16 +29,11 @@ impl PrimarySide {
     /// A disk could not do something. The request stays unfinished, and the guest stands still until the operator has it
     /// tried again; or the other host goes on.
     pub(super) fn on_disk_trouble(&mut self, disk: &str, reason: &str, fail_over: bool) {
-        if self.core.is_over() {
+        if self.holds.has(Hold::Over) {
             return;
         }
         self.machine.begin_pause();
-        let standstill = self.standstill.get_or_insert_with(|| Standstill {
-            disk: disk.to_owned(),
-            reason: reason.to_owned(),
-            fail_over: false,
-        });
-        standstill.fail_over |= fail_over;
+        self.holds.fail_disk(disk, reason, fail_over);
         if !self.leave_standstill() {
             tracing::error!("disk {disk} fails: {reason}; the VM stands still until `kemari resume`");
         }
@@ -46,17 +42,15 @@ impl PrimarySide {
     /// Lets the other host go on with a guest that stands still here, if that is wanted and it can now. It may not have been
     /// ready when the disk failed.
     pub(super) fn leave_standstill(&mut self) -> bool {
-        if !self
-            .standstill
-            .as_ref()
-            .is_some_and(|standstill| standstill.fail_over)
-        {
+        if !self.holds.disk().is_some_and(|standstill| standstill.fail_over) {
             return false;
         }
         let lacks = self.core.peer_lacks(self.clock.now_ms());
         let can_go_on_there = self.core.refuses_switchover().is_none() && lacks.is_none();
-        let failed = self.standstill.take_if(|_| can_go_on_there);
-        let Some(Standstill { disk, reason, .. }) = failed else {
+        if !can_go_on_there {
+            return false;
+        }
+        let Some(Standstill { disk, reason, .. }) = self.holds.take_disk() else {
             return false;
         };
         let reason = format!("disk {disk} fails: {reason}");
@@ -67,11 +61,11 @@ impl PrimarySide {
 
     /// Tries again what failed, and lets the guest run.
     pub(super) fn resume_after_trouble(&mut self) -> Result<String, String> {
-        if self.standstill.take().is_none() {
+        if self.holds.take_disk().is_none() {
             return Err("the VM stands still for no failure of a disk".into());
         }
         let count = self.machine.retry_disks();
-        self.run_unless_paused();
+        self.run_unless_held();
         Ok(format!(
             "the VM goes on; {count} requests of its disks are tried again"
         ))
