@@ -20,6 +20,7 @@ mod reset;
 mod rig;
 mod seat;
 mod status;
+mod stopwatch;
 mod time;
 mod trouble;
 
@@ -47,12 +48,13 @@ use super::sync_tap::{Attached, SyncTap, Waits};
 use super::trace::{Step, Trace};
 use super::wait::{Waiter, prefer_latency};
 use crate::config::{Config, Latency, Mode, Pace};
-use crate::control::{Counters, Timings};
+use crate::control::Counters;
 use crate::link::{Connection, Security};
 use crate::replica::Tracker;
 
 use connect::{Connected, Connector};
 use holds::{Hold, Holds};
+use stopwatch::Stopwatch;
 
 pub use seat::Seat;
 
@@ -170,23 +172,10 @@ pub struct PrimarySide {
     /// How often syncs are made at present.
     pace: Pace,
     counters: Counters,
-    timings: Timings,
+    stopwatch: Stopwatch,
     heard_ms: Option<u64>,
-    paused_at_us: u64,
     /// Whether a vCPU's thread does this.
     is_on_vcpu: bool,
-    /// Whether it has let the guest run, but for its own vCPU.
-    pause_to_note: bool,
-    /// When the guest asked for the sync that is to begin now.
-    asked_us: Option<u64>,
-    /// When the guest asked for the sync under way, or was paused for it.
-    sync_since_us: u64,
-    /// When that sync began to be handed to the link.
-    sending_us: u64,
-    /// When that sync was handed to the link.
-    sent_us: u64,
-    /// How long an ack takes, as far as the last ones tell, in microseconds.
-    ack_us_expected: u64,
     /// See [`Self::may_loop_poll`].
     loop_polls: bool,
     /// Until when the loop's thread polls for acks, in microseconds.
@@ -266,16 +255,9 @@ impl PrimarySide {
             drains: 0,
             pace,
             counters: Counters::default(),
-            timings: Timings::default(),
+            stopwatch: Stopwatch::default(),
             heard_ms: None,
-            paused_at_us: 0,
             is_on_vcpu: false,
-            pause_to_note: false,
-            asked_us: None,
-            sync_since_us: 0,
-            sending_us: 0,
-            sent_us: 0,
-            ack_us_expected: 0,
             loop_polls,
             train_until_us: 0,
             shown: Shown::default(),

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use kemari_sync::wire::{Channel, Message, encode};
+use kemari_sync::wire::{Begin, Channel, Message, encode};
 use kemari_sync::{Epoch, Opening, PrimaryAction, PrimaryEvent, SessionId};
 
 use super::super::ahead::Ahead;
@@ -12,6 +12,7 @@ use super::super::sync_tap::Attached;
 use super::super::trace::Step;
 use super::super::{clock, faults};
 use super::holds::Hold;
+use super::stopwatch::micros;
 use super::time::DIRTY_LOOK_INTERVAL_MS;
 use super::{End, Input, PrimarySide};
 use crate::link::{LinkError, Outgoing};
@@ -37,35 +38,7 @@ impl PrimarySide {
                 }
             }
             PrimaryAction::SendAhead(opening) => self.send_ahead(opening),
-            PrimaryAction::Transmit { session, begin, stop } => {
-                let epoch = begin.epoch;
-                if begin.base.is_none() && !self.finish_disk_copy(session, begin.term) {
-                    return;
-                }
-                let Some(capture) = self.capture.as_mut().filter(|capture| capture.epoch == epoch) else {
-                    return;
-                };
-                self.trace.note(Step::Sending, epoch);
-                let ahead_in = self.debt.went_ahead_in(epoch);
-                let buffers = capture.transmission(session, ahead_in, begin, stop);
-                let at_once = capture.took.send;
-                if faults::cuts_frame(epoch) {
-                    return self.cut_in_frame(session, buffers);
-                }
-                self.counters.wire_bytes += buffers
-                    .iter()
-                    .map(|buffer| buffer.rest().len() as u64)
-                    .sum::<u64>();
-                self.sending_us = self.clock.now_us();
-                self.transmit(session, buffers);
-                self.sent_us = self.clock.now_us();
-                self.timings
-                    .send_us
-                    .note(self.sent_us - self.sending_us + micros(at_once));
-                self.expect_ack();
-                self.trace.note(Step::AwaitingAck, epoch);
-                self.events.push_back(PrimaryEvent::Transmitted { epoch });
-            }
+            PrimaryAction::Transmit { session, begin, stop } => self.transmit(session, begin, stop),
             PrimaryAction::GiveBack { epoch } => self.give_back(epoch),
             PrimaryAction::Release { epoch } => self.release(epoch),
             PrimaryAction::Pause => {
@@ -106,8 +79,31 @@ impl PrimarySide {
         });
     }
 
-    fn transmit(&mut self, id: SessionId, buffers: [Outgoing; 3]) {
+    fn transmit(&mut self, id: SessionId, begin: Begin, stop: bool) {
+        let epoch = begin.epoch;
+        if begin.base.is_none() && !self.finish_disk_copy(id, begin.term) {
+            return;
+        }
+        let Some(capture) = self.capture.as_mut().filter(|capture| capture.epoch == epoch) else {
+            return;
+        };
+        self.trace.note(Step::Sending, epoch);
+        let ahead_in = self.debt.went_ahead_in(epoch);
+        let buffers = capture.transmission(id, ahead_in, begin, stop);
+        let at_once = capture.took.send;
+        if faults::cuts_frame(epoch) {
+            return self.cut_in_frame(id, buffers);
+        }
+        self.counters.wire_bytes += buffers
+            .iter()
+            .map(|buffer| buffer.rest().len() as u64)
+            .sum::<u64>();
+        self.stopwatch.sending(self.clock.now_us());
         self.on_link(id, |session| session.main.send_all(buffers));
+        self.stopwatch.sent(self.clock.now_us(), at_once);
+        self.expect_ack();
+        self.trace.note(Step::AwaitingAck, epoch);
+        self.events.push_back(PrimaryEvent::Transmitted { epoch });
     }
 
     /// A fault for tests: half of a sync, then nothing.
@@ -230,21 +226,14 @@ impl PrimarySide {
             return;
         }
         self.trace.note(Step::Capturing, epoch);
-        self.paused_at_us = since_us;
-        self.sync_since_us = self.asked_us.take().unwrap_or(self.paused_at_us);
+        self.stopwatch.pause(since_us);
         self.console_due_ms = None;
         self.gather.end();
         self.tap.set_in_flight(u64::MAX);
-        if hold && self.attached.is_none() {
-            match Attached::to(self.machine.channels(), &self.tap) {
-                Ok(attached) => self.attached = Some(attached),
-                Err(error) => {
-                    let reason = error.to_string();
-                    self.events
-                        .push_back(PrimaryEvent::CaptureFailed { epoch, reason });
-                    return;
-                }
-            }
+        if hold && let Err(reason) = self.attach_tap() {
+            return self
+                .events
+                .push_back(PrimaryEvent::CaptureFailed { epoch, reason });
         }
         let session_id = self.session.as_ref().map(|session| session.id);
         self.copy.end();
@@ -288,14 +277,22 @@ impl PrimarySide {
         );
         // Everything that was held is in it now, also what came while it paused the guest.
         self.tap.looked();
+        self.on_captured(epoch, taken);
+    }
+
+    /// The tap asks for syncs from now on.
+    fn attach_tap(&mut self) -> Result<(), String> {
+        if self.attached.is_none() {
+            let attached = Attached::to(self.machine.channels(), &self.tap);
+            self.attached = Some(attached.map_err(|error| error.to_string())?);
+        }
+        Ok(())
+    }
+
+    fn on_captured(&mut self, epoch: Epoch, taken: anyhow::Result<Capture>) {
         match taken {
             Ok(capture) => {
-                self.timings.state_us.note(micros(capture.took.states));
-                self.timings.dirty_us.note(micros(capture.took.dirty));
-                self.timings.encode_us.note(micros(capture.took.encode));
-                self.timings
-                    .capture_us
-                    .note(self.clock.now_us() - self.paused_at_us);
+                self.stopwatch.captured(&capture.took, self.clock.now_us());
                 self.counters.wire_bytes += capture.sent_bytes() as u64;
                 self.counters.pages += capture.pages_sent();
                 self.counters.pages_ahead += capture.pages_ahead;
@@ -347,7 +344,7 @@ impl PrimarySide {
             outputs = capture.outputs;
             self.acked_states = capture.states;
             let capture_us = micros(capture.took.encode + capture.took.send);
-            let wire_us = self.clock.now_us().saturating_sub(self.sending_us);
+            let wire_us = self.stopwatch.wire_us(self.clock.now_us());
             self.deltas.acked(epoch);
             self.deltas.note(
                 capture_us + wire_us,
@@ -357,13 +354,10 @@ impl PrimarySide {
         }
         self.counters.syncs += 1;
         let now_us = self.clock.now_us();
-        self.counters.last_sync_us = now_us.saturating_sub(self.sync_since_us);
-        self.timings.sync_us.note(self.counters.last_sync_us);
-        let ack_us = now_us.saturating_sub(self.sent_us);
-        self.timings.ack_us.note(ack_us);
-        self.note_ack(ack_us);
+        self.counters.last_sync_us = self.stopwatch.acked(now_us);
+        self.extend_train();
         self.trace.note(Step::Running, epoch);
-        let sync_us = now_us.saturating_sub(self.paused_at_us);
+        let sync_us = now_us.saturating_sub(self.stopwatch.paused_us());
         self.gather.note(self.pace.mode, now_us, sync_us, outputs);
         self.let_guest_wait(self.gather.stands_still(self.pace.mode));
         self.gather_from(now_us);
@@ -398,7 +392,7 @@ impl PrimarySide {
         self.holds.remove(Hold::Mechanism);
         if self.is_on_vcpu {
             // Its guest runs on when this thread has done what else there is to do.
-            self.pause_to_note = true;
+            self.stopwatch.leave_pause();
         } else {
             self.note_pause();
         }
@@ -407,14 +401,13 @@ impl PrimarySide {
 
     /// The pause ends now that a vCPU's thread has left to be noted.
     pub(super) fn note_inline_pause(&mut self) {
-        if std::mem::take(&mut self.pause_to_note) {
+        if self.stopwatch.takes_left_pause() {
             self.note_pause();
         }
     }
 
     fn note_pause(&mut self) {
-        self.counters.last_pause_us = self.clock.now_us().saturating_sub(self.paused_at_us);
-        self.timings.pause_us.note(self.counters.last_pause_us);
+        self.counters.last_pause_us = self.stopwatch.note_pause(self.clock.now_us());
     }
 
     /// The right to act alone: output leaves at once, nobody is owed pages.
@@ -472,8 +465,4 @@ impl PrimarySide {
             self.note_session_end(id);
         }
     }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

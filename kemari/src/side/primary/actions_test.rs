@@ -357,10 +357,11 @@ fn a_guest_that_stands_still_too_long_for_an_ack_is_let_go() {
     rig.capture(1);
     rig.events();
     let is_let_go = |event: &PrimaryEvent| matches!(event, PrimaryEvent::GuestWaits(false));
-    rig.side.paused_at_us = rig.side.clock.now_us() + 60_000_000;
+    let far_us = rig.side.clock.now_us() + 60_000_000;
+    rig.side.stopwatch.pause(far_us);
     rig.side.let_go_if_due();
     assert!(!rig.tells(is_let_go));
-    rig.side.paused_at_us = 0;
+    rig.side.stopwatch.pause(0);
     rig::until("its time is over", || {
         rig.side.let_go_if_due();
         rig.tells(is_let_go)

@@ -19,9 +19,6 @@ const STILL_US_MAX: u64 = 10_000;
 /// other, being woken would cost more than the work.
 const TRAIN_US: u64 = 1000;
 
-/// An ack is not expected later than this, however late the last ones came: a vCPU with more output looks for it then.
-const ACK_US_MAX: u64 = 200;
-
 /// Longest time that the loop's thread polls without looking at anything else.
 const POLL_ROUND_US: u64 = 500;
 
@@ -38,11 +35,11 @@ impl PrimarySide {
             return self.run_unless_held();
         };
         self.is_on_vcpu = true;
-        self.asked_us = Some(since_us);
+        self.stopwatch.ask(Some(since_us));
         self.wait_for_due_ack();
         self.on_output_held();
         self.settle();
-        self.asked_us = None;
+        self.stopwatch.ask(None);
         self.poll_for_ack();
         self.run_unless_held();
         self.is_on_vcpu = false;
@@ -77,7 +74,7 @@ impl PrimarySide {
 
     /// A sync is under way while the guest runs: the loop's thread looks for its ack.
     pub(super) fn expect_ack(&mut self) {
-        let due_us = self.sent_us + self.ack_us_expected;
+        let due_us = self.stopwatch.ack_due_us();
         // Where output gathers no vCPU waits for the ack.
         let runs = !self.holds.has(Hold::Mechanism);
         let parks = self.polls() && runs && self.gather.wait_us(self.pace.mode) == 0;
@@ -85,13 +82,8 @@ impl PrimarySide {
         self.extend_train();
     }
 
-    /// An ack took so long.
-    pub(super) fn note_ack(&mut self, us: u64) {
-        self.ack_us_expected = ((3 * self.ack_us_expected + us) / 4).min(ACK_US_MAX);
-        self.extend_train();
-    }
-
-    fn extend_train(&mut self) {
+    /// Syncs follow each other.
+    pub(super) fn extend_train(&mut self) {
         if self.loop_polls && !self.holds.has(Hold::Mechanism) {
             self.train_until_us = self.clock.now_us() + TRAIN_US;
         }
@@ -135,7 +127,7 @@ impl PrimarySide {
     /// When a guest that waits for the ack, although the mode does not ask for it, has waited for too long.
     pub(super) fn let_go_due_us(&self) -> Option<u64> {
         let waits = self.holds.is_until_ack() && self.capture.is_some();
-        waits.then_some(self.paused_at_us + STILL_US_MAX)
+        waits.then_some(self.stopwatch.paused_us() + STILL_US_MAX)
     }
 
     /// Then it runs on. The next sync is another matter.

@@ -84,5 +84,5 @@ fn a_pause_is_as_long_as_the_guest_is_to_stand_still() {
     rig.side.perform(PrimaryAction::GiveBack { epoch: 2 });
     rig.capture(2);
     rig.side.on_input(Input::Parked);
-    assert!(rig.side.paused_at_us >= before_us);
+    assert!(rig.side.stopwatch.paused_us() >= before_us);
 }

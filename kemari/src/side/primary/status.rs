@@ -34,7 +34,7 @@ impl PrimarySide {
             connected: true,
             silent_ms: self.heard_ms.map(|heard_ms| now_ms.saturating_sub(heard_ms)),
         });
-        let (counters, pace, timings) = (self.counters, self.pace, &self.timings);
+        let (counters, pace, timings) = (self.counters, self.pace, self.stopwatch.timings());
         let readiness = core.readiness.clone();
         self.announced.note(readiness.as_ref());
         let waits = match self.machine.holds_output() {
