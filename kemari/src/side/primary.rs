@@ -174,12 +174,8 @@ pub struct PrimarySide {
     counters: Counters,
     stopwatch: Stopwatch,
     heard_ms: Option<u64>,
-    /// Whether a vCPU's thread does this.
-    is_on_vcpu: bool,
-    /// See [`Self::may_loop_poll`].
-    loop_polls: bool,
-    /// Until when the loop's thread polls for acks, in microseconds.
-    train_until_us: u64,
+    /// Whose thread does this, and who polls for acks.
+    polling: inline::Polling,
     shown: Shown,
     announced: Announced,
     orders: Vec<orders::Pending>,
@@ -207,15 +203,9 @@ impl PrimarySide {
             mailbox,
             waiter,
         } = seat;
-        let sink = mailbox.clone();
-        let tap = SyncTap::new(clock, machine.pause_requester(), move |waits| {
-            sink.post(Input::Waits(waits))
-        });
         let pace = config.protection.pace();
-        let gather = Gather::new(&config.protection);
-        let deltas = Deltas::new(&config.protection);
-        let loop_polls = Self::may_loop_poll(config.protection.latency, config.machine.vcpus.into());
-        tap.set_clocked(pace.mode == Mode::Interval);
+        let polling = inline::Polling::new(config.protection.latency, config.machine.vcpus.into());
+        let tap = make_tap(clock, &machine, &mailbox, pace.mode);
         let sink = mailbox.clone();
         board.take_orders(move |order| sink.post(Input::Order(order)));
         board.show_machine(Some(machine.clone()));
@@ -223,7 +213,6 @@ impl PrimarySide {
         Self {
             core: Primary::new(mechanism, reign, clock.now_ms()),
             connector: Connector::new(&config, &host, security),
-            config,
             machine,
             mailbox,
             arbiter,
@@ -245,9 +234,9 @@ impl PrimarySide {
             ahead_due_ms: 0,
             dirty_look_ms: 0,
             acked_states: Vec::new(),
-            deltas,
+            deltas: Deltas::new(&config.protection),
             holds: Holds::default(),
-            gather,
+            gather: Gather::new(&config.protection),
             console_due_ms: None,
             parking: parking::Parking::default(),
             reset: reset::Reset::default(),
@@ -257,13 +246,12 @@ impl PrimarySide {
             counters: Counters::default(),
             stopwatch: Stopwatch::default(),
             heard_ms: None,
-            is_on_vcpu: false,
-            loop_polls,
-            train_until_us: 0,
+            polling,
             shown: Shown::default(),
             announced: Announced::default(),
             orders: Vec::new(),
             end: None,
+            config,
         }
     }
 
@@ -431,6 +419,16 @@ impl PrimarySide {
             self.actions = actions;
         }
     }
+}
+
+/// The tap through which the guest's output asks for syncs, attached to nothing yet.
+fn make_tap(clock: Clock, machine: &Machine, mailbox: &Arc<Mailbox<Input>>, mode: Mode) -> Arc<SyncTap> {
+    let sink = mailbox.clone();
+    let tap = SyncTap::new(clock, machine.pause_requester(), move |waits| {
+        sink.post(Input::Waits(waits))
+    });
+    tap.set_clocked(mode == Mode::Interval);
+    tap
 }
 
 fn lock(side: &Mutex<PrimarySide>) -> MutexGuard<'_, PrimarySide> {

@@ -390,7 +390,7 @@ impl PrimarySide {
 
     fn resume(&mut self) {
         self.holds.remove(Hold::Mechanism);
-        if self.is_on_vcpu {
+        if self.polling.is_on_vcpu() {
             // Its guest runs on when this thread has done what else there is to do.
             self.stopwatch.leave_pause();
         } else {

@@ -22,6 +22,34 @@ const TRAIN_US: u64 = 1000;
 /// Longest time that the loop's thread polls without looking at anything else.
 const POLL_ROUND_US: u64 = 500;
 
+/// Whose thread does a primary's work, and whether the loop's thread polls for acks.
+pub struct Polling {
+    /// Whether a vCPU's thread does it now.
+    is_on_vcpu: bool,
+    /// Whether the loop's thread may poll.
+    loop_may: bool,
+    /// Until when it does, in microseconds.
+    train_until_us: u64,
+}
+
+impl Polling {
+    /// Beside the loop's thread and the vCPUs a processor must be left for it to poll. Where there are fewer, whoever polls
+    /// is in the way of those that it waits for; being woken is faster then.
+    pub fn new(latency: Latency, vcpus: usize) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            is_on_vcpu: false,
+            loop_may: latency == Latency::Low && processors > vcpus + 1,
+            train_until_us: 0,
+        }
+    }
+
+    /// Whether a vCPU's thread does the work now.
+    pub fn is_on_vcpu(&self) -> bool {
+        self.is_on_vcpu
+    }
+}
+
 impl PrimarySide {
     /// Called by a vCPU's thread that has parked, its state whole.
     pub(super) fn drive_parked(&mut self) {
@@ -34,7 +62,7 @@ impl PrimarySide {
         let Some(since_us) = self.tap.looked() else {
             return self.run_unless_held();
         };
-        self.is_on_vcpu = true;
+        self.polling.is_on_vcpu = true;
         self.stopwatch.ask(Some(since_us));
         self.wait_for_due_ack();
         self.on_output_held();
@@ -42,7 +70,7 @@ impl PrimarySide {
         self.stopwatch.ask(None);
         self.poll_for_ack();
         self.run_unless_held();
-        self.is_on_vcpu = false;
+        self.polling.is_on_vcpu = false;
         self.note_inline_pause();
         if self.end.is_some() || !self.events.is_empty() {
             self.mailbox.post(Input::Wake);
@@ -84,16 +112,9 @@ impl PrimarySide {
 
     /// Syncs follow each other.
     pub(super) fn extend_train(&mut self) {
-        if self.loop_polls && !self.holds.has(Hold::Mechanism) {
-            self.train_until_us = self.clock.now_us() + TRAIN_US;
+        if self.polling.loop_may && !self.holds.has(Hold::Mechanism) {
+            self.polling.train_until_us = self.clock.now_us() + TRAIN_US;
         }
-    }
-
-    /// Whether the loop's thread may poll: beside it and the vCPUs a processor must be left. Where there are fewer, whoever
-    /// polls is in the way of those that it waits for; being woken is faster then.
-    pub(super) fn may_loop_poll(latency: Latency, vcpus: usize) -> bool {
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        latency == Latency::Low && processors > vcpus + 1
     }
 
     fn polls(&self) -> bool {
@@ -161,8 +182,8 @@ pub(super) fn poll_for_acks(side: &Mutex<PrimarySide>) -> bool {
             Ok(mut side) => {
                 let now_us = side.clock.now_us();
                 let until_us = *until_us.get_or_insert(now_us + POLL_ROUND_US);
-                if now_us >= side.train_until_us || now_us >= until_us {
-                    return now_us < side.train_until_us;
+                if now_us >= side.polling.train_until_us || now_us >= until_us {
+                    return now_us < side.polling.train_until_us;
                 }
                 side.receive_main();
                 if !side.events.is_empty() || side.end.is_some() {
