@@ -1,8 +1,9 @@
 //! One side of a VM: the wiring of the mechanism (`kemari_sync`), the machine (`kemari_vmm`) and the link.
 //!
-//! A side is one loop on one thread. It waits for its sockets, for its mailbox (into which other threads put what
-//! happened) and for the mechanism's next deadline; it feeds the mechanism's state machine with events and carries out
-//! the actions that come back. `primary` and `secondary` are those loops, `life` goes from one to the other.
+//! A side is one loop on one thread. It waits for its sockets, for its mailbox (into which other threads put
+//! what happened) and for the mechanism's next deadline; it feeds the mechanism's state machine with events
+//! and carries out the actions that come back. `primary` and `secondary` are those loops, `life` goes from
+//! one to the other.
 
 mod about;
 mod ahead;

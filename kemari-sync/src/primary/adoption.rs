@@ -65,8 +65,8 @@ impl Primary {
             Standing::Over(_) => Some("the VM does not run here"),
             Standing::Pairing(_) => Some("the VM is just about to be protected: say it again in a moment"),
             Standing::Paired if self.parting.is_some() || !self.is_live() => Some(
-                "the secondary is not connected, so it cannot agree, and it may be about to go on by itself: first \
-                 mend the link, or stop the secondary for good and this VM as well",
+                "the secondary is not connected, so it cannot agree, and it may be about to go on by itself: \
+                 first mend the link, or stop the secondary for good and this VM as well",
             ),
             Standing::Paired | Standing::Alone => None,
         }
@@ -148,7 +148,8 @@ impl Primary {
                     "the arbiter has the VM's record again, in term {}",
                     self.record.term
                 );
-                // Its own end of a session was no attempt, and what failed for the lost record may succeed now.
+                // Its own end of a session was no attempt, and what failed for the lost record may succeed
+                // now.
                 self.forget_futile();
                 self.end_adoption(Ok(text), actions);
             }
@@ -195,8 +196,8 @@ impl Primary {
             found.vm == self.record.vm && found.store == self.record.store && found.term < self.record.term;
         (!is_older).then(|| {
             format!(
-                "the arbiter has a record that is no older one of this VM's: {}. Somebody may run the VM under it: \
-                 find out who, and keep the right one",
+                "the arbiter has a record that is no older one of this VM's: {}. Somebody may run the VM \
+                 under it: find out who, and keep the right one",
                 describe(Some(found))
             )
         })

@@ -1,4 +1,5 @@
-//! What it means for the record that the secondary goes on, where nobody keeps one for both sides (`arbiter = "none"`).
+//! What it means for the record that the secondary goes on,
+//! where nobody keeps one for both sides (`arbiter = "none"`).
 //!
 //! There this side would never read that another has won the VM: it would win it again, with both hosts well.
 
@@ -31,8 +32,8 @@ impl Primary {
         }));
     }
 
-    /// This host fails while a pair is made: the secondary may have committed the first sync, if that was sent, and go on with
-    /// it.
+    /// This host fails while a pair is made: the secondary may have committed the first sync, if that was
+    /// sent, and go on with it.
     pub(super) fn assume_pairing(&self, actions: &mut Actions) {
         let was_sent = self.sync.as_ref().is_some_and(Sync::was_sent);
         match &self.standing {

@@ -1,4 +1,5 @@
-//! Failures to become or to stay protected: the next attempt waits, longer each time, since each costs the guest something.
+//! Failures to become or to stay protected: the next attempt waits, longer each time,
+//! since each costs the guest something.
 
 use super::{Primary, Standing};
 

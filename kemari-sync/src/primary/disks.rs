@@ -1,5 +1,5 @@
-//! The copy of the replicated disks, before that of memory: what the secondary's images are, how they are copied, and
-//! whether they may be.
+//! The copy of the replicated disks, before that of memory: what the secondary's images are, how they are
+//! copied, and whether they may be.
 
 use crate::faults::{Fault, fault};
 use crate::replica::{CopyDisk, DiskOffer, plan_copy};

@@ -1,5 +1,5 @@
-//! A host that lives and cannot go on: its guest ends for good, its disks are closed, and it says so. The secondary then
-//! needs no fence, which is for those who do not answer.
+//! A host that lives and cannot go on: its guest ends for good, its disks are closed, and it says so. The
+//! secondary then needs no fence, which is for those who do not answer.
 
 use crate::faults::{Fault, fault};
 use crate::wire::{Goodbye, Message, reason_text};
@@ -10,7 +10,8 @@ use super::{Actions, Primary, PrimaryAction, PrimaryEvent, Standing};
 #[cfg_attr(feature = "sim", derive(Clone, Hash))]
 pub(super) struct HandOver {
     reason: String,
-    /// When the secondary hears of it in any case, in milliseconds: nobody waits longer for who lives than for who is silent.
+    /// When the secondary hears of it in any case, in milliseconds:
+    /// nobody waits longer for who lives than for who is silent.
     pub(super) due_ms: u64,
 }
 
@@ -35,7 +36,8 @@ impl Primary {
         }
     }
 
-    /// The guest runs well, and cannot be followed. A secondary that can goes on with it; or else it stays here, unprotected.
+    /// The guest runs well, and cannot be followed. A secondary that can goes on with it;
+    /// or else it stays here, unprotected.
     pub(super) fn on_protection_failing(&mut self, reason: &str, actions: &mut Actions) {
         match self.standing {
             Standing::Paired if self.goes_on_there() => self.hand_over(reason, actions),

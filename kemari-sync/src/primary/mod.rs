@@ -1,9 +1,9 @@
 //! The primary: it executes the VM, and lets output leave only with consent.
 //!
-//! The way of a sync is in `sync`, the way from alone to a pair in `session` (handshake, first copy) and `pairing`
-//! (first sync, record), the way back to alone, or to the end, in `parting`, the planned change of roles in
-//! `switchover`, a host that lives and is in trouble in `health`, how it gives the VM away in `hand_over`, a record that was
-//! lost under a living VM in `adoption`.
+//! The way of a sync is in `sync`, the way from alone to a pair in `session` (handshake, first copy) and
+//! `pairing` (first sync, record), the way back to alone, or to the end, in `parting`, the planned change of
+//! roles in `switchover`, a host that lives and is in trouble in `health`, how it gives the VM away in
+//! `hand_over`, a record that was lost under a living VM in `adoption`.
 
 mod adoption;
 mod assume;
@@ -147,8 +147,8 @@ impl Primary {
         }
     }
 
-    /// For the exploration: its clock stands still, and what changes is the length of the time-outs. Questions are
-    /// numbered from `next_ask` on.
+    /// For the exploration: its clock stands still, and what changes is the length of the time-outs.
+    /// Questions are numbered from `next_ask` on.
     #[cfg(feature = "sim")]
     pub(crate) fn set_time_outs(&mut self, timing: &Timing, next_ask: AskId) {
         self.config.timing = timing.clone();
@@ -228,8 +228,8 @@ impl Primary {
         matches!(self.standing, Standing::Over(_))
     }
 
-    /// Whether the VM is about to go on elsewhere, or may already do so: a switchover is under way, or this side waits
-    /// for the arbiter's word.
+    /// Whether the VM is about to go on elsewhere, or may already do so: a switchover is under way, or this
+    /// side waits for the arbiter's word.
     pub fn is_leaving(&self) -> bool {
         self.is_over() || self.is_switching() || self.parting.is_some()
     }
@@ -291,8 +291,8 @@ impl Primary {
             .min()
     }
 
-    /// A gap in the calls means that this process stood still: nothing could be heard meanwhile, and no silence is
-    /// proved. The peer gets its full time again.
+    /// A gap in the calls means that this process stood still: nothing could be heard meanwhile, and no
+    /// silence is proved. The peer gets its full time again.
     fn advance_clock(&mut self, now_ms: u64) {
         let now_ms = now_ms.max(self.now_ms);
         if now_ms - self.now_ms > self.config.timing.suspicion_ms {

@@ -1,6 +1,7 @@
 //! From alone to a pair: the first sync, and the record that makes its ack count.
 //!
-//! The right to act alone ends at the first capture. It comes back only if the pair was certainly never recorded.
+//! The right to act alone ends at the first capture. It comes back only if the pair was certainly never
+//! recorded.
 
 use crate::consent::AskId;
 use crate::consent::ask::{Asker, Verdict};
@@ -95,8 +96,8 @@ impl Primary {
         }
     }
 
-    /// The pair to be is about to be given up without its first ack. The secondary may have committed all the same, and
-    /// where nobody keeps a record for both it would go on by that.
+    /// The pair to be is about to be given up without its first ack. The secondary may have committed all the
+    /// same, and where nobody keeps a record for both it would go on by that.
     pub(super) fn tell_unpaired(&self, reason: &str, actions: &mut Actions) {
         if matches!(&self.standing, Standing::Pairing(pairing) if pairing.asker.is_none()) {
             self.send(Message::Goodbye(Goodbye::Alone(reason_text(reason))), actions);
@@ -168,8 +169,8 @@ impl Primary {
         }
     }
 
-    /// What became of the record of the pair is unknown, and this store does not know: another may, to which the secondary
-    /// has a way. Nothing leaves before the record is seen again.
+    /// What became of the record of the pair is unknown, and this store does not know: another may, to which
+    /// the secondary has a way. Nothing leaves before the record is seen again.
     fn doubt_pair(&mut self, doubt: String, actions: &mut Actions) {
         let Standing::Pairing(pairing) = &mut self.standing else {
             return;
@@ -179,7 +180,8 @@ impl Primary {
         pairing.asker = Some(asker);
         if pairing.doubt.as_ref() != Some(&doubt) {
             actions.push(PrimaryAction::Report(format!(
-                "whether the pair was recorded is unknown, and output waits until the store has the record again: {doubt}"
+                "whether the pair was recorded is unknown, and output waits until the store has the record \
+                 again: {doubt}"
             )));
             pairing.doubt = Some(doubt);
         }

@@ -49,7 +49,8 @@ impl Parting {
 enum StopStep {
     /// As soon as the VM is alone, or its secondary has let go.
     Wanted,
-    /// Released requests are being finished: a VM that is recorded as stopped may be started elsewhere at once.
+    /// Released requests are being finished: a VM that is recorded as stopped may be started elsewhere at
+    /// once.
     Draining,
     /// They are finished; an ask that was under way already must be resolved first.
     Drained,
@@ -96,7 +97,8 @@ impl Primary {
         [broken, silent, self.progress_deadline()]
     }
 
-    /// Whether the VM would go on elsewhere if this host let go of it now: its secondary lacks nothing, and may have it.
+    /// Whether the VM would go on elsewhere if this host let go of it now: its secondary lacks nothing,
+    /// and may have it.
     pub fn goes_on_there(&self) -> bool {
         self.may_hand_over() && self.peer_lacks(self.now_ms).is_none()
     }
@@ -148,8 +150,8 @@ impl Primary {
             return self.act_alone(record, &cause.to_string(), actions);
         }
         let contest = self.contest(Goal::Rule);
-        // A link that breaks says so, and who was started anew is back at once. Of one that carries nothing any more, or whose
-        // peer gets on with nothing, the next pair may fare no better.
+        // A link that breaks says so, and who was started anew is back at once. Of one that carries nothing
+        // any more, or whose peer gets on with nothing, the next pair may fare no better.
         let [_, silent, stuck] = self.loss_deadlines();
         let is_over = |due_ms: Option<u64>| due_ms.is_some_and(|due_ms| self.now_ms >= due_ms);
         let is_futile = is_over(silent) || is_over(stuck);
@@ -232,8 +234,8 @@ impl Primary {
     fn act_alone(&mut self, record: Record, cause: &str, actions: &mut Actions) {
         self.record = record;
         self.standing = Standing::Alone;
-        // A host in trouble steps down again once it has a pair again, later each time. It may have been told of other trouble
-        // since it began to.
+        // A host in trouble steps down again once it has a pair again, later each time. It may have been told
+        // of other trouble since it began to.
         let is_switching = self.switchover.is_some() && self.trouble.is_some();
         let has_stepped_down = std::mem::take(&mut self.stepped_down) || is_switching;
         let is_futile = self.parting.as_ref().is_some_and(|parting| parting.is_futile);

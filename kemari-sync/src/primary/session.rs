@@ -13,7 +13,8 @@ use super::disks::DiskStep;
 use super::pairing::{PASSED, Sight};
 use super::{Actions, Primary, PrimaryAction, SessionId, Standing};
 
-/// A confirmation older than this, in milliseconds, calls for another round of the copy before the first sync.
+/// A confirmation older than this, in milliseconds, calls for another round of the copy before the first
+/// sync.
 const CONFIRMATION_FRESH_MS: u64 = 100;
 
 /// How far a session has come.
@@ -62,16 +63,16 @@ impl Session {
 }
 
 impl Primary {
-    /// Whether the secondary of a recorded pair could take over at `now_ms`, as far as it has said; `None`: there is no
-    /// such pair.
+    /// Whether the secondary of a recorded pair could take over at `now_ms`, as far as it has said; `None`:
+    /// there is no such pair.
     pub(super) fn peer_readiness(&self, now_ms: u64) -> Option<Readiness> {
         let session = self.session.as_ref().filter(|_| self.is_joined())?;
         let (noted, trouble) = (session.peer_readiness.as_ref(), session.peer_trouble.as_ref());
         Some(Readiness::judged(noted, trouble, now_ms))
     }
 
-    /// What keeps the secondary of a recorded pair from taking over at `now_ms`, as a sentence. That it has not said so, or
-    /// not lately, is such a thing. `None`: nothing does, or there is no such pair.
+    /// What keeps the secondary of a recorded pair from taking over at `now_ms`, as a sentence. That it has
+    /// not said so, or not lately, is such a thing. `None`: nothing does, or there is no such pair.
     pub fn peer_lacks(&self, now_ms: u64) -> Option<String> {
         self.peer_readiness(now_ms)?.reasons.into_iter().next()
     }
@@ -267,8 +268,8 @@ impl Primary {
             // The VM goes on: it is alone, and needs nobody's word for that.
             Sight::Doubt(doubt) => {
                 let text = format!(
-                    "{doubt}; the VM is not protected; if nobody else runs it, `kemari adopt-record`, said here, gives it \
-                     its record back"
+                    "{doubt}; the VM is not protected; if nobody else runs it, `kemari adopt-record`, said \
+                     here, gives it its record back"
                 );
                 return self.close(&text, actions);
             }
@@ -370,8 +371,9 @@ impl Primary {
             self.close("the secondary is silent", actions);
         } else if is_unproved {
             let text = format!(
-                "{PROOF_BYTES} bytes did not go there and back within {} ms, while small messages arrive: something on \
-                 the way drops large packets; give the interfaces of both hosts and all switches between them one MTU",
+                "{PROOF_BYTES} bytes did not go there and back within {} ms, while small messages arrive: \
+                 something on the way drops large packets; give the interfaces of both hosts and all \
+                 switches between them one MTU",
                 self.config.timing.progress_ms
             );
             self.close(&text, actions);

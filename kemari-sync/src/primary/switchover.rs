@@ -1,8 +1,10 @@
-//! The planned change of roles: a last sync, all I/O finished, and the secondary asks for the VM while this side waits.
+//! The planned change of roles: a last sync, all I/O finished,
+//! and the secondary asks for the VM while this side waits.
 //!
-//! Nothing is given up before the record says that the secondary acts. Until then this side holds its guest paused
-//! where the last sync ended, and goes on from there if the secondary does not. Where nobody keeps a record for both
-//! (`arbiter = "none"`) the VM is given up with the word, for good: whether the secondary goes on is not learned here.
+//! Nothing is given up before the record says that the secondary acts. Until then this side holds its guest
+//! paused where the last sync ended, and goes on from there if the secondary does not. Where nobody keeps a
+//! record for both (`arbiter = "none"`) the VM is given up with the word, for good: whether the secondary
+//! goes on is not learned here.
 
 use crate::consent::contest::Goal;
 use crate::wire::{Goodbye, Message};
@@ -75,7 +77,8 @@ impl Primary {
             .is_some_and(|switchover| switchover.step != Step::Wanted)
     }
 
-    /// The last sync is committed and its output released: what is released must be finished before another may write.
+    /// The last sync is committed and its output released: what is released must be finished before another
+    /// may write.
     pub(super) fn drain_for_switchover(&mut self, paused_since_ms: u64, actions: &mut Actions) {
         self.paused = true;
         self.switchover = Some(Switchover {

@@ -1,5 +1,5 @@
-//! A sync: capture, transmission, ack, release. One is under way at a time; what becomes pending meanwhile joins
-//! the next.
+//! A sync: capture, transmission, ack, release. One is under way at a time; what becomes pending meanwhile
+//! joins the next.
 
 use crate::faults::{Fault, fault};
 use crate::record::Epoch;
@@ -127,8 +127,8 @@ impl Primary {
         });
     }
 
-    /// If the guest stands still until the ack in any case: the sooner the secondary has something to do, the better.
-    /// The first sync of a pair has other things to send before.
+    /// If the guest stands still until the ack in any case: the sooner the secondary has something to do, the
+    /// better. The first sync of a pair has other things to send before.
     fn at_once(&mut self, epoch: Epoch) -> Option<Opening> {
         if !self.guest_waits_for_ack() || !matches!(self.standing, Standing::Paired) {
             return None;
@@ -155,7 +155,8 @@ impl Primary {
         if !matches!(self.standing, Standing::Paired) && !is_followed {
             return;
         }
-        // As output does, it starts a sync; until that can be, the guest may not make the next one larger still.
+        // As output does, it starts a sync; until that can be,
+        // the guest may not make the next one larger still.
         self.dirty_limit = true;
         if !self.may_sync() && !self.paused {
             self.paused = true;
@@ -163,7 +164,8 @@ impl Primary {
         }
     }
 
-    /// The secondary stages what goes ahead with the rest of the sync: pages, until its message to commit comes.
+    /// The secondary stages what goes ahead with the rest of the sync: pages,
+    /// until its message to commit comes.
     pub(super) fn on_dirty_ahead(&mut self, actions: &mut Actions) {
         if !self.may_sync() {
             return;
@@ -256,7 +258,8 @@ impl Primary {
         if self.sync.as_ref().is_none_or(|sync| sync.epoch != epoch) {
             return;
         }
-        // Before there is a pair nobody else could go on, the guest runs well, and there is nobody to part from.
+        // Before there is a pair nobody else could go on, the guest runs well,
+        // and there is nobody to part from.
         if matches!(self.standing, Standing::Paired) {
             self.capture_failures += 1;
         }

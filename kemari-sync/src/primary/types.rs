@@ -21,8 +21,8 @@ pub enum Mode {
     /// Output starts it; the guest runs on after the capture, while its output waits.
     #[default]
     Pipelined,
-    /// The clock alone starts it, every [`Timing::interval_ms`]; the guest runs on after the capture, and output waits
-    /// for the next sync that contains it. To compare with.
+    /// The clock alone starts it, every [`Timing::interval_ms`]; the guest runs on after the capture, and
+    /// output waits for the next sync that contains it. To compare with.
     Interval,
 }
 
@@ -118,11 +118,13 @@ pub enum PrimaryEvent {
         /// What it says.
         message: Message,
     },
-    /// The machine holds output that no capture contains. Repeat it after [`Self::Captured`] for output held since.
+    /// The machine holds output that no capture contains. Repeat it after [`Self::Captured`] for output held
+    /// since.
     OutputPending,
     /// More pages are dirty than a sync should carry.
     DirtyLimit,
-    /// The image of a replicated disk has grown, here. Only while the VM is alone, and no session has heard of the old size.
+    /// The image of a replicated disk has grown, here. Only while the VM is alone,
+    /// and no session has heard of the old size.
     SourceGrown {
         /// Which, in the order of [`PrimaryConfig::sources`].
         disk: usize,
@@ -163,7 +165,8 @@ pub enum PrimaryEvent {
         /// The guest has powered itself off in this epoch (or ended for good in another way).
         stop: bool,
     },
-    /// The machine could not be captured. Its dirty pages, if any were read, wait for [`PrimaryAction::GiveBack`].
+    /// The machine could not be captured. Its dirty pages, if any were read,
+    /// wait for [`PrimaryAction::GiveBack`].
     CaptureFailed {
         /// As in [`PrimaryAction::Capture`].
         epoch: Epoch,
@@ -193,16 +196,16 @@ pub enum PrimaryEvent {
     /// The operator exchanges the roles: the secondary goes on, and nothing is lost. See
     /// [`super::Primary::refuses_switchover`].
     OperatorSwitchover,
-    /// The operator gives the VM its record back, which the arbiter's store has lost, or has in an older form; and vouches
-    /// that no third host runs the VM. Answered with [`PrimaryAction::Adopted`].
+    /// The operator gives the VM its record back, which the arbiter's store has lost, or has in an older
+    /// form; and vouches that no third host runs the VM. Answered with [`PrimaryAction::Adopted`].
     OperatorAdopt {
         /// The id that the store is to have: drawn at random.
         store: u128,
     },
     /// The operator changes the pace of the syncs.
     OperatorPace(Pace),
-    /// In [`Mode::Pipelined`]: whether the guest waits for the ack all the same, from the next sync on. If not, one that
-    /// waits is let go.
+    /// In [`Mode::Pipelined`]: whether the guest waits for the ack all the same, from the next sync on. If
+    /// not, one that waits is let go.
     GuestWaits(bool),
     /// [`PrimaryAction::Drain`] is done.
     Drained,
@@ -216,17 +219,20 @@ pub enum PrimaryEvent {
         /// `None`: nothing.
         trouble: Option<Trouble>,
     },
-    /// The guest has done something after which it cannot go on, here or elsewhere: it is at its end, as after a power-off.
+    /// The guest has done something after which it cannot go on, here or elsewhere: it is at its end,
+    /// as after a power-off.
     GuestFailed {
         /// What.
         reason: String,
     },
-    /// This host cannot go on running the VM: an internal error of KVM, a memory failure, its own disk or network.
+    /// This host cannot go on running the VM: an internal error of KVM, a memory failure,
+    /// its own disk or network.
     HostFailing {
         /// What failed.
         reason: String,
     },
-    /// The guest runs well here, and cannot be followed: its memory or its dirty pages cannot be read for the secondary.
+    /// The guest runs well here, and cannot be followed: its memory or its dirty pages cannot be read for the
+    /// secondary.
     ProtectionFailing {
         /// What failed.
         reason: String,
@@ -243,8 +249,8 @@ pub enum PrimaryAction {
         /// What to say.
         message: Message,
     },
-    /// The replicated disks are to be copied so: note durably, in the records of the images here, what the copy is to
-    /// cover: what is marked there and in the secondary's maps, or everything. Answer with
+    /// The replicated disks are to be copied so: note durably, in the records of the images here, what the
+    /// copy is to cover: what is marked there and in the secondary's maps, or everything. Answer with
     /// [`PrimaryEvent::SourcesMarked`].
     MarkSources {
         /// In which session.
@@ -271,12 +277,12 @@ pub enum PrimaryAction {
         /// All pages, and dirty pages are counted from here on. Else: those dirty since the round before.
         first: bool,
     },
-    /// Send dirty pages of the sync to come while the guest runs: the message that opens it, unless that was sent before,
-    /// and its pages, as many as there are. A page that gets dirty again belongs to the sync again; all that went ahead
-    /// are owed as long as the sync is not acked.
+    /// Send dirty pages of the sync to come while the guest runs: the message that opens it, unless that was
+    /// sent before, and its pages, as many as there are. A page that gets dirty again belongs to the sync
+    /// again; all that went ahead are owed as long as the sync is not acked.
     SendAhead(Opening),
-    /// Pause the guest (it may be paused already), stop the devices at a known point, take state and dirty pages.
-    /// Answer with [`PrimaryEvent::Captured`] or [`PrimaryEvent::CaptureFailed`].
+    /// Pause the guest (it may be paused already), stop the devices at a known point, take state and dirty
+    /// pages. Answer with [`PrimaryEvent::Captured`] or [`PrimaryEvent::CaptureFailed`].
     Capture {
         /// Number of the sync.
         epoch: Epoch,
@@ -287,9 +293,9 @@ pub enum PrimaryAction {
         /// The guest waits for the ack anyway: its pages may be sent while the rest is captured.
         at_once: Option<Opening>,
     },
-    /// Send the captured sync: [`Message::Begin`] as given (unless pages of this sync were sent in this session before), its pages
-    /// and states, [`Message::Commit`] with the tally and `stop`. Those two messages are part of the transmission: there is no
-    /// other action to send them.
+    /// Send the captured sync: [`Message::Begin`] as given (unless pages of this sync were sent in this
+    /// session before), its pages and states, [`Message::Commit`] with the tally and `stop`. Those two
+    /// messages are part of the transmission: there is no other action to send them.
     Transmit {
         /// In which session.
         session: SessionId,
@@ -320,20 +326,20 @@ pub enum PrimaryAction {
         /// What to ask.
         request: ArbiterRequest,
     },
-    /// The VM was given to the secondary, or is won by it, which means that this is the record: for an arbiter that has no
-    /// store of its own.
+    /// The VM was given to the secondary, or is won by it, which means that this is the record: for an
+    /// arbiter that has no store of its own.
     Assume(Record),
     /// The right to act alone is here: release all output, held and to come.
     OpenGate,
-    /// The VM ends here, or goes on elsewhere: pause the guest, finish every released request, flush; answer with
-    /// [`PrimaryEvent::Drained`]. Only a switchover that failed is followed by [`Self::Resume`].
+    /// The VM ends here, or goes on elsewhere: pause the guest, finish every released request, flush; answer
+    /// with [`PrimaryEvent::Drained`]. Only a switchover that failed is followed by [`Self::Resume`].
     Drain,
-    /// This host fails: the guest never runs again here, nothing more is released, its TAP goes down. Begin no request of a
-    /// disk that both hosts see any more, wait for those under way, and close its image; answer with
-    /// [`PrimaryEvent::DisksClosed`]. [`Self::Halt`] follows, whether or not that comes in time.
+    /// This host fails: the guest never runs again here, nothing more is released, its TAP goes down. Begin
+    /// no request of a disk that both hosts see any more, wait for those under way, and close its image;
+    /// answer with [`PrimaryEvent::DisksClosed`]. [`Self::Halt`] follows, whether or not that comes in time.
     CloseDisks,
-    /// Another rules, or this host fails: the guest never runs again here, nothing more is released, its TAP goes
-    /// down. The state machine is over.
+    /// Another rules, or this host fails: the guest never runs again here, nothing more is released, its TAP
+    /// goes down. The state machine is over.
     Halt {
         /// Why.
         reason: String,
@@ -365,8 +371,8 @@ pub enum PrimaryAction {
     Report(String),
 }
 
-/// What pages are sent with before their [`PrimaryAction::Transmit`]: they are a part of that sync, and if the session
-/// ends before it they are as if they had never been sent.
+/// What pages are sent with before their [`PrimaryAction::Transmit`]: they are a part of that sync, and if
+/// the session ends before it they are as if they had never been sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Opening {
     /// In which session.

@@ -1,9 +1,9 @@
-//! Dirty pages that go ahead of their sync, while the guest runs and nothing has to leave: the sync is shorter by them when
-//! output comes.
+//! Dirty pages that go ahead of their sync, while the guest runs and nothing has to leave: the sync is
+//! shorter by them when output comes.
 //!
-//! A page is read after its dirty mark was taken, so whatever the guest writes while it is read, or later, marks it again,
-//! and it is sent once more with the sync. Only pages that stay as they are save anything: one that gets dirty again
-//! before the sync does not go ahead twice.
+//! A page is read after its dirty mark was taken, so whatever the guest writes while it is read, or later,
+//! marks it again, and it is sent once more with the sync. Only pages that stay as they are save anything:
+//! one that gets dirty again before the sync does not go ahead twice.
 
 use kemari_sync::wire::SyncTally;
 use kemari_sync::{Debt, Epoch, SessionId};
@@ -40,8 +40,8 @@ pub fn is_due(debt: &Debt) -> bool {
 }
 
 impl Ahead {
-    /// Frames with some of what waits, for this sync of this session; the first time, what `opening` appends before them. No
-    /// more than `pages_max` pages go ahead of a sync.
+    /// Frames with some of what waits, for this sync of this session; the first time, what `opening` appends
+    /// before them. No more than `pages_max` pages go ahead of a sync.
     ///
     /// # Errors
     /// A page of the guest that cannot be read.

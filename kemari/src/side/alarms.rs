@@ -1,7 +1,7 @@
 //! What an administrator wants to be told at once: hooks (`[[hook]]`).
 //!
-//! A thread of its own looks now and then at what `kemari status` would say, and raises an alarm for what is new. So no
-//! alarm can be in the way of a sync, and what is over again between two looks raises none.
+//! A thread of its own looks now and then at what `kemari status` would say, and raises an alarm for what is
+//! new. So no alarm can be in the way of a sync, and what is over again between two looks raises none.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,7 +21,8 @@ use crate::threads;
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// After so many looks in a row that found it not well, and none of them what was told, the last is told.
 const UNTOLD_LOOKS_MAX: u32 = 4;
-/// Longest time that a process which ends waits for its hooks, from when it says so; the steward waits for them on.
+/// Longest time that a process which ends waits for its hooks, from when it says so;
+/// the steward waits for them on.
 const FAREWELL_MAX: Duration = Duration::from_secs(2);
 /// The same, with the time that a steward which does not answer may take.
 const END_MAX: Duration = Duration::from_secs(3);
@@ -57,7 +58,8 @@ impl Alarms {
         let (ends, ended) = channel();
         let watch = move || {
             let _ends: Sender<()> = ends;
-            // A start that fails is tried again and again, and may be a mistake beside a side that lives: no alarm.
+            // A start that fails is tried again and again, and may be a mistake beside a side that lives:
+            // no alarm.
             let Ok(Word::Lives) = heard.recv() else {
                 return;
             };
@@ -112,7 +114,8 @@ struct Watch {
     level: Option<Occasion>,
     /// What was seen for the first time, and is told if it is still so.
     next: Option<Occasion>,
-    /// Looks that found it not well, and not as told, since it was as told: for longer than a moment, if it was well.
+    /// Looks that found it not well, and not as told, since it was as told: for longer than a moment,
+    /// if it was well.
     untold_looks: u32,
     takeover: Option<Takeover>,
     arbiter_is_silent: bool,
@@ -157,7 +160,8 @@ impl Watch {
                 false => Occasion::ArbiterBack,
             });
         }
-        // What is so for a moment only, as between a pair's first sync and the secondary's first look, is no alarm.
+        // What is so for a moment only, as between a pair's first sync and the secondary's first look,
+        // is no alarm.
         let level = level(status);
         self.untold_looks = match level {
             None => 0,
@@ -185,7 +189,8 @@ impl Watch {
         }
     }
 
-    /// Raises what waits for it. What could not be sent waits for the next look; what was is taken, and never sent again.
+    /// Raises what waits for it. What could not be sent waits for the next look; what was is taken,
+    /// and never sent again.
     fn tell(&mut self, raise: impl Fn(&Alarm) -> Result<Told, Silence>) {
         while let Some(alarm) = self.untold.first() {
             let told = raise(alarm);

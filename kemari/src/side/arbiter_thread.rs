@@ -24,8 +24,8 @@ enum Order {
     Assume(Record),
 }
 
-/// The way to the arbiter. Requests are carried out one after the other, by one client for the life of the process: a
-/// side that has just won goes on with the client that won, and needs nothing anew.
+/// The way to the arbiter. Requests are carried out one after the other, by one client for the life of the
+/// process: a side that has just won goes on with the client that won, and needs nothing anew.
 pub struct ArbiterThread {
     requests: Sender<Order>,
 }
@@ -53,7 +53,8 @@ impl ArbiterThread {
         Ok(Self { requests })
     }
 
-    /// For one role of this process: `answer` is called with the answers to what that role asks, and with no other.
+    /// For one role of this process: `answer` is called with the answers to what that role asks,
+    /// and with no other.
     pub fn asker(&self, answer: impl Fn(AskId, ArbiterAnswer) + Send + Sync + 'static) -> Asker {
         Asker {
             requests: self.requests.clone(),

@@ -122,7 +122,8 @@ impl Board {
         self.arbiter.get().is_none_or(|watch| watch.has_looked(look))
     }
 
-    /// The operator says that the arbiter's store is the right one although it went back: for all that ask it from here.
+    /// The operator says that the arbiter's store is the right one although it went back:
+    /// for all that ask it from here.
     pub fn trust_arbiter(&self) {
         if let Some(watch) = self.arbiter.get() {
             watch.forget();

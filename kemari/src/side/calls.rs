@@ -1,4 +1,5 @@
-//! What the threads of a side ask of the kernel, in one place for who counts them; each list stands beside its thread.
+//! What the threads of a side ask of the kernel, in one place for who counts them;
+//! each list stands beside its thread.
 
 use kemari_vmm::confine::Calls;
 

@@ -82,12 +82,13 @@ pub struct AtOnce<'a> {
 }
 
 impl Capture {
-    /// Pauses the machine, holds its output from here on if `hold`, and takes state, output and dirty pages; `ahead` went
-    /// ahead of them. The frames are built in `buffer`, and sent while they are built if `at_once` says where. The machine
-    /// stays paused.
+    /// Pauses the machine, holds its output from here on if `hold`, and takes state, output and dirty pages;
+    /// `ahead` went ahead of them. The frames are built in `buffer`, and sent while they are built if
+    /// `at_once` says where. The machine stays paused.
     ///
     /// # Errors
-    /// The pages are captured in `debt` all the same, and the output in the machine: both are to be given back.
+    /// The pages are captured in `debt` all the same, and the output in the machine: both are to be given
+    /// back.
     pub fn take(
         machine: &Machine,
         (epoch, hold): (u64, bool),
@@ -140,7 +141,8 @@ impl Capture {
             Some(at_once) => {
                 let pages = self.collect(frozen, debt, lap)?;
                 self.open(&at_once.opening);
-                // More than the secondary may take: how many of them have changed is known only when all were looked at.
+                // More than the secondary may take: how many of them have changed is known only when all were
+                // looked at.
                 let at_once = Some(at_once).filter(|it| self.pages_sent() <= it.opening.pages_max);
                 self.push_changes(pages, machine, deltas.as_deref_mut(), at_once, lap)?;
                 frozen.save_state(&mut self.states)?;
@@ -257,8 +259,9 @@ impl Capture {
         self.at_once.as_ref().map_or(0, |sent| sent.sent_bytes)
     }
 
-    /// The sync as it goes over the wire: what opens it, pages and states, what closes it. What of it was sent in this
-    /// session before is there already; `ahead_in` is the session of what went ahead. The frames are gone afterwards.
+    /// The sync as it goes over the wire: what opens it, pages and states, what closes it. What of it was
+    /// sent in this session before is there already; `ahead_in` is the session of what went ahead. The frames
+    /// are gone afterwards.
     pub fn transmission(
         &mut self,
         session: SessionId,

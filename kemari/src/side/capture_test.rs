@@ -1,5 +1,5 @@
-//! After thousands of syncs of a running guest, in every mode and encoding, some of which fail, what a secondary has is
-//! what the primary had at the capture: the whole memory, and every state.
+//! After thousands of syncs of a running guest, in every mode and encoding, some of which fail, what a
+//! secondary has is what the primary had at the capture: the whole memory, and every state.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -51,8 +51,8 @@ pub(super) fn spec(memory_mib: u64, dirty_source: DirtySource) -> MachineSpec {
     let config = BootConfig {
         kernel: bare_guest(),
         initrd: None,
-        // It dirties pages and kicks, without a client. However slow this machine is, no sync is larger than that area and
-        // a little more.
+        // It dirties pages and kicks, without a client. However slow this machine is, no sync is larger than
+        // that area and a little more.
         cmdline: "kickloop=30:600 pattern=2000".into(),
     };
     MachineSpec {
@@ -270,8 +270,8 @@ fn run(memory_mib: u64, source: DirtySource, syncs: u64, compare_every: u64) -> 
             begin,
             pages_max: u64::MAX,
         };
-        // The link takes some frames at once, and some not. As saving states may do it, memory is written meanwhile: pages
-        // that were sent already, and others.
+        // The link takes some frames at once, and some not. As saving states may do it, memory is written
+        // meanwhile: pages that were sent already, and others.
         let mut send = |bytes: &[u8]| {
             let taken = rng.random_bool(0.7);
             if taken {

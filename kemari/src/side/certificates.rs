@@ -1,7 +1,8 @@
 //! Certificates of the link end, and with them the way to make a pair again: that is told long before.
 //!
-//! A side looks at its own certificate, at the authority's, and at the one that the other side has shown, so that either
-//! says it of both. That one may have been replaced since the link was made: whether it is over, its own host knows.
+//! A side looks at its own certificate, at the authority's, and at the one that the other side has shown, so
+//! that either says it of both. That one may have been replaced since the link was made: whether it is over,
+//! its own host knows.
 
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -43,8 +44,8 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// Watches those of the host `host`, which is this one. What has ended is noted in `findings`, and what will soon is
-    /// logged, every day anew.
+    /// Watches those of the host `host`, which is this one. What has ended is noted in `findings`, and what
+    /// will soon is logged, every day anew.
     ///
     /// # Errors
     /// If there is no thread to be had.

@@ -1,5 +1,5 @@
-//! Where console output goes that has been released: written by a thread of its own, since a terminal, a pipe or a file
-//! may stand still, and neither the guest nor its protection waits for whoever reads the console.
+//! Where console output goes that has been released: written by a thread of its own, since a terminal, a pipe
+//! or a file may stand still, and neither the guest nor its protection waits for whoever reads the console.
 
 mod file;
 

@@ -1,7 +1,7 @@
 //! The first copy: all of the guest's memory, while the guest runs, round by round.
 //!
-//! The first round passes over what was never written, without reading it: the secondary's memory begins as zeros. The dirty
-//! log has been started before, so what is written behind that look is in the next round.
+//! The first round passes over what was never written, without reading it: the secondary's memory begins as
+//! zeros. The dirty log has been started before, so what is written behind that look is in the next round.
 
 use kemari_sync::Debt;
 use kemari_sync::wire::{PAGES_PER_FRAME_MAX, PageBatchWriter};
@@ -27,7 +27,8 @@ pub enum Next {
 /// The round under way.
 #[derive(Default)]
 pub struct Copy {
-    /// Pages of this round that are still to be sent, last first; of the first round, those of one piece of memory.
+    /// Pages of this round that are still to be sent, last first; of the first round,
+    /// those of one piece of memory.
     rest: Vec<u64>,
     /// What of the memory the first round has not looked at yet.
     walk: Option<Touched>,
@@ -41,7 +42,8 @@ pub struct Copy {
 }
 
 impl Copy {
-    /// Begins a round: with all pages (and the dirty log starts), or with those that are owed since the round before.
+    /// Begins a round: with all pages (and the dirty log starts),
+    /// or with those that are owed since the round before.
     pub fn begin(&mut self, machine: &Machine, debt: &mut Debt, first: bool) -> anyhow::Result<()> {
         if first {
             return self.begin_first(machine, debt, Touched::new());

@@ -1,5 +1,5 @@
-//! The first copy sends what is not zero, reads what was ever written and no more, and misses nothing that is written
-//! meanwhile.
+//! The first copy sends what is not zero, reads what was ever written and no more, and misses nothing that is
+//! written meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -149,7 +149,8 @@ fn what_is_not_zero_is_sent_and_nothing_else_on_both_sides_of_the_hole() {
     assert!(sent == not_zero(&machine));
 }
 
-/// It is the walk that makes untouched memory nearly free: what nobody has written is not read, which would give it a page.
+/// It is the walk that makes untouched memory nearly free: what nobody has written is not read,
+/// which would give it a page.
 #[test]
 fn memory_that_nobody_has_written_is_not_read() {
     let machine = machine(1024, DirtySource::Best);

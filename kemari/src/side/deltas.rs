@@ -48,7 +48,8 @@ impl Deltas {
         self.cache.acked(epoch);
     }
 
-    /// The pages of a sync took so long, from their encoding to the ack. The sync was made in this way, if in one at all.
+    /// The pages of a sync took so long, from their encoding to the ack. The sync was made in this way,
+    /// if in one at all.
     pub fn note(&mut self, us: u64, pages: u64, way: Option<Way>) {
         if self.mode != Delta::Auto || way.is_none() {
             return;
@@ -90,7 +91,8 @@ mod tests {
         }
     }
 
-    /// Sends the page in this sync. Returns whether a difference from what the secondary has could have been sent.
+    /// Sends the page in this sync. Returns whether a difference from what the secondary has could have been
+    /// sent.
     fn send(deltas: &mut Deltas, epoch: Epoch) -> Option<bool> {
         let cache = deltas.for_sync()?;
         cache.begin(epoch);

@@ -1,11 +1,11 @@
-//! A rehearsal of a takeover: the last committed state is started in isolation, judged and thrown away, while its
-//! secondary goes on.
+//! A rehearsal of a takeover: the last committed state is started in isolation, judged and thrown away, while
+//! its secondary goes on.
 //!
 //! The machine of a drill has memory of its own that is copied page by page as it is touched
 //! ([`kemari_vmm::memory::LazyCopy`]), a throw-away layer over each replicated image
-//! ([`kemari_vmm::disk::Overlay`]), no TAP and a console that nobody reads. All of it is handled by a thread of
-//! its own, and the vCPUs have a low priority: the secondary's loop only says which moment it is, and has old
-//! pages copied before it changes them.
+//! ([`kemari_vmm::disk::Overlay`]), no TAP and a console that nobody reads. All of it is handled by a thread
+//! of its own, and the vCPUs have a low priority: the secondary's loop only says which moment it is, and has
+//! old pages copied before it changes them.
 //!
 //! 1. The thread builds the machine, and has the copy begin: [`News::Built`].
 //! 2. The loop, between two commits, gives it the [`Moment`].
@@ -34,7 +34,8 @@ use crate::sandbox::BLOCK_DEVICES;
 pub use judge::Verdict;
 pub use run::LAYER_BYTES_MAX;
 
-/// What the thread of a drill asks of the kernel. Its machine's threads are started from it, so that they have no more.
+/// What the thread of a drill asks of the kernel. Its machine's threads are started from it,
+/// so that they have no more.
 pub const CALLS: Calls = Calls {
     of: "drill",
     parts: &[

@@ -1,5 +1,5 @@
-//! Faults for tests, by the environment variable `KEMARI_FAULTS`: words separated by commas. They exist only in a build
-//! with the cargo feature `faults`; without it every function here does nothing.
+//! Faults for tests, by the environment variable `KEMARI_FAULTS`: words separated by commas. They exist only
+//! in a build with the cargo feature `faults`; without it every function here does nothing.
 //!
 //! | word | fault |
 //! |---|---|
@@ -10,11 +10,15 @@
 //! | `GatherUs=N` | output gathers so long before each pipelined sync, whatever is measured |
 //! | `GuestWaits` | the guest stands still for each pipelined sync, whatever is measured |
 //! | `PrepareDelayMs=N` | a standby VM takes so much longer to build, its images open |
-//! | `StepsIn=DIRECTORY` | each [step](super::step) is written into the file `passed` there once the process has a role; one that the file `fail` names fails, and its line goes. `NAME` fails before it is done, `NAME!` after it |
+//! | `StepsIn=DIRECTORY` | steps of a change of roles are listed there, and fail; see below |
 //! | `SpoilMemoryMib=N` | as a drill begins, the first so many MiB of the committed memory become zeros |
-//! | `SpoilVcpus` | as a drill begins, each vCPU of the committed state has lost its place in the program; at each second drill, its stack |
+//! | `SpoilVcpus` | as a drill begins, each vCPU of what is committed has lost its place; see below |
 //! | `RefuseStateAt=N` | KVM refuses the state of that sync, and of all after it, on the secondary |
 //! | `ReplicaDelayMs=N` | the secondary's disks take so much longer for each piece of work |
+//!
+//! `StepsIn`: each [step](super::step) is written into the file `passed` there once the process has a role;
+//! one that the file `fail` names fails, and its line goes. `NAME` fails before it is done, `NAME!` after it.
+//! `SpoilVcpus`: the place in the program is lost; at each second drill, the stack.
 
 #[cfg(feature = "faults")]
 mod steps;

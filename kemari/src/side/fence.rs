@@ -18,7 +18,8 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, wa
 use super::said::Said;
 use crate::log::printable;
 
-/// The alarm comes so long after the command should have been killed, and before its time is over for the other side.
+/// The alarm comes so long after the command should have been killed,
+/// and before its time is over for the other side.
 const ALARM_AFTER: Duration = Duration::from_millis(100);
 
 /// How long a fence with this time-out may strike after it was ordered, in milliseconds.
@@ -32,9 +33,9 @@ const SHOWN_LETTERS_MAX: usize = 200;
 /// How often a running fence command is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Runs the command, which cannot strike any more at `until`; fails unless it ends with status 0 a bit before. One that
-/// hangs is killed, with all that it has begun, and counts as failed; one whose time is over already does not begin. Says how
-/// it succeeded.
+/// Runs the command, which cannot strike any more at `until`; fails unless it ends with status 0 a bit
+/// before. One that hangs is killed, with all that it has begun, and counts as failed; one whose time is over
+/// already does not begin. Says how it succeeded.
 pub fn fence(command: &[String], until: Instant) -> Result<String, String> {
     if command.is_empty() {
         return Err(
@@ -49,7 +50,8 @@ pub fn fence(command: &[String], until: Instant) -> Result<String, String> {
     run(&job, command, until)
 }
 
-/// Runs a hook in the same way, with this to read, for so long. What it has begun ends with it, also when it succeeds.
+/// Runs a hook in the same way, with this to read, for so long. What it has begun ends with it,
+/// also when it succeeds.
 pub fn run_hook(command: &[String], input: &[u8], timeout: Duration) -> Result<String, String> {
     let job = Job {
         what: "hook",

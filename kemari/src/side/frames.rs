@@ -5,22 +5,23 @@ use kemari_sync::wire::{DeltaCache, PageBatchWriter, SyncTally};
 use kemari_vmm::machine::Machine;
 use kemari_vmm::memory;
 
-/// Pages of one frame of a sync. The secondary can check what it has while more is on its way, and finds it in its
-/// processor's cache still.
+/// Pages of one frame of a sync. The secondary can check what it has while more is on its way, and finds it
+/// in its processor's cache still.
 pub const PAGES_PER_FRAME: usize = 64;
 
 /// How pages are sent.
 pub enum Encoding<'a> {
     /// As they are.
     Whole,
-    /// As their difference from what the secondary has, where that is known. Those that do not differ are not sent, but
-    /// listed.
+    /// As their difference from what the secondary has, where that is known. Those that do not differ are not
+    /// sent, but listed.
     Changes(&'a mut DeltaCache, &'a mut Vec<u64>),
     /// As they are, for they may have been sent in this sync before. What is known of them is renewed.
     Again(&'a mut DeltaCache),
 }
 
-/// Appends one frame with these pages, as they are now; at most [`PAGES_PER_FRAME`]. None, if none of them is to be sent.
+/// Appends one frame with these pages, as they are now; at most [`PAGES_PER_FRAME`]. None,
+/// if none of them is to be sent.
 ///
 /// # Errors
 /// A page of the guest that cannot be read.

@@ -1,4 +1,5 @@
-//! What the guest does during a sync, and when held output is taken by the next: at once, or after more of it has gathered.
+//! What the guest does during a sync, and when held output is taken by the next: at once,
+//! or after more of it has gathered.
 
 mod governor;
 
@@ -40,7 +41,8 @@ impl Gather {
         (self.wish, mode) == (Wish::Auto, Mode::Pipelined)
     }
 
-    /// Whether the guest is to stand still from the next capture to its ack, although the mode does not ask for it.
+    /// Whether the guest is to stand still from the next capture to its ack,
+    /// although the mode does not ask for it.
     pub fn stands_still(&self, mode: Mode) -> bool {
         let is_measured = faults::gather_us().is_none() && self.governor.stands_still();
         self.is_governed(mode) && self.may_stand_still && (is_measured || faults::guest_waits())

@@ -77,8 +77,8 @@ pub struct HealthWatch {
 }
 
 impl HealthWatch {
-    /// Watches the host `host`, which is this one, as soon as a role wants it. On `board` it notes what a secondary's network
-    /// cards are good for.
+    /// Watches the host `host`, which is this one, as soon as a role wants it. On `board` it notes what a
+    /// secondary's network cards are good for.
     pub fn start(config: Arc<Config>, host: String, board: &Board) -> anyhow::Result<Self> {
         let (subjects, wanted) = channel();
         let io_limit = config.protection.progress_timeout();
@@ -106,7 +106,8 @@ impl HealthWatch {
         Ok(Self { subjects })
     }
 
-    /// From here on this is what is watched, in place of what was; each change is told, and at first all is well.
+    /// From here on this is what is watched, in place of what was; each change is told,
+    /// and at first all is well.
     pub fn watch(&self, io: OwnIo, tell: impl Fn(Option<Trouble>) + Send + 'static) {
         self.turn_to(Some(Subject {
             io,

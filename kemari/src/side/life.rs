@@ -32,8 +32,9 @@ use crate::files;
 use crate::link::Security;
 use crate::threads::helpers;
 
-/// A side that may either run the VM or follow waits so long for a primary before it tries to run it, in milliseconds:
-/// the shortest time, and the length of the range that it is drawn from, so that two hosts do not try at once for ever.
+/// A side that may either run the VM or follow waits so long for a primary before it tries to run it, in
+/// milliseconds: the shortest time, and the length of the range that it is drawn from, so that two hosts do
+/// not try at once for ever.
 const IDLE_MS: u64 = 1_500;
 const IDLE_RANGE_MS: u64 = 2_000;
 
@@ -292,7 +293,8 @@ fn terminal(board: &Arc<Board>, alarms: Option<Arc<Alarms>>) -> anyhow::Result<T
     })
 }
 
-/// Begins to watch the arbiter for the life of the process. What is wrong with it would keep this host from taking over.
+/// Begins to watch the arbiter for the life of the process.
+/// What is wrong with it would keep this host from taking over.
 fn watch_arbiter(config: &Config, arbiter: &ConfiguredArbiter, board: &Arc<Board>) -> anyhow::Result<()> {
     let Some(prober) = arbiter.prober() else {
         return Ok(());

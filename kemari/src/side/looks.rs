@@ -1,5 +1,5 @@
-//! Fresh looks at the arbiter, which an order that ends a pair waits for: what was found last is seconds old, and the arbiter
-//! is needed now.
+//! Fresh looks at the arbiter, which an order that ends a pair waits for: what was found last is seconds old,
+//! and the arbiter is needed now.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use crate::arbiter::PROBE_INTERVAL_MS_MAX;
 
 /// What was found is known to both sides so much later, in milliseconds.
 const TOLD_MS_MAX: u64 = 1_000;
-/// No order waits longer than this for looks, in milliseconds, however long the arbiter may take for its answers: whoever
-/// gave it waits for the outcome.
+/// No order waits longer than this for looks, in milliseconds, however long the arbiter may take for its
+/// answers: whoever gave it waits for the outcome.
 const LOOKS_MS_MAX: u64 = 45_000;
 
 const _: () = assert!(LOOKS_MS_MAX < COMMAND_TIMEOUT.as_millis() as u64);
@@ -57,8 +57,8 @@ impl Look {
     }
 }
 
-/// An order waits for so long, in milliseconds, until either side has looked at the arbiter anew: a look may be under way, and
-/// the one that counts comes after it.
+/// An order waits for so long, in milliseconds, until either side has looked at the arbiter anew: a look may
+/// be under way, and the one that counts comes after it.
 pub fn looks_ms_max(timeout: Duration) -> u64 {
     let looks_ms = PROBE_INTERVAL_MS_MAX + 2 * timeout.as_millis() as u64 + TOLD_MS_MAX;
     looks_ms.min(LOOKS_MS_MAX)

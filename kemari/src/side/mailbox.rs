@@ -23,8 +23,8 @@ impl<T> Mailbox<T> {
         }))
     }
 
-    /// Puts something in and wakes the reader. What is put in is bounded by who does it: each sender waits for an
-    /// answer, or is deduplicated, before it sends again.
+    /// Puts something in and wakes the reader. What is put in is bounded by who does it: each sender waits
+    /// for an answer, or is deduplicated, before it sends again.
     pub fn post(&self, item: T) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         queue.push_back(item);

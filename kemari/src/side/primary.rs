@@ -1,8 +1,8 @@
 //! A primary: it executes the VM, and carries out what `kemari_sync::Primary` decides.
 //!
-//! Its work is done by whoever holds its lock: mostly the loop's thread, which waits for sockets, mailbox and deadlines;
-//! but a sync that a vCPU's notification asks for is done by that vCPU's own thread, from the capture to the release
-//! (`inline`), because waking another thread costs more than the work.
+//! Its work is done by whoever holds its lock: mostly the loop's thread, which waits for sockets, mailbox and
+//! deadlines; but a sync that a vCPU's notification asks for is done by that vCPU's own thread, from the
+//! capture to the release (`inline`), because waking another thread costs more than the work.
 
 mod actions;
 #[cfg(test)]
@@ -167,7 +167,8 @@ pub struct PrimarySide {
     parking: parking::Parking,
     reset: reset::Reset,
     announcements: announce::Announcements,
-    /// Drains begun. One that was overtaken by a failed switchover may still end, and says nothing of the next.
+    /// Drains begun. One that was overtaken by a failed switchover may still end,
+    /// and says nothing of the next.
     drains: u64,
     /// How often syncs are made at present.
     pace: Pace,
@@ -395,7 +396,8 @@ impl PrimarySide {
     /// Undoes a pause of the tap that turned out to be for nothing.
     fn run_unless_held(&self) {
         self.resume_unless_held();
-        // Another vCPU's output may have asked for a pause after it was looked at: the resume has undone that.
+        // Another vCPU's output may have asked for a pause after it was looked at:
+        // the resume has undone that.
         if self.holds.is_empty_but_for_disk() && self.tap.looked().is_some() {
             self.mailbox.post(Input::OutputHeld);
         }

@@ -1,5 +1,6 @@
-//! Whether a secondary's disks would answer, and open: it reads a block of each now and then, past the page cache wherever
-//! that can be, since that would answer for a disk that is gone; and looks at each image as a takeover would.
+//! Whether a secondary's disks would answer, and open: it reads a block of each now and then, past the page
+//! cache wherever that can be, since that would answer for a disk that is gone; and looks at each image as a
+//! takeover would.
 
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -36,7 +37,8 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Begins to read the disks of a host, which is this one, and notes in `findings` whether a takeover could open them.
+    /// Begins to read the disks of a host, which is this one,
+    /// and notes in `findings` whether a takeover could open them.
     pub fn start(config: &Config, host: &str, findings: Arc<Findings>, in_use: InUse) -> io::Result<Self> {
         let targets = Target::all(config, host);
         let state = Arc::new(Mutex::new(State::default()));

@@ -1,11 +1,12 @@
 //! Whether this host could take over now: the one list of what would keep it from that.
 //!
-//! Each part of a takeover has somebody who tries it all the time, by the very functions that the takeover uses, and notes
-//! in [`Findings`] what came of it: the secondary's own watch ([`ReadinessWatch`]), the watch of the arbiter, the last
-//! drill. Who is silent for longer than he said stands on the list himself: a check that hangs is no good news.
+//! Each part of a takeover has somebody who tries it all the time, by the very functions that the takeover
+//! uses, and notes in [`Findings`] what came of it: the secondary's own watch ([`ReadinessWatch`]), the watch
+//! of the arbiter, the last drill. Who is silent for longer than he said stands on the list himself: a check
+//! that hangs is no good news.
 //!
-//! What is on the list goes to the loop about once a second, by heartbeats to the other side, and is judged there as it is
-//! here: `kemari_sync::Readiness`.
+//! What is on the list goes to the loop about once a second, by heartbeats to the other side, and is judged
+//! there as it is here: `kemari_sync::Readiness`.
 
 mod clocks;
 mod images;
@@ -102,8 +103,9 @@ impl Findings {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes what `source` has found, as sentences: none, if it found nothing wrong. It says something again within
-    /// `valid`, or else its silence is a finding; `None`: what it says stands until it says something else.
+    /// Notes what `source` has found, as sentences: none, if it found nothing wrong. It says something again
+    /// within `valid`, or else its silence is a finding; `None`: what it says stands until it says something
+    /// else.
     pub fn note(&self, source: Source, valid: Option<Duration>, reasons: impl IntoIterator<Item = String>) {
         let kept = reasons.into_iter().take(READINESS_REASONS_MAX);
         let reasons = kept
@@ -122,7 +124,8 @@ impl Findings {
         self.note(source, None, [reason]);
     }
 
-    /// Another state of the VM is to come, from another primary perhaps: nobody has tried it yet, nor compared the clocks.
+    /// Another state of the VM is to come, from another primary perhaps: nobody has tried it yet,
+    /// nor compared the clocks.
     pub fn expect_state(&self) {
         for source in [Source::State, Source::Clock] {
             self.expect(source);
@@ -134,8 +137,8 @@ impl Findings {
         self.lock()[source as usize] = None;
     }
 
-    /// This side begins another role: what was found out about a takeover is void. What is watched for the life of the
-    /// process, and what the last drill has said, stands.
+    /// This side begins another role: what was found out about a takeover is void. What is watched for the
+    /// life of the process, and what the last drill has said, stands.
     pub fn begin_role(&self) {
         let of_takeover = Source::ALL
             .into_iter()

@@ -359,7 +359,8 @@ fn listen(config: &Config, host: &str, security: Security) -> anyhow::Result<Lis
     let listener = step("listen", || {
         Listener::bind(listen, security).with_context(|| {
             format!(
-                "cannot listen on {listen}; is another secondary running, or is `listen` not an address of this host?"
+                "cannot listen on {listen}; is another secondary running, or is `listen` not an address of \
+                 this host?"
             )
         })
     })?;

@@ -1,5 +1,5 @@
-//! The synchronising tap: attached to all event channels of a protected machine, it asks for a sync whenever output
-//! is held.
+//! The synchronising tap: attached to all event channels of a protected machine, it asks for a sync whenever
+//! output is held.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,8 +8,8 @@ use kemari_vmm::event::{Event, EventChannel, Interest, Tap, TapId, TapsFull};
 
 use super::clock::Clock;
 
-/// Longest time that a vCPU waits for the ack of a sync under way, when it has more output. The sync that then starts at
-/// once, on its thread, costs less than one that another thread has to wake up for.
+/// Longest time that a vCPU waits for the ack of a sync under way, when it has more output. The sync that
+/// then starts at once, on its thread, costs less than one that another thread has to wake up for.
 pub const ACK_WAIT_US_MAX: u64 = 60;
 
 /// Name of the console's event channel: its bytes are gathered for a while, others ask at once.
@@ -40,13 +40,14 @@ pub struct SyncTap {
     clocked: AtomicBool,
     /// Until then urgent output gathers, in microseconds of the clock.
     gathers_until_us: AtomicU64,
-    /// When the ack of the sync under way is expected, in microseconds of the clock and never 0; 0: none is under way.
+    /// When the ack of the sync under way is expected, in microseconds of the clock and never 0; 0:
+    /// none is under way.
     ack_due_us: AtomicU64,
 }
 
 impl SyncTap {
-    /// A tap that pauses for urgent output, and calls `tell` for console output, and for the first that gathers, once for
-    /// each time that [`SyncTap::looked`] is called.
+    /// A tap that pauses for urgent output, and calls `tell` for console output, and for the first that
+    /// gathers, once for each time that [`SyncTap::looked`] is called.
     pub fn new(
         clock: Clock,
         pause: impl Fn() + Send + Sync + 'static,
@@ -64,8 +65,8 @@ impl SyncTap {
         })
     }
 
-    /// Somebody is about to look at what is held: later output must tell again. Returns since when there has been urgent
-    /// output, if there is, in microseconds.
+    /// Somebody is about to look at what is held: later output must tell again. Returns since when there has
+    /// been urgent output, if there is, in microseconds.
     pub fn looked(&self) -> Option<u64> {
         self.lazy.store(false, Ordering::SeqCst);
         let since_us = self.urgent_us.swap(0, Ordering::SeqCst);
@@ -82,8 +83,9 @@ impl SyncTap {
         self.gathers_until_us.store(until_us, Ordering::SeqCst);
     }
 
-    /// A sync is under way, at whose end somebody looks at what is held; its ack is expected then, in microseconds of the
-    /// clock. Output that comes within [`ACK_WAIT_US_MAX`] of that parks its vCPU, which waits for the ack.
+    /// A sync is under way, at whose end somebody looks at what is held; its ack is expected then, in
+    /// microseconds of the clock. Output that comes within [`ACK_WAIT_US_MAX`] of that parks its vCPU, which
+    /// waits for the ack.
     pub fn set_in_flight(&self, ack_due_us: u64) {
         self.ack_due_us.store(ack_due_us.max(1), Ordering::SeqCst);
     }

@@ -22,7 +22,8 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// Takes the terminal over, if standard input is one, and starts to read it. `leave` is called for Ctrl-A x.
+    /// Takes the terminal over, if standard input is one, and starts to read it.
+    /// `leave` is called for Ctrl-A x.
     pub fn take(leave: impl Fn() + Send + 'static) -> anyhow::Result<Self> {
         let before = if isatty(stdio::stdin()) {
             Some(make_raw()?)

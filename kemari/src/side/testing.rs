@@ -52,8 +52,8 @@ impl Arbiter for Watched {
     }
 }
 
-/// Has an arbiter watched that answers, and waits for the first look. None ends while somebody has the lock, which says
-/// whether it answers.
+/// Has an arbiter watched that answers, and waits for the first look. None ends while somebody has the lock,
+/// which says whether it answers.
 pub fn watch_arbiter(board: &Board) -> Arc<Mutex<bool>> {
     let answers = Arc::new(Mutex::new(true));
     let way = Deadline::new(Box::new(Watched(answers.clone())), LIMIT).expect("a thread");

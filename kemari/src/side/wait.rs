@@ -11,9 +11,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 
 use crate::link::Connection;
 
-/// The calling thread does little at a time, and others wait for it: the kernel is asked to let it run soon after it has
-/// become runnable, for correspondingly shorter slices. (Linux 6.12 and later: sched_setattr(2), `sched_runtime` of a
-/// normal thread. Others ignore it.)
+/// The calling thread does little at a time, and others wait for it: the kernel is asked to let it run soon
+/// after it has become runnable, for correspondingly shorter slices. (Linux 6.12 and later: sched_setattr(2),
+/// `sched_runtime` of a normal thread. Others ignore it.)
 pub fn prefer_latency() {
     /// The shortest that Linux takes.
     const SLICE_NS: u64 = 100_000;
@@ -38,7 +38,8 @@ pub fn prefer_latency() {
         runtime: SLICE_NS,
         ..Default::default()
     };
-    // SAFETY: the structure is as long as it says, and only read. A kernel that refuses leaves the thread as it is.
+    // SAFETY: the structure is as long as it says, and only read.
+    // A kernel that refuses leaves the thread as it is.
     unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
 }
 
@@ -48,8 +49,9 @@ pub struct Poll {
 }
 
 impl Poll {
-    /// How often a polling thread lets others have its processor. Not more often: a kernel takes it at its word, and lets
-    /// every other thread run first (since Linux 6.18 it even counts the time given up as used).
+    /// How often a polling thread lets others have its processor. Not more often: a kernel takes it at its
+    /// word, and lets every other thread run first (since Linux 6.18 it even counts the time given up as
+    /// used).
     const YIELD_INTERVAL: Duration = Duration::from_micros(50);
 
     /// Begins to poll.
@@ -70,8 +72,8 @@ impl Poll {
     }
 }
 
-/// Waits until one of `readable` can be read, one of the connections can be read or takes what it wants to write, or
-/// `timeout_ms` is over.
+/// Waits until one of `readable` can be read, one of the connections can be read or takes what it wants to
+/// write, or `timeout_ms` is over.
 pub fn wait<'a>(
     readable: &[BorrowedFd<'a>],
     connections: impl IntoIterator<Item = &'a Connection>,

@@ -10,8 +10,8 @@ const USE_SYNCS: u32 = 4096;
 const USE_SYNCS_MIN: u32 = 128;
 /// A load is another if syncs have so many times more pages, or fewer.
 const LOAD_CHANGE: f64 = 2.0;
-/// How much less a page must cost with deltas, in percent: they cost both sides processor time that others may want, and
-/// that the time from the encoding to the ack does not show.
+/// How much less a page must cost with deltas, in percent: they cost both sides processor time that others
+/// may want, and that the time from the encoding to the ack does not show.
 const GAIN_PERCENT: f64 = 10.0;
 /// Weight of the last sync in the load.
 const LOAD_WEIGHT: f64 = 1.0 / 16.0;

@@ -1,9 +1,9 @@
 //! The console of a drill: nobody sees it, but a guest that is in trouble says so there.
 //!
-//! Programs of the guest write to it as well, and may say `BUG:` or `Oops:` of themselves: that is nothing against the
-//! state. A line counts if the guest's *kernel* says it: Linux begins each line with the time in brackets
-//! (`printk.time`, on unless somebody has turned it off). A panic counts without it, too, where a line begins with it: after
-//! that nothing else is said.
+//! Programs of the guest write to it as well, and may say `BUG:` or `Oops:` of themselves: that is nothing
+//! against the state. A line counts if the guest's *kernel* says it: Linux begins each line with the time in
+//! brackets (`printk.time`, on unless somebody has turned it off). A panic counts without it, too, where a
+//! line begins with it: after that nothing else is said.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -91,7 +91,8 @@ fn speaks_of_trouble(line: &str) -> bool {
     is_kernels || line.starts_with(LAST_WORDS) || line.contains(BARE_TROUBLE)
 }
 
-/// What stands behind the time that Linux puts before a line: `[    1.234567] `, perhaps after the level, as `<4>`.
+/// What stands behind the time that Linux puts before a line: `[    1.234567] `, perhaps after the level,
+/// as `<4>`.
 fn kernel_says(line: &str) -> Option<&str> {
     let line = match line.strip_prefix('<') {
         Some(rest) => rest.split_once('>')?.1,

@@ -10,7 +10,8 @@ use crate::cgroup::Groups;
 const COPIED_BYTES_MIN: u64 = 256 << 20;
 /// With less than so much memory at hand, in bytes, there is no drill.
 const LEFT_BYTES_MIN: u64 = 64 << 20;
-/// With less than so much left, in bytes, a drill ends. It takes at most half of what there was: others have taken the rest.
+/// With less than so much left, in bytes, a drill ends. It takes at most half of what there was:
+/// others have taken the rest.
 const SHORT_BYTES: u64 = 32 << 20;
 
 /// Memory that is left, in bytes, and whose it is, in words.

@@ -83,7 +83,8 @@ impl Rehearsal {
             ..plan.spec.clone()
         };
         let guest_console = Box::new(console.clone());
-        // The vCPUs inherit the priority of who makes them. Whoever copies pages must not: the secondary waits for him.
+        // The vCPUs inherit the priority of who makes them. Whoever copies pages must not:
+        // the secondary waits for him.
         let machine = thread::scope(|scope| {
             let making = thread::Builder::new()
                 .name("drill".into())
@@ -194,8 +195,8 @@ impl Rehearsal {
         Ok(overlays)
     }
 
-    /// Loads the state as a takeover does, and plugs in what may be. Returns what the vCPUs are about to do, who watches them,
-    /// and which devices the guest's driver had broken before.
+    /// Loads the state as a takeover does, and plugs in what may be. Returns what the vCPUs are about to do,
+    /// who watches them, and which devices the guest's driver had broken before.
     fn ready(
         &self,
         moment: &Moment,

@@ -14,7 +14,8 @@ const FAIL: &str = "fail";
 
 static TURN: Mutex<()> = Mutex::new(());
 
-/// A step is passed. It fails if the file says so, and its line goes: the next attempt succeeds, unless it has another.
+/// A step is passed. It fails if the file says so, and its line goes: the next attempt succeeds,
+/// unless it has another.
 pub fn pass(directory: &Path, name: &str) -> anyhow::Result<()> {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut passed = File::options()

@@ -1,15 +1,17 @@
-//! What the guest does while a sync is under way, and whether output gathers before the next: decided by measuring, not by
-//! guessing.
+//! What the guest does while a sync is under way, and whether output gathers before the next: decided by
+//! measuring, not by guessing.
 //!
-//! A guest that runs on after a capture gets further, and makes output that the next sync takes along. But its threads, those
-//! that send and those that look for the ack then share the processors; and a guest that waits for its client anyway gains
-//! nothing. Where the ack comes soon, more output may leave if the guest stands still until then.
+//! A guest that runs on after a capture gets further, and makes output that the next sync takes along. But
+//! its threads, those that send and those that look for the ack then share the processors; and a guest that
+//! waits for its client anyway gains nothing. Where the ack comes soon, more output may leave if the guest
+//! stands still until then.
 //!
-//! On the other hand a sync costs the guest its pause and a write fault for each page that it touches again. If many clients
-//! are answered, and each answer gets a sync of its own, that is what the guest spends its time on; a sync that waits a
-//! little takes more of them along. A single client would only wait.
+//! On the other hand a sync costs the guest its pause and a write fault for each page that it touches again.
+//! If many clients are answered, and each answer gets a sync of its own, that is what the guest spends its
+//! time on; a sync that waits a little takes more of them along. A single client would only wait.
 //!
-//! So all of this is tried in turn, and what lets (nearly) most output go is used; in doubt the guest runs, and nothing waits.
+//! So all of this is tried in turn, and what lets (nearly) most output go is used; in doubt the guest runs,
+//! and nothing waits.
 
 /// How much a guest and its output wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,15 +41,19 @@ const TURN_SYNCS_MIN: u64 = 16;
 const GAP_US_MAX: u64 = 5 * WAIT_US_MAX;
 /// Turns of a probe: of the level in use and its rival alternately.
 const PROBE_TURNS: u32 = 4;
-/// Turns for which a level is used until a rival is tried, at first, and when rivals have lost again and again.
+/// Turns for which a level is used until a rival is tried, at first,
+/// and when rivals have lost again and again.
 const USE_TURNS_MIN: u32 = 4;
 const USE_TURNS_MAX: u32 = 64;
-/// How much more output must leave if the guest is to stand still for it, in percent. It runs again if as much leaves then.
+/// How much more output must leave if the guest is to stand still for it, in percent.
+/// It runs again if as much leaves then.
 const GAIN_STILL_PERCENT: f64 = 5.0;
-/// How much more output must leave if it is to wait longer for it, and how much less may leave on the way back, in percent.
+/// How much more output must leave if it is to wait longer for it,
+/// and how much less may leave on the way back, in percent.
 const GAIN_WAITING_PERCENT: f64 = 15.0;
 const LOSS_PERCENT: f64 = 3.0;
-/// As long as the load is the same, so many times as much leaves in one turn as in another of the same level, at most.
+/// As long as the load is the same, so many times as much leaves in one turn as in another of the same level,
+/// at most.
 const LOAD_CHANGE: f64 = 2.0;
 
 /// Decides whether the guest stands still, and how long output gathers.
@@ -70,7 +76,8 @@ pub struct GatherGovernor {
     measured: [Measured; 2],
     /// Outputs a microsecond of the level in use, when it was last judged.
     judged: Option<f64>,
-    /// Whether the level in use is new, and one of its neighbours is still to be tried: that waits for nothing.
+    /// Whether the level in use is new, and one of its neighbours is still to be tried:
+    /// that waits for nothing.
     is_new: bool,
 }
 
@@ -96,7 +103,8 @@ impl Measured {
         self.outputs as f64 / self.us.max(1) as f64
     }
 
-    /// Whether its turns are alike. If not, the load has changed, and what differs between the levels may be only that.
+    /// Whether its turns are alike. If not, the load has changed,
+    /// and what differs between the levels may be only that.
     fn is_steady(&self) -> bool {
         self.rates.is_none_or(|(least, most)| are_alike(least, most))
     }
@@ -161,8 +169,8 @@ impl GatherGovernor {
         }
     }
 
-    /// Names the way in which syncs are made at present, for whoever measures something else of them. `None` while one way
-    /// is compared with another: nothing else is to change then.
+    /// Names the way in which syncs are made at present, for whoever measures something else of them. `None`
+    /// while one way is compared with another: nothing else is to change then.
     pub fn way(&self) -> Option<usize> {
         (!self.probing).then_some(self.level)
     }
@@ -207,8 +215,9 @@ impl GatherGovernor {
         }
     }
 
-    /// Begins anew if another load lets so much output go at the level in use: what was found out says nothing of that one.
-    /// But that the other host is near may still be so; and if more leaves than before there are more clients, perhaps.
+    /// Begins anew if another load lets so much output go at the level in use: what was found out says
+    /// nothing of that one. But that the other host is near may still be so; and if more leaves than before
+    /// there are more clients, perhaps.
     fn follow_load(&mut self, rate: f64) -> bool {
         let Some(judged) = self.judged.filter(|judged| !are_alike(*judged, rate)) else {
             return false;
@@ -284,8 +293,8 @@ mod tests {
         /// What a sync that waits so long takes in all, and how many answers it has.
         fn cycle(&self, wait_us: u64) -> (u64, u64) {
             let (cycle_us, busy_us) = (self.flight_us + wait_us, self.sync_cost_us);
-            // The guest works while the last sync is under way and while this one waits, as far as its cost leaves time;
-            // without an answer there is no sync.
+            // The guest works while the last sync is under way and while this one waits, as far as its cost
+            // leaves time; without an answer there is no sync.
             let runs_us = cycle_us.saturating_sub(busy_us).max(self.answer_us);
             let answers = (runs_us / self.answer_us).min(self.clients);
             (cycle_us.max(busy_us + self.answer_us), answers)

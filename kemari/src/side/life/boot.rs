@@ -57,7 +57,8 @@ impl Life {
         }
     }
 
-    /// Where there is no arbiter, the other hosts are asked whether they have the VM. A silent one counts as dead.
+    /// Where there is no arbiter, the other hosts are asked whether they have the VM.
+    /// A silent one counts as dead.
     fn ask_around(&self) -> Result<(), String> {
         if self.config.arbiter.kind != ArbiterKind::None {
             return Ok(());
@@ -72,8 +73,8 @@ impl Life {
                     ));
                 }
                 PeerWord::Silent(why) => tracing::warn!(
-                    "there is no arbiter, and {name} does not answer ({why}): on the operator's word it counts as dead; \
-                     if it runs the VM, there are two now"
+                    "there is no arbiter, and {name} does not answer ({why}): on the operator's word it \
+                     counts as dead; if it runs the VM, there are two now"
                 ),
             }
         }

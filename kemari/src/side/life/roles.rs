@@ -1,8 +1,8 @@
 //! The changes of roles.
 //!
 //! Whoever has won a term has the VM, and nobody else does: so what a primary needs is there before, and
-//! [`Life::take_over`] cannot fail. Whoever had the VM and has it no more holds nothing, but the other host waits for it:
-//! [`Life::attend`] tries until it follows.
+//! [`Life::take_over`] cannot fail. Whoever had the VM and has it no more holds nothing, but the other host
+//! waits for it: [`Life::attend`] tries until it follows.
 
 use std::sync::Arc;
 use std::thread;
@@ -27,7 +27,8 @@ use crate::replica::Tracker;
 /// Pause before it is tried again to follow, in milliseconds: it doubles from the one to the other.
 const RETRY_MS_MIN: u64 = 250;
 const RETRY_MS_MAX: u64 = 10_000;
-/// Starts of the VM that failed one after the other lengthen the pause before the next one up to 2 to the power of this.
+/// Starts of the VM that failed one after the other lengthen the pause before the next one up to 2 to the
+/// power of this.
 const FAILED_BOOTS_MAX: u32 = 5;
 
 impl Life {
@@ -134,7 +135,8 @@ impl Life {
             images_in_use: images_in_use.clone(),
         };
         let side = step("make a secondary", || SecondarySide::new(setup))?;
-        // Last: its thread stays as long as a disk hangs, and all of this is tried again for as long as it takes.
+        // Last: its thread stays as long as a disk hangs, and all of this is tried again for as long as it
+        // takes.
         let probe = step("probe the disks", || {
             Ok(Probe::start(
                 &self.config,
@@ -156,7 +158,8 @@ impl Life {
             .then_some(idle_ms << self.failed_boots.min(FAILED_BOOTS_MAX))
     }
 
-    /// This side is a secondary again: whatever is in the way of that is tried again, for as long as it takes.
+    /// This side is a secondary again: whatever is in the way of that is tried again,
+    /// for as long as it takes.
     pub(super) fn attend(&self) -> Box<SecondarySide> {
         self.health.rest();
         let mut pause_ms = RETRY_MS_MIN;
@@ -184,8 +187,8 @@ impl Life {
         }
     }
 
-    /// The term is won, the state is restored and the arbiter knows: the VM goes on here. From here on there is nobody
-    /// else who could, so nothing may fail.
+    /// The term is won, the state is restored and the arbiter knows: the VM goes on here. From here on there
+    /// is nobody else who could, so nothing may fail.
     pub(super) fn take_over(&self, reign: Reign, standby: Standby, last_sign: &LastSign) -> Box<PrimarySide> {
         let Standby { seat, trackers, .. } = standby;
         let machine = seat.machine.clone();

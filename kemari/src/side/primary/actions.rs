@@ -18,8 +18,8 @@ use super::{End, Input, PrimarySide};
 use crate::link::{LinkError, Outgoing};
 use crate::threads::helpers;
 
-/// How long a copy is handed to a link that takes it as fast as it comes before the loop has its turn: heartbeats must go
-/// on, or the secondary takes this side for silent.
+/// How long a copy is handed to a link that takes it as fast as it comes before the loop has its turn:
+/// heartbeats must go on, or the secondary takes this side for silent.
 const PUMP_TIME_MAX: Duration = Duration::from_millis(20);
 
 impl PrimarySide {
@@ -43,7 +43,8 @@ impl PrimarySide {
             PrimaryAction::Release { epoch } => self.release(epoch),
             PrimaryAction::Pause => {
                 self.holds.add(Hold::Mechanism);
-                // A vCPU that resets a device waits for the release of what is captured, which is this thread's work.
+                // A vCPU that resets a device waits for the release of what is captured,
+                // which is this thread's work.
                 self.machine.begin_pause();
             }
             PrimaryAction::Resume => self.resume(),
@@ -204,8 +205,8 @@ impl PrimarySide {
         }
     }
 
-    /// The guest goes on, unless the other host can go on with it. The mechanism tells what it does of it: this may come again
-    /// and again, and nothing follow.
+    /// The guest goes on, unless the other host can go on with it. The mechanism tells what it does of it:
+    /// this may come again and again, and nothing follow.
     pub(super) fn fail_protection(&mut self, reason: String) {
         self.copy.end();
         self.events.push_back(PrimaryEvent::ProtectionFailing { reason });

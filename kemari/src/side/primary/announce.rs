@@ -1,5 +1,5 @@
-//! Tells the network, several times, that the VM is here now. Also after a cold boot: it may have run elsewhere before,
-//! and switches would send there what is meant for it until the guest says something.
+//! Tells the network, several times, that the VM is here now. Also after a cold boot: it may have run
+//! elsewhere before, and switches would send there what is meant for it until the guest says something.
 
 use super::PrimarySide;
 use crate::announce::rarp;
@@ -39,8 +39,8 @@ impl Announcements {
 }
 
 impl PrimarySide {
-    /// Announces, if it is time for it and there is consent. Without that it waits for the next ack: this process may have
-    /// stood still, and the VM run elsewhere.
+    /// Announces, if it is time for it and there is consent. Without that it waits for the next ack: this
+    /// process may have stood still, and the VM run elsewhere.
     pub(super) fn announce_when_due(&mut self, now_ms: u64) {
         if self.announcements.is_due(now_ms) && self.core.may_show(now_ms) {
             self.announcements.take_due(now_ms);
@@ -48,7 +48,8 @@ impl PrimarySide {
         }
     }
 
-    /// When the next announcement is due. One that waits for consent is made in the turn of the loop in which that comes.
+    /// When the next announcement is due. One that waits for consent is made in the turn of the loop in which
+    /// that comes.
     pub(super) fn announcement_due_ms(&self, now_ms: u64) -> Option<u64> {
         self.announcements.due_ms().filter(|due_ms| *due_ms > now_ms)
     }

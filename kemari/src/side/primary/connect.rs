@@ -35,7 +35,8 @@ pub struct Connector {
     wanted: bool,
     /// Why the last attempt failed.
     trouble: Option<String>,
-    /// Whether it is to be looked how large the packets are that arrive: not while a broken pair is joined again.
+    /// Whether it is to be looked how large the packets are that arrive:
+    /// not while a broken pair is joined again.
     looks_at_way: bool,
     /// What the last look has found in the way.
     narrow: Option<String>,
@@ -109,8 +110,8 @@ impl Connector {
     pub fn refuses(&self) -> Option<&'static str> {
         match self.security {
             None => Some(
-                "the configuration names neither `certificates` nor `plaintext = true`, so there is no link to protect \
-                 it over",
+                "the configuration names neither `certificates` nor `plaintext = true`, so there is no link \
+                 to protect it over",
             ),
             Some(_) if self.peers.is_empty() => Some("the configuration names no other host"),
             Some(_) => None,

@@ -245,8 +245,8 @@ impl PrimarySide {
         }
     }
 
-    /// At the first capture of a pair no write may be under way: the secondary could not know its bytes, which the guest
-    /// may have changed since. Returns whether the capture waits for that.
+    /// At the first capture of a pair no write may be under way: the secondary could not know its bytes,
+    /// which the guest may have changed since. Returns whether the capture waits for that.
     pub(super) fn await_still_disks(&mut self, epoch: Epoch) -> bool {
         if self.disks.trackers.is_empty() || self.machine.holds_output() {
             return false;
@@ -280,8 +280,8 @@ impl PrimarySide {
         }
     }
 
-    /// The first sync of a pair is about to be sent: before it the rest of the disks, and, in the records here, that the
-    /// pair's term may begin. False: it failed, and the session is over.
+    /// The first sync of a pair is about to be sent: before it the rest of the disks, and, in the records
+    /// here, that the pair's term may begin. False: it failed, and the session is over.
     pub(super) fn finish_disk_copy(&mut self, session: SessionId, term: Term) -> bool {
         let announced = self
             .disks
@@ -313,8 +313,8 @@ impl PrimarySide {
                         ..
                     } = self.disks.progress;
                     tracing::info!(
-                        "the disks are copied: {} KiB were compared, {} KiB sent, {} KiB of them while the guest stood \
-                         still",
+                        "the disks are copied: {} KiB were compared, {} KiB sent, {} KiB of them while the \
+                         guest stood still",
                         compared_bytes >> 10,
                         (sent_bytes + rest_bytes) >> 10,
                         rest_bytes >> 10
@@ -344,8 +344,9 @@ impl PrimarySide {
         Ok(())
     }
 
-    /// Asks the arbiter, once the records say what they must before. If they cannot nothing is asked: this host could write
-    /// nothing under the term. The secondary goes on, if it is heard; or else it is tried again.
+    /// Asks the arbiter, once the records say what they must before. If they cannot nothing is asked: this
+    /// host could write nothing under the term. The secondary goes on, if it is heard; or else it is tried
+    /// again.
     pub(super) fn ask(&mut self, ask: AskId, request: ArbiterRequest) {
         let Err(error) = self.prepare_ask(&request) else {
             self.disks.unready = None;
@@ -365,9 +366,9 @@ impl PrimarySide {
         self.events.push_back(PrimaryEvent::Arbiter { ask, answer });
     }
 
-    /// Before a term is asked for, the records say that it may begin: who loses its power when it has won, and before it
-    /// knows, still has the last image. And before this side acts alone they say that the term is its own: afterwards
-    /// nobody else could go on, so nothing may fail.
+    /// Before a term is asked for, the records say that it may begin: who loses its power when it has won,
+    /// and before it knows, still has the last image. And before this side acts alone they say that the term
+    /// is its own: afterwards nobody else could go on, so nothing may fail.
     fn prepare_ask(&mut self, request: &ArbiterRequest) -> anyhow::Result<()> {
         let ArbiterRequest::Swap { new, .. } = request else {
             return Ok(());
@@ -390,8 +391,8 @@ impl PrimarySide {
         Ok(())
     }
 
-    /// Before anything is written in a new term, the records say that it is this side's. False: they cannot, and this
-    /// host fails.
+    /// Before anything is written in a new term, the records say that it is this side's. False: they cannot,
+    /// and this host fails.
     pub(super) fn rule_disks(&mut self, paired: bool) -> bool {
         let term = self.core.record().term;
         if self.disks.trackers.is_empty() || !self.disks.ruled.lacks(term) {
@@ -446,8 +447,8 @@ impl PrimarySide {
         }
     }
 
-    /// The VM ends here, or goes on elsewhere, and everything it wrote is durable: the records say so, but not of an image
-    /// that could not be flushed.
+    /// The VM ends here, or goes on elsewhere, and everything it wrote is durable: the records say so, but
+    /// not of an image that could not be flushed.
     pub(super) fn note_stopped_disks(&mut self) {
         for image in self.disks.images() {
             let stopped = match self.machine.disk_may_lack(image.disk()) {

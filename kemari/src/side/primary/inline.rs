@@ -9,14 +9,15 @@ use super::holds::Hold;
 use super::{Input, PrimarySide};
 use crate::config::Latency;
 
-/// Longest time that a vCPU's thread polls for the ack while its guest waits; then it sleeps, and the loop's thread goes on.
+/// Longest time that a vCPU's thread polls for the ack while its guest waits; then it sleeps,
+/// and the loop's thread goes on.
 const POLL_US_MAX: u64 = 2000;
 
 /// Longest time that a guest stands still for a sync if the mode does not ask for it, in microseconds.
 const STILL_US_MAX: u64 = 10_000;
 
-/// For so long after a sync the loop's thread polls for the ack of the next instead of sleeping: while syncs follow each
-/// other, being woken would cost more than the work.
+/// For so long after a sync the loop's thread polls for the ack of the next instead of sleeping: while syncs
+/// follow each other, being woken would cost more than the work.
 const TRAIN_US: u64 = 1000;
 
 /// Longest time that the loop's thread polls without looking at anything else.
@@ -33,8 +34,8 @@ pub struct Polling {
 }
 
 impl Polling {
-    /// Beside the loop's thread and the vCPUs a processor must be left for it to poll. Where there are fewer, whoever polls
-    /// is in the way of those that it waits for; being woken is faster then.
+    /// Beside the loop's thread and the vCPUs a processor must be left for it to poll. Where there are fewer,
+    /// whoever polls is in the way of those that it waits for; being woken is faster then.
     pub fn new(latency: Latency, vcpus: usize) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
@@ -54,11 +55,13 @@ impl PrimarySide {
     /// Called by a vCPU's thread that has parked, its state whole.
     pub(super) fn drive_parked(&mut self) {
         faults::on_this_thread();
-        // When the end is taken out already, the machine must not be resumed for what the tap has seen before.
+        // When the end is taken out already, the machine must not be resumed for what the tap has seen
+        // before.
         if self.holds.has(Hold::Over) {
             return;
         }
-        // What the tap saw may have been looked at by another thread before the tap's pause took effect: undo that.
+        // What the tap saw may have been looked at by another thread before the tap's pause took effect:
+        // undo that.
         let Some(since_us) = self.tap.looked() else {
             return self.run_unless_held();
         };
@@ -77,8 +80,8 @@ impl PrimarySide {
         }
     }
 
-    /// While the guest ran on, it has made more output. If the ack is about to come, waiting for it is cheaper than leaving
-    /// it to another thread, and the next sync then begins here.
+    /// While the guest ran on, it has made more output. If the ack is about to come, waiting for it is
+    /// cheaper than leaving it to another thread, and the next sync then begins here.
     fn wait_for_due_ack(&mut self) {
         if self.capture.is_none() || self.holds.has(Hold::Mechanism) {
             return;
@@ -121,7 +124,8 @@ impl PrimarySide {
         self.config.protection.latency == Latency::Low
     }
 
-    /// A guest may wait for the ack, and then so does its thread, here. The loop's thread is not to wake for it.
+    /// A guest may wait for the ack, and then so does its thread, here.
+    /// The loop's thread is not to wake for it.
     fn poll_for_ack(&mut self) {
         if !self.holds.has(Hold::Mechanism) || self.capture.is_none() || !self.polls() {
             return;
@@ -172,8 +176,8 @@ impl PrimarySide {
     }
 }
 
-/// Looks for acks without sleeping, as long as syncs follow each other. Returns whether it has polled; the caller then
-/// looks at everything else, and comes again.
+/// Looks for acks without sleeping, as long as syncs follow each other. Returns whether it has polled; the
+/// caller then looks at everything else, and comes again.
 pub(super) fn poll_for_acks(side: &Mutex<PrimarySide>) -> bool {
     let mut until_us = None;
     let mut poll = Poll::begin();

@@ -64,7 +64,8 @@ impl PrimarySide {
         }
     }
 
-    /// Whether an order to end the pair waits for what the other side finds, too: if the VM is to go on there.
+    /// Whether an order to end the pair waits for what the other side finds, too:
+    /// if the VM is to go on there.
     fn needs_more(&self, command: &Command) -> bool {
         if !matches!(command, Command::Switchover | Command::Leave) || !self.is_pair() {
             return false;
@@ -158,8 +159,8 @@ impl PrimarySide {
         self.keep_order(order, None);
     }
 
-    /// Why the VM would stand still if the roles changed now: the secondary could not win the term, nor this side have it
-    /// back. As long as nobody asks, the pair needs no arbiter.
+    /// Why the VM would stand still if the roles changed now: the secondary could not win the term, nor this
+    /// side have it back. As long as nobody asks, the pair needs no arbiter.
     fn nobody_could_go_on(&self) -> Option<String> {
         let here = self.board.arbiter_trouble()?;
         let there = self.core.peer_lacks(self.clock.now_ms())?;
@@ -259,8 +260,8 @@ impl PrimarySide {
             // Nobody keeps a record that would say so.
             (Command::Switchover, Some(End::Halted(_))) if self.config.arbiter.kind == ArbiterKind::None => {
                 return Some(Ok(
-                    "given to the other host; without an arbiter this one does not learn whether it goes on there: look \
-                     there; this host follows as its secondary"
+                    "given to the other host; without an arbiter this one does not learn whether it goes on \
+                     there: look there; this host follows as its secondary"
                         .to_owned(),
                 ));
             }
@@ -282,7 +283,8 @@ impl PrimarySide {
             Command::AdoptRecord => None,
             Command::Resume | Command::Resize | Command::Enlarge { .. } | Command::Drill { .. } => None,
             Command::Switchover => (!self.core.is_switching()).then(|| {
-                Err("the other host did not go on, so the VM goes on here, and nothing is lost; the logs say why".into())
+                Err("the other host did not go on, so the VM goes on here, and nothing is lost; the logs say \
+                     why".into())
             }),
             Command::Unprotect => (status.protection == Protection::Unprotected)
                 .then(|| Ok(format!("the VM runs on unprotected, in term {}", status.term))),
@@ -318,7 +320,8 @@ impl PrimarySide {
 /// Neither side could have a new term.
 fn still_stands(here: &str, there: &str) -> String {
     format!(
-        "the VM would stand still until the arbiter can be asked, on either host: {here}; the secondary: {there}"
+        "the VM would stand still until the arbiter can be asked, on either host: {here}; the secondary: \
+         {there}"
     )
 }
 

@@ -1,5 +1,6 @@
-//! A capture begins when every vCPU has stopped. One that resets a device stops only when what was asked of that is finished,
-//! which takes as long as the disk: so a helper waits if it takes long, and heartbeats go on.
+//! A capture begins when every vCPU has stopped. One that resets a device stops only when what was asked of
+//! that is finished, which takes as long as the disk: so a helper waits if it takes long, and heartbeats go
+//! on.
 
 use std::time::Duration;
 
@@ -23,8 +24,8 @@ pub struct Parking {
 }
 
 impl Parking {
-    /// The guest is to stand still for this capture from now on, or has been since an earlier call. Returns since when: a
-    /// pause is as long as the guest does not run, whatever it waits for.
+    /// The guest is to stand still for this capture from now on, or has been since an earlier call. Returns
+    /// since when: a pause is as long as the guest does not run, whatever it waits for.
     pub fn begin(&mut self, epoch: Epoch, now_us: u64) -> u64 {
         let begun = self.since_us.filter(|(wanted, _)| *wanted == epoch);
         let (_, since_us) = *self.since_us.insert(begun.unwrap_or((epoch, now_us)));

@@ -1,5 +1,5 @@
-//! The guest resets the machine. That waits until everything captured or released is finished, which a disk that hangs
-//! never is: so a helper waits, and heartbeats go on.
+//! The guest resets the machine. That waits until everything captured or released is finished, which a disk
+//! that hangs never is: so a helper waits, and heartbeats go on.
 
 use kemari_sync::{Epoch, PrimaryEvent};
 
@@ -12,8 +12,8 @@ use crate::threads::helpers;
 #[derive(Default)]
 pub struct Reset {
     wanted: bool,
-    /// A capture that waits for its end: half of a reset is nothing that could be gone on from. Its epoch, and whether
-    /// output is held from it on.
+    /// A capture that waits for its end: half of a reset is nothing that could be gone on from. Its epoch,
+    /// and whether output is held from it on.
     capture: Option<(Epoch, bool)>,
 }
 

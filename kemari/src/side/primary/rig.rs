@@ -1,5 +1,5 @@
-//! A primary for tests, step by step: a machine with the bare guest and one replicated disk, an arbiter that is only asked,
-//! and no loop.
+//! A primary for tests, step by step: a machine with the bare guest and one replicated disk, an arbiter that
+//! is only asked, and no loop.
 
 use std::convert::Infallible;
 use std::net::{TcpListener, TcpStream};
@@ -228,7 +228,8 @@ impl Rig {
         memory::write_in_page(self.side.machine.memory(), page, 0, b"written").expect("a page of the guest");
     }
 
-    /// Lets the guest run until it kicks all the time, and stops it: nothing that it has asked for before is missing then.
+    /// Lets the guest run until it kicks all the time, and stops it:
+    /// nothing that it has asked for before is missing then.
     pub fn boot(&self) {
         let machine = &self.side.machine;
         let kicks = Arc::new(Kicks::default());
@@ -253,7 +254,8 @@ impl Rig {
         self.side.machine.pause();
     }
 
-    /// Takes what other threads have told the loop until one of them says something of this kind, and hands that over.
+    /// Takes what other threads have told the loop until one of them says something of this kind,
+    /// and hands that over.
     pub fn await_input(&mut self, is_meant: impl Fn(&Input) -> bool) {
         let mut found = None;
         until("another thread tells the loop", || {
@@ -263,8 +265,8 @@ impl Rig {
         self.side.on_input(found.expect("it was found"));
     }
 
-    /// A recorded pair, as far as the core knows: all others that it speaks with are played here, and machine, disks and link
-    /// know nothing of it.
+    /// A recorded pair, as far as the core knows: all others that it speaks with are played here, and
+    /// machine, disks and link know nothing of it.
     pub fn protect(&mut self) {
         let mut store = self.side.core.record().clone();
         let mut events = VecDeque::from([
@@ -313,8 +315,8 @@ impl Rig {
         answered.expect("it was answered")
     }
 
-    /// A session with a secondary, which says nothing, whether or not the core wants one. Returns its ends of the
-    /// connections.
+    /// A session with a secondary, which says nothing, whether or not the core wants one. Returns its ends of
+    /// the connections.
     pub fn force_connect(&mut self) -> [TcpStream; 2] {
         let (connected, ends) = connected();
         let Connected {

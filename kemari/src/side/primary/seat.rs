@@ -1,7 +1,7 @@
 //! A machine that has not run yet, and the place of the loop that will drive it.
 //!
-//! All that a primary is made of and that can fail to be made is made here, while nobody depends on it: a secondary that
-//! wins goes on with what it has.
+//! All that a primary is made of and that can fail to be made is made here, while nobody depends on it: a
+//! secondary that wins goes on with what it has.
 
 use std::sync::Arc;
 

@@ -45,7 +45,8 @@ impl PrimarySide {
             false => Waits::default(),
         };
         let waiting = match (core.waiting.clone(), self.disk_trouble()) {
-            // A secondary that fails is tried again and again: how far an attempt has come would tell nothing.
+            // A secondary that fails is tried again and again:
+            // how far an attempt has come would tell nothing.
             (Some(waiting), Some(trouble)) => Some(format!("{waiting}; {trouble}")),
             (waiting, trouble) => waiting
                 .or(self.connector.trouble().map(str::to_owned))

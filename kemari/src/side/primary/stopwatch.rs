@@ -1,12 +1,13 @@
-//! The clockwork of a sync: when it was asked for, when the guest was paused for it, when it was sent. Reads no clock, and
-//! counts itself what took how long.
+//! The clockwork of a sync: when it was asked for, when the guest was paused for it, when it was sent. Reads
+//! no clock, and counts itself what took how long.
 
 use std::time::Duration;
 
 use super::super::capture::Took;
 use crate::control::Timings;
 
-/// An ack is not expected later than this, however late the last ones came: a vCPU with more output looks for it then.
+/// An ack is not expected later than this, however late the last ones came:
+/// a vCPU with more output looks for it then.
 const ACK_US_MAX: u64 = 200;
 
 /// The sync under way, or the last one; all in microseconds of the side's clock.

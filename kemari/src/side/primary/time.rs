@@ -40,20 +40,22 @@ impl PrimarySide {
         }
     }
 
-    /// When more pages can go ahead of the next sync. What was sent must have left before: a sync would wait behind it.
+    /// When more pages can go ahead of the next sync. What was sent must have left before:
+    /// a sync would wait behind it.
     pub(super) fn ahead_due_ms(&self) -> Option<u64> {
         let session = self.session.as_ref()?;
         let is_due = self.dirty_look_is_due() && ahead::is_due(&self.debt) && !session.main.wants_to_write();
         is_due.then_some(self.ahead_due_ms)
     }
 
-    /// Memory gets dirty without bound as long as the guest runs, also while a sync is under way: what is found then is the
-    /// next one's. With the gate open nobody needs to look.
+    /// Memory gets dirty without bound as long as the guest runs, also while a sync is under way: what is
+    /// found then is the next one's. With the gate open nobody needs to look.
     pub(super) fn dirty_look_is_due(&self) -> bool {
         self.machine.holds_output() && !self.holds.has(Hold::Mechanism)
     }
 
-    /// Pages that a sync would have now, each counted once, but for those that went ahead and are dirty again.
+    /// Pages that a sync would have now, each counted once,
+    /// but for those that went ahead and are dirty again.
     pub(super) fn pages_of_a_sync(&mut self) -> usize {
         self.debt.of_next_sync() + self.machine.dirty().hot_pages()
     }

@@ -26,8 +26,8 @@ impl Standstill {
 }
 
 impl PrimarySide {
-    /// A disk could not do something. The request stays unfinished, and the guest stands still until the operator has it
-    /// tried again; or the other host goes on.
+    /// A disk could not do something. The request stays unfinished, and the guest stands still until the
+    /// operator has it tried again; or the other host goes on.
     pub(super) fn on_disk_trouble(&mut self, disk: &str, reason: &str, fail_over: bool) {
         if self.holds.has(Hold::Over) {
             return;
@@ -39,8 +39,8 @@ impl PrimarySide {
         }
     }
 
-    /// Lets the other host go on with a guest that stands still here, if that is wanted and it can now. It may not have been
-    /// ready when the disk failed.
+    /// Lets the other host go on with a guest that stands still here, if that is wanted and it can now. It
+    /// may not have been ready when the disk failed.
     pub(super) fn leave_standstill(&mut self) -> bool {
         if !self.holds.disk().is_some_and(|standstill| standstill.fail_over) {
             return false;
@@ -71,7 +71,8 @@ impl PrimarySide {
         ))
     }
 
-    /// The guest has ended here, and whoever goes on is to know whether this host may yet write to a disk that both see.
+    /// The guest has ended here, and whoever goes on is to know whether this host may yet write to a disk
+    /// that both see.
     pub(super) fn close_disks(&mut self) {
         self.attached = None;
         self.machine.detach_nets();
@@ -89,8 +90,9 @@ impl PrimarySide {
         });
     }
 
-    /// Looks which images have grown, and tells the guest. A replicated one grows only while the VM is alone, since the
-    /// other host must know it before the guest writes there: none is returned if the protection is to end first.
+    /// Looks which images have grown, and tells the guest. A replicated one grows only while the VM is alone,
+    /// since the other host must know it before the guest writes there: none is returned if the protection is
+    /// to end first.
     pub(super) fn begin_resize(&mut self) -> Option<Outcome> {
         if !self.has_replica_grown() {
             return Some(self.resize_disks());
@@ -99,7 +101,9 @@ impl PrimarySide {
             Growth::Now => Some(self.resize_disks()),
             Growth::Alone => None,
             Growth::Open => Some(Err(
-                "a replicated disk has grown, but it is open who has the VM: say it again when that is decided".into(),
+                "a replicated disk has grown, but it is open who has the VM: say it again when that is \
+                 decided"
+                    .into(),
             )),
         }
     }
@@ -173,7 +177,11 @@ impl PrimarySide {
             .map(|(disk, bytes)| format!("disk {disk} has {bytes} bytes now"))
             .collect();
         match sentences.is_empty() {
-            true => Err("no disk's image has grown: make it larger first, as with `truncate -s`, or say which with --disk and --size".into()),
+            true => Err(
+                "no disk's image has grown: make it larger first, as with `truncate -s`, or say \
+                         which with --disk and --size"
+                    .into(),
+            ),
             false => Ok(sentences.join("; ")),
         }
     }

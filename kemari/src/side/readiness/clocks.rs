@@ -1,7 +1,8 @@
-//! The wall clocks of both hosts: a guest's clock goes on from the host's at a takeover, and would jump by their difference.
+//! The wall clocks of both hosts: a guest's clock goes on from the host's at a takeover,
+//! and would jump by their difference.
 
-/// Most by which the clocks of two hosts may differ, in milliseconds: what a guest's programs bear as they bear a slow
-/// moment. Hosts whose clocks are kept by NTP differ by a hundredth of that.
+/// Most by which the clocks of two hosts may differ, in milliseconds: what a guest's programs bear as they
+/// bear a slow moment. Hosts whose clocks are kept by NTP differ by a hundredth of that.
 pub const CLOCKS_MS_MAX: u64 = 1_000;
 /// Heartbeats that are judged together.
 const BEATS: u32 = 10;
@@ -9,14 +10,15 @@ const BEATS: u32 = 10;
 /// Compares the clock here with what the primary's heartbeats say of its own.
 #[derive(Default)]
 pub struct Clocks {
-    /// How much later it is here than there, in milliseconds, by the beat of this group that took the shortest way.
+    /// How much later it is here than there, in milliseconds,
+    /// by the beat of this group that took the shortest way.
     ahead_ms: Option<i64>,
     beats: u32,
 }
 
 impl Clocks {
-    /// A heartbeat that was sent when it was `theirs_ms` there has come when it is `ours_ms` here. Once in a while it says
-    /// what came of it: the inner value is what is wrong.
+    /// A heartbeat that was sent when it was `theirs_ms` there has come when it is `ours_ms` here. Once in a
+    /// while it says what came of it: the inner value is what is wrong.
     pub fn note(&mut self, ours_ms: u64, theirs_ms: u64) -> Option<Option<String>> {
         let ahead_ms = ours_ms.cast_signed().saturating_sub(theirs_ms.cast_signed());
         // A beat that was late on its way makes this clock look further ahead than it is.
@@ -35,8 +37,8 @@ fn trouble(ahead_ms: i64) -> Option<String> {
     let which = if ahead_ms > 0 { "ahead of" } else { "behind" };
     (difference_ms > CLOCKS_MS_MAX).then(|| {
         format!(
-            "the secondary's wall clock is {} s {which} the primary's, and the guest's would follow it at a takeover: \
-             synchronise both hosts' clocks, as chrony or ntpd do",
+            "the secondary's wall clock is {} s {which} the primary's, and the guest's would follow it at a \
+             takeover: synchronise both hosts' clocks, as chrony or ntpd do",
             difference_ms.div_ceil(1000)
         )
     })

@@ -1,5 +1,5 @@
-//! Whether a takeover could open the images of this host as they are. Whoever asks may wait long: a network file system
-//! that does not answer holds him up.
+//! Whether a takeover could open the images of this host as they are. Whoever asks may wait long: a network
+//! file system that does not answer holds him up.
 
 use std::collections::BTreeMap;
 use std::fs::{File, Metadata};
@@ -15,8 +15,8 @@ use crate::config::{Config, HostDisk};
 use crate::image::image_of;
 use crate::replica::record_of;
 
-/// Less room than this, in bytes, on the file system of an image that does not have all its blocks yet: writes of the guest
-/// will fail soon.
+/// Less room than this, in bytes, on the file system of an image that does not have all its blocks yet:
+/// writes of the guest will fail soon.
 const ROOM_BYTES_MIN: u64 = 64 << 20;
 /// Unit of `st_blocks`, in bytes.
 const STAT_BLOCK_BYTES: u64 = 512;
@@ -82,8 +82,8 @@ pub struct Target {
     seen: Mutex<Seen>,
 }
 
-/// What an image was made of when it was first looked at for a standby VM: the guest has read from the primary's, and must
-/// find the same here.
+/// What an image was made of when it was first looked at for a standby VM: the guest has read from the
+/// primary's, and must find the same here.
 #[derive(Default)]
 struct Seen {
     standby: u64,
@@ -177,8 +177,8 @@ impl Target {
         }
     }
 
-    /// Whether the record can be written. A new image gets one with its first pair; from then on the standby VM has that one
-    /// open, and would note the term of a takeover in a file that nobody finds any more.
+    /// Whether the record can be written. A new image gets one with its first pair; from then on the standby
+    /// VM has that one open, and would note the term of a takeover in a file that nobody finds any more.
     fn recorded(&self, record: &Path, is_open: bool) -> Result<(), String> {
         let found = match write_nothing(record).and_then(|()| std::fs::metadata(record)) {
             Ok(found) => Some((found.dev(), found.ino())),
@@ -199,8 +199,9 @@ impl Target {
     }
 }
 
-/// Writes no byte to a file. That changes nothing, and takes as long as the file system is frozen, as one is by a backup that
-/// has left it so: it would open and be read all the while, and a takeover would stand still in it.
+/// Writes no byte to a file. That changes nothing, and takes as long as the file system is frozen, as one is
+/// by a backup that has left it so: it would open and be read all the while, and a takeover would stand still
+/// in it.
 fn write_nothing(path: &Path) -> std::io::Result<()> {
     let file = File::options().write(true).open(path)?;
     Ok(rustix::io::pwrite(&file, &[], 0).map(drop)?)
@@ -227,18 +228,22 @@ impl Target {
         let is_known = |(file, known): (&FileSeen, &FileSeen)| file == known;
         match files.iter().zip(&seen.files).position(|pair| !is_known(pair)) {
             None if files.len() == seen.files.len() => Ok(()),
-            Some(0) => Err("is another file than before, or was changed, since this host follows the VM: put the first one \
-                            back, or protect the VM anew"
-                .to_owned()),
-            _ => Err("has another backing file than before, or one that was changed, since this host follows the VM: put \
-                      the first one back, or protect the VM anew"
-                .to_owned()),
+            Some(0) => Err(
+                "is another file than before, or was changed, since this host follows the VM: put \
+                            the first one back, or protect the VM anew"
+                    .to_owned(),
+            ),
+            _ => Err(
+                "has another backing file than before, or one that was changed, since this host follows \
+                      the VM: put the first one back, or protect the VM anew"
+                    .to_owned(),
+            ),
         }
     }
 }
 
-/// The bytes whose locks Kemari and QEMU take for themselves: the standby VM has some of them, and excludes everybody else
-/// there. From the first one on, and behind the last one.
+/// The bytes whose locks Kemari and QEMU take for themselves: the standby VM has some of them, and excludes
+/// everybody else there. From the first one on, and behind the last one.
 const OWN_LOCKS: (i64, i64) = (100, 300);
 
 /// Whether no process has locked it in a way of its own, with POSIX record locks.
@@ -267,8 +272,9 @@ fn free(file: &File, read_only: bool) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether nothing on this host has the block device for itself, as a mounted file system or a volume does: whoever is to
-/// write it opens it exclusively. That is looked up and not tried: the try would be in the way of those who are to have it.
+/// Whether nothing on this host has the block device for itself, as a mounted file system or a volume does:
+/// whoever is to write it opens it exclusively. That is looked up and not tried: the try would be in the way
+/// of those who are to have it.
 fn unheld(device: u64) -> Result<(), String> {
     let place = format!("/sys/dev/block/{}:{}", major(device), minor(device));
     let look = |error: std::io::Error| format!("cannot be looked at in {place}: {error}");
@@ -312,7 +318,8 @@ fn users() -> std::io::Result<Vec<(String, String)>> {
     };
     let mut users = Vec::new();
     for line in std::fs::read_to_string(mounts)?.lines() {
-        // ID PARENT MAJ:MIN ROOT PLACE ... - TYPE SOURCE ...: a file system on several devices has numbers of its own.
+        // ID PARENT MAJ:MIN ROOT PLACE ... - TYPE SOURCE ...:
+        // a file system on several devices has numbers of its own.
         let Some((mount, kind)) = line.split_once(" - ") else {
             continue;
         };

@@ -1,12 +1,12 @@
-//! The MTUs of the guest's TAPs on both hosts: where that of the other host is larger, the guest sends packets that would get
-//! lost here.
+//! The MTUs of the guest's TAPs on both hosts: where that of the other host is larger, the guest sends
+//! packets that would get lost here.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::config::HostNet;
 
-/// What both sides know, by card, in the order of the configuration. 0: it is not known. Lives as long as the process, over
-/// its roles.
+/// What both sides know, by card, in the order of the configuration. 0: it is not known. Lives as long as the
+/// process, over its roles.
 #[derive(Default)]
 pub struct Mtus {
     ours: Mutex<Vec<u32>>,
@@ -45,8 +45,8 @@ impl Mtus {
         let sentences = narrower.map(|(net, (ours, theirs))| {
             let (id, tap) = (&net.net.id, &net.tap);
             format!(
-                "the TAP {tap} of the card {id} takes packets of {ours} bytes, and that of the primary {theirs}: \
-                 `ip link set {tap} mtu {theirs}`"
+                "the TAP {tap} of the card {id} takes packets of {ours} bytes, and that of the primary \
+                 {theirs}: `ip link set {tap} mtu {theirs}`"
             )
         });
         sentences.collect()

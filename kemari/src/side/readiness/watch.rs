@@ -1,4 +1,5 @@
-//! The secondary's own watch: it looks about once a second, on a thread of its own, and tells what stands on the list.
+//! The secondary's own watch: it looks about once a second, on a thread of its own,
+//! and tells what stands on the list.
 
 use std::fs::File;
 use std::io::Read;
@@ -17,8 +18,8 @@ use crate::{steward, threads};
 const ROUND_INTERVAL: Duration = Duration::from_millis(250);
 /// In every so manieth round it looks itself, and tells what stands on the list in any case.
 const LOOK_ROUNDS: u32 = 4;
-/// Most threads that serve a disk, and a card, after a takeover: they wait in the reserve. All others are made with the standby
-/// VM.
+/// Most threads that serve a disk, and a card, after a takeover: they wait in the reserve. All others are
+/// made with the standby VM.
 const DISK_THREADS: usize = 7;
 const CARD_THREADS: usize = 2;
 /// So many bytes of a script's first line count for the kernel.
@@ -90,7 +91,8 @@ pub fn executable(program: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// The programs that the kernel starts instead of a script, by its first line; of `env` also the one that it finds.
+/// The programs that the kernel starts instead of a script, by its first line;
+/// of `env` also the one that it finds.
 fn interpreters(script: &Path) -> Vec<String> {
     let mut bytes = Vec::new();
     // What cannot be read may well be executable.

@@ -59,8 +59,8 @@ impl SecondarySide {
                 Some(trouble) => {
                     self.orders.leaves.refused = Some(look);
                     let reason = format!(
-                        "without this side the VM would stand still until the arbiter can be asked: {trouble}; told so \
-                         again, it ends all the same"
+                        "without this side the VM would stand still until the arbiter can be asked: \
+                         {trouble}; told so again, it ends all the same"
                     );
                     answer(&order, Err(reason));
                 }

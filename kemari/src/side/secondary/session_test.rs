@@ -430,7 +430,8 @@ fn play(config: &Config, frames: &[Vec<u8>], at: usize, flipped: &[u8]) -> (Side
 #[test]
 fn a_flipped_bit_of_a_session_is_refused_before_the_ack_or_what_it_makes_loads() {
     let text = "vm = \"vm\"\n[machine]\nmemory_mib = 64\nkernel = \"none\"\n[protection]\nplaintext = true\n\
-                [arbiter]\nkind = \"none\"\n[hosts.a]\nlisten = \"10.0.0.1:1\"\n[hosts.b]\nlisten = \"10.0.0.2:1\"\n";
+                [arbiter]\nkind = \"none\"\n[hosts.a]\nlisten = \"10.0.0.1:1\"\n[hosts.b]\n\
+                listen = \"10.0.0.2:1\"\n";
     let config = Arc::new(Config::parse(text, "test").expect("a configuration"));
     let frames = Recorder::new(&config).record();
     let mut by_kind = BTreeMap::<u16, Vec<usize>>::new();

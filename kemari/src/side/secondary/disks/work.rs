@@ -82,7 +82,12 @@ impl SecondarySide {
         if let Some(replica) = replica {
             let disk = disk.to_owned();
             return replica.enlarge(bytes, move |result| {
-                let said = |()| format!("the image of disk {disk} has {bytes} bytes here, which counts when the primary's has them, too");
+                let said = |()| {
+                    format!(
+                        "the image of disk {disk} has {bytes} bytes here, which counts when \
+                                         the primary's has them, too"
+                    )
+                };
                 // Whoever asked may have gone.
                 let _ = answer.send(result.map(said));
             });
@@ -90,7 +95,8 @@ impl SecondarySide {
         let reason = match (self.berth.build(), standby) {
             (Some(_), _) => "a standby VM is being made ready: say it again when that is done".to_owned(),
             (None, None) => format!(
-                "no image of disk {disk} is in use here: make it larger as any file, with `truncate -s` or `qemu-img resize`"
+                "no image of disk {disk} is in use here: make it larger as any file, with `truncate -s` or \
+                 `qemu-img resize`"
             ),
             (None, Some(_)) => format!("there is no replicated disk {disk}"),
         };
