@@ -15,7 +15,7 @@ mod none;
 mod prober;
 mod stored;
 #[cfg(test)]
-pub mod testing;
+pub(crate) mod testing;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -27,16 +27,17 @@ use crate::config::{ArbiterKind, Config};
 use crate::sandbox::{FILES, SOCKETS};
 
 pub use access::Access;
-pub use deadline::Deadline;
+pub(crate) use deadline::Deadline;
 pub use etcd::Etcd;
 pub use file::{FileArbiter, MARKER};
-pub use none::NoArbiter;
-pub use prober::{Prober, Unproved};
-pub use stored::{FORMAT, StoredError};
-pub use watch::{ArbiterWatch, Known, PROBE_INTERVAL_MS_MAX, Report};
+pub(crate) use none::NoArbiter;
+pub(crate) use prober::Prober;
+pub use prober::Unproved;
+pub use watch::Report;
+pub(crate) use watch::{ArbiterWatch, Known, PROBE_INTERVAL_MS_MAX};
 
 /// What the threads ask of the kernel that speak with an arbiter, or look after it.
-pub const CALLS: Calls = Calls {
+pub(crate) const CALLS: Calls = Calls {
     of: "arbiter",
     parts: &[COMMON, OPEN_FILES, STREAMS, FILES, SOCKETS],
 };
@@ -74,7 +75,7 @@ pub enum OpenError {
 }
 
 /// The configured arbiter. Blocks for at most the configured time a request.
-pub enum ConfiguredArbiter {
+pub(crate) enum ConfiguredArbiter {
     /// In etcd.
     Etcd(Etcd),
     /// In a directory on shared storage.
@@ -91,7 +92,7 @@ pub enum ConfiguredArbiter {
 impl ConfiguredArbiter {
     /// Opens the arbiter of `config`'s VM. Asks it nothing yet: an arbiter that is down is seen at the first
     /// request.
-    pub fn open(config: &Config) -> Result<Self, OpenError> {
+    pub(crate) fn open(config: &Config) -> Result<Self, OpenError> {
         let arbiter = &config.arbiter;
         Ok(match arbiter.kind {
             ArbiterKind::Etcd => Self::Etcd(Etcd::new(
@@ -116,7 +117,7 @@ impl ConfiguredArbiter {
 
     /// What finds out whether this arbiter would answer, without being in the way of what is asked. `None`
     /// for the kind `none`: there is nobody to ask.
-    pub fn prober(&self) -> Option<Prober> {
+    pub(crate) fn prober(&self) -> Option<Prober> {
         match self {
             Self::Etcd(etcd) => Some(Prober::Etcd(etcd.clone())),
             Self::File { prober, .. } => Some(prober.clone()),
@@ -125,7 +126,7 @@ impl ConfiguredArbiter {
     }
 
     /// Where an arbiter that has no store (`none`) keeps what this host knows.
-    pub fn keep_in(&mut self, state_dir: &Path, vm: &str) -> Result<(), OpenError> {
+    pub(crate) fn keep_in(&mut self, state_dir: &Path, vm: &str) -> Result<(), OpenError> {
         match self {
             Self::None(none) => none.keep_in(state_dir, vm),
             Self::Etcd(_) | Self::File { .. } => Ok(()),

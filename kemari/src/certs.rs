@@ -15,10 +15,10 @@ use crate::config::certificate_name;
 use crate::link::{CA_FILE, CERTIFICATE_FILE, KEY_FILE};
 
 /// The authority's key, beside the directories of the hosts.
-pub const CA_KEY_FILE: &str = "ca.key";
+pub(crate) const CA_KEY_FILE: &str = "ca.key";
 
 /// Days for which certificates are valid by default.
-pub const DAYS_DEFAULT: u32 = 3650;
+pub(crate) const DAYS_DEFAULT: u32 = 3650;
 
 /// Certificates are valid from so long before they are made: clocks of hosts differ.
 const SLACK: Duration = Duration::from_secs(24 * 3600);
@@ -94,7 +94,7 @@ pub fn make(directory: &Path, hosts: &[String], days: u32) -> Result<Vec<PathBuf
 }
 
 /// What goes where, for people.
-pub fn explain(directory: &Path, hosts: &[String]) -> String {
+pub(crate) fn explain(directory: &Path, hosts: &[String]) -> String {
     let mut text = String::new();
     for host in hosts {
         let place = directory.join(host);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// A group, or one above it, that limits memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MemoryLimit {
+pub(crate) struct MemoryLimit {
     /// Most that its processes may use together, in bytes.
     pub bytes: u64,
     /// The file that says so.
@@ -38,14 +38,14 @@ const VERSIONS: [Version; 2] = [
 
 /// Where the groups of a process are found.
 #[derive(Clone, Debug)]
-pub struct Groups {
+pub(crate) struct Groups {
     own: PathBuf,
     mounts: PathBuf,
 }
 
 impl Groups {
     /// Those of this process.
-    pub fn own() -> Self {
+    pub(crate) fn own() -> Self {
         Self {
             own: "/proc/self/cgroup".into(),
             mounts: "/sys/fs/cgroup".into(),
@@ -53,14 +53,14 @@ impl Groups {
     }
 
     /// The tightest limit.
-    pub fn memory_limit(&self) -> Option<MemoryLimit> {
+    pub(crate) fn memory_limit(&self) -> Option<MemoryLimit> {
         let limits = self.limits().map(|(limit, _)| limit);
         limits.min_by_key(|limit| limit.bytes)
     }
 
     /// What is left of the limits, in bytes, and of which least:
     /// beyond it the kernel ends processes of the group.
-    pub fn memory_left(&self) -> Option<(u64, MemoryLimit)> {
+    pub(crate) fn memory_left(&self) -> Option<(u64, MemoryLimit)> {
         let left = self.limits().filter_map(|(limit, version)| {
             let group = limit.path.parent()?;
             let used_bytes = number_in(&group.join(version.usage))?;

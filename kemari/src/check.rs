@@ -40,7 +40,7 @@ pub struct Finding {
     /// What was found.
     pub sentence: String,
     /// What to do about it; empty if nothing.
-    pub advice: String,
+    pub(crate) advice: String,
 }
 
 impl Finding {
@@ -117,7 +117,7 @@ pub fn check(config: &Config, name: &str) -> Vec<Finding> {
 }
 
 /// The worst of `findings`.
-pub fn worst(findings: &[Finding]) -> Level {
+pub(crate) fn worst(findings: &[Finding]) -> Level {
     findings
         .iter()
         .map(|finding| finding.level)

@@ -23,7 +23,7 @@ use crate::sandbox::Sandbox;
 pub use commands::{Next, Start, perform};
 pub use complete::complete;
 pub use log::init as init_log;
-pub use pace::{First, PaceWords};
+pub use pace::PaceWords;
 pub use target::Target;
 
 const EXAMPLES: &str = "\
@@ -426,7 +426,7 @@ mod tests {
             cli.action,
             Action::Mode {
                 change: PaceWords {
-                    mode: Some(First::Mode(Mode::Interval)),
+                    mode: Some(pace::First::Mode(Mode::Interval)),
                     interval_ms: Some(40),
                     max_dirty_pages: None,
                     ..

@@ -28,21 +28,25 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-pub use endpoint::Endpoint;
+pub(crate) use endpoint::Endpoint;
 pub use error::{ConfigError, Problem};
 pub use hook::{Hook, Occasion};
-pub use host::{Arbiter, ArbiterKind, Host, HostDisk, HostNet, certificate_name};
+pub(crate) use host::certificate_name;
+pub use host::{Arbiter, ArbiterKind, Host};
+pub use host::{HostDisk, HostNet};
 pub use listen::Listen;
-pub use machine::{Cache, Disk, Flush, Format, Io, Machine, Net, OnError};
-pub use protection::{
-    DRILL_INTERVAL_S, Delta, Gather, INTERVAL_MS, Latency, Mode, OnSecondaryLoss, Pace, Protection,
-};
+pub use machine::{Cache, Io, Machine};
+pub use machine::{Disk, Flush, Format, Net, OnError};
+pub(crate) use protection::{DRILL_INTERVAL_S, INTERVAL_MS};
+pub use protection::{Delta, Mode, OnSecondaryLoss, Pace, Protection};
+pub use protection::{Gather, Latency};
 pub use rate::Rate;
-pub use validate::is_name;
-pub use values::{Console, Mac};
+pub(crate) use validate::is_name;
+pub use values::Console;
+pub use values::Mac;
 
 /// Largest configuration file, in bytes.
-pub const CONFIG_BYTES_MAX: usize = 1 << 20;
+pub(crate) const CONFIG_BYTES_MAX: usize = 1 << 20;
 
 /// The whole file.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -57,7 +61,7 @@ pub struct Config {
     pub disks: Vec<Disk>,
     /// The network cards, in the order in which the guest sees them, behind the disks.
     #[serde(default, rename = "net")]
-    pub nets: Vec<Net>,
+    pub(crate) nets: Vec<Net>,
     /// How, and within which limits, the VM is protected.
     #[serde(default)]
     pub protection: Protection,
@@ -96,7 +100,7 @@ impl Config {
 
     /// Finds the addresses of hosts that are given by their names, before anybody listens or connects. May
     /// take as long as the resolver does.
-    pub fn resolve(&mut self) -> Result<(), ConfigError> {
+    pub(crate) fn resolve(&mut self) -> Result<(), ConfigError> {
         let mut taken = BTreeMap::new();
         for (name, host) in &mut self.hosts {
             let wrong = |reason| ConfigError::NoAddress {
@@ -133,7 +137,7 @@ impl Config {
 
     /// The name of the host this process runs on: `wanted` (the option `--host`),
     /// or else this machine's name.
-    pub fn select_host(&self, wanted: Option<&str>) -> Result<String, ConfigError> {
+    pub(crate) fn select_host(&self, wanted: Option<&str>) -> Result<String, ConfigError> {
         let (name, from_machine) = match wanted {
             Some(name) => (name.to_owned(), false),
             None => (
@@ -183,7 +187,7 @@ impl Config {
     }
 
     /// Whether a disk is kept equal on both hosts: writable, not shared, and the VM protected.
-    pub fn replicates(&self, disk: &Disk) -> bool {
+    pub(crate) fn replicates(&self, disk: &Disk) -> bool {
         self.protection.enabled && disk.is_replicated()
     }
 

@@ -18,16 +18,21 @@ use serde::{Deserialize, Serialize};
 use crate::config::Mode;
 
 pub use client::{Client, ClientError};
-pub use drill::{DRILL_SECONDS, DRILL_SECONDS_DEFAULT, Drill};
+pub use drill::Drill;
+pub(crate) use drill::{DRILL_SECONDS, DRILL_SECONDS_DEFAULT};
 pub use readiness::{Readiness, Verdict};
+pub(crate) use server::CALLS;
 #[cfg(feature = "fuzzing")]
 pub(crate) use server::serve;
-pub use server::{CALLS, Server, ServerError, TapSink};
+pub use server::{Server, ServerError, TapSink};
+pub(crate) use status::duration;
 pub use status::{
-    Counters, DiskKind, DiskState, DiskStatus, Peer, Protection, Role, Status, Takeover, Waits, duration,
+    Counters, DiskKind, DiskState, DiskStatus, Peer, Protection, Role, Status, Takeover, Waits,
 };
-pub use tap::{Bucket, Direction, TAP_SECONDS_MAX, TapLine, TapRequest, TapStatistics};
-pub use timings::{Histogram, Timings};
+pub use tap::Bucket;
+pub(crate) use tap::TAP_SECONDS_MAX;
+pub use tap::{Direction, TapLine, TapRequest, TapStatistics};
+pub use timings::Timings;
 
 /// Longest line either way, in bytes.
 pub const LINE_BYTES_MAX: usize = 64 << 10;
@@ -36,10 +41,10 @@ pub const CONNECTIONS_MAX: usize = 16;
 // Whatever clients tap, a side's own taps find room: without them there is no sync.
 const _: () = assert!(CONNECTIONS_MAX + 8 <= kemari_vmm::event::TAPS_MAX);
 /// Longest time in which a client must send its request, or take an answer, in ms.
-pub const IO_TIMEOUT_MS: u64 = 5_000;
+pub(crate) const IO_TIMEOUT_MS: u64 = 5_000;
 /// Longest time that a client waits for what comes of a command, in ms:
 /// a stop waits for the guest's last sync.
-pub const COMMAND_TIMEOUT_MS: u64 = 120_000;
+pub(crate) const COMMAND_TIMEOUT_MS: u64 = 120_000;
 
 /// What a client may ask.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,11 +7,11 @@ use std::path::Path;
 
 /// Permissions of what it makes: its user's alone. A console shows what the guest says, a record who may run
 /// it.
-pub const MODE: u32 = 0o600;
+pub(crate) const MODE: u32 = 0o600;
 
 /// How it opens one: made for its user alone, and never through a symbolic link, which somebody else may have
 /// put in its place.
-pub fn own() -> OpenOptions {
+pub(crate) fn own() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.mode(MODE).custom_flags(libc::O_NOFOLLOW);
     options
@@ -21,7 +21,7 @@ pub fn own() -> OpenOptions {
 ///
 /// # Errors
 /// If it cannot be opened or read, or is a symbolic link.
-pub fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+pub(crate) fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     own()
         .read(true)

@@ -5,7 +5,7 @@ use kemari_vmm::disk::{self, DiskConfig};
 use crate::config::{Cache, Format, HostDisk, Io, OnError};
 
 /// How the image of a host's disk is opened. `fenced`: its former user was fenced, so its locks say nothing.
-pub fn image_of(disk: &HostDisk<'_>, fenced: bool) -> DiskConfig {
+pub(crate) fn image_of(disk: &HostDisk<'_>, fenced: bool) -> DiskConfig {
     let section = disk.disk;
     DiskConfig {
         path: disk.path.clone(),

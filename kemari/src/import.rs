@@ -61,13 +61,13 @@ impl fmt::Display for ImageFormat {
 
 /// What is to be made of what.
 #[derive(Clone, Debug)]
-pub struct Import {
+pub(crate) struct Import {
     /// The image: a file or a block device.
     pub image: PathBuf,
     /// What it is.
     pub format: ImageFormat,
     /// The raw image: a file.
-    pub destination: PathBuf,
+    pub(crate) destination: PathBuf,
     /// Whether a file of that name may be replaced.
     pub force: bool,
     /// Its size is made a multiple of so many bytes, by zeros at its end.
@@ -76,11 +76,11 @@ pub struct Import {
 
 /// What was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Made {
+pub(crate) struct Made {
     /// Size of the disk in bytes.
-    pub disk_bytes: u64,
+    pub(crate) disk_bytes: u64,
     /// So many of them were read: the rest are holes.
-    pub data_bytes: u64,
+    pub(crate) data_bytes: u64,
 }
 
 /// An image that is read.
@@ -95,7 +95,7 @@ trait Source {
 
 impl Import {
     /// Makes it. Nothing of the destination's name is there, or the former file is, unless all has gone well.
-    pub fn run(&self) -> anyhow::Result<Made> {
+    pub(crate) fn run(&self) -> anyhow::Result<Made> {
         let image = self.image.display();
         if self.format == ImageFormat::Raw
             && let Some(other) = begins_like(&self.image)

@@ -2,7 +2,7 @@
 //!
 //! `kemari-sync` decides, `kemari-vmm` executes; this crate owns all that touches the operating system.
 
-pub mod announce;
+mod announce;
 pub mod arbiter;
 pub mod certs;
 mod cgroup;

@@ -26,9 +26,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::config::Config;
 
-pub use connection::{Connection, Outgoing, Receiver};
+pub use connection::Connection;
+pub use connection::Outgoing;
+pub(crate) use connection::Receiver;
 pub use credentials::Credentials;
-pub use identity::{CA_FILE, CERTIFICATE_FILE, Identity, IdentityError, KEY_FILE};
+pub use identity::IdentityError;
+pub use identity::{CA_FILE, CERTIFICATE_FILE, KEY_FILE};
 pub use listener::{Arrival, Listener};
 pub use words::decode;
 
@@ -38,7 +41,7 @@ const PREFACE_MAGIC: &[u8; 8] = b"KEMARI\r\n";
 const PREFACE_VERSION: u16 = 2;
 
 /// Longest time to establish one connection.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
 
 /// Longest time in which the other end must answer a fresh connection, TLS handshake included.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_millis(1500);

@@ -46,7 +46,7 @@ pub struct Link {
     pub bridge: Option<u32>,
     /// Whether it is a bridge of the kernel's: the device that stands for Open vSwitch's is another thing,
     /// and always down.
-    pub is_bridge: bool,
+    pub(crate) is_bridge: bool,
     /// If it is a TAP (or TUN).
     pub tun: Option<Tun>,
     /// The largest packet that it takes, in bytes; 0: the kernel does not say.
@@ -54,12 +54,12 @@ pub struct Link {
     /// Its own address, if it has one of six bytes.
     pub address: Option<[u8; 6]>,
     /// Whether its owner has set it up.
-    pub is_up: bool,
+    pub(crate) is_up: bool,
     /// Whether it is up, and something is at its other end.
     pub has_carrier: bool,
     /// Whether its bridge lets nothing through it, as its spanning tree or somebody wants it. A port that is
     /// about to be used (listening, learning) is not.
-    pub is_blocked: bool,
+    pub(crate) is_blocked: bool,
 }
 
 /// All network devices of this host (of the namespace of the calling thread), as they are now.
@@ -172,7 +172,7 @@ fn tun(infos: &[LinkInfo]) -> Option<Tun> {
 
 /// The network devices of this host, looked at again when the kernel says that one has changed: with a
 /// thousand of them looking costs much, and being told nothing costs nothing.
-pub struct Watched {
+pub(crate) struct Watched {
     events: Socket,
     part: Vec<u8>,
     links: Arc<[Link]>,
@@ -184,7 +184,7 @@ impl Watched {
     ///
     /// # Errors
     /// The kernel tells nobody.
-    pub fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let mut events = Socket::new(NETLINK_ROUTE)?;
         events.bind(&SocketAddr::new(0, LINK_GROUP))?;
         events.set_non_blocking(true)?;
@@ -200,7 +200,7 @@ impl Watched {
     ///
     /// # Errors
     /// The kernel does not say.
-    pub fn look(&mut self) -> io::Result<(Arc<[Link]>, bool)> {
+    pub(crate) fn look(&mut self) -> io::Result<(Arc<[Link]>, bool)> {
         let is_old = self.looked.is_none_or(|looked| looked.elapsed() >= LOOK_AGAIN);
         let changed = self.were_told() || is_old;
         if changed {

@@ -26,9 +26,9 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use limit::Limits;
-pub use queue::CALLS;
+pub(crate) use queue::CALLS;
 use queue::Queue;
-pub use text::printable;
+pub(crate) use text::printable;
 
 /// Longest wait for the last lines when the process ends.
 const FAREWELL_MAX: Duration = Duration::from_millis(500);

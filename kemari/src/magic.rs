@@ -22,7 +22,7 @@ const MAGICS: [(usize, &[u8], &str); 10] = [
 ];
 
 /// The format, other than raw, that an image begins like.
-pub fn begins_like(image: &Path) -> Option<&'static str> {
+pub(crate) fn begins_like(image: &Path) -> Option<&'static str> {
     let mut head = Vec::new();
     let file = File::open(image).ok()?;
     file.take(HEAD_BYTES).read_to_end(&mut head).ok()?;

@@ -15,12 +15,14 @@ pub(crate) mod testing;
 mod tracker;
 mod writer;
 
-pub use copier::{CALLS as COPY_CALLS, CopiedDisk, Copier, CopyProgress};
-pub use image::{Image, ImageView, describe_record, record_beside, record_of, views};
+pub(crate) use copier::{CALLS as COPY_CALLS, CopiedDisk, Copier, CopyProgress};
+pub(crate) use image::{Image, ImageView, describe_record, record_beside, record_of, views};
 #[cfg(feature = "fuzzing")]
-pub(crate) use record::{EXTENT_BYTES, Head, Record};
-pub use record::{Map, RecordError};
+pub(crate) use record::Record;
+pub(crate) use record::{EXTENT_BYTES, Head};
+pub(crate) use record::{Map, RecordError};
 #[cfg(feature = "fuzzing")]
 pub(crate) use store::{SECTOR_BYTES, Store as RecordStore};
-pub use tracker::{MARK_AGE_MIN, Tracker};
-pub use writer::{Barrier, CALLS as REPLICA_CALLS, Remains, Replica, Report};
+pub(crate) use tracker::{MARK_AGE_MIN, Tracker};
+pub(crate) use writer::{Barrier, Report};
+pub(crate) use writer::{CALLS as REPLICA_CALLS, Remains, Replica};

@@ -10,14 +10,14 @@ const REST_MS_MAX: u64 = 1000;
 
 /// The rest of one socket.
 #[derive(Debug, Default)]
-pub struct Rest {
+pub(crate) struct Rest {
     length_ms: u64,
     until_ms: u64,
 }
 
 impl Rest {
     /// It could not accept. Whether that is news: true until it could again.
-    pub fn begin(&mut self, now_ms: u64) -> bool {
+    pub(crate) fn begin(&mut self, now_ms: u64) -> bool {
         let is_news = self.length_ms == 0;
         self.length_ms = (2 * self.length_ms).clamp(REST_MS_MIN, REST_MS_MAX);
         self.until_ms = now_ms + self.length_ms;
@@ -25,18 +25,18 @@ impl Rest {
     }
 
     /// It could accept, or there was nothing to accept.
-    pub fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         *self = Self::default();
     }
 
     /// When it is to be tried again, if it rests.
-    pub fn until_ms(&self, now_ms: u64) -> Option<u64> {
+    pub(crate) fn until_ms(&self, now_ms: u64) -> Option<u64> {
         (now_ms < self.until_ms).then_some(self.until_ms)
     }
 }
 
 /// Whether an error of accept(2) is that of the connection alone, which is gone; others can be accepted.
-pub fn is_of_connection(error: &io::Error) -> bool {
+pub(crate) fn is_of_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, NetworkDown, NetworkUnreachable};
     matches!(
         error.kind(),

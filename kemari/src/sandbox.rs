@@ -31,7 +31,8 @@ use crate::{arbiter, control, log, replica, side, steward};
 
 use user::User;
 
-pub use calls::{ASKING, BLOCK_DEVICES, CARDS, FILES, PROCESS, SOCKETS};
+pub use calls::FILES;
+pub(crate) use calls::{ASKING, BLOCK_DEVICES, CARDS, PROCESS, SOCKETS};
 
 /// The variable that names the file into which a build with faults writes calls that are on no list.
 #[cfg(any(feature = "faults", debug_assertions))]
@@ -127,7 +128,7 @@ fn user_of(config: &Config, host: &str) -> anyhow::Result<Option<User>> {
 ///
 /// # Errors
 /// If the kernel refuses.
-pub fn keep_only_what_opens<'a>(disks: impl Iterator<Item = (&'a Path, bool)>) -> io::Result<()> {
+pub(crate) fn keep_only_what_opens<'a>(disks: impl Iterator<Item = (&'a Path, bool)>) -> io::Result<()> {
     give_up_rights();
     capabilities::keep_only(capabilities::to_open(disks)?)
 }

@@ -40,7 +40,9 @@ use protocol::{
     Answer, Image, Opening, Orders, Refusal, Request, now_ns, receive, receive_packet, send, send_packet,
 };
 
-pub use hooks::{Alarm, Told, Waiting};
+pub use hooks::Alarm;
+pub use hooks::Told;
+pub(crate) use hooks::Waiting;
 pub use serve::{ARGUMENT, serve};
 
 /// An answer that is so much later than the end of a fence's time is not waited for.
@@ -150,7 +152,7 @@ fn hooks_of(config: &Config, host: &str) -> Option<Hooks> {
 ///
 /// # Errors
 /// If there are no threads for them.
-pub fn run_hooks_here(config: &Config, host: &str) -> io::Result<()> {
+pub(crate) fn run_hooks_here(config: &Config, host: &str) -> io::Result<()> {
     let runner = Runner::start(hooks_of(config, host).as_ref())?;
     // There is one start a process.
     let _ = RUNNER.set(Mutex::new(runner));
@@ -179,7 +181,7 @@ pub fn raise(alarm: &Alarm) -> Result<Told, Silence> {
 ///
 /// # Errors
 /// If the steward does not answer.
-pub fn hooks_told() -> Result<Told, Silence> {
+pub(crate) fn hooks_told() -> Result<Told, Silence> {
     ask_of_hooks(Request::Hooks, Runner::note_life)
 }
 
@@ -206,7 +208,7 @@ fn ask_of_hooks(request: Request, here: impl FnOnce(&mut Runner)) -> Result<Told
 ///
 /// # Errors
 /// As [`TapDevice::open`]; or if the steward does not answer.
-pub fn open_tap(net: &HostNet<'_>) -> anyhow::Result<TapDevice> {
+pub(crate) fn open_tap(net: &HostNet<'_>) -> anyhow::Result<TapDevice> {
     let name = &net.tap;
     let Some(steward) = STEWARD.get() else {
         return Ok(TapDevice::open(name)?);

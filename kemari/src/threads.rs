@@ -3,8 +3,8 @@
 //! its own, or by [`helpers`]; those that serve the devices of a VM that is taken over wait in a
 //! reserve ([`kemari_vmm::threads`]). Only what can be refused or tried again makes new ones.
 
-pub mod helpers;
+pub(crate) mod helpers;
 mod monitor;
 
-pub use kemari_vmm::threads::make as start;
-pub use monitor::Monitor;
+pub(crate) use kemari_vmm::threads::make as start;
+pub(crate) use monitor::Monitor;

@@ -14,7 +14,7 @@ use crate::threads;
 ///
 /// While a request hangs no other is begun, so a swap is carried out late at most once,
 /// and never behind a later one.
-pub struct Deadline {
+pub(crate) struct Deadline {
     requests: Sender<ArbiterRequest>,
     answers: Receiver<ArbiterAnswer>,
     limit: Duration,
@@ -23,7 +23,7 @@ pub struct Deadline {
 
 impl Deadline {
     /// Wraps `arbiter`; `limit` holds for each request. Fails if there is no thread to be had.
-    pub fn new(mut arbiter: Box<dyn Arbiter>, limit: Duration) -> io::Result<Self> {
+    pub(crate) fn new(mut arbiter: Box<dyn Arbiter>, limit: Duration) -> io::Result<Self> {
         let (requests, incoming) = channel::<ArbiterRequest>();
         let (outgoing, answers) = channel();
         let serve = move || {
@@ -44,7 +44,7 @@ impl Deadline {
     }
 
     /// Whether a request has not come back yet, though its time is over.
-    pub fn hangs(&self) -> bool {
+    pub(crate) fn hangs(&self) -> bool {
         self.hanging_since.is_some()
     }
 

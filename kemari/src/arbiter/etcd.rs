@@ -165,7 +165,7 @@ impl Etcd {
     }
 
     /// The same, once every name was tried; for at most `limit`.
-    pub fn trouble_within(&self, limit: Duration) -> Option<String> {
+    pub(crate) fn trouble_within(&self, limit: Duration) -> Option<String> {
         let care = self.caller.care();
         care.await_resolved(Instant::now() + limit);
         care.trouble()

@@ -19,7 +19,7 @@ const HEADERS_MAX: usize = 100;
 
 /// A status and a body.
 #[derive(Debug)]
-pub struct Response {
+pub(crate) struct Response {
     /// The HTTP status.
     pub status: u16,
     /// What came behind the header.
@@ -28,7 +28,7 @@ pub struct Response {
 
 /// Why there is no response.
 #[derive(Debug)]
-pub struct Failure {
+pub(crate) struct Failure {
     /// Whether the server may have received the request.
     pub sent: bool,
     /// Why, as a sentence.
@@ -36,7 +36,7 @@ pub struct Failure {
 }
 
 /// A request.
-pub struct Post<'a> {
+pub(crate) struct Post<'a> {
     /// To which member.
     pub endpoint: &'a Endpoint,
     /// At which of its addresses.
@@ -53,7 +53,7 @@ pub struct Post<'a> {
 
 impl Post<'_> {
     /// Sends it and waits for the answer; connecting ends at `connect_until` and everything at `deadline`.
-    pub fn send(&self, connect_until: Instant, deadline: Instant) -> Result<Response, Failure> {
+    pub(super) fn send(&self, connect_until: Instant, deadline: Instant) -> Result<Response, Failure> {
         let name = self.endpoint.authority();
         let unsent = |error: io::Error| Failure {
             sent: false,

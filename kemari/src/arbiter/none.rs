@@ -22,14 +22,14 @@ const FILE: &str = "no-arbiter.record";
 /// over, and a VM that was stopped is started again. Two hosts that lose sight of each other *both* go on.
 /// Only an operator who watches them, or a network that cannot be cut, makes this right.
 #[derive(Default)]
-pub struct NoArbiter {
+pub(crate) struct NoArbiter {
     record: Option<Record>,
     keeper: Option<Keeper>,
 }
 
 impl NoArbiter {
     /// An arbiter without a record, and a warning in the log.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         warn!(
             "there is no arbiter: if the two hosts lose sight of each other, both will run the VM and its \
              disks will be destroyed. Configure `[arbiter] kind = \"etcd\"` or `\"file\"` unless somebody \
@@ -39,7 +39,7 @@ impl NoArbiter {
     }
 
     /// Keeps what it knows in this directory from now on, and begins with what lies there.
-    pub fn keep_in(&mut self, state_dir: &Path, vm: &str) -> Result<(), OpenError> {
+    pub(crate) fn keep_in(&mut self, state_dir: &Path, vm: &str) -> Result<(), OpenError> {
         let path = state_dir.join(FILE);
         let trouble = |reason: String| OpenError::File {
             path: path.clone(),
@@ -58,7 +58,7 @@ impl NoArbiter {
     }
 
     /// Takes over the record that the peer's words mean.
-    pub fn assume(&mut self, record: &Record) {
+    pub(crate) fn assume(&mut self, record: &Record) {
         self.give(record);
     }
 

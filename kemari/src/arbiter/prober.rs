@@ -33,7 +33,7 @@ impl Unproved {
 
 /// See the module.
 #[derive(Clone)]
-pub enum Prober {
+pub(crate) enum Prober {
     /// Shares everything with the client that asks.
     Etcd(Etcd),
     /// Shares the directory.
@@ -55,7 +55,7 @@ impl Prober {
     }
 
     /// Reads the record and proves that it could be written, in at most the configured time. Changes nothing.
-    pub fn probe(&self) -> Result<Option<Record>, Unproved> {
+    pub(crate) fn probe(&self) -> Result<Option<Record>, Unproved> {
         match self {
             Self::Etcd(etcd) => etcd.probe(),
             Self::File { way, .. } => {
@@ -77,7 +77,7 @@ impl Prober {
 
     /// What is wrong although the arbiter may answer: a renewed certificate that cannot be used, an unknown
     /// name.
-    pub fn trouble(&self) -> Option<String> {
+    pub(crate) fn trouble(&self) -> Option<String> {
         match self {
             Self::Etcd(etcd) => etcd.trouble(),
             Self::File { .. } => None,
@@ -85,7 +85,7 @@ impl Prober {
     }
 
     /// The same, once every name was tried; for at most `limit`.
-    pub fn trouble_within(&self, limit: Duration) -> Option<String> {
+    pub(crate) fn trouble_within(&self, limit: Duration) -> Option<String> {
         match self {
             Self::Etcd(etcd) => etcd.trouble_within(limit),
             Self::File { .. } => None,
@@ -94,7 +94,7 @@ impl Prober {
 
     /// Forgets how far the store had come, for those that ask as well: the operator says that it is the right
     /// one although it went back in time.
-    pub fn forget(&self) {
+    pub(crate) fn forget(&self) {
         match self {
             Self::Etcd(etcd) => etcd.forget(),
             Self::File { seen, .. } => seen.store(0, Ordering::Release),

@@ -7,15 +7,15 @@ use kemari_sync::{Incarnation, Phase, Record, TERM_MAX, Work};
 use serde::{Deserialize, Serialize};
 
 /// Number of the form below. A store written by a later form is refused.
-pub const FORMAT: u32 = 2;
+pub(crate) const FORMAT: u32 = 2;
 /// The form without what a winner says of its work.
 const FORMAT_WITHOUT_WORK: u32 = 1;
 /// Longest stored record, in bytes.
-pub const STORED_BYTES_MAX: usize = 4096;
+pub(crate) const STORED_BYTES_MAX: usize = 4096;
 
 /// Why stored bytes are no record that may be acted upon.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum StoredError {
+pub(crate) enum StoredError {
     /// It is longer than any record.
     #[error("it has {0} bytes, more than a record can have")]
     TooLong(usize),
@@ -92,7 +92,7 @@ fn checksum(body: &Body) -> String {
 }
 
 /// The bytes to store for `record`.
-pub fn encode(record: &Record) -> Vec<u8> {
+pub(super) fn encode(record: &Record) -> Vec<u8> {
     let body = Body {
         vm: record.vm.clone(),
         store: format!("{:032x}", record.store),
@@ -117,7 +117,7 @@ pub fn encode(record: &Record) -> Vec<u8> {
 }
 
 /// The record of `vm` in stored bytes; never taken as absent when it cannot be read.
-pub fn decode(bytes: &[u8], vm: &str) -> Result<Record, StoredError> {
+pub(super) fn decode(bytes: &[u8], vm: &str) -> Result<Record, StoredError> {
     if bytes.len() > STORED_BYTES_MAX {
         return Err(StoredError::TooLong(bytes.len()));
     }

@@ -28,11 +28,11 @@ const TROUBLE_INTERVAL_RANGE_MS: u64 = 500;
 const SLACK: Duration = Duration::from_secs(3);
 
 /// From one probe to the next at most, in milliseconds.
-pub const PROBE_INTERVAL_MS_MAX: u64 = PROBE_INTERVAL_MS + PROBE_INTERVAL_RANGE_MS;
+pub(crate) const PROBE_INTERVAL_MS_MAX: u64 = PROBE_INTERVAL_MS + PROBE_INTERVAL_RANGE_MS;
 
 /// What a side knows of the record it lives under.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Known {
+pub(crate) struct Known {
     /// Its store.
     pub store: u128,
     /// The term of its last commit.
@@ -43,11 +43,11 @@ pub struct Known {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// Time since the last probe that was answered as it should be, in ms. `None`: none was so far.
-    pub answered_ms: Option<u64>,
+    pub(crate) answered_ms: Option<u64>,
     /// What would keep this side from a new term, as a sentence.
     pub trouble: Option<String>,
     /// That is only that no answer came.
-    pub is_silent: bool,
+    pub(crate) is_silent: bool,
     /// What the arbiter says, for people.
     pub says: String,
 }
@@ -78,7 +78,7 @@ struct Shared {
 }
 
 /// See the module. It ends when this is dropped.
-pub struct ArbiterWatch {
+pub(crate) struct ArbiterWatch {
     shared: Arc<Shared>,
     wake: Sender<()>,
 }
@@ -86,7 +86,7 @@ pub struct ArbiterWatch {
 impl ArbiterWatch {
     /// Begins to watch. After each probe `tell` is told what is wrong, and within which time it will be told
     /// again. `timeout` is the longest time of a probe.
-    pub fn start(
+    pub(crate) fn start(
         prober: Prober,
         timeout: Duration,
         tell: impl Fn(Option<String>, Duration) + Send + 'static,
@@ -109,7 +109,7 @@ impl ArbiterWatch {
 
     /// Says what the record must be: of this store, and of this term at least. `None`: nothing is known of
     /// it. A side whose store is another one now has been given it by the operator.
-    pub fn expect(&self, known: Option<Known>) {
+    pub(crate) fn expect(&self, known: Option<Known>) {
         let mut state = self.shared.lock();
         if state.known == known {
             return;
@@ -126,20 +126,20 @@ impl ArbiterWatch {
 
     /// The operator says that the store is the right one although it went back: it is looked at anew, and at
     /// once.
-    pub fn forget(&self) {
+    pub(crate) fn forget(&self) {
         self.shared.prober.forget();
         self.look_now();
     }
 
     /// Has the arbiter looked at at once, and returns the number of that look.
-    pub fn look(&self) -> u64 {
+    pub(crate) fn look(&self) -> u64 {
         let look = self.shared.lock().begun + 1;
         self.look_now();
         look
     }
 
     /// Whether the look of this number is over: the report is of it then, or of a later one.
-    pub fn has_looked(&self, look: u64) -> bool {
+    pub(crate) fn has_looked(&self, look: u64) -> bool {
         self.shared.lock().over >= look
     }
 
@@ -150,7 +150,7 @@ impl ArbiterWatch {
     }
 
     /// How the arbiter stands.
-    pub fn report(&self) -> Report {
+    pub(crate) fn report(&self) -> Report {
         let state = self.shared.lock();
         Report {
             answered_ms: state.answered.map(|at| at.elapsed().as_millis() as u64),

@@ -8,7 +8,7 @@ use crate::config::{ArbiterKind, Config, Host};
 use crate::control::Client;
 
 /// Reads the record, and proves that it could be written: by the probe of a running side.
-pub fn check(config: &Config, name: &str, running: bool) -> Vec<Finding> {
+pub(super) fn check(config: &Config, name: &str, running: bool) -> Vec<Finding> {
     if config.arbiter.kind == ArbiterKind::None {
         return vec![Finding::warning(
             "there is no arbiter: two hosts that lose sight of each other would both run the VM",

@@ -19,7 +19,7 @@ use crate::replica::{RecordError, describe_record};
 const ALIGNMENT: usize = 4096;
 
 /// Looks at one disk. While the VM `running` here uses it, a lock on it is as it should be.
-pub fn check(disk: &HostDisk<'_>, running: bool) -> Finding {
+pub(super) fn check(disk: &HostDisk<'_>, running: bool) -> Finding {
     let name = format!("disk `{}` at {}", disk.disk.id, disk.path.display());
     match problem(disk, running) {
         Ok(bytes) => match other_format(disk) {
@@ -36,7 +36,7 @@ pub fn check(disk: &HostDisk<'_>, running: bool) -> Finding {
 }
 
 /// Looks at the record of a replicated disk's image. None if the image itself cannot be looked at.
-pub fn check_record(vm: &str, disk: &HostDisk<'_>, state_dir: &Path) -> Option<Finding> {
+pub(crate) fn check_record(vm: &str, disk: &HostDisk<'_>, state_dir: &Path) -> Option<Finding> {
     std::fs::metadata(&disk.path).ok()?;
     let name = format!("record of disk `{}`", disk.disk.id);
     Some(match describe_record(vm, disk, state_dir) {

@@ -15,7 +15,7 @@ const OVERHEAD_MIB: u64 = 64;
 
 /// Whether a side of this VM serves its control socket already.
 /// One that this user may not speak to is there as well.
-pub fn runs_here(host: &Host) -> bool {
+pub(crate) fn runs_here(host: &Host) -> bool {
     match UnixStream::connect(host.control()) {
         Ok(_) => true,
         Err(error) => error.kind() == io::ErrorKind::PermissionDenied && host.control().exists(),
@@ -23,7 +23,7 @@ pub fn runs_here(host: &Host) -> bool {
 }
 
 /// Looks at everything of this host that is neither disk nor network card.
-pub fn check(config: &Config, name: &str, running: bool) -> Vec<Finding> {
+pub(super) fn check(config: &Config, name: &str, running: bool) -> Vec<Finding> {
     let host = config.host(name);
     let mut findings = vec![Finding::ok(format!(
         "configuration of VM `{}` on host `{name}`, digest {:016x}",
@@ -96,7 +96,7 @@ fn boot_file(what: &str, path: &Path) -> Finding {
 }
 
 /// What the guest, staging and program need, in MiB.
-pub fn needed_mib(config: &Config) -> u64 {
+pub(crate) fn needed_mib(config: &Config) -> u64 {
     let staging = if config.protection.enabled {
         config.protection.staging_mib_max
     } else {

@@ -18,7 +18,7 @@ const FILES_BASE: u64 = 96;
 const FILES_EACH: u64 = 12;
 
 /// Looks at what this process may use, for a VM that needs `needed_mib` in all.
-pub fn check(config: &Config, name: &str, needed_mib: u64) -> Vec<Finding> {
+pub(super) fn check(config: &Config, name: &str, needed_mib: u64) -> Vec<Finding> {
     let mut findings = Vec::new();
     findings.extend(memory(Groups::own().memory_limit(), needed_mib));
     if config.protection.enabled && !may_lock_all() {

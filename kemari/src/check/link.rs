@@ -10,7 +10,7 @@ use crate::link::Security;
 const DAYS_LEFT_MIN: u64 = 30;
 
 /// Reads the certificates of the host `name`.
-pub fn check(config: &Config, name: &str) -> Finding {
+pub(super) fn check(config: &Config, name: &str) -> Finding {
     let credentials = match Security::of(config, name) {
         Ok(Some(Security::Tls(credentials))) => credentials,
         Ok(Some(Security::Plaintext)) => {

@@ -20,7 +20,7 @@ const PEER_TIMEOUT_MS: u64 = 1_000;
 const KEYS_SHOWN_MAX: usize = 8;
 
 /// Asks each peer. A side that runs here and is connected to it has compared everything at its handshake.
-pub fn check(config: &Config, name: &str, running: bool) -> Vec<Finding> {
+pub(super) fn check(config: &Config, name: &str, running: bool) -> Vec<Finding> {
     let connected = if running {
         connected_peer(config.host(name))
     } else {

@@ -8,7 +8,7 @@ use crate::links::links;
 use crate::ports::Ports;
 
 /// Looks at the TAP of one card. While the VM `running` here uses it, it is busy as it should be.
-pub fn check(net: &HostNet<'_>, running: bool) -> Finding {
+pub(super) fn check(net: &HostNet<'_>, running: bool) -> Finding {
     let tap = &net.tap;
     let card = format!("card `{}`: ", net.net.id);
     // Asks the kernel and not /sys, which shows the network namespace in which it was mounted.
@@ -54,7 +54,7 @@ pub fn check(net: &HostNet<'_>, running: bool) -> Finding {
 
 /// Whether packets of the guest would get from this host's TAPs to other hosts,
 /// as the readiness of a side sees it.
-pub fn check_ways(config: &Config, name: &str) -> Option<Finding> {
+pub(crate) fn check_ways(config: &Config, name: &str) -> Option<Finding> {
     let links = match links() {
         Ok(links) => links,
         Err(error) => {

@@ -25,7 +25,7 @@ fn sides() -> Vec<Side> {
 }
 
 /// VMs that run here, and files.
-pub fn vms(word: &OsStr) -> Vec<CompletionCandidate> {
+pub(super) fn vms(word: &OsStr) -> Vec<CompletionCandidate> {
     let mut found = vms_alone(word);
     found.extend(PathCompleter::file().complete(word));
     found
@@ -36,7 +36,7 @@ fn vms_alone(word: &OsStr) -> Vec<CompletionCandidate> {
 }
 
 /// Modes and, where a limit alone changes, VMs.
-pub fn modes(word: &OsStr) -> Vec<CompletionCandidate> {
+pub(crate) fn modes(word: &OsStr) -> Vec<CompletionCandidate> {
     let modes = Mode::value_variants().iter().filter_map(Mode::to_possible_value);
     let mut found = candidates(modes.map(|mode| mode.get_name().to_owned()), word);
     found.extend(vms_alone(word));
@@ -44,7 +44,7 @@ pub fn modes(word: &OsStr) -> Vec<CompletionCandidate> {
 }
 
 /// Hosts whose sides run here.
-pub fn hosts(word: &OsStr) -> Vec<CompletionCandidate> {
+pub(super) fn hosts(word: &OsStr) -> Vec<CompletionCandidate> {
     candidates(
         sides().iter().filter_map(|side| side.host().map(str::to_owned)),
         word,
@@ -52,7 +52,7 @@ pub fn hosts(word: &OsStr) -> Vec<CompletionCandidate> {
 }
 
 /// Event channels of the VMs that run here.
-pub fn channels() -> Vec<CompletionCandidate> {
+pub(super) fn channels() -> Vec<CompletionCandidate> {
     let sides = sides();
     let channels = sides
         .iter()

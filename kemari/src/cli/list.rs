@@ -10,7 +10,7 @@ use crate::control::{Role, Verdict, duration};
 
 /// One side, as it is listed.
 #[derive(Debug, Serialize)]
-pub struct Row {
+pub(crate) struct Row {
     vm: String,
     host: Option<String>,
     socket: PathBuf,
@@ -60,7 +60,7 @@ impl From<Side> for Row {
 }
 
 /// A table for people.
-pub struct Table<'a>(pub &'a [Row]);
+pub(crate) struct Table<'a>(pub &'a [Row]);
 
 impl fmt::Display for Table<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -25,7 +25,7 @@ pub struct PaceWords {
     pub max_interval_ms: Option<u32>,
     /// Dirty pages of 4 KiB that start a sync in any mode.
     #[arg(long, value_name = "N")]
-    pub max_dirty_pages: Option<u32>,
+    pub(crate) max_dirty_pages: Option<u32>,
 }
 
 /// The first word: a mode or, where a limit alone changes, the VM.
@@ -45,7 +45,7 @@ impl First {
 
 impl PaceWords {
     /// What changes, and whose.
-    pub fn resolve(self, mut target: Target) -> anyhow::Result<(PaceChange, Target)> {
+    pub(crate) fn resolve(self, mut target: Target) -> anyhow::Result<(PaceChange, Target)> {
         let mut change = PaceChange {
             mode: None,
             interval_ms: self.interval_ms,

@@ -35,7 +35,7 @@ const LISTENS: u32 = 1 << 16;
 
 /// A side that runs here, or something that listens where one would.
 #[derive(Debug)]
-pub struct Side {
+pub(super) struct Side {
     /// Its control socket.
     pub socket: PathBuf,
     /// Whose that is.
@@ -46,7 +46,7 @@ pub struct Side {
 
 impl Side {
     /// The name of its VM; of a side that does not answer, that of its socket.
-    pub fn vm(&self) -> String {
+    pub(super) fn vm(&self) -> String {
         match &self.answer {
             Ok(status) => status.vm.clone(),
             Err(_) => self
@@ -59,12 +59,12 @@ impl Side {
     }
 
     /// The name of its host in the configuration, if it says so.
-    pub fn host(&self) -> Option<&str> {
+    pub(super) fn host(&self) -> Option<&str> {
         self.answer.as_ref().ok().map(|status| status.host.as_str())
     }
 
     /// How a person would name it.
-    pub fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         match self.host() {
             Some(host) => format!("`{}` on `{host}`", self.vm()),
             None => format!("`{}` at {}", self.vm(), self.socket.display()),
@@ -72,7 +72,7 @@ impl Side {
     }
 
     /// Speaks to it.
-    pub fn client(&self) -> Client {
+    pub(super) fn client(&self) -> Client {
         Client::found(&self.socket, self.owner)
     }
 }
@@ -86,17 +86,17 @@ struct Socket {
 }
 
 /// The directory that is looked into.
-pub fn directory() -> PathBuf {
+pub(super) fn directory() -> PathBuf {
     std::env::var_os(DIRECTORY_VARIABLE).map_or_else(|| DIRECTORY.into(), PathBuf::from)
 }
 
 /// All sides on this machine, by VM and host. A socket that a dead process left is none.
-pub fn all() -> anyhow::Result<Vec<Side>> {
+pub(super) fn all() -> anyhow::Result<Vec<Side>> {
     all_within(ANSWER_TIMEOUT)
 }
 
 /// The same, where each side must answer within that time.
-pub fn all_within(timeout: Duration) -> anyhow::Result<Vec<Side>> {
+pub(crate) fn all_within(timeout: Duration) -> anyhow::Result<Vec<Side>> {
     let sockets = sockets()?;
     let deadline = Instant::now() + timeout * ROUNDS_MAX;
     let mut sides = Vec::new();

@@ -30,7 +30,7 @@ pub struct Target {
 /// No side that could be meant runs here.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct NothingHere(String);
+pub(crate) struct NothingHere(String);
 
 impl Target {
     /// A client of the control socket that is meant.

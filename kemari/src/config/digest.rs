@@ -21,7 +21,7 @@ struct Common<'a> {
 
 /// FNV-1a over the canonical JSON of the common parts: the same in every build,
 /// and not meant against an attacker.
-pub fn of(config: &Config) -> u64 {
+pub(super) fn of(config: &Config) -> u64 {
     let common = Common {
         version: DIGEST_VERSION,
         vm: &config.vm,

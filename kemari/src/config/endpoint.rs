@@ -7,7 +7,7 @@ use rustls::pki_types::ServerName;
 
 /// An HTTP server: `http://host:port` or `https://host:port`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint {
+pub(crate) struct Endpoint {
     authority: String,
     /// The name that its certificate must be for, if it speaks TLS.
     tls_name: Option<ServerName<'static>>,
@@ -15,7 +15,7 @@ pub struct Endpoint {
 
 impl Endpoint {
     /// Parses an endpoint of the configuration; the error is a sentence.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let (authority, is_tls) = match (text.strip_prefix("http://"), text.strip_prefix("https://")) {
             (Some(rest), _) => (Some(rest), false),
             (None, rest) => (rest, true),
@@ -47,22 +47,17 @@ impl Endpoint {
     }
 
     /// The name that its certificate must be for, if it speaks TLS.
-    pub fn tls_name(&self) -> Option<&ServerName<'static>> {
+    pub(crate) fn tls_name(&self) -> Option<&ServerName<'static>> {
         self.tls_name.as_ref()
     }
 
-    /// Whether it speaks TLS.
-    pub fn is_tls(&self) -> bool {
-        self.tls_name.is_some()
-    }
-
     /// The addresses behind the name. May block for as long as the resolver does.
-    pub fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
+    pub(crate) fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
         Ok(self.authority.to_socket_addrs()?.collect())
     }
 
     /// Its port.
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         let port = self
             .authority
             .rsplit_once(':')
@@ -71,12 +66,12 @@ impl Endpoint {
     }
 
     /// Whether it has to be resolved.
-    pub fn has_name(&self) -> bool {
+    pub(crate) fn has_name(&self) -> bool {
         self.authority.parse::<SocketAddr>().is_err()
     }
 
     /// `host:port`
-    pub fn authority(&self) -> &str {
+    pub(crate) fn authority(&self) -> &str {
         &self.authority
     }
 }
@@ -92,13 +87,13 @@ mod tests {
             "10.0.0.9:2379"
         );
         assert!(Endpoint::parse("http://[::1]:2379").is_ok());
-        assert!(!Endpoint::parse("http://a:1").unwrap().is_tls());
+        assert!(Endpoint::parse("http://a:1").unwrap().tls_name().is_none());
         for tls in [
             "https://etcd.example:2379",
             "https://10.0.0.9:2379",
             "https://[fd00::1]:2379/",
         ] {
-            assert!(Endpoint::parse(tls).unwrap().is_tls(), "{tls}");
+            assert!(Endpoint::parse(tls).unwrap().tls_name().is_some(), "{tls}");
         }
         for wrong in [
             "10.0.0.9:2379",

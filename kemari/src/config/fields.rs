@@ -30,7 +30,7 @@ impl<'de> Deserializer<'de> for Probe<'_> {
 }
 
 /// The names of the fields of `T` as its `Deserialize` knows them; empty if `T` is not a struct.
-pub fn fields_of<'de, T: Deserialize<'de>>() -> &'static [&'static str] {
+pub(crate) fn fields_of<'de, T: Deserialize<'de>>() -> &'static [&'static str] {
     let mut fields: &'static [&'static str] = &[];
     // Always an error: no value is built, the visit only reveals the names.
     let _ = T::deserialize(Probe(&mut fields));
@@ -38,7 +38,7 @@ pub fn fields_of<'de, T: Deserialize<'de>>() -> &'static [&'static str] {
 }
 
 /// The name of `known` that `given` was most likely meant to be, if one is near enough to be a slip.
-pub fn nearest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let similarity = |name: &str| strsim::damerau_levenshtein(&given.to_lowercase(), &name.to_lowercase());
     let slips_max = |name: &str| (name.len().max(given.len()) / 3).max(1);
     known

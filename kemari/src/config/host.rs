@@ -85,7 +85,7 @@ pub struct Host {
     pub console: Console,
     /// Most that the console's file, and the one before it, may have together, in MiB.
     #[serde(default = "default_console_mib_max")]
-    pub console_mib_max: u32,
+    pub(crate) console_mib_max: u32,
     /// Directory of this host's certificates, instead of the one in `[protection]`.
     #[serde(default)]
     pub certificates: Option<PathBuf>,
@@ -109,11 +109,11 @@ pub struct Host {
     /// a carrier is enough; none is watched if the list is empty. If absent: the other ports of the TAP's
     /// bridge.
     #[serde(default)]
-    pub uplinks: BTreeMap<String, Vec<String>>,
+    pub(crate) uplinks: BTreeMap<String, Vec<String>>,
     /// Bridges that the TAPs of this host's cards must be ports of, by the id of the card. If absent: the one
     /// that the TAP was on first.
     #[serde(default)]
-    pub bridges: BTreeMap<String, String>,
+    pub(crate) bridges: BTreeMap<String, String>,
     /// Images or block devices of this host by the id of their disk.
     #[serde(default)]
     pub disks: BTreeMap<String, PathBuf>,
@@ -141,7 +141,7 @@ impl Host {
     }
 
     /// The fence command against the host `peer`; empty if there is none.
-    pub fn fence_against(&self, peer: &str) -> Vec<String> {
+    pub(crate) fn fence_against(&self, peer: &str) -> Vec<String> {
         self.fence
             .iter()
             .map(|word| word.replace("{peer}", peer))
@@ -150,7 +150,7 @@ impl Host {
 }
 
 /// A host's name as it stands in certificates; the error is a sentence.
-pub fn certificate_name(host: &str) -> Result<DnsName<'static>, String> {
+pub(crate) fn certificate_name(host: &str) -> Result<DnsName<'static>, String> {
     DnsName::try_from(host.to_owned()).map_err(|_| {
         format!(
             "`{host}` cannot stand in a certificate: a host's name there is made of letters, digits, `_`, \

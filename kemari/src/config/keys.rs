@@ -9,7 +9,7 @@ const ELEMENTS_MAX: usize = 64;
 
 /// Each key of what both hosts must have in common, as `protection.mode` or `disk.blk0.queues`, with a
 /// checksum of its value.
-pub fn of(config: &Config) -> Vec<(String, u32)> {
+pub(super) fn of(config: &Config) -> Vec<(String, u32)> {
     let value = |part: serde_json::Result<Value>| part.unwrap_or(Value::Null);
     let mut keys = Vec::new();
     walk("vm", &Value::from(config.vm.as_str()), &mut keys);

@@ -30,19 +30,19 @@ pub struct Machine {
 }
 
 /// What stands for [`BIOS_PATH`] in a configuration.
-pub const BIOS: &str = "bios";
+pub(super) const BIOS: &str = "bios";
 /// SeaBIOS, of Debian's package `seabios`.
-pub const BIOS_PATH: &str = "/usr/share/seabios/bios-microvm.bin";
+pub(crate) const BIOS_PATH: &str = "/usr/share/seabios/bios-microvm.bin";
 
 impl Machine {
     /// The file that the guest begins with: a kernel, or firmware.
-    pub fn begins_with(&self) -> &Path {
+    pub(crate) fn begins_with(&self) -> &Path {
         let file = self.kernel.as_deref().or_else(|| self.firmware_path());
         file.unwrap_or(Path::new(""))
     }
 
     /// The file of the firmware, if there is one.
-    pub fn firmware_path(&self) -> Option<&Path> {
+    pub(crate) fn firmware_path(&self) -> Option<&Path> {
         let path = self.firmware.as_deref()?;
         Some(if path == Path::new(BIOS) {
             Path::new(BIOS_PATH)
@@ -146,7 +146,7 @@ pub struct Disk {
     pub serial: Option<String>,
     /// Bytes of a logical block that the guest sees: 512 or 4096.
     #[serde(default = "sector")]
-    pub block_size: u32,
+    pub(crate) block_size: u32,
     /// Number of queues, 1 to 8: one a vCPU serves guests that write from many.
     #[serde(default = "one_queue")]
     pub queues: u16,
@@ -155,7 +155,7 @@ pub struct Disk {
     pub shared: bool,
     /// Whether each host has an image of its own, and Kemari keeps them equal. So it is if neither is said.
     #[serde(default)]
-    pub replicate: Option<bool>,
+    pub(crate) replicate: Option<bool>,
     /// When a guest's flush of a replicated disk is done.
     #[serde(default)]
     pub flush: Flush,
@@ -183,7 +183,7 @@ impl Disk {
 
     /// Whether each host has an image of its own, which Kemari keeps equal to the other's while the VM is
     /// protected.
-    pub fn is_replicated(&self) -> bool {
+    pub(crate) fn is_replicated(&self) -> bool {
         !self.read_only && self.replicate.unwrap_or(!self.shared)
     }
 }
@@ -201,7 +201,7 @@ pub struct Net {
     pub tap: Option<String>,
     /// Whether checksum and segmentation offloads are offered to the guest where the TAP can carry them.
     #[serde(default = "yes")]
-    pub offload: bool,
+    pub(crate) offload: bool,
     /// What it receives, and what it transmits, at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,

@@ -12,7 +12,7 @@ use super::{Arbiter, Config, ConfigError, Disk, Hook, Host, Machine, Net, Proble
 
 /// Parses and checks `text`. All unknown keys are reported at once; then the first wrong type;
 /// then all wrong values.
-pub fn parse(text: &str, origin: &str) -> Result<Config, ConfigError> {
+pub(super) fn parse(text: &str, origin: &str) -> Result<Config, ConfigError> {
     let invalid = |mut problems: Vec<Problem>| {
         problems.sort_by_key(|problem| problem.line);
         ConfigError::Invalid {

@@ -75,14 +75,14 @@ pub struct Pace {
     /// Longest time between two syncs in any mode, in ms.
     pub max_interval_ms: u32,
     /// Dirty pages of 4 KiB that start a sync in any mode.
-    pub max_dirty_pages: u32,
+    pub(crate) max_dirty_pages: u32,
 }
 
 /// Limits of [`Pace::interval_ms`] and [`Pace::max_interval_ms`].
-pub const INTERVAL_MS: RangeInclusive<u32> = 1..=3_600_000;
+pub(crate) const INTERVAL_MS: RangeInclusive<u32> = 1..=3_600_000;
 
 /// Limits of [`Protection::drill_interval_s`], if it is not 0.
-pub const DRILL_INTERVAL_S: RangeInclusive<u32> = 10..=31_536_000;
+pub(crate) const DRILL_INTERVAL_S: RangeInclusive<u32> = 10..=31_536_000;
 
 /// What a primary does when its secondary is gone and it has won the right to act alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -112,7 +112,7 @@ pub struct Protection {
     /// Whether pages are sent as differences.
     pub delta: Delta,
     /// Most memory in which the primary keeps what the secondary has, for differences, in MiB.
-    pub delta_cache_mib_max: u32,
+    pub(crate) delta_cache_mib_max: u32,
     /// Silence of the peer after which it is suspected, in ms.
     pub suspicion_timeout_ms: u32,
     /// Time between two heartbeats, in ms.
@@ -130,11 +130,11 @@ pub struct Protection {
     /// Most that a copy of replicated disks reads of them in a second, in MiB; 0: as much as can be.
     pub resync_mib_per_s_max: u32,
     /// How long console output is gathered before it asks for a sync, in ms.
-    pub console_delay_ms: u32,
+    pub(crate) console_delay_ms: u32,
     /// Longest time between two syncs, output or not, in ms.
     pub max_interval_ms: u32,
     /// Dirty pages of 4 KiB that start a sync, output or not.
-    pub max_dirty_pages: u32,
+    pub(crate) max_dirty_pages: u32,
     /// Time between two drills of the secondary, in s; 0: none begins by itself.
     pub drill_interval_s: u32,
     /// What happens when the secondary is lost.
@@ -181,33 +181,13 @@ impl Default for Protection {
 
 impl Protection {
     /// [`Self::suspicion_timeout_ms`].
-    pub fn suspicion_timeout(&self) -> Duration {
+    pub(crate) fn suspicion_timeout(&self) -> Duration {
         Duration::from_millis(self.suspicion_timeout_ms.into())
     }
 
-    /// [`Self::heartbeat_interval_ms`].
-    pub fn heartbeat_interval(&self) -> Duration {
-        Duration::from_millis(self.heartbeat_interval_ms.into())
-    }
-
-    /// [`Self::reconnect_timeout_ms`].
-    pub fn reconnect_timeout(&self) -> Duration {
-        Duration::from_millis(self.reconnect_timeout_ms.into())
-    }
-
     /// [`Self::progress_timeout_ms`].
-    pub fn progress_timeout(&self) -> Duration {
+    pub(crate) fn progress_timeout(&self) -> Duration {
         Duration::from_millis(self.progress_timeout_ms.into())
-    }
-
-    /// [`Self::console_delay_ms`].
-    pub fn console_delay(&self) -> Duration {
-        Duration::from_millis(self.console_delay_ms.into())
-    }
-
-    /// [`Self::max_interval_ms`].
-    pub fn max_interval(&self) -> Duration {
-        Duration::from_millis(self.max_interval_ms.into())
     }
 
     /// How often syncs are made, to begin with.
@@ -222,28 +202,28 @@ impl Protection {
 
     /// Dirty pages that may start a sync, with staging as it is: it must hold twice as many, since a sync
     /// that was due at the bound still grows until the guest is paused.
-    pub fn dirty_pages_range(&self) -> RangeInclusive<u32> {
+    pub(crate) fn dirty_pages_range(&self) -> RangeInclusive<u32> {
         let staged = self.staging_bytes_max() / (2 * 4096);
         16..=u32::try_from(staged).unwrap_or(u32::MAX).min(1 << 28)
     }
 
     /// [`Self::staging_mib_max`] in bytes.
-    pub fn staging_bytes_max(&self) -> u64 {
+    pub(crate) fn staging_bytes_max(&self) -> u64 {
         u64::from(self.staging_mib_max) << 20
     }
 
     /// [`Self::replica_queue_mib_max`] in bytes.
-    pub fn replica_queue_bytes_max(&self) -> u64 {
+    pub(crate) fn replica_queue_bytes_max(&self) -> u64 {
         u64::from(self.replica_queue_mib_max) << 20
     }
 
     /// [`Self::replica_timeout_ms`].
-    pub fn replica_timeout(&self) -> Duration {
+    pub(crate) fn replica_timeout(&self) -> Duration {
         Duration::from_millis(self.replica_timeout_ms.into())
     }
 
     /// [`Self::resync_mib_per_s_max`] in bytes.
-    pub fn resync_bytes_per_s_max(&self) -> u64 {
+    pub(crate) fn resync_bytes_per_s_max(&self) -> u64 {
         u64::from(self.resync_mib_per_s_max) << 20
     }
 }

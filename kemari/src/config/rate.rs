@@ -17,10 +17,10 @@ const BURST_PART_DEFAULT: u64 = 10;
 pub struct Rate {
     /// Most KiB of data a second; none: as much as there is.
     #[serde(default)]
-    pub kib_per_s: Option<u64>,
+    pub(crate) kib_per_s: Option<u64>,
     /// KiB that may be moved at once after a time of rest.
     #[serde(default)]
-    pub burst_kib: Option<u64>,
+    pub(crate) burst_kib: Option<u64>,
     /// Most requests, or packets, a second.
     #[serde(default)]
     pub operations_per_s: Option<u64>,
@@ -40,7 +40,7 @@ impl Rate {
     }
 
     /// What may be asked for.
-    pub fn operations(&self) -> Option<BucketSpec> {
+    pub(crate) fn operations(&self) -> Option<BucketSpec> {
         paced(self.operations_per_s, self.burst_operations)
     }
 

@@ -5,7 +5,7 @@ const SHOWN_BYTES_MAX: usize = 40;
 
 /// The end of a sentence that begins with the key, for a message of `serde` about a value that stands in the
 /// file as `given`. `None`: the message says it as well.
-pub fn hint(message: &str, given: Option<&str>) -> Option<String> {
+pub(crate) fn hint(message: &str, given: Option<&str>) -> Option<String> {
     let (found, wanted) = message
         .strip_prefix("invalid type: ")?
         .split_once(", expected ")?;

@@ -19,10 +19,10 @@ const TAP_BYTES_MAX: usize = 15;
 const TIMEOUT_MS: RangeInclusive<u32> = 10..=600_000;
 
 /// Where (the keys from the top of the file) and what.
-pub type Finding = (Vec<String>, String);
+pub(crate) type Finding = (Vec<String>, String);
 
 /// All that is wrong with the values of `config`.
-pub fn validate(config: &Config) -> Vec<Finding> {
+pub(crate) fn validate(config: &Config) -> Vec<Finding> {
     let mut wrong = Wrong(Vec::new());
     wrong.name(&["vm"], "the VM's name", &config.vm, NAME_BYTES_MAX);
     machine::machine(config, &mut wrong);
@@ -88,7 +88,7 @@ impl Wrong {
 }
 
 /// Whether a VM or a host may have that name.
-pub fn is_name(name: &str) -> bool {
+pub(crate) fn is_name(name: &str) -> bool {
     let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     let has_length = (1..=NAME_BYTES_MAX).contains(&name.len());
     has_length && !name.starts_with('.') && name.bytes().all(good)

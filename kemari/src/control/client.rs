@@ -101,7 +101,7 @@ impl Client {
     }
 
     /// The same, waiting no longer than that for the whole answer.
-    pub fn status_within(&self, timeout: Duration) -> Result<Status, ClientError> {
+    pub(crate) fn status_within(&self, timeout: Duration) -> Result<Status, ClientError> {
         let deadline = Instant::now() + timeout;
         if timeout.is_zero() {
             return Err(self.broken(io::ErrorKind::TimedOut.into()));

@@ -6,9 +6,9 @@ use std::ops::RangeInclusive;
 use serde::{Deserialize, Serialize};
 
 /// For how long the guest of a drill may run, in seconds.
-pub const DRILL_SECONDS: RangeInclusive<u32> = 1..=30;
+pub(crate) const DRILL_SECONDS: RangeInclusive<u32> = 1..=30;
 /// For how long it runs if nothing else is said, in seconds.
-pub const DRILL_SECONDS_DEFAULT: u32 = 5;
+pub(crate) const DRILL_SECONDS_DEFAULT: u32 = 5;
 
 /// The last drill of a secondary.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,7 +23,7 @@ pub struct Drill {
     /// When it ended, in seconds since 1970.
     pub at: u64,
     /// How long ago that was, in seconds.
-    pub age_s: u64,
+    pub(crate) age_s: u64,
     /// For how long the guest ran, in ms.
     pub ran_ms: u64,
     /// vCPUs that executed something.
@@ -31,7 +31,7 @@ pub struct Drill {
     /// Memory that was copied for it, in bytes.
     pub memory_copied_bytes: u64,
     /// What was kept aside of the disks for it, in bytes.
-    pub disk_kept_bytes: u64,
+    pub(crate) disk_kept_bytes: u64,
     /// What its guest wrote to the disks, in bytes: thrown away.
     pub disk_written_bytes: u64,
     /// For how long the secondary stood still to begin it, in us.

@@ -15,7 +15,7 @@ const PATH_BYTES_MAX: usize = 107;
 const ATTEMPTS_MAX: u32 = 16;
 
 /// A socket that was put in its place.
-pub struct Place {
+pub(crate) struct Place {
     path: PathBuf,
     /// Device and inode of the socket.
     file: (u64, u64),
@@ -23,7 +23,7 @@ pub struct Place {
 
 /// What is in the place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
+pub(super) enum Found {
     /// The socket.
     It,
     /// Nothing: somebody cleaned up.
@@ -34,7 +34,7 @@ pub enum Found {
 
 impl Place {
     /// Makes a socket and puts it there, where a dead process may have left one.
-    pub fn take(path: &Path) -> Result<(UnixListener, Self), ServerError> {
+    pub(super) fn take(path: &Path) -> Result<(UnixListener, Self), ServerError> {
         check(path)?;
         clear(path)?;
         let failed = |source| ServerError::Io {
@@ -66,7 +66,7 @@ impl Place {
     }
 
     /// Looks what is there now.
-    pub fn look(&self) -> Found {
+    pub(super) fn look(&self) -> Found {
         match fs::symlink_metadata(&self.path) {
             Ok(metadata) if (metadata.dev(), metadata.ino()) == self.file => Found::It,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Found::Nothing,
@@ -75,7 +75,7 @@ impl Place {
     }
 
     /// Removes the socket, if it is there.
-    pub fn leave(&self) {
+    pub(super) fn leave(&self) {
         if self.look() == Found::It
             && let Err(error) = fs::remove_file(&self.path)
         {
@@ -88,7 +88,7 @@ impl Place {
 ///
 /// # Errors
 /// If it is too long.
-pub fn check(path: &Path) -> Result<(), ServerError> {
+pub(super) fn check(path: &Path) -> Result<(), ServerError> {
     let bytes = |path: &Path| path.as_os_str().as_bytes().len();
     let longest = bytes(path).max(bytes(&aside(path, 0)));
     match longest > PATH_BYTES_MAX {

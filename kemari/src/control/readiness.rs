@@ -56,7 +56,7 @@ impl From<Verdict> for ExitCode {
 impl Status {
     /// So much time has passed since the side's loop has said this. Of one that has stood still for longer
     /// than `most` nothing is known: the other side may have given it up.
-    pub fn age(&mut self, age: Duration, most: Duration) {
+    pub(crate) fn age(&mut self, age: Duration, most: Duration) {
         if age > most.max(STILL_MIN) && matches!(self.role, Role::Primary | Role::Secondary) {
             // What it said last is old, and what it waited for then may have come.
             self.since_s = self.since_s.saturating_add(age.as_secs());
@@ -88,7 +88,7 @@ impl Status {
     ///
     /// Where no answer comes it is in doubt whether there still is a pair: the record may be gone,
     /// or another's.
-    pub fn note_arbiter(&mut self, report: crate::arbiter::Report) {
+    pub(crate) fn note_arbiter(&mut self, report: crate::arbiter::Report) {
         self.arbiter_answered_ms = report.answered_ms;
         if !report.says.is_empty() {
             self.arbiter = report.says;
@@ -109,7 +109,7 @@ impl Status {
 
     /// Notes a certificate of the link that ends soon, or is over: then the pair, if it breaks, is not made
     /// again, and nobody is to rely on it.
-    pub fn note_certificate(&mut self, sentence: String, is_over: bool) {
+    pub(crate) fn note_certificate(&mut self, sentence: String, is_over: bool) {
         if let Some(readiness) = self.readiness.as_mut().filter(|_| is_over) {
             readiness.ready = false;
             if !readiness.reasons.contains(&sentence) {
@@ -148,7 +148,7 @@ impl Status {
     }
 
     /// What waits, and what keeps the VM from going on elsewhere, as sentences: each once.
-    pub fn troubles(&self) -> Vec<String> {
+    pub(crate) fn troubles(&self) -> Vec<String> {
         let unready = self.readiness.iter().filter(|readiness| !readiness.ready);
         let mut all: Vec<String> = (self.waiting_because.iter())
             .chain(&self.doubt)

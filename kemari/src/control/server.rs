@@ -66,7 +66,7 @@ pub enum ServerError {
 }
 
 /// What the threads of the control socket and of its clients ask of the kernel.
-pub const CALLS: Calls = Calls {
+pub(crate) const CALLS: Calls = Calls {
     of: "control",
     parts: &[COMMON, OPEN_FILES, STREAMS, FILES, SOCKETS],
 };

@@ -150,7 +150,7 @@ pub struct DiskStatus {
     /// Bytes of them that were compared.
     pub compared_bytes: u64,
     /// Bytes that differed, and were sent.
-    pub sent_bytes: u64,
+    pub(crate) sent_bytes: u64,
     /// Bytes of the extents that may differ from the other host's image, or be in flight there.
     pub changed_bytes: u64,
 }
@@ -161,7 +161,7 @@ pub struct Takeover {
     /// From the last sign of the old primary to the first instruction of the guest here, in ms.
     pub ms: f64,
     /// Where the old primary was in a sync, as far as it was seen from here.
-    pub cut_in_step: Option<String>,
+    pub(crate) cut_in_step: Option<String>,
     /// For how long the guest stood still, in ms, if the change of roles was planned. The time that the last
     /// word took on the wire is not in it.
     #[serde(default)]
@@ -240,19 +240,9 @@ pub struct Status {
     pub drill: Option<Drill>,
 }
 
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "{} on {}: {}, term {}, epoch {}",
-            self.vm, self.host, self.role, self.term, self.epoch
-        )?;
-        f.write_str("  protection  ")?;
-        self.fmt_protection(f)?;
-        writeln!(f, ", for {}", duration(self.since_s))?;
-        if let Some(reason) = &self.waiting_because {
-            writeln!(f, "  waits       {reason}")?;
-        }
+impl Status {
+    /// The other side.
+    fn fmt_peer(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.peer {
             None => writeln!(f, "  peer        none")?,
             Some(peer) => {
@@ -268,24 +258,11 @@ impl fmt::Display for Status {
                 }
             }
         }
-        for disk in &self.disks {
-            writeln!(f, "  disk        {disk}")?;
-        }
-        write!(
-            f,
-            "  arbiter     {}",
-            match self.arbiter.is_empty() {
-                true => "not asked yet",
-                false => &self.arbiter,
-            }
-        )?;
-        match self.arbiter_answered_ms {
-            Some(ms) => writeln!(f, "; answered {} ago", duration(ms / 1000))?,
-            None => writeln!(f)?,
-        }
-        for warning in &self.warnings {
-            writeln!(f, "  warning     {warning}")?;
-        }
+        Ok(())
+    }
+
+    /// How the VM came here.
+    fn fmt_takeover(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.takeover.as_ref().filter(|_| self.role == Role::Primary) {
             Some(Takeover {
                 planned_pause_ms: Some(ms),
@@ -304,12 +281,11 @@ impl fmt::Display for Status {
             }
             None => {}
         }
-        if let Some(lacking) = &self.sandbox {
-            writeln!(f, "  sandbox     {lacking}")?;
-        }
-        if let Some(drill) = &self.drill {
-            writeln!(f, "  drill       {} ago {drill}", duration(drill.age_s))?;
-        }
+        Ok(())
+    }
+
+    /// What was synchronised, and how long it takes.
+    fn fmt_syncs(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let c = &self.counters;
         write!(
             f,
@@ -342,6 +318,49 @@ impl fmt::Display for Status {
     }
 }
 
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{} on {}: {}, term {}, epoch {}",
+            self.vm, self.host, self.role, self.term, self.epoch
+        )?;
+        f.write_str("  protection  ")?;
+        self.fmt_protection(f)?;
+        writeln!(f, ", for {}", duration(self.since_s))?;
+        if let Some(reason) = &self.waiting_because {
+            writeln!(f, "  waits       {reason}")?;
+        }
+        self.fmt_peer(f)?;
+        for disk in &self.disks {
+            writeln!(f, "  disk        {disk}")?;
+        }
+        write!(
+            f,
+            "  arbiter     {}",
+            match self.arbiter.is_empty() {
+                true => "not asked yet",
+                false => &self.arbiter,
+            }
+        )?;
+        match self.arbiter_answered_ms {
+            Some(ms) => writeln!(f, "; answered {} ago", duration(ms / 1000))?,
+            None => writeln!(f)?,
+        }
+        for warning in &self.warnings {
+            writeln!(f, "  warning     {warning}")?;
+        }
+        self.fmt_takeover(f)?;
+        if let Some(lacking) = &self.sandbox {
+            writeln!(f, "  sandbox     {lacking}")?;
+        }
+        if let Some(drill) = &self.drill {
+            writeln!(f, "  drill       {} ago {drill}", duration(drill.age_s))?;
+        }
+        self.fmt_syncs(f)
+    }
+}
+
 impl fmt::Display for Pace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.mode {
@@ -364,7 +383,7 @@ pub struct Waits {
     /// The guest stands still until the ack of a sync.
     pub guest: bool,
     /// How long after a sync the next one waits for more output, in us.
-    pub output_us: u64,
+    pub(crate) output_us: u64,
 }
 
 impl fmt::Display for Waits {
@@ -449,7 +468,7 @@ impl fmt::Display for DiskStatus {
 }
 
 /// A time as people say it.
-pub fn duration(seconds: u64) -> String {
+pub(crate) fn duration(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds} s"),
         120..7200 => format!("{} min", seconds / 60),

@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 /// Longest time of one tap, in seconds.
-pub const TAP_SECONDS_MAX: u32 = 86_400;
+pub(crate) const TAP_SECONDS_MAX: u32 = 86_400;
 
 /// Which way events pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -82,7 +82,7 @@ pub struct TapStatistics {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bucket {
     /// Longest interval in this bucket, in us.
-    pub up_to_us: u64,
+    pub(crate) up_to_us: u64,
     /// How many there were.
     pub count: u64,
 }

@@ -18,7 +18,7 @@ pub struct Histogram {
     /// Sum of all lengths, in us.
     pub sum_us: u64,
     /// The longest, in us.
-    pub max_us: u64,
+    pub(crate) max_us: u64,
     counts: Box<[u64; BUCKETS]>,
 }
 
@@ -55,7 +55,7 @@ impl Histogram {
     }
 
     /// The buckets that are not empty, shortest first.
-    pub fn buckets(&self) -> Vec<Bucket> {
+    pub(crate) fn buckets(&self) -> Vec<Bucket> {
         let filled = self.counts.iter().enumerate().filter(|(_, count)| **count > 0);
         filled
             .map(|(index, &count)| Bucket {
@@ -125,15 +125,15 @@ pub struct Timings {
     /// From the pause to the capture's end: registers, devices, dirty pages, copied and encoded.
     pub capture_us: Histogram,
     /// Of the capture: output and states of devices, vCPUs and interrupt controllers.
-    pub state_us: Histogram,
+    pub(crate) state_us: Histogram,
     /// Of the capture: finding the dirty pages.
-    pub dirty_us: Histogram,
+    pub(crate) dirty_us: Histogram,
     /// Of the capture: copying and encoding them.
-    pub encode_us: Histogram,
+    pub(crate) encode_us: Histogram,
     /// Handing the sync to the socket, as far as it took it at once.
     pub send_us: Histogram,
     /// From there to the ack.
-    pub ack_us: Histogram,
+    pub(crate) ack_us: Histogram,
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use crate::files;
 use crate::replica::record_beside;
 
 /// A raw image in the making. What was not finished goes with it.
-pub struct Destination {
+pub(crate) struct Destination {
     /// What it will be called.
     path: PathBuf,
     part: PathBuf,
@@ -32,7 +32,7 @@ pub struct Destination {
 
 impl Destination {
     /// Begins one that may be made of this image.
-    pub fn create(path: &Path, image: &Path, force: bool) -> anyhow::Result<Self> {
+    pub(super) fn create(path: &Path, image: &Path, force: bool) -> anyhow::Result<Self> {
         let shown = path.display();
         ensure!(path.file_name().is_some(), "{shown} names no file");
         let replaced = look(path, image, force)?;
@@ -65,32 +65,32 @@ impl Destination {
     }
 
     /// The file that it is meanwhile.
-    pub fn part(&self) -> &Path {
+    pub(super) fn part(&self) -> &Path {
         &self.part
     }
 
     /// Bytes that may be written there, by this user.
-    pub fn room_bytes(&self) -> anyhow::Result<u64> {
+    pub(crate) fn room_bytes(&self) -> anyhow::Result<u64> {
         let found = statvfs(&self.part).with_context(|| format!("{}", self.part.display()))?;
         Ok(found.f_bavail.saturating_mul(found.f_frsize))
     }
 
     /// Makes it so many zeros.
-    pub fn resize(&self, bytes: u64) -> anyhow::Result<()> {
+    pub(super) fn resize(&self, bytes: u64) -> anyhow::Result<()> {
         self.file
             .set_len(bytes)
             .with_context(|| format!("{} cannot have {bytes} bytes", self.part.display()))
     }
 
     /// Writes something into it.
-    pub fn write(&self, offset: u64, data: &[u8]) -> anyhow::Result<()> {
+    pub(super) fn write(&self, offset: u64, data: &[u8]) -> anyhow::Result<()> {
         self.file
             .write_all_at(data, offset)
             .with_context(|| format!("{} cannot be written", self.part.display()))
     }
 
     /// Makes it durable and gives it its name.
-    pub fn finish(mut self) -> anyhow::Result<()> {
+    pub(super) fn finish(mut self) -> anyhow::Result<()> {
         let shown = self.path.display();
         let failed = || format!("{shown} cannot be finished");
         self.file.sync_all().with_context(failed)?;

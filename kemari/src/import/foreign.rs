@@ -23,7 +23,7 @@ const PACKAGE: &str = "qemu-utils";
 const WORDS_BYTES_MAX: usize = 500;
 
 /// An image, and what `qemu-img` says of it. It and all files with its data are locked as ones that are read.
-pub struct Foreign {
+pub(crate) struct Foreign {
     image: PathBuf,
     format: ImageFormat,
     disk_bytes: u64,
@@ -70,7 +70,7 @@ struct Part {
 
 impl Foreign {
     /// Looks at it.
-    pub fn open(image: &Path, format: ImageFormat) -> anyhow::Result<Self> {
+    pub(super) fn open(image: &Path, format: ImageFormat) -> anyhow::Result<Self> {
         let mut held = vec![disk::hold(image, false)?];
         // Beginning with a slash it is no name of a protocol.
         let image = image

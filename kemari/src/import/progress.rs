@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 const INTERVAL: Duration = Duration::from_millis(250);
 
 /// A line on the terminal, which goes when this does.
-pub struct Progress {
+pub(crate) struct Progress {
     total_bytes: u64,
     done_bytes: u64,
     is_shown: bool,
@@ -16,7 +16,7 @@ pub struct Progress {
 
 impl Progress {
     /// Of so much work.
-    pub fn of(total_bytes: u64) -> Self {
+    pub(super) fn of(total_bytes: u64) -> Self {
         Self {
             total_bytes,
             done_bytes: 0,
@@ -26,13 +26,13 @@ impl Progress {
     }
 
     /// So much more is done.
-    pub fn add(&mut self, bytes: u64) {
+    pub(super) fn add(&mut self, bytes: u64) {
         self.done_bytes += bytes;
         self.show();
     }
 
     /// So many hundredths are done.
-    pub fn percent(&mut self, percent: f64) {
+    pub(crate) fn percent(&mut self, percent: f64) {
         self.done_bytes = (self.total_bytes as f64 * percent / 100.0) as u64;
         self.show();
     }

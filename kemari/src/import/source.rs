@@ -17,7 +17,7 @@ const READ_BYTES: u64 = 1 << 20;
 const GRANULE_BYTES: u64 = 64 << 10;
 
 /// A raw or qcow2 image, locked as one that is read.
-pub struct Own {
+pub(crate) struct Own {
     disk: Disk,
     bytes: u64,
     data: Vec<Range<u64>>,
@@ -25,7 +25,7 @@ pub struct Own {
 
 impl Own {
     /// Opens it as a VM would that only reads it, and finds its holes.
-    pub fn open(image: &Path, format: Format) -> anyhow::Result<Self> {
+    pub(super) fn open(image: &Path, format: Format) -> anyhow::Result<Self> {
         let config = DiskConfig {
             format,
             read_only: true,

@@ -21,7 +21,7 @@ const FIRST_READ_BYTES: usize = 8 << 10;
 const SLICES_MAX: usize = 8;
 
 /// Where received frames go.
-pub trait Receiver<T> {
+pub(crate) trait Receiver<T> {
     /// Where the body of a frame that is still arriving is to be received, of which `received` bytes are
     /// there already; as long as the header. `None` before any of it is there: in the connection's buffer.
     /// `None` later: nobody wants it any more, and nothing is said of it.
@@ -120,7 +120,7 @@ impl Connection {
     }
 
     /// Takes over a connection that was made to the host of that name.
-    pub fn dial(stream: TcpStream, security: &Security, host: &str) -> Result<Self, LinkError> {
+    pub(crate) fn dial(stream: TcpStream, security: &Security, host: &str) -> Result<Self, LinkError> {
         Self::over(Transport::dial(stream, security, host)?)
     }
 
@@ -141,18 +141,18 @@ impl Connection {
     }
 
     /// Where the other end is.
-    pub fn peer_address(&self) -> String {
+    pub(crate) fn peer_address(&self) -> String {
         let address = self.transport.socket().peer_addr();
         address.map_or_else(|_| "unknown".into(), |address| address.to_string())
     }
 
     /// Whether the other end has shown who it is. In plaintext nobody does.
-    pub fn is_authenticated(&self) -> bool {
+    pub(crate) fn is_authenticated(&self) -> bool {
         matches!(self.transport, Transport::Tls(_))
     }
 
     /// When the other end's certificate ends, in seconds since 1970, if it has shown one.
-    pub fn peer_ends_s(&self) -> Option<u64> {
+    pub(crate) fn peer_ends_s(&self) -> Option<u64> {
         self.transport.peer_ends_s()
     }
 
@@ -192,7 +192,7 @@ impl Connection {
 
     /// Sends whole frames out of the caller's memory, if nothing waits before them. Returns whether they were
     /// taken; what the socket does not take of them at once is copied.
-    pub fn send_now(&mut self, bytes: &[u8]) -> bool {
+    pub(crate) fn send_now(&mut self, bytes: &[u8]) -> bool {
         self.flush();
         if self.wants_to_write() || self.broken.is_some() {
             return false;
@@ -214,7 +214,7 @@ impl Connection {
 
     /// The largest buffer that was sent and is not needed any more, to be filled again: fresh memory would
     /// cost a page fault for each of its pages.
-    pub fn take_spare(&mut self) -> Vec<u8> {
+    pub(crate) fn take_spare(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.spare)
     }
 
@@ -271,7 +271,7 @@ impl Connection {
     }
 
     /// Takes one preface off a fresh connection, if it is there.
-    pub fn receive_preface(&mut self) -> Result<Option<Preface>, LinkError> {
+    pub(crate) fn receive_preface(&mut self) -> Result<Option<Preface>, LinkError> {
         loop {
             let buffered = &self.incoming[self.start..self.end];
             self.transport.check_first_bytes(buffered)?;
@@ -297,7 +297,7 @@ impl Connection {
     }
 
     /// As [`Self::receive`], and lets the receiver say where the body of a long frame goes.
-    pub fn receive_to<T>(&mut self, receiver: &mut impl Receiver<T>) -> Result<Option<T>, LinkError> {
+    pub(crate) fn receive_to<T>(&mut self, receiver: &mut impl Receiver<T>) -> Result<Option<T>, LinkError> {
         loop {
             if let Some((header, received)) = self.arriving {
                 match self.receive_body(&header, received, receiver)? {
@@ -432,7 +432,7 @@ impl Connection {
 
     /// Whether the other end of a refused connection has closed it. What it still sends is thrown away:
     /// unread, it would make the kernel throw away the refusal.
-    pub fn has_left(&mut self) -> bool {
+    pub(crate) fn has_left(&mut self) -> bool {
         self.transport.skip(&mut self.incoming)
     }
 }

@@ -162,7 +162,7 @@ impl Identity {
 
     /// When this host's certificate and the authority's end, in seconds since 1970,
     /// each with its file's name.
-    pub fn ends_s(&self) -> &[(&'static str, u64)] {
+    pub(crate) fn ends_s(&self) -> &[(&'static str, u64)] {
         &self.ends_s
     }
 

@@ -94,7 +94,7 @@ impl Listener {
     }
 
     /// When a pending connection is given up, or the socket's rest is over.
-    pub fn due_ms(&self, now_ms: u64) -> Option<u64> {
+    pub(crate) fn due_ms(&self, now_ms: u64) -> Option<u64> {
         self.pending
             .iter()
             .map(|pending| pending.since_ms + PENDING_MS_MAX)

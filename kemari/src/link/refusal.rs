@@ -5,7 +5,7 @@ use rustls::{AlertDescription, CertificateError, Error};
 use super::LinkError;
 
 /// The error as the operator should read it.
-pub fn sentence(error: &Error) -> LinkError {
+pub(super) fn sentence(error: &Error) -> LinkError {
     let text = match error {
         Error::InvalidCertificate(reason) => format!("its certificate is refused: {}", certificate(reason)),
         Error::NoCertificatesPresented => {
@@ -26,7 +26,7 @@ pub fn sentence(error: &Error) -> LinkError {
 }
 
 /// Why a certificate is no good.
-pub fn certificate(reason: &CertificateError) -> String {
+pub(super) fn certificate(reason: &CertificateError) -> String {
     use CertificateError as Bad;
     match reason {
         Bad::UnknownIssuer | Bad::BadSignature => {

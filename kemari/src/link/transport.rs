@@ -18,13 +18,13 @@ const RECORDS_BYTES: usize = 256 << 10;
 /// Most bytes that wait as TLS records until the socket takes them.
 const RECORDS_BYTES_MAX: usize = 1 << 20;
 
-pub enum Transport {
+pub(crate) enum Transport {
     Plain(TcpStream),
     Tls(Box<Tls>),
 }
 
 /// TLS over a socket that does not block.
-pub struct Tls {
+pub(super) struct Tls {
     stream: TcpStream,
     session: rustls::Connection,
     /// Records from the socket that TLS has not taken yet: `records[start..end]`.
@@ -34,7 +34,7 @@ pub struct Tls {
 }
 
 impl Transport {
-    pub fn accept(stream: TcpStream, security: &Security) -> Result<Self, LinkError> {
+    pub(super) fn accept(stream: TcpStream, security: &Security) -> Result<Self, LinkError> {
         Ok(match security {
             Security::Plaintext => Self::Plain(stream),
             Security::Tls(credentials) => {
@@ -45,7 +45,7 @@ impl Transport {
         })
     }
 
-    pub fn dial(stream: TcpStream, security: &Security, host: &str) -> Result<Self, LinkError> {
+    pub(crate) fn dial(stream: TcpStream, security: &Security, host: &str) -> Result<Self, LinkError> {
         Ok(match security {
             Security::Plaintext => Self::Plain(stream),
             Security::Tls(credentials) => {
@@ -68,14 +68,14 @@ impl Transport {
         }))
     }
 
-    pub fn socket(&self) -> &TcpStream {
+    pub(super) fn socket(&self) -> &TcpStream {
         match self {
             Self::Plain(stream) => stream,
             Self::Tls(tls) => &tls.stream,
         }
     }
 
-    pub fn wants_to_write(&self) -> bool {
+    pub(super) fn wants_to_write(&self) -> bool {
         match self {
             Self::Plain(_) => false,
             Self::Tls(tls) => tls.session.wants_write(),
@@ -83,7 +83,7 @@ impl Transport {
     }
 
     /// Takes from the front of `slices`, and says how much. As a socket does, it fails with `WouldBlock`.
-    pub fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    pub(super) fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
             Self::Plain(stream) => stream.write_vectored(slices),
             Self::Tls(tls) => tls.write(slices),
@@ -91,7 +91,7 @@ impl Transport {
     }
 
     /// Reads once; `None`: nothing is there now.
-    pub fn read(&mut self, into: &mut [u8]) -> Result<Option<usize>, LinkError> {
+    pub(super) fn read(&mut self, into: &mut [u8]) -> Result<Option<usize>, LinkError> {
         match self {
             Self::Plain(stream) => read_socket(stream, into),
             Self::Tls(tls) => tls.read(into),
@@ -99,7 +99,7 @@ impl Transport {
     }
 
     /// Looks whether the other end of a plaintext connection begins with a record of TLS.
-    pub fn check_first_bytes(&self, bytes: &[u8]) -> Result<(), LinkError> {
+    pub(crate) fn check_first_bytes(&self, bytes: &[u8]) -> Result<(), LinkError> {
         // RFC 8446, 5.1: the content type, then the version 3.1 or 3.3.
         let is_record = matches!(bytes, [0x14..=0x17, 3, ..]);
         match self {
@@ -113,7 +113,7 @@ impl Transport {
     }
 
     /// Whether the other end's certificate is for this host.
-    pub fn check_peer(&self, host: &str) -> Result<(), LinkError> {
+    pub(crate) fn check_peer(&self, host: &str) -> Result<(), LinkError> {
         let Self::Tls(tls) = self else { return Ok(()) };
         let refused = || {
             LinkError::Claim(format!(
@@ -128,7 +128,7 @@ impl Transport {
     }
 
     /// When the other end's certificate ends, in seconds since 1970, if it has shown one.
-    pub fn peer_ends_s(&self) -> Option<u64> {
+    pub(crate) fn peer_ends_s(&self) -> Option<u64> {
         let Self::Tls(tls) = self else { return None };
         let certificates = tls.session.peer_certificates()?;
         certificates
@@ -138,7 +138,7 @@ impl Transport {
     }
 
     /// Throws away what the socket has. Returns whether the other end has closed it.
-    pub fn skip(&mut self, buffer: &mut [u8]) -> bool {
+    pub(super) fn skip(&mut self, buffer: &mut [u8]) -> bool {
         loop {
             match self.socket().read(buffer) {
                 Ok(0) => return true,

@@ -11,7 +11,7 @@ const FIELDS_BEFORE: usize = 3;
 const DAY_S: u64 = 24 * 3600;
 
 /// When the certificate ends, in seconds since 1970; `None` if it cannot be read.
-pub fn ends_s(certificate: &[u8]) -> Option<u64> {
+pub(crate) fn ends_s(certificate: &[u8]) -> Option<u64> {
     let (content, _) = element(certificate, Some(SEQUENCE))?;
     let (mut fields, _) = element(content, Some(SEQUENCE))?;
     if let Some((_, rest)) = element(fields, Some(VERSION)) {

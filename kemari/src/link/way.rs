@@ -28,9 +28,9 @@ const NONCE_BYTES: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Narrow {
     /// The largest packet that this host sends to the other, in bytes: the MTU of its interface.
-    pub sent_bytes_max: u32,
+    pub(crate) sent_bytes_max: u32,
     /// The largest one that gets there, and back.
-    pub arriving_bytes_max: u32,
+    pub(crate) arriving_bytes_max: u32,
 }
 
 impl Narrow {

@@ -83,14 +83,14 @@ impl Budget {
 }
 
 /// The budgets of all places.
-pub struct Limits {
+pub(crate) struct Limits {
     budgets: Mutex<HashMap<Identifier, Budget>>,
     queue: Queue,
 }
 
 impl Limits {
     /// Full budgets. What is left out is told to `queue`.
-    pub fn new(queue: Queue) -> Self {
+    pub(super) fn new(queue: Queue) -> Self {
         Self {
             budgets: Mutex::default(),
             queue,

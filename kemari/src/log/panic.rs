@@ -16,7 +16,7 @@ const LAST_WORDS_MAX: Duration = Duration::from_millis(200);
 
 /// From now on a panic is told to `queue` and ends the process. The default would write to standard error
 /// itself, and wait for whoever does not read it.
-pub fn end_the_process(queue: Queue) {
+pub(crate) fn end_the_process(queue: Queue) {
     set_hook(Box::new(move |info| {
         say(&queue, &last_words(info), backtrace);
         process::abort();

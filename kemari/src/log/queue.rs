@@ -30,7 +30,7 @@ const LINE_BYTES_MAX: usize = 16 << 10;
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// What the thread asks of the kernel.
-pub const CALLS: Calls = Calls {
+pub(crate) const CALLS: Calls = Calls {
     of: "log",
     parts: &[COMMON],
 };
@@ -88,11 +88,11 @@ impl Monitor<Backlog> {
 
 /// The way to the writing thread.
 #[derive(Clone)]
-pub struct Queue(Arc<Monitor<Backlog>>);
+pub(crate) struct Queue(Arc<Monitor<Backlog>>);
 
 impl Queue {
     /// Starts the thread. It lives as long as the process.
-    pub fn start(sink: impl AsFd + Send + 'static) -> io::Result<Self> {
+    pub(super) fn start(sink: impl AsFd + Send + 'static) -> io::Result<Self> {
         let shared = Arc::new(Monitor::<Backlog>::default());
         let lines = shared.clone();
         thread::Builder::new().name("log".into()).spawn(move || {
@@ -105,7 +105,7 @@ impl Queue {
     }
 
     /// Takes a line with its end, or drops and counts it.
-    pub fn push(&self, line: &[u8]) {
+    pub(super) fn push(&self, line: &[u8]) {
         let mut backlog = self.0.lock();
         let room = match backlog.dropped {
             0 => BACKLOG_BYTES_MAX,
@@ -126,7 +126,7 @@ impl Queue {
     }
 
     /// Waits until everything is written, but no longer than `limit`.
-    pub fn flush(&self, limit: Duration) {
+    pub(super) fn flush(&self, limit: Duration) {
         self.0.wait_while_within(limit, |backlog| !backlog.is_idle());
     }
 }

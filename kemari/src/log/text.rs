@@ -29,12 +29,12 @@ impl Write for Printable<'_> {
 }
 
 /// Writes text so that it can be shown.
-pub fn write(writer: &mut dyn Write, text: fmt::Arguments<'_>) -> fmt::Result {
+pub(super) fn write(writer: &mut dyn Write, text: fmt::Arguments<'_>) -> fmt::Result {
     Printable(writer).write_fmt(text)
 }
 
 /// The beginning of a text from elsewhere, of at most `letters_max` letters, so that it can be shown.
-pub fn printable(text: &str, letters_max: usize) -> String {
+pub(crate) fn printable(text: &str, letters_max: usize) -> String {
     let end = text.char_indices().nth(letters_max).map(|(at, _)| at);
     let mut shown = String::new();
     // Nothing that writes into a string fails.

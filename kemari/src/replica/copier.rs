@@ -16,7 +16,7 @@ use super::record::EXTENT_BYTES;
 use super::tracker::Tracker;
 
 /// What the copying thread asks of the kernel.
-pub const CALLS: Calls = Calls {
+pub(crate) const CALLS: Calls = Calls {
     of: "disk copy",
     parts: &[COMMON, OPEN_FILES],
 };
@@ -36,20 +36,20 @@ const LEFT_CHUNKS_MAX: usize = 1024;
 
 /// How far a copy is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CopyProgress {
+pub(crate) struct CopyProgress {
     /// Bytes to be compared, of all disks.
     pub total_bytes: u64,
     /// Bytes that were compared.
     pub compared_bytes: u64,
     /// Bytes of blocks that were sent.
-    pub sent_bytes: u64,
+    pub(crate) sent_bytes: u64,
 }
 
 /// One disk of a copy.
 #[derive(Clone)]
-pub struct CopiedDisk {
+pub(crate) struct CopiedDisk {
     /// Its watch.
-    pub tracker: Arc<Tracker>,
+    pub(crate) tracker: Arc<Tracker>,
     /// What serves its image: to read from, and to flush.
     pub server: Arc<Server>,
 }
@@ -61,7 +61,7 @@ impl CopiedDisk {
 }
 
 /// A copy under way.
-pub struct Copier {
+pub(crate) struct Copier {
     disks: Vec<CopiedDisk>,
     shared: Arc<Shared>,
 }
@@ -93,7 +93,7 @@ struct State {
 impl Copier {
     /// Begins the copy on a thread of its own. `bytes_per_s_max`: so much is read of the images in a second;
     /// 0: as much as can be. `wake` is called when there is something to take.
-    pub fn start(
+    pub(crate) fn start(
         disks: Vec<CopiedDisk>,
         bytes_per_s_max: u64,
         wake: impl Fn() + Send + Sync + 'static,
@@ -122,7 +122,7 @@ impl Copier {
     }
 
     /// The next frame for the link.
-    pub fn take_frame(&self) -> Option<Vec<u8>> {
+    pub(crate) fn take_frame(&self) -> Option<Vec<u8>> {
         let mut state = self.shared.lock();
         let frame = state.frames.pop_front()?;
         state.frames_bytes -= frame.len();
@@ -131,7 +131,7 @@ impl Copier {
     }
 
     /// The secondary's answer to a comparison.
-    pub fn wanted(&self, frame: &BlockFrame<'_>) {
+    pub(crate) fn wanted(&self, frame: &BlockFrame<'_>) {
         let mut state = self.shared.lock();
         // It answers no more than it was asked: the window bounds this.
         if state.wanted.len() <= WINDOW_MAX {
@@ -143,7 +143,7 @@ impl Copier {
     }
 
     /// So many frames of a disk are durable on the secondary.
-    pub fn stored(&self, frame: &BlockFrame<'_>) {
+    pub(crate) fn stored(&self, frame: &BlockFrame<'_>) {
         let mut state = self.shared.lock();
         if usize::from(frame.disk) < self.disks.len() {
             state.stored.insert(frame.disk, frame.place);
@@ -152,13 +152,13 @@ impl Copier {
     }
 
     /// Whether few changed blocks are left, and everything else was taken.
-    pub fn is_converged(&self) -> bool {
+    pub(crate) fn is_converged(&self) -> bool {
         let state = self.shared.lock();
         state.converged && state.frames.is_empty()
     }
 
     /// Whether many blocks have changed since it converged: then it goes on.
-    pub fn go_on_if_needed(&self) -> bool {
+    pub(crate) fn go_on_if_needed(&self) -> bool {
         let changed: usize = self.disks.iter().map(|disk| disk.tracker.changed_chunks()).sum();
         if changed <= LEFT_CHUNKS {
             return false;
@@ -170,18 +170,18 @@ impl Copier {
     }
 
     /// Why it cannot go on, if it cannot.
-    pub fn failure(&self) -> Option<String> {
+    pub(crate) fn failure(&self) -> Option<String> {
         self.shared.lock().failed.clone()
     }
 
     /// How far it is.
-    pub fn progress(&self) -> CopyProgress {
+    pub(crate) fn progress(&self) -> CopyProgress {
         self.shared.lock().progress
     }
 
     /// The rest, as frames: to be taken when the guest stands still and none of its writes is under way. The
     /// copy is over then.
-    pub fn take_rest(self) -> io::Result<Vec<Vec<u8>>> {
+    pub(crate) fn take_rest(self) -> io::Result<Vec<Vec<u8>>> {
         let mut frames = Vec::new();
         for (index, disk) in self.disks.iter().enumerate() {
             for chunk in disk.tracker.take_changed(usize::MAX) {

@@ -16,7 +16,7 @@ use crate::config::{Config, HostDisk};
 use crate::image::image_of;
 
 /// Where an image and its record are.
-pub struct Image {
+pub(crate) struct Image {
     vm: String,
     disk: String,
     path: PathBuf,
@@ -32,7 +32,7 @@ pub struct Image {
 
 /// What an image's record says of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ImageView {
+pub(crate) struct ImageView {
     /// None without a record.
     pub state: Option<ImageState>,
     /// Bytes of the extents that may differ from the other host's image.
@@ -50,7 +50,11 @@ impl ImageView {
 
 impl Image {
     /// The images of all replicated disks of a host, in the order of the configuration.
-    pub fn open_all(config: &Config, host: &str, overwrite: Option<&str>) -> anyhow::Result<Vec<Arc<Self>>> {
+    pub(crate) fn open_all(
+        config: &Config,
+        host: &str,
+        overwrite: Option<&str>,
+    ) -> anyhow::Result<Vec<Arc<Self>>> {
         config
             .disks_of(host)
             .iter()
@@ -123,7 +127,7 @@ impl Image {
     }
 
     /// What the record says; this waits for no disk.
-    pub fn view(&self) -> ImageView {
+    pub(crate) fn view(&self) -> ImageView {
         *self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -136,22 +140,22 @@ impl Image {
     }
 
     /// The disk's id.
-    pub fn disk(&self) -> &str {
+    pub(crate) fn disk(&self) -> &str {
         &self.disk
     }
 
     /// Where it is.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Its size.
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::SeqCst)
     }
 
     /// It has grown: what is new counts as changed, durably, before this returns.
-    pub fn grow(&self, bytes: u64) -> anyhow::Result<()> {
+    pub(crate) fn grow(&self, bytes: u64) -> anyhow::Result<()> {
         if let Some(record) = self.lock().as_mut()
             && record.head().image_bytes < bytes
         {
@@ -165,7 +169,7 @@ impl Image {
     }
 
     /// What the record says of the image.
-    pub fn offer(&self) -> DiskOffer {
+    pub(crate) fn offer(&self) -> DiskOffer {
         let word = self
             .lock()
             .as_ref()
@@ -183,7 +187,7 @@ impl Image {
     }
 
     /// What a copy of the image to a secondary begins from.
-    pub fn source(&self) -> Option<Source> {
+    pub(crate) fn source(&self) -> Option<Source> {
         self.lock().as_ref().map(|record| Source {
             disk: self.disk.clone(),
             bytes: self.bytes(),
@@ -194,7 +198,7 @@ impl Image {
     }
 
     /// The extents that may differ from the other host's image.
-    pub fn map(&self) -> Map {
+    pub(crate) fn map(&self) -> Map {
         match &*self.lock() {
             Some(record) => record.map().clone(),
             None => Map::new(self.bytes()),
@@ -240,7 +244,7 @@ impl Image {
 
     /// A reign is about to begin, under which the image may be written: a power cut in between must not make
     /// it look older than the arbiter's record.
-    pub fn announce(&self, next_term: Term) -> anyhow::Result<()> {
+    pub(crate) fn announce(&self, next_term: Term) -> anyhow::Result<()> {
         if self.lock().is_none() {
             let mut history = Self::first(0);
             history.announce(next_term);
@@ -251,13 +255,13 @@ impl Image {
 
     /// This side rules in `term`: from here on the image may be written. `paired`:
     /// and the other host's image follows.
-    pub fn rule(&self, term: Term, paired: bool) -> anyhow::Result<()> {
+    pub(crate) fn rule(&self, term: Term, paired: bool) -> anyhow::Result<()> {
         self.change(|history| history.rule(term, paired))
     }
 
     /// A VM is booted from the image in `term`. `adopt`: the operator says that it is the right one, so it
     /// begins a history of its own.
-    pub fn start(&self, term: Term, adopt: bool) -> anyhow::Result<()> {
+    pub(crate) fn start(&self, term: Term, adopt: bool) -> anyhow::Result<()> {
         if self.lock().is_none() {
             return self.create(Self::first(term));
         }
@@ -268,7 +272,7 @@ impl Image {
     }
 
     /// The image is to be copied as `plan` says; `theirs` is what the other side has marked.
-    pub fn become_source(&self, plan: &CopyDisk, theirs: &Map) -> anyhow::Result<()> {
+    pub(crate) fn become_source(&self, plan: &CopyDisk, theirs: &Map) -> anyhow::Result<()> {
         let mut covered = self.map();
         match plan.only_marked {
             true => covered.unite(theirs),
@@ -280,7 +284,7 @@ impl Image {
     }
 
     /// Blocks of another image are going to be written over this one.
-    pub fn become_target(&self, plan: &CopyDisk) -> anyhow::Result<()> {
+    pub(crate) fn become_target(&self, plan: &CopyDisk) -> anyhow::Result<()> {
         if self.lock().is_none() {
             return self.create(ImageHistory::target(plan));
         }
@@ -292,22 +296,22 @@ impl Image {
 
     /// Everything of the first sync of a pair is there and durable. The pair, of `term`,
     /// is about to be recorded.
-    pub fn become_whole(&self, term: Term) -> anyhow::Result<()> {
+    pub(crate) fn become_whole(&self, term: Term) -> anyhow::Result<()> {
         self.change(|history| history.become_whole(term))
     }
 
     /// The pair whose beginning [`Image::become_whole`] has noted is known to be recorded.
-    pub fn note_recorded(&self) -> anyhow::Result<()> {
+    pub(crate) fn note_recorded(&self) -> anyhow::Result<()> {
         self.change(ImageHistory::note_recorded)
     }
 
     /// The VM was stopped cleanly, and everything it wrote is durable here.
-    pub fn stop(&self) -> anyhow::Result<()> {
+    pub(crate) fn stop(&self) -> anyhow::Result<()> {
         self.change(ImageHistory::stop)
     }
 
     /// Sets marks, durably.
-    pub fn mark(&self, extents: impl IntoIterator<Item = u64>) -> anyhow::Result<()> {
+    pub(crate) fn mark(&self, extents: impl IntoIterator<Item = u64>) -> anyhow::Result<()> {
         match self.lock().as_mut() {
             Some(record) => {
                 record.mark(extents)?;
@@ -319,12 +323,12 @@ impl Image {
     }
 
     /// Sets the marks of ranges of bytes, durably.
-    pub fn mark_ranges(&self, ranges: &[Range<u64>]) -> anyhow::Result<()> {
+    pub(crate) fn mark_ranges(&self, ranges: &[Range<u64>]) -> anyhow::Result<()> {
         self.mark(ranges.iter().flat_map(Map::touched))
     }
 
     /// Clears marks, unless the record is being written: then they stay, and nothing is waited for.
-    pub fn try_clear(&self, extents: &[u64]) -> Option<anyhow::Result<()>> {
+    pub(crate) fn try_clear(&self, extents: &[u64]) -> Option<anyhow::Result<()>> {
         let mut guard = match self.record.try_lock() {
             Ok(guard) => guard,
             Err(TryLockError::Poisoned(error)) => error.into_inner(),
@@ -334,7 +338,7 @@ impl Image {
     }
 
     /// Clears marks.
-    pub fn clear(&self, extents: &[u64]) -> anyhow::Result<()> {
+    pub(crate) fn clear(&self, extents: &[u64]) -> anyhow::Result<()> {
         self.clear_in(&mut self.lock(), extents)
     }
 
@@ -356,13 +360,13 @@ fn record_path(disk: &HostDisk<'_>, is_device: bool, state_dir: &Path) -> PathBu
 }
 
 /// Where the record of a disk's image is, or would be if there were an image.
-pub fn record_of(disk: &HostDisk<'_>, state_dir: &Path) -> PathBuf {
+pub(crate) fn record_of(disk: &HostDisk<'_>, state_dir: &Path) -> PathBuf {
     let is_device = std::fs::metadata(&disk.path).is_ok_and(|found| found.file_type().is_block_device());
     record_path(disk, is_device, state_dir)
 }
 
 /// The record of an image that is a file.
-pub fn record_beside(image: &Path) -> PathBuf {
+pub(crate) fn record_beside(image: &Path) -> PathBuf {
     let mut name = image.as_os_str().to_owned();
     name.push(".kemari");
     name.into()
@@ -398,7 +402,7 @@ fn read_record(
 }
 
 /// What the records of a host's replicated disks say of their images, without touching those.
-pub fn views(config: &Config, host: &str) -> Vec<anyhow::Result<ImageView>> {
+pub(crate) fn views(config: &Config, host: &str) -> Vec<anyhow::Result<ImageView>> {
     let state_dir = config.host(host).state_dir();
     let view = |disk: &HostDisk<'_>| {
         let is_device = std::fs::metadata(&disk.path)?.file_type().is_block_device();
@@ -411,7 +415,7 @@ pub fn views(config: &Config, host: &str) -> Vec<anyhow::Result<ImageView>> {
 }
 
 /// What the record of an image says, in words, without touching either.
-pub fn describe_record(vm: &str, disk: &HostDisk<'_>, state_dir: &Path) -> anyhow::Result<String> {
+pub(crate) fn describe_record(vm: &str, disk: &HostDisk<'_>, state_dir: &Path) -> anyhow::Result<String> {
     let is_device = std::fs::metadata(&disk.path)?.file_type().is_block_device();
     let Some(record) = look_at_record(vm, disk, &record_path(disk, is_device, state_dir))? else {
         return Ok("it has no record: it was never a replicated disk".into());

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::store::{SECTOR_BYTES, Store};
 
 /// Bytes of an extent, the unit of the map.
-pub const EXTENT_BYTES: u64 = 4 << 20;
+pub(crate) const EXTENT_BYTES: u64 = 4 << 20;
 
 /// First bytes of a slot: "KMRR" and the version of the layout.
 const MAGIC: [u8; 8] = *b"KMRR\x01\0\0\0";
@@ -33,19 +33,19 @@ const MAP_SECTOR_BYTES: usize = SECTOR_BYTES - 4;
 
 /// The record's head.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Head {
+pub(crate) struct Head {
     /// The VM's name.
     pub vm: String,
     /// The disk's id.
     pub disk: String,
     /// Size of the image in bytes.
-    pub image_bytes: u64,
+    pub(crate) image_bytes: u64,
     /// What the mechanism knows of the image.
     pub history: ImageHistory,
 }
 
 /// A record and where it lies.
-pub struct Record {
+pub(crate) struct Record {
     store: Box<dyn Store>,
     head: Head,
     sequence: u32,
@@ -54,7 +54,7 @@ pub struct Record {
 
 /// A record that cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum RecordError {
+pub(crate) enum RecordError {
     /// It cannot be read or written.
     #[error("the record of changed blocks cannot be read or written")]
     Io(#[from] io::Error),
@@ -71,14 +71,14 @@ pub enum RecordError {
 
 /// Bits of extents.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Map {
+pub(crate) struct Map {
     bits: Vec<u64>,
     extents: u64,
 }
 
 impl Map {
     /// A map for an image of so many bytes, with no bit set.
-    pub fn new(image_bytes: u64) -> Self {
+    pub(crate) fn new(image_bytes: u64) -> Self {
         let extents = image_bytes.div_ceil(EXTENT_BYTES);
         Self {
             bits: vec![0; extents.div_ceil(64) as usize],
@@ -94,17 +94,17 @@ impl Map {
     }
 
     /// The extents that a range of bytes touches.
-    pub fn touched(range: &Range<u64>) -> Range<u64> {
+    pub(crate) fn touched(range: &Range<u64>) -> Range<u64> {
         range.start / EXTENT_BYTES..range.end.div_ceil(EXTENT_BYTES)
     }
 
     /// Whether an extent's bit is set.
-    pub fn has(&self, extent: u64) -> bool {
+    pub(crate) fn has(&self, extent: u64) -> bool {
         extent < self.extents && self.bits[(extent / 64) as usize] & 1 << (extent % 64) != 0
     }
 
     /// Sets an extent's bit; returns whether it was not.
-    pub fn set(&mut self, extent: u64) -> bool {
+    pub(crate) fn set(&mut self, extent: u64) -> bool {
         if extent >= self.extents || self.has(extent) {
             return false;
         }
@@ -113,14 +113,14 @@ impl Map {
     }
 
     /// Clears an extent's bit.
-    pub fn clear(&mut self, extent: u64) {
+    pub(crate) fn clear(&mut self, extent: u64) {
         if extent < self.extents {
             self.bits[(extent / 64) as usize] &= !(1 << (extent % 64));
         }
     }
 
     /// Sets all bits.
-    pub fn set_all(&mut self) {
+    pub(crate) fn set_all(&mut self) {
         (0..self.extents).for_each(|extent| {
             self.set(extent);
         });
@@ -136,29 +136,29 @@ impl Map {
     }
 
     /// Sets what another map has set.
-    pub fn unite(&mut self, other: &Self) {
+    pub(crate) fn unite(&mut self, other: &Self) {
         for (bits, others) in self.bits.iter_mut().zip(&other.bits) {
             *bits |= others;
         }
     }
 
     /// The extents whose bits are set.
-    pub fn iter(&self) -> impl Iterator<Item = u64> + '_ {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = u64> + '_ {
         (0..self.extents).filter(|extent| self.has(*extent))
     }
 
     /// Number of bits set.
-    pub fn count(&self) -> u64 {
+    pub(crate) fn count(&self) -> u64 {
         self.bits.iter().map(|bits| u64::from(bits.count_ones())).sum()
     }
 
     /// The bits as bytes.
-    pub fn to_bytes(&self) -> Vec<u8> {
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
         self.bits.iter().flat_map(|bits| bits.to_le_bytes()).collect()
     }
 
     /// A map for an image of so many bytes from its bits; none if they are not as many.
-    pub fn from_bytes(image_bytes: u64, bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn from_bytes(image_bytes: u64, bytes: &[u8]) -> Option<Self> {
         let mut map = Self::new(image_bytes);
         if bytes.len() != map.bits.len() * 8 {
             return None;
@@ -208,12 +208,12 @@ impl Map {
 
 impl Record {
     /// How many bytes the record of an image needs.
-    pub fn bytes_for(image_bytes: u64) -> u64 {
+    pub(crate) fn bytes_for(image_bytes: u64) -> u64 {
         MAP_OFFSET + Map::sectors_for(image_bytes) * SECTOR_BYTES as u64
     }
 
     /// Writes a first record, with no bit set, into a store of [`Record::bytes_for`] bytes.
-    pub fn create(store: Box<dyn Store>, head: Head) -> Result<Self, RecordError> {
+    pub(crate) fn create(store: Box<dyn Store>, head: Head) -> Result<Self, RecordError> {
         let map = Map::new(head.image_bytes);
         let mut record = Self {
             store,
@@ -230,7 +230,7 @@ impl Record {
     }
 
     /// Reads a record. What it says is relied upon, and not written again: it has to be durable.
-    pub fn load(store: Box<dyn Store>) -> Result<Self, RecordError> {
+    pub(crate) fn load(store: Box<dyn Store>) -> Result<Self, RecordError> {
         if store.bytes()? < MAP_OFFSET {
             return Err(RecordError::Damaged);
         }
@@ -263,12 +263,12 @@ impl Record {
     }
 
     /// The head, durable.
-    pub fn head(&self) -> &Head {
+    pub(crate) fn head(&self) -> &Head {
         &self.head
     }
 
     /// The map. Set bits are durable.
-    pub fn map(&self) -> &Map {
+    pub(crate) fn map(&self) -> &Map {
         &self.map
     }
 
@@ -276,7 +276,7 @@ impl Record {
     ///
     /// # Errors
     /// The old head or the new one then stands there; a later call replaces either.
-    pub fn set_head(&mut self, head: Head) -> Result<(), RecordError> {
+    pub(crate) fn set_head(&mut self, head: Head) -> Result<(), RecordError> {
         let encoded = postcard::to_allocvec(&head).expect("plain data encodes into memory");
         assert!(
             encoded.len() <= HEAD_BYTES_MAX,
@@ -300,7 +300,7 @@ impl Record {
 
     /// The image has grown: what is new counts as changed, durably. A power cut leaves the record of the
     /// smaller image, or that of the larger one.
-    pub fn grow(&mut self, image_bytes: u64) -> Result<(), RecordError> {
+    pub(crate) fn grow(&mut self, image_bytes: u64) -> Result<(), RecordError> {
         let old_bytes = self.head.image_bytes;
         assert!(old_bytes < image_bytes, "an image does not shrink");
         let mut grown = self.map.clone();
@@ -323,7 +323,7 @@ impl Record {
     }
 
     /// Sets bits, durably: their extents may be written after that.
-    pub fn mark(&mut self, extents: impl IntoIterator<Item = u64>) -> Result<(), RecordError> {
+    pub(crate) fn mark(&mut self, extents: impl IntoIterator<Item = u64>) -> Result<(), RecordError> {
         let extents: Vec<u64> = extents
             .into_iter()
             .filter(|extent| !self.map.has(*extent))
@@ -345,7 +345,7 @@ impl Record {
     }
 
     /// Clears bits. Not durable before something else is: until then the extents only count as changed.
-    pub fn clear(&mut self, extents: &[u64]) -> Result<(), RecordError> {
+    pub(crate) fn clear(&mut self, extents: &[u64]) -> Result<(), RecordError> {
         extents.iter().for_each(|extent| self.map.clear(*extent));
         self.write_sectors(extents)
     }

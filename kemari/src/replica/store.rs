@@ -10,11 +10,11 @@ use rustix::fs::{Advice, fadvise};
 use crate::files;
 
 /// What a power cut leaves whole or as it was before, in bytes.
-pub const SECTOR_BYTES: usize = 512;
+pub(crate) const SECTOR_BYTES: usize = 512;
 
 /// A row of bytes on stable storage. A power cut leaves of what was written since the last sync any part, in
 /// whole sectors.
-pub trait Store: Send {
+pub(crate) trait Store: Send {
     /// Reads exactly so many bytes.
     fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()>;
     /// Writes; not durable yet.
@@ -26,11 +26,11 @@ pub trait Store: Send {
 }
 
 /// A file of the host.
-pub struct FileStore(File);
+pub(crate) struct FileStore(File);
 
 impl FileStore {
     /// Opens a record file that is there; none if there is none.
-    pub fn open(path: &Path) -> io::Result<Option<Self>> {
+    pub(super) fn open(path: &Path) -> io::Result<Option<Self>> {
         match files::own().read(true).write(true).open(path) {
             Ok(file) => Ok(Some(Self(file))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -40,7 +40,7 @@ impl FileStore {
 
     /// The same, of what is on the disk. Whoever wrote the file last may have died before that was durable:
     /// it is made so. After a write-back that failed the host's cache proves nothing: it forgets the file.
-    pub fn open_durable(path: &Path) -> io::Result<Option<Self>> {
+    pub(crate) fn open_durable(path: &Path) -> io::Result<Option<Self>> {
         let store = Self::open(path)?;
         if let Some(Self(file)) = &store {
             file.sync_data()?;
@@ -51,7 +51,7 @@ impl FileStore {
 
     /// Makes a record file of so many zeros, all of them written: later writes need no room. Whatever was
     /// there under its name is gone.
-    pub fn create(path: &Path, bytes: u64) -> io::Result<Self> {
+    pub(super) fn create(path: &Path, bytes: u64) -> io::Result<Self> {
         let file = files::own()
             .read(true)
             .write(true)

@@ -11,7 +11,7 @@ use crate::config::{Config, Disk, HostDisk};
 const EXAMPLE: &str = include_str!("../../../docs/example.toml");
 
 /// For how long power cuts of recordings are looked at: no longer than a few, unless somebody wants more.
-pub fn replay_time() -> Duration {
+pub(crate) fn replay_time() -> Duration {
     let seconds = std::env::var("KEMARI_REPLAY_SECONDS");
     let seconds = seconds.ok().and_then(|seconds| seconds.parse().ok());
     Duration::from_secs(seconds.unwrap_or(0))
@@ -48,7 +48,7 @@ impl Scratch {
     }
 
     /// Where its record is.
-    pub fn record_path(&self) -> PathBuf {
+    pub(crate) fn record_path(&self) -> PathBuf {
         self.directory.path().join("disk.img.kemari")
     }
 

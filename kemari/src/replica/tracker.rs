@@ -16,10 +16,10 @@ use super::record::Map;
 
 /// An extent keeps its mark for so long after it was last written:
 /// whoever writes it again pays for no new one.
-pub const MARK_AGE_MIN: Duration = Duration::from_secs(10);
+pub(crate) const MARK_AGE_MIN: Duration = Duration::from_secs(10);
 
 /// Watches the disk of an image.
-pub struct Tracker {
+pub(crate) struct Tracker {
     image: Arc<Image>,
     /// Whether a guest's flush waits for the other host's disk, too, while there is one.
     both: bool,
@@ -50,7 +50,7 @@ impl Tracked {
 
 impl Tracker {
     /// Watches, with what is marked already. `both`: a guest's flush waits for the other host's disk, too.
-    pub fn new(image: Arc<Image>, both: bool) -> Arc<Self> {
+    pub(crate) fn new(image: Arc<Image>, both: bool) -> Arc<Self> {
         Arc::new(Self {
             both,
             begun: Instant::now(),
@@ -70,7 +70,7 @@ impl Tracker {
     }
 
     /// The image.
-    pub fn image(&self) -> &Arc<Image> {
+    pub(crate) fn image(&self) -> &Arc<Image> {
         &self.image
     }
 
@@ -79,7 +79,7 @@ impl Tracker {
     }
 
     /// A copy begins: what changes from here on is remembered. Returns its number.
-    pub fn begin_copy(&self) -> u64 {
+    pub(crate) fn begin_copy(&self) -> u64 {
         let mut state = self.lock();
         state.marked = self.image.map();
         state.changed = Some(BTreeSet::new());
@@ -89,7 +89,7 @@ impl Tracker {
     }
 
     /// The image was flushed since this copy began.
-    pub fn note_flushed(&self, copy: u64) {
+    pub(crate) fn note_flushed(&self, copy: u64) {
         let mut state = self.lock();
         if copy == state.copies {
             state.marks.note_flushed();
@@ -97,14 +97,14 @@ impl Tracker {
     }
 
     /// The copy is over, done or given up.
-    pub fn end_copy(&self) {
+    pub(crate) fn end_copy(&self) {
         let mut state = self.lock();
         state.changed = None;
         state.copies += 1;
     }
 
     /// Up to `max` chunks that have changed; they are to be read after this.
-    pub fn take_changed(&self, max: usize) -> Vec<u64> {
+    pub(crate) fn take_changed(&self, max: usize) -> Vec<u64> {
         let mut state = self.lock();
         let Some(changed) = &mut state.changed else {
             return Vec::new();
@@ -118,13 +118,13 @@ impl Tracker {
 
     /// The last block of the copy was read, and all that was written is durable here: what is touched from
     /// here on is not in it.
-    pub fn note_copied(&self) {
+    pub(crate) fn note_copied(&self) {
         self.lock().marks.note_copied();
     }
 
     /// These extents were copied in this copy, and are durable on the other image: their marks go if they are
     /// durable here, too, and were not written meanwhile.
-    pub fn clear_copied(&self, copy: u64, extents: &[u64]) {
+    pub(crate) fn clear_copied(&self, copy: u64, extents: &[u64]) {
         let mut state = self.lock();
         if copy != state.copies {
             return;
@@ -149,7 +149,7 @@ impl Tracker {
 
     /// The other host follows from here on: it has durably what was copied, and outputs are applied there,
     /// too.
-    pub fn begin_pair(&self) {
+    pub(crate) fn begin_pair(&self) {
         let mut guard = self.lock();
         let state = &mut *guard;
         let copied = state.marks.begin_pair(state.marked.iter());
@@ -157,12 +157,12 @@ impl Tracker {
     }
 
     /// No other host follows any more, or the guest will not go on here: nothing waits for the other disk.
-    pub fn end_pair(&self) {
+    pub(crate) fn end_pair(&self) {
         self.tell(Marks::end_pair);
     }
 
     /// All outputs up to this one are durable on the secondary's image.
-    pub fn note_peer_flushed(&self, request: u64) {
+    pub(crate) fn note_peer_flushed(&self, request: u64) {
         self.tell(|marks| marks.peer_flushed(request));
     }
 
@@ -177,7 +177,7 @@ impl Tracker {
 
     /// Takes the marks of what is durable on both images and was not written for `age`. Returns up to which
     /// request everything is durable on both, if it is known.
-    pub fn settle(&self, age: Duration) -> Option<u64> {
+    pub(crate) fn settle(&self, age: Duration) -> Option<u64> {
         let (now_ms, age_ms) = (self.now_ms(), age.as_millis() as u64);
         let mut state = self.lock();
         let settled = state
@@ -188,20 +188,20 @@ impl Tracker {
     }
 
     /// Whether a guest's flush waits for the other host's disk.
-    pub fn waits_for_peer(&self) -> bool {
+    pub(crate) fn waits_for_peer(&self) -> bool {
         self.lock().marks.waiting() > 0
     }
 
     /// How many flushes of the guest wait for the other host's disk;
     /// none if a disk would have to be waited for to know.
-    pub fn waiting_flushes(&self) -> u64 {
+    pub(crate) fn waiting_flushes(&self) -> u64 {
         self.state
             .try_lock()
             .map_or(0, |state| state.marks.waiting() as u64)
     }
 
     /// How many chunks have changed.
-    pub fn changed_chunks(&self) -> usize {
+    pub(crate) fn changed_chunks(&self) -> usize {
         self.lock().changed.as_ref().map_or(0, BTreeSet::len)
     }
 }

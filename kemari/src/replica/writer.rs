@@ -21,7 +21,7 @@ use queue::Queue;
 use worker::Worker;
 
 /// What a replica's thread asks of the kernel.
-pub const CALLS: Calls = Calls {
+pub(crate) const CALLS: Calls = Calls {
     of: "replica",
     parts: &[COMMON, OPEN_FILES, FILES],
 };
@@ -32,7 +32,7 @@ const FINISH_LOOK_INTERVAL: Duration = Duration::from_millis(2);
 /// A point in the order of the work: reported when everything before it is durable,
 /// and the record says what is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Barrier {
+pub(crate) enum Barrier {
     /// Nothing more.
     Flush,
     /// The first sync of the pair of this term is complete.
@@ -43,7 +43,7 @@ pub enum Barrier {
 
 /// What a replica tells.
 #[derive(Debug)]
-pub enum Report {
+pub(crate) enum Report {
     /// These chunks of those compared differ, a bit each.
     Wanted {
         /// The first chunk.
@@ -114,7 +114,7 @@ fn data_bytes(operation: &Operation) -> usize {
 
 /// The image of a replicated disk on the secondary, and the thread that writes it. When this value is dropped
 /// the thread first carries out what it was given.
-pub struct Replica {
+pub(crate) struct Replica {
     image: Arc<Image>,
     jobs: Sender<Job>,
     queue: Arc<Queue>,
@@ -124,7 +124,7 @@ pub struct Replica {
 impl Replica {
     /// Opens the image, and starts its thread. `bytes_max`: what may wait for it. `delay`: a fault for tests,
     /// see `side/faults.rs`. `report` is called on that thread.
-    pub fn start(
+    pub(crate) fn start(
         image: Arc<Image>,
         config: &DiskConfig,
         bytes_max: u64,
@@ -151,30 +151,30 @@ impl Replica {
     }
 
     /// The image.
-    pub fn image(&self) -> &Arc<Image> {
+    pub(crate) fn image(&self) -> &Arc<Image> {
         &self.image
     }
 
     /// Whether so much waits that nothing more should be given to it: with what one more commit can bring it
     /// would be over its limit. What is given all the same is taken.
-    pub fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.queue.is_full()
     }
 
     /// Why it cannot go on, if it cannot.
-    pub fn failure(&self) -> Option<String> {
+    pub(crate) fn failure(&self) -> Option<String> {
         self.queue.failure()
     }
 
     /// That the image has finished nothing for longer than `limit` although there is something to do,
     /// in words.
-    pub fn stuck(&self, limit: Duration) -> Option<String> {
+    pub(crate) fn stuck(&self, limit: Duration) -> Option<String> {
         self.queue.is_stuck(limit).then(|| stuck(&self.image, limit))
     }
 
     /// Lets it go without waiting: its thread ends when the image lets it, and carries out nothing more.
     /// Until then the image has a user.
-    pub fn abandon(self, reason: &str) -> Remains {
+    pub(crate) fn abandon(self, reason: &str) -> Remains {
         self.queue.let_go(reason);
         Remains(Arc::downgrade(&self.queue))
     }
@@ -186,66 +186,66 @@ impl Replica {
     }
 
     /// Outputs that a commit released, with their numbers, in order.
-    pub fn apply(&self, outputs: Vec<(u64, Operation)>) {
+    pub(crate) fn apply(&self, outputs: Vec<(u64, Operation)>) {
         let outputs = outputs.into_iter().map(|(id, output)| (id, Arc::new(output)));
         self.give(Job::Outputs(Arc::new(outputs.collect())));
     }
 
     /// Checksums of the primary's chunks, to be compared with those here.
-    pub fn compare(&self, first: u64, sums: &[u8]) {
+    pub(crate) fn compare(&self, first: u64, sums: &[u8]) {
         let sums = sums.to_vec();
         self.give(Job::Sums { first, sums });
     }
 
     /// Blocks of the primary's image; zeros if there are no bytes.
-    pub fn write_blocks(&self, offset: u64, bytes: u64, data: &[u8]) {
+    pub(crate) fn write_blocks(&self, offset: u64, bytes: u64, data: &[u8]) {
         let data = data.to_vec();
         self.give(Job::Blocks { offset, bytes, data });
     }
 
     /// Asks for a report when everything given so far is done.
-    pub fn barrier(&self, barrier: Barrier) {
+    pub(crate) fn barrier(&self, barrier: Barrier) {
         self.give(Job::Barrier(barrier));
     }
 
     /// If the image has failed it is tried again with what it has not carried out: outputs are kept, all else
     /// that came since is not.
-    pub fn retry(&self) {
+    pub(crate) fn retry(&self) {
         if self.failure().is_some() {
             self.give(Job::Retry);
         }
     }
 
     /// The pair whose first sync is complete is recorded.
-    pub fn note_recorded(&self) {
+    pub(crate) fn note_recorded(&self) {
         self.give(Job::Recorded);
     }
 
     /// All outputs up to this one are durable on both images.
-    pub fn settle(&self, request: u64) {
+    pub(crate) fn settle(&self, request: u64) {
         self.give(Job::Settled(request));
     }
 
     /// Makes the image larger. If that fails the replica goes on all the same.
-    pub fn enlarge(&self, bytes: u64, answer: impl FnOnce(Result<(), String>) + Send + 'static) {
+    pub(crate) fn enlarge(&self, bytes: u64, answer: impl FnOnce(Result<(), String>) + Send + 'static) {
         self.give(Job::Enlarge(bytes, Box::new(answer)));
     }
 
     /// Hands out a throw-away layer of at most `bytes_max` over the image as it is when all that was given so
     /// far is done: a disk at that moment, whatever is given later. There is one at a time. If the image
     /// fails before, `answer` is dropped.
-    pub fn overlay(&self, bytes_max: u64, answer: impl FnOnce(Arc<Overlay>) + Send + 'static) {
+    pub(crate) fn overlay(&self, bytes_max: u64, answer: impl FnOnce(Arc<Overlay>) + Send + 'static) {
         self.give(Job::Overlay(bytes_max, Box::new(answer)));
     }
 
     /// Requests of the guest that are not carried out, and what waits in all, in bytes.
-    pub fn queued(&self) -> (u64, u64) {
+    pub(crate) fn queued(&self) -> (u64, u64) {
         let bytes = self.queue.bytes();
         (self.queue.requests(), bytes)
     }
 
     /// Waits until everything given is done, and closes the image.
-    pub fn finish(self) -> Arc<Image> {
+    pub(crate) fn finish(self) -> Arc<Image> {
         drop(self.jobs);
         // A panic of the thread was reported by the runtime.
         let _ = self.thread.join();
@@ -254,7 +254,7 @@ impl Replica {
 
     /// The same, unless the image finishes nothing for longer than `limit`: then that, in words,
     /// and it is let go.
-    pub fn finish_within(self, limit: Duration) -> Result<Arc<Image>, (String, Remains)> {
+    pub(crate) fn finish_within(self, limit: Duration) -> Result<Arc<Image>, (String, Remains)> {
         let Self {
             image,
             jobs,
@@ -286,11 +286,11 @@ fn stuck(image: &Image, limit: Duration) -> String {
 }
 
 /// What is left of a replica that was let go while its image did not answer.
-pub struct Remains(Weak<Queue>);
+pub(crate) struct Remains(Weak<Queue>);
 
 impl Remains {
     /// Why its image cannot be used yet; none: it can.
-    pub fn reason(&self) -> Option<String> {
+    pub(crate) fn reason(&self) -> Option<String> {
         // The thread has the other end.
         self.0.upgrade()?.failure()
     }

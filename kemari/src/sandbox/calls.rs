@@ -33,7 +33,7 @@ pub const FILES: &[Call] = &[
 ];
 
 /// Whoever makes connections, or takes them.
-pub const SOCKETS: &[Call] = &[
+pub(crate) const SOCKETS: &[Call] = &[
     socket(libc::AF_UNIX, "the control socket"),
     socket(libc::AF_INET, "the link, the arbiter, names"),
     socket(libc::AF_INET6, "the same"),
@@ -56,17 +56,17 @@ pub const SOCKETS: &[Call] = &[
 ];
 
 /// TAPs and cards are looked at and opened.
-pub const CARDS: &[Call] = &[ioctl(libc::SIOCGIFFLAGS, "whether a TAP runs")];
+pub(crate) const CARDS: &[Call] = &[ioctl(libc::SIOCGIFFLAGS, "whether a TAP runs")];
 
 /// Whoever asks the steward for something that is to be opened.
-pub const ASKING: &[Call] = &[
+pub(crate) const ASKING: &[Call] = &[
     call(libc::SYS_sendto, "what is asked for"),
     call(libc::SYS_recvfrom, "what was opened"),
     call(libc::SYS_setsockopt, "for how long it is waited for"),
 ];
 
 /// Disks that are block devices are looked at.
-pub const BLOCK_DEVICES: &[Call] = &[
+pub(crate) const BLOCK_DEVICES: &[Call] = &[
     ioctl(BLOCK_BYTES, "the size of a block device"),
     ioctl(BLOCK_SECTOR, "its blocks"),
 ];
@@ -98,7 +98,7 @@ const OWN: &[Call] = &[
 ];
 
 /// The process.
-pub const PROCESS: Calls = Calls {
+pub(crate) const PROCESS: Calls = Calls {
     of: "the process",
     parts: &[
         COMMON,

@@ -31,7 +31,7 @@ const FAULTS_DEVICE: &str = "/dev/userfaultfd";
 
 /// A capability that is kept.
 #[derive(Debug)]
-pub struct Kept {
+pub(crate) struct Kept {
     /// Which.
     pub capability: CapabilitySet,
     /// Which and why, as a sentence.
@@ -42,7 +42,7 @@ pub struct Kept {
 ///
 /// # Errors
 /// If the user cannot use what is the configuration's, or nobody can become that user.
-pub fn needed(config: &Config, host: &str, user: Option<&User>) -> anyhow::Result<Vec<Kept>> {
+pub(super) fn needed(config: &Config, host: &str, user: Option<&User>) -> anyhow::Result<Vec<Kept>> {
     let mut kept = Vec::new();
     let mut keep = |capability, why| kept.push(Kept { capability, why });
     let port = config.host(host).listen.port();
@@ -113,7 +113,7 @@ fn first_free_port() -> u16 {
 ///
 /// # Errors
 /// If that cannot be tried out.
-pub fn to_open<'a>(disks: impl Iterator<Item = (&'a Path, bool)>) -> io::Result<CapabilitySet> {
+pub(crate) fn to_open<'a>(disks: impl Iterator<Item = (&'a Path, bool)>) -> io::Result<CapabilitySet> {
     let devices = disks.filter(|(path, _)| reach::is_block_device(path));
     let used = devices.map(|(path, read_only)| (path.to_owned(), reach::of_disk(read_only)));
     let beyond = reach::denied(used.collect(), || keep_only(CapabilitySet::empty()))?;
@@ -128,7 +128,7 @@ pub fn to_open<'a>(disks: impl Iterator<Item = (&'a Path, bool)>) -> io::Result<
 ///
 /// # Errors
 /// If the kernel refuses: then nothing is given up.
-pub fn keep_only(kept: CapabilitySet) -> io::Result<()> {
+pub(crate) fn keep_only(kept: CapabilitySet) -> io::Result<()> {
     // These two take CAP_SETPCAP. Without them no_new_privs still keeps a program from getting any.
     for bit in 0..u64::BITS {
         let one = CapabilitySet::from_bits_retain(1 << bit);

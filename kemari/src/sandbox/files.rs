@@ -41,7 +41,7 @@ const NAMES_PORT: u16 = 53;
 ///
 /// # Errors
 /// If the kernel knows Landlock and refuses.
-pub fn confine(config: &Config, host: &str, words: &mut Vec<String>) -> anyhow::Result<()> {
+pub(super) fn confine(config: &Config, host: &str, words: &mut Vec<String>) -> anyhow::Result<()> {
     let known = lacks();
     words.extend(known.iter().cloned());
     let ruleset = Ruleset::default()
@@ -57,7 +57,7 @@ pub fn confine(config: &Config, host: &str, words: &mut Vec<String>) -> anyhow::
 }
 
 /// What this kernel's Landlock does not keep from a side, as sentences.
-pub fn lacks() -> Vec<String> {
+pub(super) fn lacks() -> Vec<String> {
     let abi = match version() {
         Ok(version) => ABI::from(version),
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
@@ -139,7 +139,7 @@ fn add_ports(ruleset: RulesetCreated, config: &Config, host: &str) -> anyhow::Re
 
 /// Makes the directories that a side makes at its start: afterwards it may only make files in them. What is
 /// made is the owner's, if there is one.
-pub fn make_directories(config: &Config, host: &str, owner: Option<(Uid, Gid)>) -> anyhow::Result<()> {
+pub(crate) fn make_directories(config: &Config, host: &str, owner: Option<(Uid, Gid)>) -> anyhow::Result<()> {
     let own = config.host(host);
     let control = own.control().parent().unwrap_or(Path::new("/"));
     for directory in [control, own.state_dir()] {

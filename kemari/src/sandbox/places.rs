@@ -29,7 +29,7 @@ const DEV: &str = "/dev";
 
 /// What may be done with a file, or with all that is in a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum May {
+pub(crate) enum May {
     /// Read it.
     Read,
     /// Read and write it, make and remove files.
@@ -40,7 +40,7 @@ pub enum May {
 
 /// All of them, with directories that are not there yet. `words` gets a sentence for each that allows more
 /// than its name says.
-pub fn of(config: &Config, host: &str, words: &mut Vec<String>) -> BTreeSet<(PathBuf, May)> {
+pub(super) fn of(config: &Config, host: &str, words: &mut Vec<String>) -> BTreeSet<(PathBuf, May)> {
     let own = config.host(host);
     let mut places = BTreeSet::new();
     let mut add = |path: &Path, may| {
@@ -105,7 +105,7 @@ fn add_disk(path: &Path, read_only: bool, words: &mut Vec<String>, places: &mut 
 }
 
 /// Whether some of what the side speaks to has a name and no address.
-pub fn has_names(config: &Config) -> bool {
+pub(crate) fn has_names(config: &Config) -> bool {
     let endpoints = config.arbiter.endpoints.iter();
     endpoints
         .filter_map(|text| Endpoint::parse(text).ok())

@@ -17,7 +17,7 @@ use crate::replica;
 ///
 /// # Errors
 /// If there is no thread, or it cannot do this.
-pub fn beyond(
+pub(super) fn beyond(
     config: &Config,
     host: &str,
     become_somebody: impl FnOnce() -> io::Result<()> + Send,
@@ -29,7 +29,7 @@ pub fn beyond(
 ///
 /// # Errors
 /// If there is no thread, or it cannot do this.
-pub fn denied(
+pub(super) fn denied(
     used: Vec<(PathBuf, Access)>,
     become_somebody: impl FnOnce() -> io::Result<()> + Send,
 ) -> io::Result<Vec<PathBuf>> {
@@ -53,7 +53,7 @@ pub fn denied(
 }
 
 /// How the image of a disk is used.
-pub fn of_disk(read_only: bool) -> Access {
+pub(crate) fn of_disk(read_only: bool) -> Access {
     match read_only {
         true => Access::READ_OK,
         false => Access::READ_OK | Access::WRITE_OK,
@@ -61,7 +61,7 @@ pub fn of_disk(read_only: bool) -> Access {
 }
 
 /// Whether there is one of this name.
-pub fn is_block_device(path: &Path) -> bool {
+pub(crate) fn is_block_device(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())
 }
 

@@ -18,7 +18,7 @@ const GROUPS_MAX: usize = 65_536;
 
 /// A user of this host, with its groups.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct User {
+pub(crate) struct User {
     name: String,
     uid: Uid,
     gid: Gid,
@@ -30,7 +30,7 @@ impl User {
     ///
     /// # Errors
     /// If there is none, or it is root.
-    pub fn named(name: &str) -> anyhow::Result<Self> {
+    pub(super) fn named(name: &str) -> anyhow::Result<Self> {
         let c_name = CString::new(name).context("a user's name has no zero in it")?;
         let Some((uid, gid)) = entry(&c_name).with_context(|| format!("who the user `{name}` is"))? else {
             bail!(
@@ -52,12 +52,12 @@ impl User {
     }
 
     /// Its name.
-    pub fn name(&self) -> &str {
+    pub(super) fn name(&self) -> &str {
         &self.name
     }
 
     /// Who owns what is made for it.
-    pub fn owner(&self) -> (Uid, Gid) {
+    pub(super) fn owner(&self) -> (Uid, Gid) {
         (self.uid, self.gid)
     }
 
@@ -65,7 +65,7 @@ impl User {
     ///
     /// # Errors
     /// If it may not become that user.
-    pub fn become_it(&self) -> io::Result<()> {
+    pub(crate) fn become_it(&self) -> io::Result<()> {
         // So it was started.
         if geteuid() == self.uid {
             return Ok(());

@@ -36,30 +36,30 @@ pub struct Alarm {
     /// What is in the way, as sentences.
     pub why: Vec<String>,
     /// When, in ms since 1970.
-    pub time_ms: u64,
+    pub(crate) time_ms: u64,
     /// Alarms before this one for which there was no room.
-    pub missed: u64,
+    pub(crate) missed: u64,
 }
 
 /// Alarms that wait to be told. There is always room for one more:
 /// how things stand is what the last one says.
 #[derive(Default)]
-pub struct Waiting(VecDeque<Alarm>);
+pub(crate) struct Waiting(VecDeque<Alarm>);
 
 impl Waiting {
     /// Has this one wait, too.
-    pub fn push(&mut self, alarm: Alarm) {
+    pub(crate) fn push(&mut self, alarm: Alarm) {
         self.0.push_back(alarm);
         self.keep_last(WAITING_MAX);
     }
 
     /// Whose turn it is.
-    pub fn first(&self) -> Option<&Alarm> {
+    pub(crate) fn first(&self) -> Option<&Alarm> {
         self.0.front()
     }
 
     /// The same, which waits no longer.
-    pub fn pop(&mut self) -> Option<Alarm> {
+    pub(crate) fn pop(&mut self) -> Option<Alarm> {
         self.0.pop_front()
     }
 
@@ -76,7 +76,7 @@ impl Waiting {
 
 /// The hooks of a VM on one host.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Hooks {
+pub(crate) struct Hooks {
     /// The VM.
     pub vm: String,
     /// The host.
@@ -91,12 +91,12 @@ pub struct Told {
     /// Hooks that failed, as sentences.
     pub said: Vec<String>,
     /// Whether one runs, or an alarm waits.
-    pub is_busy: bool,
+    pub(crate) is_busy: bool,
 }
 
 /// Runs the hooks of one VM.
 #[derive(Default)]
-pub struct Runner {
+pub(crate) struct Runner {
     shared: Arc<Shared>,
     /// What each hook wants to know.
     wanted: Vec<Vec<Occasion>>,
@@ -171,7 +171,7 @@ impl Runner {
     ///
     /// # Errors
     /// If there are no threads for them.
-    pub fn start(hooks: Option<&Hooks>) -> std::io::Result<Self> {
+    pub(super) fn start(hooks: Option<&Hooks>) -> std::io::Result<Self> {
         let Some(hooks) = hooks else {
             return Ok(Self::default());
         };
@@ -192,7 +192,7 @@ impl Runner {
     }
 
     /// Tells every hook that wants to know, and waits for none.
-    pub fn raise(&mut self, alarm: &Alarm) {
+    pub(super) fn raise(&mut self, alarm: &Alarm) {
         self.note_life();
         self.has_ended |= alarm.on == Occasion::Stopped;
         let mut state = self.shared.lock();
@@ -205,12 +205,12 @@ impl Runner {
     }
 
     /// The side has started.
-    pub fn note_life(&mut self) {
+    pub(crate) fn note_life(&mut self) {
         self.has_lived = true;
     }
 
     /// What became of it since this was asked last.
-    pub fn told(&self) -> Told {
+    pub(super) fn told(&self) -> Told {
         let mut state = self.shared.lock();
         Told {
             said: std::mem::take(&mut state.said),
@@ -220,7 +220,7 @@ impl Runner {
 
     /// The side is gone: if it has lived and has not said so itself, the hooks are told. Of what waits each
     /// is told the last, after what it is being told: for that there is time.
-    pub fn finish(mut self) {
+    pub(super) fn finish(mut self) {
         let Some((vm, host, longest)) = self.of.clone() else {
             return;
         };

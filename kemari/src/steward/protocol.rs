@@ -32,7 +32,7 @@ const PACKET_BYTES_MAX: usize = 512;
 /// What the steward is told first, once: of the parsed configuration what it needs, and all that it will ever
 /// do.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub struct Orders {
+pub(super) struct Orders {
     /// The command that cuts a peer off, by its name.
     pub fences: BTreeMap<String, Vec<String>>,
     /// The TAP of each card, by the card's id.
@@ -45,7 +45,7 @@ pub struct Orders {
 
 /// Where an image is, and whether it may be written to.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Image {
+pub(crate) struct Image {
     /// Its path.
     pub path: PathBuf,
     /// It may only be read.
@@ -54,7 +54,7 @@ pub struct Image {
 
 /// What it is asked then.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum Request {
+pub(super) enum Request {
     /// Cut this peer off.
     Fence {
         /// Its name.
@@ -72,7 +72,7 @@ pub enum Request {
 
 /// The steward's answer.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum Answer {
+pub(super) enum Answer {
     /// What became of the fence.
     Fenced(Result<String, String>),
     /// Why the fence could not be started, as the end of a sentence.
@@ -83,7 +83,7 @@ pub enum Answer {
 
 /// What it is asked to open: by a name of the configuration, never by one of the system's.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Opening {
+pub(crate) enum Opening {
     /// The TAP of the card with this id.
     Tap(String),
     /// The block device that is the image of the disk with this id.
@@ -101,7 +101,7 @@ pub enum Opening {
 
 impl Opening {
     /// The image of this disk, to be opened so.
-    pub fn disk(id: String, how: OpenImage) -> Self {
+    pub(super) fn disk(id: String, how: OpenImage) -> Self {
         let OpenImage {
             write,
             direct,
@@ -118,7 +118,7 @@ impl Opening {
 
 /// Why it was not opened.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Refusal {
+pub(crate) enum Refusal {
     /// The orders name no such thing.
     Unknown,
     /// The TAP is not there.
@@ -130,7 +130,7 @@ pub enum Refusal {
 }
 
 /// CLOCK_MONOTONIC, which all processes of a host share, in ns.
-pub fn now_ns() -> u64 {
+pub(crate) fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
@@ -139,7 +139,7 @@ pub fn now_ns() -> u64 {
 ///
 /// # Errors
 /// If the other end is gone.
-pub fn send(to: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
+pub(super) fn send(to: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
     let body = postcard::to_stdvec(message).map_err(io::Error::other)?;
     let length = u32::try_from(body.len()).map_err(io::Error::other)?;
     to.write_all(&[&length.to_le_bytes()[..], &body].concat())
@@ -149,7 +149,7 @@ pub fn send(to: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
 ///
 /// # Errors
 /// If the other end is gone, or what it sends is no message.
-pub fn receive<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<T> {
+pub(super) fn receive<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<T> {
     let mut length = [0; 4];
     from.read_exact(&mut length)?;
     let length = u32::from_le_bytes(length);
@@ -165,7 +165,7 @@ pub fn receive<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<T> {
 ///
 /// # Errors
 /// If the other end is gone, or does not read.
-pub fn send_packet(
+pub(crate) fn send_packet(
     to: impl AsFd,
     message: &impl Serialize,
     descriptor: Option<BorrowedFd<'_>>,
@@ -188,7 +188,7 @@ pub fn send_packet(
 ///
 /// # Errors
 /// If there is none in time, the other end is gone, or what it sends is no message.
-pub fn receive_packet<T: DeserializeOwned>(
+pub(crate) fn receive_packet<T: DeserializeOwned>(
     from: impl AsFd,
     flags: RecvFlags,
 ) -> io::Result<(T, Option<OwnedFd>)> {

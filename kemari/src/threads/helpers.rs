@@ -35,18 +35,18 @@ static HELPERS: LazyLock<Helpers> =
 ///
 /// # Errors
 /// If the system has no threads for them.
-pub fn begin() -> io::Result<()> {
+pub(crate) fn begin() -> io::Result<()> {
     HELPERS.begin()
 }
 
 /// Has a helper do this, at once if one is idle. `name` is the thread's name meanwhile. After [`begin`] it
 /// cannot fail.
-pub fn run(name: &'static str, work: impl FnOnce() + Send + 'static) {
+pub(crate) fn run(name: &'static str, work: impl FnOnce() + Send + 'static) {
     HELPERS.run(name, Box::new(work));
 }
 
 /// As [`run`], but only if enough helpers stay idle for the side's own work. False: it is not done.
-pub fn run_if_spare(name: &'static str, work: impl FnOnce() + Send + 'static) -> bool {
+pub(crate) fn run_if_spare(name: &'static str, work: impl FnOnce() + Send + 'static) -> bool {
     HELPERS.run_if_spare(name, Box::new(work))
 }
 

@@ -5,13 +5,13 @@ use serde::Deserialize;
 
 /// Of every answer: from which cluster, and at which revision of its store.
 #[derive(Deserialize)]
-pub struct Header {
+pub(super) struct Header {
     pub cluster_id: String,
     pub revision: String,
 }
 
 #[derive(Deserialize)]
-pub struct KeyValue {
+pub(crate) struct KeyValue {
     /// In base64.
     pub value: Option<String>,
     pub mod_revision: String,
@@ -19,7 +19,7 @@ pub struct KeyValue {
 
 /// To `/v3/kv/range`.
 #[derive(Deserialize)]
-pub struct RangeAnswer {
+pub(crate) struct RangeAnswer {
     pub header: Header,
     #[serde(default)]
     pub kvs: Vec<KeyValue>,
@@ -27,7 +27,7 @@ pub struct RangeAnswer {
 
 /// To `/v3/kv/txn`.
 #[derive(Deserialize)]
-pub struct TxnAnswer {
+pub(crate) struct TxnAnswer {
     pub header: Header,
     #[serde(default)]
     pub succeeded: bool,
@@ -48,7 +48,7 @@ struct TxnRange {
 
 impl TxnAnswer {
     /// What the transaction read, if it did.
-    pub fn into_range(self) -> Option<Vec<KeyValue>> {
+    pub(crate) fn into_range(self) -> Option<Vec<KeyValue>> {
         let mut ranges = self
             .responses
             .into_iter()
@@ -59,6 +59,6 @@ impl TxnAnswer {
 
 /// To `/v3/auth/authenticate`.
 #[derive(Deserialize)]
-pub struct AuthAnswer {
+pub(crate) struct AuthAnswer {
     pub token: String,
 }

@@ -15,7 +15,7 @@ use crate::arbiter::http::Post;
 
 /// A client of a cluster. Clones know together which member answers, and with which token.
 #[derive(Clone)]
-pub struct Caller {
+pub(crate) struct Caller {
     care: Arc<Care>,
     /// Held for moments only, never during a call.
     session: Arc<Mutex<Session>>,
@@ -50,24 +50,24 @@ impl Token {
 }
 
 /// One call.
-pub struct Call<'a> {
+pub(crate) struct Call<'a> {
     pub path: &'static str,
     pub body: &'a serde_json::Value,
-    pub deadline: Instant,
+    pub(crate) deadline: Instant,
     /// Whether it may reach more than one member. If not, it ends with the first one that may have received
     /// it.
-    pub repeated: bool,
+    pub(crate) repeated: bool,
 }
 
 impl Caller {
-    pub fn new(care: Arc<Care>) -> Self {
+    pub(super) fn new(care: Arc<Care>) -> Self {
         Self {
             care,
             session: Arc::default(),
         }
     }
 
-    pub fn care(&self) -> &Care {
+    pub(crate) fn care(&self) -> &Care {
         &self.care
     }
 
@@ -76,7 +76,7 @@ impl Caller {
     }
 
     /// Calls as the user, if there is one, with a new token if the old one is refused.
-    pub fn call<T: DeserializeOwned>(&self, call: &Call<'_>) -> Result<T, Failed> {
+    pub(super) fn call<T: DeserializeOwned>(&self, call: &Call<'_>) -> Result<T, Failed> {
         let (access, number) = self.care.access();
         if access.user.is_none() {
             return self.ask(call, &access, &Token::NotNeeded, false);

@@ -27,7 +27,7 @@ const ADDRESSES_MAX: usize = 8;
 type Resolver = Box<dyn Fn(&Endpoint) -> io::Result<Vec<SocketAddr>> + Send + Sync>;
 
 /// See the module.
-pub struct Care {
+pub(crate) struct Care {
     endpoints: Vec<Endpoint>,
     resolver: Resolver,
     known: Mutex<Known>,
@@ -54,7 +54,7 @@ struct Member {
 
 impl Care {
     /// Begins to look after `endpoints` and `access`. Without names and files there is nothing to look after.
-    pub fn begin(endpoints: Vec<Endpoint>, access: Access) -> io::Result<Arc<Self>> {
+    pub(super) fn begin(endpoints: Vec<Endpoint>, access: Access) -> io::Result<Arc<Self>> {
         Self::with(endpoints, access, Box::new(Endpoint::resolve))
     }
 
@@ -95,7 +95,7 @@ impl Care {
 
     /// The members as they are known now, by the number of their endpoint. While none has an address yet, the
     /// first round of resolving is waited for, at most until `deadline`.
-    pub fn members(&self, deadline: Instant) -> Vec<(usize, SocketAddr)> {
+    pub(super) fn members(&self, deadline: Instant) -> Vec<(usize, SocketAddr)> {
         let mut known = self.lock();
         loop {
             let members: Vec<_> = known
@@ -113,18 +113,18 @@ impl Care {
         }
     }
 
-    pub fn endpoint(&self, number: usize) -> &Endpoint {
+    pub(super) fn endpoint(&self, number: usize) -> &Endpoint {
         &self.endpoints[number]
     }
 
     /// The access that was good last, and its number, which changes with it.
-    pub fn access(&self) -> (Access, u64) {
+    pub(super) fn access(&self) -> (Access, u64) {
         let known = self.lock();
         (known.access.clone(), known.access_number)
     }
 
     /// A member could not be reached: its name may lead elsewhere now.
-    pub fn look_again(&self) {
+    pub(crate) fn look_again(&self) {
         match self.wake.try_send(()) {
             // It has been told, or there is nothing to look after.
             Ok(()) | Err(TrySendError::Full(()) | TrySendError::Disconnected(())) => {}
@@ -132,7 +132,7 @@ impl Care {
     }
 
     /// Names that are unknown at present, as a sentence.
-    pub fn unknown_names(&self) -> Option<String> {
+    pub(crate) fn unknown_names(&self) -> Option<String> {
         let known = self.lock();
         let troubles: Vec<_> = known
             .members
@@ -151,7 +151,7 @@ impl Care {
 
     /// Waits until a first round of resolving is over, at most until `deadline`: a name without an address is
     /// in trouble from then on.
-    pub fn await_resolved(&self, deadline: Instant) {
+    pub(crate) fn await_resolved(&self, deadline: Instant) {
         let mut known = self.lock();
         while !known.was_resolved {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -172,7 +172,7 @@ impl Care {
     }
 
     /// What is wrong although the cluster may answer: files that cannot be used, names that are unknown.
-    pub fn trouble(&self) -> Option<String> {
+    pub(super) fn trouble(&self) -> Option<String> {
         let access = self.lock().access_trouble.clone();
         let troubles: Vec<_> = [access, self.unknown_names()].into_iter().flatten().collect();
         (!troubles.is_empty()).then(|| troubles.join("; "))

@@ -15,23 +15,23 @@ const SHOWN_CHARS_MAX: usize = 200;
 
 /// Why a call brought no answer.
 #[derive(Debug)]
-pub struct Failed {
+pub(super) struct Failed {
     /// Why, and what to do.
     pub sentence: String,
     /// Whether it may have been carried out.
     pub unclear: bool,
     /// Whether another token may help: a member does not know this one, or it is older than a change of users
     /// or roles.
-    pub renew_token: bool,
+    pub(crate) renew_token: bool,
     /// Whether the cluster knows no users at present.
-    pub no_authentication: bool,
+    pub(crate) no_authentication: bool,
     /// Whether nobody said anything that counts: no member was reached, or those that were cannot decide.
     pub silent: bool,
 }
 
 impl Failed {
     /// Certainly nothing was carried out.
-    pub fn certain(sentence: String) -> Self {
+    pub(super) fn certain(sentence: String) -> Self {
         Self {
             sentence,
             unclear: false,
@@ -42,7 +42,7 @@ impl Failed {
     }
 
     /// No answer came; `sent`: the request may have arrived.
-    pub fn silent(sentence: String, sent: bool) -> Self {
+    pub(super) fn silent(sentence: String, sent: bool) -> Self {
         Self {
             unclear: sent,
             silent: true,
@@ -51,7 +51,7 @@ impl Failed {
     }
 
     /// It may have been carried out.
-    pub fn unclear(sentence: String) -> Self {
+    pub(super) fn unclear(sentence: String) -> Self {
         Self {
             unclear: true,
             ..Self::certain(sentence)
@@ -140,7 +140,7 @@ impl Known {
 }
 
 /// The answer of the member `name` as a value, or why it is none.
-pub fn parse<T: DeserializeOwned>(name: &str, response: &Response) -> Result<T, Failed> {
+pub(super) fn parse<T: DeserializeOwned>(name: &str, response: &Response) -> Result<T, Failed> {
     if response.status == 200 {
         return serde_json::from_slice(&response.body).map_err(|error| {
             Failed::unclear(format!(

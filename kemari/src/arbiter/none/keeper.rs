@@ -41,11 +41,11 @@ impl Monitor<State> {
 }
 
 /// The way to the writing thread.
-pub struct Keeper(Arc<Monitor<State>>);
+pub(crate) struct Keeper(Arc<Monitor<State>>);
 
 impl Keeper {
     /// Starts the thread, which writes to `path`.
-    pub fn start(path: PathBuf) -> io::Result<Self> {
+    pub(super) fn start(path: PathBuf) -> io::Result<Self> {
         let shared = Arc::new(Monitor::<State>::default());
         let records = shared.clone();
         threads::start("record", move || {
@@ -57,13 +57,13 @@ impl Keeper {
     }
 
     /// Hands a record over.
-    pub fn give(&self, record: &Record) {
+    pub(super) fn give(&self, record: &Record) {
         self.0.lock().next = Some(record.clone());
         self.0.notify();
     }
 
     /// Returns when what was handed over is kept, or cannot be.
-    pub fn wait(&self) {
+    pub(super) fn wait(&self) {
         let is_busy = |state: &mut State| state.is_writing || state.next.is_some();
         drop(self.0.wait_while(is_busy));
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
 use super::{Wrong, tap_name};
-use crate::config::{Config, Format, Io, Rate};
+use crate::config::{Config, Disk, Format, Io, Net, Rate};
 
 /// Least and most memory of a guest in MiB.
 const MEMORY_MIB: RangeInclusive<u32> = 64..=1 << 20;
@@ -106,92 +106,107 @@ pub(super) fn devices(config: &Config, wrong: &mut Wrong) {
     }
     let (mut ids, mut macs) = (BTreeSet::new(), BTreeSet::new());
     for (index, disk) in config.disks.iter().enumerate() {
-        let index = index.to_string();
-        wrong.name(&["disk", &index, "id"], "a disk's id", &disk.id, ID_BYTES_MAX);
-        wrong.unique(&["disk", &index, "id"], "the id", &disk.id, &mut ids);
-        let serial = disk.serial();
-        if serial.len() > SERIAL_BYTES_MAX || !serial.bytes().all(|byte| byte.is_ascii_graphic()) {
-            wrong.at(
-                &["disk", &index, "serial"],
-                format!(
-                    "the serial number `{serial}` must be at most {SERIAL_BYTES_MAX} printable ASCII \
-                         characters"
-                ),
-            );
-        }
-        wrong.range(&["disk", &index, "queues"], disk.queues, DISK_QUEUES);
-        rate("disk", &index, disk.rate, wrong);
-        if !DISK_BLOCK_BYTES.contains(&disk.block_size) {
-            wrong.at(
-                &["disk", &index, "block_size"],
-                format!(
-                    "`disk.block_size` is {}, but must be 512 or 4096",
-                    disk.block_size
-                ),
-            );
-        }
-        if disk.format == Format::Qcow2 && !disk.read_only {
-            wrong.at(
-                &["disk", &index, "format"],
-                format!(
-                    "disk `{}` is qcow2, which is only read: make a raw image of it with `kemari import \
-                     IMAGE --format qcow2 DEST` and name that one, or say `read_only = true`",
-                    disk.id
-                ),
-            );
-        }
-        if disk.format == Format::Qcow2 && disk.io == Io::IoUring {
-            wrong.at(
-                &["disk", &index, "io"],
-                format!(
-                    "disk `{}` is qcow2, which threads serve: io_uring is for raw disks only; remove `io`",
-                    disk.id
-                ),
-            );
-        }
-        for (name, host) in &config.hosts {
-            if disk.path.is_none() && !host.disks.contains_key(&disk.id) {
-                wrong.at(
-                    &["disk", &index],
-                    format!(
-                        "disk `{}` has no path on host `{name}`: give it `path`, or name it in \
-                             [hosts.{name}.disks]",
-                        disk.id
-                    ),
-                );
-            }
-        }
+        self::disk(config, &index.to_string(), disk, &mut ids, wrong);
     }
     for (index, net) in config.nets.iter().enumerate() {
-        let index = index.to_string();
-        wrong.name(
-            &["net", &index, "id"],
-            "a network card's id",
-            &net.id,
-            ID_BYTES_MAX,
+        self::net(config, &index.to_string(), net, &mut ids, &mut macs, wrong);
+    }
+}
+
+/// `index`: its place among the disks. `ids`: those of the devices before it.
+fn disk(config: &Config, index: &str, disk: &Disk, ids: &mut BTreeSet<String>, wrong: &mut Wrong) {
+    wrong.name(&["disk", index, "id"], "a disk's id", &disk.id, ID_BYTES_MAX);
+    wrong.unique(&["disk", index, "id"], "the id", &disk.id, ids);
+    let serial = disk.serial();
+    if serial.len() > SERIAL_BYTES_MAX || !serial.bytes().all(|byte| byte.is_ascii_graphic()) {
+        wrong.at(
+            &["disk", index, "serial"],
+            format!(
+                "the serial number `{serial}` must be at most {SERIAL_BYTES_MAX} printable ASCII \
+                     characters"
+            ),
         );
-        wrong.unique(&["net", &index, "id"], "the id", &net.id, &mut ids);
-        wrong.unique(
-            &["net", &index, "mac"],
-            "the MAC address",
-            &net.mac.to_string(),
-            &mut macs,
+    }
+    wrong.range(&["disk", index, "queues"], disk.queues, DISK_QUEUES);
+    rate("disk", index, disk.rate, wrong);
+    if !DISK_BLOCK_BYTES.contains(&disk.block_size) {
+        wrong.at(
+            &["disk", index, "block_size"],
+            format!(
+                "`disk.block_size` is {}, but must be 512 or 4096",
+                disk.block_size
+            ),
         );
-        rate("net", &index, net.rate, wrong);
-        if let Some(tap) = &net.tap {
-            tap_name(&["net", &index, "tap"], tap, wrong);
+    }
+    if disk.format == Format::Qcow2 && !disk.read_only {
+        wrong.at(
+            &["disk", index, "format"],
+            format!(
+                "disk `{}` is qcow2, which is only read: make a raw image of it with `kemari import \
+                 IMAGE --format qcow2 DEST` and name that one, or say `read_only = true`",
+                disk.id
+            ),
+        );
+    }
+    if disk.format == Format::Qcow2 && disk.io == Io::IoUring {
+        wrong.at(
+            &["disk", index, "io"],
+            format!(
+                "disk `{}` is qcow2, which threads serve: io_uring is for raw disks only; remove `io`",
+                disk.id
+            ),
+        );
+    }
+    for (name, host) in &config.hosts {
+        if disk.path.is_none() && !host.disks.contains_key(&disk.id) {
+            wrong.at(
+                &["disk", index],
+                format!(
+                    "disk `{}` has no path on host `{name}`: give it `path`, or name it in \
+                         [hosts.{name}.disks]",
+                    disk.id
+                ),
+            );
         }
-        for (name, host) in &config.hosts {
-            if net.tap.is_none() && !host.taps.contains_key(&net.id) {
-                wrong.at(
-                    &["net", &index],
-                    format!(
-                        "card `{}` has no TAP on host `{name}`: give it `tap`, or name it in \
-                             [hosts.{name}.taps]",
-                        net.id
-                    ),
-                );
-            }
+    }
+}
+
+/// `index`: its place among the cards. `ids`, `macs`: those of the devices before it.
+fn net(
+    config: &Config,
+    index: &str,
+    net: &Net,
+    ids: &mut BTreeSet<String>,
+    macs: &mut BTreeSet<String>,
+    wrong: &mut Wrong,
+) {
+    wrong.name(
+        &["net", index, "id"],
+        "a network card's id",
+        &net.id,
+        ID_BYTES_MAX,
+    );
+    wrong.unique(&["net", index, "id"], "the id", &net.id, ids);
+    wrong.unique(
+        &["net", index, "mac"],
+        "the MAC address",
+        &net.mac.to_string(),
+        macs,
+    );
+    rate("net", index, net.rate, wrong);
+    if let Some(tap) = &net.tap {
+        tap_name(&["net", index, "tap"], tap, wrong);
+    }
+    for (name, host) in &config.hosts {
+        if net.tap.is_none() && !host.taps.contains_key(&net.id) {
+            wrong.at(
+                &["net", index],
+                format!(
+                    "card `{}` has no TAP on host `{name}`: give it `tap`, or name it in \
+                         [hosts.{name}.taps]",
+                    net.id
+                ),
+            );
         }
     }
 }

@@ -4,7 +4,8 @@ use std::ops::RangeInclusive;
 
 use super::{TIMEOUT_MS, Wrong};
 use crate::config::{
-    Arbiter, ArbiterKind, Cache, Config, DRILL_INTERVAL_S, Endpoint, INTERVAL_MS, certificate_name,
+    Arbiter, ArbiterKind, Cache, Config, DRILL_INTERVAL_S, Endpoint, INTERVAL_MS, Protection,
+    certificate_name,
 };
 
 /// Most memory for staging, in MiB.
@@ -15,30 +16,7 @@ const ENDPOINTS_MAX: usize = 16;
 pub(super) fn protection(config: &Config, wrong: &mut Wrong) {
     let p = &config.protection;
     let at = |key| ["protection", key];
-    for (key, value) in [
-        ("suspicion_timeout_ms", p.suspicion_timeout_ms),
-        ("heartbeat_interval_ms", p.heartbeat_interval_ms),
-        ("progress_timeout_ms", p.progress_timeout_ms),
-        ("replica_timeout_ms", p.replica_timeout_ms),
-    ] {
-        wrong.range(&at(key), value, TIMEOUT_MS);
-    }
-    wrong.range(
-        &at("reconnect_timeout_ms"),
-        p.reconnect_timeout_ms,
-        0..=*TIMEOUT_MS.end(),
-    );
-    wrong.range(&at("delta_cache_mib_max"), p.delta_cache_mib_max, 1..=1 << 20);
-    wrong.range(&at("staging_mib_max"), p.staging_mib_max, STAGING_MIB);
-    wrong.range(&at("replica_queue_mib_max"), p.replica_queue_mib_max, 1..=1 << 20);
-    wrong.range(&at("resync_mib_per_s_max"), p.resync_mib_per_s_max, 0..=1 << 20);
-    wrong.range(&at("console_delay_ms"), p.console_delay_ms, 0..=10_000);
-    wrong.range(&at("interval_ms"), p.interval_ms, INTERVAL_MS);
-    wrong.range(&at("max_interval_ms"), p.max_interval_ms, INTERVAL_MS);
-    if p.drill_interval_s != 0 {
-        wrong.range(&at("drill_interval_s"), p.drill_interval_s, DRILL_INTERVAL_S);
-    }
-    wrong.range(&at("max_dirty_pages"), p.max_dirty_pages, 16..=1 << 28);
+    ranges(p, wrong);
     if p.heartbeat_interval_ms.saturating_mul(3) > p.suspicion_timeout_ms {
         wrong.at(
             &at("heartbeat_interval_ms"),
@@ -84,6 +62,35 @@ pub(super) fn protection(config: &Config, wrong: &mut Wrong) {
         );
     }
     shared_disks(config, wrong);
+}
+
+/// Each number by itself.
+fn ranges(p: &Protection, wrong: &mut Wrong) {
+    let at = |key| ["protection", key];
+    for (key, value) in [
+        ("suspicion_timeout_ms", p.suspicion_timeout_ms),
+        ("heartbeat_interval_ms", p.heartbeat_interval_ms),
+        ("progress_timeout_ms", p.progress_timeout_ms),
+        ("replica_timeout_ms", p.replica_timeout_ms),
+    ] {
+        wrong.range(&at(key), value, TIMEOUT_MS);
+    }
+    wrong.range(
+        &at("reconnect_timeout_ms"),
+        p.reconnect_timeout_ms,
+        0..=*TIMEOUT_MS.end(),
+    );
+    wrong.range(&at("delta_cache_mib_max"), p.delta_cache_mib_max, 1..=1 << 20);
+    wrong.range(&at("staging_mib_max"), p.staging_mib_max, STAGING_MIB);
+    wrong.range(&at("replica_queue_mib_max"), p.replica_queue_mib_max, 1..=1 << 20);
+    wrong.range(&at("resync_mib_per_s_max"), p.resync_mib_per_s_max, 0..=1 << 20);
+    wrong.range(&at("console_delay_ms"), p.console_delay_ms, 0..=10_000);
+    wrong.range(&at("interval_ms"), p.interval_ms, INTERVAL_MS);
+    wrong.range(&at("max_interval_ms"), p.max_interval_ms, INTERVAL_MS);
+    if p.drill_interval_s != 0 {
+        wrong.range(&at("drill_interval_s"), p.drill_interval_s, DRILL_INTERVAL_S);
+    }
+    wrong.range(&at("max_dirty_pages"), p.max_dirty_pages, 16..=1 << 28);
 }
 
 /// Certificates or, in so many words, none.

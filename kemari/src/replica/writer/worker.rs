@@ -25,10 +25,10 @@ const STORED_FRAMES: u64 = 64;
 /// Longest time that what was carried out stays without a flush. The guest's own flushes come only where it
 /// waits for both disks (see `kemari_vmm::disk::DiskWatch::flush_is_output`), and no mark goes before a
 /// flush.
-pub const FLUSH_AGE_MAX: Duration = Duration::from_secs(5);
+pub(crate) const FLUSH_AGE_MAX: Duration = Duration::from_secs(5);
 
 /// Carries out jobs, one after the other, on a thread of its own.
-pub struct Worker {
+pub(crate) struct Worker {
     image: Arc<Image>,
     disk: KeptDisk,
     queue: Arc<Queue>,
@@ -48,7 +48,7 @@ pub struct Worker {
 
 impl Worker {
     /// A worker that has carried out nothing yet. See [`super::Replica::start`].
-    pub fn new(
+    pub(super) fn new(
         image: Arc<Image>,
         disk: KeptDisk,
         queue: Arc<Queue>,
@@ -70,7 +70,7 @@ impl Worker {
     }
 
     /// Works until there will be no more jobs.
-    pub fn run(mut self, jobs: &Receiver<Job>) {
+    pub(super) fn run(mut self, jobs: &Receiver<Job>) {
         while let Some(job) = self.next(jobs) {
             thread::sleep(self.delay);
             self.take(job);
@@ -78,7 +78,7 @@ impl Worker {
     }
 
     /// Carries a job out. Outputs that cannot be are kept: they are committed, and nobody else has them.
-    pub fn take(&mut self, job: Job) {
+    pub(super) fn take(&mut self, job: Job) {
         let cost = job.cost();
         match (self.queue.failure(), job) {
             (Some(_), job @ Job::Outputs(_)) => return self.left.push_back(job),
