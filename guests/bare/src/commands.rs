@@ -74,7 +74,6 @@ pub fn parse(arguments: &[&[u8]]) -> Result<Command, String> {
         return Err("empty request".into());
     };
     let name = String::from_utf8_lossy(name).to_ascii_uppercase();
-    let usage = |usage: &str| format!("usage: {usage}");
     let count = |argument: &[u8], what: &str, max: usize| {
         number(argument)
             .filter(|n| *n <= max)
@@ -132,17 +131,25 @@ pub fn parse(arguments: &[&[u8]]) -> Result<Command, String> {
         )),
         ("STALL", [ms]) => Ok(Command::Stall(count(ms, "ms", STALL_MS_MAX)?)),
         ("QUIT", []) => Ok(Command::Quit),
-        ("SET", _) => Err(usage("SET key value")),
-        ("GET", _) => Err(usage("GET key")),
-        ("DIRTY", _) => Err(usage("DIRTY n [ms]")),
-        ("KICK", _) => Err(usage("KICK n [pages]")),
-        ("KICKLOOP", _) => Err(usage("KICKLOOP pages seconds")),
-        ("BLKTEST", _) => Err(usage("BLKTEST n depth")),
-        ("DISKLOOP", _) => Err(usage("DISKLOOP kind seconds")),
-        ("ABUSE", _) => Err(usage("ABUSE kind ms")),
-        ("STALL", _) => Err(usage("STALL ms")),
-        _ => Err(format!("unknown command '{}'", name.escape_default())),
+        (name, _) => Err(misuse(name)),
     }
+}
+
+/// What is wrong with a request of this name that has other arguments.
+fn misuse(name: &str) -> String {
+    let usage = match name {
+        "SET" => "SET key value",
+        "GET" => "GET key",
+        "DIRTY" => "DIRTY n [ms]",
+        "KICK" => "KICK n [pages]",
+        "KICKLOOP" => "KICKLOOP pages seconds",
+        "BLKTEST" => "BLKTEST n depth",
+        "DISKLOOP" => "DISKLOOP kind seconds",
+        "ABUSE" => "ABUSE kind ms",
+        "STALL" => "STALL ms",
+        _ => return format!("unknown command '{}'", name.escape_default()),
+    };
+    format!("usage: {usage}")
 }
 
 #[cfg(test)]

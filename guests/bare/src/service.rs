@@ -30,15 +30,7 @@ impl Guest {
         match command {
             Command::Ping(None) => self.ok(i, "PONG"),
             Command::Ping(Some(text)) => resp::bulk(&mut self.connections[i].output, Some(&text)),
-            Command::Set(key, value) => {
-                self.usable()?;
-                self.storage.set(client, key, value);
-                let under_way = match self.connections[i].activity {
-                    Activity::Sets(count) => count,
-                    _ => 0,
-                };
-                self.connections[i].activity = Activity::Sets(under_way + 1);
-            }
+            Command::Set(key, value) => self.set(i, client, key, value)?,
             Command::Get(key) => {
                 self.usable()?;
                 self.counts.gets += 1;
@@ -94,6 +86,17 @@ impl Guest {
                 self.connections[i].close();
             }
         }
+        Ok(())
+    }
+
+    fn set(&mut self, i: usize, client: Client, key: Vec<u8>, value: Vec<u8>) -> Result<(), String> {
+        self.usable()?;
+        self.storage.set(client, key, value);
+        let under_way = match self.connections[i].activity {
+            Activity::Sets(count) => count,
+            _ => 0,
+        };
+        self.connections[i].activity = Activity::Sets(under_way + 1);
         Ok(())
     }
 

@@ -80,24 +80,7 @@ impl Script {
                 blows[index].0 = blows[index - 1].0 + rng.random_range(0..150_000);
             }
         }
-        // A stop that is interrupted within its few steps.
-        let mut interruptions = Vec::new();
-        for (at_us, blow) in &blows {
-            if matches!(blow, Blow::OperatorStop | Blow::PowerOff) && rng.random_bool(0.6) {
-                interruptions.push((
-                    at_us + rng.random_range(0..6_000),
-                    Blow::CutPower(Target::Primary),
-                ));
-            }
-        }
-        // One of what a flush has lost just before.
-        for (at_us, blow) in &blows {
-            if matches!(blow, Blow::OperatorStop | Blow::PowerOff) && rng.random_bool(0.4) {
-                let before_us = rng.random_range(1_000..20_000);
-                let blow = Blow::FlushFails(Target::Primary, 1);
-                interruptions.push((at_us - before_us, blow));
-            }
-        }
+        let interruptions = interruptions(rng, &blows);
         blows.extend(interruptions);
         let grows = rng.random_bool(0.5);
         if grows {
@@ -130,6 +113,29 @@ impl Script {
             end_us: heal_us + CONVERGE_US,
         }
     }
+}
+
+/// What befalls the stops among these blows.
+fn interruptions(rng: &mut ChaCha8Rng, blows: &[(u64, Blow)]) -> Vec<(u64, Blow)> {
+    // A stop that is interrupted within its few steps.
+    let mut interruptions = Vec::new();
+    for (at_us, blow) in blows {
+        if matches!(blow, Blow::OperatorStop | Blow::PowerOff) && rng.random_bool(0.6) {
+            interruptions.push((
+                at_us + rng.random_range(0..6_000),
+                Blow::CutPower(Target::Primary),
+            ));
+        }
+    }
+    // One of what a flush has lost just before.
+    for (at_us, blow) in blows {
+        if matches!(blow, Blow::OperatorStop | Blow::PowerOff) && rng.random_bool(0.4) {
+            let before_us = rng.random_range(1_000..20_000);
+            let blow = Blow::FlushFails(Target::Primary, 1);
+            interruptions.push((at_us - before_us, blow));
+        }
+    }
+    interruptions
 }
 
 fn single(rng: &mut ChaCha8Rng) -> Blow {

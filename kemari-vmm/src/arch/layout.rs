@@ -14,7 +14,7 @@
 //! 0xfec0_0000  I/O APIC
 //! 0xfee0_0000  local APICs
 //! 0xfffb_c000  pages that KVM on Intel processors needs for itself
-//! 0xfffc_0000  firmware, if there is any, ends at 4 GiB; its end is below 1 MiB, too, and places ACPI's tables
+//! 0xfffc_0000  firmware, if there is any, ends at 4 GiB; its end is below 1 MiB, too, and places ACPI tables
 //! 1_0000_0000  the rest of memory
 //! ```
 

@@ -73,38 +73,11 @@ impl Parts {
             dirty,
             shut_downs: AtomicU32::new(0),
         };
-        for DiskSpec { id, block, rate } in &spec.disks {
-            let (instance, gsi) = parts.slot(2)?;
-            let disk = VirtioDevice::new(hub.clone(), id, instance, gsi, Block::new(block.clone()));
-            let (events, name) = (parts.events.clone(), id.clone());
-            let sink: TroubleSink = Arc::new(move |trouble: Trouble| {
-                events(MachineEvent::DiskTrouble {
-                    disk: name.clone(),
-                    reason: trouble.reason,
-                    fail_over: trouble.fail_over,
-                });
-            });
-            disk.with_backend(|block| {
-                block.set_trouble_sink(sink);
-                block.set_rate(*rate);
-            });
-            pace(&disk, *rate)?;
-            parts.virtio.push(disk.clone());
-            parts.disks.push((id.clone(), disk));
+        for disk in &spec.disks {
+            parts.add_disk(disk)?;
         }
-        for NetSpec {
-            id,
-            mac,
-            offload,
-            rate,
-        } in &spec.nets
-        {
-            let (instance, gsi) = parts.slot(1)?;
-            let net = VirtioDevice::new(hub.clone(), id, instance, gsi, Net::new(*mac, *offload));
-            net.with_backend(|net| net.set_rate(*rate));
-            pace(&net, *rate)?;
-            parts.virtio.push(net.clone());
-            parts.nets.push((id.clone(), net));
+        for net in &spec.nets {
+            parts.add_net(net)?;
         }
         if spec.rng {
             let (instance, gsi) = parts.slot(4)?;
@@ -116,6 +89,44 @@ impl Parts {
         parts.pm = items.is_some().then(|| Pm::new(parts.ports.clone()));
         parts.fw_cfg = items.map(FwCfg::new);
         Ok(Arc::new(parts))
+    }
+
+    fn add_disk(&mut self, spec: &DiskSpec) -> Result<(), MachineError> {
+        let DiskSpec { id, block, rate } = spec;
+        let (instance, gsi) = self.slot(2)?;
+        let disk = VirtioDevice::new(self.hub.clone(), id, instance, gsi, Block::new(block.clone()));
+        let (events, name) = (self.events.clone(), id.clone());
+        let sink: TroubleSink = Arc::new(move |trouble: Trouble| {
+            events(MachineEvent::DiskTrouble {
+                disk: name.clone(),
+                reason: trouble.reason,
+                fail_over: trouble.fail_over,
+            });
+        });
+        disk.with_backend(|block| {
+            block.set_trouble_sink(sink);
+            block.set_rate(*rate);
+        });
+        pace(&disk, *rate)?;
+        self.virtio.push(disk.clone());
+        self.disks.push((id.clone(), disk));
+        Ok(())
+    }
+
+    fn add_net(&mut self, spec: &NetSpec) -> Result<(), MachineError> {
+        let NetSpec {
+            id,
+            mac,
+            offload,
+            rate,
+        } = spec;
+        let (instance, gsi) = self.slot(1)?;
+        let net = VirtioDevice::new(self.hub.clone(), id, instance, gsi, Net::new(*mac, *offload));
+        net.with_backend(|net| net.set_rate(*rate));
+        pace(&net, *rate)?;
+        self.virtio.push(net.clone());
+        self.nets.push((id.clone(), net));
+        Ok(())
     }
 
     /// The next free place for a virtio-mmio device: its instance number and interrupt line.

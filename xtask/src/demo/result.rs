@@ -77,6 +77,52 @@ pub struct Aftermath {
     pub failures: Vec<String>,
 }
 
+/// What is wrong with a run by what its clients saw.
+fn faults(cut: Cut, history: &History, verdict: &Verdict, after: &Aftermath) -> Vec<String> {
+    let mut reasons = Vec::new();
+    reasons.extend(
+        verdict
+            .lost
+            .iter()
+            .take(FINDINGS_SHOWN_MAX)
+            .map(|what| format!("lost: {what}")),
+    );
+    reasons.extend(
+        verdict
+            .contradicted
+            .iter()
+            .take(FINDINGS_SHOWN_MAX)
+            .map(|what| format!("contradicted: {what}")),
+    );
+    // Where nobody goes on, connections end.
+    let one_goes_on = cut != Cut::Both;
+    for end in history.connections.iter().filter(|_| one_goes_on) {
+        if let Some(why) = &end.lost {
+            reasons.push(format!("connection {} was lost: {why}", end.connection));
+        }
+    }
+    let since = after.cut_at.unwrap_or(0);
+    let silent = history
+        .acknowledged_since_by_connection(since)
+        .into_iter()
+        .zip(&history.connections);
+    let silent = silent.filter(|(count, end)| *count == 0 && end.connection != FINAL_READER);
+    for (_, end) in silent.filter(|_| one_goes_on) {
+        let when = if cut == Cut::None { "" } else { " after the cut" };
+        reasons.push(format!(
+            "connection {} got no write acknowledged{when}",
+            end.connection
+        ));
+    }
+    if verdict.acknowledged == 0 {
+        reasons.push("no write was acknowledged".into());
+    }
+    if matches!(cut, Cut::Kill | Cut::Power) && after.takeover_ms.is_none() {
+        reasons.push("the survivor reports no takeover".into());
+    }
+    reasons
+}
+
 impl Report {
     /// Judges a run by what the clients saw (the final read included) and what happened to the hosts.
     pub fn new(
@@ -87,47 +133,8 @@ impl Report {
         after: Aftermath,
     ) -> Self {
         let cut = options.cut;
-        let mut reasons = after.failures;
-        reasons.extend(
-            verdict
-                .lost
-                .iter()
-                .take(FINDINGS_SHOWN_MAX)
-                .map(|what| format!("lost: {what}")),
-        );
-        reasons.extend(
-            verdict
-                .contradicted
-                .iter()
-                .take(FINDINGS_SHOWN_MAX)
-                .map(|what| format!("contradicted: {what}")),
-        );
-        // Where nobody goes on, connections end.
-        let one_goes_on = cut != Cut::Both;
-        for end in history.connections.iter().filter(|_| one_goes_on) {
-            if let Some(why) = &end.lost {
-                reasons.push(format!("connection {} was lost: {why}", end.connection));
-            }
-        }
-        let since = after.cut_at.unwrap_or(0);
-        let silent = history
-            .acknowledged_since_by_connection(since)
-            .into_iter()
-            .zip(&history.connections);
-        let silent = silent.filter(|(count, end)| *count == 0 && end.connection != FINAL_READER);
-        for (_, end) in silent.filter(|_| one_goes_on) {
-            let when = if cut == Cut::None { "" } else { " after the cut" };
-            reasons.push(format!(
-                "connection {} got no write acknowledged{when}",
-                end.connection
-            ));
-        }
-        if verdict.acknowledged == 0 {
-            reasons.push("no write was acknowledged".into());
-        }
-        if matches!(cut, Cut::Kill | Cut::Power) && after.takeover_ms.is_none() {
-            reasons.push("the survivor reports no takeover".into());
-        }
+        let mut reasons = after.failures.clone();
+        reasons.extend(faults(cut, history, verdict, &after));
         let result = DemoResult {
             guest: options.guest.to_string(),
             hosts: hosts.to_owned(),

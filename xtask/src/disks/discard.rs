@@ -113,20 +113,7 @@ pub fn undergo(program: PathBuf, seed: u64, flush: Flush, ui: &Ui) -> Result<See
         ui.step("its images are looked at", |_| {
             ending::examine(&images, &options)?;
             images.iter().try_for_each(|image| look_at(image, begin))?;
-            let now = allocated(&place)?;
-            seen.freed = before
-                .iter()
-                .zip(&now)
-                .map(|(before, now)| before.saturating_sub(*now))
-                .collect();
-            // Of the half that was discarded all but what was written again.
-            let gone_mib = GONE_MIB.end - GONE_MIB.start - (AGAIN_MIB.end - AGAIN_MIB.start);
-            let least = (gone_mib - OWN_WRITES_MIB_MAX) * MIB;
-            ensure!(
-                seen.freed.iter().all(|freed| *freed >= least),
-                "the images became sparser by {:?} bytes, not by {least} at least",
-                seen.freed
-            );
+            seen.freed = freed(&before, &allocated(&place)?)?;
             Ok(())
         })
     })();
@@ -135,6 +122,23 @@ pub fn undergo(program: PathBuf, seed: u64, flush: Flush, ui: &Ui) -> Result<See
         crate::demo::keep_logs(seed);
     }
     ended.map(|()| seen)
+}
+
+/// By how many bytes each image became sparser; an error if that is too little.
+fn freed(before: &[u64], now: &[u64]) -> Result<Vec<u64>> {
+    let freed: Vec<u64> = before
+        .iter()
+        .zip(now)
+        .map(|(before, now)| before.saturating_sub(*now))
+        .collect();
+    // Of the half that was discarded all but what was written again.
+    let gone_mib = GONE_MIB.end - GONE_MIB.start - (AGAIN_MIB.end - AGAIN_MIB.start);
+    let least = (gone_mib - OWN_WRITES_MIB_MAX) * MIB;
+    ensure!(
+        freed.iter().all(|freed| *freed >= least),
+        "the images became sparser by {freed:?} bytes, not by {least} at least"
+    );
+    Ok(freed)
 }
 
 /// The guest's shell.
