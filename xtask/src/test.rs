@@ -14,6 +14,7 @@ mod demos;
 mod emulated;
 mod lockfile;
 mod programs;
+mod tidy;
 
 use std::time::{Duration, Instant};
 
@@ -133,6 +134,7 @@ fn static_checks(tally: &mut Tally) {
     });
     tally.stage(Place::Here, "one version of each rust-vmm crate", lockfile::check);
     tally.stage(Place::Here, "who may know whom", arrows::check);
+    tally.stage(Place::Here, "widths, lengths, names, manifests", tidy::check);
     tally.stage(Place::Here, "warnings (clippy)", || {
         let all = [
             "clippy",

@@ -8,13 +8,17 @@ use serde::Deserialize;
 use crate::tools::root;
 
 /// Two versions of one of these do not compile together, or worse, do.
-const SINGLE: [&str; 6] = [
+const SINGLE: [&str; 10] = [
+    "acpi_tables",
     "kvm-bindings",
     "kvm-ioctls",
+    "linux-loader",
+    "seccompiler",
+    "virtio-bindings",
     "virtio-queue",
     "vm-memory",
+    "vm-superio",
     "vmm-sys-util",
-    "linux-loader",
 ];
 
 #[derive(Deserialize)]
