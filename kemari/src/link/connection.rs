@@ -444,3 +444,7 @@ fn is_passing(error: &io::Error) -> bool {
         io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
     )
 }
+
+#[cfg(test)]
+#[path = "connection_test.rs"]
+mod tests;
