@@ -278,9 +278,12 @@ fn look_after(care: &Weak<Care>, woken: &Receiver<()>, has_names: bool) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
     use std::sync::mpsc::channel;
 
     use super::*;
+    use crate::config::{self, ArbiterKind};
 
     const LIMIT: Duration = Duration::from_secs(20);
 
@@ -386,5 +389,36 @@ mod tests {
         answers.send(Ok(vec!["10.0.0.1:1".parse().unwrap()])).unwrap();
         care.await_resolved(soon());
         assert_eq!(care.trouble(), None);
+    }
+    /// Whoever has a token asks for another one when the number is another.
+    #[test]
+    fn access_that_is_read_again_has_another_number() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("password");
+        let write = |password: &str| {
+            fs::write(&path, password).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        };
+        write("one");
+        let section = config::Arbiter {
+            kind: ArbiterKind::Etcd,
+            endpoints: vec!["http://10.0.0.1:1".into()],
+            ca: None,
+            certificate: None,
+            key: None,
+            user: Some("kemari".into()),
+            password_file: Some(path.clone()),
+            prefix: "/kemari/".into(),
+            path: None,
+            timeout_ms: 1000,
+        };
+        let access = Access::of(&section).unwrap();
+        let care = Care::begin(endpoints(&["http://10.0.0.1:1"]), access).unwrap();
+        care.renew_access();
+        let (_, before) = care.access();
+        assert_eq!(before, 0, "nothing has changed");
+        write("another");
+        care.renew_access();
+        assert_ne!(care.access().1, before);
     }
 }
