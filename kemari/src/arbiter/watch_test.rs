@@ -228,8 +228,8 @@ impl Arbiter for Probed {
     }
 }
 
-/// What one look finds at a store that answers so, and how the arbiter stands then.
-fn look(answer: ArbiterAnswer) -> (Option<String>, Report) {
+/// A store that answers so, which nobody looks at but who calls [`Shared::look`].
+fn unwatched(answer: ArbiterAnswer) -> ArbiterWatch {
     let watch = Arc::new(OnceLock::new());
     let probed = Probed {
         watch: watch.clone(),
@@ -246,9 +246,27 @@ fn look(answer: ArbiterAnswer) -> (Option<String>, Report) {
         }),
     });
     watch.set(Arc::downgrade(&shared)).unwrap();
-    let trouble = shared.look(&mut Judge::default());
     let (wake, _) = channel();
-    (trouble, ArbiterWatch { shared, wake }.report())
+    ArbiterWatch { shared, wake }
+}
+
+/// What one look finds at a store that answers so, and how the arbiter stands then.
+fn look(answer: ArbiterAnswer) -> (Option<String>, Report) {
+    let watch = unwatched(answer);
+    let trouble = watch.shared.look(&mut Judge::default());
+    (trouble, watch.report())
+}
+
+#[test]
+fn a_look_that_is_over_or_has_begun_is_not_the_one_that_is_asked_for() {
+    let watch = unwatched(ArbiterAnswer::Record(Some(record(7, 5))));
+    watch.shared.look(&mut Judge::default());
+    let asked = watch.look();
+    assert!(!watch.has_looked(asked), "it was over before");
+    let (_, begun) = watch.shared.lock().begin();
+    let later = watch.look();
+    watch.shared.lock().over = begun;
+    assert!(watch.has_looked(asked) && !watch.has_looked(later));
 }
 
 #[test]
