@@ -8,7 +8,7 @@ use anyhow::{Result, bail, ensure};
 use kemari_sync::{Incarnation, Phase};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use xtask::own_directory::{Content, Entry, Journal, OwnDirectory, Recording, replay_for};
+use xtask::own_directory::{Content, Cut, Entry, Journal, OwnDirectory, Recording, replay_for};
 
 use super::*;
 use crate::replica::testing::replay_time;
@@ -141,6 +141,39 @@ fn judge(directory: &Path, entries: &[Entry<Note>]) -> Result<()> {
 #[test]
 fn whatever_a_power_cut_leaves_of_the_real_files_is_what_was_told_or_later() {
     replay_for(replay_time(), recorded, judge);
+}
+
+/// The power is cut when a host was told what another one has written that died in the middle of it.
+#[test]
+fn what_is_read_of_a_host_that_died_outlives_a_power_cut() {
+    let mut found = 0;
+    for calls in 0..CALLS_MAX {
+        let place = tempfile::tempdir().expect("a directory");
+        let journal = Journal::new(Content::of(&[(MARKER, b"")]));
+        let own = OwnDirectory::mount(place.path(), &journal).expect("a directory of our own");
+        journal.end_after(Some(calls));
+        take_a_term(&mut FileArbiter::new(own.path(), VM), &journal, 0, 1);
+        journal.end_after(None);
+        read(&mut FileArbiter::new(own.path(), VM))
+            .expect("the other host reads")
+            .into_iter()
+            .for_each(|record| journal.note(Note::Told(record)));
+        drop(own);
+        let recording = journal.take();
+        let all = recording.entries.len();
+        found += u64::from(matches!(
+            recording.entries.last(),
+            Some(Entry::Noted(Note::Told(_)))
+        ));
+        let left = tempfile::tempdir().expect("a directory");
+        recording
+            .cut(all, Cut::Nothing, || false)
+            .lay_out(left.path())
+            .expect("what is durable");
+        judge(left.path(), &recording.entries)
+            .unwrap_or_else(|error| panic!("a host died after {calls} calls: {error:#}"));
+    }
+    assert!(found > 1, "none died between its record's name and its sync");
 }
 
 #[test]
