@@ -18,8 +18,7 @@ mod writer;
 pub(crate) use copier::{CALLS as COPY_CALLS, CopiedDisk, Copier, CopyProgress};
 pub(crate) use image::{Image, ImageView, describe_record, record_beside, record_of, views};
 #[cfg(feature = "fuzzing")]
-pub(crate) use record::Record;
-pub(crate) use record::{EXTENT_BYTES, Head};
+pub(crate) use record::{EXTENT_BYTES, Head, Record};
 pub(crate) use record::{Map, RecordError};
 #[cfg(feature = "fuzzing")]
 pub(crate) use store::{SECTOR_BYTES, Store as RecordStore};
