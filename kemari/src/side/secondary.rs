@@ -174,7 +174,8 @@ impl SecondarySide {
             not_booted,
             images_in_use,
         } = setup;
-        let sessions = Sessions::new(listen(&config, &host, security)?);
+        let listener = step("listen", || listen(&config, &host, security))?;
+        let sessions = Sessions::new(listener);
         let staging = Staging::with_states(
             config.protection.staging_bytes_max() as usize,
             spec.state_bytes_max(),
@@ -356,13 +357,11 @@ impl SecondarySide {
 /// Binds the address that a secondary waits at on this host.
 fn listen(config: &Config, host: &str, security: Security) -> anyhow::Result<Listener> {
     let listen = config.host(host).listen.address();
-    let listener = step("listen", || {
-        Listener::bind(listen, security).with_context(|| {
-            format!(
-                "cannot listen on {listen}; is another secondary running, or is `listen` not an address of \
-                 this host?"
-            )
-        })
+    let listener = Listener::bind(listen, security).with_context(|| {
+        format!(
+            "cannot listen on {listen}; is another secondary running, or is `listen` not an address of this \
+             host?"
+        )
     })?;
     tracing::info!("this host waits at {listen} for whoever runs the VM");
     Ok(listener)
