@@ -68,6 +68,8 @@ impl Debt {
     /// What was found, but for what has gone ahead already, may go ahead of the next sync,
     /// if it is at least so many pages.
     pub fn offer(&mut self, pages_min: usize) {
+        self.found.sort_unstable();
+        self.found.dedup();
         let ahead = self.ahead.as_ref();
         let is_new = |page: &u64| ahead.is_none_or(|ahead| !ahead.pages.contains(page));
         if self.found.iter().filter(|page| is_new(page)).count() >= pages_min {

@@ -220,3 +220,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn pages_that_are_found_again_are_not_more_of_them() {
+    let mut debt = Debt::default();
+    for _ in 0..2 {
+        let Ok(()) = debt.find(add(0..3));
+        debt.offer(4);
+    }
+    assert!(!debt.is_offered(usize::MAX));
+    debt.offer(3);
+    assert!(debt.is_offered(usize::MAX));
+}

@@ -345,6 +345,11 @@ pub fn announced_term(new: &Record, lacks: impl FnOnce() -> bool) -> Term {
 pub struct Ruled(Term);
 
 impl Ruled {
+    /// Of a side that begins: each start and each restore leaves the records with its term.
+    pub fn of(term: Term) -> Self {
+        Self(term)
+    }
+
     /// Whether the records must be written before an image is, in this reign.
     pub fn lacks(&self, term: Term) -> bool {
         match fault(Fault::RuleBackwards) {

@@ -35,14 +35,13 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair,
 
 use crate::config::{Config, HostNet};
 use crate::side;
-use hooks::{Hooks, Runner};
+use hooks::{Hooks, Runner, SAID_MAX};
 use protocol::{
     Answer, Image, Opening, Orders, Refusal, Request, now_ns, receive, receive_packet, send, send_packet,
 };
 
-pub use hooks::Alarm;
-pub use hooks::Told;
 pub(crate) use hooks::Waiting;
+pub use hooks::{Alarm, Told};
 pub use serve::{ARGUMENT, serve};
 
 /// An answer that is so much later than the end of a fence's time is not waited for.
@@ -71,6 +70,8 @@ struct Line {
     socket: UnixStream,
     /// Number of the last request: answers to others came too late.
     last: u64,
+    /// What such an answer said of hooks: it says so once.
+    said: Vec<String>,
 }
 
 /// By which descriptors come.
@@ -292,7 +293,7 @@ pub fn trouble(config: &Config, host: &str) -> Option<String> {
 impl Steward {
     fn with(socket: UnixStream, openings: OwnedFd) -> io::Result<Self> {
         let sockets = [socket.try_clone()?.into(), openings.try_clone()?];
-        let line = Line { socket, last: 0 };
+        let line = Line::new(socket);
         let openings = Openings {
             socket: openings,
             last: 0,
@@ -359,6 +360,14 @@ impl Write for Counted<'_> {
 }
 
 impl Line {
+    fn new(socket: UnixStream) -> Self {
+        Self {
+            socket,
+            last: 0,
+            said: Vec::new(),
+        }
+    }
+
     fn ask(&mut self, request: Request, limit: Duration) -> Result<Answer, Silence> {
         let until = Instant::now() + limit;
         let silence = |was_sent: bool| {
@@ -392,16 +401,22 @@ impl Line {
     }
 
     /// Waits for the answer to the last request. Those to others come too late.
-    fn wait(&self, until: Instant) -> io::Result<Answer> {
+    fn wait(&mut self, until: Instant) -> io::Result<Answer> {
         loop {
             // Zero would mean no limit.
             let left = until
                 .saturating_duration_since(Instant::now())
                 .max(Duration::from_millis(1));
             self.socket.set_read_timeout(Some(left))?;
-            let (number, answer): (u64, Answer) = receive(&mut &self.socket)?;
-            if number == self.last {
-                return Ok(answer);
+            let (number, mut answer): (u64, Answer) = receive(&mut &self.socket)?;
+            if let Answer::Told(told) = &mut answer {
+                told.said.splice(0..0, self.said.drain(..));
+                told.said.truncate(SAID_MAX);
+            }
+            match answer {
+                answer if number == self.last => return Ok(answer),
+                Answer::Told(told) => self.said = told.said,
+                _ => {}
             }
         }
     }

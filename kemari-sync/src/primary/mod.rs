@@ -37,7 +37,7 @@ use backoff::Backoff;
 use hand_over::HandOver;
 use pairing::Pairing;
 use parting::{Parting, Stop};
-use session::{Session, Stage};
+use session::{PeerWord, Session, Stage};
 use switchover::Switchover;
 use sync::Sync;
 
@@ -68,6 +68,7 @@ pub struct Primary {
     standing: Standing,
     session: Option<Session>,
     sessions_begun: u64,
+    peer_word: PeerWord,
     /// Since when the pair has no session.
     lost_since_ms: Option<u64>,
     /// The way out of the pair, or to the record's end.
@@ -118,6 +119,7 @@ impl Primary {
             standing: Standing::Alone,
             session: None,
             sessions_begun: 0,
+            peer_word: PeerWord::default(),
             lost_since_ms: None,
             parting: None,
             adoption: None,

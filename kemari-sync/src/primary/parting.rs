@@ -125,6 +125,10 @@ impl Primary {
             .flatten()
             .find(|(due_ms, _)| now_ms >= *due_ms);
         match (&self.parting, loss) {
+            // No secondary is to blame for what this host cannot capture.
+            (None, Some(_)) if self.is_capturing() && self.goes_on_there() => {
+                self.hand_over("a sync could not be captured in time", actions);
+            }
             (None, Some((_, cause))) => self.part(cause, actions),
             (None, None) if !self.protection_wanted => {
                 self.part(Cause::Final("unprotected by the operator".to_owned()), actions);
@@ -184,6 +188,9 @@ impl Primary {
         let cause = Cause::Final(reason.to_owned());
         match &mut self.parting {
             Some(parting) => {
+                if parting.cause.to_string() != reason {
+                    actions.push(PrimaryAction::Report(format!("asking to go on alone: {reason}")));
+                }
                 parting.cause = cause;
                 // Nobody is left to be waited for.
                 parting.contest.wait_no_longer();

@@ -46,18 +46,25 @@ pub(super) struct Session {
     pub(super) heard_ms: u64,
     beat_ms: u64,
     beats: u64,
-    /// What the peer said last that keeps its host from running the VM well.
-    peer_trouble: Option<Trouble>,
-    /// What the peer said last of its readiness, and when that came.
-    peer_readiness: Option<(Readiness, u64)>,
 }
 
-impl Session {
-    fn note_heartbeat(&mut self, heartbeat: Heartbeat, now_ms: u64) {
-        self.peer_trouble = heartbeat.trouble;
+/// What the peer has said of itself. That of a pair outlives a session: it is no other peer in the next one,
+/// and how old it is, is known.
+#[cfg_attr(feature = "sim", derive(Clone, Hash))]
+#[derive(Default)]
+pub(super) struct PeerWord {
+    /// What keeps its host from running the VM well.
+    trouble: Option<Trouble>,
+    /// How ready it is, and when that came.
+    readiness: Option<(Readiness, u64)>,
+}
+
+impl PeerWord {
+    fn note(&mut self, heartbeat: Heartbeat, now_ms: u64) {
+        self.trouble = heartbeat.trouble;
         if let Some(Readiness { reasons, age_ms }) = heartbeat.readiness {
             // What comes from outside is bounded here, too.
-            self.peer_readiness = Some((Readiness::found(reasons).aged(age_ms), now_ms));
+            self.readiness = Some((Readiness::found(reasons).aged(age_ms), now_ms));
         }
     }
 }
@@ -66,9 +73,9 @@ impl Primary {
     /// Whether the secondary of a recorded pair could take over at `now_ms`, as far as it has said; `None`:
     /// there is no such pair.
     pub(super) fn peer_readiness(&self, now_ms: u64) -> Option<Readiness> {
-        let session = self.session.as_ref().filter(|_| self.is_joined())?;
-        let (noted, trouble) = (session.peer_readiness.as_ref(), session.peer_trouble.as_ref());
-        Some(Readiness::judged(noted, trouble, now_ms))
+        let PeerWord { trouble, readiness } = &self.peer_word;
+        self.is_joined()
+            .then(|| Readiness::judged(readiness.as_ref(), trouble.as_ref(), now_ms))
     }
 
     /// What keeps the secondary of a recorded pair from taking over at `now_ms`, as a sentence. That it has
@@ -121,6 +128,9 @@ impl Primary {
             return;
         }
         self.sessions_begun += 1;
+        if !matches!(self.standing, Standing::Paired) {
+            self.peer_word = PeerWord::default();
+        }
         self.session = Some(Session {
             id,
             stage: Stage::Greeting,
@@ -128,8 +138,6 @@ impl Primary {
             heard_ms: self.now_ms,
             beat_ms: self.now_ms + self.config.timing.heartbeat_ms,
             beats: 0,
-            peer_trouble: None,
-            peer_readiness: None,
         });
         let hello = Hello {
             protocol: PROTOCOL_VERSION,
@@ -157,7 +165,7 @@ impl Primary {
         };
         session.heard_ms = now_ms;
         match (&session.stage, message) {
-            (_, Message::Heartbeat(heartbeat)) => session.note_heartbeat(heartbeat, now_ms),
+            (_, Message::Heartbeat(heartbeat)) => self.peer_word.note(heartbeat, now_ms),
             (Stage::Greeting, Message::Welcome(welcome)) => self.on_welcome(welcome, actions),
             (Stage::Greeting, Message::Refuse(reason)) => {
                 self.close(&format!("the secondary refused: {reason}"), actions);

@@ -282,6 +282,9 @@ impl Primary {
         if is_failing {
             self.capture_failures = 0;
             self.secondary_is_unfit(&failing, actions);
+            if !self.guest_waits_for_ack() && !self.dirty_limit {
+                self.resume(actions);
+            }
         }
     }
 
@@ -355,6 +358,13 @@ impl Primary {
         let Some(sync) = self.sync.take() else { return };
         self.output_pending = true;
         actions.push(PrimaryAction::GiveBack { epoch: sync.epoch });
+    }
+
+    /// Whether a sync is under way of which this host has not all yet.
+    pub(super) fn is_capturing(&self) -> bool {
+        self.sync
+            .as_ref()
+            .is_some_and(|sync| sync.stage == Stage::Capturing)
     }
 
     /// When the oldest sync without an ack will be too old.

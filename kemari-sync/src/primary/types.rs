@@ -67,7 +67,7 @@ impl Default for CopyLimits {
     }
 }
 
-/// Captures of a pair that fail in a row before the host counts as failing.
+/// Captures of a pair that fail in a row before the secondary goes on instead, or is given up if it cannot.
 pub const CAPTURE_FAILURES_MAX: u32 = 3;
 
 /// So large a part of the secondary's staging, one in this, is for pages that go ahead of their sync.

@@ -6,6 +6,7 @@ use rand::Rng;
 use crate::faults::Fault;
 use crate::marks::Carried;
 use crate::primary::{PrimaryEvent, SessionId};
+use crate::record::Term;
 use crate::replica::Ruled;
 
 use super::events::ToProcess;
@@ -51,6 +52,14 @@ pub(super) struct ImageCopy {
 }
 
 impl ImageCopy {
+    /// Of a side that begins in this term.
+    pub(super) fn of(term: Term) -> Self {
+        Self {
+            ruled: Ruled::of(term),
+            ..Self::default()
+        }
+    }
+
     fn begin(&mut self, session: SessionId) {
         self.changed = Some(0);
         self.copies_to = Some(session);

@@ -137,6 +137,16 @@ impl World {
         self.tell_after(0, host, ToProcess::Primary(PrimaryEvent::HostFailing { reason }));
     }
 
+    /// The guest of a primary runs, and cannot be followed.
+    pub(super) fn fail_protection(&mut self, host: usize) {
+        let reason = "its record cannot be written".to_owned();
+        self.tell_after(
+            0,
+            host,
+            ToProcess::Primary(PrimaryEvent::ProtectionFailing { reason }),
+        );
+    }
+
     /// The image of a secondary could not be written: nothing more is carried out on it.
     pub(super) fn replica_fails(&mut self, host: usize) {
         // Asked here alone: it is for the driver to tell the mechanism.

@@ -6,7 +6,7 @@ use crate::debt::Debt;
 use crate::primary::{
     CopyLimits, Mode, OnSecondaryLoss, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Reign,
 };
-use crate::record::{ArbiterRequest, Phase};
+use crate::record::{ArbiterAnswer, ArbiterRequest, Phase};
 use crate::replica::announced_term;
 
 use super::copies::ImageCopy;
@@ -42,6 +42,7 @@ impl World {
             },
         };
         let (nonce, record) = (config.me.nonce, reign.record.clone());
+        let term = record.term;
         let verdict = consent::alone(&self.store, &record);
         self.judge(Invariant::Consent, verdict);
         let verdict = self.checks.history.begin_rule(nonce, vm.life, vm.seq, vm.hash);
@@ -68,7 +69,7 @@ impl World {
             inbox: Vec::new(),
             writes_in_flight: 0,
             dialing: false,
-            copy: ImageCopy::default(),
+            copy: ImageCopy::of(term),
         });
         if let Some(side) = self.hosts[host].primary() {
             side.vm.reissue();
@@ -230,8 +231,18 @@ impl World {
         };
         match is_noted {
             true => self.send_ask(host, ask, request),
-            // Who won it could not write anything under it.
-            false => self.fail_host(host),
+            // Who won it could not write anything under it: the secondary goes on, if it can; or else it is
+            // tried again.
+            false => {
+                let is_pairing = matches!(&request, ArbiterRequest::Swap { new, .. }
+                    if new.phase == Phase::Acting && new.peer.is_some());
+                let side = self.hosts[host].primary();
+                if side.is_some_and(|side| side.machine.goes_on_there()) && !is_pairing {
+                    return self.fail_host(host);
+                }
+                let answer = ArbiterAnswer::Unavailable("its record cannot be written".to_owned());
+                self.tell_after(0, host, ToProcess::Primary(PrimaryEvent::Arbiter { ask, answer }));
+            }
         }
     }
 

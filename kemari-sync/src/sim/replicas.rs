@@ -205,7 +205,8 @@ impl World {
         true
     }
 
-    /// Before anything is written in a new reign the record says so. False: it cannot, and this host fails.
+    /// Before anything is written in a new reign the record says so. False: it cannot. A pair goes on on the
+    /// other host then, or parts; a side alone ends.
     pub(super) fn rule_image(&mut self, host: usize, paired: bool) -> bool {
         let Some(side) = self.hosts[host].primary() else {
             return false;
@@ -215,7 +216,10 @@ impl World {
             return true;
         }
         if self.disk_fails(host) {
-            self.fail_host(host);
+            match paired {
+                true => self.fail_protection(host),
+                false => self.fail_host(host),
+            }
             return false;
         }
         let image = &mut self.hosts[host].image;

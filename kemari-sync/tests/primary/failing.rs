@@ -1,6 +1,6 @@
 //! A host that fails.
 
-use kemari_sync::wire::{Goodbye, Message};
+use kemari_sync::wire::{CommitId, Goodbye, Message};
 use kemari_sync::{Mode, PrimaryAction, PrimaryEvent, Protection, Timing};
 
 use PrimaryAction as Do;
@@ -71,18 +71,73 @@ fn said(actions: &[PrimaryAction]) -> &Goodbye {
     goodbye
 }
 
+/// Of a protected pair as many captures fail in a row as may not: what the last one leads to.
+fn captures_fail(bench: &mut Bench) -> Vec<PrimaryAction> {
+    let failed = |epoch| PrimaryEvent::CaptureFailed {
+        epoch,
+        reason: "KVM".to_owned(),
+    };
+    bench.feed(PrimaryEvent::OutputPending);
+    assert_eq!(bench.feed(failed(2)), [Do::GiveBack { epoch: 2 }, capture(3)]);
+    assert_eq!(bench.feed(failed(3)), [Do::GiveBack { epoch: 3 }, capture(4)]);
+    bench.feed(failed(4))
+}
+
 #[test]
 fn captures_that_fail_again_and_again_are_the_hosts_failure() {
     let mut bench = Bench::protected(Mode::Pipelined);
+    bench.hear(1, support::said(None, Some(&[])));
+    assert!(captures_fail(&mut bench).contains(&Do::CloseDisks));
+}
+
+/// A sync of which something was sent already takes its session with it; what the peer has said of itself
+/// goes on counting in the next one.
+#[test]
+fn captures_that_fail_after_their_sync_has_begun_are_the_hosts_failure_too() {
+    let mut bench = Bench::protected(Mode::Lockstep);
     bench.hear(1, support::said(None, Some(&[])));
     bench.feed(PrimaryEvent::OutputPending);
     let failed = |epoch| PrimaryEvent::CaptureFailed {
         epoch,
         reason: "KVM".to_owned(),
     };
-    assert_eq!(bench.feed(failed(2)), [Do::GiveBack { epoch: 2 }, capture(3)]);
-    assert_eq!(bench.feed(failed(3)), [Do::GiveBack { epoch: 3 }, capture(4)]);
-    assert!(bench.feed(failed(4)).contains(&Do::CloseDisks));
+    for (session, epoch) in [(2, 2), (3, 3)] {
+        let actions = bench.feed(failed(epoch));
+        assert!(
+            actions
+                .iter()
+                .any(|action| matches!(action, Do::CloseSession { .. })),
+            "{actions:?}"
+        );
+        bench.feed(PrimaryEvent::PeerConnected { session });
+        bench.welcome(session, 2, Some(CommitId { term: 2, epoch: 1 }));
+    }
+    let actions = bench.feed(failed(4));
+    assert!(actions.contains(&Do::CloseDisks), "{actions:?}");
+}
+
+/// As when a vCPU cannot be stopped, since a disk of this host hangs.
+#[test]
+fn a_capture_that_does_not_end_is_the_hosts_failure_and_not_the_secondarys() {
+    let timing = Timing::default();
+    let ends_in = |readiness: &[&str]| {
+        let mut bench = Bench::protected(Mode::Lockstep);
+        assert_eq!(bench.feed(PrimaryEvent::OutputPending), [capture(2)]);
+        let mut actions = Vec::new();
+        for _ in 0..=timing.progress_ms / timing.heartbeat_ms {
+            bench.hear(1, support::said(None, Some(readiness)));
+            actions.extend(bench.wait(timing.heartbeat_ms));
+        }
+        actions
+    };
+    let actions = ends_in(&[]);
+    assert!(actions.contains(&Do::CloseDisks), "{actions:?}");
+    let actions = ends_in(&["the TAP is gone"]);
+    assert!(!actions.contains(&Do::CloseDisks), "{actions:?}");
+    assert!(
+        actions.iter().any(|action| matches!(action, Do::Ask { .. })),
+        "{actions:?}"
+    );
 }
 
 /// It runs well, and nobody else has it.
@@ -162,13 +217,10 @@ fn a_guest_that_cannot_be_followed_is_not_given_to_a_secondary_that_cannot_go_on
     stays(&mut bench, actions);
     // Captures that fail again and again are no more than that.
     let mut bench = Bench::protected(Mode::Pipelined);
-    bench.feed(PrimaryEvent::OutputPending);
-    let failed = |epoch| PrimaryEvent::CaptureFailed {
-        epoch,
-        reason: "KVM".to_owned(),
-    };
-    assert_eq!(bench.feed(failed(2)), [Do::GiveBack { epoch: 2 }, capture(3)]);
-    assert_eq!(bench.feed(failed(3)), [Do::GiveBack { epoch: 3 }, capture(4)]);
-    let actions = bench.feed(failed(4));
+    let actions = captures_fail(&mut bench);
+    assert!(
+        actions.contains(&Do::Resume),
+        "it waits for no arbiter: {actions:?}"
+    );
     stays(&mut bench, actions);
 }

@@ -61,9 +61,13 @@ fn is_configuration(word: &Path) -> bool {
     has_suffix || word.as_os_str().as_encoded_bytes().contains(&b'/')
 }
 
+/// Which host's it is a side that hangs does not say: another is not meant for that.
+fn may_be_meant(side: &Side, host: Option<&str>) -> bool {
+    host.is_none() || side.host().is_none_or(|own| Some(own) == host)
+}
+
 fn only(host: Option<&str>, sides: &[Side]) -> anyhow::Result<Client> {
-    let is_meant = |side: &&Side| host.is_none() || side.host() == host;
-    let meant: Vec<&Side> = sides.iter().filter(is_meant).collect();
+    let meant: Vec<&Side> = sides.iter().filter(|side| may_be_meant(side, host)).collect();
     match (meant.as_slice(), host) {
         ([only], _) => Ok(only.client()),
         ([], Some(host)) if !sides.is_empty() => Err(anyhow!(NothingHere(format!(
@@ -83,9 +87,8 @@ fn only(host: Option<&str>, sides: &[Side]) -> anyhow::Result<Client> {
 
 fn by_name(vm: &str, host: Option<&str>, sides: &[Side]) -> anyhow::Result<Client> {
     let of_vm: Vec<&Side> = sides.iter().filter(|side| side.vm() == vm).collect();
-    // Which host's it is a side that hangs does not say: another is not meant for that.
-    let may_be_meant = |side: &&Side| host.is_none() || side.host().is_none_or(|own| Some(own) == host);
-    let meant = likeliest(vm, of_vm.iter().copied().filter(may_be_meant).collect());
+    let of_host = of_vm.iter().copied().filter(|side| may_be_meant(side, host));
+    let meant = likeliest(vm, of_host.collect());
     match (meant.as_slice(), host) {
         ([side], _) => Ok(side.client()),
         ([], _) if sides.is_empty() => Err(no_vm(

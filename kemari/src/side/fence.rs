@@ -45,6 +45,7 @@ pub fn fence(command: &[String], until: Instant) -> Result<String, String> {
     let job = Job {
         what: "fence command",
         limit: "fence_timeout_ms",
+        time: None,
         input: None,
     };
     run(&job, command, until)
@@ -56,6 +57,7 @@ pub fn run_hook(command: &[String], input: &[u8], timeout: Duration) -> Result<S
     let job = Job {
         what: "hook",
         limit: "timeout_ms",
+        time: Some(timeout),
         input: Some(input),
     };
     run(&job, command, Instant::now() + timeout + ALARM_AFTER)
@@ -66,6 +68,8 @@ struct Job<'a> {
     what: &'static str,
     /// The key of its time.
     limit: &'static str,
+    /// That time, where all of it is left.
+    time: Option<Duration>,
     input: Option<&'a [u8]>,
 }
 
@@ -98,7 +102,8 @@ fn run(job: &Job<'_>, command: &[String], until: Instant) -> Result<String, Stri
         (Ok(true), Ok(status)) if status.success() => Ok(format!("the {what} `{shown}` has succeeded{said}")),
         (Ok(true), Ok(status)) => Err(format!("the {what} `{shown}` failed: {status}{said}")),
         (Ok(false), _) => Err(format!(
-            "the {what} `{shown}` did not end within {left:?}, `{}`{said}",
+            "the {what} `{shown}` did not end within {} ms, `{}`{said}",
+            job.time.unwrap_or(left).as_millis(),
             job.limit
         )),
         (Err(error), _) | (_, Err(error)) => Err(format!("the {what} `{shown}` cannot be watched: {error}")),

@@ -284,10 +284,7 @@ fn terminal(board: &Arc<Board>, alarms: Option<Arc<Alarms>>) -> anyhow::Result<T
             // What came of it is in the log.
             Role::Primary => drop(board.command(control::Command::Stop)),
             _ => {
-                alarms
-                    .iter()
-                    .for_each(|alarms| alarms.end("this side was ended at its console"));
-                crate::log::exit(0)
+                signals::leave(&board, alarms.as_deref());
             }
         }
     })

@@ -73,6 +73,7 @@ const WAIT_MS_MAX: u64 = 1000;
 const POLL_US_MAX: u64 = 300;
 /// How long staging is kept after this side has ended.
 const STAGING_KEPT: Duration = Duration::from_secs(3);
+
 /// What other threads tell the loop.
 pub enum Input {
     /// A standby machine was built, or could not be.

@@ -59,10 +59,12 @@ pub fn take(board: Arc<Board>, alarms: Option<Arc<Alarms>>) -> anyhow::Result<Le
     let mut signals = Signals::new(wanted).context("cannot take signals")?;
     let leaving = Leaving::default();
     let (leaves, wishes) = channel();
-    let flag = leaving.0.clone();
+    let (flag, told) = (leaving.0.clone(), alarms.clone());
     threads::start("leave", move || {
         for () in wishes {
-            leave(&board, &flag);
+            if !leave(&board, told.as_deref()) {
+                flag.store(false, Ordering::SeqCst);
+            }
         }
     })
     .context("cannot take signals")?;
@@ -122,15 +124,22 @@ impl Asked {
     }
 }
 
-fn leave(board: &Board, flag: &AtomicBool) {
+/// This process is told to end, in order. False: the side does not let go, and has said why.
+pub(super) fn leave(board: &Board, alarms: Option<&Alarms>) -> bool {
     tracing::info!("this process was told to end");
     if board.status().role == Role::Starting {
-        // It has nothing yet that could be let go.
+        // It has nothing yet, or again, that could be let go.
+        alarms
+            .iter()
+            .for_each(|alarms| alarms.end_at_once("this process was told to end"));
         log::exit(0);
     }
-    if let Err(reason) = board.command(Command::Leave) {
-        tracing::warn!("this process does not end: {reason}");
-        flag.store(false, Ordering::SeqCst);
+    match board.command(Command::Leave) {
+        Ok(_) => true,
+        Err(reason) => {
+            tracing::warn!("this process does not end: {reason}");
+            false
+        }
     }
 }
 

@@ -16,7 +16,7 @@ const WAITING_MAX: usize = 8;
 /// Pause after each run of a hook: what happens again and again starts no more than so many.
 const REST: Duration = Duration::from_secs(1);
 /// What of failed hooks waits to be told to the log.
-const SAID_MAX: usize = 16;
+pub(super) const SAID_MAX: usize = 16;
 
 /// What has happened to a VM, as a hook reads it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

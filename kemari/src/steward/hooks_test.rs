@@ -112,11 +112,16 @@ fn a_hook_that_hangs_holds_up_nobody_and_is_killed_with_all_that_it_began() {
     let raised = begun.elapsed();
     assert!(raised < Duration::from_millis(timeout_ms.into()), "{raised:?}");
     let said = await_some("it goes on", || runner.told().said.pop());
-    assert!(said.contains("did not end within"), "{said}");
+    assert!(said.contains("did not end within 2000 ms"), "{said}");
     let began = await_some("it began nothing", || {
         Some(told(&directory).first()?.as_u64().unwrap() as u32)
     });
     await_some("what it began goes on", || (!runs(began)).then_some(()));
+    // Once the third is told the second has hung, too: the same is not said again.
+    await_some("it is told no more", || {
+        (told(&directory).len() > 2).then_some(())
+    });
+    assert_eq!(runner.told().said, [""; 0]);
 }
 
 #[test]

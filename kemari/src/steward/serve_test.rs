@@ -194,7 +194,7 @@ fn a_tap_that_came_too_late_is_not_in_the_way_of_the_next_try() {
 
 fn line() -> (Line, UnixStream) {
     let (socket, its) = UnixStream::pair().expect("a socket");
-    (Line { socket, last: 0 }, its)
+    (Line::new(socket), its)
 }
 
 #[test]

@@ -323,7 +323,19 @@ fn a_side_that_hangs_loses_its_name_to_none_that_says_it_too() {
         let told = String::from_utf8_lossy(&said.stderr);
         assert!(told.contains("db.sock did not answer"), "{line}: {told}");
     }
+    // Nor does another become the only one of a host.
+    for line in ["stop", "stop --host a"] {
+        let said = run.kemari(line);
+        let told = String::from_utf8_lossy(&said.stderr);
+        assert!(
+            told.contains("several sides of the VM `db` run here"),
+            "{line}: {told}"
+        );
+    }
     assert_eq!(run.ordered(), [vec![]]);
+    let said = run.kemari("status --check --host b");
+    let told = String::from_utf8_lossy(&said.stderr);
+    assert_eq!(said.status.code(), Some(2), "{told}");
 }
 
 #[test]

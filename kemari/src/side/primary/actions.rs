@@ -337,6 +337,7 @@ impl PrimarySide {
             return;
         }
         self.tap.set_idle();
+        let acked_us = self.clock.now_us();
         // First of all: what waits outside waits for this, and for nothing that is put away below.
         self.machine.release(epoch);
         self.debt.acked(epoch);
@@ -345,7 +346,7 @@ impl PrimarySide {
             outputs = capture.outputs;
             self.acked_states = capture.states;
             let capture_us = micros(capture.took.encode + capture.took.send);
-            let wire_us = self.stopwatch.wire_us(self.clock.now_us());
+            let wire_us = self.stopwatch.wire_us(acked_us);
             self.deltas.acked(epoch);
             self.deltas.note(
                 capture_us + wire_us,

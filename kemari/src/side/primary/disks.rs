@@ -50,8 +50,6 @@ pub struct Disks {
 impl Disks {
     /// Disks whose records say that this reign is this side's, as each start and each restore leaves them.
     pub fn new(trackers: Vec<Arc<Tracker>>, term: Term) -> Self {
-        let mut ruled = Ruled::default();
-        ruled.note(term);
         Self {
             peer_maps: vec![None; trackers.len()],
             settled: vec![None; trackers.len()],
@@ -60,7 +58,7 @@ impl Disks {
             trackers,
             copier: None,
             told: false,
-            ruled,
+            ruled: Ruled::of(term),
             still_for: None,
             trouble: None,
             unready: None,
@@ -345,8 +343,7 @@ impl PrimarySide {
     }
 
     /// Asks the arbiter, once the records say what they must before. If they cannot nothing is asked: this
-    /// host could write nothing under the term. The secondary goes on, if it is heard; or else it is tried
-    /// again.
+    /// host could write nothing under the term. The secondary goes on, if it can; or else it is tried again.
     pub(super) fn ask(&mut self, ask: AskId, request: ArbiterRequest) {
         let Err(error) = self.prepare_ask(&request) else {
             self.disks.unready = None;
@@ -391,8 +388,8 @@ impl PrimarySide {
         Ok(())
     }
 
-    /// Before anything is written in a new term, the records say that it is this side's. False: they cannot,
-    /// and this host fails.
+    /// Before anything is written in a new term, the records say that it is this side's. False: they cannot.
+    /// Then a pair goes on on the other host, or parts, and it is tried again; a side alone ends.
     pub(super) fn rule_disks(&mut self, paired: bool) -> bool {
         let term = self.core.record().term;
         if self.disks.trackers.is_empty() || !self.disks.ruled.lacks(term) {
@@ -416,7 +413,11 @@ impl PrimarySide {
                 true
             }
             Err(error) => {
-                self.fail_host(format!("{error:#}"));
+                let reason = format!("{error:#}");
+                match paired {
+                    true => self.fail_protection(reason),
+                    false => self.fail_host(reason),
+                }
                 false
             }
         }

@@ -56,11 +56,12 @@ impl PrimarySide {
     }
 
     pub(super) fn on_reset_done(&mut self, result: Result<(), String>) {
-        self.holds.remove(Hold::Reset);
         if let Err(reason) = result {
+            // What is half reset does not run, whatever else asks for it before the side is over.
             let reason = format!("the machine cannot be reset: {reason}");
             return self.events.push_back(PrimaryEvent::HostFailing { reason });
         }
+        self.holds.remove(Hold::Reset);
         match self.reset.capture.take() {
             Some((epoch, hold)) => self.capture(epoch, hold, None),
             None => self.run_unless_held(),

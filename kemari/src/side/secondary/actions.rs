@@ -102,9 +102,6 @@ impl SecondarySide {
             }
             checked.map(drop)
         });
-        if let Some(standby) = self.berth.standby_mut() {
-            standby.disks.is_stop = commit.stop;
-        }
         if result.is_ok() && self.berth.copying().is_some() && self.wait_for_whole_disks(epoch) {
             return;
         }

@@ -146,6 +146,10 @@ fn an_image_is_stopped_with_its_vm_and_not_with_its_primary() {
         let mut rig = Rig::new();
         let commit = staged(&mut rig, 1, is_stop);
         assert_eq!(checks(&mut rig, commit), Some(true));
+        rig.side.perform(SecondaryAction::Apply { epoch: 1 });
+        // The next one is checked, and not committed.
+        let commit = staged(&mut rig, 2, !is_stop);
+        assert_eq!(checks(&mut rig, commit), Some(true));
         rig.side.perform(SecondaryAction::Exit {
             reason: "a test".into(),
         });

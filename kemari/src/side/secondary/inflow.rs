@@ -14,6 +14,8 @@ pub struct Inflow {
     open: Option<(SessionId, Epoch)>,
     /// The states that the sync brings that was checked.
     checked: Vec<StateBlob>,
+    /// Whether that sync is the VM's last.
+    is_stop: bool,
     counters: Counters,
 }
 
@@ -24,6 +26,7 @@ impl Inflow {
             staging,
             open: None,
             checked: Vec::new(),
+            is_stop: false,
             counters: Counters::default(),
         }
     }
@@ -89,7 +92,7 @@ impl Inflow {
         self.staging.check(commit).map_err(|error| error.to_string())?;
         let states = staged_states(&self.staging)?;
         would_load(&states)?;
-        self.checked = states;
+        (self.checked, self.is_stop) = (states, commit.stop);
         Ok(())
     }
 
@@ -101,6 +104,7 @@ impl Inflow {
         }
         trial::merge(&mut standby.states, self.checked.drain(..));
         standby.trial.is_due = true;
+        standby.disks.is_stop = self.is_stop;
     }
 
     /// The sync that was staged is committed.
@@ -122,7 +126,7 @@ impl Inflow {
 }
 
 /// The states that the staged sync brings.
-pub fn staged_states(staging: &Staging) -> Result<Vec<StateBlob>, String> {
+fn staged_states(staging: &Staging) -> Result<Vec<StateBlob>, String> {
     let blobs = staging.states().map(|frame| {
         let kind = StateKind::from_wire(frame.kind)
             .ok_or_else(|| format!("state of an unknown kind {}", frame.kind))?;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kemari_sync::wire::{
-    Commit, DeltaCache, FrameHeader, FrameKind, HEADER_BYTES, Message, PageBatch, Staging, SyncTally, decode,
-    encode, seal,
+    DeltaCache, FrameHeader, FrameKind, HEADER_BYTES, Message, PageBatch, Staging, SyncTally, decode, encode,
+    seal,
 };
 use kemari_sync::{
     ArbiterAnswer, ArbiterRequest, CopyLimits, Debt, Incarnation, Mode, OnSecondaryLoss, Phase, Primary,
@@ -25,9 +25,10 @@ use super::super::capture_test;
 use super::super::copy::{Copy, Next};
 use super::super::primary::Seat;
 use super::super::readiness::Opened;
+use super::Standby;
 use super::disks::StandbyDisks;
-use super::trial::{self, Trial};
-use super::{Standby, inflow};
+use super::inflow::Inflow;
+use super::trial::Trial;
 use crate::config::Config;
 use crate::link::LinkError;
 
@@ -52,9 +53,7 @@ fn host(name: &str, nonce: u128) -> Incarnation {
 struct Side {
     core: Secondary,
     standby: Standby,
-    staging: Staging,
-    staged: Option<u64>,
-    checked: Vec<StateBlob>,
+    inflow: Inflow,
     is_copying: bool,
     is_closed: bool,
     acks: usize,
@@ -86,9 +85,7 @@ impl Side {
                 copy: None,
                 trackers: Vec::new(),
             },
-            staging: Staging::new(STAGING_BYTES),
-            staged: None,
-            checked: Vec::new(),
+            inflow: Inflow::new(Staging::new(STAGING_BYTES)),
             is_copying: false,
             is_closed: false,
             acks: 0,
@@ -115,12 +112,8 @@ impl Side {
                 batch.iter().for_each(|page| standby.write_page(page));
             }
             FrameKind::Pages | FrameKind::State => {
-                let Some(epoch) = self.staged else { return Ok(()) };
-                let (has_page, checksum) = (|gfn| standby.has_page(gfn), |gfn| standby.page_checksum(gfn));
-                if let Err(error) = self.staging.accept(&header, body, has_page, checksum) {
-                    self.staged = None;
-                    let reason = error.to_string();
-                    self.feed(SecondaryEvent::StagingFailed { epoch, reason });
+                if let Some(failed) = self.inflow.stage(SESSION, &header, Some(body), standby) {
+                    self.feed(failed);
                 }
             }
             kind => {
@@ -153,40 +146,25 @@ impl Side {
                 let result = Ok(Vec::new());
                 return Some(SecondaryEvent::Prepared { session, result });
             }
-            SecondaryAction::Stage { epoch, .. } => {
-                self.staging.begin(epoch);
-                self.staged = Some(epoch);
-            }
+            SecondaryAction::Stage { session, epoch } => self.inflow.begin(session, epoch),
             SecondaryAction::Check { commit } => {
-                let (epoch, result) = (commit.epoch, self.check(&commit));
-                self.staged = None;
+                let (epoch, standby) = (commit.epoch, &mut self.standby);
+                let result = self
+                    .inflow
+                    .check(&commit, |states| standby.check_states(epoch, states, 0).map(drop));
                 return Some(SecondaryEvent::Checked { epoch, result });
             }
             SecondaryAction::Apply { epoch } => {
                 self.is_copying = false;
-                self.staging
-                    .pages()
-                    .for_each(|page| self.standby.write_page(page));
-                trial::merge(&mut self.standby.states, self.checked.drain(..));
-                self.staging.clear();
+                self.inflow.commit_to(&mut self.standby);
+                self.inflow.note_commit();
                 return Some(SecondaryEvent::Applied { epoch });
             }
-            SecondaryAction::Discard { .. } => {
-                self.staging.clear();
-                self.staged = None;
-            }
+            SecondaryAction::Discard { .. } => self.inflow.discard(),
             SecondaryAction::CloseSession { .. } => self.is_closed = true,
             _ => {}
         }
         None
-    }
-
-    fn check(&mut self, commit: &Commit) -> Result<(), String> {
-        self.staging.check(commit).map_err(|error| error.to_string())?;
-        let states = inflow::staged_states(&self.staging)?;
-        self.standby.check_states(commit.epoch, &states, 0)?;
-        self.checked = states;
-        Ok(())
     }
 }
 

@@ -524,16 +524,19 @@ pub fn written_blocks(image: &Path) -> Result<(u64, BTreeMap<u64, Vec<u8>>)> {
     let mut at = 0;
     loop {
         // A block device knows of no holes.
-        let begin = match seek(&file, SeekFrom::Data(at)) {
+        let data = match seek(&file, SeekFrom::Data(at)) {
             Err(Errno::INVAL) if at < bytes => at,
             Err(Errno::INVAL | Errno::NXIO) => return Ok((bytes, blocks)),
-            found => found? / BLOCK_BYTES * BLOCK_BYTES,
+            found => found?,
         };
-        at = match seek(&file, SeekFrom::Hole(begin)) {
+        let hole = match seek(&file, SeekFrom::Hole(data)) {
             Err(Errno::INVAL) => bytes,
             found => found?,
         };
-        for offset in (begin..at).step_by(BLOCK_BYTES as usize) {
+        // The file system's blocks may be smaller.
+        let begin = data / BLOCK_BYTES * BLOCK_BYTES;
+        at = hole.next_multiple_of(BLOCK_BYTES);
+        for offset in (begin..hole).step_by(BLOCK_BYTES as usize) {
             let mut block = vec![0; BLOCK_BYTES.min(bytes - offset) as usize];
             file.read_exact_at(&mut block, offset)?;
             if block.iter().any(|byte| *byte != 0) {

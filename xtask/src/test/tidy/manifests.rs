@@ -153,7 +153,7 @@ struct Package {
 fn licences(allowed: &[String]) -> Result<Vec<String>> {
     let options = [
         "--format-version=1",
-        "--offline",
+        "--locked",
         "--filter-platform=x86_64-unknown-linux-gnu",
     ];
     let text = output_of(cargo().arg("metadata").args(options))?;

@@ -111,7 +111,7 @@ fn matches(file: &str, path: &str) -> bool {
         .any(|window| window.iter().zip(&wanted).all(is_same))
 }
 
-/// Whether something of this name is declared in a source file: a function, a type, a variant, a field.
+/// Whether something of this name is declared in a source file: a function, a type, a field.
 fn declares(source: &str, name: &str) -> bool {
     let word = |c: char| c.is_alphanumeric() || c == '_';
     let code = source.lines().filter(|line| !line.trim_start().starts_with("//"));
@@ -130,7 +130,8 @@ fn declares(source: &str, name: &str) -> bool {
                 "macro_rules! ",
             ];
             let is_item = introduced.iter().any(|keyword| before.ends_with(keyword));
-            let is_member = after.starts_with(':') && !after.starts_with("::");
+            let is_alone = ["", "pub", "pub(crate)", "pub(super)"].contains(&before.trim());
+            let is_member = is_alone && after.starts_with(": ") && line.ends_with(',');
             !after.starts_with(word) && !before.ends_with(word) && (is_item || is_member)
         })
     })
