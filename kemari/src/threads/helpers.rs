@@ -160,12 +160,18 @@ impl Helpers {
         if std::mem::replace(&mut self.0.lock().has_keeper, true) {
             return Ok(());
         }
-        let shared = self.0.clone();
-        let begun = (self.0.starter)("helpers", Box::new(move || shared.keep()));
+        // The keeper comes last: with it beside this, both would make what is short, and too many.
+        let begun = self.make_idle().and_then(|()| {
+            let shared = self.0.clone();
+            (self.0.starter)("helpers", Box::new(move || shared.keep()))
+        });
         if begun.is_err() {
             self.0.lock().has_keeper = false;
         }
-        begun?;
+        begun
+    }
+
+    fn make_idle(&self) -> io::Result<()> {
         while self.0.lock().idle < IDLE_MIN {
             self.0.add()?;
         }

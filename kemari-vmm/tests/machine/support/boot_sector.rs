@@ -47,11 +47,16 @@ global_asm!(
     "    movw $(6f - kemari_boot_sector + 0x7c00), %si",
     "    callw 4f",
     // The kick port, then a key; by an r it reboots as real-mode programs do,
-    // by another it says the same again.
+    // by another it says the same again. The key is taken from the serial port: firmware looks for keys by a
+    // clock that stands still for a quarter of an hour at a time where the guest's TSC did not begin at 0.
     "    movw $0x610, %dx",
     "    outb %al, %dx",
-    "    xorb %ah, %ah",
-    "    int $0x16",
+    "    movw $0x3fd, %dx",
+    "2:  inb %dx, %al",
+    "    testb $1, %al",
+    "    jz 2b",
+    "    movw $0x3f8, %dx",
+    "    inb %dx, %al",
     "    cmpb $0x72, %al",
     "    jne 9b",
     "    ljmpw $0xffff, $0",
@@ -69,7 +74,8 @@ global_asm!(
     "    jmp 4b",
     "8:  retw",
     "5:  .asciz \"I have read <\"",
-    "6:  .asciz \">\\r\\n\"",
+    // Firmware keeps a line's last character until its clock has gone on, as above.
+    "6:  .asciz \">.\\r\\n\"",
     "7:  .asciz \"The disk cannot be read\\r\\n\"",
     "    .org kemari_boot_sector + 510",
     "    .word 0xaa55",
