@@ -138,7 +138,7 @@ fn a_disk_without_a_boot_loader_is_told_at_the_console() {
     let _watchdog = Watchdog::new("a disk that boots nothing", 200);
     let rig = rig(1);
     let _machine = rig.running();
-    // Its last character, a full stop, may come a quarter of an hour later (see the boot sector).
+    // Its last character, a full stop, may come minutes later (see the boot sector).
     wait_until_said(&rig, "No bootable device", 1);
     assert_eq!(rig.event_within(Duration::ZERO), None);
 }

@@ -48,7 +48,7 @@ global_asm!(
     "    callw 4f",
     // The kick port, then a key; by an r it reboots as real-mode programs do,
     // by another it says the same again. The key is taken from the serial port: firmware looks for keys by a
-    // clock that stands still for a quarter of an hour at a time where the guest's TSC did not begin at 0.
+    // clock that stands still for minutes at a time where the guest's TSC did not begin at 0.
     "    movw $0x610, %dx",
     "    outb %al, %dx",
     "    movw $0x3fd, %dx",
