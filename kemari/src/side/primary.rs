@@ -14,6 +14,7 @@ mod holds;
 mod inline;
 mod orders;
 mod parking;
+mod peer;
 mod receive;
 mod reset;
 #[cfg(test)]
@@ -27,9 +28,7 @@ mod trouble;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kemari_sync::{
-    Debt, Epoch, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Reign, SessionId, Trouble,
-};
+use kemari_sync::{Debt, Epoch, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Reign, Trouble};
 use kemari_vmm::machine::{Machine, MachineEvent};
 use kemari_vmm::state::StateBlob;
 
@@ -46,14 +45,15 @@ use super::readiness::Announced;
 use super::shown::Shown;
 use super::sync_tap::{Attached, SyncTap, Waits};
 use super::trace::{Step, Trace};
-use super::wait::{Waiter, prefer_latency};
+use super::wait::prefer_latency;
 use crate::config::{Config, Latency, Mode, Pace};
 use crate::control::Counters;
-use crate::link::{Connection, Security};
+use crate::link::Security;
 use crate::replica::Tracker;
 
 use connect::{Connected, Connector};
 use holds::{Hold, Holds};
+use peer::Peer;
 use stopwatch::Stopwatch;
 
 pub use seat::Seat;
@@ -100,14 +100,6 @@ pub enum End {
     Halted(String),
 }
 
-/// The two connections of a session.
-pub struct Session {
-    id: SessionId,
-    host: String,
-    main: Connection,
-    heartbeat: Connection,
-}
-
 /// What a primary is made with.
 pub struct Setup {
     pub config: Arc<Config>,
@@ -135,13 +127,10 @@ pub struct PrimarySide {
     board: Arc<Board>,
     clock: Clock,
     trace: Arc<Trace>,
-    waiter: Waiter,
     tap: Arc<SyncTap>,
     /// The synchronising tap is attached while output is held.
     attached: Option<Attached>,
-    session: Option<Session>,
-    connector: Connector,
-    next_session: SessionId,
+    peer: Peer,
     /// Events that wait for the core, in order.
     events: VecDeque<PrimaryEvent>,
     actions: Vec<PrimaryAction>,
@@ -174,7 +163,6 @@ pub struct PrimarySide {
     pace: Pace,
     counters: Counters,
     stopwatch: Stopwatch,
-    heard_ms: Option<u64>,
     /// Whose thread does this, and who polls for acks.
     polling: inline::Polling,
     shown: Shown,
@@ -213,18 +201,15 @@ impl PrimarySide {
         let term = reign.record.term;
         Self {
             core: Primary::new(mechanism, reign, clock.now_ms()),
-            connector: Connector::new(&config, &host, security),
+            peer: Peer::new(Connector::new(&config, &host, security), waiter),
             machine,
             mailbox,
             arbiter,
             board,
             clock,
             trace,
-            waiter,
             tap,
             attached: None,
-            session: None,
-            next_session: 1,
             events: VecDeque::new(),
             actions: Vec::new(),
             copy: Copy::default(),
@@ -246,7 +231,6 @@ impl PrimarySide {
             pace,
             counters: Counters::default(),
             stopwatch: Stopwatch::default(),
-            heard_ms: None,
             polling,
             shown: Shown::default(),
             announced: Announced::default(),
@@ -263,7 +247,11 @@ impl PrimarySide {
 
     /// Runs the VM until it is stopped, or goes on elsewhere.
     pub fn run(self) -> End {
-        let (machine, waiter, board) = (self.machine.clone(), self.waiter.clone(), self.board.clone());
+        let (machine, waiter, board) = (
+            self.machine.clone(),
+            self.peer.waiter().clone(),
+            self.board.clone(),
+        );
         let side = Arc::new(Mutex::new(self));
         let driven = Arc::downgrade(&side);
         machine.on_parked(Some(Arc::new(move || {
@@ -310,13 +298,11 @@ impl PrimarySide {
             return self.show();
         }
         self.show_now_and_then();
-        self.connector.poll(
-            &self.core,
-            self.clock.now_ms(),
-            self.session.is_some(),
-            &self.mailbox,
-        );
-        self.watch_session(true);
+        let (now_ms, connected) = (self.clock.now_ms(), self.peer.session().is_some());
+        self.peer
+            .connector
+            .poll(&self.core, now_ms, connected, &self.mailbox);
+        self.peer.watch(true);
     }
 
     fn on_input(&mut self, input: Input) {
@@ -355,7 +341,7 @@ impl PrimarySide {
                 self.events.push_back(PrimaryEvent::Arbiter { ask, answer });
             }
             Input::Connected(outcome) => self.on_connected(outcome),
-            Input::Way(narrow) => self.connector.on_way(narrow),
+            Input::Way(narrow) => self.peer.connector.on_way(narrow),
             Input::DisksAreStill(epoch) => self.capture_still(epoch),
             Input::Drained(drain) => {
                 if drain == self.drains {

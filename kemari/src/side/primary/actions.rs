@@ -74,7 +74,7 @@ impl PrimarySide {
         clock::stamp(&mut message, self.board.mtus());
         let mut bytes = Vec::new();
         encode(&message, &mut bytes);
-        self.on_link(id, |session| match message.channel() {
+        self.peer.on_link(id, |session| match message.channel() {
             Channel::Main => session.main.send(bytes),
             Channel::Heartbeat => session.heartbeat.send(bytes),
         });
@@ -100,7 +100,7 @@ impl PrimarySide {
             .map(|buffer| buffer.rest().len() as u64)
             .sum::<u64>();
         self.stopwatch.sending(self.clock.now_us());
-        self.on_link(id, |session| session.main.send_all(buffers));
+        self.peer.on_link(id, |session| session.main.send_all(buffers));
         self.stopwatch.sent(self.clock.now_us(), at_once);
         self.expect_ack();
         self.trace.note(Step::AwaitingAck, epoch);
@@ -111,15 +111,9 @@ impl PrimarySide {
     fn cut_in_frame(&mut self, id: SessionId, buffers: [Outgoing; 3]) {
         let [opening, mut frames, _] = buffers;
         frames.truncate(frames.rest().len() / 2);
-        self.on_link(id, |session| session.main.send_all([opening, frames]));
+        self.peer
+            .on_link(id, |session| session.main.send_all([opening, frames]));
         self.lose_session(LinkError::Closed);
-    }
-
-    /// Does something with the link, if it is still that of this session.
-    pub(super) fn on_link(&mut self, id: SessionId, send: impl FnOnce(&mut super::Session)) {
-        if let Some(session) = self.session.as_mut().filter(|session| session.id == id) {
-            send(session);
-        }
     }
 
     fn begin_round(&mut self, session: SessionId, first: bool) {
@@ -132,7 +126,7 @@ impl PrimarySide {
         }
         if let Err(error) = self.copy.begin(&self.machine, &mut self.debt, first) {
             self.fail_protection(format!("the first copy cannot be made: {error:#}"));
-        } else if self.session.as_ref().is_none_or(|current| current.id != session) {
+        } else if self.peer.id() != Some(session) {
             self.copy.end();
         }
     }
@@ -150,16 +144,15 @@ impl PrimarySide {
     pub(super) fn pump_copy(&mut self) {
         let begin = Instant::now();
         while self.copy.is_active() && !self.ends_pumping(begin) {
-            let Some(session) = &mut self.session else {
-                self.copy.end();
-                return;
+            let Some(session) = self.peer.session() else {
+                return self.copy.end();
             };
             let id = session.id;
             if session.main.queued_bytes() > QUEUED_BYTES_MAX {
                 return;
             }
             match self.copy.next_frame(&self.machine) {
-                Ok(Next::Frame(frame)) => self.on_link(id, |session| session.main.send(frame)),
+                Ok(Next::Frame(frame)) => self.peer.on_link(id, |session| session.main.send(frame)),
                 Ok(Next::Nothing) => {}
                 Ok(Next::Done) if self.disks.must_go_on() => return,
                 Ok(Next::Done) => match self.copy.end_round(&self.machine, &mut self.debt) {
@@ -199,7 +192,7 @@ impl PrimarySide {
             Ok(bytes) => {
                 self.ahead_due_ms = self.clock.now_ms();
                 self.counters.wire_bytes += bytes.len() as u64;
-                self.on_link(id, |session| session.main.send(bytes));
+                self.peer.on_link(id, |session| session.main.send(bytes));
             }
             Err(error) => self.fail_protection(format!("guest memory cannot be read: {error:#}")),
         }
@@ -236,7 +229,7 @@ impl PrimarySide {
                 .events
                 .push_back(PrimaryEvent::CaptureFailed { epoch, reason });
         }
-        let session_id = self.session.as_ref().map(|session| session.id);
+        let session_id = self.peer.id();
         self.copy.end();
         let ahead_in = self.debt.went_ahead_in(epoch);
         let ahead = ahead_in.map(|_| std::mem::take(&mut self.ahead));
@@ -246,7 +239,7 @@ impl PrimarySide {
             Some(_) => None,
             None => self.deltas.for_sync(),
         };
-        let mut session = self.session.as_mut();
+        let mut session = self.peer.session_mut();
         let buffer = session
             .as_mut()
             .map(|session| session.main.take_spare())
@@ -456,15 +449,5 @@ impl PrimarySide {
         // Halting takes a while, in which another host has the VM already.
         self.show();
         self.machine.halt();
-    }
-
-    fn close_session(&mut self, id: SessionId, reason: &str) {
-        // The peer may have closed the connection as soon as it had said why.
-        self.disks.trouble = Some(format!("the last session ended: {reason}"));
-        if let Some(session) = self.session.take_if(|session| session.id == id) {
-            tracing::info!("the session with {} ends: {reason}", session.host);
-            self.disks.end_session();
-            self.note_session_end(id);
-        }
     }
 }

@@ -4,12 +4,12 @@ use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kemari_sync::wire::{Begin, Message, Welcome};
-use kemari_sync::{ArbiterRequest, Incarnation, Opening, Phase, Record, Ruled};
+use kemari_sync::{ArbiterRequest, Incarnation, Opening, Phase, Record, Ruled, SessionId};
 use kemari_vmm::disk::DiskWatch;
 use kemari_vmm::memory::PAGE_BYTES;
 
 use super::super::ahead;
-use super::receive::check_welcome;
+use super::peer::check_welcome;
 use super::rig::{OLD_TERM, Rig, TERM, record};
 use super::*;
 use crate::link::LinkError;
@@ -39,7 +39,7 @@ fn flush(rig: &Rig, id: u64) -> Arc<AtomicBool> {
 fn with_pages_ahead() -> (Rig, [TcpStream; 2], SessionId) {
     let mut rig = Rig::new();
     let peer = rig.force_connect();
-    let session = rig.side.session.as_ref().expect("a session").id;
+    let session = rig.side.peer.id().expect("a session");
     let begin = Begin {
         epoch: 1,
         base: None,

@@ -3,11 +3,10 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use kemari_sync::{Primary, PrimaryEvent, SessionId};
+use kemari_sync::{Primary, PrimaryEvent};
 
-use super::super::ahead::Ahead;
 use super::super::mailbox::Mailbox;
-use super::{Input, PrimarySide, Session};
+use super::{Input, PrimarySide};
 use crate::config::Config;
 use crate::link::{self, Connection, Preface, Purpose, Security, way};
 use crate::threads::helpers;
@@ -118,6 +117,35 @@ impl Connector {
         }
     }
 
+    /// An attempt is over. One that failed is told, once and again when the reason changes: attempts go on as
+    /// long as a secondary is wanted.
+    fn end_attempt(&mut self, outcome: Result<Connected, String>, now_ms: u64) -> Option<Connected> {
+        self.trying = false;
+        self.next_ms = now_ms + RETRY_MS;
+        let reason = match outcome {
+            Ok(connected) => return Some(connected),
+            Err(reason) => reason,
+        };
+        if self.trouble.as_ref() != Some(&reason) {
+            tracing::warn!("{reason}");
+        }
+        self.trouble = Some(reason);
+        None
+    }
+
+    /// A session has begun.
+    pub fn note_session(&mut self) {
+        self.trouble = None;
+    }
+
+    /// A session has ended. A pair that is broken is to be joined again at once, all else can wait.
+    pub fn note_session_end(&mut self, is_pair: bool, now_ms: u64) {
+        self.looks_at_way = !is_pair;
+        if !is_pair {
+            self.next_ms = now_ms + FUTILE_RETRY_MS;
+        }
+    }
+
     /// When the next attempt is due.
     pub fn due_ms(&self) -> Option<u64> {
         (self.wanted && !self.trying).then_some(self.next_ms)
@@ -152,53 +180,18 @@ fn connect(security: &Security, host: String, address: SocketAddr) -> Result<Con
 }
 
 impl PrimarySide {
-    /// A session has ended. A pair that is broken is to be joined again at once, all else can wait.
-    pub(super) fn note_session_end(&mut self, session: SessionId) {
-        self.debt.end_session(session);
-        self.ahead = Ahead::default();
-        self.connector.looks_at_way = !self.machine.holds_output();
-        if !self.machine.holds_output() {
-            self.connector.next_ms = self.clock.now_ms() + FUTILE_RETRY_MS;
-        }
-    }
-
+    /// An attempt is over: a session begins, if one is wanted and there is none yet.
     pub(super) fn on_connected(&mut self, outcome: Result<Connected, String>) {
-        self.connector.trying = false;
-        self.connector.next_ms = self.clock.now_ms() + RETRY_MS;
-        match outcome {
-            Ok(Connected {
-                host,
-                main,
-                heartbeat,
-            }) if self.core.wants_peer() && self.session.is_none() => {
-                let id = self.next_session;
-                self.next_session += 1;
-                tracing::info!("connected to the secondary on {host}");
-                self.board.note_peer(&host, &main);
-                if let Err(error) = self
-                    .waiter
-                    .add(main.fd())
-                    .and_then(|()| self.waiter.add(heartbeat.fd()))
-                {
-                    return tracing::error!("the link cannot be used: {error:#}");
-                }
-                self.session = Some(Session {
-                    id,
-                    host,
-                    main,
-                    heartbeat,
-                });
-                self.connector.trouble = None;
-                self.events.push_back(PrimaryEvent::PeerConnected { session: id });
-            }
-            Ok(_) => {}
-            Err(reason) => {
-                // Said once, and again when it changes: attempts go on as long as a secondary is wanted.
-                if self.connector.trouble.as_ref() != Some(&reason) {
-                    tracing::warn!("{reason}");
-                }
-                self.connector.trouble = Some(reason);
-            }
+        let connected = self.peer.connector.end_attempt(outcome, self.clock.now_ms());
+        let is_wanted = self.core.wants_peer() && self.peer.session().is_none();
+        let Some(connected) = connected.filter(|_| is_wanted) else {
+            return;
+        };
+        tracing::info!("connected to the secondary on {}", connected.host);
+        self.board.note_peer(&connected.host, &connected.main);
+        match self.peer.begin(connected) {
+            Ok(session) => self.events.push_back(PrimaryEvent::PeerConnected { session }),
+            Err(error) => tracing::error!("the link cannot be used: {error:#}"),
         }
     }
 }

@@ -2,22 +2,25 @@
 
 use super::super::rig::{Rig, connected};
 use super::*;
+use crate::link::LinkError;
 
 /// In how many milliseconds the next attempt is made at the soonest.
 fn pause_ms(rig: &Rig) -> u64 {
-    let connector = &rig.side.connector;
+    let connector = &rig.side.peer.connector;
     connector.next_ms.saturating_sub(rig.side.clock.now_ms())
 }
 
 #[test]
 fn a_broken_pair_is_joined_again_at_once_and_all_else_can_wait() {
     let mut rig = Rig::new();
-    rig.side.note_session_end(1);
-    assert!(pause_ms(&rig) > RETRY_MS && rig.side.connector.looks_at_way);
+    let _peer = rig.force_connect();
+    rig.side.lose_session(LinkError::Closed);
+    assert!(pause_ms(&rig) > RETRY_MS && rig.side.peer.connector.looks_at_way);
     let mut rig = Rig::new();
+    let _peer = rig.force_connect();
     rig.capture(1);
-    rig.side.note_session_end(1);
-    assert!(pause_ms(&rig) == 0 && !rig.side.connector.looks_at_way);
+    rig.side.lose_session(LinkError::Closed);
+    assert!(pause_ms(&rig) == 0 && !rig.side.peer.connector.looks_at_way);
 }
 
 #[test]
@@ -27,7 +30,7 @@ fn a_connection_counts_only_where_one_is_wanted() {
     let (late, _ends) = connected();
     rig.side.on_connected(Ok(late));
     assert!(
-        !rig.tells(is_connected) && rig.side.session.is_none(),
+        !rig.tells(is_connected) && rig.side.peer.session().is_none(),
         "it is not protected"
     );
     rig.side.events.push_back(PrimaryEvent::OperatorProtect);
@@ -35,19 +38,19 @@ fn a_connection_counts_only_where_one_is_wanted() {
     let (first, _first_ends) = connected();
     rig.side.on_connected(Ok(first));
     assert!(rig.tells(is_connected));
-    let session = rig.side.session.as_ref().expect("a session").id;
+    let session = rig.side.peer.id();
     let (second, _second_ends) = connected();
     rig.side.on_connected(Ok(second));
     assert!(!rig.tells(is_connected), "there is one already");
-    assert_eq!(rig.side.session.as_ref().expect("a session").id, session);
+    assert_eq!(rig.side.peer.id(), session);
 }
 
 #[test]
 fn an_attempt_that_failed_is_told_and_another_follows_after_a_pause() {
     let mut rig = Rig::new();
-    rig.side.connector.trying = true;
+    rig.side.peer.connector.trying = true;
     rig.side.on_connected(Err("nobody is there".into()));
-    rig.side.connector.wanted = true;
-    assert_eq!(rig.side.connector.trouble(), Some("nobody is there"));
-    assert!(rig.side.connector.due_ms().is_some() && pause_ms(&rig) > 0);
+    rig.side.peer.connector.wanted = true;
+    assert_eq!(rig.side.peer.connector.trouble(), Some("nobody is there"));
+    assert!(rig.side.peer.connector.due_ms().is_some() && pause_ms(&rig) > 0);
 }

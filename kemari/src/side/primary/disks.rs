@@ -210,7 +210,7 @@ impl PrimarySide {
     /// Hands frames of the disks' copy to the link as long as it takes them.
     pub(super) fn pump_disks(&mut self) {
         let begin = Instant::now();
-        while let (Some(copier), Some(session)) = (&self.disks.copier, &self.session) {
+        while let (Some(copier), Some(session)) = (&self.disks.copier, self.peer.session()) {
             if self.ends_pumping(begin) {
                 return;
             }
@@ -228,7 +228,7 @@ impl PrimarySide {
             match copier.take_frame() {
                 Some(frame) => {
                     self.counters.wire_bytes += frame.len() as u64;
-                    self.on_link(id, |session| session.main.send(frame));
+                    self.peer.on_link(id, |session| session.main.send(frame));
                 }
                 None => {
                     if copier.is_converged() && !self.disks.told {
@@ -318,7 +318,8 @@ impl PrimarySide {
                         rest_bytes >> 10
                     );
                 }
-                self.on_link(session, |session| session.main.send_all(frames));
+                self.peer
+                    .on_link(session, |session| session.main.send_all(frames));
                 true
             }
             Err(error) => {
@@ -431,7 +432,7 @@ impl PrimarySide {
     /// Now and then marks are taken of what is durable on both hosts.
     pub(super) fn settle_disks(&mut self) {
         let now_ms = self.clock.now_ms();
-        let Some(session) = self.session.as_ref().map(|session| session.id) else {
+        let Some(session) = self.peer.id() else {
             return;
         };
         if now_ms < self.disks.settle_ms {

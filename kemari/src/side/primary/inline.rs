@@ -92,7 +92,7 @@ impl PrimarySide {
             self.receive_main();
             self.settle();
             // Asked before the time is: once the ack was here, nobody else looks at what the tap keeps back.
-            if self.capture.is_none() || self.session.is_none() || self.end.is_some() {
+            if self.capture.is_none() || self.peer.session().is_none() || self.end.is_some() {
                 return;
             }
             if self.clock.now_us() >= until_us {
@@ -130,11 +130,11 @@ impl PrimarySide {
         if !self.holds.has(Hold::Mechanism) || self.capture.is_none() || !self.polls() {
             return;
         }
-        self.watch_session(false);
+        self.peer.watch(false);
         let until_us = self.clock.now_us() + POLL_US_MAX;
         let mut poll = Poll::begin();
         while self.holds.has(Hold::Mechanism)
-            && self.session.is_some()
+            && self.peer.session().is_some()
             && self.end.is_none()
             && self.clock.now_us() < until_us
         {
@@ -142,7 +142,7 @@ impl PrimarySide {
             self.settle();
             poll.pause();
         }
-        self.watch_session(true);
+        self.peer.watch(true);
         if self.let_go_due_us().is_some() {
             // The loop is to know when.
             self.mailbox.post(Input::Wake);
@@ -162,16 +162,6 @@ impl PrimarySide {
             .is_some_and(|due_us| due_us <= self.clock.now_us())
         {
             self.let_guest_wait(false);
-        }
-    }
-
-    /// Whether the loop's thread wakes when something comes from the secondary.
-    pub(super) fn watch_session(&self, watch: bool) {
-        if let Some(session) = &self.session {
-            self.waiter
-                .set(session.main.fd(), watch, session.main.wants_to_write());
-            self.waiter
-                .set(session.heartbeat.fd(), true, session.heartbeat.wants_to_write());
         }
     }
 }

@@ -145,7 +145,7 @@ impl PrimarySide {
                 }),
                 _ => Ok(PrimaryEvent::OperatorSwitchover),
             },
-            Command::Protect => match self.connector.refuses() {
+            Command::Protect => match self.peer.connector.refuses() {
                 Some(reason) => Err(reason.to_owned()),
                 None => Ok(PrimaryEvent::OperatorProtect),
             },
@@ -294,8 +294,8 @@ impl PrimarySide {
 
     fn protected(&self, protection: Protection, term: u64, since_ms: u64) -> Option<Outcome> {
         let host = self
-            .session
-            .as_ref()
+            .peer
+            .session()
             .map_or("the other host", |session| session.host.as_str());
         match protection {
             Protection::Protected => Some(Ok(format!("the VM is protected by {host}, in term {term}"))),
@@ -304,6 +304,7 @@ impl PrimarySide {
             ))),
             _ if self.clock.now_ms() >= since_ms + PROTECT_MS_MAX => {
                 let trouble = self
+                    .peer
                     .connector
                     .trouble()
                     .map(|trouble| format!(" ({trouble})"))

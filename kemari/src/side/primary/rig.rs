@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use kemari_sync::wire::{CommitId, Heartbeat, Message, Welcome};
 use kemari_sync::{
     Arbiter, ArbiterAnswer, ArbiterRequest, CopyLimits, DiskOffer, Incarnation, OnSecondaryLoss, Phase,
-    Readiness, Record, Term, Timing,
+    Readiness, Record, SessionId, Term, Timing,
 };
 use kemari_vmm::disk::DiskConfig;
 use kemari_vmm::event::{Event, Interest, Tap};
@@ -20,7 +20,9 @@ use super::super::assembly;
 use super::super::life::first_status;
 pub use super::super::testing::until;
 use super::super::testing::{self, IMAGE_BYTES, LIMIT};
+use super::connect::Connected;
 use super::*;
+use crate::link::Connection;
 use crate::replica::testing::Scratch;
 
 /// The term that the image knows when the primary begins, and the one after it, which the primary rules.
@@ -319,19 +321,7 @@ impl Rig {
     /// the connections.
     pub fn force_connect(&mut self) -> [TcpStream; 2] {
         let (connected, ends) = connected();
-        let Connected {
-            host,
-            main,
-            heartbeat,
-        } = connected;
-        let id = self.side.next_session;
-        self.side.next_session += 1;
-        self.side.session = Some(Session {
-            id,
-            host,
-            main,
-            heartbeat,
-        });
+        self.side.peer.begin(connected).expect("it can be waited for");
         ends
     }
 

@@ -28,11 +28,11 @@ impl PrimarySide {
             Stage::Protected => Protection::On,
             Stage::Deciding => Protection::Doubtful,
         };
-        let peer = self.session.as_ref().map(|session| Peer {
+        let peer = self.peer.session().map(|session| Peer {
             host: session.host.clone(),
             address: session.main.peer_address(),
             connected: true,
-            silent_ms: self.heard_ms.map(|heard_ms| now_ms.saturating_sub(heard_ms)),
+            silent_ms: self.peer.silent_ms(now_ms),
         });
         let (counters, pace, timings) = (self.counters, self.pace, self.stopwatch.timings());
         let readiness = core.readiness.clone();
@@ -49,10 +49,14 @@ impl PrimarySide {
             // how far an attempt has come would tell nothing.
             (Some(waiting), Some(trouble)) => Some(format!("{waiting}; {trouble}")),
             (waiting, trouble) => waiting
-                .or(self.connector.trouble().map(str::to_owned))
+                .or(self.peer.connector.trouble().map(str::to_owned))
                 .or(trouble.filter(|_| self.core.wants_peer())),
         };
-        let narrow = self.connector.narrow().filter(|_| protection == Protection::Off);
+        let narrow = self
+            .peer
+            .connector
+            .narrow()
+            .filter(|_| protection == Protection::Off);
         let waiting = match (waiting, narrow) {
             (Some(waiting), Some(narrow)) => Some(format!("{waiting}; {narrow}")),
             (waiting, _) => waiting,

@@ -43,7 +43,7 @@ impl PrimarySide {
     /// When more pages can go ahead of the next sync. What was sent must have left before:
     /// a sync would wait behind it.
     pub(super) fn ahead_due_ms(&self) -> Option<u64> {
-        let session = self.session.as_ref()?;
+        let session = self.peer.session()?;
         let is_due = self.dirty_look_is_due() && ahead::is_due(&self.debt) && !session.main.wants_to_write();
         is_due.then_some(self.ahead_due_ms)
     }
@@ -82,7 +82,7 @@ impl PrimarySide {
             self.console_due_ms,
             self.gather.due_ms(),
             self.let_go_due_us().map(|due_us| due_us.div_ceil(1000)),
-            self.connector.due_ms(),
+            self.peer.connector.due_ms(),
             self.announcement_due_ms(now_ms),
             look_ms,
             self.ahead_due_ms(),
