@@ -91,6 +91,12 @@ mod tests {
         }
     }
 
+    fn way(mode: Mode) -> Option<Way> {
+        let mut gather = Gather::new(&protection(Delta::Auto));
+        gather.set_mode(mode);
+        gather.way()
+    }
+
     /// Sends the page in this sync. Returns whether a difference from what the secondary has could have been
     /// sent.
     fn send(deltas: &mut Deltas, epoch: Epoch) -> Option<bool> {
@@ -118,7 +124,7 @@ mod tests {
     #[test]
     fn what_is_known_is_old_after_syncs_without_differences() {
         let mut deltas = Deltas::new(&protection(Delta::Auto));
-        let way = Gather::new(&protection(Delta::Auto)).way(Mode::Lockstep);
+        let in_way = way(Mode::Lockstep);
         let (mut epoch, mut turns) = (0, Vec::new());
         for _ in 0..3 * TURN {
             epoch += 1;
@@ -126,7 +132,7 @@ mod tests {
             deltas.acked(epoch);
             // Whole pages take longer.
             let us = if sent.is_some() { 1 } else { 100 };
-            deltas.note(us, 1, way);
+            deltas.note(us, 1, in_way);
             if turns.last() != Some(&sent) {
                 turns.push(sent);
             }
@@ -137,10 +143,7 @@ mod tests {
     #[test]
     fn syncs_in_another_way_are_judged_anew() {
         let mut deltas = Deltas::new(&protection(Delta::Auto));
-        let [one, other] = [Mode::Lockstep, Mode::Interval].map(|mode| {
-            let gather = Gather::new(&protection(Delta::Auto));
-            gather.way(mode)
-        });
+        let [one, other] = [Mode::Lockstep, Mode::Interval].map(way);
         let note = |deltas: &mut Deltas, way, times| (0..times).for_each(|_| deltas.note(1, 1, way));
         note(&mut deltas, one, TURN);
         note(&mut deltas, other, TURN);

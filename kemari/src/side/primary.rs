@@ -9,6 +9,7 @@ mod actions;
 mod actions_test;
 mod announce;
 mod connect;
+mod demand;
 mod disks;
 mod holds;
 mod inline;
@@ -39,19 +40,19 @@ use super::capture::Capture;
 use super::clock::Clock;
 use super::copy::Copy;
 use super::deltas::Deltas;
-use super::gather::Gather;
 use super::mailbox::Mailbox;
 use super::readiness::Announced;
 use super::shown::Shown;
-use super::sync_tap::{Attached, SyncTap, Waits};
+use super::sync_tap::Waits;
 use super::trace::{Step, Trace};
 use super::wait::prefer_latency;
-use crate::config::{Config, Latency, Mode, Pace};
+use crate::config::{Config, Latency};
 use crate::control::Counters;
 use crate::link::Security;
 use crate::replica::Tracker;
 
 use connect::{Connected, Connector};
+use demand::Demand;
 use holds::{Hold, Holds};
 use peer::Peer;
 use stopwatch::Stopwatch;
@@ -127,9 +128,7 @@ pub struct PrimarySide {
     board: Arc<Board>,
     clock: Clock,
     trace: Arc<Trace>,
-    tap: Arc<SyncTap>,
-    /// The synchronising tap is attached while output is held.
-    attached: Option<Attached>,
+    demand: Demand,
     peer: Peer,
     /// Events that wait for the core, in order.
     events: VecDeque<PrimaryEvent>,
@@ -150,17 +149,12 @@ pub struct PrimarySide {
     deltas: Deltas,
     /// Why the guest stands still.
     holds: Holds,
-    gather: Gather,
-    /// When held console output is to be synchronised, in milliseconds.
-    console_due_ms: Option<u64>,
     parking: parking::Parking,
     reset: reset::Reset,
     announcements: announce::Announcements,
     /// Drains begun. One that was overtaken by a failed switchover may still end,
     /// and says nothing of the next.
     drains: u64,
-    /// How often syncs are made at present.
-    pace: Pace,
     counters: Counters,
     stopwatch: Stopwatch,
     /// Whose thread does this, and who polls for acks.
@@ -192,9 +186,8 @@ impl PrimarySide {
             mailbox,
             waiter,
         } = seat;
-        let pace = config.protection.pace();
         let polling = inline::Polling::new(config.protection.latency, config.machine.vcpus.into());
-        let tap = make_tap(clock, &machine, &mailbox, pace.mode);
+        let demand = Demand::new(&config.protection, clock, &machine, &mailbox);
         let sink = mailbox.clone();
         board.take_orders(move |order| sink.post(Input::Order(order)));
         board.show_machine(Some(machine.clone()));
@@ -208,8 +201,7 @@ impl PrimarySide {
             board,
             clock,
             trace,
-            tap,
-            attached: None,
+            demand,
             events: VecDeque::new(),
             actions: Vec::new(),
             copy: Copy::default(),
@@ -222,13 +214,10 @@ impl PrimarySide {
             acked_states: Vec::new(),
             deltas: Deltas::new(&config.protection),
             holds: Holds::default(),
-            gather: Gather::new(&config.protection),
-            console_due_ms: None,
             parking: parking::Parking::default(),
             reset: reset::Reset::default(),
             announcements: announce::Announcements::from(clock.now_ms()),
             drains: 0,
-            pace,
             counters: Counters::default(),
             stopwatch: Stopwatch::default(),
             polling,
@@ -307,8 +296,8 @@ impl PrimarySide {
 
     fn on_input(&mut self, input: Input) {
         match input {
-            Input::Waits(Waits::Console) => self.on_console_held(),
-            Input::Waits(Waits::Until(due_us)) => self.gather.await_until(due_us),
+            Input::Waits(Waits::Console) => self.demand.await_console(self.clock.now_us()),
+            Input::Waits(Waits::Until(due_us)) => self.demand.gather.await_until(due_us),
             Input::OutputHeld => {
                 self.on_output_held();
                 self.settle();
@@ -366,12 +355,6 @@ impl PrimarySide {
         }
     }
 
-    /// Console output is gathered for a while before it asks for a sync.
-    fn on_console_held(&mut self) {
-        let delay_ms = u64::from(self.config.protection.console_delay_ms);
-        self.console_due_ms.get_or_insert(self.clock.now_ms() + delay_ms);
-    }
-
     /// Lets the guest run, unless something holds it.
     fn resume_unless_held(&self) {
         if self.holds.is_empty() {
@@ -384,7 +367,7 @@ impl PrimarySide {
         self.resume_unless_held();
         // Another vCPU's output may have asked for a pause after it was looked at:
         // the resume has undone that.
-        if self.holds.is_empty_but_for_disk() && self.tap.looked().is_some() {
+        if self.holds.is_empty_but_for_disk() && self.demand.looked().is_some() {
             self.mailbox.post(Input::OutputHeld);
         }
     }
@@ -407,16 +390,6 @@ impl PrimarySide {
             self.actions = actions;
         }
     }
-}
-
-/// The tap through which the guest's output asks for syncs, attached to nothing yet.
-fn make_tap(clock: Clock, machine: &Machine, mailbox: &Arc<Mailbox<Input>>, mode: Mode) -> Arc<SyncTap> {
-    let sink = mailbox.clone();
-    let tap = SyncTap::new(clock, machine.pause_requester(), move |waits| {
-        sink.post(Input::Waits(waits))
-    });
-    tap.set_clocked(mode == Mode::Interval);
-    tap
 }
 
 fn lock(side: &Mutex<PrimarySide>) -> MutexGuard<'_, PrimarySide> {

@@ -8,7 +8,6 @@ use kemari_sync::{Epoch, Opening, PrimaryAction, PrimaryEvent, SessionId};
 use super::super::ahead::Ahead;
 use super::super::capture::{AtOnce, Capture, Known};
 use super::super::copy::{Next, QUEUED_BYTES_MAX};
-use super::super::sync_tap::Attached;
 use super::super::trace::Step;
 use super::super::{clock, faults};
 use super::holds::Hold;
@@ -221,10 +220,9 @@ impl PrimarySide {
         }
         self.trace.note(Step::Capturing, epoch);
         self.stopwatch.pause(since_us);
-        self.console_due_ms = None;
-        self.gather.end();
-        self.tap.set_in_flight(u64::MAX);
-        if hold && let Err(reason) = self.attach_tap() {
+        self.demand.begin_sync();
+        if hold && let Err(error) = self.demand.attach(&self.machine) {
+            let reason = error.to_string();
             return self
                 .events
                 .push_back(PrimaryEvent::CaptureFailed { epoch, reason });
@@ -270,17 +268,8 @@ impl PrimarySide {
             buffer,
         );
         // Everything that was held is in it now, also what came while it paused the guest.
-        self.tap.looked();
+        self.demand.looked();
         self.on_captured(epoch, taken);
-    }
-
-    /// The tap asks for syncs from now on.
-    fn attach_tap(&mut self) -> Result<(), String> {
-        if self.attached.is_none() {
-            let attached = Attached::to(self.machine.channels(), &self.tap);
-            self.attached = Some(attached.map_err(|error| error.to_string())?);
-        }
-        Ok(())
     }
 
     fn on_captured(&mut self, epoch: Epoch, taken: anyhow::Result<Capture>) {
@@ -311,7 +300,7 @@ impl PrimarySide {
     }
 
     fn give_back(&mut self, epoch: Epoch) {
-        self.tap.set_idle();
+        self.demand.end_sync();
         self.disks.forget_still();
         self.counters.syncs_failed += 1;
         self.deltas.failed();
@@ -329,7 +318,7 @@ impl PrimarySide {
         if !self.rule_disks(true) {
             return;
         }
-        self.tap.set_idle();
+        self.demand.end_sync();
         let acked_us = self.clock.now_us();
         // First of all: what waits outside waits for this, and for nothing that is put away below.
         self.machine.release(epoch);
@@ -341,11 +330,8 @@ impl PrimarySide {
             let capture_us = micros(capture.took.encode + capture.took.send);
             let wire_us = self.stopwatch.wire_us(acked_us);
             self.deltas.acked(epoch);
-            self.deltas.note(
-                capture_us + wire_us,
-                capture.pages,
-                self.gather.way(self.pace.mode),
-            );
+            self.deltas
+                .note(capture_us + wire_us, capture.pages, self.demand.gather.way());
         }
         self.counters.syncs += 1;
         let now_us = self.clock.now_us();
@@ -353,26 +339,17 @@ impl PrimarySide {
         self.extend_train();
         self.trace.note(Step::Running, epoch);
         let sync_us = now_us.saturating_sub(self.stopwatch.paused_us());
-        self.gather.note(self.pace.mode, now_us, sync_us, outputs);
-        self.let_guest_wait(self.gather.stands_still(self.pace.mode));
-        self.gather_from(now_us);
+        self.demand.note(now_us, sync_us, outputs);
+        self.let_guest_wait(self.demand.gather.stands_still());
+        if self.machine.output_held() && !self.demand.gathers(now_us) {
+            self.events.push_back(PrimaryEvent::OutputPending);
+        }
     }
 
     /// From the next sync on the guest waits for the ack, or does not.
     pub(super) fn let_guest_wait(&mut self, waits: bool) {
         if self.holds.hold_until_ack(waits) {
             self.events.push_back(PrimaryEvent::GuestWaits(waits));
-        }
-    }
-
-    /// Output that came after the capture waits for the next sync, which may wait for more of it.
-    fn gather_from(&mut self, now_us: u64) {
-        let wait_us = self.gather.wait_us(self.pace.mode);
-        self.tap.gather_until(now_us + wait_us);
-        if wait_us == 0 {
-            self.ask_again_for_held();
-        } else if self.machine.output_held() {
-            self.gather.await_until(now_us + wait_us);
         }
     }
 
@@ -412,10 +389,10 @@ impl PrimarySide {
         if !self.rule_disks(false) {
             return;
         }
-        self.attached = None;
+        self.demand.detach();
         self.capture = None;
         self.deltas.forget();
-        self.tap.set_idle();
+        self.demand.end_sync();
         self.copy.end();
         self.debt.forget();
         self.ahead = Ahead::default();
@@ -444,7 +421,7 @@ impl PrimarySide {
     }
 
     fn halt(&mut self, reason: String) {
-        self.attached = None;
+        self.demand.detach();
         self.end = Some(End::Halted(reason));
         // Halting takes a while, in which another host has the VM already.
         self.show();

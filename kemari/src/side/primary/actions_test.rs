@@ -165,7 +165,7 @@ fn who_acts_alone_owes_nothing_holds_nothing_and_waits_for_no_other_disk() {
     rig.side.perform(PrimaryAction::OpenGate);
     assert!(!rig.side.machine.holds_output() && !rig.side.machine.output_held());
     assert_eq!(rig.side.debt.of_next_sync(), 0);
-    assert!(rig.side.capture.is_none() && rig.side.attached.is_none());
+    assert!(rig.side.capture.is_none() && !rig.side.demand.is_attached());
     assert!(told.load(Ordering::SeqCst) && !rig.tracker.waits_for_peer());
     rig.side.machine.pause();
 }
@@ -301,14 +301,14 @@ fn many_dirty_pages_ask_for_a_sync_before_they_are_more() {
     rig.capture(1);
     rig.events();
     let is_limit = |event: &PrimaryEvent| matches!(event, PrimaryEvent::DirtyLimit);
-    rig.side.pace.max_dirty_pages = 1 << 20;
+    rig.limit_dirty_pages(1 << 20);
     rig.write(PAGE);
     rig.side.look_at_dirty_pages();
     assert!(!rig.tells(is_limit));
     let owed = rig.take_owed();
     assert!(owed.contains(&PAGE));
     rig.find(owed);
-    rig.side.pace.max_dirty_pages = 1;
+    rig.limit_dirty_pages(1);
     rig.side.look_at_dirty_pages();
     assert!(rig.tells(is_limit));
     // What waits to go ahead, and is found again, is one page of the sync all the same.
@@ -317,15 +317,15 @@ fn many_dirty_pages_ask_for_a_sync_before_they_are_more() {
     rig.find(PAGE..PAGE + PAGES_AHEAD);
     ahead::offer(&mut rig.side.debt);
     rig.find(PAGE..PAGE + PAGES_AHEAD);
-    rig.side.pace.max_dirty_pages = PAGES_AHEAD as u32 + 1;
+    rig.limit_dirty_pages(PAGES_AHEAD as u32 + 1);
     rig.side.look_at_dirty_pages();
     assert!(!rig.tells(is_limit));
     let (mut rig, _peer, _) = with_pages_ahead();
     rig.side.machine.dirty().start().expect("a dirty log");
-    rig.side.pace.max_dirty_pages = PAGES_AHEAD as u32;
+    rig.limit_dirty_pages(PAGES_AHEAD as u32);
     rig.side.look_at_dirty_pages();
     assert!(rig.tells(is_limit), "what went ahead counts, too");
-    rig.side.pace.max_dirty_pages = PAGES_AHEAD as u32 + 1;
+    rig.limit_dirty_pages(PAGES_AHEAD as u32 + 1);
     rig.side.look_at_dirty_pages();
     assert!(!rig.tells(is_limit));
 }

@@ -62,7 +62,7 @@ impl PrimarySide {
         }
         // What the tap saw may have been looked at by another thread before the tap's pause took effect:
         // undo that.
-        let Some(since_us) = self.tap.looked() else {
+        let Some(since_us) = self.demand.looked() else {
             return self.run_unless_held();
         };
         self.polling.is_on_vcpu = true;
@@ -97,7 +97,7 @@ impl PrimarySide {
             }
             if self.clock.now_us() >= until_us {
                 // Once is enough: this ack is left to the loop's thread.
-                return self.tap.set_in_flight(u64::MAX);
+                return self.demand.await_ack(None);
             }
             poll.pause();
         }
@@ -108,8 +108,8 @@ impl PrimarySide {
         let due_us = self.stopwatch.ack_due_us();
         // Where output gathers no vCPU waits for the ack.
         let runs = !self.holds.has(Hold::Mechanism);
-        let parks = self.polls() && runs && self.gather.wait_us(self.pace.mode) == 0;
-        self.tap.set_in_flight(if parks { due_us } else { u64::MAX });
+        let parks = self.polls() && runs && self.demand.gather.wait_us() == 0;
+        self.demand.await_ack(parks.then_some(due_us));
         self.extend_train();
     }
 

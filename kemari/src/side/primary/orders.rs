@@ -5,7 +5,7 @@ use kemari_sync::{Pace, PrimaryEvent, Protection, Readiness};
 use super::super::board::Order;
 use super::super::looks::{Look, Looked, no_answer};
 use super::{End, PrimarySide};
-use crate::config::{ArbiterKind, Mode};
+use crate::config::ArbiterKind;
 use crate::control::{Command, PaceChange};
 
 /// An order to protect the VM is answered after so long, in milliseconds, though no secondary is there yet.
@@ -210,28 +210,22 @@ impl PrimarySide {
                 range.end()
             ));
         }
-        let pace = &mut self.pace;
+        let mut pace = self.demand.pace();
         pace.mode = change.mode.unwrap_or(pace.mode);
         pace.interval_ms = change.interval_ms.unwrap_or(pace.interval_ms);
         pace.max_interval_ms = change.max_interval_ms.unwrap_or(pace.max_interval_ms);
         pace.max_dirty_pages = change.max_dirty_pages.unwrap_or(pace.max_dirty_pages);
         let sentence = format!("the pace of the syncs is now: {pace}");
         tracing::info!("{sentence}");
-        self.follow_pace();
-        Ok(sentence)
-    }
-
-    /// Tells core and tap of the pace.
-    fn follow_pace(&mut self) {
-        self.tap.set_clocked(self.pace.mode == Mode::Interval);
+        self.demand.set_pace(pace);
         self.events.push_back(PrimaryEvent::OperatorPace(Pace {
-            mode: self.pace.mode.into(),
-            interval_ms: self.pace.interval_ms.into(),
-            max_interval_ms: self.pace.max_interval_ms.into(),
+            mode: pace.mode.into(),
+            interval_ms: pace.interval_ms.into(),
+            max_interval_ms: pace.max_interval_ms.into(),
         }));
-        self.tap.gather_until(0);
         // What the tap has let pass under the old pace.
         self.ask_again_for_held();
+        Ok(sentence)
     }
 
     /// Answers the orders whose outcome is known. To be called when the core has nothing more to say.

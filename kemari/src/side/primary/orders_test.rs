@@ -91,7 +91,7 @@ fn a_new_pace_counts_at_once_and_looks_at_what_the_old_one_let_wait() {
     rig.events();
     let answer = order(&mut rig, pace(1000));
     assert!(answer.try_recv().expect("it is answered").is_ok());
-    assert_eq!(rig.side.pace.max_dirty_pages, 1000);
+    assert_eq!(rig.side.demand.pace().max_dirty_pages, 1000);
     let shown = rig.side.board.status().pace.expect("a primary shows its pace");
     assert_eq!(shown.max_dirty_pages, 1000, "who asks next finds it");
     let told = rig.events();

@@ -213,6 +213,13 @@ impl Rig {
         self.side.debt.take_round()
     }
 
+    /// So many dirty pages ask for a sync.
+    pub fn limit_dirty_pages(&mut self, pages: u32) {
+        let mut pace = self.side.demand.pace();
+        pace.max_dirty_pages = pages;
+        self.side.demand.set_pace(pace);
+    }
+
     /// Captures a sync, with output held from there on.
     pub fn capture(&mut self, epoch: Epoch) {
         self.side.capture(epoch, true, None);

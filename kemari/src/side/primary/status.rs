@@ -34,13 +34,13 @@ impl PrimarySide {
             connected: true,
             silent_ms: self.peer.silent_ms(now_ms),
         });
-        let (counters, pace, timings) = (self.counters, self.pace, self.stopwatch.timings());
+        let (counters, pace, timings) = (self.counters, self.demand.pace(), self.stopwatch.timings());
         let readiness = core.readiness.clone();
         self.announced.note(readiness.as_ref());
         let waits = match self.machine.holds_output() {
             true => Waits {
-                guest: self.gather.stands_still(pace.mode),
-                output_us: self.gather.wait_us(pace.mode),
+                guest: self.demand.gather.stands_still(),
+                output_us: self.demand.gather.wait_us(),
             },
             false => Waits::default(),
         };

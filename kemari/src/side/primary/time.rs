@@ -14,16 +14,20 @@ pub const DIRTY_LOOK_INTERVAL_MS: u64 = 100;
 
 impl PrimarySide {
     pub(super) fn check_time(&mut self) {
-        let now_ms = self.clock.now_ms();
-        if self.console_due_ms.is_some_and(|due_ms| due_ms <= now_ms) {
-            self.console_due_ms = None;
-            self.tap.looked();
+        let (now_ms, now_us) = (self.clock.now_ms(), self.clock.now_us());
+        let is_due = |due_us: Option<u64>| due_us.is_some_and(|due_us| due_us <= now_us);
+        if is_due(self.demand.console_due_us) {
+            self.demand.console_due_us = None;
+            self.demand.looked();
             self.on_output_held();
         }
-        // If a sync is under way it is asked for at its end.
-        if self.gather.take_due(self.clock.now_us()) && self.capture.is_none() {
-            self.tap.looked();
-            self.on_output_held();
+        if is_due(self.demand.gather.due_us()) {
+            self.demand.gather.end();
+            // If a sync is under way it is asked for at its end.
+            if self.capture.is_none() {
+                self.demand.looked();
+                self.on_output_held();
+            }
         }
         self.let_go_if_due();
         if self.core.next_deadline().is_some_and(|due_ms| due_ms <= now_ms) {
@@ -66,7 +70,7 @@ impl PrimarySide {
             Ok(()) => {
                 // Before they are counted: what waits already would count twice.
                 ahead::offer(&mut self.debt);
-                if self.pages_of_a_sync() >= self.pace.max_dirty_pages as usize {
+                if self.pages_of_a_sync() >= self.demand.pace().max_dirty_pages as usize {
                     self.events.push_back(PrimaryEvent::DirtyLimit);
                 }
             }
@@ -77,11 +81,12 @@ impl PrimarySide {
     pub(super) fn timeout_ms(&self) -> u64 {
         let now_ms = self.clock.now_ms();
         let look_ms = self.dirty_look_is_due().then_some(self.dirty_look_ms);
+        let ms = |due_us: Option<u64>| due_us.map(|due_us| due_us.div_ceil(1000));
         let due_ms = [
             self.core.next_deadline(),
-            self.console_due_ms,
-            self.gather.due_ms(),
-            self.let_go_due_us().map(|due_us| due_us.div_ceil(1000)),
+            ms(self.demand.console_due_us),
+            ms(self.demand.gather.due_us()),
+            ms(self.let_go_due_us()),
             self.peer.connector.due_ms(),
             self.announcement_due_ms(now_ms),
             look_ms,

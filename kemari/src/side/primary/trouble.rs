@@ -74,7 +74,7 @@ impl PrimarySide {
     /// The guest has ended here, and whoever goes on is to know whether this host may yet write to a disk
     /// that both see.
     pub(super) fn close_disks(&mut self) {
-        self.attached = None;
+        self.demand.detach();
         self.machine.detach_nets();
         let disks = self.config.disks.iter();
         let shared = disks.filter(|disk| disk.shared && !disk.read_only);
