@@ -22,6 +22,7 @@ mod reset;
 mod rig;
 mod seat;
 mod status;
+mod stillness;
 mod stopwatch;
 mod time;
 mod trouble;
@@ -55,6 +56,7 @@ use connect::{Connected, Connector};
 use demand::Demand;
 use holds::{Hold, Holds};
 use peer::Peer;
+use stillness::{Stillness, Until};
 use stopwatch::Stopwatch;
 
 pub use seat::Seat;
@@ -149,12 +151,8 @@ pub struct PrimarySide {
     deltas: Deltas,
     /// Why the guest stands still.
     holds: Holds,
-    parking: parking::Parking,
-    reset: reset::Reset,
+    stillness: Stillness,
     announcements: announce::Announcements,
-    /// Drains begun. One that was overtaken by a failed switchover may still end,
-    /// and says nothing of the next.
-    drains: u64,
     counters: Counters,
     stopwatch: Stopwatch,
     /// Whose thread does this, and who polls for acks.
@@ -214,10 +212,8 @@ impl PrimarySide {
             acked_states: Vec::new(),
             deltas: Deltas::new(&config.protection),
             holds: Holds::default(),
-            parking: parking::Parking::default(),
-            reset: reset::Reset::default(),
+            stillness: Stillness::default(),
             announcements: announce::Announcements::from(clock.now_ms()),
-            drains: 0,
             counters: Counters::default(),
             stopwatch: Stopwatch::default(),
             polling,
@@ -305,7 +301,7 @@ impl PrimarySide {
             }
             Input::Wake => {}
             Input::Machine(MachineEvent::PowerOff) => self.events.push_back(PrimaryEvent::PoweredOff),
-            Input::Machine(MachineEvent::Reset) => self.reset.want(),
+            Input::Machine(MachineEvent::Reset) => self.stillness.wants_reset = true,
             Input::Parked => self.on_parked(),
             Input::WasReset(result) => self.on_reset_done(result),
             Input::Health(trouble) => self.events.push_back(PrimaryEvent::Health { trouble }),
@@ -331,9 +327,9 @@ impl PrimarySide {
             }
             Input::Connected(outcome) => self.on_connected(outcome),
             Input::Way(narrow) => self.peer.connector.on_way(narrow),
-            Input::DisksAreStill(epoch) => self.capture_still(epoch),
+            Input::DisksAreStill(epoch) => self.go_on_from(Until::DisksAreStill(epoch)),
             Input::Drained(drain) => {
-                if drain == self.drains {
+                if self.stillness.is_drained(drain) {
                     self.note_stopped_disks();
                     self.events.push_back(PrimaryEvent::Drained);
                 }

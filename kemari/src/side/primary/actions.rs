@@ -214,11 +214,12 @@ impl PrimarySide {
         self.holds.add(Hold::Mechanism);
         // The pause before ends here, whatever this one waits for.
         self.note_inline_pause();
-        let since_us = self.parking.begin(epoch, self.clock.now_us());
-        if self.must_wait_for_reset(epoch, hold) || self.must_wait_for_vcpus(epoch, hold) {
+        let since_us = self.stillness.want(epoch, hold, self.clock.now_us());
+        if self.must_wait_for_reset() || self.must_wait_for_vcpus() {
             return;
         }
         self.trace.note(Step::Capturing, epoch);
+        self.stillness.forget(epoch);
         self.stopwatch.pause(since_us);
         self.demand.begin_sync();
         if hold && let Err(error) = self.demand.attach(&self.machine) {
@@ -301,11 +302,9 @@ impl PrimarySide {
 
     fn give_back(&mut self, epoch: Epoch) {
         self.demand.end_sync();
-        self.disks.forget_still();
         self.counters.syncs_failed += 1;
         self.deltas.failed();
-        self.reset.forget_capture(epoch);
-        self.parking.forget_capture(epoch);
+        self.stillness.forget(epoch);
         self.debt.give_back(epoch);
         if self.capture.take_if(|capture| capture.epoch == epoch).is_some() {
             self.machine.give_back(epoch);
@@ -384,7 +383,6 @@ impl PrimarySide {
 
     /// The right to act alone: output leaves at once, nobody is owed pages.
     fn open_gate(&mut self) {
-        self.disks.forget_still();
         self.end_disk_pair();
         if !self.rule_disks(false) {
             return;
@@ -407,12 +405,15 @@ impl PrimarySide {
         // The guest hears no more of it here, or only if no other host goes on.
         self.end_disk_pair();
         self.holds.add(Hold::Mechanism);
-        self.drains += 1;
         if !self.core.is_switching() {
             // The VM ends: a failed disk must not keep it.
             self.machine.report_all_disk_errors();
         }
-        let (machine, mailbox, drain) = (self.machine.clone(), self.mailbox.clone(), self.drains);
+        let (machine, mailbox, drain) = (
+            self.machine.clone(),
+            self.mailbox.clone(),
+            self.stillness.begin_drain(),
+        );
         // The requests that it waits for are finished by other threads; the loop must go on meanwhile.
         helpers::run("drain", move || {
             machine.drain();

@@ -13,6 +13,7 @@ use super::super::arbiter_thread::AskId;
 use super::super::copy::QUEUED_BYTES_MAX;
 use super::super::step::step;
 use super::holds::Hold;
+use super::stillness::Until;
 use super::trouble::Standstill;
 use super::{Input, PrimarySide};
 use crate::config::Config;
@@ -34,8 +35,6 @@ pub struct Disks {
     told: bool,
     /// The reign that the records know.
     pub(super) ruled: Ruled,
-    /// The first capture of a pair, which waits until nothing is under way on the disks.
-    still_for: Option<Epoch>,
     /// What the last copy came to.
     progress: CopyProgress,
     /// Up to which request each disk is durable on both hosts, as was last told, and when to look again.
@@ -59,7 +58,6 @@ impl Disks {
             copier: None,
             told: false,
             ruled: Ruled::of(term),
-            still_for: None,
             trouble: None,
             unready: None,
         }
@@ -108,10 +106,6 @@ impl Disks {
         self.copier
             .as_ref()
             .is_some_and(|copier| !copier.is_converged() || copier.go_on_if_needed())
-    }
-
-    pub fn forget_still(&mut self) {
-        self.still_for = None;
     }
 
     pub fn note_peer_flushed(&self, mark: DiskMark) {
@@ -251,9 +245,9 @@ impl PrimarySide {
         }
         self.holds.add(Hold::Mechanism);
         self.note_inline_pause();
-        self.parking.begin(epoch, self.clock.now_us());
+        self.stillness.want(epoch, true, self.clock.now_us());
+        self.stillness.wait(Until::DisksAreStill(epoch));
         self.machine.begin_pause();
-        self.disks.still_for = Some(epoch);
         let (machine, mailbox) = (self.machine.clone(), self.mailbox.clone());
         // Other threads finish the requests; the loop must go on meanwhile.
         helpers::run("still disks", move || {
@@ -262,20 +256,6 @@ impl PrimarySide {
             mailbox.post(Input::DisksAreStill(epoch));
         });
         true
-    }
-
-    pub(super) fn capture_still(&mut self, epoch: Epoch) {
-        if self
-            .disks
-            .still_for
-            .take_if(|waiting| *waiting == epoch)
-            .is_some()
-        {
-            self.capture(epoch, true, None);
-        } else {
-            // It was given up meanwhile, and the pause with it.
-            self.run_unless_held();
-        }
     }
 
     /// The first sync of a pair is about to be sent: before it the rest of the disks, and, in the records

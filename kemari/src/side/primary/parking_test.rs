@@ -17,7 +17,7 @@ fn waiting() -> Rig {
     rig.capture(1);
     rig.side.perform(PrimaryAction::Release { epoch: 1 });
     rig.events();
-    rig.side.parking.under_way = true;
+    rig.side.stillness.parks = true;
     rig.capture(2);
     assert!(!rig.tells(is_captured) && rig.side.holds.has(Hold::Mechanism));
     rig
@@ -27,7 +27,7 @@ fn waiting() -> Rig {
 fn a_capture_is_taken_when_every_vcpu_has_stopped() {
     let mut rig = waiting();
     rig.side.on_input(Input::Parked);
-    assert!(rig.tells(is_captured) && rig.side.parking.capture.is_none());
+    assert!(rig.tells(is_captured) && !rig.side.stillness.waits());
     // The next one has nothing to wait for.
     rig.side.perform(PrimaryAction::Release { epoch: 2 });
     rig.capture(3);
@@ -38,12 +38,12 @@ fn a_capture_is_taken_when_every_vcpu_has_stopped() {
 fn a_capture_that_was_given_back_is_not_taken_and_the_guest_runs_on() {
     let mut rig = waiting();
     rig.side.perform(PrimaryAction::GiveBack { epoch: 1 });
-    assert!(rig.side.parking.capture.is_some(), "it is another's");
+    assert!(rig.side.stillness.waits(), "it is another's");
     rig.side.perform(PrimaryAction::GiveBack { epoch: 2 });
     rig.side.perform(PrimaryAction::Resume);
     rig.side.machine.pause();
     rig.side.on_input(Input::Parked);
-    assert!(!rig.tells(is_captured) && !rig.side.parking.under_way);
+    assert!(!rig.tells(is_captured) && !rig.side.stillness.parks);
     until("the guest runs", || rig.side.machine.output_held());
     rig.side.machine.pause();
 }

@@ -1,50 +1,30 @@
 //! The guest resets the machine. That waits until everything captured or released is finished, which a disk
 //! that hangs never is: so a helper waits, and heartbeats go on.
 
-use kemari_sync::{Epoch, PrimaryEvent};
+use kemari_sync::PrimaryEvent;
 
 use super::super::capture::explain;
 use super::holds::Hold;
+use super::stillness::Until;
 use super::{Input, PrimarySide};
 use crate::threads::helpers;
 
-/// How far a reset of the machine is.
-#[derive(Default)]
-pub struct Reset {
-    wanted: bool,
-    /// A capture that waits for its end: half of a reset is nothing that could be gone on from. Its epoch,
-    /// and whether output is held from it on.
-    capture: Option<(Epoch, bool)>,
-}
-
-impl Reset {
-    /// The guest wants one. It waits until no capture waits for its ack.
-    pub fn want(&mut self) {
-        self.wanted = true;
-    }
-
-    /// A capture that is given back need not be taken any more.
-    pub fn forget_capture(&mut self, epoch: Epoch) {
-        self.capture.take_if(|(waiting, _)| *waiting == epoch);
-    }
-}
-
 impl PrimarySide {
     /// Whether a capture must wait for the reset under way. Then it is taken after that.
-    pub(super) fn must_wait_for_reset(&mut self, epoch: Epoch, hold: bool) -> bool {
+    pub(super) fn must_wait_for_reset(&mut self) -> bool {
         let waits = self.holds.has(Hold::Reset);
         if waits {
-            self.reset.capture = Some((epoch, hold));
+            self.stillness.wait(Until::WasReset);
         }
         waits
     }
 
     pub(super) fn reset_if_possible(&mut self) {
-        let is_possible = self.reset.wanted && !self.holds.has(Hold::Reset);
+        let is_possible = self.stillness.wants_reset && !self.holds.has(Hold::Reset);
         if !is_possible || self.capture.is_some() || self.end.is_some() {
             return;
         }
-        self.reset.wanted = false;
+        self.stillness.wants_reset = false;
         self.holds.add(Hold::Reset);
         tracing::info!("the guest resets the machine");
         self.machine.begin_pause();
@@ -62,10 +42,7 @@ impl PrimarySide {
             return self.events.push_back(PrimaryEvent::HostFailing { reason });
         }
         self.holds.remove(Hold::Reset);
-        match self.reset.capture.take() {
-            Some((epoch, hold)) => self.capture(epoch, hold, None),
-            None => self.run_unless_held(),
-        }
+        self.go_on_from(Until::WasReset);
     }
 }
 

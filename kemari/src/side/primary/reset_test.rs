@@ -16,7 +16,7 @@ fn is_captured(event: &PrimaryEvent) -> bool {
 /// A guest whose reset is under way.
 fn resetting() -> Rig {
     let mut rig = Rig::new();
-    rig.side.reset.want();
+    rig.side.stillness.wants_reset = true;
     rig.side.reset_if_possible();
     assert!(rig.side.holds.has(Hold::Reset));
     rig
@@ -26,7 +26,7 @@ fn resetting() -> Rig {
 fn a_reset_waits_for_the_sync_under_way() {
     let mut rig = Rig::new();
     rig.capture(1);
-    rig.side.reset.want();
+    rig.side.stillness.wants_reset = true;
     rig.side.reset_if_possible();
     assert!(!rig.side.holds.has(Hold::Reset));
     rig.side.perform(PrimaryAction::Release { epoch: 1 });
@@ -35,7 +35,7 @@ fn a_reset_waits_for_the_sync_under_way() {
     rig.side.reset_if_possible();
     rig.await_input(is_done);
     assert!(
-        !rig.side.holds.has(Hold::Reset) && !rig.side.reset.wanted,
+        !rig.side.holds.has(Hold::Reset) && !rig.side.stillness.wants_reset,
         "it is one reset"
     );
 }
