@@ -14,6 +14,7 @@ mod disks;
 mod holds;
 mod inline;
 mod orders;
+mod owed;
 mod parking;
 mod peer;
 mod receive;
@@ -30,16 +31,14 @@ mod trouble;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kemari_sync::{Debt, Epoch, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Reign, Trouble};
+use kemari_sync::{Epoch, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Reign, Trouble};
 use kemari_vmm::machine::{Machine, MachineEvent};
 use kemari_vmm::state::StateBlob;
 
-use super::ahead::Ahead;
 use super::arbiter_thread::{AskId, Asker, describe};
 use super::board::{Board, Order};
 use super::capture::Capture;
 use super::clock::Clock;
-use super::copy::Copy;
 use super::deltas::Deltas;
 use super::mailbox::Mailbox;
 use super::readiness::Announced;
@@ -48,13 +47,13 @@ use super::sync_tap::Waits;
 use super::trace::{Step, Trace};
 use super::wait::prefer_latency;
 use crate::config::{Config, Latency};
-use crate::control::Counters;
 use crate::link::Security;
 use crate::replica::Tracker;
 
 use connect::{Connected, Connector};
 use demand::Demand;
 use holds::{Hold, Holds};
+use owed::Owed;
 use peer::Peer;
 use stillness::{Stillness, Until};
 use stopwatch::Stopwatch;
@@ -135,16 +134,9 @@ pub struct PrimarySide {
     /// Events that wait for the core, in order.
     events: VecDeque<PrimaryEvent>,
     actions: Vec<PrimaryAction>,
-    copy: Copy,
+    owed: Owed,
     capture: Option<Capture>,
     disks: disks::Disks,
-    /// The pages that the secondary is owed.
-    debt: Debt,
-    /// Some go ahead of their sync.
-    ahead: Ahead,
-    /// When the core is to be asked for that, in milliseconds.
-    ahead_due_ms: u64,
-    dirty_look_ms: u64,
     /// The states of the last acked sync: the secondary has them, so only what differs from them is sent.
     acked_states: Vec<StateBlob>,
     /// The same of pages, as far as they are kept.
@@ -153,7 +145,6 @@ pub struct PrimarySide {
     holds: Holds,
     stillness: Stillness,
     announcements: announce::Announcements,
-    counters: Counters,
     stopwatch: Stopwatch,
     /// Whose thread does this, and who polls for acks.
     polling: inline::Polling,
@@ -202,19 +193,14 @@ impl PrimarySide {
             demand,
             events: VecDeque::new(),
             actions: Vec::new(),
-            copy: Copy::default(),
+            owed: Owed::default(),
             capture: None,
             disks: disks::Disks::new(trackers, term),
-            debt: Debt::default(),
-            ahead: Ahead::default(),
-            ahead_due_ms: 0,
-            dirty_look_ms: 0,
             acked_states: Vec::new(),
             deltas: Deltas::new(&config.protection),
             holds: Holds::default(),
             stillness: Stillness::default(),
             announcements: announce::Announcements::from(clock.now_ms()),
-            counters: Counters::default(),
             stopwatch: Stopwatch::default(),
             polling,
             shown: Shown::default(),
@@ -227,7 +213,7 @@ impl PrimarySide {
 
     /// Counts a takeover by which this primary began.
     pub fn note_takeover(&mut self) {
-        self.counters.takeovers += 1;
+        self.stopwatch.counters.takeovers += 1;
     }
 
     /// Runs the VM until it is stopped, or goes on elsewhere.
@@ -315,7 +301,7 @@ impl PrimarySide {
                 tracing::error!("{reason}; that is no failure of this host");
                 self.events.push_back(PrimaryEvent::GuestFailed { reason });
             }
-            Input::Machine(MachineEvent::MuchDirty) => self.dirty_look_ms = self.clock.now_ms(),
+            Input::Machine(MachineEvent::MuchDirty) => self.owed.look_due_us = self.clock.now_us(),
             Input::Machine(MachineEvent::Failed(reason)) => {
                 tracing::error!("{reason}");
                 self.events.push_back(PrimaryEvent::HostFailing { reason });

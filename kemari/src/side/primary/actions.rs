@@ -5,14 +5,12 @@ use std::time::{Duration, Instant};
 use kemari_sync::wire::{Begin, Channel, Message, encode};
 use kemari_sync::{Epoch, Opening, PrimaryAction, PrimaryEvent, SessionId};
 
-use super::super::ahead::Ahead;
 use super::super::capture::{AtOnce, Capture, Known};
 use super::super::copy::{Next, QUEUED_BYTES_MAX};
 use super::super::trace::Step;
 use super::super::{clock, faults};
 use super::holds::Hold;
 use super::stopwatch::micros;
-use super::time::DIRTY_LOOK_INTERVAL_MS;
 use super::{End, Input, PrimarySide};
 use crate::link::{LinkError, Outgoing};
 use crate::threads::helpers;
@@ -88,13 +86,13 @@ impl PrimarySide {
             return;
         };
         self.trace.note(Step::Sending, epoch);
-        let ahead_in = self.debt.went_ahead_in(epoch);
+        let ahead_in = self.owed.debt.went_ahead_in(epoch);
         let buffers = capture.transmission(id, ahead_in, begin, stop);
         let at_once = capture.took.send;
         if faults::cuts_frame(epoch) {
             return self.cut_in_frame(id, buffers);
         }
-        self.counters.wire_bytes += buffers
+        self.stopwatch.counters.wire_bytes += buffers
             .iter()
             .map(|buffer| buffer.rest().len() as u64)
             .sum::<u64>();
@@ -119,14 +117,13 @@ impl PrimarySide {
         self.trace.note(Step::Copying, 0);
         if first {
             // A new standby VM: it has neither pages nor states yet.
-            self.ahead = Ahead::default();
             self.acked_states.clear();
             self.deltas.forget();
         }
-        if let Err(error) = self.copy.begin(&self.machine, &mut self.debt, first) {
+        if let Err(error) = self.owed.begin_round(&self.machine, first) {
             self.fail_protection(format!("the first copy cannot be made: {error:#}"));
         } else if self.peer.id() != Some(session) {
-            self.copy.end();
+            self.owed.copy.end();
         }
     }
 
@@ -142,19 +139,19 @@ impl PrimarySide {
     /// Hands pages of the round to the link as long as it takes them.
     pub(super) fn pump_copy(&mut self) {
         let begin = Instant::now();
-        while self.copy.is_active() && !self.ends_pumping(begin) {
+        while self.owed.copy.is_active() && !self.ends_pumping(begin) {
             let Some(session) = self.peer.session() else {
-                return self.copy.end();
+                return self.owed.copy.end();
             };
             let id = session.id;
             if session.main.queued_bytes() > QUEUED_BYTES_MAX {
                 return;
             }
-            match self.copy.next_frame(&self.machine) {
+            match self.owed.copy.next_frame(&self.machine) {
                 Ok(Next::Frame(frame)) => self.peer.on_link(id, |session| session.main.send(frame)),
                 Ok(Next::Nothing) => {}
                 Ok(Next::Done) if self.disks.must_go_on() => return,
-                Ok(Next::Done) => match self.copy.end_round(&self.machine, &mut self.debt) {
+                Ok(Next::Done) => match self.owed.end_round(&self.machine) {
                     Ok(dirty_pages) => {
                         self.events.push_back(PrimaryEvent::CopyRoundSent {
                             session: id,
@@ -184,13 +181,13 @@ impl PrimarySide {
             encode(&Message::Begin(begin), out);
         };
         let pages_max = usize::try_from(pages_max).unwrap_or(usize::MAX);
+        let now_us = self.clock.now_us();
         match self
-            .ahead
-            .send(&self.machine, &mut self.debt, of, pages_max, opening)
+            .owed
+            .send_ahead(&self.machine, of, pages_max, now_us, opening)
         {
             Ok(bytes) => {
-                self.ahead_due_ms = self.clock.now_ms();
-                self.counters.wire_bytes += bytes.len() as u64;
+                self.stopwatch.counters.wire_bytes += bytes.len() as u64;
                 self.peer.on_link(id, |session| session.main.send(bytes));
             }
             Err(error) => self.fail_protection(format!("guest memory cannot be read: {error:#}")),
@@ -200,13 +197,13 @@ impl PrimarySide {
     /// The guest goes on, unless the other host can go on with it. The mechanism tells what it does of it:
     /// this may come again and again, and nothing follow.
     pub(super) fn fail_protection(&mut self, reason: String) {
-        self.copy.end();
+        self.owed.copy.end();
         self.events.push_back(PrimaryEvent::ProtectionFailing { reason });
     }
 
     pub(super) fn fail_host(&mut self, reason: String) {
         tracing::error!("{reason}");
-        self.copy.end();
+        self.owed.copy.end();
         self.events.push_back(PrimaryEvent::HostFailing { reason });
     }
 
@@ -229,10 +226,7 @@ impl PrimarySide {
                 .push_back(PrimaryEvent::CaptureFailed { epoch, reason });
         }
         let session_id = self.peer.id();
-        self.copy.end();
-        let ahead_in = self.debt.went_ahead_in(epoch);
-        let ahead = ahead_in.map(|_| std::mem::take(&mut self.ahead));
-        self.dirty_look_ms = self.clock.now_ms() + DIRTY_LOOK_INTERVAL_MS;
+        let (ahead_in, ahead) = self.owed.begin_capture(epoch, self.clock.now_us());
         // A delta must be the first word of its sync on a page.
         let deltas = match ahead {
             Some(_) => None,
@@ -260,7 +254,7 @@ impl PrimarySide {
         let taken = Capture::take(
             &self.machine,
             (epoch, hold),
-            (&mut self.debt, ahead),
+            (&mut self.owed.debt, ahead),
             Known {
                 states: &self.acked_states,
                 deltas,
@@ -277,9 +271,10 @@ impl PrimarySide {
         match taken {
             Ok(capture) => {
                 self.stopwatch.captured(&capture.took, self.clock.now_us());
-                self.counters.wire_bytes += capture.sent_bytes() as u64;
-                self.counters.pages += capture.pages_sent();
-                self.counters.pages_ahead += capture.pages_ahead;
+                let counters = &mut self.stopwatch.counters;
+                counters.wire_bytes += capture.sent_bytes() as u64;
+                counters.pages += capture.pages_sent();
+                counters.pages_ahead += capture.pages_ahead;
                 self.events.push_back(PrimaryEvent::Captured {
                     epoch,
                     pages: capture.pages_sent(),
@@ -290,7 +285,7 @@ impl PrimarySide {
             }
             Err(error) => {
                 self.deltas.failed();
-                self.debt.give_back(epoch);
+                self.owed.debt.give_back(epoch);
                 self.machine.give_back(epoch);
                 self.events.push_back(PrimaryEvent::CaptureFailed {
                     epoch,
@@ -302,10 +297,10 @@ impl PrimarySide {
 
     fn give_back(&mut self, epoch: Epoch) {
         self.demand.end_sync();
-        self.counters.syncs_failed += 1;
+        self.stopwatch.counters.syncs_failed += 1;
         self.deltas.failed();
         self.stillness.forget(epoch);
-        self.debt.give_back(epoch);
+        self.owed.debt.give_back(epoch);
         if self.capture.take_if(|capture| capture.epoch == epoch).is_some() {
             self.machine.give_back(epoch);
         }
@@ -321,7 +316,7 @@ impl PrimarySide {
         let acked_us = self.clock.now_us();
         // First of all: what waits outside waits for this, and for nothing that is put away below.
         self.machine.release(epoch);
-        self.debt.acked(epoch);
+        self.owed.debt.acked(epoch);
         let mut outputs = 0;
         if let Some(capture) = self.capture.take_if(|capture| capture.epoch == epoch) {
             outputs = capture.outputs;
@@ -332,9 +327,8 @@ impl PrimarySide {
             self.deltas
                 .note(capture_us + wire_us, capture.pages, self.demand.gather.way());
         }
-        self.counters.syncs += 1;
         let now_us = self.clock.now_us();
-        self.counters.last_sync_us = self.stopwatch.acked(now_us);
+        self.stopwatch.acked(now_us);
         self.extend_train();
         self.trace.note(Step::Running, epoch);
         let sync_us = now_us.saturating_sub(self.stopwatch.paused_us());
@@ -378,7 +372,7 @@ impl PrimarySide {
     }
 
     fn note_pause(&mut self) {
-        self.counters.last_pause_us = self.stopwatch.note_pause(self.clock.now_us());
+        self.stopwatch.note_pause(self.clock.now_us());
     }
 
     /// The right to act alone: output leaves at once, nobody is owed pages.
@@ -391,9 +385,7 @@ impl PrimarySide {
         self.capture = None;
         self.deltas.forget();
         self.demand.end_sync();
-        self.copy.end();
-        self.debt.forget();
-        self.ahead = Ahead::default();
+        self.owed.forget();
         self.machine.open_gate();
         if let Err(error) = self.machine.dirty().stop() {
             tracing::warn!("the dirty log cannot be stopped: {error}");

@@ -49,15 +49,15 @@ fn with_pages_ahead() -> (Rig, [TcpStream; 2], SessionId) {
         secondary: 2,
     };
     rig.find(PAGE..PAGE + PAGES_AHEAD);
-    ahead::offer(&mut rig.side.debt);
+    ahead::offer(&mut rig.side.owed.debt);
     rig.side.perform(PrimaryAction::SendAhead(Opening {
         session,
         begin,
         pages_max: 4096,
     }));
     // Some of the pages went at once: the others wait.
-    assert_eq!(rig.side.debt.went_ahead_in(1), Some(session));
-    assert_eq!(rig.side.debt.of_next_sync(), PAGES_AHEAD as usize);
+    assert_eq!(rig.side.owed.debt.went_ahead_in(1), Some(session));
+    assert_eq!(rig.side.owed.debt.of_next_sync(), PAGES_AHEAD as usize);
     (rig, peer, session)
 }
 
@@ -67,7 +67,7 @@ fn what_is_owed_is_in_the_next_capture_and_in_the_one_after_it_if_that_fails() {
     rig.find([PAGE]);
     rig.capture(1);
     assert!(rig.tells(is_captured) && rig.captured(PAGE) && rig.side.machine.holds_output());
-    assert_eq!(rig.side.debt.of_next_sync(), 0);
+    assert_eq!(rig.side.owed.debt.of_next_sync(), 0);
     rig.side.perform(PrimaryAction::GiveBack { epoch: 1 });
     assert!(rig.side.capture.is_none());
     rig.capture(2);
@@ -164,7 +164,7 @@ fn who_acts_alone_owes_nothing_holds_nothing_and_waits_for_no_other_disk() {
     assert!(rig.tracker.waits_for_peer() && rig.side.machine.output_held());
     rig.side.perform(PrimaryAction::OpenGate);
     assert!(!rig.side.machine.holds_output() && !rig.side.machine.output_held());
-    assert_eq!(rig.side.debt.of_next_sync(), 0);
+    assert_eq!(rig.side.owed.debt.of_next_sync(), 0);
     assert!(rig.side.capture.is_none() && !rig.side.demand.is_attached());
     assert!(told.load(Ordering::SeqCst) && !rig.tracker.waits_for_peer());
     rig.side.machine.pause();
@@ -315,7 +315,7 @@ fn many_dirty_pages_ask_for_a_sync_before_they_are_more() {
     let mut rig = Rig::new();
     rig.side.machine.dirty().start().expect("a dirty log");
     rig.find(PAGE..PAGE + PAGES_AHEAD);
-    ahead::offer(&mut rig.side.debt);
+    ahead::offer(&mut rig.side.owed.debt);
     rig.find(PAGE..PAGE + PAGES_AHEAD);
     rig.limit_dirty_pages(PAGES_AHEAD as u32 + 1);
     rig.side.look_at_dirty_pages();

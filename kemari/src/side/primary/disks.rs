@@ -221,7 +221,7 @@ impl PrimarySide {
             }
             match copier.take_frame() {
                 Some(frame) => {
-                    self.counters.wire_bytes += frame.len() as u64;
+                    self.stopwatch.counters.wire_bytes += frame.len() as u64;
                     self.peer.on_link(id, |session| session.main.send(frame));
                 }
                 None => {
@@ -283,7 +283,7 @@ impl PrimarySide {
         match rest {
             Ok(frames) => {
                 let rest_bytes = frames.iter().map(|frame| frame.len() as u64).sum::<u64>();
-                self.counters.wire_bytes += rest_bytes;
+                self.stopwatch.counters.wire_bytes += rest_bytes;
                 if !self.disks.trackers.is_empty() {
                     let CopyProgress {
                         compared_bytes,

@@ -293,7 +293,7 @@ impl PrimarySide {
             .map_or("the other host", |session| session.host.as_str());
         match protection {
             Protection::Protected => Some(Ok(format!("the VM is protected by {host}, in term {term}"))),
-            _ if self.copy.is_active() => Some(Ok(format!(
+            _ if self.owed.copy.is_active() => Some(Ok(format!(
                 "the VM is being copied to {host} while it runs; `kemari status` says how far"
             ))),
             _ if self.clock.now_ms() >= since_ms + PROTECT_MS_MAX => {

@@ -67,15 +67,15 @@ fn a_pause_is_as_long_as_the_guest_is_to_stand_still() {
     rig.side.on_input(Input::Parked);
     rig.side.perform(PrimaryAction::Resume);
     assert!(
-        rig.side.counters.last_pause_us >= waits_us,
+        rig.side.stopwatch.counters.last_pause_us >= waits_us,
         "{}",
-        rig.side.counters.last_pause_us
+        rig.side.stopwatch.counters.last_pause_us
     );
     rig.side.perform(PrimaryAction::Release { epoch: 2 });
     assert!(
-        rig.side.counters.last_sync_us >= waits_us,
+        rig.side.stopwatch.counters.last_sync_us >= waits_us,
         "{}",
-        rig.side.counters.last_sync_us
+        rig.side.stopwatch.counters.last_sync_us
     );
     // What a capture waited for that was given up is no part of the next pause.
     let mut rig = waiting();

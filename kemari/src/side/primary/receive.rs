@@ -3,7 +3,6 @@
 use kemari_sync::wire::Channel;
 use kemari_sync::{PrimaryEvent, SessionId};
 
-use super::super::ahead::Ahead;
 use super::PrimarySide;
 use super::peer::Session;
 use crate::link::LinkError;
@@ -59,8 +58,7 @@ impl PrimarySide {
     fn end_session(&mut self, id: SessionId) -> Option<Session> {
         let session = self.peer.end(id)?;
         self.disks.end_session();
-        self.debt.end_session(id);
-        self.ahead = Ahead::default();
+        self.owed.end_session(id);
         let is_pair = self.machine.holds_output();
         self.peer.connector.note_session_end(is_pair, self.clock.now_ms());
         Some(session)

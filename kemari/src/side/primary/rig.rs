@@ -201,7 +201,7 @@ impl Rig {
 
     /// These pages are found dirty.
     pub fn find(&mut self, pages: impl IntoIterator<Item = u64>) {
-        let Ok(()) = self.side.debt.find::<Infallible>(|found| {
+        let Ok(()) = self.side.owed.debt.find::<Infallible>(|found| {
             found.extend(pages);
             Ok(())
         });
@@ -209,8 +209,8 @@ impl Rig {
 
     /// Takes the pages that are owed and not captured, in order.
     pub fn take_owed(&mut self) -> Vec<u64> {
-        self.side.debt.of_next_sync();
-        self.side.debt.take_round()
+        self.side.owed.debt.of_next_sync();
+        self.side.owed.debt.take_round()
     }
 
     /// So many dirty pages ask for a sync.
@@ -228,7 +228,7 @@ impl Rig {
     /// Whether a sync that waits for its ack has this page.
     pub fn captured(&self, page: u64) -> bool {
         assert!(self.side.capture.is_some(), "a capture");
-        let debt = &self.side.debt;
+        let debt = &self.side.owed.debt;
         debt.captured().contains(&page) || debt.captured_ahead().any(|ahead| ahead == page)
     }
 

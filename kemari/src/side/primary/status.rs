@@ -22,8 +22,8 @@ impl PrimarySide {
         let protection = match core.protection {
             Stage::Unprotected | Stage::Over => Protection::Off,
             Stage::Copying | Stage::Pairing => Protection::Copying {
-                done_bytes: self.copy.done_pages * PAGE_BYTES as u64,
-                total_bytes: self.copy.total_pages.max(1) * PAGE_BYTES as u64,
+                done_bytes: self.owed.copy.done_pages * PAGE_BYTES as u64,
+                total_bytes: self.owed.copy.total_pages.max(1) * PAGE_BYTES as u64,
             },
             Stage::Protected => Protection::On,
             Stage::Deciding => Protection::Doubtful,
@@ -34,7 +34,11 @@ impl PrimarySide {
             connected: true,
             silent_ms: self.peer.silent_ms(now_ms),
         });
-        let (counters, pace, timings) = (self.counters, self.demand.pace(), self.stopwatch.timings());
+        let (counters, pace, timings) = (
+            self.stopwatch.counters,
+            self.demand.pace(),
+            self.stopwatch.timings(),
+        );
         let readiness = core.readiness.clone();
         self.announced.note(readiness.as_ref());
         let waits = match self.machine.holds_output() {

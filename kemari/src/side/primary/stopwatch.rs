@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::super::capture::Took;
-use crate::control::Timings;
+use crate::control::{Counters, Timings};
 
 /// An ack is not expected later than this, however late the last ones came:
 /// a vCPU with more output looks for it then.
@@ -26,6 +26,7 @@ pub struct Stopwatch {
     /// How long an ack takes, as far as the last ones tell.
     ack_us_expected: u64,
     timings: Timings,
+    pub counters: Counters,
 }
 
 impl Stopwatch {
@@ -55,11 +56,10 @@ impl Stopwatch {
         std::mem::take(&mut self.pause_to_note)
     }
 
-    /// The guest runs on. Returns how long it stood still.
-    pub fn note_pause(&mut self, now_us: u64) -> u64 {
-        let pause_us = now_us.saturating_sub(self.paused_us);
-        self.timings.pause_us.note(pause_us);
-        pause_us
+    /// The guest runs on.
+    pub fn note_pause(&mut self, now_us: u64) {
+        self.counters.last_pause_us = now_us.saturating_sub(self.paused_us);
+        self.timings.pause_us.note(self.counters.last_pause_us);
     }
 
     /// All of the sync is captured.
@@ -94,14 +94,14 @@ impl Stopwatch {
         now_us.saturating_sub(self.sending_us)
     }
 
-    /// Its ack was here, and its output is released. Returns how long that took from when it was asked for.
-    pub fn acked(&mut self, now_us: u64) -> u64 {
-        let sync_us = now_us.saturating_sub(self.since_us);
-        self.timings.sync_us.note(sync_us);
+    /// Its ack was here, and its output is released.
+    pub fn acked(&mut self, now_us: u64) {
+        self.counters.syncs += 1;
+        self.counters.last_sync_us = now_us.saturating_sub(self.since_us);
+        self.timings.sync_us.note(self.counters.last_sync_us);
         let ack_us = now_us.saturating_sub(self.sent_us);
         self.timings.ack_us.note(ack_us);
         self.ack_us_expected = ((3 * self.ack_us_expected + ack_us) / 4).min(ACK_US_MAX);
-        sync_us
     }
 
     /// What took how long.

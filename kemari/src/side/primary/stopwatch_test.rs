@@ -22,8 +22,11 @@ fn every_part_of_a_sync_is_counted_once() {
     watch.sending(130);
     watch.sent(140, AT_ONCE);
     assert_eq!(watch.wire_us(150), 20);
-    assert_eq!(watch.acked(200), 110, "from when it was asked for");
-    assert_eq!(watch.note_pause(230), 130);
+    watch.acked(200);
+    watch.note_pause(230);
+    let counters = watch.counters;
+    assert_eq!(counters.last_sync_us, 110, "from when it was asked for");
+    assert_eq!((counters.syncs, counters.last_pause_us), (1, 130));
     let timings = watch.timings();
     let parts = [
         (&timings.state_us, 1),
@@ -46,11 +49,13 @@ fn what_was_asked_for_counts_for_one_sync() {
     watch.ask(Some(90));
     watch.pause(100);
     watch.pause(300);
-    assert_eq!((watch.paused_us(), watch.acked(310)), (300, 10));
+    watch.acked(310);
+    assert_eq!((watch.paused_us(), watch.counters.last_sync_us), (300, 10));
     watch.ask(Some(320));
     watch.ask(None);
     watch.pause(330);
-    assert_eq!(watch.acked(340), 10, "no sync began then");
+    watch.acked(340);
+    assert_eq!(watch.counters.last_sync_us, 10, "no sync began then");
 }
 
 #[test]

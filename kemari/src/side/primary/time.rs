@@ -2,15 +2,11 @@
 
 use kemari_sync::PrimaryEvent;
 
-use super::super::ahead;
 use super::PrimarySide;
 use super::holds::Hold;
 
 /// Longest wait of the loop, in milliseconds, whatever the deadlines.
 const WAIT_MS_MAX: u64 = 1000;
-
-/// How often the dirty log is looked at between syncs, in milliseconds.
-pub const DIRTY_LOOK_INTERVAL_MS: u64 = 100;
 
 impl PrimarySide {
     pub(super) fn check_time(&mut self) {
@@ -34,12 +30,11 @@ impl PrimarySide {
             self.events.push_back(PrimaryEvent::Tick);
         }
         self.announce_when_due(now_ms);
-        if self.dirty_look_is_due() && now_ms >= self.dirty_look_ms {
+        if self.dirty_look_is_due() && now_us >= self.owed.look_due_us {
             self.look_at_dirty_pages();
         }
         if self.ahead_due_ms().is_some_and(|due_ms| due_ms <= now_ms) {
-            // If the core has nothing against it, the next ones may follow at once.
-            self.ahead_due_ms = now_ms + DIRTY_LOOK_INTERVAL_MS;
+            self.owed.ask_ahead(now_us);
             self.events.push_back(PrimaryEvent::DirtyAhead);
         }
     }
@@ -48,8 +43,8 @@ impl PrimarySide {
     /// a sync would wait behind it.
     pub(super) fn ahead_due_ms(&self) -> Option<u64> {
         let session = self.peer.session()?;
-        let is_due = self.dirty_look_is_due() && ahead::is_due(&self.debt) && !session.main.wants_to_write();
-        is_due.then_some(self.ahead_due_ms)
+        let is_due = self.dirty_look_is_due() && self.owed.is_ahead_due() && !session.main.wants_to_write();
+        is_due.then_some(self.owed.ahead_due_us.div_ceil(1000))
     }
 
     /// Memory gets dirty without bound as long as the guest runs, also while a sync is under way: what is
@@ -58,29 +53,21 @@ impl PrimarySide {
         self.machine.holds_output() && !self.holds.has(Hold::Mechanism)
     }
 
-    /// Pages that a sync would have now, each counted once,
-    /// but for those that went ahead and are dirty again.
-    pub(super) fn pages_of_a_sync(&mut self) -> usize {
-        self.debt.of_next_sync() + self.machine.dirty().hot_pages()
-    }
-
     pub(super) fn look_at_dirty_pages(&mut self) {
-        self.dirty_look_ms = self.clock.now_ms() + DIRTY_LOOK_INTERVAL_MS;
-        match self.debt.find(|pages| self.machine.dirty().collect(pages)) {
-            Ok(()) => {
-                // Before they are counted: what waits already would count twice.
-                ahead::offer(&mut self.debt);
-                if self.pages_of_a_sync() >= self.demand.pace().max_dirty_pages as usize {
-                    self.events.push_back(PrimaryEvent::DirtyLimit);
-                }
+        match self.owed.look(&self.machine, self.clock.now_us()) {
+            Ok(pages) if pages >= self.demand.pace().max_dirty_pages as usize => {
+                self.events.push_back(PrimaryEvent::DirtyLimit);
             }
-            Err(error) => self.fail_protection(format!("the dirty log cannot be read: {error}")),
+            Ok(_) => {}
+            Err(error) => self.fail_protection(format!("the dirty log cannot be read: {error:#}")),
         }
     }
 
     pub(super) fn timeout_ms(&self) -> u64 {
         let now_ms = self.clock.now_ms();
-        let look_ms = self.dirty_look_is_due().then_some(self.dirty_look_ms);
+        let look_ms = self
+            .dirty_look_is_due()
+            .then_some(self.owed.look_due_us.div_ceil(1000));
         let ms = |due_us: Option<u64>| due_us.map(|due_us| due_us.div_ceil(1000));
         let due_ms = [
             self.core.next_deadline(),
