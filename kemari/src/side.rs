@@ -43,6 +43,7 @@ mod sync_tap;
 mod terminal;
 #[cfg(test)]
 mod testing;
+mod timers;
 mod trace;
 mod wait;
 

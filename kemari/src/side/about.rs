@@ -67,7 +67,7 @@ impl Questions {
             connection.send(bytes);
             let deadline = Instant::now() + ANSWER_TIMEOUT;
             while connection.wants_to_write() && Instant::now() < deadline {
-                wait(&[], [&connection], 100);
+                wait(&[], [&connection], Some(100));
                 connection.flush();
             }
             is_answering.store(false, Ordering::Release);

@@ -53,7 +53,12 @@ impl Look {
 
     /// Whether neither this look is waited for any more, nor one of the other side.
     pub fn is_due(&self, timeout: Duration, now_ms: u64) -> bool {
-        now_ms >= self.since_ms + looks_ms_max(timeout)
+        now_ms >= self.due_ms(timeout)
+    }
+
+    /// From when on they are not.
+    pub fn due_ms(&self, timeout: Duration) -> u64 {
+        self.since_ms + looks_ms_max(timeout)
     }
 }
 

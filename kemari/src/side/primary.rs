@@ -41,9 +41,9 @@ use super::capture::Capture;
 use super::clock::Clock;
 use super::deltas::Deltas;
 use super::mailbox::Mailbox;
-use super::readiness::Announced;
 use super::shown::Shown;
 use super::sync_tap::Waits;
+use super::timers::Timed;
 use super::trace::{Step, Trace};
 use super::wait::prefer_latency;
 use crate::config::{Config, Latency};
@@ -149,7 +149,6 @@ pub struct PrimarySide {
     /// Whose thread does this, and who polls for acks.
     polling: inline::Polling,
     shown: Shown,
-    announced: Announced,
     orders: Vec<orders::Pending>,
     end: Option<End>,
 }
@@ -204,7 +203,6 @@ impl PrimarySide {
             stopwatch: Stopwatch::default(),
             polling,
             shown: Shown::default(),
-            announced: Announced::default(),
             orders: Vec::new(),
             end: None,
             config,
@@ -244,10 +242,10 @@ impl PrimarySide {
                 board.refuse_orders();
                 return end;
             }
-            let timeout_ms = turn.timeout_ms();
+            let sleep_ms = turn.sleep();
             drop(turn);
             if !inline::poll_for_acks(&side) {
-                waiter.wait(timeout_ms);
+                waiter.wait(sleep_ms);
             }
         }
     }
@@ -259,20 +257,17 @@ impl PrimarySide {
         self.receive();
         self.pump_disks();
         self.pump_copy();
-        self.check_time();
+        self.fire_due(self.clock.now_us());
         self.leave_standstill();
         self.begin_orders();
         self.settle();
-        self.settle_disks();
         self.answer_orders();
         if self.end.is_some() {
             return self.show();
         }
         self.show_now_and_then();
-        let (now_ms, connected) = (self.clock.now_ms(), self.peer.session().is_some());
-        self.peer
-            .connector
-            .poll(&self.core, now_ms, connected, &self.mailbox);
+        let is_wanted = self.core.wants_peer() && self.peer.session().is_none();
+        self.peer.connector.want(is_wanted);
         self.peer.watch(true);
     }
 

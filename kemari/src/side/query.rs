@@ -58,7 +58,7 @@ fn ask(security: &Security, host: &str, address: SocketAddr, is_long: bool) -> R
             (Ok(Some(other)), _) => {
                 return Err(LinkError::Refused(format!("it answered with {:?}", other.kind())));
             }
-            (Ok(None), _) => wait(&[], [&connection], 100),
+            (Ok(None), _) => wait(&[], [&connection], Some(100)),
             // It has said what it holds, and no more.
             (Err(_), Some(said)) => return Ok(answered(said, None)),
             (Err(error), None) => return Err(error),

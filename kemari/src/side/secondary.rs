@@ -24,6 +24,7 @@ mod sessions;
 mod signs;
 mod standby;
 mod status;
+mod time;
 mod told;
 mod trial;
 
@@ -48,6 +49,7 @@ use super::drill::{DrillId, News};
 use super::mailbox::Mailbox;
 use super::readiness::{InUse, Opened, ReadinessWatch, Source};
 use super::step::step;
+use super::timers::Timed;
 use super::wait::prefer_latency;
 use crate::config::{Config, Latency};
 use crate::link::{Listener, Security};
@@ -66,8 +68,6 @@ use told::Told;
 pub use signs::LastSign;
 pub use standby::Standby;
 
-/// Longest wait of the loop, in milliseconds, whatever the deadlines.
-const WAIT_MS_MAX: u64 = 1000;
 /// After something has come on a main connection the loop polls it for so long before it sleeps: in a train
 /// of syncs the wake-ups would cost more than the work.
 const POLL_US_MAX: u64 = 300;
@@ -250,17 +250,13 @@ impl SecondarySide {
             self.accept();
             self.receive();
             self.poll_main();
-            let now_ms = self.clock.now_ms();
-            if self.core.next_deadline().is_some_and(|due_ms| due_ms <= now_ms) {
-                self.events.push_back(SecondaryEvent::Tick);
-            }
+            self.note_idle();
+            self.note_drills();
+            self.fire_due(self.clock.now_us());
             self.check_disks();
-            self.drill_when_due();
-            self.try_state();
             self.settle();
             self.leave_when_known();
             self.answer_takeovers();
-            self.note_idle(now_ms);
             if let Some(end) = self.end.take() {
                 self.board.refuse_orders();
                 self.board.show(|status| status.drill = None);
@@ -272,32 +268,10 @@ impl SecondarySide {
         }
     }
 
-    fn note_idle(&mut self, now_ms: u64) {
-        // A build has the images until it ends.
-        let is_idle = self.sessions.is_empty() && self.core.holds().is_none() && self.berth.build().is_none();
-        if self.idle.note(is_idle, now_ms) && self.end.is_none() {
-            self.end = Some(End::Idle);
-        }
-    }
-
     fn wait(&self) {
-        let now_ms = self.clock.now_ms();
-        // What comes waits as long as a replica's queue is full.
-        let may_read = !self.disks_are_full();
-        let due_ms = [
-            self.core.next_deadline(),
-            self.sessions.due_ms(now_ms, may_read),
-            self.told.shown.due_ms(),
-            self.orders.leaves.due_ms(now_ms),
-            self.idle.due_ms(),
-        ];
-        let timeout_ms = due_ms
-            .into_iter()
-            .flatten()
-            .min()
-            .map_or(WAIT_MS_MAX, |due| due.saturating_sub(now_ms));
-        self.sessions
-            .wait(self.mailbox.fd(), now_ms, may_read, timeout_ms.min(WAIT_MS_MAX));
+        let (bell, now_ms) = (self.mailbox.fd(), self.clock.now_ms());
+        let sleep_ms = self.sleep_ms(self.clock.now_us());
+        self.sessions.wait(bell, now_ms, self.may_read(), sleep_ms);
     }
 
     fn on_input(&mut self, input: Input) {

@@ -73,11 +73,11 @@ impl Poll {
 }
 
 /// Waits until one of `readable` can be read, one of the connections can be read or takes what it wants to
-/// write, or `timeout_ms` is over.
+/// write, or `timeout_ms` is over, if there is one.
 pub fn wait<'a>(
     readable: &[BorrowedFd<'a>],
     connections: impl IntoIterator<Item = &'a Connection>,
-    timeout_ms: u64,
+    timeout_ms: Option<u64>,
 ) {
     let mut fds: Vec<PollFd<'_>> = readable
         .iter()
@@ -91,12 +91,15 @@ pub fn wait<'a>(
         };
         PollFd::from_borrowed_fd(connection.fd(), PollFlags::IN | write)
     }));
-    let timeout = Timespec {
-        tv_sec: (timeout_ms / 1000) as i64,
-        tv_nsec: (timeout_ms % 1000 * 1_000_000) as i64,
-    };
     // An interrupted wait only means another turn of the loop.
-    let _ = poll(&mut fds, Some(&timeout));
+    let _ = poll(&mut fds, timeout_ms.map(timespec).as_ref());
+}
+
+fn timespec(ms: u64) -> Timespec {
+    Timespec {
+        tv_sec: (ms / 1000) as i64,
+        tv_nsec: (ms % 1000 * 1_000_000) as i64,
+    }
 }
 
 /// A set of sockets that one thread waits for while another may use, add or close them.
@@ -125,17 +128,13 @@ impl Waiter {
         let _ = epoll::modify(&*self.0, fd, epoll::EventData::new_u64(0), flags);
     }
 
-    /// Waits until something of the set is ready, or the time is over.
-    pub fn wait(&self, timeout_ms: u64) {
-        let timeout = Timespec {
-            tv_sec: (timeout_ms / 1000) as i64,
-            tv_nsec: (timeout_ms % 1000 * 1_000_000) as i64,
-        };
+    /// Waits until something of the set is ready, or the time is over, if there is a limit.
+    pub fn wait(&self, timeout_ms: Option<u64>) {
         let mut events = [epoll::Event {
             flags: epoll::EventFlags::empty(),
             data: epoll::EventData::new_u64(0),
         }; 4];
         // An interrupted wait only means another turn of the loop.
-        let _ = epoll::wait(&*self.0, &mut events, Some(&timeout));
+        let _ = epoll::wait(&*self.0, &mut events, timeout_ms.map(timespec).as_ref());
     }
 }

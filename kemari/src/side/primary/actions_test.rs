@@ -359,11 +359,11 @@ fn a_guest_that_stands_still_too_long_for_an_ack_is_let_go() {
     let is_let_go = |event: &PrimaryEvent| matches!(event, PrimaryEvent::GuestWaits(false));
     let far_us = rig.side.clock.now_us() + 60_000_000;
     rig.side.stopwatch.pause(far_us);
-    rig.side.let_go_if_due();
+    rig.side.fire_due(rig.side.clock.now_us());
     assert!(!rig.tells(is_let_go));
     rig.side.stopwatch.pause(0);
     rig::until("its time is over", || {
-        rig.side.let_go_if_due();
+        rig.side.fire_due(rig.side.clock.now_us());
         rig.tells(is_let_go)
     });
 }

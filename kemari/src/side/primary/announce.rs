@@ -28,10 +28,6 @@ impl Announcements {
         self.0.last().copied()
     }
 
-    fn is_due(&self, now_ms: u64) -> bool {
-        self.due_ms().is_some_and(|due_ms| due_ms <= now_ms)
-    }
-
     /// Takes those that are due off; several are one.
     fn take_due(&mut self, now_ms: u64) {
         while self.0.pop_if(|due_ms| *due_ms <= now_ms).is_some() {}
@@ -39,19 +35,16 @@ impl Announcements {
 }
 
 impl PrimarySide {
-    /// Announces, if it is time for it and there is consent. Without that it waits for the next ack: this
-    /// process may have stood still, and the VM run elsewhere.
-    pub(super) fn announce_when_due(&mut self, now_ms: u64) {
-        if self.announcements.is_due(now_ms) && self.core.may_show(now_ms) {
-            self.announcements.take_due(now_ms);
-            self.machine.announce(|mac| vec![rarp(Mac(mac)).to_vec()]);
-        }
+    pub(super) fn announce(&mut self, now_ms: u64) {
+        self.announcements.take_due(now_ms);
+        self.machine.announce(|mac| vec![rarp(Mac(mac)).to_vec()]);
     }
 
-    /// When the next announcement is due. One that waits for consent is made in the turn of the loop in which
-    /// that comes.
+    /// When the next announcement is due. Without consent it waits for the next ack, and is made in the turn
+    /// of the loop in which that comes: this process may have stood still, and the VM run elsewhere.
     pub(super) fn announcement_due_ms(&self, now_ms: u64) -> Option<u64> {
-        self.announcements.due_ms().filter(|due_ms| *due_ms > now_ms)
+        let due_ms = self.announcements.due_ms();
+        due_ms.filter(|due_ms| *due_ms > now_ms || self.core.may_show(now_ms))
     }
 }
 
@@ -64,7 +57,7 @@ mod tests {
         let mut left = Announcements::from(1_000);
         let mut made = Vec::new();
         for now_ms in [999, 1_001, 1_002, 1_200, 2_600, 4_000, 9_000] {
-            if left.is_due(now_ms) {
+            if left.due_ms().is_some_and(|due_ms| due_ms <= now_ms) {
                 left.take_due(now_ms);
                 made.push(now_ms);
             }
@@ -76,9 +69,15 @@ mod tests {
     #[test]
     fn one_that_waits_for_consent_keeps_nobody_awake() {
         let mut rig = super::super::rig::Rig::new();
-        let begun_ms = 5;
+        let begun_ms = rig.side.clock.now_ms() + 3_600_000;
         rig.side.announcements = Announcements::from(begun_ms);
-        assert_eq!(rig.side.announcement_due_ms(begun_ms), None, "it is due");
+        assert_eq!(
+            rig.side.announcement_due_ms(begun_ms),
+            Some(begun_ms),
+            "it is alone"
+        );
+        rig.protect();
+        assert_eq!(rig.side.announcement_due_ms(begun_ms), None, "it has stood still");
         rig.side.announcements.take_due(begun_ms);
         assert_eq!(
             rig.side.announcement_due_ms(begun_ms),

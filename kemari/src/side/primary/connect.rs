@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use kemari_sync::{Primary, PrimaryEvent};
+use kemari_sync::PrimaryEvent;
 
 use super::super::mailbox::Mailbox;
 use super::{Input, PrimarySide};
@@ -60,15 +60,16 @@ impl Connector {
         }
     }
 
-    /// Begins an attempt if the core wants a peer and it is time for one.
-    pub fn poll(&mut self, core: &Primary, now_ms: u64, connected: bool, mailbox: &Arc<Mailbox<Input>>) {
-        self.wanted = core.wants_peer() && !connected && self.refuses().is_none();
+    /// Whether a secondary is wanted now.
+    pub fn want(&mut self, wanted: bool) {
+        self.wanted = wanted && self.refuses().is_none();
+    }
+
+    /// Begins an attempt.
+    pub fn attempt(&mut self, mailbox: &Arc<Mailbox<Input>>) {
         let Some(security) = self.security.clone() else {
             return;
         };
-        if !self.wanted || self.trying || now_ms < self.next_ms {
-            return;
-        }
         let (host, address) = self.peers[self.attempts % self.peers.len()].clone();
         self.attempts += 1;
         self.trying = true;

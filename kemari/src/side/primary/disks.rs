@@ -108,6 +108,11 @@ impl Disks {
             .is_some_and(|copier| !copier.is_converged() || copier.go_on_if_needed())
     }
 
+    /// When marks are to be looked at, with a secondary there.
+    pub fn settle_due_ms(&self) -> Option<u64> {
+        (!self.trackers.is_empty()).then_some(self.settle_ms)
+    }
+
     pub fn note_peer_flushed(&self, mark: DiskMark) {
         if let Some(tracker) = self.trackers.get(usize::from(mark.disk)) {
             tracker.note_peer_flushed(mark.request);
@@ -411,14 +416,10 @@ impl PrimarySide {
 
     /// Now and then marks are taken of what is durable on both hosts.
     pub(super) fn settle_disks(&mut self) {
-        let now_ms = self.clock.now_ms();
+        self.disks.settle_ms = self.clock.now_ms() + SETTLE_INTERVAL_MS;
         let Some(session) = self.peer.id() else {
             return;
         };
-        if now_ms < self.disks.settle_ms {
-            return;
-        }
-        self.disks.settle_ms = now_ms + SETTLE_INTERVAL_MS;
         for index in 0..self.disks.trackers.len() {
             let settled = self.disks.trackers[index].settle(MARK_AGE_MIN);
             if let Some(request) = settled.filter(|_| settled != self.disks.settled[index]) {

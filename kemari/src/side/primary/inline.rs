@@ -4,6 +4,7 @@ use std::sync::{Mutex, TryLockError};
 
 use super::super::faults;
 use super::super::sync_tap::ACK_WAIT_US_MAX;
+use super::super::timers::Timed;
 use super::super::wait::Poll;
 use super::holds::Hold;
 use super::{Input, PrimarySide};
@@ -31,6 +32,8 @@ pub struct Polling {
     loop_may: bool,
     /// Until when it does, in microseconds.
     train_until_us: u64,
+    /// Until when it sleeps, if nobody wakes it.
+    sleeps_until_us: u64,
 }
 
 impl Polling {
@@ -42,6 +45,7 @@ impl Polling {
             is_on_vcpu: false,
             loop_may: latency == Latency::Low && processors > vcpus + 1,
             train_until_us: 0,
+            sleeps_until_us: 0,
         }
     }
 
@@ -75,9 +79,21 @@ impl PrimarySide {
         self.run_unless_held();
         self.polling.is_on_vcpu = false;
         self.note_inline_pause();
-        if self.end.is_some() || !self.events.is_empty() {
+        if self.end.is_some() || !self.events.is_empty() || self.is_due_earlier() {
             self.mailbox.post(Input::Wake);
         }
+    }
+
+    /// How long the loop's thread sleeps now, in milliseconds.
+    pub(super) fn sleep(&mut self) -> Option<u64> {
+        self.polling.sleeps_until_us = self.next_us().unwrap_or(u64::MAX);
+        self.sleep_ms(self.clock.now_us())
+    }
+
+    /// Whether something is due, since it sleeps, before it wakes.
+    pub(super) fn is_due_earlier(&self) -> bool {
+        self.next_us()
+            .is_some_and(|due_us| due_us < self.polling.sleeps_until_us)
     }
 
     /// While the guest ran on, it has made more output. If the ack is about to come, waiting for it is
@@ -143,26 +159,12 @@ impl PrimarySide {
             poll.pause();
         }
         self.peer.watch(true);
-        if self.let_go_due_us().is_some() {
-            // The loop is to know when.
-            self.mailbox.post(Input::Wake);
-        }
     }
 
     /// When a guest that waits for the ack, although the mode does not ask for it, has waited for too long.
     pub(super) fn let_go_due_us(&self) -> Option<u64> {
         let waits = self.holds.is_until_ack() && self.capture.is_some();
         waits.then_some(self.stopwatch.paused_us() + STILL_US_MAX)
-    }
-
-    /// Then it runs on. The next sync is another matter.
-    pub(super) fn let_go_if_due(&mut self) {
-        if self
-            .let_go_due_us()
-            .is_some_and(|due_us| due_us <= self.clock.now_us())
-        {
-            self.let_guest_wait(false);
-        }
     }
 }
 

@@ -39,6 +39,17 @@ impl PrimarySide {
         }
     }
 
+    /// When something becomes of an order at the latest though nothing happens.
+    pub(super) fn orders_due_ms(&self) -> Option<u64> {
+        let timeout = self.config.arbiter.timeout();
+        let due_ms = |pending: &Pending| match (&pending.awaits, &pending.order.command) {
+            (Some(look), _) => Some(look.due_ms(timeout)),
+            (None, Command::Protect) => Some(pending.since_ms + PROTECT_MS_MAX),
+            _ => None,
+        };
+        self.orders.iter().filter_map(due_ms).min()
+    }
+
     /// Begins the orders whose looks are over.
     pub(super) fn begin_orders(&mut self) {
         let (now_ms, timeout) = (self.clock.now_ms(), self.config.arbiter.timeout());

@@ -1,5 +1,5 @@
-//! What of the guest's memory the secondary lacks: it is looked for, copied round by round, sent ahead of syncs,
-//! and captured.
+//! What of the guest's memory the secondary lacks: it is looked for, copied round by round, sent ahead of
+//! syncs, and captured.
 
 use std::mem;
 

@@ -15,7 +15,6 @@ impl PrimarySide {
 
     pub(super) fn show(&mut self) {
         let now_ms = self.clock.now_ms();
-        self.shown.note(now_ms);
         let core = self.core.status(now_ms);
         let record = self.core.record();
         self.board.lives_under(Some((record.store, record.term)));
@@ -40,7 +39,7 @@ impl PrimarySide {
             self.stopwatch.timings(),
         );
         let readiness = core.readiness.clone();
-        self.announced.note(readiness.as_ref());
+        self.shown.note(now_ms, readiness.as_ref());
         let waits = match self.machine.holds_output() {
             true => Waits {
                 guest: self.demand.gather.stands_still(),

@@ -37,6 +37,11 @@ struct Last {
 }
 
 impl Drills {
+    /// When one begins by itself, in milliseconds.
+    pub fn due_ms(&self) -> Option<u64> {
+        self.due_ms.filter(|_| self.running.is_none())
+    }
+
     /// The last one, for humans.
     pub fn shown(&self, now_ms: u64) -> Option<control::Drill> {
         let Last { shown, ended_ms } = self.last.as_ref()?;
@@ -60,19 +65,27 @@ impl SecondarySide {
         }
     }
 
-    /// `[protection] drill_interval_s`.
-    pub(super) fn drill_when_due(&mut self) {
-        let interval_ms = u64::from(self.config.protection.drill_interval_s) * 1000;
-        if interval_ms == 0 || self.drills.running.is_some() {
+    /// Drills begin by themselves so long after the pair has, and after each other, if they are to.
+    pub(super) fn note_drills(&mut self) {
+        if self.drills.running.is_some() {
             return;
         }
-        let now_ms = self.clock.now_ms();
-        if !self.holds_a_pair() {
-            self.drills.due_ms = None;
-        } else if now_ms >= *self.drills.due_ms.get_or_insert(now_ms + interval_ms) {
-            self.drills.due_ms = Some(now_ms + interval_ms);
-            self.begin_drill(DRILL_SECONDS_DEFAULT, None);
-        }
+        let due_ms = self.drills.due_ms;
+        let interval_ms = self.drill_interval_ms().filter(|_| self.holds_a_pair());
+        self.drills.due_ms =
+            interval_ms.map(|interval_ms| due_ms.unwrap_or(self.clock.now_ms() + interval_ms));
+    }
+
+    /// It is time for one.
+    pub(super) fn begin_due_drill(&mut self, now_ms: u64) {
+        self.drills.due_ms = self.drill_interval_ms().map(|interval_ms| now_ms + interval_ms);
+        self.begin_drill(DRILL_SECONDS_DEFAULT, None);
+    }
+
+    /// `[protection] drill_interval_s`.
+    fn drill_interval_ms(&self) -> Option<u64> {
+        let interval_s = u64::from(self.config.protection.drill_interval_s);
+        (interval_s > 0).then_some(interval_s * 1000)
     }
 
     fn holds_a_pair(&self) -> bool {

@@ -160,9 +160,9 @@ impl Sessions {
         self.listener.due_ms(now_ms).into_iter().chain(at_once).min()
     }
 
-    /// Waits until there is something to do for one of them, or `bell` rings, or `timeout_ms` is over. What
-    /// comes on a main connection waits there until it may be read.
-    pub fn wait(&self, bell: BorrowedFd<'_>, now_ms: u64, may_read: bool, timeout_ms: u64) {
+    /// Waits until there is something to do for one of them, or `bell` rings, or `timeout_ms` is over, if
+    /// there is one. What comes on a main connection waits there until it may be read.
+    pub fn wait(&self, bell: BorrowedFd<'_>, now_ms: u64, may_read: bool, timeout_ms: Option<u64>) {
         let readable: Vec<BorrowedFd<'_>> = iter::once(bell).chain(self.listener.fd(now_ms)).collect();
         let sessions = self.list.iter().flat_map(|session| {
             let main = (may_read || session.main.wants_to_write()).then_some(&session.main);

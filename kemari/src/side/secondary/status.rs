@@ -30,7 +30,6 @@ impl SecondarySide {
         if !self.told.shown.is_due(now_ms) {
             return;
         }
-        self.told.shown.note(now_ms);
         let core = self.core.status(now_ms);
         self.board.lives_under(self.core.lives_under());
         let protection = match core.protection {
@@ -52,7 +51,7 @@ impl SecondarySide {
             silent_ms: self.signs.silent_ms(now_ms),
         });
         let readiness = core.readiness;
-        self.told.announced.note(readiness.as_ref());
+        self.told.shown.note(now_ms, readiness.as_ref());
         let counters = self.inflow.counters();
         let held = self.takeover_is_held_by(core.protection);
         let waiting = self.build_shown().or(core.waiting);

@@ -2,7 +2,6 @@
 
 use kemari_sync::Protection as Stage;
 
-use super::super::readiness::Announced;
 use super::super::shown::Shown;
 use crate::replica::ImageView;
 
@@ -10,7 +9,6 @@ use crate::replica::ImageView;
 #[derive(Default)]
 pub struct Told {
     pub shown: Shown,
-    pub announced: Announced,
     /// What each replicated disk's record said last.
     pub views: Vec<Result<ImageView, String>>,
     /// The disks that a takeover waits for, or has waited for, as they were told.

@@ -67,19 +67,21 @@ pub fn merge(states: &mut Vec<StateBlob>, parts: impl IntoIterator<Item = StateB
 }
 
 impl SecondarySide {
-    /// Tries the committed state, if that is due. One that KVM refuses makes this side unfit at once: nothing
-    /// could go on from it. Not once a takeover may load it: that finds out itself.
+    /// When the committed state is to be tried: not once a takeover may load it, which finds out itself.
+    pub(super) fn trial_due_ms(&self) -> Option<u64> {
+        let standby = self.berth.standby().filter(|standby| standby.trial.is_due)?;
+        let is_taking_over = self.core.won_term().is_some() || standby.restoration.is_loaded();
+        (!is_taking_over).then_some(standby.trial.next_ms)
+    }
+
+    /// Tries the committed state. One that KVM refuses makes this side unfit at once: nothing could go on
+    /// from it.
     pub(super) fn try_state(&mut self) {
         let now_ms = self.clock.now_ms();
         let epoch = self.core.holds().map_or(0, |last| last.epoch);
-        let is_taking_over = self.core.won_term().is_some();
         let Some(standby) = self.berth.standby_mut() else {
             return;
         };
-        let is_due = standby.trial.is_due && now_ms >= standby.trial.next_ms;
-        if !is_due || is_taking_over || standby.restoration.is_loaded() {
-            return;
-        }
         let states = std::mem::take(&mut standby.states);
         let result = standby
             .try_on(epoch, &states, now_ms)
