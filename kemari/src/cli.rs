@@ -7,6 +7,7 @@ mod log;
 mod pace;
 mod sides;
 mod target;
+mod top;
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -25,6 +26,9 @@ pub use complete::complete;
 pub use log::init as init_log;
 pub use pace::PaceWords;
 pub use target::Target;
+
+/// Longest time between two looks of `kemari top`, in seconds.
+const TOP_SECONDS_MAX: u32 = 3600;
 
 const EXAMPLES: &str = "\
 Examples (`kemari help COMMAND` says more):
@@ -128,6 +132,17 @@ pub enum Action {
         /// Print JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Show the VMs of this host as they stand, until a key ends it.
+    ///
+    /// A line a VM, with how many syncs it makes, how long they take and for how long the guest stands still
+    /// in them (the length that half of them and 99 % of them did not exceed, since the look before), and
+    /// below the list all that `kemari status` says of the chosen one. It only looks. Looked for as by
+    /// `kemari list`.
+    Top {
+        /// Time between two looks, in seconds.
+        #[arg(long, default_value_t = 1, value_parser = within(&(1..=TOP_SECONDS_MAX)))]
+        interval: u32,
     },
     /// Say how a VM stands and, if something waits, why.
     ///

@@ -32,6 +32,7 @@ pub use status::{
 pub use tap::Bucket;
 pub(crate) use tap::TAP_SECONDS_MAX;
 pub use tap::{Direction, TapLine, TapRequest, TapStatistics};
+pub(crate) use timings::Histogram;
 pub use timings::Timings;
 
 /// Longest line either way, in bytes.

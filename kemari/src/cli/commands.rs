@@ -4,13 +4,14 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::{ExitCode, exit};
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::CommandFactory;
 
 use super::list::{Row, Table};
 use super::target::NothingHere;
-use super::{Action, Cli, Here, Target, sides};
+use super::{Action, Cli, Here, Target, sides, top};
 use crate::certs;
 use crate::check::{self, Finding, Level};
 use crate::config::Config;
@@ -76,6 +77,7 @@ pub fn perform(action: Action, machine: impl Fn(&Config) -> Vec<Finding>) -> any
         }
         Action::Up { here } => return Ok(Next::Up(load(&here)?)),
         Action::List { json } => list(json)?,
+        Action::Top { interval } => top::run(Duration::from_secs(interval.into()))?,
         Action::Status { target, check, json } => return status(&target, check, json).map(Next::Exit),
         Action::Tap {
             channel,

@@ -39,7 +39,7 @@ pub(super) struct Side {
     /// Its control socket.
     pub socket: PathBuf,
     /// Whose that is.
-    owner: u32,
+    pub owner: u32,
     /// How it stands, or why it does not say.
     pub answer: Result<Status, ClientError>,
 }

@@ -54,6 +54,22 @@ impl Histogram {
         bucket.map_or(0, |bucket| up_to_us(bucket).min(self.max_us))
     }
 
+    /// What was noted since `earlier`; nothing, if that is of another process. The longest of them is told as
+    /// precisely as the buckets tell.
+    pub(crate) fn since(&self, earlier: &Self) -> Option<Self> {
+        let mut counts = self.counts.clone();
+        for (count, before) in counts.iter_mut().zip(earlier.counts.iter()) {
+            *count = count.checked_sub(*before)?;
+        }
+        let longest = counts.iter().rposition(|count| *count > 0);
+        Some(Self {
+            count: self.count.checked_sub(earlier.count)?,
+            sum_us: self.sum_us.saturating_sub(earlier.sum_us),
+            max_us: longest.map_or(0, |bucket| up_to_us(bucket).min(self.max_us)),
+            counts,
+        })
+    }
+
     /// The buckets that are not empty, shortest first.
     pub(crate) fn buckets(&self) -> Vec<Bucket> {
         let filled = self.counts.iter().enumerate().filter(|(_, count)| **count > 0);
@@ -152,6 +168,19 @@ mod tests {
             assert!(up_to_us(bucket) - us <= us / 16, "{us}");
         }
         assert_eq!(index(u64::MAX), BUCKETS - 1);
+    }
+
+    #[test]
+    fn what_was_noted_between_two_moments() {
+        let mut histogram = Histogram::default();
+        (1..=20).for_each(|us| histogram.note(us));
+        let earlier = histogram.clone();
+        assert_eq!(histogram.since(&earlier), Some(Histogram::default()));
+        (5..=7).for_each(|us| histogram.note(us));
+        let between = histogram.since(&earlier).expect("one process");
+        assert_eq!((between.count, between.sum_us, between.max_us), (3, 18, 7));
+        assert_eq!(between.quantile_us(0.5), 6);
+        assert_eq!(earlier.since(&histogram), None, "the process began anew");
     }
 
     #[test]

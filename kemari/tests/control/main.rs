@@ -1,6 +1,7 @@
 //! The control socket: requests, limits, and what stands at its path before.
 
 mod names;
+mod top;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
