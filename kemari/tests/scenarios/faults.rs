@@ -146,7 +146,7 @@ fn a_slow_disk_of_the_secondary_slows_the_guest_and_parts_nobody() {
         ..Plan::replicated("memory")
     };
     play(&plan, |scene| {
-        scene.protect_with(Host::B, "ReplicaDelayMs=30")?;
+        scene.protect_with(Host::B, "ReplicaDelayMs=15")?;
         let term = scene.await_protected(Host::A)?.term;
         scene.order(&["BLKTEST", "2000", "32"])?;
         let status = scene.await_protected(Host::A)?;
