@@ -172,43 +172,53 @@ pub struct IntervalHistogram {
     pub buckets: [u64; HISTOGRAM_BUCKETS],
 }
 
+/// Lengths of time, counted by size.
+#[derive(Default)]
+struct Lengths([AtomicU64; HISTOGRAM_BUCKETS]);
+
+impl Lengths {
+    fn note(&self, ns: u64) {
+        let bucket = (u64::BITS - (ns / 1000).leading_zeros()) as usize;
+        self.0[bucket.min(HISTOGRAM_BUCKETS - 1)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn snapshot(&self) -> [u64; HISTOGRAM_BUCKETS] {
+        std::array::from_fn(|i| self.0[i].load(Ordering::Relaxed))
+    }
+}
+
+#[derive(Default)]
 struct DirectionCounter {
     count: AtomicU64,
     last_ns: AtomicU64,
-    buckets: [AtomicU64; HISTOGRAM_BUCKETS],
+    intervals: Lengths,
 }
 
 impl DirectionCounter {
-    fn new() -> Self {
-        Self {
-            count: AtomicU64::new(0),
-            last_ns: AtomicU64::new(0),
-            buckets: Default::default(),
-        }
-    }
-
     fn note(&self, now_ns: u64) {
         let last_ns = self.last_ns.swap(now_ns, Ordering::Relaxed);
         if self.count.fetch_add(1, Ordering::Relaxed) > 0 {
-            let us = now_ns.saturating_sub(last_ns) / 1000;
-            let bucket = (u64::BITS - us.leading_zeros()) as usize;
-            self.buckets[bucket.min(HISTOGRAM_BUCKETS - 1)].fetch_add(1, Ordering::Relaxed);
+            self.intervals.note(now_ns.saturating_sub(last_ns));
         }
     }
 
     fn snapshot(&self) -> IntervalHistogram {
         IntervalHistogram {
             count: self.count.load(Ordering::Relaxed),
-            buckets: std::array::from_fn(|i| self.buckets[i].load(Ordering::Relaxed)),
+            buckets: self.intervals.snapshot(),
         }
     }
 }
 
-/// A tap that measures: counts, and a histogram of the intervals between events.
+/// A tap that measures: counts, a histogram of the intervals between events, and one of the times from a kick
+/// to its interrupt.
 pub struct MeasuringTap {
     start: Instant,
     inward: DirectionCounter,
     outward: DirectionCounter,
+    /// When the first kick came since the last interrupt, in ns since the start; 0: none did.
+    kicked_ns: AtomicU64,
+    answers: Lengths,
 }
 
 impl MeasuringTap {
@@ -216,8 +226,10 @@ impl MeasuringTap {
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
             start: Instant::now(),
-            inward: DirectionCounter::new(),
-            outward: DirectionCounter::new(),
+            inward: DirectionCounter::default(),
+            outward: DirectionCounter::default(),
+            kicked_ns: AtomicU64::new(0),
+            answers: Lengths::default(),
         })
     }
 
@@ -228,6 +240,12 @@ impl MeasuringTap {
             Direction::Out => self.outward.snapshot(),
         }
     }
+
+    /// Times from a kick to the next interrupt, by size, as the intervals: of several kicks before it, from
+    /// the first one. There are some only if the tap is attached for both directions.
+    pub fn answers(&self) -> [u64; HISTOGRAM_BUCKETS] {
+        self.answers.snapshot()
+    }
 }
 
 impl Tap for MeasuringTap {
@@ -237,8 +255,21 @@ impl Tap for MeasuringTap {
         }
         let now_ns = self.start.elapsed().as_nanos() as u64;
         match event.direction {
-            Direction::In => self.inward.note(now_ns),
-            Direction::Out => self.outward.note(now_ns),
+            Direction::In => {
+                self.inward.note(now_ns);
+                match self.kicked_ns.swap(0, Ordering::Relaxed) {
+                    0 => {}
+                    kicked_ns => self.answers.note(now_ns.saturating_sub(kicked_ns)),
+                }
+            }
+            Direction::Out => {
+                self.outward.note(now_ns);
+                // If there is one already, it has waited for longer.
+                let (success, failure) = (Ordering::Relaxed, Ordering::Relaxed);
+                let _ = self
+                    .kicked_ns
+                    .compare_exchange(0, now_ns.max(1), success, failure);
+            }
         }
     }
 }
@@ -336,5 +367,29 @@ mod tests {
         assert_eq!(seen.count, 5);
         assert_eq!(seen.buckets.iter().sum::<u64>(), 4);
         assert_eq!(tap.histogram(Direction::Out).count, 0);
+    }
+
+    #[test]
+    fn the_time_from_the_first_kick_to_the_interrupt_is_measured() {
+        let channel = EventChannel::new("blk0");
+        let tap = MeasuringTap::new();
+        channel.attach(Interest::Both, tap.clone()).unwrap();
+        let answers = || -> Vec<(usize, u64)> {
+            let buckets = tap.answers().into_iter().enumerate();
+            buckets.filter(|(_, count)| *count > 0).collect()
+        };
+        channel.notify(Direction::In, false);
+        channel.found_output();
+        channel.notify(Direction::In, false);
+        assert_eq!(answers(), [], "nobody has kicked");
+        channel.notify(Direction::Out, false);
+        thread::sleep(std::time::Duration::from_millis(5));
+        channel.notify(Direction::Out, false);
+        channel.notify(Direction::In, false);
+        // 4,096 us and more, from the first kick on.
+        let first = answers();
+        assert!(matches!(first[..], [(13.., 1)]), "{first:?}");
+        channel.notify(Direction::In, false);
+        assert_eq!(answers(), first, "one kick, one answer");
     }
 }

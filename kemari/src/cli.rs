@@ -236,12 +236,15 @@ pub enum Action {
     /// Watch what passes at an event channel of the running VM.
     ///
     /// Channels are named by device: `net0.tx`, `net0.rx`, `blk0`, `console`. OUT is from the guest to the
-    /// outside (a kick), IN is from the outside to the guest (an interrupt). Attaching and detaching disturbs
-    /// nothing.
+    /// outside (a kick), IN is from the outside to the guest (an interrupt). Counts, intervals, and the times
+    /// from a kick to its interrupt are told. Attaching and detaching disturbs nothing.
     Tap {
-        /// The event channel.
-        #[arg(add = ArgValueCandidates::new(complete::channels))]
-        channel: String,
+        /// The event channel; not with --all.
+        #[arg(add = ArgValueCandidates::new(complete::channels), required_unless_present = "all")]
+        channel: Option<String>,
+        /// All event channels at once, a line for each and each direction.
+        #[arg(long, conflicts_with = "events")]
+        all: bool,
         /// Whom to ask.
         #[command(flatten)]
         target: Target,

@@ -30,8 +30,8 @@ pub use status::{
     Counters, DiskKind, DiskState, DiskStatus, Peer, Protection, Role, Status, Takeover, Waits,
 };
 pub use tap::Bucket;
-pub(crate) use tap::TAP_SECONDS_MAX;
 pub use tap::{Direction, TapLine, TapRequest, TapStatistics};
+pub(crate) use tap::{TAP_SECONDS_MAX, TapTable};
 pub(crate) use timings::Histogram;
 pub use timings::Timings;
 

@@ -23,7 +23,7 @@ impl Control for Echo {
         };
         match sink.send(&skipped) {
             true => Ok(()),
-            false => Err(request.channel.clone()),
+            false => Err(format!("{:?}", request.channel)),
         }
     }
 
@@ -61,7 +61,7 @@ pub fn run(bytes: &[u8]) {
 
 pub fn seeds() -> Vec<Vec<u8>> {
     let tap = Request::Tap(TapRequest {
-        channel: "net0.tx".into(),
+        channel: Some("net0.tx".into()),
         direction: Direction::Both,
         seconds: 5,
         events: true,

@@ -15,7 +15,7 @@ use super::{Action, Cli, Here, Target, sides, top};
 use crate::certs;
 use crate::check::{self, Finding, Level};
 use crate::config::Config;
-use crate::control::{ClientError, Command, TapLine, TapRequest, Verdict};
+use crate::control::{ClientError, Command, TapLine, TapRequest, TapTable, Verdict};
 use crate::import::Import;
 
 /// A side of a VM to be started.
@@ -81,25 +81,24 @@ pub fn perform(action: Action, machine: impl Fn(&Config) -> Vec<Finding>) -> any
         Action::Status { target, check, json } => return status(&target, check, json).map(Next::Exit),
         Action::Tap {
             channel,
+            all,
             target,
             direction,
             seconds,
             events,
             json,
         } => {
+            let (channel, target) = match all {
+                true => (None, target.named_first(channel)?),
+                false => (channel, target),
+            };
             let request = TapRequest {
                 channel,
                 direction,
                 seconds,
                 events,
             };
-            let mut failed = None;
-            target.client()?.tap(&request, |line| {
-                failed = failed.take().or(print(&line, json).err());
-            })?;
-            if let Some(error) = failed {
-                return Err(error);
-            }
+            tap(&target, &request, json)?;
         }
         Action::Check { here, json } => {
             let start = load(&here)?;
@@ -237,6 +236,21 @@ fn load(here: &Here) -> anyhow::Result<Start> {
     let host = config.select_host(here.host.as_deref())?;
     config.resolve()?;
     Ok(Start { config, host })
+}
+
+/// Prints what passes while it does, and at the end the statistics: of all channels, a table.
+fn tap(target: &Target, request: &TapRequest, json: bool) -> anyhow::Result<()> {
+    let is_table = request.channel.is_none() && !json;
+    let (mut failed, mut all) = (None, Vec::new());
+    target.client()?.tap(request, |line| match line {
+        TapLine::Statistics(statistics) if is_table => all.push(statistics),
+        line => failed = failed.take().or(print(&line, json).err()),
+    })?;
+    match failed {
+        Some(error) => Err(error),
+        None if is_table => say(&TapTable(&all)),
+        None => Ok(()),
+    }
 }
 
 fn print(line: &TapLine, json: bool) -> anyhow::Result<()> {

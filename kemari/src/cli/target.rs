@@ -33,6 +33,19 @@ pub struct Target {
 pub(crate) struct NothingHere(String);
 
 impl Target {
+    /// The same, where the word before the VM's stands for nothing: then it is the VM.
+    ///
+    /// # Errors
+    /// If there is a VM besides.
+    pub(super) fn named_first(mut self, word: Option<String>) -> anyhow::Result<Self> {
+        match (word, &self.vm, &self.socket) {
+            (None, ..) => {}
+            (Some(word), None, None) => self.vm = Some(word.into()),
+            (Some(word), ..) => bail!("`{word}` is one word too many: with --all name the VM alone"),
+        }
+        Ok(self)
+    }
+
     /// A client of the control socket that is meant.
     ///
     /// # Errors

@@ -33,8 +33,8 @@ impl fmt::Display for Direction {
 /// What to tap.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TapRequest {
-    /// Name of the event channel, as `net0.tx`.
-    pub channel: String,
+    /// Name of the event channel, as `net0.tx`; `None`: all of them.
+    pub channel: Option<String>,
     /// Which events.
     pub direction: Direction,
     /// How long, in seconds: 1 to [`TAP_SECONDS_MAX`].
@@ -76,6 +76,20 @@ pub struct TapStatistics {
     pub events: u64,
     /// Intervals between one event and the next, shortest first; empty ones may be left out.
     pub intervals: Vec<Bucket>,
+    /// Of direction IN, if both are tapped: times from a kick, the first since the last interrupt, to the
+    /// interrupt, shortest first.
+    #[serde(default)]
+    pub answers: Vec<Bucket>,
+}
+
+impl TapStatistics {
+    /// Events a second.
+    fn rate(&self) -> f64 {
+        match self.seconds > 0.0 {
+            true => self.events as f64 / self.seconds,
+            false => 0.0,
+        }
+    }
 }
 
 /// Intervals of about one length.
@@ -92,33 +106,86 @@ const BAR_CHARS: u64 = 40;
 
 impl fmt::Display for TapStatistics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rate = if self.seconds > 0.0 {
-            self.events as f64 / self.seconds
-        } else {
-            0.0
-        };
         write!(
             f,
-            "{} {}: {} events in {:.1} s ({rate:.1} a second)",
-            self.channel, self.direction, self.events, self.seconds
+            "{} {}: {} events in {:.1} s ({:.1} a second)",
+            self.channel,
+            self.direction,
+            self.events,
+            self.seconds,
+            self.rate()
         )?;
-        let longest = self
-            .intervals
-            .iter()
-            .map(|bucket| bucket.count)
-            .max()
-            .unwrap_or(0)
-            .max(1);
-        for bucket in &self.intervals {
-            let bar =
-                "#".repeat((bucket.count as u128 * u128::from(BAR_CHARS)).div_ceil(longest.into()) as usize);
+        bars(f, &self.intervals)?;
+        if !self.answers.is_empty() {
+            write!(f, "\n  from a kick to its interrupt:")?;
+            bars(f, &self.answers)?;
+        }
+        Ok(())
+    }
+}
+
+fn bars(f: &mut fmt::Formatter<'_>, buckets: &[Bucket]) -> fmt::Result {
+    let longest = buckets
+        .iter()
+        .map(|bucket| bucket.count)
+        .max()
+        .unwrap_or(0)
+        .max(1);
+    for bucket in buckets {
+        let chars = (bucket.count as u128 * u128::from(BAR_CHARS)).div_ceil(longest.into());
+        write!(
+            f,
+            "\n  up to {:>10} us {:>10}  {}",
+            bucket.up_to_us,
+            bucket.count,
+            "#".repeat(chars as usize)
+        )?;
+    }
+    Ok(())
+}
+
+/// The statistics of several channels, a line each.
+pub(crate) struct TapTable<'a>(pub &'a [TapStatistics]);
+
+impl fmt::Display for TapTable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:<16} {:<4} {:>10} {:>10} {:>24} {:>24}",
+            "CHANNEL", "", "EVENTS", "A SECOND", "INTERVAL us, 50/99 %", "KICK TO INTERRUPT us"
+        )?;
+        for statistics in self.0 {
             write!(
                 f,
-                "\n  up to {:>10} us {:>10}  {bar}",
-                bucket.up_to_us, bucket.count
+                "\n{:<16} {:<4} {:>10} {:>10.1} {:>24} {:>24}",
+                statistics.channel,
+                statistics.direction.to_string(),
+                statistics.events,
+                statistics.rate(),
+                quantiles(&statistics.intervals),
+                quantiles(&statistics.answers)
             )?;
         }
         Ok(())
+    }
+}
+
+/// What a half and 99 % of them did not exceed.
+fn quantiles(buckets: &[Bucket]) -> String {
+    // What a side says may be anything.
+    let count: u128 = buckets.iter().map(|bucket| u128::from(bucket.count)).sum();
+    let of = |percent: u128| {
+        let wanted = (count * percent).div_ceil(100);
+        let mut seen = 0;
+        let bucket = buckets.iter().find(|bucket| {
+            seen += u128::from(bucket.count);
+            seen >= wanted
+        });
+        bucket.map(|bucket| bucket.up_to_us)
+    };
+    match (of(50), of(99)) {
+        (Some(half_us), Some(most_us)) => format!("{half_us}/{most_us}"),
+        _ => "-".to_owned(),
     }
 }
 
@@ -143,6 +210,7 @@ mod tests {
                     count: 1,
                 },
             ],
+            answers: Vec::new(),
         };
         let text = statistics.to_string();
         assert!(
@@ -157,5 +225,38 @@ mod tests {
             ..statistics
         };
         assert_eq!(empty.to_string().lines().count(), 1);
+    }
+
+    #[test]
+    fn all_channels_are_a_table() {
+        let bucket = |up_to_us, count| Bucket { up_to_us, count };
+        let inward = TapStatistics {
+            channel: "blk0".into(),
+            direction: Direction::In,
+            seconds: 10.0,
+            events: 101,
+            intervals: vec![bucket(64, 98), bucket(1024, 2)],
+            answers: vec![bucket(128, 1), bucket(256, 1)],
+        };
+        let outward = TapStatistics {
+            direction: Direction::Out,
+            events: 0,
+            intervals: Vec::new(),
+            answers: Vec::new(),
+            ..inward.clone()
+        };
+        assert!(
+            inward
+                .to_string()
+                .contains("from a kick to its interrupt:\n  up to        128 us")
+        );
+        let table = TapTable(&[inward, outward]).to_string();
+        let words: Vec<Vec<_>> = table
+            .lines()
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        assert_eq!(words[1], ["blk0", "IN", "101", "10.1", "64/1024", "128/256"]);
+        assert_eq!(words[2], ["blk0", "OUT", "0", "0.0", "-", "-"]);
+        assert_eq!(words.len(), 3);
     }
 }

@@ -4,7 +4,9 @@ use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use kemari_vmm::event::{Direction as EventDirection, Event, Interest, MeasuringTap, Tap};
+use kemari_vmm::event::{
+    Direction as EventDirection, Event, EventChannel, Interest, MeasuringTap, Tap, TapId,
+};
 use kemari_vmm::machine::Machine;
 
 use super::certificates::Certificates;
@@ -180,34 +182,29 @@ impl Control for Board {
             .clone()
             .ok_or("the VM does not run on this host")?;
         let channels = machine.channels();
-        let channel = channels
+        let is_meant = |channel: &str| request.channel.as_deref().is_none_or(|name| name == channel);
+        let taps = channels
             .iter()
-            .find(|channel| channel.name() == request.channel)
-            .ok_or_else(|| {
-                let names: Vec<_> = channels.iter().map(|channel| channel.name()).collect();
-                format!(
-                    "there is no event channel {}; there are {}",
-                    request.channel,
-                    names.join(", ")
-                )
-            })?;
-        let interest = match request.direction {
-            Direction::In => Interest::In,
-            Direction::Out => Interest::Out,
-            Direction::Both => Interest::Both,
-        };
-        let tap = Arc::new(ControlTap::new(request.events));
-        let id = channel
-            .attach(interest, tap.clone())
-            .map_err(|error| error.to_string())?;
+            .filter(|channel| is_meant(channel.name()))
+            .map(|channel| AttachedTap::new(channel.clone(), request))
+            .collect::<Result<Vec<_>, _>>()?;
+        if let Some(name) = request.channel.as_ref().filter(|_| taps.is_empty()) {
+            let names: Vec<_> = channels.iter().map(|channel| channel.name()).collect();
+            return Err(format!(
+                "there is no event channel {name}; there are {}",
+                names.join(", ")
+            ));
+        }
         let end = Instant::now() + Duration::from_secs(request.seconds.into());
-        while Instant::now() < end && sink.wanted() && tap.report(sink) {
+        while Instant::now() < end && sink.wanted() && taps.iter().all(|tap| tap.tap.report(sink)) {
             std::thread::sleep(TAP_LOOK_INTERVAL.min(end.saturating_duration_since(Instant::now())));
         }
-        channel.detach(id);
-        tap.report(sink);
-        for line in tap.statistics(request) {
-            sink.send(&line);
+        for tap in taps {
+            let (channel, tap) = tap.detach();
+            tap.report(sink);
+            for line in tap.statistics(&channel, request.direction) {
+                sink.send(&line);
+            }
         }
         Ok(())
     }
@@ -230,6 +227,39 @@ impl Control for Board {
 
 /// Events with their time in microseconds, and how many more there were.
 type Gathered = (Vec<(u64, Direction)>, u64);
+
+/// A tap for a client of the control socket, attached as long as this is there.
+struct AttachedTap {
+    channel: Arc<EventChannel>,
+    id: TapId,
+    tap: Arc<ControlTap>,
+}
+
+impl AttachedTap {
+    fn new(channel: Arc<EventChannel>, request: &TapRequest) -> Result<Self, String> {
+        let interest = match request.direction {
+            Direction::In => Interest::In,
+            Direction::Out => Interest::Out,
+            Direction::Both => Interest::Both,
+        };
+        let tap = Arc::new(ControlTap::new(request.events));
+        let id = channel
+            .attach(interest, tap.clone())
+            .map_err(|error| error.to_string())?;
+        Ok(Self { channel, id, tap })
+    }
+
+    /// The channel's name, and what the tap has seen.
+    fn detach(self) -> (String, Arc<ControlTap>) {
+        (self.channel.name().to_owned(), self.tap.clone())
+    }
+}
+
+impl Drop for AttachedTap {
+    fn drop(&mut self) {
+        self.channel.detach(self.id);
+    }
+}
 
 /// A tap for a client of the control socket.
 struct ControlTap {
@@ -263,36 +293,40 @@ impl ControlTap {
         wanted
     }
 
-    fn statistics(&self, request: &TapRequest) -> Vec<TapLine> {
-        let wanted = |direction| request.direction == Direction::Both || request.direction == direction;
-        [
-            (Direction::In, EventDirection::In),
-            (Direction::Out, EventDirection::Out),
-        ]
-        .into_iter()
-        .filter(|(shown, _)| wanted(*shown))
-        .map(|(shown, direction)| {
-            let histogram = self.measuring.histogram(direction);
-            let intervals = histogram
-                .buckets
-                .iter()
-                .enumerate()
-                .filter(|(_, count)| **count > 0);
+    fn statistics(&self, channel: &str, wanted: Direction) -> Vec<TapLine> {
+        let seconds = self.start.elapsed().as_secs_f64();
+        let statistics = |direction, of: EventDirection, answers| {
+            let histogram = self.measuring.histogram(of);
             TapLine::Statistics(TapStatistics {
-                channel: request.channel.clone(),
-                direction: shown,
-                seconds: self.start.elapsed().as_secs_f64(),
+                channel: channel.to_owned(),
+                direction,
+                seconds,
                 events: histogram.count,
-                intervals: intervals
-                    .map(|(bucket, &count)| Bucket {
-                        up_to_us: 1 << bucket,
-                        count,
-                    })
-                    .collect(),
+                intervals: filled(&histogram.buckets),
+                answers,
             })
+        };
+        let mut lines = Vec::new();
+        if wanted != Direction::Out {
+            let answers = filled(&self.measuring.answers());
+            lines.push(statistics(Direction::In, EventDirection::In, answers));
+        }
+        if wanted != Direction::In {
+            lines.push(statistics(Direction::Out, EventDirection::Out, Vec::new()));
+        }
+        lines
+    }
+}
+
+/// The buckets that are not empty, shortest first.
+fn filled(buckets: &[u64]) -> Vec<Bucket> {
+    let buckets = buckets.iter().enumerate().filter(|(_, count)| **count > 0);
+    buckets
+        .map(|(bucket, &count)| Bucket {
+            up_to_us: 1 << bucket,
+            count,
         })
         .collect()
-    }
 }
 
 impl Tap for ControlTap {

@@ -82,8 +82,8 @@ impl Control for Fake {
     }
 
     fn tap(&self, request: &TapRequest, sink: &mut TapSink<'_>) -> Result<(), String> {
-        match request.channel.as_str() {
-            "net0.tx" => {
+        match request.channel.as_deref() {
+            Some("net0.tx") => {
                 for at_us in 0..3 {
                     sink.send(&TapLine::Event {
                         at_us,
@@ -91,22 +91,23 @@ impl Control for Fake {
                     });
                 }
                 sink.send(&TapLine::Statistics(TapStatistics {
-                    channel: request.channel.clone(),
+                    channel: "net0.tx".into(),
                     direction: request.direction,
                     seconds: 1.0,
                     events: 3,
                     intervals: vec![],
+                    answers: vec![],
                 }));
                 Ok(())
             }
-            "quiet" => {
+            Some("quiet") => {
                 while sink.wanted() {
                     thread::sleep(Duration::from_millis(5));
                 }
                 self.tap_ended.store(true, Ordering::SeqCst);
                 Ok(())
             }
-            other => Err(format!("there is no channel `{other}`")),
+            other => Err(format!("there is no channel `{}`", other.unwrap_or("any"))),
         }
     }
 
@@ -219,7 +220,7 @@ fn taps_stream() {
     let served = serve();
     let client = Client::new(served.path());
     let request = |channel: &str, seconds| TapRequest {
-        channel: channel.into(),
+        channel: Some(channel.into()),
         direction: Direction::Out,
         seconds,
         events: true,

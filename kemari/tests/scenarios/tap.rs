@@ -44,6 +44,28 @@ fn a_tap_counts_and_disturbs_nothing() {
                 "the clients stood still under the tap"
             );
         }
+        let all = scene.ask(Host::A, &["tap", "--all", "--seconds", "2", "--json"])?;
+        ensure!(all.success, "the tap was refused: {}", all.text);
+        let all = all.text.lines().map(serde_json::from_str);
+        let all: Vec<TapLine> = all.collect::<Result<_, _>>().context("a tap's lines")?;
+        for (channel, _, _) in TAPS {
+            // A guest's kick of its disk or card is answered, and how fast is known.
+            let answered = all.iter().any(|line| {
+                matches!(line, TapLine::Statistics(of)
+                    if of.channel == channel && of.direction == Direction::In && !of.answers.is_empty())
+            });
+            ensure!(answered || channel == "net0.tx", "{channel}: {all:?}");
+            let kicked = all.iter().any(|line| {
+                matches!(line, TapLine::Statistics(of)
+                    if of.channel == channel && of.direction == Direction::Out && of.events > 0)
+            });
+            ensure!(kicked, "{channel}: {all:?}");
+        }
+        let table = scene.ask(Host::A, &["tap", "--all", "--seconds", "1"])?;
+        ensure!(
+            table.success && table.text.contains("KICK TO INTERRUPT"),
+            "{table:?}"
+        );
         let unknown = scene.ask(Host::A, &["tap", "blk7", "--seconds", "1"])?;
         ensure!(
             !unknown.success && unknown.text.contains("there are"),
