@@ -9,6 +9,7 @@ use super::{ArchError, named};
 pub const TSC: u32 = 0x10;
 pub const KVM_WALL_CLOCK_OLD: u32 = 0x11;
 pub const KVM_SYSTEM_TIME_OLD: u32 = 0x12;
+pub const TSC_ADJUST: u32 = 0x3b;
 pub const SPEC_CTRL: u32 = 0x48;
 pub const SYSENTER_CS: u32 = 0x174;
 pub const SYSENTER_ESP: u32 = 0x175;

@@ -86,8 +86,9 @@ pub fn reset_vm(vm: &VmFd) -> Result<(), ArchError> {
     vm.set_pit2(&pit).map_err(named("KVM_SET_PIT2"))
 }
 
-/// Puts a vCPU into its power-on state: after its creation, and when the guest resets the machine.
-/// Its TSC goes on.
+/// Puts a vCPU into its power-on state: after its creation, and when the guest resets the machine. With an
+/// entry its TSC begins at 0, if KVM lets it have one of its own; for that they must be set up in their
+/// order, vCPU 0 first.
 ///
 /// `template` is [`cpuid::template`]'s; the vCPU's own numbers are added here. vCPU 0 is made ready to enter
 /// what was loaded (`entry`; without one it is left at its reset vector, to be restored into);
@@ -118,6 +119,9 @@ pub fn setup_vcpu(
         .map_err(named("KVM_SET_MP_STATE"))?;
 
     let xcr0 = registers::xcr0(entry, cpuid::supported_xcr0(template));
+    if entry.is_some() {
+        msr::write(vcpu, tsc_begins(index).iter().map(|&ticks| (msr::TSC, ticks)))?;
+    }
     let entry = entry.filter(|_| enters);
     vcpu.set_regs(&registers::general(index, entry))
         .map_err(named("KVM_SET_REGS"))?;
@@ -147,6 +151,26 @@ pub fn setup_vcpu(
     vcpu.set_vcpu_events(&events)
         .map_err(named("KVM_SET_VCPU_EVENTS"))
 }
+
+/// What is written to the TSC of a vCPU at its power-on, one value after the other, so that all of them begin
+/// anew and agree.
+///
+/// Firmware may depend on it: SeaBIOS of the "microvm" kind compares bits of the TSC, as a signed number of
+/// 32 bits, with a time that is 0 at first. For half of the time of a TSC that went on over the guest's
+/// reboot, minutes on end, it would neither count time nor see a key.
+///
+/// KVM takes a value within a second of what it expects for an attempt to make several vCPUs agree, and keeps
+/// its own; likewise a zero, whatever it expects. So the first one is moved far away before it begins, and
+/// the others follow it, however late they come.
+const fn tsc_begins(index: u8) -> &'static [u64] {
+    match index {
+        0 => &[TSC_FAR, 1],
+        _ => &[0],
+    }
+}
+
+/// No TSC comes there, nor is it ever expected there.
+const TSC_FAR: u64 = 1 << 62;
 
 /// What FNINIT and the reset of SSE leave: all exceptions masked.
 const FPU_CONTROL: u16 = 0x37f;
@@ -219,7 +243,8 @@ fn reset_local_apic(vcpu: &VcpuFd, index: u8) -> Result<(), ArchError> {
 
 /// Model-specific registers and their values after power-on. The addresses that a former guest gave to KVM
 /// (kvm-clock, EOI, ...) are among them: KVM would go on to write there.
-const POWER_ON_MSRS: [(u32, u64); 21] = [
+const POWER_ON_MSRS: [(u32, u64); 22] = [
+    (msr::TSC_ADJUST, 0),
     (msr::KVM_WALL_CLOCK_OLD, 0),
     (msr::KVM_SYSTEM_TIME_OLD, 0),
     (msr::KVM_WALL_CLOCK, 0),
@@ -243,3 +268,7 @@ const POWER_ON_MSRS: [(u32, u64); 21] = [
     // Without firmware somebody must say that memory is write-back, or Linux distrusts its page attributes.
     (msr::MTRR_DEFAULT_TYPE, msr::MTRR_ENABLED | msr::MTRR_WRITE_BACK),
 ];
+
+#[cfg(test)]
+#[path = "reset_test.rs"]
+mod tests;
