@@ -8,6 +8,7 @@ mod inside;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+pub use guest::bootable::{BootDisk, boot_disk};
 pub use guest::{GuestImage, Service, guest_image};
 pub(crate) use host::host_initramfs;
 pub use inside::{DiskCopy, GuestRoot};

@@ -40,7 +40,7 @@ pub use emulated::{CLOCK_STEP, Lab, LabConfig};
 pub use error::{Error, Result};
 pub use etcd::Etcd;
 pub use host::{Host, Output};
-pub use image::{DiskCopy, GuestImage, GuestRoot, Service, guest_image, make_ext4};
+pub use image::{BootDisk, DiskCopy, GuestImage, GuestRoot, Service, boot_disk, guest_image, make_ext4};
 pub use kernel::{Kernel, cloud_kernel};
 pub use localnet::{LocalHost, LocalNet};
 pub use netns::Netns;

@@ -1,5 +1,6 @@
 //! The Linux guest: Debian's kernel, and a service on an ext4 disk.
 
+pub(super) mod bootable;
 mod postgres;
 mod redis;
 mod shell;
@@ -87,7 +88,8 @@ struct Recipe {
 /// Files from which the Linux guest starts, under `target/lab`.
 ///
 /// Its kernel command line: `console=ttyS0 kemari.ip=10.77.0.2/24`, and if wanted `kemari.service=off` (no
-/// server) and the service's own settings ([`Service`]). When the service answers it prints `guest ready` on
+/// server), `kemari.root=/dev/vda1` (where its root is not the whole disk) and the service's own settings
+/// ([`Service`]). When the service answers it prints `guest ready` on
 /// the console, and then a shell listens there. The first disk is its root.
 #[derive(Clone, Debug)]
 pub struct GuestImage {
@@ -139,11 +141,17 @@ fn disk(recipe: &Recipe) -> Result<PathBuf> {
         tracing::info!("making the guest's disk");
         let root = tempfile::tempdir_in(cache::dir()?).context(|| "make a directory for the guest".into())?;
         fill(root.path(), recipe)?;
-        let mut command = Command::new(tool("mke2fs"));
-        command.args(["-q", "-t", "ext4", "-L", "guest", "-E", "root_owner=0:0", "-d"]);
-        run(command.arg(root.path()).arg(path).arg(format!("{DISK_MIB}M")))?;
-        Ok(())
+        make_root(root.path(), path, 0)
     })
+}
+
+/// Makes the guest's file system of the files in `root`, so many bytes behind the beginning of `image`.
+fn make_root(root: &Path, image: &Path, offset: u64) -> Result<()> {
+    let mut command = Command::new(tool("mke2fs"));
+    command.args(["-q", "-F", "-t", "ext4", "-L", "guest", "-E"]);
+    command.arg(format!("root_owner=0:0,offset={offset}")).arg("-d");
+    run(command.arg(root).arg(image).arg(format!("{DISK_MIB}M")))?;
+    Ok(())
 }
 
 /// Lays out the guest's root directory.

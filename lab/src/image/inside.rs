@@ -27,12 +27,21 @@ pub struct DiskCopy {
 impl DiskCopy {
     /// Copies the disk that a guest has used; the guest must not run any more.
     pub fn take(disk: &Path) -> Result<DiskCopy> {
+        Self::take_from(disk, 0)
+    }
+
+    /// Copies the file system that begins so many bytes behind the beginning of a disk.
+    pub fn take_from(disk: &Path, offset: u64) -> Result<DiskCopy> {
         let copy = DiskCopy {
             directory: scratch_dir()?,
         };
-        run(Command::new("cp")
-            .arg("--sparse=always")
-            .args([disk, &copy.image()]))?;
+        let mut command = Command::new("dd");
+        command
+            .args(["conv=sparse", "bs=1M", "iflag=skip_bytes"])
+            .arg(format!("skip={offset}"))
+            .arg(format!("if={}", disk.display()))
+            .arg(format!("of={}", copy.image().display()));
+        run(&mut command)?;
         Ok(copy)
     }
 

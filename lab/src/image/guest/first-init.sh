@@ -5,16 +5,20 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 while read -r module; do insmod "/lib/modules/$module.ko" || echo "guest: cannot insert $module"; done </lib/modules/order
+root=/dev/vda
+for word in $(cat /proc/cmdline); do
+    case $word in kemari.root=*) root=${word#kemari.root=} ;; esac
+done
 tries=0
-until [ -b /dev/vda ]; do
+until [ -b "$root" ]; do
     tries=$((tries + 1))
     if [ "$tries" -gt 100 ]; then
-        echo "guest: no disk /dev/vda"
+        echo "guest: no disk $root"
         exec sh
     fi
     sleep 0.1
 done
-mount -t ext4 /dev/vda /disk || { echo "guest: cannot mount /dev/vda"; exec sh; }
+mount -t ext4 "$root" /disk || { echo "guest: cannot mount $root"; exec sh; }
 mount --move /dev /disk/dev
 umount /sys
 umount /proc
