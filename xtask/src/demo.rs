@@ -28,6 +28,9 @@ use pair::{Image, Place};
 use result::Records;
 use run::Session;
 
+/// How long GRUB counts down, in seconds.
+const COUNTDOWN_S: u32 = 1;
+
 /// What all hosts need.
 const PACKAGES: [packages::Need; 2] = [packages::IP, packages::ETCD];
 
@@ -151,6 +154,17 @@ fn image(options: &Options, ui: &Ui) -> Result<Image> {
                 lab::ensure_packages()?;
                 let setting = options.fault.map_or("", options::Fault::guest_setting);
                 Ok::<_, anyhow::Error>(Image::linux(&lab::guest_image(service)?, setting))
+            })?
+        }
+        Guest::LinuxDisk => {
+            let service = options.linux_service();
+            ui.step(&format!("the guest: a disk with GRUB and {service}"), |_| {
+                lab::ensure_packages()?;
+                packages::ensure_installed(&[packages::SEABIOS])?;
+                let setting = options.fault.map_or("", options::Fault::guest_setting);
+                let arguments = format!("{}{setting}", pair::linux_address());
+                let disk = lab::boot_disk(service, COUNTDOWN_S, &arguments)?;
+                Ok::<_, anyhow::Error>(Image::linux_disk(&disk))
             })?
         }
     };

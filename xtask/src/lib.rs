@@ -3,6 +3,7 @@
 //! `cargo xtask mutants`.
 
 pub mod bench;
+pub mod boots;
 pub mod demo;
 pub mod disks;
 mod fuse;

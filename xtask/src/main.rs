@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, demo, disks, fuzz, hostile, mutants, rehearsal, sim, soak, test, weather};
+use xtask::{bench, boots, demo, disks, fuzz, hostile, mutants, rehearsal, sim, soak, test, weather};
 
 /// Shows, tests and simulates Kemari
 #[derive(Parser)]
@@ -15,6 +15,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// A Linux guest that firmware and GRUB boot from its disk, protected from the first instruction on: its
+    /// hosts lose power in the boot loader's countdown, in Linux, and while it boots again; the last line is
+    /// JSON
+    Boots(boots::Options),
     /// A guest loses its host to a power cut and goes on elsewhere: no acknowledged write is lost,
     /// no connection ends
     Demo(demo::options::Options),
@@ -45,6 +49,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Bench(options) => bench::bench(&options),
+        Command::Boots(options) => boots::boots(&options),
         Command::Demo(options) => demo::demo(&options),
         Command::Disks(options) => disks::disks(&options),
         Command::Fuzz(options) => fuzz::fuzz(&options),

@@ -255,7 +255,7 @@ impl<'a> Vm<'a> {
                 LINK_PORT + 2 * self.number as u16 + side.number() as u16
             ),
             control: directory.join(format!("{}.sock", side.name())),
-            console: directory.join(format!("{}.console", side.name())),
+            console: Some(directory.join(format!("{}.console", side.name()))),
             fence: spec
                 .replicated
                 .is_none()
@@ -267,6 +267,7 @@ impl<'a> Vm<'a> {
         Plan {
             vm: format!("bench-{}", self.number),
             kernel: self.place.guest().to_owned(),
+            is_firmware: false,
             initrd: None,
             cmdline: format!("{} {}", bare_cmdline(self.number), spec.cmdline),
             memory_mib: spec.memory_mib,

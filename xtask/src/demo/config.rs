@@ -14,8 +14,10 @@ use super::pair::Side;
 pub struct Plan {
     /// Name of the VM: another one each run, so that no record of an older run stands at the arbiter.
     pub vm: String,
-    /// Kernel.
+    /// Kernel, or the firmware that boots the disk.
     pub kernel: PathBuf,
+    /// Which of the two.
+    pub is_firmware: bool,
     /// Initial RAM disk.
     pub initrd: Option<PathBuf>,
     /// Kernel command line.
@@ -75,8 +77,8 @@ pub struct HostPlan {
     pub listen: String,
     /// Path of its control socket.
     pub control: PathBuf,
-    /// File for the guest's console.
-    pub console: PathBuf,
+    /// File for the guest's console; none: it is where the program is started.
+    pub console: Option<PathBuf>,
     /// The command, run on this host, that cuts the other one: for a shared disk.
     pub fence: Option<Vec<String>>,
     /// Where the program keeps what must outlive it.
@@ -97,9 +99,14 @@ impl Plan {
         let mut machine = table([
             ("memory_mib", value(&self.memory_mib)?),
             ("vcpus", value(&self.vcpus)?),
-            ("kernel", value(&self.kernel)?),
-            ("cmdline", value(&self.cmdline)?),
+            (
+                if self.is_firmware { "firmware" } else { "kernel" },
+                value(&self.kernel)?,
+            ),
         ]);
+        if !self.is_firmware {
+            machine.insert("cmdline".into(), value(&self.cmdline)?);
+        }
         if let Some(initrd) = &self.initrd {
             machine.insert("initrd".into(), value(initrd)?);
         }
@@ -150,13 +157,14 @@ impl Plan {
 impl HostPlan {
     fn to_table(&self) -> Table {
         let text = |path: &PathBuf| Value::String(path.display().to_string());
+        let console = match &self.console {
+            Some(path) => format!("file:{}", path.display()),
+            None => "stdio".to_owned(),
+        };
         let mut host = table([
             ("listen", Value::String(self.listen.clone())),
             ("control", text(&self.control)),
-            (
-                "console",
-                Value::String(format!("file:{}", self.console.display())),
-            ),
+            ("console", Value::String(console)),
             ("state_dir", text(&self.state_dir)),
             (
                 "taps",

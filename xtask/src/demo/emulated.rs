@@ -1,5 +1,7 @@
 //! Emulated hosts: the lab.
 
+mod keyboard;
+
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -214,6 +216,7 @@ impl EmulatedPlace {
             toml,
             fault,
             words: fault.and_then(Fault::environment),
+            at_terminal: false,
             programs: [None, None],
             link_cut: false,
         })
@@ -227,7 +230,7 @@ impl EmulatedPlace {
         let host = |side: Side, other: Side| HostPlan {
             listen: SocketAddr::from((replication_address(side.number()), LINK_PORT)).to_string(),
             control: CONTROL.into(),
-            console: CONSOLE.into(),
+            console: Some(CONSOLE.into()),
             fence: matches!(self.disk, GuestDisk::Shared(_))
                 .then(|| vec!["/bin/lab-fence".into(), other.number().to_string()]),
             state_dir: format!("{STATE}/vm").into(),
@@ -237,6 +240,7 @@ impl EmulatedPlace {
         Ok(Plan {
             vm: format!("demo-{number:016x}"),
             kernel: KERNEL.into(),
+            is_firmware: self.image.is_firmware,
             initrd: self.image.initrd.as_ref().map(|_| Path::new(INITRD).to_owned()),
             cmdline: self.image.cmdline.clone(),
             memory_mib: self.image.memory_mib,
@@ -268,6 +272,8 @@ pub(crate) struct EmulatedPair<'a> {
     fault: Option<Fault>,
     /// What `KEMARI_FAULTS` says to programs that are started.
     words: Option<&'static str>,
+    /// Whether the guest's console is at a terminal.
+    at_terminal: bool,
     programs: [Option<u32>; 2],
     link_cut: bool,
 }
@@ -281,9 +287,8 @@ fn await_end_of_the_killed(host: &Host) -> Result<()> {
 
 impl EmulatedPair<'_> {
     fn launch(&mut self, side: Side, role: Role, more: &[&str]) -> Result<()> {
-        let env: Vec<_> = self.words.iter().map(|words| ("KEMARI_FAULTS", *words)).collect();
         let words = [PROGRAM, role.subcommand(), CONFIG, "--host", side.name()];
-        let words = [&words[..], more].concat();
+        let (words, env) = self.words(&[&words[..], more].concat());
         let host = self.place.host(side);
         await_end_of_the_killed(host)?;
         self.programs[side.number()] = Some(host.spawn(&words, &env, LOG)?);

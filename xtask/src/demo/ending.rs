@@ -5,7 +5,7 @@ use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use lab::DiskCopy;
+use lab::{BootDisk, DiskCopy};
 
 use super::options::{Guest, Options, Service};
 use crate::proof::postgres::health;
@@ -20,10 +20,11 @@ pub fn examine(images: &[PathBuf], options: &Options) -> Result<()> {
     for other in others {
         ensure_equal(first, other)?;
     }
-    if options.guest == Guest::Bare {
-        return Ok(());
-    }
-    let copy = DiskCopy::take(first)?;
+    let copy = match options.guest {
+        Guest::Bare => return Ok(()),
+        Guest::Linux => DiskCopy::take(first)?,
+        Guest::LinuxDisk => DiskCopy::take_from(first, BootDisk::ROOT_AT)?,
+    };
     copy.check().context("the guest's file system is not whole")?;
     if options.service == Service::Postgres {
         health::examine_files(&copy.open()?)?;

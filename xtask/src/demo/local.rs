@@ -441,7 +441,7 @@ impl LocalPlace {
         let host = |side: Side, other: Side| HostPlan {
             listen: SocketAddr::from((replication_address(side.number()), LINK_PORT)).to_string(),
             control: socket(sockets, side),
-            console: directory.join(format!("{}.console", side.name())),
+            console: Some(directory.join(format!("{}.console", side.name()))),
             fence: replicated
                 .is_none()
                 .then(|| fence(&directory.join(other.pid_file()))),
@@ -452,6 +452,7 @@ impl LocalPlace {
         Plan {
             vm: format!("demo-{number:016x}"),
             kernel: self.image.kernel.clone(),
+            is_firmware: self.image.is_firmware,
             initrd: self.image.initrd.clone(),
             cmdline: self.image.cmdline.clone(),
             memory_mib: self.image.memory_mib,

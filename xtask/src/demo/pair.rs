@@ -11,6 +11,7 @@ use rustix::process::Signal;
 use serde::Deserialize;
 
 use super::options::{Cut, Options, Pace};
+use crate::packages::SEABIOS;
 use crate::tools::target_dir;
 
 /// Port of the bare guest's service.
@@ -32,8 +33,10 @@ pub const FORGET_OUTSIDE: &str = "link set guests type bridge fdb_flush\nneigh f
 /// What the VM boots.
 #[derive(Clone, Debug)]
 pub struct Image {
-    /// Kernel, as a file on this machine.
+    /// Kernel, or the firmware that boots the disk, as a file on this machine.
     pub kernel: PathBuf,
+    /// Which of the two.
+    pub is_firmware: bool,
     /// Initial RAM disk.
     pub initrd: Option<PathBuf>,
     /// Kernel command line.
@@ -101,21 +104,29 @@ impl Image {
     /// Debian with a service that makes every write durable before it answers,
     /// unless `settings` says otherwise.
     pub fn linux(image: &lab::GuestImage, settings: &str) -> Self {
-        let cmdline = format!(
-            "console=ttyS0 quiet kemari.ip={}/{}{settings}",
-            lab::guest_address(0),
-            lab::NETMASK_BITS
-        );
+        let cmdline = format!("console=ttyS0 quiet {}{settings}", linux_address());
         Self {
             kernel: image.kernel.bzimage.clone(),
+            is_firmware: false,
             initrd: Some(image.initramfs.clone()),
             cmdline,
             disk: Disk::CopyOf(image.disk.clone()),
-            memory_mib: match image.service {
-                lab::Service::Redis => 192,
-                lab::Service::Postgres => 256,
-                lab::Service::Shell => 128,
-            },
+            memory_mib: memory_mib(image.service),
+            port: image.service.port(),
+            vcpus: 1,
+            disk_queues: 1,
+        }
+    }
+
+    /// The same, where firmware and the disk's own boot loader boot it.
+    pub fn linux_disk(image: &lab::BootDisk) -> Self {
+        Self {
+            kernel: SEABIOS.0.into(),
+            is_firmware: true,
+            initrd: None,
+            cmdline: String::new(),
+            disk: Disk::CopyOf(image.disk.clone()),
+            memory_mib: memory_mib(image.service),
             port: image.service.port(),
             vcpus: 1,
             disk_queues: 1,
@@ -126,6 +137,7 @@ impl Image {
     pub fn bare(kernel: PathBuf) -> Self {
         Self {
             kernel,
+            is_firmware: false,
             initrd: None,
             cmdline: bare_cmdline(0),
             disk: Disk::Empty(16),
@@ -135,6 +147,20 @@ impl Image {
             disk_queues: 1,
         }
     }
+}
+
+/// How much memory a guest with a service gets.
+fn memory_mib(service: lab::Service) -> u32 {
+    match service {
+        lab::Service::Redis => 192,
+        lab::Service::Postgres => 256,
+        lab::Service::Shell => 128,
+    }
+}
+
+/// What the Linux guest's kernel is told of its network.
+pub fn linux_address() -> String {
+    format!("kemari.ip={}/{}", lab::guest_address(0), lab::NETMASK_BITS)
 }
 
 /// The command line of a bare guest that is guest `number` of the networks.

@@ -251,7 +251,7 @@ impl Records {
         let line = serde_json::to_string(&Line {
             run,
             seed,
-            service: (options.guest == Guest::Linux).then(|| options.service.to_string()),
+            service: (options.guest != Guest::Bare).then(|| options.service.to_string()),
             disk: options.disk.to_string(),
             flush: (options.disk == Disk::Replicated).then(|| options.flush.to_string()),
             forgotten_sectors: report.loss.map(|loss| loss.forgotten),

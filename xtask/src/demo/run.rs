@@ -133,7 +133,7 @@ impl<'a> Session<'a> {
 
     fn load(&self, seed: u64) -> Load {
         let options = self.options;
-        let postgres = options.guest == Guest::Linux && options.service == Service::Postgres;
+        let postgres = options.guest != Guest::Bare && options.service == Service::Postgres;
         Load {
             netns: Some(self.pair.clients()),
             connections: options.connections,

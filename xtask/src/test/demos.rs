@@ -122,7 +122,7 @@ pub(super) fn run(tally: &mut Tally, kvm: Place, wants: impl Fn(Place) -> bool) 
             ..
         } = options;
         let service = match guest {
-            Guest::Linux => format!(" with {}", options.linux_service()),
+            Guest::Linux | Guest::LinuxDisk => format!(" with {}", options.linux_service()),
             Guest::Bare => String::new(),
         };
         let with = fault.map_or(String::new(), |fault| format!(", fault {fault} must be noticed"));

@@ -87,7 +87,7 @@ impl Setup {
         let host = |side: Side| HostPlan {
             listen: SocketAddr::from((replication_address(side.number()), LINK_PORT)).to_string(),
             control: sockets.join(format!("{}.sock", side.name())),
-            console: dir.join(format!("{}.console", side.name())),
+            console: Some(dir.join(format!("{}.console", side.name()))),
             fence: (self.disk == Disk::Shared).then(|| fence(&dir.join(side.other().pid_file()))),
             state_dir: dir.join(side.state_dir()),
             tap: "tap0".into(),
@@ -100,6 +100,7 @@ impl Setup {
         let plan = Plan {
             vm: "weather".into(),
             kernel: kernel.to_owned(),
+            is_firmware: false,
             initrd: None,
             cmdline: bare_cmdline(0),
             memory_mib: 64,
