@@ -8,12 +8,12 @@
 use rapidhash::v3::rapidhash_v3;
 
 /// Checksum of these bytes.
-pub fn checksum(bytes: &[u8]) -> u32 {
+pub(crate) fn checksum(bytes: &[u8]) -> u32 {
     rapidhash_v3(bytes) as u32
 }
 
 /// Checksum of few bytes and many that belong together, of which no copy is made.
-pub fn checksum_both<const N: usize>(head: [u8; N], body: &[u8]) -> u32 {
+pub(crate) fn checksum_both<const N: usize>(head: [u8; N], body: &[u8]) -> u32 {
     let body = rapidhash_v3(body);
     // The body's hash as a whole: its 32 lower bits alone would make two short sums out of one.
     checksum(&[&head[..], &body.to_le_bytes()].concat())

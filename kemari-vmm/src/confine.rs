@@ -73,7 +73,13 @@ pub const fn call(number: libc::c_long, why: &'static str) -> Call {
 }
 
 /// A call that may be made with some arguments, it alone. With several of one number, one of them must fit.
-pub const fn call_if(number: libc::c_long, argument: u8, mask: u64, are: u64, why: &'static str) -> Call {
+pub(crate) const fn call_if(
+    number: libc::c_long,
+    argument: u8,
+    mask: u64,
+    are: u64,
+    why: &'static str,
+) -> Call {
     let when = When::Bits { argument, mask, are };
     Call { number, when, why }
 }
@@ -141,7 +147,7 @@ thread_local! {
 }
 
 /// Whether the calling thread has been given a list of its own, or would have been if the process had one.
-pub fn is_thread_confined() -> bool {
+pub(crate) fn is_thread_confined() -> bool {
     IS_CONFINED.get()
 }
 

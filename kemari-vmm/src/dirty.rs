@@ -63,7 +63,7 @@ impl DirtyLog {
     }
 
     /// Takes in a vCPU that was just made. All of them, before one runs.
-    pub fn add_vcpu(&self, vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
+    pub(crate) fn add_vcpu(&self, vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
         if let Some(entries) = self.ring_entries {
             let ring = Ring::map(vcpu, entries)?;
             self.rings
@@ -75,7 +75,7 @@ impl DirtyLog {
     }
 
     /// Whether KVM tells by rings.
-    pub fn has_rings(&self) -> bool {
+    pub(crate) fn has_rings(&self) -> bool {
         self.ring_entries.is_some()
     }
 
@@ -109,7 +109,7 @@ impl DirtyLog {
 
     /// As [`Self::collect`], for a capture: the guest is paused. Pages that it writes all the time are among
     /// them whether it has or not.
-    pub fn collect_at_capture(&self, pages: &mut Vec<u64>) -> Result<(), kvm_ioctls::Error> {
+    pub(crate) fn collect_at_capture(&self, pages: &mut Vec<u64>) -> Result<(), kvm_ioctls::Error> {
         if self.has_rings() && self.tracking.load(Ordering::SeqCst) {
             self.read_rings_at_capture()?;
         }
@@ -174,7 +174,7 @@ impl DirtyLog {
     }
 
     /// Empties the vCPUs' rings into the sets of dirty pages; a vCPU whose ring is full may then run on.
-    pub fn read_rings(&self) -> Result<(), kvm_ioctls::Error> {
+    pub(crate) fn read_rings(&self) -> Result<(), kvm_ioctls::Error> {
         self.read_rings_by(Some)
     }
 

@@ -160,7 +160,7 @@ impl EventChannel {
 }
 
 /// Buckets of an [`IntervalHistogram`]: powers of two of microseconds, the last one open.
-pub const HISTOGRAM_BUCKETS: usize = 24;
+pub(crate) const HISTOGRAM_BUCKETS: usize = 24;
 
 /// How often events came and how far apart, in one direction.
 /// Bucket *i* counts the intervals of less than 2^*i* us.

@@ -13,7 +13,7 @@ pub mod disk;
 pub mod event;
 pub mod machine;
 pub mod memory;
-pub mod pageset;
+pub(crate) mod pageset;
 pub mod release;
 mod signals;
 pub mod state;

@@ -29,7 +29,8 @@ pub use disks::DiskOperation;
 pub use error::MachineError;
 pub use frozen::Frozen;
 pub use signs::{VcpuDue, VcpuWatch};
-pub use spec::{DiskSpec, EventSink, MachineEvent, MachineSpec, NetSpec, VCPUS_MAX};
+pub use spec::{DiskSpec, MachineEvent, MachineSpec, NetSpec};
+pub(crate) use spec::{EventSink, VCPUS_MAX};
 
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

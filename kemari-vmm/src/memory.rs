@@ -17,17 +17,17 @@ use crate::pageset::PageSet;
 pub use dumps::keep_out_of_dumps;
 pub use lazy::{CALLS as COPY_CALLS, LazyCopy, hold_faults};
 pub use populate::populate_and_lock;
-pub use segments::{BadBuffer, Segment, Segments, check_range};
+pub(crate) use segments::{BadBuffer, Segment, Segments, check_range};
 pub use touched::{Touched, open_pagemap};
 
 /// Bytes of a page frame, the unit of dirty tracking.
 pub const PAGE_BYTES: usize = 4096;
 
 /// Least guest memory, in bytes: less does not boot a Debian kernel.
-pub const MEMORY_BYTES_MIN: u64 = 64 << 20;
+pub(crate) const MEMORY_BYTES_MIN: u64 = 64 << 20;
 
 /// Most guest memory, in bytes.
-pub const MEMORY_BYTES_MAX: u64 = 1 << 40;
+pub(crate) const MEMORY_BYTES_MAX: u64 = 1 << 40;
 
 /// Guest memory, each region with the set of its pages that the VMM wrote (KVM does not see those).
 pub type Memory = vm_memory::GuestMemoryMmap<PageSet>;

@@ -35,7 +35,7 @@ impl PageSet {
     }
 
     /// Adds one page.
-    pub fn add_page(&self, page: usize) {
+    pub(crate) fn add_page(&self, page: usize) {
         self.add(page / BITS, 1 << (page % BITS));
     }
 

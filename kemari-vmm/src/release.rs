@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 /// Most bytes of console output that wait for a release; further ones push the oldest out.
-pub const CONSOLE_BYTES_MAX: usize = 64 << 10;
+pub(crate) const CONSOLE_BYTES_MAX: usize = 64 << 10;
 
 /// How far an output has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,7 +32,7 @@ pub enum Releasable {
 
 impl Stage {
     /// Of an output that comes now.
-    pub fn of_new(held: bool) -> Self {
+    pub(crate) fn of_new(held: bool) -> Self {
         if held { Self::Held } else { Self::Released }
     }
 
@@ -57,7 +57,7 @@ impl Stage {
 
 impl Releasable {
     /// Whether it lets go an output that has come so far.
-    pub fn lets_go(self, stage: Stage) -> bool {
+    pub(crate) fn lets_go(self, stage: Stage) -> bool {
         match self {
             Self::UpTo(epoch) => matches!(stage, Stage::Captured(captured) if captured <= epoch),
             Self::Any => true,
@@ -67,7 +67,7 @@ impl Releasable {
 
 /// A stream of output: numbered bytes that wait for their release. It is saved as it is.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct HeldBytes {
+pub(crate) struct HeldBytes {
     bytes: VecDeque<u8>,
     /// Number of the first byte of `bytes`, counted from the guest's first boot.
     first: u64,
@@ -77,7 +77,7 @@ pub struct HeldBytes {
 
 impl HeldBytes {
     /// Whether a saved one can be: the captures contain no bytes that are not there.
-    pub fn is_possible(&self) -> bool {
+    pub(crate) fn is_possible(&self) -> bool {
         self.bytes.len() <= CONSOLE_BYTES_MAX
             && self
                 .first
@@ -90,14 +90,14 @@ impl HeldBytes {
     }
 
     /// Whether some of it is in no capture.
-    pub fn is_held(&self) -> bool {
+    pub(crate) fn is_held(&self) -> bool {
         self.captured
             .back()
             .map_or(!self.bytes.is_empty(), |&(_, end)| end < self.end())
     }
 
     /// The guest has written a byte.
-    pub fn push(&mut self, byte: u8) {
+    pub(crate) fn push(&mut self, byte: u8) {
         if self.bytes.len() >= CONSOLE_BYTES_MAX {
             self.bytes.pop_front();
             self.first += 1;
@@ -107,7 +107,7 @@ impl HeldBytes {
 
     /// The capture of `epoch` contains all of it. Returns whether there is something that no capture before
     /// has.
-    pub fn capture(&mut self, epoch: u64) -> bool {
+    pub(crate) fn capture(&mut self, epoch: u64) -> bool {
         let is_held = self.is_held();
         if is_held {
             self.captured.push_back((epoch, self.end()));
@@ -116,12 +116,12 @@ impl HeldBytes {
     }
 
     /// The capture of `epoch` will never be acked.
-    pub fn uncapture(&mut self, epoch: u64) {
+    pub(crate) fn uncapture(&mut self, epoch: u64) {
         self.captured.retain(|&(captured, _)| captured != epoch);
     }
 
     /// Takes out what is let go.
-    pub fn release(&mut self, which: Releasable) -> Vec<u8> {
+    pub(crate) fn release(&mut self, which: Releasable) -> Vec<u8> {
         let mut end = self.first;
         while let Some(&(epoch, captured_end)) = self.captured.front()
             && which.lets_go(Stage::Captured(epoch))

@@ -149,7 +149,7 @@ impl StateBlob {
     }
 
     /// [`StateBlob::find`], decoded.
-    pub fn find_state<T: State>(states: &[Self], instance: u16) -> Result<T, StateError> {
+    pub(crate) fn find_state<T: State>(states: &[Self], instance: u16) -> Result<T, StateError> {
         Self::find(states, T::KIND, instance)?.decode()
     }
 }

@@ -37,7 +37,7 @@ pub const CALLS: Calls = Calls {
 };
 
 /// What a vCPU's guest does to the rest of the machine.
-pub trait Bus: Send + Sync {
+pub(crate) trait Bus: Send + Sync {
     /// Reads from an I/O port.
     fn port_in(&self, port: u16, data: &mut [u8]);
     /// Writes to an I/O port.
@@ -70,10 +70,10 @@ struct Rendezvous {
 }
 
 /// Called by a vCPU's thread when it has parked.
-pub type ParkedHook = Arc<dyn Fn() + Send + Sync>;
+pub(crate) type ParkedHook = Arc<dyn Fn() + Send + Sync>;
 
 /// Where the vCPU threads of one machine meet to pause.
-pub struct Pauser {
+pub(crate) struct Pauser {
     count: usize,
     hook: RwLock<Option<ParkedHook>>,
     state: Mutex<Rendezvous>,
@@ -112,7 +112,7 @@ impl Pauser {
     }
 
     /// Lets each vCPU park as soon as it comes out of the guest. Returns at once; any thread may call it.
-    pub fn request_pause(&self) {
+    pub(crate) fn request_pause(&self) {
         if !self.stop.load(Ordering::SeqCst) {
             self.wish(Wish::Pause);
         }
@@ -189,7 +189,7 @@ impl Vcpu {
 }
 
 /// The vCPUs of one machine.
-pub struct Vcpus {
+pub(crate) struct Vcpus {
     pauser: Arc<Pauser>,
     vcpus: Vec<Vcpu>,
 }
@@ -200,7 +200,7 @@ extern "C" fn leave_guest(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc:
 
 impl Vcpus {
     /// Takes the vCPUs, paused. Their threads begin with [`Vcpus::start`].
-    pub fn new(fds: Vec<VcpuFd>) -> Self {
+    pub(crate) fn new(fds: Vec<VcpuFd>) -> Self {
         let vcpus = fds
             .into_iter()
             .map(|mut fd| {
@@ -221,12 +221,12 @@ impl Vcpus {
     }
 
     /// The meeting point, for those who ask for a pause without waiting for it.
-    pub fn pauser(&self) -> Arc<Pauser> {
+    pub(crate) fn pauser(&self) -> Arc<Pauser> {
         self.pauser.clone()
     }
 
     /// Starts the threads; they park at once.
-    pub fn start(&mut self, bus: &Weak<dyn Bus>) -> io::Result<()> {
+    pub(crate) fn start(&mut self, bus: &Weak<dyn Bus>) -> io::Result<()> {
         register_signal_handler(SIGRTMIN(), leave_guest).map_err(io::Error::from)?;
         for (index, vcpu) in self.vcpus.iter_mut().enumerate() {
             let (fd, pauser, bus) = (vcpu.fd.clone(), self.pauser.clone(), bus.clone());
@@ -242,25 +242,25 @@ impl Vcpus {
     }
 
     /// Number of vCPUs.
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.vcpus.len()
     }
 
     /// Pauses: returns when every vCPU is parked, its state whole.
-    pub fn pause(&self) {
+    pub(crate) fn pause(&self) {
         self.begin_pause();
         self.pauser.wait_parked();
     }
 
     /// Pauses, and waits for so long at most. Returns whether every vCPU is parked;
     /// each parks as soon as it can in any case.
-    pub fn pause_within(&self, limit: Duration) -> bool {
+    pub(crate) fn pause_within(&self, limit: Duration) -> bool {
         self.begin_pause();
         self.pauser.wait_parked_for(limit)
     }
 
     /// Pauses without waiting: every vCPU parks as soon as it can.
-    pub fn begin_pause(&self) {
+    pub(crate) fn begin_pause(&self) {
         if !self.pauser.all_parked() {
             self.pauser.wish(Wish::Pause);
             self.vcpus.iter().for_each(Vcpu::demand_exit);
@@ -268,35 +268,35 @@ impl Vcpus {
     }
 
     /// Lets all vCPUs run.
-    pub fn resume(&self) {
+    pub(crate) fn resume(&self) {
         self.pauser.wish(Wish::Run);
     }
 
     /// Whether all vCPUs are parked.
-    pub fn are_parked(&self) -> bool {
+    pub(crate) fn are_parked(&self) -> bool {
         self.pauser.lock().parked == self.vcpus.len()
     }
 
     /// Whether a parked vCPU left the guest for a device access: its registers then lie in the run page.
-    pub fn is_at_access(&self, index: usize) -> bool {
+    pub(crate) fn is_at_access(&self, index: usize) -> bool {
         self.vcpus[index].at_access.load(Ordering::SeqCst)
     }
 
     /// The registers of a parked vCPU are written by other means than running it: what lies in its run page
     /// is old, and it may run again if it could not any more.
-    pub fn forget_access(&self, index: usize) {
+    pub(crate) fn forget_access(&self, index: usize) {
         self.vcpus[index].at_access.store(false, Ordering::SeqCst);
         self.vcpus[index].dead.store(false, Ordering::SeqCst);
     }
 
     /// What each vCPU's thread calls when it has parked. It counts as parked meanwhile, so the function may
     /// pause, freeze and resume the machine; it must not wait for a vCPU in another way.
-    pub fn on_parked(&self, hook: Option<ParkedHook>) {
+    pub(crate) fn on_parked(&self, hook: Option<ParkedHook>) {
         *self.pauser.hook.write().unwrap_or_else(PoisonError::into_inner) = hook;
     }
 
     /// One parked vCPU.
-    pub fn fd(&self, index: usize) -> MutexGuard<'_, VcpuFd> {
+    pub(crate) fn fd(&self, index: usize) -> MutexGuard<'_, VcpuFd> {
         self.vcpus[index]
             .fd
             .lock()

@@ -10,16 +10,16 @@ use kemari_sync::{
 };
 
 /// The id of the store at first.
-pub const STORE: u128 = 9;
+pub(crate) const STORE: u128 = 9;
 
-pub fn host(name: &str, nonce: u128) -> Incarnation {
+pub(crate) fn host(name: &str, nonce: u128) -> Incarnation {
     Incarnation {
         host: name.to_owned(),
         nonce,
     }
 }
 
-pub fn alone() -> Record {
+pub(crate) fn alone() -> Record {
     Record {
         vm: "vm".to_owned(),
         store: STORE,
@@ -32,7 +32,7 @@ pub fn alone() -> Record {
     }
 }
 
-pub fn primary(mode: Mode) -> Primary {
+pub(crate) fn primary(mode: Mode) -> Primary {
     let config = PrimaryConfig {
         me: host("a", 1),
         config_digest: 7,
@@ -50,7 +50,7 @@ pub fn primary(mode: Mode) -> Primary {
     Primary::new(config, reign, 0)
 }
 
-pub fn secondary(fence_ms_max: Option<u64>) -> Secondary {
+pub(crate) fn secondary(fence_ms_max: Option<u64>) -> Secondary {
     let config = SecondaryConfig {
         me: host("b", 2),
         vm: "vm".to_owned(),
@@ -63,7 +63,7 @@ pub fn secondary(fence_ms_max: Option<u64>) -> Secondary {
 }
 
 /// Both, and what is about to reach them.
-pub struct Sides {
+pub(crate) struct Sides {
     pub a: Primary,
     pub b: Secondary,
     pub now_ms: u64,
@@ -72,14 +72,14 @@ pub struct Sides {
 }
 
 /// What a side wants done.
-pub enum Wanted {
+pub(crate) enum Wanted {
     ByA(Vec<PrimaryAction>),
     ByB(Vec<SecondaryAction>),
 }
 
 impl Sides {
     /// They are being connected.
-    pub fn new(a: Primary, b: Secondary) -> Self {
+    pub(crate) fn new(a: Primary, b: Secondary) -> Self {
         Self {
             a,
             b,
@@ -90,7 +90,7 @@ impl Sides {
     }
 
     /// One event reaches the side that it is for; `None`: there is none.
-    pub fn step(&mut self) -> Option<Wanted> {
+    pub(crate) fn step(&mut self) -> Option<Wanted> {
         if let Some(event) = self.to_a.pop_front() {
             let mut actions = Vec::new();
             self.a.handle(self.now_ms, event, &mut actions);
@@ -104,7 +104,7 @@ impl Sides {
 }
 
 /// A capture is taken.
-pub fn captured(epoch: Epoch) -> PrimaryEvent {
+pub(crate) fn captured(epoch: Epoch) -> PrimaryEvent {
     PrimaryEvent::Captured {
         epoch,
         pages: 1,
@@ -114,7 +114,7 @@ pub fn captured(epoch: Epoch) -> PrimaryEvent {
 }
 
 /// What ends its sync.
-pub fn commit(epoch: Epoch, stop: bool) -> Message {
+pub(crate) fn commit(epoch: Epoch, stop: bool) -> Message {
     Message::Commit(Commit {
         epoch,
         pages: 1,

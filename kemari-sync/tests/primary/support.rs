@@ -9,14 +9,14 @@ use kemari_sync::{
 
 use PrimaryAction as Do;
 
-pub fn host(name: &str, nonce: u128) -> Incarnation {
+pub(crate) fn host(name: &str, nonce: u128) -> Incarnation {
     Incarnation {
         host: name.to_owned(),
         nonce,
     }
 }
 
-pub fn alone(term: u64) -> Record {
+pub(crate) fn alone(term: u64) -> Record {
     let (owner, peer) = (host("a", 1), None);
     Record {
         vm: "vm".to_owned(),
@@ -30,14 +30,14 @@ pub fn alone(term: u64) -> Record {
     }
 }
 
-pub fn pair() -> Record {
+pub(crate) fn pair() -> Record {
     Record {
         peer: Some(host("b", 2)),
         ..alone(2)
     }
 }
 
-pub fn won() -> Record {
+pub(crate) fn won() -> Record {
     Record {
         term: 3,
         phase: Phase::Won,
@@ -46,12 +46,12 @@ pub fn won() -> Record {
 }
 
 /// The secondary lives, and could take over.
-pub fn heartbeat() -> Message {
+pub(crate) fn heartbeat() -> Message {
     said(None, Some(&[]))
 }
 
 /// The secondary says how its host is, and what would keep it from taking over, if it has looked.
-pub fn said(trouble: Option<Trouble>, reasons: Option<&[&str]>) -> Message {
+pub(crate) fn said(trouble: Option<Trouble>, reasons: Option<&[&str]>) -> Message {
     Message::Heartbeat(Heartbeat {
         sequence: 1,
         epoch: 1,
@@ -63,7 +63,7 @@ pub fn said(trouble: Option<Trouble>, reasons: Option<&[&str]>) -> Message {
 }
 
 /// A primary and the record that its arbiter has.
-pub struct Bench {
+pub(crate) struct Bench {
     pub primary: Primary,
     pub now_ms: u64,
     pub store: Record,
@@ -74,16 +74,16 @@ pub struct Bench {
 }
 
 impl Bench {
-    pub fn new(mode: Mode) -> Self {
+    pub(crate) fn new(mode: Mode) -> Self {
         Self::with(mode, OnSecondaryLoss::Continue)
     }
 
-    pub fn with(mode: Mode, on_secondary_loss: OnSecondaryLoss) -> Self {
+    pub(crate) fn with(mode: Mode, on_secondary_loss: OnSecondaryLoss) -> Self {
         Self::of(mode, on_secondary_loss, Vec::new())
     }
 
     /// A primary with replicated disks.
-    pub fn with_sources(mode: Mode, sources: Vec<Source>) -> Self {
+    pub(crate) fn with_sources(mode: Mode, sources: Vec<Source>) -> Self {
         Self::of(mode, OnSecondaryLoss::Continue, sources)
     }
 
@@ -119,7 +119,7 @@ impl Bench {
     }
 
     /// One event; what it leads to, but for words to humans.
-    pub fn feed(&mut self, event: PrimaryEvent) -> Vec<PrimaryAction> {
+    pub(crate) fn feed(&mut self, event: PrimaryEvent) -> Vec<PrimaryAction> {
         let mut actions = Vec::new();
         self.primary.handle(self.now_ms, event, &mut actions);
         actions.retain(|action| !matches!(action, Do::Report(_) | Do::Progress { .. }));
@@ -133,11 +133,11 @@ impl Bench {
         actions
     }
 
-    pub fn hear(&mut self, session: u64, message: Message) -> Vec<PrimaryAction> {
+    pub(crate) fn hear(&mut self, session: u64, message: Message) -> Vec<PrimaryAction> {
         self.feed(PrimaryEvent::Message { session, message })
     }
 
-    pub fn answer(&mut self, asked: &[PrimaryAction], answer: ArbiterAnswer) -> Vec<PrimaryAction> {
+    pub(crate) fn answer(&mut self, asked: &[PrimaryAction], answer: ArbiterAnswer) -> Vec<PrimaryAction> {
         let ask = asked.iter().find_map(|action| match action {
             Do::Ask { ask, .. } => Some(*ask),
             _ => None,
@@ -148,12 +148,12 @@ impl Bench {
         })
     }
 
-    pub fn read(&mut self, asked: &[PrimaryAction]) -> Vec<PrimaryAction> {
+    pub(crate) fn read(&mut self, asked: &[PrimaryAction]) -> Vec<PrimaryAction> {
         self.answer(asked, ArbiterAnswer::Record(Some(self.store.clone())))
     }
 
     /// The arbiter carries out what is asked.
-    pub fn swap(&mut self, asked: &[PrimaryAction]) -> Vec<PrimaryAction> {
+    pub(crate) fn swap(&mut self, asked: &[PrimaryAction]) -> Vec<PrimaryAction> {
         let new = asked.iter().find_map(|action| match action {
             Do::Ask {
                 request: ArbiterRequest::Swap { new, .. },
@@ -166,7 +166,7 @@ impl Bench {
     }
 
     /// Lets time pass without a sign of the secondary; what follows at the first thing that happens.
-    pub fn wait(&mut self, for_ms: u64) -> Vec<PrimaryAction> {
+    pub(crate) fn wait(&mut self, for_ms: u64) -> Vec<PrimaryAction> {
         let end_ms = self.now_ms + for_ms;
         let mut all = Vec::new();
         while let Some(due_ms) = self.primary.next_deadline().filter(|due_ms| *due_ms <= end_ms) {
@@ -178,7 +178,12 @@ impl Bench {
         all
     }
 
-    pub fn welcome(&mut self, session: u64, nonce: u128, last: Option<CommitId>) -> Vec<PrimaryAction> {
+    pub(crate) fn welcome(
+        &mut self,
+        session: u64,
+        nonce: u128,
+        last: Option<CommitId>,
+    ) -> Vec<PrimaryAction> {
         self.hear(
             session,
             Message::Welcome(Welcome {
@@ -189,24 +194,24 @@ impl Bench {
     }
 
     /// The secondary answers that it got the proof.
-    pub fn prove(&mut self, session: u64) -> Vec<PrimaryAction> {
+    pub(crate) fn prove(&mut self, session: u64) -> Vec<PrimaryAction> {
         self.hear(session, Message::Proof { bytes: PROOF_BYTES })
     }
 
     /// Up to the first capture of a pair.
-    pub fn copied(mode: Mode) -> (Self, Vec<PrimaryAction>) {
+    pub(crate) fn copied(mode: Mode) -> (Self, Vec<PrimaryAction>) {
         let mut bench = Self::new(mode);
         let actions = bench.copy();
         (bench, actions)
     }
 
-    pub fn copy(&mut self) -> Vec<PrimaryAction> {
+    pub(crate) fn copy(&mut self) -> Vec<PrimaryAction> {
         let asked = self.copy_up_to_confirmation();
         self.read(&asked)
     }
 
     /// Up to the last look at the record before the first sync.
-    pub fn copy_up_to_confirmation(&mut self) -> Vec<PrimaryAction> {
+    pub(crate) fn copy_up_to_confirmation(&mut self) -> Vec<PrimaryAction> {
         assert!(self.primary.wants_peer());
         let actions = self.feed(PrimaryEvent::PeerConnected { session: 1 });
         assert!(matches!(
@@ -254,7 +259,7 @@ impl Bench {
     }
 
     /// Up to a recorded pair in which nothing is under way.
-    pub fn protected(mode: Mode) -> Self {
+    pub(crate) fn protected(mode: Mode) -> Self {
         let (mut bench, _) = Self::copied(mode);
         bench.captured(1);
         let asked = bench.ack(1);
@@ -263,7 +268,7 @@ impl Bench {
         bench
     }
 
-    pub fn captured(&mut self, epoch: u64) -> Vec<PrimaryAction> {
+    pub(crate) fn captured(&mut self, epoch: u64) -> Vec<PrimaryAction> {
         self.feed(PrimaryEvent::Captured {
             epoch,
             pages: 5,
@@ -272,16 +277,16 @@ impl Bench {
         })
     }
 
-    pub fn ack(&mut self, epoch: u64) -> Vec<PrimaryAction> {
+    pub(crate) fn ack(&mut self, epoch: u64) -> Vec<PrimaryAction> {
         self.hear(1, Message::Ack(CommitId { term: 2, epoch }))
     }
 
-    pub fn status(&self) -> Protection {
+    pub(crate) fn status(&self) -> Protection {
         self.primary.status(self.now_ms).protection
     }
 }
 
-pub fn is_heartbeat(action: &PrimaryAction) -> bool {
+pub(crate) fn is_heartbeat(action: &PrimaryAction) -> bool {
     matches!(
         action,
         Do::Send {
@@ -291,7 +296,7 @@ pub fn is_heartbeat(action: &PrimaryAction) -> bool {
     )
 }
 
-pub fn capture(epoch: u64) -> PrimaryAction {
+pub(crate) fn capture(epoch: u64) -> PrimaryAction {
     Do::Capture {
         epoch,
         term: 2,
@@ -301,7 +306,7 @@ pub fn capture(epoch: u64) -> PrimaryAction {
 }
 
 /// A sync was sent, the link broke, and the secondary says what it has.
-pub fn rejoined(last_epoch: u64) -> (Bench, Vec<PrimaryAction>) {
+pub(crate) fn rejoined(last_epoch: u64) -> (Bench, Vec<PrimaryAction>) {
     let mut bench = Bench::protected(Mode::Lockstep);
     bench.feed(PrimaryEvent::OutputPending);
     bench.captured(2);

@@ -9,16 +9,16 @@ use kemari_sync::{
 use SecondaryAction as Do;
 
 /// A fence is over within so long, in milliseconds.
-pub const FENCE_MS_MAX: u64 = 10_000;
+pub(crate) const FENCE_MS_MAX: u64 = 10_000;
 
-pub fn host(name: &str, nonce: u128) -> Incarnation {
+pub(crate) fn host(name: &str, nonce: u128) -> Incarnation {
     Incarnation {
         host: name.to_owned(),
         nonce,
     }
 }
 
-pub fn pair() -> Record {
+pub(crate) fn pair() -> Record {
     Record {
         vm: "vm".to_owned(),
         store: 9,
@@ -31,7 +31,7 @@ pub fn pair() -> Record {
     }
 }
 
-pub fn hello() -> Hello {
+pub(crate) fn hello() -> Hello {
     Hello {
         protocol: PROTOCOL_VERSION,
         vm: "vm".to_owned(),
@@ -45,7 +45,7 @@ pub fn hello() -> Hello {
 }
 
 /// The same primary's greeting once the pair is recorded.
-pub fn hello_again() -> Hello {
+pub(crate) fn hello_again() -> Hello {
     Hello {
         session: 2,
         term: 2,
@@ -55,7 +55,7 @@ pub fn hello_again() -> Hello {
     }
 }
 
-pub fn begin(epoch: u64, base: Option<u64>) -> Message {
+pub(crate) fn begin(epoch: u64, base: Option<u64>) -> Message {
     Message::Begin(Begin {
         epoch,
         base,
@@ -66,7 +66,7 @@ pub fn begin(epoch: u64, base: Option<u64>) -> Message {
     })
 }
 
-pub struct Bench {
+pub(crate) struct Bench {
     pub secondary: Secondary,
     pub now_ms: u64,
     /// What an arbiter without a store was told.
@@ -74,7 +74,7 @@ pub struct Bench {
 }
 
 impl Bench {
-    pub fn new(fence: bool) -> Self {
+    pub(crate) fn new(fence: bool) -> Self {
         let config = SecondaryConfig {
             me: host("b", 2),
             vm: "vm".to_owned(),
@@ -90,7 +90,7 @@ impl Bench {
         }
     }
 
-    pub fn feed(&mut self, event: SecondaryEvent) -> Vec<SecondaryAction> {
+    pub(crate) fn feed(&mut self, event: SecondaryEvent) -> Vec<SecondaryAction> {
         let mut actions = Vec::new();
         self.secondary.handle(self.now_ms, event, &mut actions);
         actions.retain(|action| !matches!(action, Do::Report(_)));
@@ -99,11 +99,11 @@ impl Bench {
         actions
     }
 
-    pub fn hear(&mut self, session: u64, message: Message) -> Vec<SecondaryAction> {
+    pub(crate) fn hear(&mut self, session: u64, message: Message) -> Vec<SecondaryAction> {
         self.feed(SecondaryEvent::Message { session, message })
     }
 
-    pub fn wait(&mut self, for_ms: u64) -> Vec<SecondaryAction> {
+    pub(crate) fn wait(&mut self, for_ms: u64) -> Vec<SecondaryAction> {
         let end_ms = self.now_ms + for_ms;
         let mut all = Vec::new();
         while let Some(due_ms) = self.secondary.next_deadline().filter(|due_ms| *due_ms <= end_ms) {
@@ -124,7 +124,11 @@ impl Bench {
         all
     }
 
-    pub fn answer(&mut self, asked: &[SecondaryAction], answer: ArbiterAnswer) -> Vec<SecondaryAction> {
+    pub(crate) fn answer(
+        &mut self,
+        asked: &[SecondaryAction],
+        answer: ArbiterAnswer,
+    ) -> Vec<SecondaryAction> {
         let ask = asked.iter().find_map(|action| match action {
             Do::Ask { ask, .. } => Some(*ask),
             _ => None,
@@ -135,12 +139,12 @@ impl Bench {
         })
     }
 
-    pub fn read(&mut self, asked: &[SecondaryAction], record: Record) -> Vec<SecondaryAction> {
+    pub(crate) fn read(&mut self, asked: &[SecondaryAction], record: Record) -> Vec<SecondaryAction> {
         self.answer(asked, ArbiterAnswer::Record(Some(record)))
     }
 
     /// Up to the first copy.
-    pub fn copying(fence: bool) -> Self {
+    pub(crate) fn copying(fence: bool) -> Self {
         let mut bench = Self::new(fence);
         let actions = bench.hear(1, Message::Hello(hello()));
         assert!(matches!(&actions[..], [Do::Send { message: Message::Welcome(w), .. }] if w.last.is_none()));
@@ -163,7 +167,7 @@ impl Bench {
     }
 
     /// Up to the first commit, which is applied.
-    pub fn holding(fence: bool) -> Self {
+    pub(crate) fn holding(fence: bool) -> Self {
         let mut bench = Self::copying(fence);
         let commit = CommitId { term: 2, epoch: 1 };
         let actions = bench.sync(1, None, false);
@@ -182,7 +186,7 @@ impl Bench {
     }
 
     /// Receives a whole sync, and finds it good.
-    pub fn sync(&mut self, epoch: u64, base: Option<u64>, stop: bool) -> Vec<SecondaryAction> {
+    pub(crate) fn sync(&mut self, epoch: u64, base: Option<u64>, stop: bool) -> Vec<SecondaryAction> {
         self.receive(epoch, base, stop);
         self.feed(SecondaryEvent::Checked {
             epoch,
@@ -190,7 +194,7 @@ impl Bench {
         })
     }
 
-    pub fn receive(&mut self, epoch: u64, base: Option<u64>, stop: bool) {
+    pub(crate) fn receive(&mut self, epoch: u64, base: Option<u64>, stop: bool) {
         assert_eq!(
             self.hear(1, begin(epoch, base)),
             [Do::Stage { session: 1, epoch }]
@@ -206,19 +210,19 @@ impl Bench {
     }
 
     /// The primary is silent, and the arbiter is read.
-    pub fn suspecting(&mut self) -> Vec<SecondaryAction> {
+    pub(crate) fn suspecting(&mut self) -> Vec<SecondaryAction> {
         self.wait(Timing::default().suspicion_ms)
     }
 
     /// Asks for the VM, and wins; what follows the win.
-    pub fn winning(&mut self) -> Vec<SecondaryAction> {
+    pub(crate) fn winning(&mut self) -> Vec<SecondaryAction> {
         let asked = self.suspecting();
         let asked = self.read(&asked, pair());
         self.answer(&asked, ArbiterAnswer::Swapped)
     }
 }
 
-pub fn assert_unfit(actions: &[SecondaryAction]) {
+pub(crate) fn assert_unfit(actions: &[SecondaryAction]) {
     let [
         Do::Send {
             message: Message::Goodbye(Goodbye::Unfit(_)),

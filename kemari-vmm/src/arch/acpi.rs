@@ -6,7 +6,7 @@
 //! is stated. Firmware sets up 8259s and timer as a PC's does, and lets the timer tick: a guest that it boots
 //! is told of them, or their interrupts would come to a guest that knows of none ([`handed`]).
 
-pub mod handed;
+pub(crate) mod handed;
 
 use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADTBuilder, Flags};
@@ -34,13 +34,13 @@ const MADT_FLAGS: usize = 40;
 const MADT_PCAT_COMPAT: u8 = 1;
 
 /// The tables, to be written to [`layout::ACPI_TABLES`]. The RSDP is at their beginning.
-pub struct Tables {
+pub(crate) struct Tables {
     /// All tables, one behind the other, with the gaps that alignment needs.
     pub bytes: Vec<u8>,
 }
 
 /// Builds the tables for these devices (in slot order) and this number of processors.
-pub fn build(devices: &[MmioDevice], vcpu_count: u8) -> Tables {
+pub(crate) fn build(devices: &[MmioDevice], vcpu_count: u8) -> Tables {
     let mut bytes = vec![0; Rsdp::len()];
     let xsdt = lay_out(&mut bytes, layout::ACPI_TABLES, devices, vcpu_count, false).xsdt;
     let mut rsdp = Vec::with_capacity(Rsdp::len());

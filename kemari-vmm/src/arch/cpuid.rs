@@ -49,7 +49,7 @@ const KVM_FEATURES: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 6 | 1 << 7 | 1 << 11 |
 ///
 /// # Errors
 /// If KVM refuses to list what it supports.
-pub fn template(kvm: &Kvm, vcpu_count: u8) -> Result<CpuId, ArchError> {
+pub(crate) fn template(kvm: &Kvm, vcpu_count: u8) -> Result<CpuId, ArchError> {
     let supported = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(named("KVM_GET_SUPPORTED_CPUID"))?;
@@ -146,7 +146,7 @@ fn topology(count: u32) -> [kvm_cpuid_entry2; 3] {
 }
 
 /// The template with the identity of one vCPU.
-pub fn for_vcpu(template: &CpuId, index: u8) -> CpuId {
+pub(crate) fn for_vcpu(template: &CpuId, index: u8) -> CpuId {
     let mut cpuid = template.clone();
     let id = u32::from(index);
     for entry in cpuid.as_mut_slice() {
@@ -164,7 +164,7 @@ pub fn for_vcpu(template: &CpuId, index: u8) -> CpuId {
 }
 
 /// The bits of XCR0 that the processor supports; 0 if it says nothing about them.
-pub fn supported_xcr0(template: &CpuId) -> u64 {
+pub(crate) fn supported_xcr0(template: &CpuId) -> u64 {
     let mut leaves = template.as_slice().iter();
     let leaf = leaves.find(|entry| entry.function == LEAF_XSAVE && entry.index == 0);
     leaf.map_or(0, |entry| u64::from(entry.edx) << 32 | u64::from(entry.eax))
@@ -174,7 +174,7 @@ pub fn supported_xcr0(template: &CpuId) -> u64 {
 ///
 /// # Errors
 /// If `KVM_GET_CPUID2` fails.
-pub fn shown(vcpu: &VcpuFd) -> Result<Vec<kvm_cpuid_entry2>, ArchError> {
+pub(crate) fn shown(vcpu: &VcpuFd) -> Result<Vec<kvm_cpuid_entry2>, ArchError> {
     let shown = vcpu
         .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
         .map_err(named("KVM_GET_CPUID2"))?;
@@ -189,7 +189,7 @@ pub fn shown(vcpu: &VcpuFd) -> Result<Vec<kvm_cpuid_entry2>, ArchError> {
 }
 
 /// Which features `theirs` has and `ours` lacks, as words for a message: leaf, register, bits.
-pub fn missing(ours: &[kvm_cpuid_entry2], theirs: &[kvm_cpuid_entry2]) -> Vec<String> {
+pub(crate) fn missing(ours: &[kvm_cpuid_entry2], theirs: &[kvm_cpuid_entry2]) -> Vec<String> {
     let mut missing = Vec::new();
     for their in theirs {
         let our = ours

@@ -32,9 +32,9 @@ const DESCRIPTORS: [u64; 8] = [
 const RING0_STACK_ALIGN: u64 = 16;
 
 /// Last byte of the I/O permission bitmap, which must be all ones, relative to the TSS.
-pub const TSS_LIMIT: u32 = 0x68 + 8192;
+pub(crate) const TSS_LIMIT: u32 = 0x68 + 8192;
 /// Last byte of the descriptor table: eight descriptors, and the TSS's, which takes two places.
-pub const GDT_LIMIT: u16 = 10 * 8 - 1;
+pub(crate) const GDT_LIMIT: u16 = 10 * 8 - 1;
 
 /// How the boot vCPU enters what was loaded. All addresses are guest physical.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +74,7 @@ pub fn task(vcpu: u64) -> (u64, u64) {
 }
 
 /// Writes all tables that an entry in 64-bit mode needs.
-pub fn write_long_mode_tables(memory: &Memory) -> Result<(), DoesNotFit> {
+pub(crate) fn write_long_mode_tables(memory: &Memory) -> Result<(), DoesNotFit> {
     write_gdt(memory)?;
     write_page_tables(memory)
 }
@@ -111,7 +111,7 @@ fn write_page_tables(memory: &Memory) -> Result<(), DoesNotFit> {
 
 /// Adds page directories at [`abi::HIGH_PAGE_DIRECTORIES`] to those tables, so that memory up to `end`, at
 /// most [`abi::MAPPED_BYTES_MAX`], is mapped one to one as well.
-pub fn map_high_memory(memory: &Memory, end: u64) -> Result<(), DoesNotFit> {
+pub(crate) fn map_high_memory(memory: &Memory, end: u64) -> Result<(), DoesNotFit> {
     for gib in DIRECTORIES..end.min(abi::MAPPED_BYTES_MAX).div_ceil(DIRECTORY_BYTES) {
         let directory = abi::HIGH_PAGE_DIRECTORIES + (gib - DIRECTORIES) * PAGE_BYTES;
         let pointer = abi::PAGE_TABLES + PAGE_BYTES + gib * 8;

@@ -29,74 +29,72 @@ pub struct MmioDevice {
     /// Guest physical address of its register page.
     pub base: u64,
     /// Its interrupt line: edge-triggered, active high.
-    pub gsi: u32,
+    pub(crate) gsi: u32,
     /// The virtio device type.
     pub device_id: u32,
 }
 
 /// First byte behind the memory that lies below the hole.
-pub const LOW_MEMORY_END: u64 = 0xc000_0000;
+pub(crate) const LOW_MEMORY_END: u64 = 0xc000_0000;
 /// Where memory goes on above the hole.
 pub const HIGH_MEMORY_START: u64 = abi::HIGH_MEMORY;
 
 /// `boot_params` of the Linux boot protocol, or `hvm_start_info` of PVH with its module list and memory map:
 /// one page.
-pub const BOOT_PARAMS: u64 = 0x1_0000;
+pub(crate) const BOOT_PARAMS: u64 = 0x1_0000;
 /// The kernel command line with its terminating zero.
-pub const CMDLINE: u64 = 0x2_0000;
+pub(crate) const CMDLINE: u64 = 0x2_0000;
 /// Longest command line, in bytes without the terminating zero (Linux's COMMAND_LINE_SIZE on x86 is 2,048
 /// with it).
 pub const CMDLINE_BYTES_MAX: usize = 2047;
 /// First byte behind the usable low memory: the extended BIOS data area of a PC would begin here.
-pub const REAL_MODE_MEMORY_END: u64 = 0x9_fc00;
-/// The ACPI tables, RSDP first.
-pub const ACPI_TABLES: u64 = 0xe_0000;
-/// Room for the ACPI tables, in bytes.
-pub const ACPI_TABLES_BYTES_MAX: usize = (RESET_VECTOR - ACPI_TABLES) as usize;
+pub(crate) const REAL_MODE_MEMORY_END: u64 = 0x9_fc00;
+/// The ACPI tables, RSDP first. They end before the reset vector.
+pub(crate) const ACPI_TABLES: u64 = 0xe_0000;
 /// Where the BIOS of a PC begins to execute after a reset: 16 bytes.
-pub const RESET_VECTOR: u64 = 0xf_fff0;
+pub(crate) const RESET_VECTOR: u64 = 0xf_fff0;
 /// Where memory goes on above the legacy area of a PC; no kernel is loaded below.
-pub const KERNEL_START: u64 = 0x10_0000;
+pub(crate) const KERNEL_START: u64 = 0x10_0000;
 
 /// Register page of the first virtio-mmio device.
-pub const VIRTIO_MMIO_BASE: u64 = 0xd000_0000;
+pub(crate) const VIRTIO_MMIO_BASE: u64 = 0xd000_0000;
 /// Bytes of one device's registers.
-pub const VIRTIO_MMIO_BYTES: u64 = 0x1000;
+pub(crate) const VIRTIO_MMIO_BYTES: u64 = 0x1000;
 /// Interrupt line of the first virtio-mmio device.
-pub const VIRTIO_MMIO_GSI: u32 = 5;
+pub(crate) const VIRTIO_MMIO_GSI: u32 = 5;
 /// Most virtio-mmio devices of a machine.
-pub const VIRTIO_MMIO_DEVICES_MAX: usize = abi::DEVICES_MAX;
+pub(crate) const VIRTIO_MMIO_DEVICES_MAX: usize = abi::DEVICES_MAX;
 
 /// First I/O port of the 16550 console.
-pub const COM1_PORT: u16 = 0x3f8;
+pub(crate) const COM1_PORT: u16 = 0x3f8;
 /// Number of its ports.
-pub const COM1_PORTS: u16 = 8;
+pub(crate) const COM1_PORTS: u16 = 8;
 /// Its interrupt line.
-pub const COM1_GSI: u32 = 4;
+pub(crate) const COM1_GSI: u32 = 4;
 
 /// ACPI's fixed registers, where there are any: the first of their ports, and how many there are.
-pub const PM_PORT: u16 = 0x620;
+pub(crate) const PM_PORT: u16 = 0x620;
 /// See [`PM_PORT`].
-pub const PM_PORTS: u16 = 6;
+pub(crate) const PM_PORTS: u16 = 6;
 /// Which of them is the control register's first; before it come status of events, and which are enabled.
 pub const PM_CONTROL: u16 = 4;
 /// ACPI's own interrupt line, where there are fixed registers: behind those of the virtio-mmio devices.
-pub const SCI_GSI: u16 = 21;
+pub(crate) const SCI_GSI: u16 = 21;
 /// The sleep type that means "soft off".
-pub const SLEEP_TYPE_S5: u8 = 5;
+pub(crate) const SLEEP_TYPE_S5: u8 = 5;
 
 /// Pins of the I/O APIC: valid interrupt lines are below.
-pub const IO_APIC_PINS: u32 = 24;
+pub(crate) const IO_APIC_PINS: u32 = 24;
 
 /// Three pages for KVM on Intel processors without unrestricted guests (`KVM_SET_TSS_ADDR`).
-pub const KVM_TSS: u64 = 0xfffb_d000;
+pub(crate) const KVM_TSS: u64 = 0xfffb_d000;
 /// One page for the same (`KVM_SET_IDENTITY_MAP_ADDR`).
-pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
+pub(crate) const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 /// Bytes of all of these pages.
-pub const KVM_BYTES: u64 = 0x4000;
+pub(crate) const KVM_BYTES: u64 = 0x4000;
 
 /// Most bytes of firmware that lie below 1 MiB as well.
-pub const LOW_FIRMWARE_BYTES_MAX: usize = 128 << 10;
+pub(crate) const LOW_FIRMWARE_BYTES_MAX: usize = 128 << 10;
 
 const _: () = {
     assert!(VIRTIO_MMIO_GSI as usize + VIRTIO_MMIO_DEVICES_MAX <= SCI_GSI as usize);
@@ -121,7 +119,7 @@ pub fn virtio_mmio(slot: usize) -> (u64, u32) {
 
 /// The regions of a machine with this many bytes of memory: one below the hole,
 /// and one above it if there is more.
-pub fn memory_regions(bytes: u64) -> Vec<(GuestAddress, usize)> {
+pub(crate) fn memory_regions(bytes: u64) -> Vec<(GuestAddress, usize)> {
     let low = bytes.min(LOW_MEMORY_END);
     let mut regions = vec![(GuestAddress(0), low as usize)];
     if bytes > low {

@@ -11,8 +11,8 @@
 //! | `stats` | what KVM counts of a vCPU |
 //! | `preflight` | what this host's KVM can do, by measuring |
 
-pub mod acpi;
-pub mod cpuid;
+pub(crate) mod acpi;
+pub(crate) mod cpuid;
 pub mod entry;
 pub mod layout;
 mod msr;
@@ -27,7 +27,8 @@ mod xsave;
 #[cfg(test)]
 mod on_kvm_test;
 
-pub use reset::{create_irqchip, create_vm, reset_vm, setup_vcpu};
+pub use reset::{create_irqchip, create_vm};
+pub(crate) use reset::{reset_vm, setup_vcpu};
 
 /// KVM did not do what was asked.
 #[derive(Debug, thiserror::Error)]

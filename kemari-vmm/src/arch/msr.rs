@@ -6,37 +6,37 @@ use kvm_ioctls::{Kvm, VcpuFd};
 
 use super::{ArchError, named};
 
-pub const TSC: u32 = 0x10;
-pub const KVM_WALL_CLOCK_OLD: u32 = 0x11;
-pub const KVM_SYSTEM_TIME_OLD: u32 = 0x12;
-pub const TSC_ADJUST: u32 = 0x3b;
-pub const SPEC_CTRL: u32 = 0x48;
-pub const SYSENTER_CS: u32 = 0x174;
-pub const SYSENTER_ESP: u32 = 0x175;
-pub const SYSENTER_EIP: u32 = 0x176;
-pub const MISC_ENABLE: u32 = 0x1a0;
-pub const MTRR_VARIABLE: std::ops::Range<u32> = 0x200..0x210;
-pub const MTRR_FIXED: [u32; 11] = [
+pub(crate) const TSC: u32 = 0x10;
+pub(crate) const KVM_WALL_CLOCK_OLD: u32 = 0x11;
+pub(crate) const KVM_SYSTEM_TIME_OLD: u32 = 0x12;
+pub(crate) const TSC_ADJUST: u32 = 0x3b;
+pub(crate) const SPEC_CTRL: u32 = 0x48;
+pub(crate) const SYSENTER_CS: u32 = 0x174;
+pub(crate) const SYSENTER_ESP: u32 = 0x175;
+pub(crate) const SYSENTER_EIP: u32 = 0x176;
+pub(crate) const MISC_ENABLE: u32 = 0x1a0;
+pub(crate) const MTRR_VARIABLE: std::ops::Range<u32> = 0x200..0x210;
+pub(crate) const MTRR_FIXED: [u32; 11] = [
     0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f,
 ];
-pub const PAT: u32 = 0x277;
-pub const MTRR_DEFAULT_TYPE: u32 = 0x2ff;
-pub const TSC_DEADLINE: u32 = 0x6e0;
-pub const STAR: u32 = 0xc000_0081;
-pub const LSTAR: u32 = 0xc000_0082;
-pub const CSTAR: u32 = 0xc000_0083;
-pub const SYSCALL_MASK: u32 = 0xc000_0084;
-pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
-pub const TSC_AUX: u32 = 0xc000_0103;
-pub const KVM_WALL_CLOCK: u32 = 0x4b56_4d00;
-pub const KVM_SYSTEM_TIME: u32 = 0x4b56_4d01;
-pub const KVM_ASYNC_PF: u32 = 0x4b56_4d02;
-pub const KVM_STEAL_TIME: u32 = 0x4b56_4d03;
-pub const KVM_PV_EOI: u32 = 0x4b56_4d04;
+pub(crate) const PAT: u32 = 0x277;
+pub(crate) const MTRR_DEFAULT_TYPE: u32 = 0x2ff;
+pub(crate) const TSC_DEADLINE: u32 = 0x6e0;
+pub(crate) const STAR: u32 = 0xc000_0081;
+pub(crate) const LSTAR: u32 = 0xc000_0082;
+pub(crate) const CSTAR: u32 = 0xc000_0083;
+pub(crate) const SYSCALL_MASK: u32 = 0xc000_0084;
+pub(crate) const KERNEL_GS_BASE: u32 = 0xc000_0102;
+pub(crate) const TSC_AUX: u32 = 0xc000_0103;
+pub(crate) const KVM_WALL_CLOCK: u32 = 0x4b56_4d00;
+pub(crate) const KVM_SYSTEM_TIME: u32 = 0x4b56_4d01;
+pub(crate) const KVM_ASYNC_PF: u32 = 0x4b56_4d02;
+pub(crate) const KVM_STEAL_TIME: u32 = 0x4b56_4d03;
+pub(crate) const KVM_PV_EOI: u32 = 0x4b56_4d04;
 
-pub const MISC_ENABLE_FAST_STRING: u64 = 1;
-pub const MTRR_ENABLED: u64 = 1 << 11;
-pub const MTRR_WRITE_BACK: u64 = 6;
+pub(crate) const MISC_ENABLE_FAST_STRING: u64 = 1;
+pub(crate) const MTRR_ENABLED: u64 = 1 << 11;
+pub(crate) const MTRR_WRITE_BACK: u64 = 6;
 
 /// Registers of Hyper-V's interface, which is not offered.
 const HYPER_V: std::ops::Range<u32> = 0x4000_0000..0x4000_0200;
@@ -44,7 +44,7 @@ const HYPER_V: std::ops::Range<u32> = 0x4000_0000..0x4000_0200;
 /// a register. KVM takes a TSC that is close to what it expects for an attempt to make several agree and
 /// keeps its own, so that a later load would not get what it writes; a deadline starts a timer; the wall
 /// clock's make KVM write into guest memory.
-pub const NOT_TRIED: [u32; 4] = [TSC, TSC_DEADLINE, KVM_WALL_CLOCK, KVM_WALL_CLOCK_OLD];
+pub(crate) const NOT_TRIED: [u32; 4] = [TSC, TSC_DEADLINE, KVM_WALL_CLOCK, KVM_WALL_CLOCK_OLD];
 
 /// Registers of nested virtualisation, which is not offered.
 const VMX: std::ops::Range<u32> = 0x480..0x4a0;
@@ -54,7 +54,7 @@ const VMX: std::ops::Range<u32> = 0x480..0x4a0;
 /// host. The TSC comes first and its deadline last, as a restore needs them.
 ///
 /// To be called once, on a vCPU that has not run.
-pub fn saved(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Msrs, ArchError> {
+pub(crate) fn saved(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Msrs, ArchError> {
     let listed = kvm
         .get_msr_index_list()
         .map_err(named("KVM_GET_MSR_INDEX_LIST"))?;
@@ -100,20 +100,20 @@ fn is_state(vcpu: &VcpuFd, index: u32) -> Result<bool, ArchError> {
 }
 
 /// Reads all of the list.
-pub fn read(vcpu: &VcpuFd, msrs: &mut Msrs) -> Result<(), ArchError> {
+pub(crate) fn read(vcpu: &VcpuFd, msrs: &mut Msrs) -> Result<(), ArchError> {
     let done = vcpu.get_msrs(msrs).map_err(named("KVM_GET_MSRS"))?;
     complete("KVM_GET_MSRS", done, msrs)
 }
 
 /// Writes all of these (index, value).
-pub fn write(vcpu: &VcpuFd, values: impl Iterator<Item = (u32, u64)>) -> Result<(), ArchError> {
+pub(crate) fn write(vcpu: &VcpuFd, values: impl Iterator<Item = (u32, u64)>) -> Result<(), ArchError> {
     let msrs = list(&values.map(|(index, data)| entry(index, data)).collect::<Vec<_>>())?;
     let done = vcpu.set_msrs(&msrs).map_err(named("KVM_SET_MSRS"))?;
     complete("KVM_SET_MSRS", done, &msrs)
 }
 
 /// Writes those that this KVM has. It stops at one that it does not have: go on behind it.
-pub fn write_existing(vcpu: &VcpuFd, values: &[(u32, u64)]) -> Result<(), ArchError> {
+pub(crate) fn write_existing(vcpu: &VcpuFd, values: &[(u32, u64)]) -> Result<(), ArchError> {
     let mut rest = values;
     while !rest.is_empty() {
         let msrs = list(

@@ -4,17 +4,16 @@ use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{KVM_CLOCK_REALTIME, kvm_cpuid_entry2, kvm_regs, kvm_userspace_memory_region};
+use kvm_bindings::{kvm_cpuid_entry2, kvm_regs, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Error, Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::entry::{Entry, write_long_mode_tables};
-use super::vcpu::has_sync_regs;
 use super::{ArchError, cpuid, named, registers, reset};
 use crate::memory::{DoesNotFit, Memory};
 
 /// Where KVM is.
-pub const KVM_PATH: &str = "/dev/kvm";
+pub(crate) const KVM_PATH: &str = "/dev/kvm";
 
 /// What runs on this host's KVM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,14 +34,6 @@ pub struct Preflight {
     pub ring0_instructions_per_second: u64,
     /// Frequency of the guest's TSC, in kHz.
     pub tsc_khz: u32,
-    /// Whether a guest can be given a TSC of another frequency.
-    pub tsc_control: bool,
-    /// Whether most registers come with every exit.
-    pub sync_regs: bool,
-    /// Whether the clock is read together with the host's wall clock.
-    pub paired_clock: bool,
-    /// Most entries of a dirty ring, in bytes; 0 where there is none.
-    pub dirty_ring_bytes_max: usize,
 }
 
 /// A host on which Kemari does not run.
@@ -154,7 +145,7 @@ pub fn open() -> Result<Kvm, PreflightError> {
 }
 
 /// Registers of one leaf of CPUID: function, index, eax, ebx, ecx, edx.
-pub type FeatureLeaf = [u32; 6];
+pub(crate) type FeatureLeaf = [u32; 6];
 
 /// The processor that guests with so many vCPUs see here.
 ///
@@ -199,8 +190,6 @@ pub fn missing_features(ours: &[FeatureLeaf], theirs: &[FeatureLeaf]) -> Vec<Str
 pub fn measure(kvm: &Kvm) -> Result<Preflight, PreflightError> {
     let mut probe = Probe::new(kvm)?;
     let speed = probe.ring0_instructions_per_second();
-    let vcpu = &probe.vcpu;
-    let clock = probe.vm.get_clock().map_err(named("KVM_GET_CLOCK"))?;
     Ok(Preflight {
         ability: if speed >= NATIVE_INSTRUCTIONS_PER_SECOND {
             KvmAbility::Full
@@ -208,11 +197,7 @@ pub fn measure(kvm: &Kvm) -> Result<Preflight, PreflightError> {
             KvmAbility::Ring3Only
         },
         ring0_instructions_per_second: speed,
-        tsc_khz: vcpu.get_tsc_khz().map_err(named("KVM_GET_TSC_KHZ"))?,
-        tsc_control: kvm.check_extension(Cap::TscControl),
-        sync_regs: has_sync_regs(kvm),
-        paired_clock: clock.flags & KVM_CLOCK_REALTIME != 0,
-        dirty_ring_bytes_max: usize::try_from(kvm.check_extension_int(Cap::DirtyLogRing)).unwrap_or(0),
+        tsc_khz: probe.vcpu.get_tsc_khz().map_err(named("KVM_GET_TSC_KHZ"))?,
     })
 }
 
@@ -232,7 +217,7 @@ const LOOP: [u8; 6] = [0xff, 0xc9, 0x75, 0xfc, 0xe6, 0x10];
 /// A throw-away VM that counts down in ring 0 of 64-bit mode.
 struct Probe {
     vcpu: VcpuFd,
-    vm: VmFd,
+    _vm: VmFd,
     // Dropped last: the VM's memory.
     _memory: Memory,
 }
@@ -265,7 +250,7 @@ impl Probe {
         reset::setup_vcpu(&vcpu, &cpuid::template(kvm, 1)?, 0, Some(&entry))?;
         Ok(Self {
             vcpu,
-            vm,
+            _vm: vm,
             _memory: memory,
         })
     }

@@ -42,7 +42,7 @@ const USER_CODE: u16 = 0x33;
 const TASK: u16 = 0x40;
 
 /// The general registers of a vCPU; without an entry those of a processor after reset.
-pub fn general(index: u8, entry: Option<&Entry>) -> kvm_regs {
+pub(crate) fn general(index: u8, entry: Option<&Entry>) -> kvm_regs {
     let regs = kvm_regs {
         rflags: RFLAGS_RESERVED,
         ..Default::default()
@@ -70,7 +70,7 @@ pub fn general(index: u8, entry: Option<&Entry>) -> kvm_regs {
 }
 
 /// The special registers; without an entry those of a processor after reset.
-pub fn special(index: u8, entry: Option<&Entry>) -> kvm_sregs {
+pub(crate) fn special(index: u8, entry: Option<&Entry>) -> kvm_sregs {
     let boot = if index == 0 { APIC_BASE_BOOT_PROCESSOR } else { 0 };
     let sregs = kvm_sregs {
         apic_base: abi::LOCAL_APIC | APIC_BASE_ENABLED | boot,
@@ -224,7 +224,7 @@ fn after_reset(sregs: kvm_sregs) -> kvm_sregs {
 /// firmware that boots it, it is at once what
 /// Linux will set on each processor, all that is supported (`supported`, by CPUID): QEMU's emulated AMD-V
 /// does not intercept XSETBV, and a KVM on it would go on believing in the old value and load that.
-pub fn xcr0(entry: Option<&Entry>, supported: u64) -> u64 {
+pub(crate) fn xcr0(entry: Option<&Entry>, supported: u64) -> u64 {
     match entry {
         None => XCR0_X87,
         Some(Entry::Linux64 { .. } | Entry::Pvh { .. } | Entry::ResetVector) => XCR0_X87 | supported,

@@ -60,7 +60,7 @@ const PIT_COUNT: u32 = 0x1_0000;
 ///
 /// # Errors
 /// Names the ioctl that failed.
-pub fn reset_vm(vm: &VmFd) -> Result<(), ArchError> {
+pub(crate) fn reset_vm(vm: &VmFd) -> Result<(), ArchError> {
     // All lines of the 8259s are masked, as firmware leaves them: a guest of a hardware-reduced machine never
     // touches them, and an unmasked one would deliver a device's interrupt with a vector that nobody chose.
     let mut pic = [0; vm::PIC_BYTES];
@@ -96,7 +96,7 @@ pub fn reset_vm(vm: &VmFd) -> Result<(), ArchError> {
 ///
 /// # Errors
 /// Names the ioctl that failed.
-pub fn setup_vcpu(
+pub(crate) fn setup_vcpu(
     vcpu: &VcpuFd,
     template: &CpuId,
     index: u8,

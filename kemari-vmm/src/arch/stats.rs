@@ -26,7 +26,7 @@ pub struct VcpuCounts {
 }
 
 /// Where KVM counts what happens to one vCPU.
-pub struct VcpuStats {
+pub(crate) struct VcpuStats {
     file: File,
     exits_at: u64,
     interrupts_at: Vec<u64>,
@@ -37,7 +37,7 @@ impl VcpuStats {
     ///
     /// # Errors
     /// If this KVM does not count (before Linux 5.14), or other things.
-    pub fn open(vcpu: &VcpuFd) -> io::Result<Self> {
+    pub(crate) fn open(vcpu: &VcpuFd) -> io::Result<Self> {
         // SAFETY: no memory is passed.
         let fd = unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_GET_STATS_FD, 0) };
         if fd < 0 {
@@ -75,7 +75,7 @@ impl VcpuStats {
     }
 
     /// Reads the counters.
-    pub fn read(&self) -> io::Result<VcpuCounts> {
+    pub(crate) fn read(&self) -> io::Result<VcpuCounts> {
         let interrupts = self.interrupts_at.iter().map(|place| self.counter(*place));
         Ok(VcpuCounts {
             exits: self.counter(self.exits_at)?,

@@ -105,7 +105,7 @@ impl VcpuIdentity {
     }
 
     /// Ticks of the TSC in so many nanoseconds.
-    pub fn tsc_ticks(&self, nanoseconds: u64) -> u64 {
+    pub(crate) fn tsc_ticks(&self, nanoseconds: u64) -> u64 {
         (u128::from(nanoseconds) * u128::from(self.tsc_khz) / 1_000_000) as u64
     }
 }
@@ -153,7 +153,7 @@ impl VcpuState {
 /// Registers that a guest changes without anybody's learning of it, but next to never:
 /// XCR0 and the debug registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RareRegisters {
+pub(crate) enum RareRegisters {
     /// Read them at every save.
     Read,
     /// [`VcpuAccess::save_after_exit`] takes those of the last full save: for a guest that is known not to
@@ -163,7 +163,7 @@ pub enum RareRegisters {
 
 /// How the state of one vCPU is read and written on this host: the registers there are,
 /// and buffers used again.
-pub struct VcpuAccess {
+pub(crate) struct VcpuAccess {
     msrs: Msrs,
     xsave: XsaveArea,
     has_sync_regs: bool,
@@ -176,7 +176,12 @@ impl VcpuAccess {
     ///
     /// # Errors
     /// Names the ioctl that failed.
-    pub fn new(kvm: &Kvm, vm: &VmFd, vcpu: &mut VcpuFd, rare: RareRegisters) -> Result<Self, ArchError> {
+    pub(crate) fn new(
+        kvm: &Kvm,
+        vm: &VmFd,
+        vcpu: &mut VcpuFd,
+        rare: RareRegisters,
+    ) -> Result<Self, ArchError> {
         let msrs = msr::saved(kvm, vcpu)?;
         let xsave = XsaveArea::new(vm)?;
         let has_sync_regs = has_sync_regs(kvm);
@@ -201,7 +206,7 @@ impl VcpuAccess {
     ///
     /// # Errors
     /// Names the ioctl that failed.
-    pub fn save(&mut self, vcpu: &VcpuFd) -> Result<&VcpuState, ArchError> {
+    pub(crate) fn save(&mut self, vcpu: &VcpuFd) -> Result<&VcpuState, ArchError> {
         self.state.mp_state = vcpu.get_mp_state().map_err(named("KVM_GET_MP_STATE"))?.mp_state;
         self.state.regs = vcpu.get_regs().map_err(named("KVM_GET_REGS"))?;
         self.state.sregs = vcpu.get_sregs().map_err(named("KVM_GET_SREGS"))?;
@@ -219,7 +224,11 @@ impl VcpuAccess {
     ///
     /// # Errors
     /// Names the ioctl that failed.
-    pub fn save_after_exit(&mut self, vcpu: &VcpuFd, only_vcpu: bool) -> Result<&VcpuState, ArchError> {
+    pub(crate) fn save_after_exit(
+        &mut self,
+        vcpu: &VcpuFd,
+        only_vcpu: bool,
+    ) -> Result<&VcpuState, ArchError> {
         if !self.has_sync_regs {
             return self.save(vcpu);
         }
@@ -242,11 +251,6 @@ impl VcpuAccess {
             self.state.events = vcpu.get_vcpu_events().map_err(named("KVM_GET_VCPU_EVENTS"))?;
         }
         Ok(&self.state)
-    }
-
-    /// The state of the last save.
-    pub fn state(&self) -> &VcpuState {
-        &self.state
     }
 
     fn save_rare(&mut self, vcpu: &VcpuFd) -> Result<(), ArchError> {
@@ -281,7 +285,12 @@ impl VcpuAccess {
     ///
     /// # Errors
     /// Names the ioctl that failed; the vCPU is then not to be run.
-    pub fn restore(&mut self, vcpu: &VcpuFd, state: &VcpuState, tsc_advance: u64) -> Result<(), ArchError> {
+    pub(crate) fn restore(
+        &mut self,
+        vcpu: &VcpuFd,
+        state: &VcpuState,
+        tsc_advance: u64,
+    ) -> Result<(), ArchError> {
         self.write(vcpu, state, advanced(&state.msrs, tsc_advance))
     }
 
@@ -290,7 +299,7 @@ impl VcpuAccess {
     ///
     /// # Errors
     /// As those of the restore.
-    pub fn try_on(&mut self, vcpu: &VcpuFd, state: &VcpuState) -> Result<(), ArchError> {
+    pub(crate) fn try_on(&mut self, vcpu: &VcpuFd, state: &VcpuState) -> Result<(), ArchError> {
         let msrs = state.msrs.iter().copied();
         self.write(
             vcpu,
@@ -337,7 +346,7 @@ impl VcpuAccess {
     ///
     /// # Errors
     /// Names the ioctl that failed.
-    pub fn resume_clock(&self, vcpu: &VcpuFd) -> Result<(), ArchError> {
+    pub(crate) fn resume_clock(&self, vcpu: &VcpuFd) -> Result<(), ArchError> {
         match vcpu.kvmclock_ctrl() {
             // The guest does not use kvm-clock.
             Err(error) if error.errno() == libc::EINVAL => Ok(()),
@@ -355,7 +364,7 @@ fn advanced(msrs: &[(u32, u64)], tsc_advance: u64) -> impl Iterator<Item = (u32,
 }
 
 /// Whether KVM puts registers, special registers and events into the run page at every exit.
-pub(super) fn has_sync_regs(kvm: &Kvm) -> bool {
+fn has_sync_regs(kvm: &Kvm) -> bool {
     let all = KVM_SYNC_X86_VALID_FIELDS as i32;
     kvm.check_extension_int(Cap::SyncRegs) & all == all
 }

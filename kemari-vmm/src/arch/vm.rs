@@ -24,7 +24,7 @@ use crate::state::{State, StateKind};
 
 /// Most by which a restore advances time, in nanoseconds. A longer absence means that the hosts' wall clocks
 /// disagree: the guest then goes on from where it was.
-pub const CLOCK_ADVANCE_NS_MAX: u64 = 600 * 1_000_000_000;
+pub(crate) const CLOCK_ADVANCE_NS_MAX: u64 = 600 * 1_000_000_000;
 
 pub(super) const PIC_BYTES: usize = size_of::<kvm_pic_state>();
 const IO_APIC_BYTES: usize = size_of::<kvm_ioapic_state>();
@@ -64,7 +64,7 @@ impl VmState {
     ///
     /// # Errors
     /// Names the ioctl that failed.
-    pub fn save_into(&mut self, vm: &VmFd) -> Result<(), ArchError> {
+    pub(crate) fn save_into(&mut self, vm: &VmFd) -> Result<(), ArchError> {
         self.pit = vm.get_pit2().map_err(named("KVM_GET_PIT2"))?;
         let clock = vm.get_clock().map_err(named("KVM_GET_CLOCK"))?;
         self.clock_ns = clock.clock;
@@ -86,7 +86,7 @@ impl VmState {
 
     /// Nanoseconds by which the wall clock went on since the save, for a guest whose clocks shall be right
     /// again: 0 if this host's clock is behind, or further ahead than [`CLOCK_ADVANCE_NS_MAX`].
-    pub fn wall_clock_elapsed_ns(&self) -> u64 {
+    pub(crate) fn wall_clock_elapsed_ns(&self) -> u64 {
         let elapsed = realtime_ns().saturating_sub(self.realtime_ns);
         if elapsed > CLOCK_ADVANCE_NS_MAX {
             tracing::warn!(

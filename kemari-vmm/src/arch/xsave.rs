@@ -9,14 +9,14 @@ use super::{ArchError, named};
 const REGION_WORDS: usize = 1024;
 
 /// An area as large as this VM's KVM needs it, used again at every save.
-pub struct XsaveArea {
+pub(crate) struct XsaveArea {
     area: Xsave,
     /// Whether KVM names the size itself (Linux 5.17 and later).
     has_xsave2: bool,
 }
 
 impl XsaveArea {
-    pub fn new(vm: &VmFd) -> Result<Self, ArchError> {
+    pub(crate) fn new(vm: &VmFd) -> Result<Self, ArchError> {
         let bytes = usize::try_from(vm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
         let extra_words = bytes
             .saturating_sub(size_of::<kvm_xsave>())
@@ -30,7 +30,7 @@ impl XsaveArea {
     }
 
     /// Reads the area into `words`, without the zeros at its end.
-    pub fn read(&mut self, vcpu: &VcpuFd, words: &mut Vec<u32>) -> Result<(), ArchError> {
+    pub(crate) fn read(&mut self, vcpu: &VcpuFd, words: &mut Vec<u32>) -> Result<(), ArchError> {
         words.clear();
         if self.has_xsave2 {
             // SAFETY: the area has as many bytes as KVM_CAP_XSAVE2 names for this VM, and no feature is
@@ -50,7 +50,7 @@ impl XsaveArea {
     }
 
     /// Writes what [`XsaveArea::read`] has read, here or on another host.
-    pub fn write(&mut self, vcpu: &VcpuFd, words: &[u32]) -> Result<(), ArchError> {
+    pub(crate) fn write(&mut self, vcpu: &VcpuFd, words: &[u32]) -> Result<(), ArchError> {
         let words_max = REGION_WORDS + self.area.as_slice().len();
         if words.len() > words_max {
             return Err(ArchError::Unfit(format!(

@@ -12,7 +12,7 @@ const TSS_IO_BITMAP: u64 = 0x66;
 const IO_BITMAP: u16 = 0x68;
 
 /// Checks what the contract asks of the file.
-pub fn check(elf: &Elf) -> Result<(), &'static str> {
+pub(crate) fn check(elf: &Elf) -> Result<(), &'static str> {
     if elf.start() < KERNEL_START {
         return Err("it is a bare guest that is linked below 1 MiB");
     }
@@ -23,7 +23,7 @@ pub fn check(elf: &Elf) -> Result<(), &'static str> {
 }
 
 /// What the guest is told. The caller has checked the number of devices and the length of the command line.
-pub fn boot_info(
+pub(crate) fn boot_info(
     memory: &Memory,
     devices: &[MmioDevice],
     vcpu_count: u8,
@@ -79,7 +79,12 @@ fn boot_info_bytes(info: &abi::BootInfo) -> Vec<u8> {
 }
 
 /// Writes the guest and its tables.
-pub fn load(memory: &Memory, elf: &Elf, bytes: &[u8], info: &abi::BootInfo) -> Result<Entry, BootError> {
+pub(crate) fn load(
+    memory: &Memory,
+    elf: &Elf,
+    bytes: &[u8],
+    info: &abi::BootInfo,
+) -> Result<Entry, BootError> {
     // Descriptor tables, task states with their I/O permission bitmaps, ring 0's stacks, boot info: all that
     // the former guest had.
     clear(memory, abi::GDT, abi::PAGE_TABLES - abi::GDT, "boot tables")?;

@@ -19,7 +19,7 @@ const SECTOR_BYTES: usize = 512;
 const ALIGNMENT_MIN: u64 = 2 << 20;
 
 /// A bzImage that was checked.
-pub struct BzImage {
+pub(crate) struct BzImage {
     /// The setup header, as in the file.
     pub header: setup_header,
     /// Where the part that is loaded begins in the file.
@@ -27,13 +27,13 @@ pub struct BzImage {
 }
 
 /// Whether the file claims to be a bzImage.
-pub fn is_one(bytes: &[u8]) -> bool {
+pub(crate) fn is_one(bytes: &[u8]) -> bool {
     bytes.get(SIGNATURE) == Some(b"HdrS")
 }
 
 impl BzImage {
     /// Checks the file. The error says what was found instead of a kernel.
-    pub fn parse(bytes: &[u8]) -> Result<Self, &'static str> {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, &'static str> {
         let mut header = setup_header::default();
         let length = header.as_slice().len();
         // An old kernel's header is shorter than the structure; then code follows, and the version says so.
@@ -65,13 +65,13 @@ impl BzImage {
     }
 
     /// Longest command line that this kernel takes, in bytes without the terminating zero.
-    pub fn cmdline_bytes_max(&self) -> usize {
+    pub(crate) fn cmdline_bytes_max(&self) -> usize {
         self.header.cmdline_size as usize
     }
 
     /// Where to load the kernel so that it and the memory it needs while it unpacks itself lie in
     /// `start..end`: where it prefers, else at the lowest place that suits it.
-    pub fn load_address(&self, start: u64, end: u64) -> Option<u64> {
+    pub(crate) fn load_address(&self, start: u64, end: u64) -> Option<u64> {
         let bytes = u64::from(self.header.init_size);
         let fits =
             |address: u64| address >= start && address.checked_add(bytes).is_some_and(|last| last <= end);

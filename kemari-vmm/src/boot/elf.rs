@@ -30,18 +30,18 @@ struct Part {
 }
 
 /// An ELF file that was checked: its ranges lie within the file, its addresses do not overflow.
-pub struct Elf {
+pub(crate) struct Elf {
     segments: Vec<Part>,
     /// The 64-bit entry of the header.
     pub entry: u64,
     /// The entry named by Xen's note.
-    pub pvh_entry: Option<u32>,
+    pub(crate) pvh_entry: Option<u32>,
     /// Whether Kemari's note is there.
     pub is_bare: bool,
 }
 
 /// Whether the file claims to be an ELF file.
-pub fn is_one(bytes: &[u8]) -> bool {
+pub(crate) fn is_one(bytes: &[u8]) -> bool {
     bytes.starts_with(b"\x7fELF")
 }
 
@@ -61,7 +61,7 @@ fn file_range(bytes: &[u8], offset: u64, length: u64) -> Option<std::ops::Range<
 
 impl Elf {
     /// Checks the file. The error says what was found instead of a kernel.
-    pub fn parse(bytes: &[u8]) -> Result<Self, &'static str> {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, &'static str> {
         let header: Elf64_Ehdr = object(bytes, 0).ok_or("its ELF header is cut off")?;
         if header.e_ident[4] != ELF_CLASS_64
             || header.e_ident[5] != ELF_DATA_LITTLE_ENDIAN
@@ -139,7 +139,7 @@ impl Elf {
     }
 
     /// Lowest address of a segment.
-    pub fn start(&self) -> u64 {
+    pub(crate) fn start(&self) -> u64 {
         self.segments
             .iter()
             .map(|segment| segment.address)
@@ -148,7 +148,7 @@ impl Elf {
     }
 
     /// First address behind all segments.
-    pub fn end(&self) -> u64 {
+    pub(crate) fn end(&self) -> u64 {
         self.segments
             .iter()
             .map(|segment| segment.address + segment.memory_bytes)
@@ -157,7 +157,7 @@ impl Elf {
     }
 
     /// Whether an address lies in a segment.
-    pub fn contains(&self, address: u64) -> bool {
+    pub(crate) fn contains(&self, address: u64) -> bool {
         self.segments.iter().any(|segment| {
             address
                 .checked_sub(segment.address)
@@ -166,7 +166,7 @@ impl Elf {
     }
 
     /// Writes the segments, and clears what the file does not cover.
-    pub fn load(&self, memory: &Memory, bytes: &[u8]) -> Result<(), BootError> {
+    pub(crate) fn load(&self, memory: &Memory, bytes: &[u8]) -> Result<(), BootError> {
         for segment in &self.segments {
             let content = &bytes[segment.file.clone()];
             place(memory, segment.address, content, "kernel")?;

@@ -13,7 +13,7 @@ use crate::devices::fw_cfg::Items;
 use crate::memory::{Memory, place};
 
 /// Largest firmware, in bytes: what KVM needs for itself lies below.
-pub const FIRMWARE_BYTES_MAX: u64 = 256 << 10;
+pub(crate) const FIRMWARE_BYTES_MAX: u64 = 256 << 10;
 /// A segment of real mode, in which firmware is counted.
 const SEGMENT_BYTES: usize = 64 << 10;
 /// Distance of the first instruction from the end.
@@ -34,7 +34,7 @@ const DISK: u32 = 2;
 const FOR_EVER: u32 = u32::MAX;
 
 /// Whether these bytes can be firmware; else why not.
-pub fn check(bytes: &[u8]) -> Result<(), &'static str> {
+pub(crate) fn check(bytes: &[u8]) -> Result<(), &'static str> {
     if bytes.is_empty() || !bytes.len().is_multiple_of(SEGMENT_BYTES) {
         return Err("it does not consist of 64 KiB pieces");
     }
@@ -45,7 +45,7 @@ pub fn check(bytes: &[u8]) -> Result<(), &'static str> {
 }
 
 /// Writes what must lie below 1 MiB; what lies below 4 GiB is the machine's.
-pub fn load(memory: &Memory, bytes: &[u8]) -> Result<Entry, BootError> {
+pub(crate) fn load(memory: &Memory, bytes: &[u8]) -> Result<Entry, BootError> {
     let low = &bytes[bytes.len().saturating_sub(layout::LOW_FIRMWARE_BYTES_MAX)..];
     let address = layout::KERNEL_START - low.len() as u64;
     place(memory, address, low, "firmware")?;
@@ -53,7 +53,7 @@ pub fn load(memory: &Memory, bytes: &[u8]) -> Result<Entry, BootError> {
 }
 
 /// What the firmware of such a machine is told: the same on every host.
-pub fn items(memory: &Memory, devices: &[MmioDevice], vcpu_count: u8) -> Items {
+pub(crate) fn items(memory: &Memory, devices: &[MmioDevice], vcpu_count: u8) -> Items {
     let mut items = Items::default();
     let processors = u16::from(vcpu_count).to_le_bytes();
     items.item(PROCESSORS, processors);

@@ -50,12 +50,12 @@ const MODULE_LIST: u64 = layout::BOOT_PARAMS + 0x100;
 const MEMORY_MAP: u64 = layout::BOOT_PARAMS + 0x200;
 
 /// What both protocols are given.
-pub struct Guest<'a> {
+pub(crate) struct Guest<'a> {
     pub memory: &'a Memory,
     pub initrd: Option<&'a [u8]>,
     pub cmdline: &'a str,
     pub devices: &'a [MmioDevice],
-    pub vcpu_count: u8,
+    pub(crate) vcpu_count: u8,
 }
 
 impl Guest<'_> {
@@ -113,7 +113,7 @@ impl Guest<'_> {
 }
 
 /// Loads a bzImage.
-pub fn load_bzimage(guest: &Guest, image: &BzImage, bytes: &[u8]) -> Result<Entry, BootError> {
+pub(crate) fn load_bzimage(guest: &Guest, image: &BzImage, bytes: &[u8]) -> Result<Entry, BootError> {
     let low_memory_end = low_memory_bytes(guest.memory);
     let init_bytes = u64::from(image.header.init_size);
     let address = image
@@ -160,7 +160,7 @@ pub fn load_bzimage(guest: &Guest, image: &BzImage, bytes: &[u8]) -> Result<Entr
 }
 
 /// Loads a `vmlinux` with a PVH entry.
-pub fn load_pvh(guest: &Guest, elf: &Elf, rip: u32, bytes: &[u8]) -> Result<Entry, BootError> {
+pub(crate) fn load_pvh(guest: &Guest, elf: &Elf, rip: u32, bytes: &[u8]) -> Result<Entry, BootError> {
     elf.load(guest.memory, bytes)?;
     let initrd = guest.write_initrd(elf.end().max(layout::KERNEL_START), layout::LOW_MEMORY_END)?;
     guest.write_common()?;

@@ -23,7 +23,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 pub use error::BootError;
-pub use firmware::FIRMWARE_BYTES_MAX;
+pub(crate) use firmware::FIRMWARE_BYTES_MAX;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::arch::entry::Entry;
@@ -32,9 +32,9 @@ use crate::devices::fw_cfg::Items;
 use crate::memory::{DoesNotFit, Memory, place};
 
 /// Largest kernel file, in bytes.
-pub const KERNEL_BYTES_MAX: u64 = 1 << 30;
+pub(crate) const KERNEL_BYTES_MAX: u64 = 1 << 30;
 /// Largest initrd file, in bytes.
-pub const INITRD_BYTES_MAX: u64 = 2 << 30;
+pub(crate) const INITRD_BYTES_MAX: u64 = 2 << 30;
 
 /// What to boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,12 +130,17 @@ impl Kernel {
     }
 
     /// The firmware that lies below 4 GiB, if this is firmware.
-    pub fn rom(&self) -> Option<&[u8]> {
+    pub(crate) fn rom(&self) -> Option<&[u8]> {
         matches!(self.image, Image::Firmware).then_some(&self.bytes)
     }
 
     /// What firmware is told of such a machine, if this is firmware.
-    pub fn firmware_items(&self, memory: &Memory, devices: &[MmioDevice], vcpu_count: u8) -> Option<Items> {
+    pub(crate) fn firmware_items(
+        &self,
+        memory: &Memory,
+        devices: &[MmioDevice],
+        vcpu_count: u8,
+    ) -> Option<Items> {
         let rom = self.rom();
         rom.map(|_| firmware::items(memory, devices, vcpu_count))
     }

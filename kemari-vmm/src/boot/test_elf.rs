@@ -3,21 +3,21 @@
 use crate::arch::layout::abi;
 
 /// Where a test's program is loaded.
-pub const ADDRESS: u64 = 0x10_0000;
+pub(crate) const ADDRESS: u64 = 0x10_0000;
 /// Bytes of zeros behind it.
-pub const BSS_BYTES: u64 = 0x1_0000;
+pub(crate) const BSS_BYTES: u64 = 0x1_0000;
 /// Offset of the program in the file, behind the headers and the note.
-pub const CODE_OFFSET: u64 = 0x1000;
+pub(crate) const CODE_OFFSET: u64 = 0x1000;
 
 const NOTE_OFFSET: u64 = 64 + 2 * 56;
 
 /// Kemari's note.
-pub fn bare_note() -> Vec<u8> {
+pub(crate) fn bare_note() -> Vec<u8> {
     note(abi::NOTE_NAME, abi::NOTE_TYPE, &[])
 }
 
 /// An ELF note.
-pub fn note(name: &[u8], type_: u32, descriptor: &[u8]) -> Vec<u8> {
+pub(crate) fn note(name: &[u8], type_: u32, descriptor: &[u8]) -> Vec<u8> {
     let mut note = Vec::new();
     for word in [name.len() as u32, descriptor.len() as u32, type_] {
         note.extend(word.to_le_bytes());
@@ -30,7 +30,7 @@ pub fn note(name: &[u8], type_: u32, descriptor: &[u8]) -> Vec<u8> {
 }
 
 /// A static ELF file with one segment to load at [`ADDRESS`], entered at its start, and one of notes.
-pub fn elf(code: &[u8], notes: &[u8]) -> Vec<u8> {
+pub(crate) fn elf(code: &[u8], notes: &[u8]) -> Vec<u8> {
     let mut file = b"\x7fELF\x02\x01\x01".to_vec();
     file.resize(16, 0);
     for half in [2u16, 62] {

@@ -17,7 +17,7 @@ type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 pub(super) const NEWEST: libc::c_long = libc::SYS_epoll_pwait2;
 
 /// What is refused instead of ending the process: nobody is harmed by the try.
-pub const REFUSED: &[Call] = &[
+pub(crate) const REFUSED: &[Call] = &[
     call(
         libc::SYS_clone3,
         "its flags lie in memory, where no filter sees them; the C library goes on with clone",
@@ -69,7 +69,7 @@ pub fn refuse(calls: &[Call], error: i32) -> io::Result<()> {
 }
 
 /// Allows this thread, and all that it starts, these calls and no others.
-pub fn install(calls: &Calls, reports: bool) -> io::Result<()> {
+pub(crate) fn install(calls: &Calls, reports: bool) -> io::Result<()> {
     let otherwise = match reports {
         true => SeccompAction::Trap,
         false => SeccompAction::KillProcess,

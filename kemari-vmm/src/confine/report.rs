@@ -13,7 +13,7 @@ use super::BREACH_STATUS;
 static FILE: AtomicI32 = AtomicI32::new(-1);
 
 /// From now on a breach is written into `file`, as `system call N by the thread NAME`, and ends the process.
-pub fn to(file: File) -> io::Result<()> {
+pub(crate) fn to(file: File) -> io::Result<()> {
     FILE.store(file.into_raw_fd(), Ordering::SeqCst);
     // SAFETY: an action of zeros is a valid one, and what the handler does is allowed in a handler.
     let result = unsafe {

@@ -51,7 +51,7 @@ impl Hub {
 
     /// An edge on an interrupt line. Synchronous, so that it is in the interrupt controller's state when a
     /// capture follows.
-    pub fn pulse(&self, gsi: u32) {
+    pub(crate) fn pulse(&self, gsi: u32) {
         for level in [true, false] {
             if let Err(error) = self.vm.set_irq_line(gsi, level) {
                 tracing::error!("cannot raise interrupt {gsi}: {error}");

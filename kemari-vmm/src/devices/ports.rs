@@ -14,15 +14,15 @@ use crate::release::{Releasable, Stage};
 use crate::state::{State, StateBlob, StateError, StateKind};
 
 /// Command port of the keyboard controller, and the command by which a PC is reset.
-pub const KEYBOARD_PORT: u16 = 0x64;
+pub(crate) const KEYBOARD_PORT: u16 = 0x64;
 const KEYBOARD_RESET: u8 = 0xfe;
 
 /// Reset control of a PC's chip set, and the bit by which a processor is reset.
-pub const RESET_CONTROL_PORT: u16 = 0xcf9;
+pub(crate) const RESET_CONTROL_PORT: u16 = 0xcf9;
 const RESET_CONTROL_RESET: u8 = 4;
 
 /// Told when the guest's wish is to be carried out; it must not block.
-pub type PowerSink = Box<dyn Fn(PowerEvent) + Send + Sync>;
+pub(crate) type PowerSink = Box<dyn Fn(PowerEvent) + Send + Sync>;
 
 /// What a guest wants of its machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,7 +98,7 @@ impl Ports {
     }
 
     /// The guest wants a power-off, by whatever way.
-    pub fn want_power_off(&self) {
+    pub(crate) fn want_power_off(&self) {
         let held = self.hub.output_is_held();
         // However often it asks, it is one power-off.
         {

@@ -29,11 +29,11 @@ const IDLE_PAGES: usize = 8;
 const CLEAR_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A page: KVM's slot, and its number within it.
-pub type Page = (u32, u64);
+pub(crate) type Page = (u32, u64);
 
 /// What becomes of the entry of a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub(crate) enum Fate {
     /// Its page is protected.
     Protect,
     /// Its page stays writable, and no other is protected.
@@ -44,7 +44,7 @@ pub enum Fate {
 
 /// Which pages stay writable.
 #[derive(Debug, Default)]
-pub struct Hot {
+pub(crate) struct Hot {
     /// Of each page of each slot: the number of the last capture that it was in as an entry, its lower bits;
     /// above them, in how many captures in a row it was, or whether it is left writable.
     known: Vec<Vec<u32>>,
@@ -88,7 +88,7 @@ const _: () = assert!(EPOCHS << 28 < KEPT);
 
 impl Hot {
     /// For slots of so many pages. None is left writable yet.
-    pub fn new(slots: impl IntoIterator<Item = usize>) -> Self {
+    pub(crate) fn new(slots: impl IntoIterator<Item = usize>) -> Self {
         Self {
             known: slots.into_iter().map(|pages| vec![0; pages]).collect(),
             // No page was seen in the one before the first.
@@ -98,12 +98,12 @@ impl Hot {
     }
 
     /// Pages that are left writable.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.kept.len() + self.idle.len()
     }
 
     /// A capture begins, the guest paused. `hash` is that of a page's content.
-    pub fn begin(&mut self, hash: impl Fn(Page) -> u64) {
+    pub(crate) fn begin(&mut self, hash: impl Fn(Page) -> u64) {
         let before = self.capture;
         self.capture = before.wrapping_add(1) & CAPTURE;
         let end = self.next.min(self.kept.len());
@@ -124,7 +124,7 @@ impl Hot {
     }
 
     /// Since the capture before, the content of each page has stayed the same or not.
-    pub fn note(&mut self, is_unchanged: impl Fn(Page) -> bool) {
+    pub(crate) fn note(&mut self, is_unchanged: impl Fn(Page) -> bool) {
         let written = self.idle.extract_if(.., |page| !is_unchanged(*page));
         let written: Vec<Page> = written.collect();
         for kept in &mut self.kept {
@@ -140,7 +140,7 @@ impl Hot {
     }
 
     /// What becomes of an entry that names this page, at a capture.
-    pub fn on_entry(&mut self, page: Page) -> Fate {
+    pub(crate) fn on_entry(&mut self, page: Page) -> Fate {
         let (capture, is_full) = (self.capture, self.len() >= PAGES_MAX);
         let Some(known) = self.known(page) else {
             return Fate::Protect;
@@ -170,13 +170,13 @@ impl Hot {
     }
 
     /// All pages that are left writable: they count as dirty.
-    pub fn pages(&self) -> impl Iterator<Item = Page> + '_ {
+    pub(crate) fn pages(&self) -> impl Iterator<Item = Page> + '_ {
         let kept = self.kept.iter().map(|kept| kept.page);
         self.idle.iter().copied().chain(kept)
     }
 
     /// Whether so many pages are not written any more that all should be protected.
-    pub fn is_stale(&self) -> bool {
+    pub(crate) fn is_stale(&self) -> bool {
         self.idle.len() > IDLE_PAGES.max(self.kept.len() / 2)
             && self
                 .cleared
@@ -184,7 +184,7 @@ impl Hot {
     }
 
     /// All pages are protected.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         let pages: Vec<Page> = self.pages().collect();
         for page in pages {
             self.known(page).into_iter().for_each(|known| *known = 0);

@@ -34,7 +34,7 @@ const NO_SLOT: u32 = u32::MAX;
 const KVM_RESET_DIRTY_RINGS: libc::c_ulong = 0xaec7;
 
 /// Switches a VM without vCPUs from the log to rings, if its KVM has them. Returns the entries of each ring.
-pub fn enable(vm: &VmFd) -> Option<usize> {
+pub(crate) fn enable(vm: &VmFd) -> Option<usize> {
     // Either name will do on x86; which one there is depends on the kernel's age.
     [KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_DIRTY_LOG_RING]
         .into_iter()
@@ -56,7 +56,7 @@ pub fn enable(vm: &VmFd) -> Option<usize> {
 /// From Linux 6.16 on KVM stops when a signal comes, does not protect the pages of up to 64 entries that it
 /// has taken by then, and says only how many it took (virt/kvm/dirty_ring.c, kvm_dirty_ring_reset). A vCPU's
 /// thread is signalled often, so signals wait meanwhile.
-pub fn reset(vm: &VmFd, read: usize) -> Result<bool, kvm_ioctls::Error> {
+pub(crate) fn reset(vm: &VmFd, read: usize) -> Result<bool, kvm_ioctls::Error> {
     let _blocked = SignalsBlocked::new();
     // SAFETY: the request takes no argument and touches no memory of ours but the rings,
     // as it is documented to.
@@ -68,7 +68,7 @@ pub fn reset(vm: &VmFd, read: usize) -> Result<bool, kvm_ioctls::Error> {
 }
 
 /// The ring of one vCPU, mapped.
-pub struct Ring {
+pub(crate) struct Ring {
     entries: NonNull<kvm_dirty_gfn>,
     count: usize,
     /// The entry that is read next.
@@ -80,7 +80,7 @@ unsafe impl Send for Ring {}
 
 impl Ring {
     /// Maps the ring of a vCPU whose VM was given rings of so many entries.
-    pub fn map(vcpu: &VcpuFd, count: usize) -> Result<Self, kvm_ioctls::Error> {
+    pub(crate) fn map(vcpu: &VcpuFd, count: usize) -> Result<Self, kvm_ioctls::Error> {
         let offset = KVM_DIRTY_LOG_PAGE_OFFSET as usize * PAGE_BYTES;
         // SAFETY: a fresh shared mapping of the vCPU's file; the kernel refuses what is not there.
         let address = unsafe {
@@ -108,7 +108,7 @@ impl Ring {
     /// Reads what is new: (slot, page within it). KVM has the entries back at the next [`reset`], and then
     /// protects the pages that they name: `protect` says which one an entry is to name, if any. The vCPU may
     /// run.
-    pub fn read(&mut self, mut protect: impl FnMut((u32, u64)) -> Option<(u32, u64)>) -> usize {
+    pub(crate) fn read(&mut self, mut protect: impl FnMut((u32, u64)) -> Option<(u32, u64)>) -> usize {
         let mut read = 0;
         // KVM fills no entry again before the reset: one round is the most there can be.
         while read < self.count {

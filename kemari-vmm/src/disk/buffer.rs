@@ -3,11 +3,11 @@
 use std::ops::{Deref, DerefMut};
 
 /// Alignment of buffers for direct I/O, in bytes: enough for every disk in use.
-pub const DIRECT_ALIGNMENT: usize = 4096;
+pub(crate) const DIRECT_ALIGNMENT: usize = 4096;
 
 /// Bytes at such an address.
 #[derive(Debug)]
-pub struct AlignedBuffer {
+pub(crate) struct AlignedBuffer {
     storage: Vec<u8>,
     start: usize,
     length: usize,
@@ -15,7 +15,7 @@ pub struct AlignedBuffer {
 
 impl AlignedBuffer {
     /// So many zeros.
-    pub fn new(length: usize) -> Self {
+    pub(crate) fn new(length: usize) -> Self {
         let storage = vec![0; length + DIRECT_ALIGNMENT];
         let start = storage.as_ptr().align_offset(DIRECT_ALIGNMENT);
         Self {
@@ -26,7 +26,7 @@ impl AlignedBuffer {
     }
 
     /// A copy.
-    pub fn of(bytes: &[u8]) -> Self {
+    pub(crate) fn of(bytes: &[u8]) -> Self {
         let mut buffer = Self::new(bytes.len());
         buffer.copy_from_slice(bytes);
         buffer

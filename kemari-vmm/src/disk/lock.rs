@@ -30,7 +30,7 @@ const WRITE: i64 = 1;
 const RESIZE: i64 = 3;
 
 /// Locks an image, shared if it is only read; the kernel drops the locks with the process.
-pub fn take(file: &File, config: &DiskConfig) -> Result<(), DiskError> {
+pub(crate) fn take(file: &File, config: &DiskConfig) -> Result<(), DiskError> {
     let wait = if config.ignore_lock {
         Duration::ZERO
     } else {

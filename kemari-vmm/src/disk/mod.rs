@@ -21,14 +21,16 @@ mod store;
 mod unflushed;
 mod watch;
 
-pub use engine::{RING_CALLS, THREADS_CALLS};
+pub(crate) use engine::{RING_CALLS, THREADS_CALLS};
 pub use error::DiskError;
 pub use kept::KeptDisk;
-pub use opener::{OpenImage, Opener, set_opener};
-pub use operation::{DiskJob, GuestBuffers, Operation};
+pub use opener::{OpenImage, set_opener};
+pub(crate) use operation::GuestBuffers;
+pub use operation::{DiskJob, Operation};
 pub use overlay::Overlay;
 pub use qcow2::backing_files;
-pub use server::{EndSink, Outcome, Server, Trouble, TroubleSink};
+pub(crate) use server::TroubleSink;
+pub use server::{EndSink, Outcome, Server, Trouble};
 pub use store::Store;
 pub use watch::{CALLS as WATCH_CALLS, DiskWatch, Tell};
 
@@ -202,7 +204,7 @@ impl Disk {
     }
 
     /// So many bytes of it are in use from here on.
-    pub fn note_grown(&self, bytes: u64) {
+    pub(crate) fn note_grown(&self, bytes: u64) {
         self.bytes.store(bytes, Ordering::SeqCst);
     }
 

@@ -19,7 +19,7 @@ pub struct OpenImage {
 }
 
 /// Opens a block device for a process that may not. An error: it does not, for whatever reason.
-pub type Opener = fn(&Path, OpenImage) -> io::Result<File>;
+type Opener = fn(&Path, OpenImage) -> io::Result<File>;
 
 /// Who does so for this process.
 static OPENER: OnceLock<Opener> = OnceLock::new();

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 /// What a job does with its range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
+pub(crate) enum Access {
     /// Reads it.
     Reads,
     /// Writes it or makes it zeros.
@@ -33,14 +33,14 @@ impl Place {
 
 /// The unfinished jobs of a disk, in order.
 #[derive(Default)]
-pub struct Order {
+pub(crate) struct Order {
     places: VecDeque<Place>,
 }
 
 impl Order {
     /// Appends a job. Returns whether it may be carried out at once; if not,
     /// a later [`Order::finish`] names it.
-    pub fn push(&mut self, id: u64, range: Range<u64>, access: Access) -> bool {
+    pub(crate) fn push(&mut self, id: u64, range: Range<u64>, access: Access) -> bool {
         let waits_for = self
             .places
             .iter()
@@ -56,7 +56,7 @@ impl Order {
     }
 
     /// A job is finished. Returns those that may now be carried out, in order.
-    pub fn finish(&mut self, id: u64) -> Vec<u64> {
+    pub(crate) fn finish(&mut self, id: u64) -> Vec<u64> {
         let Some(index) = self.places.iter().position(|place| place.id == id) else {
             return Vec::new();
         };

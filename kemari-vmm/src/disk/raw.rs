@@ -89,7 +89,7 @@ impl RawFile {
     }
 
     /// Whether any of it passes through the page cache.
-    pub fn is_cached(&self) -> bool {
+    pub(crate) fn is_cached(&self) -> bool {
         self.direct.is_none() || self.cached.is_some()
     }
 

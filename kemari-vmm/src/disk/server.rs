@@ -32,7 +32,7 @@ pub struct Trouble {
 }
 
 /// Is told of trouble; it must not block.
-pub type TroubleSink = Arc<dyn Fn(Trouble) + Send + Sync>;
+pub(crate) type TroubleSink = Arc<dyn Fn(Trouble) + Send + Sync>;
 
 /// The end of a job, by its number: the bytes of an [`Operation::Read`] (empty for others), or why it failed.
 pub type Outcome = (u64, io::Result<Vec<u8>>);
@@ -184,12 +184,12 @@ impl Server {
     }
 
     /// More jobs are about to come: the engine begins with them at [`Server::batch_ends`].
-    pub fn batch_begins(&self) {
+    pub(crate) fn batch_begins(&self) {
         self.lock().batch = true;
     }
 
     /// All jobs of the batch have come.
-    pub fn batch_ends(&self) {
+    pub(crate) fn batch_ends(&self) {
         let mut state = self.lock();
         state.batch = false;
         self.begin(&mut state);

@@ -13,7 +13,7 @@ use super::raw::RawFile;
 use super::store::Store;
 
 /// An image whose flushes tell the truth.
-pub struct Sticky {
+pub(crate) struct Sticky {
     store: Arc<dyn Store>,
     failed: AtomicBool,
     /// Held while something makes the image durable: of two at a time only one would be told that it failed.
@@ -22,7 +22,7 @@ pub struct Sticky {
 
 impl Sticky {
     /// An image that was just opened: no flush of it has failed.
-    pub fn new(store: Arc<dyn Store>) -> Arc<Self> {
+    pub(crate) fn new(store: Arc<dyn Store>) -> Arc<Self> {
         Arc::new(Self {
             store,
             failed: AtomicBool::new(false),
@@ -31,7 +31,7 @@ impl Sticky {
     }
 
     /// A flush of it has failed, and what was lost with it was not written again.
-    pub fn has_failed(&self) -> bool {
+    pub(crate) fn has_failed(&self) -> bool {
         self.failed.load(Ordering::SeqCst)
     }
 
@@ -40,7 +40,7 @@ impl Sticky {
     }
 
     /// A flush that somebody else has made of the file has failed.
-    pub fn note_failed(&self) {
+    pub(crate) fn note_failed(&self) {
         self.failed.store(true, Ordering::SeqCst);
     }
 }

@@ -41,7 +41,7 @@ pub trait Store: Send + Sync {
 }
 
 /// Writes zeros as data.
-pub fn write_zeros(store: &impl Store, offset: u64, bytes: u64) -> io::Result<()> {
+pub(crate) fn write_zeros(store: &impl Store, offset: u64, bytes: u64) -> io::Result<()> {
     let zeros = AlignedBuffer::new(bytes.min(ZERO_STEP_BYTES) as usize);
     let mut done = 0;
     while done < bytes {

@@ -7,7 +7,7 @@ use super::operation::Operation;
 
 /// Most bytes that are kept of a disk: of a largest request, at least. A guest that changes more before it
 /// flushes has to be told if that flush fails.
-pub const KEPT_BYTES_MAX: usize = (16 << 20) + (64 << 10);
+pub(crate) const KEPT_BYTES_MAX: usize = (16 << 20) + (64 << 10);
 /// What a change takes beside its data, in bytes.
 const CHANGE_BYTES: usize = 128;
 
@@ -16,7 +16,7 @@ const CHANGE_BYTES: usize = 128;
 ///
 /// One flush may be under way. It covers what had ended when it began.
 #[derive(Default)]
-pub struct Unflushed {
+pub(crate) struct Unflushed {
     /// What the flush under way covers.
     covered: Changes,
     /// What has ended since.
@@ -42,7 +42,7 @@ impl Changes {
 
 impl Unflushed {
     /// A change has ended well. `change` makes what is kept of it, and is called only if that has room.
-    pub fn note(&mut self, data_bytes: usize, change: impl FnOnce() -> Option<Arc<Operation>>) {
+    pub(crate) fn note(&mut self, data_bytes: usize, change: impl FnOnce() -> Option<Arc<Operation>>) {
         match self.has_room_for(data_bytes).then(change).flatten() {
             Some(change) => {
                 self.later.kept.push(change);
@@ -53,13 +53,13 @@ impl Unflushed {
     }
 
     /// Whether one more change of so many bytes of data would be kept.
-    pub fn has_room_for(&self, data_bytes: usize) -> bool {
+    pub(crate) fn has_room_for(&self, data_bytes: usize) -> bool {
         !self.later.is_cut
             && self.covered.bytes + self.later.bytes + data_bytes + CHANGE_BYTES <= KEPT_BYTES_MAX
     }
 
     /// A flush begins: it covers what has ended by now.
-    pub fn flush_begins(&mut self) {
+    pub(crate) fn flush_begins(&mut self) {
         let later = std::mem::take(&mut self.later);
         self.covered.is_cut |= later.is_cut;
         self.covered.bytes += later.bytes;
@@ -70,12 +70,12 @@ impl Unflushed {
     }
 
     /// It has ended well.
-    pub fn flushed(&mut self) {
+    pub(crate) fn flushed(&mut self) {
         self.covered = Changes::default();
     }
 
     /// All that is to be written again, in order; none if more has changed than is kept.
-    pub fn changes(&self) -> Option<Vec<Arc<Operation>>> {
+    pub(crate) fn changes(&self) -> Option<Vec<Arc<Operation>>> {
         let is_whole = !self.covered.is_cut && !self.later.is_cut;
         is_whole.then(|| {
             self.covered

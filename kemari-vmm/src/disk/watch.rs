@@ -85,7 +85,7 @@ impl Open {
 }
 
 /// A watch at work, between those who ask something of a disk and its [`super::Server`].
-pub struct Watched {
+pub(crate) struct Watched {
     watch: Arc<dyn DiskWatch>,
     open: Mutex<Open>,
     unprepared: Sender<DiskJob>,
@@ -93,7 +93,7 @@ pub struct Watched {
 
 impl Watched {
     /// Begins to watch. The jobs that come out of the receiver wait for [`Watched::prepare`].
-    pub fn new(watch: Arc<dyn DiskWatch>) -> (Self, Receiver<DiskJob>) {
+    pub(crate) fn new(watch: Arc<dyn DiskWatch>) -> (Self, Receiver<DiskJob>) {
         let (unprepared, jobs) = channel();
         let watched = Self {
             watch,
@@ -108,7 +108,7 @@ impl Watched {
     }
 
     /// Takes a job, and hands it on at once if the watch is prepared for it.
-    pub fn submit(&self, job: DiskJob, hand_on: impl Fn(DiskJob)) {
+    pub(crate) fn submit(&self, job: DiskJob, hand_on: impl Fn(DiskJob)) {
         let mut open = self.lock();
         let range = match &job.operation {
             Operation::Flush => None,
@@ -133,7 +133,7 @@ impl Watched {
 
     /// Prepares the watch for jobs that waited, and hands them on. If it cannot be prepared, those that
     /// change something are returned with the error.
-    pub fn prepare(&self, jobs: Vec<DiskJob>, hand_on: impl Fn(DiskJob)) -> Vec<Outcome> {
+    pub(crate) fn prepare(&self, jobs: Vec<DiskJob>, hand_on: impl Fn(DiskJob)) -> Vec<Outcome> {
         let ranges: Vec<Range<u64>> = jobs.iter().filter_map(|job| job.operation.changes()).collect();
         let result = self.watch.prepare(&ranges);
         let mut refused = Vec::new();
@@ -156,7 +156,7 @@ impl Watched {
 
     /// A job has ended. Returns what is to be told now; the end of a flush the watch tells itself,
     /// when it is content.
-    pub fn ended(&self, (id, result): Outcome, ends: &EndSink) -> Option<Outcome> {
+    pub(crate) fn ended(&self, (id, result): Outcome, ends: &EndSink) -> Option<Outcome> {
         let asked = self.lock().asked.remove(&id);
         match asked {
             Some(Asked::Change(range)) => self.watch.changed(id, &range, result.is_ok()),
@@ -183,7 +183,7 @@ fn next(jobs: &Receiver<DiskJob>) -> Option<Vec<DiskJob>> {
 }
 
 /// Starts the thread that has `prepare` prepare the watch for jobs that wait, until it returns false.
-pub fn start_preparing(
+pub(crate) fn start_preparing(
     jobs: Receiver<DiskJob>,
     prepare: impl Fn(Vec<DiskJob>) -> bool + Send + 'static,
 ) -> io::Result<()> {

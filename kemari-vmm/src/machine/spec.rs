@@ -10,7 +10,7 @@ use crate::virtio::budget::DEVICE_STATE_BYTES_MAX;
 use crate::virtio::rate::RateSpec;
 
 /// Most vCPUs of a machine.
-pub const VCPUS_MAX: u8 = 8;
+pub(crate) const VCPUS_MAX: u8 = 8;
 
 /// A network card of a machine.
 #[derive(Clone, Debug)]
@@ -97,4 +97,4 @@ pub enum MachineEvent {
 }
 
 /// Takes the machine's events; it must not block, and it may be called by any thread.
-pub type EventSink = Arc<dyn Fn(MachineEvent) + Send + Sync>;
+pub(crate) type EventSink = Arc<dyn Fn(MachineEvent) + Send + Sync>;

@@ -23,7 +23,7 @@ pub enum BadBuffer {
 }
 
 /// Checks that a range of guest memory exists.
-pub fn check_range(memory: &Memory, address: u64, bytes: u64) -> Result<(), BadBuffer> {
+pub(crate) fn check_range(memory: &Memory, address: u64, bytes: u64) -> Result<(), BadBuffer> {
     match bytes == 0 || memory.check_range(GuestAddress(address), bytes as usize) {
         true => Ok(()),
         false => Err(BadBuffer::Outside { address, bytes }),
@@ -77,7 +77,7 @@ impl Segments {
     }
 
     /// Takes `length` bytes off the front. None if there are not so many.
-    pub fn split_front(&mut self, length: u64) -> Option<Self> {
+    pub(crate) fn split_front(&mut self, length: u64) -> Option<Self> {
         if self.len() < length {
             return None;
         }
@@ -102,13 +102,13 @@ impl Segments {
     }
 
     /// The front of it, if it is longer than so many bytes.
-    pub fn up_to(mut self, length: u64) -> Self {
+    pub(crate) fn up_to(mut self, length: u64) -> Self {
         let length = length.min(self.len());
         self.split_front(length).unwrap_or_default()
     }
 
     /// Takes the last byte off and returns its address. A range of which nothing is left counts no more.
-    pub fn split_last_byte(&mut self) -> Option<u64> {
+    pub(crate) fn split_last_byte(&mut self) -> Option<u64> {
         let mut last = self.0.pop()?;
         while last.length == 0 {
             last = self.0.pop()?;
@@ -122,7 +122,7 @@ impl Segments {
 
     /// Where it lies in this process, piece by piece, without empty pieces. Whoever has something written
     /// there marks it with [`Segments::mark_dirty`].
-    pub fn iovecs(&self, memory: &Memory) -> Result<Vec<libc::iovec>, BadBuffer> {
+    pub(crate) fn iovecs(&self, memory: &Memory) -> Result<Vec<libc::iovec>, BadBuffer> {
         let mut parts = Vec::with_capacity(self.0.len());
         for segment in &self.0 {
             for slice in memory.get_slices(GuestAddress(segment.address), segment.length as usize) {
@@ -137,7 +137,7 @@ impl Segments {
     }
 
     /// Marks its pages dirty, as after something else than this process has written them.
-    pub fn mark_dirty(&self, memory: &Memory) -> Result<(), BadBuffer> {
+    pub(crate) fn mark_dirty(&self, memory: &Memory) -> Result<(), BadBuffer> {
         for segment in &self.0 {
             for slice in memory.get_slices(GuestAddress(segment.address), segment.length as usize) {
                 let slice = slice.map_err(BadBuffer::Unusable)?;

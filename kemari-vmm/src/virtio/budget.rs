@@ -10,10 +10,10 @@ use crate::state::STATE_BYTES_MAX;
 
 /// Most entries of a virtqueue that any device offers. No chain of descriptors is longer than its queue
 /// (virtio 1.2, section 2.7.5.3.1).
-pub const QUEUE_ENTRIES_MAX: u16 = 256;
+pub(crate) const QUEUE_ENTRIES_MAX: u16 = 256;
 
 /// Most queues of a device: a disk's, one for each vCPU that a machine may have.
-pub const QUEUES_MAX: u16 = 8;
+pub(crate) const QUEUES_MAX: u16 = 8;
 
 /// Most ranges of guest memory that a device's unfinished requests name together: 64 MiB of single pages.
 pub const SEGMENTS_HELD_MAX: usize = 16 << 10;

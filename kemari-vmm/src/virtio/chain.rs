@@ -22,7 +22,7 @@ impl<'a> Chain<'a> {
     }
 
     /// The head, which names the chain in the used ring.
-    pub fn head_index(&self) -> u16 {
+    pub(crate) fn head_index(&self) -> u16 {
         self.descriptors.head_index()
     }
 

@@ -41,7 +41,7 @@ pub struct VirtioDevice<B: Backend> {
 }
 
 /// The requests that a saved state lists, and that of the back end.
-pub type SavedList<B> = (Vec<SavedRequest<<B as Backend>::Request>>, <B as Backend>::State);
+pub(crate) type SavedList<B> = (Vec<SavedRequest<<B as Backend>::Request>>, <B as Backend>::State);
 
 impl<B: Backend> VirtioDevice<B> {
     /// A device in the state after a reset. `id` names it and its event channels, as `net0`.
@@ -88,7 +88,7 @@ impl<B: Backend> VirtioDevice<B> {
     }
 
     /// The requests that a saved state of this device lists, in order, and what it says of the back end.
-    pub fn saved_requests(&self, blob: &StateBlob) -> Result<SavedList<B>, StateError> {
+    pub(crate) fn saved_requests(&self, blob: &StateBlob) -> Result<SavedList<B>, StateError> {
         let saved: SavedDevice<B::Request, B::State> = blob.decode()?;
         Ok((saved.requests, saved.backend))
     }

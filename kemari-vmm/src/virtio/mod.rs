@@ -23,7 +23,7 @@ use std::time::Instant;
 use serde::{Serialize, de::DeserializeOwned};
 use virtio_queue::Queue;
 
-pub use budget::QUEUE_ENTRIES_MAX;
+pub(crate) use budget::QUEUE_ENTRIES_MAX;
 pub use chain::Chain;
 
 use budget::Cost;

@@ -137,12 +137,12 @@ impl Net {
     }
 
     /// Whether it is plugged in.
-    pub fn is_attached(&self) -> bool {
+    pub(crate) fn is_attached(&self) -> bool {
         self.tap.is_some()
     }
 
     /// Whether the TAP that the cable is in was deleted.
-    pub fn is_cut(&self) -> bool {
+    pub(crate) fn is_cut(&self) -> bool {
         self.tap.as_ref().is_some_and(|tap| !tap.is_there())
     }
 

@@ -15,7 +15,7 @@ const CHECKSUM_BYTES: usize = 2;
 
 /// Why a packet is not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unfit {
+pub(crate) enum Unfit {
     /// The frame is shorter than an Ethernet header.
     Runt,
     /// It asks for a checksum at a place that the frame does not have.
@@ -29,7 +29,7 @@ pub enum Unfit {
 ///
 /// # Errors
 /// There is nothing that could be sent.
-pub fn check(packet: &mut [u8], features: u64) -> Result<(), Unfit> {
+pub(crate) fn check(packet: &mut [u8], features: u64) -> Result<(), Unfit> {
     let has = |feature: u32| features & (1 << feature) != 0;
     let (header, frame) = packet
         .split_first_chunk_mut::<VNET_HEADER_BYTES>()

@@ -9,11 +9,12 @@ mod resumer;
 
 use std::time::{Duration, Instant};
 
-pub use resumer::{CALLS, Resumer};
+pub use resumer::CALLS;
+pub(crate) use resumer::Resumer;
 
 /// Nobody is asked to come again sooner: what comes in a moment is taken together. A bucket that holds less
 /// than that brings does not reach its rate ([`BucketSpec::burst_min`]).
-pub const PAUSE_MIN: Duration = Duration::from_millis(1);
+pub(crate) const PAUSE_MIN: Duration = Duration::from_millis(1);
 /// A bucket should hold what comes in so many pauses, since threads wake up late.
 const PAUSES_HELD_MIN: u64 = 10;
 
@@ -52,7 +53,7 @@ pub struct RateSpec {
 
 impl RateSpec {
     /// Whether nothing is limited.
-    pub fn is_unlimited(&self) -> bool {
+    pub(crate) fn is_unlimited(&self) -> bool {
         *self == Self::default()
     }
 }
@@ -101,14 +102,14 @@ impl Bucket {
 
 /// The buckets of a device, or of one direction of a card.
 #[derive(Debug)]
-pub struct Limiter {
+pub(crate) struct Limiter {
     bytes: Option<Bucket>,
     operations: Option<Bucket>,
 }
 
 impl Limiter {
     /// Full buckets.
-    pub fn new(spec: RateSpec, now: Instant) -> Self {
+    pub(crate) fn new(spec: RateSpec, now: Instant) -> Self {
         Self {
             bytes: spec.bytes.map(|spec| Bucket::new(spec, now)),
             operations: spec.operations.map(|spec| Bucket::new(spec, now)),
@@ -119,7 +120,7 @@ impl Limiter {
     ///
     /// # Errors
     /// When to ask again.
-    pub fn is_open(&mut self, now: Instant) -> Result<(), Instant> {
+    pub(crate) fn is_open(&mut self, now: Instant) -> Result<(), Instant> {
         let buckets = self.bytes.iter_mut().chain(&mut self.operations);
         let empty_for = buckets.map(|bucket| {
             bucket.fill(now);
@@ -132,7 +133,7 @@ impl Limiter {
     }
 
     /// Something was done, with so many bytes.
-    pub fn spend(&mut self, bytes: u64) {
+    pub(crate) fn spend(&mut self, bytes: u64) {
         if let Some(bucket) = &mut self.bytes {
             bucket.take(bytes);
         }
@@ -146,7 +147,7 @@ impl Limiter {
 ///
 /// # Errors
 /// When to ask again.
-pub fn admit(limiter: Option<&mut Limiter>, bytes: u64) -> Result<(), Instant> {
+pub(crate) fn admit(limiter: Option<&mut Limiter>, bytes: u64) -> Result<(), Instant> {
     let Some(limiter) = limiter else { return Ok(()) };
     limiter.is_open(Instant::now())?;
     limiter.spend(bytes);

@@ -19,7 +19,7 @@ const NEXT_ID_MAX: u64 = u64::MAX / 2;
 
 /// One request on the list. `B` is what the device's driver asked for.
 #[derive(Clone, Debug)]
-pub struct ListedRequest<B> {
+pub(crate) struct ListedRequest<B> {
     /// Number of the request in this device's life, rising.
     pub id: u64,
     /// Index of its virtqueue.
@@ -40,7 +40,7 @@ pub struct ListedRequest<B> {
 
 /// A request in saved state. All of them are re-issued by whoever continues from that state.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct SavedRequest<B> {
+pub(crate) struct SavedRequest<B> {
     id: u64,
     queue: u16,
     head: u16,
@@ -49,17 +49,17 @@ pub struct SavedRequest<B> {
 
 impl<B> SavedRequest<B> {
     /// Number of the request in its device's life: it rises along the list, and from machine to machine.
-    pub fn id(&self) -> u64 {
+    pub(crate) fn id(&self) -> u64 {
         self.id
     }
 
     /// What is asked for.
-    pub fn body(&self) -> &B {
+    pub(crate) fn body(&self) -> &B {
         &self.body
     }
 
     /// Index of its virtqueue.
-    pub fn queue(&self) -> u16 {
+    pub(crate) fn queue(&self) -> u16 {
         self.queue
     }
 }
@@ -88,7 +88,7 @@ impl Heads {
 /// The ordered list of unfinished requests of one device. Nothing that is asked of it for each request takes
 /// longer the more requests there are.
 #[derive(Debug)]
-pub struct RequestList<B> {
+pub(crate) struct RequestList<B> {
     /// In the order of their numbers.
     requests: VecDeque<ListedRequest<B>>,
     next_id: u64,
@@ -116,7 +116,7 @@ impl<B> Default for RequestList<B> {
 
 impl<B: Clone> RequestList<B> {
     /// Whether the budget has room for one more request.
-    pub fn has_room_for(&self, cost: Cost) -> bool {
+    pub(crate) fn has_room_for(&self, cost: Cost) -> bool {
         self.budget.has_room_for(cost)
     }
 
@@ -125,7 +125,7 @@ impl<B: Clone> RequestList<B> {
     /// # Errors
     /// There is no room for it, or a guest made the same descriptor chain available twice: with that check
     /// the list is never longer than all queues together.
-    pub fn push(
+    pub(crate) fn push(
         &mut self,
         (queue, head): (u16, u16),
         stage: Stage,
@@ -161,18 +161,18 @@ impl<B: Clone> RequestList<B> {
     }
 
     /// Whether some output waits for a capture.
-    pub fn has_held(&self) -> bool {
+    pub(crate) fn has_held(&self) -> bool {
         self.held > 0
     }
 
     /// Whether something waits for its release, captured or not.
-    pub fn has_unreleased(&self) -> bool {
+    pub(crate) fn has_unreleased(&self) -> bool {
         self.unreleased > 0
     }
 
     /// Whether something of this queue, or of any, was captured or released and is not finished:
     /// a reset waits for it.
-    pub fn has_started(&self, queue: Option<u16>) -> bool {
+    pub(crate) fn has_started(&self, queue: Option<u16>) -> bool {
         match queue {
             None => self.requests.len() > self.held,
             Some(queue) => self
@@ -184,7 +184,7 @@ impl<B: Clone> RequestList<B> {
 
     /// Marks all held requests as part of the capture of `epoch`, with the bytes that `copy` takes from the
     /// guest's memory at this moment. Returns how many they are.
-    pub fn capture(
+    pub(crate) fn capture(
         &mut self,
         epoch: u64,
         mut copy: impl FnMut(&B) -> Result<Vec<u8>, GuestFault>,
@@ -203,7 +203,7 @@ impl<B: Clone> RequestList<B> {
 
     /// The capture of `epoch` will never be acked: what it contained is held again, and a later capture takes
     /// its bytes anew.
-    pub fn uncapture(&mut self, epoch: u64) {
+    pub(crate) fn uncapture(&mut self, epoch: u64) {
         for request in self.requests.iter_mut() {
             if request.stage.uncapture(epoch) {
                 request.data = None;
@@ -214,7 +214,7 @@ impl<B: Clone> RequestList<B> {
 
     /// The next request, now released, whose number is `from` or higher: so a walk over all that a release
     /// lets go looks at each request once.
-    pub fn release_next(&mut self, which: Releasable, from: u64) -> Option<&mut ListedRequest<B>> {
+    pub(crate) fn release_next(&mut self, which: Releasable, from: u64) -> Option<&mut ListedRequest<B>> {
         if self.unreleased == 0 {
             return None;
         }
@@ -231,7 +231,7 @@ impl<B: Clone> RequestList<B> {
     }
 
     /// Since when the oldest request that was released is unfinished.
-    pub fn oldest_released(&self) -> Option<Instant> {
+    pub(crate) fn oldest_released(&self) -> Option<Instant> {
         self.requests
             .iter()
             .filter_map(|request| request.released_at)
@@ -244,14 +244,14 @@ impl<B: Clone> RequestList<B> {
     }
 
     /// The request of this number.
-    pub fn get(&self, id: u64) -> Option<&ListedRequest<B>> {
+    pub(crate) fn get(&self, id: u64) -> Option<&ListedRequest<B>> {
         self.requests
             .get(self.place_of(id))
             .filter(|request| request.id == id)
     }
 
     /// Takes a finished request off the list.
-    pub fn finish(&mut self, id: u64) -> Option<ListedRequest<B>> {
+    pub(crate) fn finish(&mut self, id: u64) -> Option<ListedRequest<B>> {
         self.get(id)?;
         let request = self.requests.remove(self.place_of(id))?;
         self.forget(&request);
@@ -267,7 +267,7 @@ impl<B: Clone> RequestList<B> {
     }
 
     /// Forgets what of this queue, or of any, was never captured, as a reset does.
-    pub fn drop_held(&mut self, queue: Option<u16>) {
+    pub(crate) fn drop_held(&mut self, queue: Option<u16>) {
         if !self.has_held() {
             return;
         }
@@ -281,7 +281,7 @@ impl<B: Clone> RequestList<B> {
     }
 
     /// Forgets everything.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         *self = Self {
             next_id: self.next_id,
             ..Self::default()
@@ -289,12 +289,12 @@ impl<B: Clone> RequestList<B> {
     }
 
     /// The unfinished requests, in order.
-    pub fn iter(&self) -> impl Iterator<Item = &ListedRequest<B>> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &ListedRequest<B>> {
         self.requests.iter()
     }
 
     /// The list as device state.
-    pub fn save(&self) -> Vec<SavedRequest<B>> {
+    pub(crate) fn save(&self) -> Vec<SavedRequest<B>> {
         self.requests
             .iter()
             .map(|request| SavedRequest {
@@ -308,7 +308,7 @@ impl<B: Clone> RequestList<B> {
 
     /// The number that the next request gets: device state too,
     /// for numbers rise over the device's whole life.
-    pub fn next_id(&self) -> u64 {
+    pub(crate) fn next_id(&self) -> u64 {
         self.next_id
     }
 
@@ -318,7 +318,7 @@ impl<B: Clone> RequestList<B> {
     ///
     /// # Errors
     /// It is no list that a device can have had.
-    pub fn load(
+    pub(crate) fn load(
         saved: Vec<SavedRequest<B>>,
         next_id: u64,
         cost: impl Fn(&B) -> Cost,

@@ -10,7 +10,7 @@ use crate::state::{State, StateKind};
 
 /// A queue.
 #[derive(Serialize, Deserialize)]
-pub struct SavedQueue {
+pub(crate) struct SavedQueue {
     next_avail: u16,
     next_used: u16,
     event_idx_enabled: bool,
@@ -23,11 +23,11 @@ pub struct SavedQueue {
 
 /// A device: `R` are the requests of its back end, `S` what else that has of state.
 #[derive(Serialize, Deserialize)]
-pub struct SavedDevice<R, S> {
+pub(crate) struct SavedDevice<R, S> {
     pub transport: Transport,
     pub queues: Vec<SavedQueue>,
     pub requests: Vec<SavedRequest<R>>,
-    pub next_request: u64,
+    pub(crate) next_request: u64,
     pub backend: S,
 }
 
@@ -57,7 +57,7 @@ impl From<QueueState> for SavedQueue {
 
 impl SavedQueue {
     /// As the queue library knows it, of a device that offers so many entries.
-    pub fn with_max_size(&self, max_size: u16) -> QueueState {
+    pub(crate) fn with_max_size(&self, max_size: u16) -> QueueState {
         QueueState {
             max_size,
             next_avail: self.next_avail,

@@ -18,7 +18,7 @@ use crate::confine::{self, COMMON, Calls, DEVICES};
 use crate::threads;
 
 /// Bytes of the virtio-net header before each packet (virtio 1.2, section 5.1.6).
-pub const VNET_HEADER_BYTES: usize = 12;
+pub(crate) const VNET_HEADER_BYTES: usize = 12;
 
 /// Longest packet with its virtio-net header: a 64 KiB segment to be cut up by the TAP, and an Ethernet
 /// header.
@@ -179,7 +179,7 @@ impl TapDevice {
 
     /// Says what packets the guest takes: ones whose checksum is still to be made, and segments larger than a
     /// frame.
-    pub fn set_offloads(&self, checksum: bool, tso4: bool, tso6: bool) {
+    pub(crate) fn set_offloads(&self, checksum: bool, tso4: bool, tso6: bool) {
         let flag = |wanted: bool, flag: libc::c_uint| if wanted { flag } else { 0 };
         let flags = flag(checksum, TUN_F_CSUM) | flag(tso4, TUN_F_TSO4) | flag(tso6, TUN_F_TSO6);
         // SAFETY: the argument is passed by value.

@@ -6,77 +6,77 @@ use virtio_bindings::virtio_config::{
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-pub const MAGIC: u64 = 0x000;
-pub const VERSION: u64 = 0x004;
-pub const DEVICE_ID: u64 = 0x008;
-pub const VENDOR_ID: u64 = 0x00c;
-pub const DEVICE_FEATURES: u64 = 0x010;
-pub const DEVICE_FEATURES_SEL: u64 = 0x014;
-pub const DRIVER_FEATURES: u64 = 0x020;
-pub const DRIVER_FEATURES_SEL: u64 = 0x024;
-pub const QUEUE_SEL: u64 = 0x030;
-pub const QUEUE_NUM_MAX: u64 = 0x034;
-pub const QUEUE_NUM: u64 = 0x038;
-pub const QUEUE_READY: u64 = 0x044;
-pub const QUEUE_NOTIFY: u64 = 0x050;
-pub const INTERRUPT_STATUS: u64 = 0x060;
-pub const INTERRUPT_ACK: u64 = 0x064;
-pub const STATUS: u64 = 0x070;
-pub const QUEUE_DESC_LOW: u64 = 0x080;
-pub const QUEUE_DESC_HIGH: u64 = 0x084;
-pub const QUEUE_DRIVER_LOW: u64 = 0x090;
-pub const QUEUE_DRIVER_HIGH: u64 = 0x094;
-pub const QUEUE_DEVICE_LOW: u64 = 0x0a0;
-pub const QUEUE_DEVICE_HIGH: u64 = 0x0a4;
-pub const SHM_LEN_LOW: u64 = 0x0b0;
-pub const SHM_BASE_HIGH: u64 = 0x0bc;
-pub const CONFIG_GENERATION: u64 = 0x0fc;
-pub const CONFIG: u64 = 0x100;
+pub(crate) const MAGIC: u64 = 0x000;
+pub(crate) const VERSION: u64 = 0x004;
+pub(crate) const DEVICE_ID: u64 = 0x008;
+pub(crate) const VENDOR_ID: u64 = 0x00c;
+pub(crate) const DEVICE_FEATURES: u64 = 0x010;
+pub(crate) const DEVICE_FEATURES_SEL: u64 = 0x014;
+pub(crate) const DRIVER_FEATURES: u64 = 0x020;
+pub(crate) const DRIVER_FEATURES_SEL: u64 = 0x024;
+pub(crate) const QUEUE_SEL: u64 = 0x030;
+pub(crate) const QUEUE_NUM_MAX: u64 = 0x034;
+pub(crate) const QUEUE_NUM: u64 = 0x038;
+pub(crate) const QUEUE_READY: u64 = 0x044;
+pub(crate) const QUEUE_NOTIFY: u64 = 0x050;
+pub(crate) const INTERRUPT_STATUS: u64 = 0x060;
+pub(crate) const INTERRUPT_ACK: u64 = 0x064;
+pub(crate) const STATUS: u64 = 0x070;
+pub(crate) const QUEUE_DESC_LOW: u64 = 0x080;
+pub(crate) const QUEUE_DESC_HIGH: u64 = 0x084;
+pub(crate) const QUEUE_DRIVER_LOW: u64 = 0x090;
+pub(crate) const QUEUE_DRIVER_HIGH: u64 = 0x094;
+pub(crate) const QUEUE_DEVICE_LOW: u64 = 0x0a0;
+pub(crate) const QUEUE_DEVICE_HIGH: u64 = 0x0a4;
+pub(crate) const SHM_LEN_LOW: u64 = 0x0b0;
+pub(crate) const SHM_BASE_HIGH: u64 = 0x0bc;
+pub(crate) const CONFIG_GENERATION: u64 = 0x0fc;
+pub(crate) const CONFIG: u64 = 0x100;
 
-pub const MAGIC_VALUE: u32 = u32::from_le_bytes(*b"virt");
-pub const VERSION_VALUE: u32 = 2;
-pub const VENDOR_VALUE: u32 = u32::from_le_bytes(*b"KMRI");
+pub(crate) const MAGIC_VALUE: u32 = u32::from_le_bytes(*b"virt");
+pub(crate) const VERSION_VALUE: u32 = 2;
+pub(crate) const VENDOR_VALUE: u32 = u32::from_le_bytes(*b"KMRI");
 
 /// Interrupt status: a used buffer. / The configuration changed.
-pub const INTERRUPT_USED: u32 = 1;
-pub const INTERRUPT_CONFIG: u32 = 2;
+pub(crate) const INTERRUPT_USED: u32 = 1;
+pub(crate) const INTERRUPT_CONFIG: u32 = 2;
 
 /// Features of every device. IN_ORDER, RING_PACKED and RING_RESET are not offered: request lists have not
 /// been proved with them.
-pub const TRANSPORT_FEATURES: u64 =
+pub(crate) const TRANSPORT_FEATURES: u64 =
     1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 
 /// The transport's own state.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Transport {
+pub(crate) struct Transport {
     pub status: u32,
-    pub device_features_sel: u32,
-    pub driver_features_sel: u32,
-    pub driver_features: u64,
-    pub queue_sel: u32,
-    pub interrupt_status: u32,
-    pub config_generation: u32,
+    pub(crate) device_features_sel: u32,
+    pub(crate) driver_features_sel: u32,
+    pub(crate) driver_features: u64,
+    pub(crate) queue_sel: u32,
+    pub(crate) interrupt_status: u32,
+    pub(crate) config_generation: u32,
 }
 
 impl Transport {
-    pub fn driver_ok(&self) -> bool {
+    pub(crate) fn driver_ok(&self) -> bool {
         self.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 && !self.needs_reset()
     }
 
-    pub fn needs_reset(&self) -> bool {
+    pub(crate) fn needs_reset(&self) -> bool {
         self.status & VIRTIO_CONFIG_S_NEEDS_RESET != 0
     }
 
-    pub fn break_down(&mut self) {
+    pub(crate) fn break_down(&mut self) {
         self.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
     }
 
-    pub fn has(&self, feature: u32) -> bool {
+    pub(crate) fn has(&self, feature: u32) -> bool {
         self.driver_features & (1 << feature) != 0
     }
 
     /// Half of a feature word, as selected.
-    pub fn select_half(word: u64, selector: u32) -> u32 {
+    pub(crate) fn select_half(word: u64, selector: u32) -> u32 {
         match selector {
             0 => word as u32,
             1 => (word >> 32) as u32,
@@ -85,7 +85,7 @@ impl Transport {
     }
 
     /// The driver writes half of its features; what was not offered is not taken.
-    pub fn write_driver_features(&mut self, value: u32, offered: u64) {
+    pub(crate) fn write_driver_features(&mut self, value: u32, offered: u64) {
         if self.status & VIRTIO_CONFIG_S_FEATURES_OK != 0 {
             return;
         }
@@ -98,7 +98,7 @@ impl Transport {
     }
 
     /// The driver writes a status other than 0. FEATURES_OK stays off if the driver refused VERSION_1.
-    pub fn write_status(&mut self, value: u32) {
+    pub(crate) fn write_status(&mut self, value: u32) {
         let mut status = value & 0xff | self.status & VIRTIO_CONFIG_S_NEEDS_RESET;
         if status & VIRTIO_CONFIG_S_FEATURES_OK != 0 && !self.has(VIRTIO_F_VERSION_1) {
             status &= !VIRTIO_CONFIG_S_FEATURES_OK;

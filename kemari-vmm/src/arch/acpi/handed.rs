@@ -8,11 +8,11 @@ use super::{OEM_ID, lay_out};
 use crate::arch::layout::MmioDevice;
 
 /// The file of all tables but the RSDP.
-pub const TABLES: &str = "etc/acpi/tables";
+pub(crate) const TABLES: &str = "etc/acpi/tables";
 /// The file of the RSDP.
-pub const RSDP: &str = "etc/acpi/rsdp";
+pub(crate) const RSDP: &str = "etc/acpi/rsdp";
 /// The file of the commands.
-pub const LOADER: &str = "etc/table-loader";
+pub(crate) const LOADER: &str = "etc/table-loader";
 
 /// Bytes of one command, however few it needs.
 const COMMAND_BYTES: usize = 128;
@@ -40,17 +40,17 @@ const RSDP_CHECKSUM_EXTENDED: usize = 32;
 const RSDP_FIRST_BYTES: usize = 20;
 
 /// What firmware is handed.
-pub struct Handed {
+pub(crate) struct Handed {
     /// All tables but the RSDP; pointers are offsets into them until they are placed.
     pub tables: Vec<u8>,
     /// The RSDP.
-    pub rsdp: Vec<u8>,
+    pub(crate) rsdp: Vec<u8>,
     /// The commands.
     pub loader: Vec<u8>,
 }
 
 /// The tables for these devices (in slot order) and this number of processors.
-pub fn build(devices: &[MmioDevice], vcpu_count: u8) -> Handed {
+pub(crate) fn build(devices: &[MmioDevice], vcpu_count: u8) -> Handed {
     let mut tables = Vec::new();
     let at = lay_out(&mut tables, 0, devices, vcpu_count, true);
     let mut rsdp = Vec::with_capacity(Rsdp::len());

@@ -17,18 +17,18 @@ const DEADLINE: u32 = 2;
 impl VcpuState {
     /// Whether it executes instructions as soon as it may: it neither waits for an interrupt nor to be
     /// started.
-    pub fn is_runnable(&self) -> bool {
+    pub(crate) fn is_runnable(&self) -> bool {
         self.mp_state == KVM_MP_STATE_RUNNABLE
     }
 
     /// Whether the guest has started it.
-    pub fn is_started(&self) -> bool {
+    pub(crate) fn is_started(&self) -> bool {
         matches!(self.mp_state, KVM_MP_STATE_RUNNABLE | KVM_MP_STATE_HALTED)
     }
 
     /// In how many nanoseconds its local APIC's timer is to fire, if it is armed. A frequency of 0 kHz is
     /// none that a vCPU can have.
-    pub fn timer_due_ns(&self, tsc_khz: u32) -> Option<u64> {
+    pub(crate) fn timer_due_ns(&self, tsc_khz: u32) -> Option<u64> {
         let entry = self.apic_register(LVT_TIMER);
         if entry & MASKED != 0 {
             return None;

@@ -3,8 +3,8 @@
 mod threads;
 mod uring;
 
-pub use threads::{CALLS as THREADS_CALLS, Threads};
-pub use uring::{CALLS as RING_CALLS, Uring};
+pub(crate) use threads::{CALLS as THREADS_CALLS, Threads};
+pub(crate) use uring::{CALLS as RING_CALLS, Uring};
 
 use std::io;
 
@@ -12,7 +12,7 @@ use super::operation::DiskJob;
 
 /// Carries out jobs, side by side and in any order: whoever submits them knows which may be under way
 /// together.
-pub trait Engine: Send + Sync {
+pub(crate) trait Engine: Send + Sync {
     /// Takes a job. It begins at once or at the next [`Engine::start`]. Its end is told by [`Ends::ended`].
     fn submit(&self, job: DiskJob);
     /// Begins all that was submitted.
@@ -20,7 +20,7 @@ pub trait Engine: Send + Sync {
 }
 
 /// A job that has ended.
-pub struct Ended {
+pub(crate) struct Ended {
     /// The job.
     pub job: DiskJob,
     /// The bytes of a [`super::Operation::Read`] (empty for others), or why it failed.
@@ -28,7 +28,7 @@ pub struct Ended {
 }
 
 /// Is told of jobs that have ended, by the engine's own threads.
-pub trait Ends: Send + Sync {
+pub(crate) trait Ends: Send + Sync {
     /// These have ended.
     fn ended(&self, jobs: Vec<Ended>);
 }

@@ -14,13 +14,13 @@ use crate::threads;
 const THREADS: usize = 4;
 
 /// Threads that carry out jobs. They end when this is dropped and nothing is left to do.
-pub struct Threads {
+pub(crate) struct Threads {
     jobs: Sender<DiskJob>,
 }
 
 impl Threads {
     /// Starts them.
-    pub fn start(store: &Arc<dyn Store>, ends: &Weak<dyn Ends>) -> io::Result<Self> {
+    pub(crate) fn start(store: &Arc<dyn Store>, ends: &Weak<dyn Ends>) -> io::Result<Self> {
         let (jobs, receiver) = channel();
         let receiver = Arc::new(Mutex::new(receiver));
         for _ in 0..THREADS {
@@ -41,7 +41,7 @@ impl Engine for Threads {
 }
 
 /// What a thread of a disk asks of the kernel.
-pub const CALLS: Calls = Calls {
+pub(crate) const CALLS: Calls = Calls {
     of: "disk",
     parts: &[COMMON, DEVICES, OPEN_FILES],
 };

@@ -38,14 +38,14 @@ const REGISTER_ENABLE_RINGS: u8 = 12;
 const BELL: u64 = u64::MAX;
 
 /// What the ring's thread asks of the kernel.
-pub const CALLS: Calls = Calls {
+pub(crate) const CALLS: Calls = Calls {
     of: "disk ring",
     parts: &[COMMON, DEVICES, OPEN_FILES, RINGS],
 };
 
 /// A ring, and its thread. What it cannot do is done by other threads. It ends when this is dropped and
 /// nothing is under way any more.
-pub struct Uring {
+pub(crate) struct Uring {
     inbox: Arc<Inbox>,
     direct: Option<Alignment>,
     helpers: Threads,
@@ -77,7 +77,7 @@ impl Uring {
     ///
     /// # Errors
     /// As those of [`Uring::start`].
-    pub fn probe() -> io::Result<()> {
+    pub(crate) fn probe() -> io::Result<()> {
         thread_local!(static HAD_ONE: Cell<Option<Instant>> = const { Cell::new(None) });
         if HAD_ONE.get().is_none_or(|at| at.elapsed() > PROBE_HOLDS) {
             make()?;
@@ -90,7 +90,7 @@ impl Uring {
     ///
     /// # Errors
     /// If the kernel has no io_uring for this process.
-    pub fn start(store: &Arc<dyn Store>, raw: &RawFile, ends: &Weak<dyn Ends>) -> io::Result<Self> {
+    pub(crate) fn start(store: &Arc<dyn Store>, raw: &RawFile, ends: &Weak<dyn Ends>) -> io::Result<Self> {
         let inbox = Arc::new(Inbox {
             flights: Mutex::default(),
             bell: EventFd::new(EFD_NONBLOCK)?,

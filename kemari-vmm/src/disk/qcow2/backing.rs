@@ -12,7 +12,7 @@ use super::header::{self, Backing};
 const CHAIN_MAX: usize = 16;
 
 /// The backing files of an image, open, from the first down.
-pub struct BackingFiles(Vec<Base>);
+pub(crate) struct BackingFiles(Vec<Base>);
 
 struct Base {
     /// Without links.
@@ -25,7 +25,11 @@ impl BackingFiles {
     ///
     /// # Errors
     /// As a sentence, with the command that helps.
-    pub fn of(image: &Path, file: &File, lock: impl Fn(&File, &Path) -> io::Result<()>) -> io::Result<Self> {
+    pub(crate) fn of(
+        image: &Path,
+        file: &File,
+        lock: impl Fn(&File, &Path) -> io::Result<()>,
+    ) -> io::Result<Self> {
         let top = image.canonicalize()?;
         let directory = top.parent().unwrap_or(Path::new("/"));
         let mut chain = Vec::<Base>::new();
@@ -57,17 +61,17 @@ impl BackingFiles {
     }
 
     /// Where each of them is, without links.
-    pub fn paths(&self) -> Vec<PathBuf> {
+    pub(crate) fn paths(&self) -> Vec<PathBuf> {
         self.0.iter().map(|base| base.path.clone()).collect()
     }
 
     /// What each of them is.
-    pub fn files(&self) -> io::Result<Vec<Metadata>> {
+    pub(crate) fn files(&self) -> io::Result<Vec<Metadata>> {
         self.0.iter().map(|base| base.file.metadata()).collect()
     }
 
     /// The open file of this name.
-    pub fn file(&self, named: &Path) -> io::Result<File> {
+    pub(crate) fn file(&self, named: &Path) -> io::Result<File> {
         let path = named.canonicalize()?;
         let base = self.0.iter().find(|base| base.path == path);
         let base = base

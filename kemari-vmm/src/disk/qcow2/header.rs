@@ -40,11 +40,11 @@ const EXTENDED_L2: u64 = 1 << 4;
 
 /// The file that an image reads from where it has nothing itself.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Backing {
+pub(crate) struct Backing {
     /// Its name, as it stands in the header.
     pub name: PathBuf,
     /// Whether it is a qcow2 image too; otherwise it is raw.
-    pub is_qcow2: bool,
+    pub(crate) is_qcow2: bool,
 }
 
 /// Checks that the image of an open file, which its caller may have opened with O_DIRECT, is one that can be
@@ -53,7 +53,7 @@ pub struct Backing {
 ///
 /// # Errors
 /// As a sentence, with the command that helps.
-pub fn check(mut file: &File) -> io::Result<Option<Backing>> {
+pub(crate) fn check(mut file: &File) -> io::Result<Option<Backing>> {
     // Of a block device `metadata` knows no length.
     let length = file.seek(SeekFrom::End(0))?;
     let mut bytes = AlignedBuffer::new(DIRECT_ALIGNMENT);

@@ -25,14 +25,14 @@ use backing::BackingFiles;
 type Contents = FormatAccess<imago::file::File>;
 
 /// An open qcow2 image.
-pub struct Qcow2Image {
+pub(crate) struct Qcow2Image {
     image: Contents,
 }
 
 impl Qcow2Image {
     /// The image in an open file, which its caller has locked. All of its tables are read. Backing files must
     /// lie in the image's directory or below.
-    pub fn open(file: File, config: &DiskConfig) -> Result<Self, DiskError> {
+    pub(crate) fn open(file: File, config: &DiskConfig) -> Result<Self, DiskError> {
         let opened = open(file, config).and_then(|image| {
             check(&image)
                 .map_err(|error| io::Error::other(format!("its tables are damaged: {error}")))
@@ -44,7 +44,7 @@ impl Qcow2Image {
 
 /// Looks at the headers of the image in an open file and of its backing files, and takes no lock.
 /// Returns what those are.
-pub fn examine(file: &File, config: &DiskConfig) -> Result<Vec<Metadata>, DiskError> {
+pub(crate) fn examine(file: &File, config: &DiskConfig) -> Result<Vec<Metadata>, DiskError> {
     let chain = BackingFiles::of(&config.path, file, |_, _| Ok(()));
     let files = chain.and_then(|chain| chain.files());
     files.map_err(|error| wrong(config, &error))

@@ -8,13 +8,13 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// The blocks that somebody has the turn at, by their offsets.
 #[derive(Default)]
-pub struct Turns {
+pub(crate) struct Turns {
     taken: Mutex<BTreeSet<u64>>,
     given_back: Condvar,
 }
 
 /// A turn, until it is dropped.
-pub struct Turn<'a> {
+pub(crate) struct Turn<'a> {
     turns: &'a Turns,
     blocks: [u64; 2],
 }
@@ -26,7 +26,7 @@ impl Turns {
 
     /// Waits for the turn at these blocks, which may be one. Both are taken at once, so that nobody has one
     /// and waits for the other.
-    pub fn take(&self, blocks: [u64; 2]) -> Turn<'_> {
+    pub(crate) fn take(&self, blocks: [u64; 2]) -> Turn<'_> {
         let is_taken = |taken: &mut BTreeSet<u64>| blocks.iter().any(|block| taken.contains(block));
         let mut taken = self
             .given_back

@@ -97,11 +97,11 @@ fn descriptor_of(device: &File, flags: libc::c_int) -> io::Result<libc::c_int> {
 /// Where the kernel tells of the page faults in some memory, and waits for their pages.
 ///
 /// When it is closed, the kernel makes pages of zeros again, also for who waits.
-pub struct Faults(File);
+pub(crate) struct Faults(File);
 
 impl Faults {
     /// Needs CAP_SYS_PTRACE or access to /dev/userfaultfd: KVM's page faults are the kernel's.
-    pub fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
         let fd = match DEVICE.get() {
             Some(device) => descriptor_of(device, flags)?,
@@ -126,7 +126,7 @@ impl Faults {
     }
 
     /// Takes the page faults of pages of this memory that nobody has touched.
-    pub fn take(&self, memory: &Memory) -> io::Result<()> {
+    pub(crate) fn take(&self, memory: &Memory) -> io::Result<()> {
         memory.iter().try_for_each(|region| {
             let mut request = RegisterRequest {
                 range: Range {
@@ -142,7 +142,7 @@ impl Faults {
 
     /// Leaves the page faults in this memory to the kernel again, which makes pages of zeros,
     /// also for who waits.
-    pub fn leave(&self, memory: &Memory) -> io::Result<()> {
+    pub(crate) fn leave(&self, memory: &Memory) -> io::Result<()> {
         memory.iter().try_for_each(|region| {
             let mut range = Range {
                 start: region.as_ptr() as u64,
@@ -155,7 +155,7 @@ impl Faults {
     }
 
     /// The address of the next page fault, if one waits.
-    pub fn next(&self) -> io::Result<Option<u64>> {
+    pub(crate) fn next(&self) -> io::Result<Option<u64>> {
         let mut bytes = [0; size_of::<Message>()];
         match (&self.0).read(&mut bytes) {
             Ok(count) if count == bytes.len() => {}
@@ -170,7 +170,7 @@ impl Faults {
 
     /// Gives the page at this address its content, and wakes who waits for it.
     /// A page that is there already stays.
-    pub fn fill(&self, address: u64, content: &[u8; PAGE_BYTES]) -> io::Result<()> {
+    pub(crate) fn fill(&self, address: u64, content: &[u8; PAGE_BYTES]) -> io::Result<()> {
         let mut request = CopyRequest {
             to: address,
             from: content.as_ptr() as u64,
@@ -182,7 +182,7 @@ impl Faults {
     }
 
     /// The same with zeros. That takes no memory before somebody writes there.
-    pub fn fill_zero(&self, address: u64) -> io::Result<()> {
+    pub(crate) fn fill_zero(&self, address: u64) -> io::Result<()> {
         let mut request = ZeroRequest {
             range: page_at(address),
             mode: 0,
@@ -203,7 +203,7 @@ impl Faults {
     }
 
     /// Wakes who waits for the page at this address, which is there.
-    pub fn wake(&self, address: u64) -> io::Result<()> {
+    pub(crate) fn wake(&self, address: u64) -> io::Result<()> {
         self.ask(WAKE, &mut page_at(address))
     }
 

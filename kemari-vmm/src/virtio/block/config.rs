@@ -16,7 +16,7 @@ use crate::virtio::{QueueRole, QueueSpec};
 const CONFIG_BYTES: usize = 60;
 
 /// The queues by number, with their names behind the disk's.
-pub static QUEUES: [QueueSpec; QUEUES_MAX as usize] = [
+pub(crate) static QUEUES: [QueueSpec; QUEUES_MAX as usize] = [
     queue(""),
     queue(".1"),
     queue(".2"),
@@ -61,7 +61,7 @@ impl BlockSpec {
 }
 
 /// Features that are offered.
-pub fn features(spec: &BlockSpec) -> u64 {
+pub(crate) fn features(spec: &BlockSpec) -> u64 {
     let common = 1 << VIRTIO_BLK_F_FLUSH
         | 1 << VIRTIO_BLK_F_SEG_MAX
         | 1 << VIRTIO_BLK_F_BLK_SIZE
@@ -75,7 +75,7 @@ pub fn features(spec: &BlockSpec) -> u64 {
 }
 
 /// The configuration space.
-pub fn space(spec: &BlockSpec, capacity_sectors: u64) -> Vec<u8> {
+pub(crate) fn space(spec: &BlockSpec, capacity_sectors: u64) -> Vec<u8> {
     let mut config = vec![0; CONFIG_BYTES];
     let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, &capacity_sectors.to_le_bytes());

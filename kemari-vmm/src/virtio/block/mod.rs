@@ -20,11 +20,12 @@ use crate::disk::{
 };
 use crate::memory::{Memory, Segments};
 
-pub use super::budget::QUEUES_MAX;
+pub(crate) use super::budget::QUEUES_MAX;
 pub use config::BlockSpec;
 use config::QUEUES;
+pub(crate) use request::BlockRequest;
+pub use request::Kind;
 use request::Limits;
-pub use request::{BlockRequest, Kind};
 
 /// Most data buffers of one request: a full queue of descriptors less header and status.
 const SEGMENTS_MAX: u32 = 254;

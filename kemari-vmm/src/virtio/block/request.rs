@@ -61,10 +61,10 @@ pub enum Kind {
 
 /// What a request is measured against.
 #[derive(Clone, Copy)]
-pub struct Limits {
+pub(crate) struct Limits {
     pub read_only: bool,
     pub block_bytes: u32,
-    pub capacity_sectors: u64,
+    pub(crate) capacity_sectors: u64,
 }
 
 const REFUSED: Kind = Kind::Refused(VIRTIO_BLK_S_IOERR as u8);

@@ -53,14 +53,14 @@ impl Shared {
 }
 
 /// See the module. The thread ends when this is dropped.
-pub struct Resumer(Arc<Shared>);
+pub(crate) struct Resumer(Arc<Shared>);
 
 impl Resumer {
     /// Starts the thread, which resumes `device`.
     ///
     /// # Errors
     /// If the system has none left.
-    pub fn start(device: Weak<dyn Completions>) -> io::Result<Self> {
+    pub(crate) fn start(device: Weak<dyn Completions>) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let timer = shared.clone();
         threads::start("rate", move || {
@@ -75,7 +75,7 @@ impl Resumer {
     }
 
     /// The device is resumed then, or before.
-    pub fn resume_at(&self, due: Instant) {
+    pub(crate) fn resume_at(&self, due: Instant) {
         let mut alarm = self.0.lock();
         if alarm.due.is_none_or(|earlier| due < earlier) {
             alarm.due = Some(due);

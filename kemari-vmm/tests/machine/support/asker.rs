@@ -15,38 +15,38 @@ const SLOTS: u64 = 0x10_0000;
 /// Of a slot: header, range and status in its first page, data in its second one.
 const SLOT_BYTES: u64 = 0x3000;
 /// Slots of a queue.
-pub const QUEUE_SLOTS: u16 = 16;
+pub(crate) const QUEUE_SLOTS: u16 = 16;
 /// Most data of one request.
-pub const DATA_BYTES_MAX: usize = 0x1000;
+pub(crate) const DATA_BYTES_MAX: usize = 0x1000;
 
-pub const OK: u8 = 0;
-pub const IOERR: u8 = 1;
-pub const UNSUPP: u8 = 2;
+pub(crate) const OK: u8 = 0;
+pub(crate) const IOERR: u8 = 1;
+pub(crate) const UNSUPP: u8 = 2;
 
-pub const READ: u32 = 0;
-pub const WRITE: u32 = 1;
-pub const FLUSH: u32 = 4;
-pub const ID: u32 = 8;
-pub const DISCARD: u32 = 11;
-pub const ZEROES: u32 = 13;
+pub(crate) const READ: u32 = 0;
+pub(crate) const WRITE: u32 = 1;
+pub(crate) const FLUSH: u32 = 4;
+pub(crate) const ID: u32 = 8;
+pub(crate) const DISCARD: u32 = 11;
+pub(crate) const ZEROES: u32 = 13;
 
 /// Where a request is: queue and slot.
-pub type Place = (usize, u16);
+pub(crate) type Place = (usize, u16);
 
 /// A disk with its driver.
-pub struct Asker {
+pub(crate) struct Asker {
     pub bench: Bench<Block>,
     pub rings: Vec<Ring>,
 }
 
 impl Asker {
     /// A driver that has begun, with all features.
-    pub fn new(spec: BlockSpec, disk: Disk) -> Self {
+    pub(crate) fn new(spec: BlockSpec, disk: Disk) -> Self {
         Self::refusing(spec, disk, 0)
     }
 
     /// The same without some features.
-    pub fn refusing(spec: BlockSpec, disk: Disk, refused: u64) -> Self {
+    pub(crate) fn refusing(spec: BlockSpec, disk: Disk, refused: u64) -> Self {
         let queues = spec.queues;
         Self::on(Bench::new(Block::new(spec)), queues, refused, |block| {
             block.attach(disk)
@@ -54,7 +54,7 @@ impl Asker {
     }
 
     /// A driver of a device that is there, with so many queues, after something is done with its back end.
-    pub fn on(
+    pub(crate) fn on(
         bench: Bench<Block>,
         queues: u16,
         refused: u64,
@@ -72,7 +72,7 @@ impl Asker {
         Self { bench, rings }
     }
 
-    pub fn memory(&self) -> &Memory {
+    pub(crate) fn memory(&self) -> &Memory {
         self.bench.memory()
     }
 
@@ -81,12 +81,12 @@ impl Asker {
     }
 
     /// Where a request's data are. Some lie where direct I/O cannot take them.
-    pub fn data_at(place: Place) -> u64 {
+    pub(crate) fn data_at(place: Place) -> u64 {
         Self::slot(place) + 0x1000 + if place.1 % 4 == 3 { 16 } else { 0 }
     }
 
     /// Puts a request into the ring, without a kick. `data` are the bytes of a write, or room for a read.
-    pub fn ask(&mut self, place: Place, kind: u32, sector: u64, data: &[u8]) {
+    pub(crate) fn ask(&mut self, place: Place, kind: u32, sector: u64, data: &[u8]) {
         let (slot, at) = (Self::slot(place), Self::data_at(place));
         let header = [u64::from(kind).to_le_bytes(), sector.to_le_bytes()].concat();
         self.put(slot, &header);
@@ -108,7 +108,7 @@ impl Asker {
     }
 
     /// Puts a discard or write-zeroes into the ring.
-    pub fn ask_zero(&mut self, place: Place, kind: u32, sector: u64, sectors: u32, flags: u32) {
+    pub(crate) fn ask_zero(&mut self, place: Place, kind: u32, sector: u64, sectors: u32, flags: u32) {
         let range = [
             &sector.to_le_bytes()[..],
             &sectors.to_le_bytes(),
@@ -118,30 +118,30 @@ impl Asker {
         self.ask(place, kind, 0, &range);
     }
 
-    pub fn kick(&mut self, queue: usize) {
+    pub(crate) fn kick(&mut self, queue: usize) {
         self.rings[queue].kick(&*self.bench.device);
     }
 
     /// The next finished request of a queue.
-    pub fn finished(&mut self, queue: usize) -> Option<Place> {
+    pub(crate) fn finished(&mut self, queue: usize) -> Option<Place> {
         let (head, _) = self.rings[queue].used()?;
         Some((queue, head / CHAIN_MAX))
     }
 
     /// Waits for the next finished request of a queue; returns it and its status.
-    pub fn wait(&mut self, queue: usize) -> (Place, u8) {
+    pub(crate) fn wait(&mut self, queue: usize) -> (Place, u8) {
         let (head, _) = self.rings[queue].wait_used();
         let place = (queue, head / CHAIN_MAX);
         (place, self.status(place))
     }
 
-    pub fn status(&self, place: Place) -> u8 {
+    pub(crate) fn status(&self, place: Place) -> u8 {
         self.memory()
             .read_obj(GuestAddress(Self::slot(place) + 0x800))
             .expect("inside the memory")
     }
 
-    pub fn data(&self, place: Place, length: usize) -> Vec<u8> {
+    pub(crate) fn data(&self, place: Place, length: usize) -> Vec<u8> {
         let mut data = vec![0; length];
         self.memory()
             .read_slice(&mut data, GuestAddress(Self::data_at(place)))
@@ -156,35 +156,35 @@ impl Asker {
     }
 
     /// Asks one thing in queue 0 and waits for its status.
-    pub fn do_one(&mut self, kind: u32, sector: u64, data: &[u8]) -> u8 {
+    pub(crate) fn do_one(&mut self, kind: u32, sector: u64, data: &[u8]) -> u8 {
         self.ask((0, 0), kind, sector, data);
         self.kick(0);
         self.wait(0).1
     }
 
     /// The same for a discard or write-zeroes.
-    pub fn zero_one(&mut self, kind: u32, sector: u64, sectors: u32, flags: u32) -> u8 {
+    pub(crate) fn zero_one(&mut self, kind: u32, sector: u64, sectors: u32, flags: u32) -> u8 {
         self.ask_zero((0, 0), kind, sector, sectors, flags);
         self.kick(0);
         self.wait(0).1
     }
 
     /// Reads sectors through the device.
-    pub fn read(&mut self, sector: u64, sectors: usize) -> Vec<u8> {
+    pub(crate) fn read(&mut self, sector: u64, sectors: usize) -> Vec<u8> {
         let length = sectors * SECTOR_BYTES;
         assert_eq!(self.do_one(READ, sector, &vec![0xee; length]), OK);
         self.data((0, 0), length)
     }
 
     /// What a driver reads of the configuration space.
-    pub fn config<const N: usize>(&self, offset: u64) -> [u8; N] {
+    pub(crate) fn config<const N: usize>(&self, offset: u64) -> [u8; N] {
         let mut bytes = [0; N];
         self.bench.device.read(0x100 + offset, &mut bytes);
         bytes
     }
 
     /// Whether the device told that its configuration changed; acknowledges it.
-    pub fn config_changed(&self) -> bool {
+    pub(crate) fn config_changed(&self) -> bool {
         let device: &dyn Device = &*self.bench.device;
         let status = driver::read_register(device, driver::regs::INTERRUPT_STATUS);
         driver::write_register(device, driver::regs::INTERRUPT_ACK, status);

@@ -17,25 +17,25 @@ use tempfile::NamedTempFile;
 use vm_memory::{Bytes, GuestAddress};
 
 /// Bytes of the memory on a bench.
-pub const MEMORY_BYTES: u64 = 2 << 20;
+pub(crate) const MEMORY_BYTES: u64 = 2 << 20;
 /// Sectors of the disk on a bench.
-pub const SECTORS: u64 = 512;
-pub const SECTOR_BYTES: usize = 512;
+pub(crate) const SECTORS: u64 = 512;
+pub(crate) const SECTOR_BYTES: usize = 512;
 
 /// A device, and what it is connected to.
-pub struct Bench<B: Backend> {
+pub(crate) struct Bench<B: Backend> {
     pub hub: Arc<Hub>,
     pub device: Arc<VirtioDevice<B>>,
 }
 
 impl<B: Backend> Bench<B> {
     /// A device with fresh memory.
-    pub fn new(backend: B) -> Self {
+    pub(crate) fn new(backend: B) -> Self {
         Self::with_memory(backend, memory())
     }
 
     /// A device with this memory.
-    pub fn with_memory(backend: B, memory: Memory) -> Self {
+    pub(crate) fn with_memory(backend: B, memory: Memory) -> Self {
         let kvm = arch::preflight::open().expect("a usable /dev/kvm");
         let vm = Arc::new(kvm.create_vm().expect("a VM"));
         arch::create_irqchip(&vm).expect("interrupt controllers");
@@ -44,25 +44,25 @@ impl<B: Backend> Bench<B> {
         Self { hub, device }
     }
 
-    pub fn memory(&self) -> &Memory {
+    pub(crate) fn memory(&self) -> &Memory {
         &self.hub.memory
     }
 }
 
 /// A tap that counts how often a device has found output without a kick.
 #[derive(Default)]
-pub struct Found(AtomicU32);
+pub(crate) struct Found(AtomicU32);
 
 impl Found {
     /// What this device finds from now on.
-    pub fn by(device: &dyn Device) -> Arc<Self> {
+    pub(crate) fn by(device: &dyn Device) -> Arc<Self> {
         let found = Arc::<Self>::default();
         let attached = device.channels()[0].attach(Interest::Out, found.clone());
         attached.expect("there is room for a tap");
         found
     }
 
-    pub fn count(&self) -> u32 {
+    pub(crate) fn count(&self) -> u32 {
         self.0.load(Ordering::SeqCst)
     }
 }
@@ -75,12 +75,12 @@ impl Tap for Found {
 }
 
 /// Memory of a bench.
-pub fn memory() -> Memory {
+pub(crate) fn memory() -> Memory {
     Memory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES as usize)]).expect("a little memory")
 }
 
 /// A copy of a bench's memory.
-pub fn copy(from: &Memory) -> Memory {
+pub(crate) fn copy(from: &Memory) -> Memory {
     let to = memory();
     let mut bytes = vec![0; MEMORY_BYTES as usize];
     from.read_slice(&mut bytes, GuestAddress(0))
@@ -91,7 +91,7 @@ pub fn copy(from: &Memory) -> Memory {
 }
 
 /// An image of [`SECTORS`] zeros.
-pub fn image() -> NamedTempFile {
+pub(crate) fn image() -> NamedTempFile {
     let image = NamedTempFile::new().expect("a temporary file");
     image
         .as_file()
@@ -101,7 +101,7 @@ pub fn image() -> NamedTempFile {
 }
 
 /// Opens an image; several devices may.
-pub fn disk(path: &Path) -> Disk {
+pub(crate) fn disk(path: &Path) -> Disk {
     let config = DiskConfig {
         ignore_lock: true,
         ..DiskConfig::new(path)
@@ -110,12 +110,12 @@ pub fn disk(path: &Path) -> Disk {
 }
 
 /// A disk on a bench.
-pub fn block_bench(image: &NamedTempFile) -> Bench<Block> {
+pub(crate) fn block_bench(image: &NamedTempFile) -> Bench<Block> {
     block_bench_with(image, memory())
 }
 
 /// A disk on a bench with this memory.
-pub fn block_bench_with(image: &NamedTempFile, memory: Memory) -> Bench<Block> {
+pub(crate) fn block_bench_with(image: &NamedTempFile, memory: Memory) -> Bench<Block> {
     let bench = Bench::with_memory(Block::new(BlockSpec::new("bench", false)), memory);
     bench
         .device

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::slice;
 
 /// How many sectors it reads, from the second one on.
-pub const SECTORS: usize = 48;
+pub(crate) const SECTORS: usize = 48;
 const SECTOR_BYTES: usize = 512;
 
 global_asm!(
@@ -91,7 +91,7 @@ unsafe extern "C" {
 }
 
 /// What it says when it has read all.
-pub fn said() -> String {
+pub(crate) fn said() -> String {
     format!("I have read <{}>", (0..SECTORS).map(letter).collect::<String>())
 }
 
@@ -100,7 +100,7 @@ fn letter(sector: usize) -> char {
 }
 
 /// Makes a disk that boots.
-pub fn write_to(image: &File) {
+pub(crate) fn write_to(image: &File) {
     // SAFETY: the assembly above has defined so many bytes, which nobody writes.
     let code = unsafe { slice::from_raw_parts((&raw const BOOT_SECTOR).cast::<u8>(), SECTOR_BYTES) };
     image.write_all_at(code, 0).expect("the image is written");

@@ -5,47 +5,47 @@ use kemari_vmm::memory::Memory;
 use vm_memory::{Bytes, GuestAddress};
 
 /// Offsets of registers (virtio 1.2, section 4.2.2).
-pub mod regs {
-    pub const DEVICE_FEATURES: u64 = 0x010;
-    pub const DEVICE_FEATURES_SEL: u64 = 0x014;
-    pub const DRIVER_FEATURES: u64 = 0x020;
-    pub const DRIVER_FEATURES_SEL: u64 = 0x024;
-    pub const QUEUE_SEL: u64 = 0x030;
-    pub const QUEUE_NUM: u64 = 0x038;
-    pub const QUEUE_READY: u64 = 0x044;
-    pub const QUEUE_NOTIFY: u64 = 0x050;
-    pub const INTERRUPT_STATUS: u64 = 0x060;
-    pub const INTERRUPT_ACK: u64 = 0x064;
-    pub const STATUS: u64 = 0x070;
-    pub const QUEUE_DESC: u64 = 0x080;
-    pub const QUEUE_DRIVER: u64 = 0x090;
-    pub const QUEUE_DEVICE: u64 = 0x0a0;
+pub(crate) mod regs {
+    pub(crate) const DEVICE_FEATURES: u64 = 0x010;
+    pub(crate) const DEVICE_FEATURES_SEL: u64 = 0x014;
+    pub(crate) const DRIVER_FEATURES: u64 = 0x020;
+    pub(crate) const DRIVER_FEATURES_SEL: u64 = 0x024;
+    pub(crate) const QUEUE_SEL: u64 = 0x030;
+    pub(crate) const QUEUE_NUM: u64 = 0x038;
+    pub(crate) const QUEUE_READY: u64 = 0x044;
+    pub(crate) const QUEUE_NOTIFY: u64 = 0x050;
+    pub(crate) const INTERRUPT_STATUS: u64 = 0x060;
+    pub(crate) const INTERRUPT_ACK: u64 = 0x064;
+    pub(crate) const STATUS: u64 = 0x070;
+    pub(crate) const QUEUE_DESC: u64 = 0x080;
+    pub(crate) const QUEUE_DRIVER: u64 = 0x090;
+    pub(crate) const QUEUE_DEVICE: u64 = 0x0a0;
 }
 
-pub const DRIVER_OK: u32 = 4;
-pub const NEEDS_RESET: u32 = 0x40;
-pub const EVENT_IDX: u64 = 1 << 29;
-pub const INDIRECT: u64 = 1 << 28;
+pub(crate) const DRIVER_OK: u32 = 4;
+pub(crate) const NEEDS_RESET: u32 = 0x40;
+pub(crate) const EVENT_IDX: u64 = 1 << 29;
+pub(crate) const INDIRECT: u64 = 1 << 28;
 
-pub const NEXT: u16 = 1;
-pub const WRITE: u16 = 2;
-pub const TABLE: u16 = 4;
+pub(crate) const NEXT: u16 = 1;
+pub(crate) const WRITE: u16 = 2;
+pub(crate) const TABLE: u16 = 4;
 
 /// Descriptors of one request at most, in the ring or in its indirect table.
-pub const CHAIN_MAX: u16 = 4;
+pub(crate) const CHAIN_MAX: u16 = 4;
 
-pub fn write_register(device: &dyn Device, offset: u64, value: u32) {
+pub(crate) fn write_register(device: &dyn Device, offset: u64, value: u32) {
     device.write(offset, &value.to_le_bytes());
 }
 
-pub fn read_register(device: &dyn Device, offset: u64) -> u32 {
+pub(crate) fn read_register(device: &dyn Device, offset: u64) -> u32 {
     let mut word = [0; 4];
     device.read(offset, &mut word);
     u32::from_le_bytes(word)
 }
 
 /// Resets the device and agrees on features: what it offers, without `refused`.
-pub fn agree(device: &dyn Device, refused: u64) -> u64 {
+pub(crate) fn agree(device: &dyn Device, refused: u64) -> u64 {
     write_register(device, regs::STATUS, 0);
     write_register(device, regs::STATUS, 3);
     let mut features = 0;
@@ -66,20 +66,20 @@ pub fn agree(device: &dyn Device, refused: u64) -> u64 {
 }
 
 /// The driver is ready.
-pub fn go(device: &dyn Device) {
+pub(crate) fn go(device: &dyn Device) {
     write_register(device, regs::STATUS, 3 | 8 | DRIVER_OK);
 }
 
-pub fn needs_reset(device: &dyn Device) -> bool {
+pub(crate) fn needs_reset(device: &dyn Device) -> bool {
     read_register(device, regs::STATUS) & NEEDS_RESET != 0
 }
 
 /// A buffer of a request: address, length, whether the device writes it.
-pub type Buffer = (u64, u32, bool);
+pub(crate) type Buffer = (u64, u32, bool);
 
 /// One queue, from the driver's side.
 #[derive(Clone)]
-pub struct Ring {
+pub(crate) struct Ring {
     pub memory: Memory,
     pub queue: u32,
     /// Where descriptors (4 KiB), available ring (4 KiB), used ring (4 KiB) and indirect tables lie.
@@ -95,10 +95,10 @@ pub struct Ring {
 
 impl Ring {
     /// Bytes that a ring takes.
-    pub const BYTES: u64 = 0x3000 + 0x100 * 64;
+    pub(crate) const BYTES: u64 = 0x3000 + 0x100 * 64;
 
     /// Sets a queue up, after [`agree`] and before [`go`].
-    pub fn new(
+    pub(crate) fn new(
         device: &dyn Device,
         memory: &Memory,
         queue: u32,
@@ -134,17 +134,17 @@ impl Ring {
     }
 
     /// Requests that the queue has room for.
-    pub fn slots(&self) -> u16 {
+    pub(crate) fn slots(&self) -> u16 {
         (self.size / CHAIN_MAX).min(64)
     }
 
     /// Writes one descriptor into the ring's table.
-    pub fn descriptor(&self, index: u16, address: u64, length: u32, flags: u16, next: u16) {
+    pub(crate) fn descriptor(&self, index: u16, address: u64, length: u32, flags: u16, next: u16) {
         self.descriptor_at(self.base + 16 * u64::from(index), address, length, flags, next);
     }
 
     /// Writes one descriptor anywhere.
-    pub fn descriptor_at(&self, at: u64, address: u64, length: u32, flags: u16, next: u16) {
+    pub(crate) fn descriptor_at(&self, at: u64, address: u64, length: u32, flags: u16, next: u16) {
         self.put(at, address);
         self.put(at + 8, length);
         self.put(at + 12, flags);
@@ -164,12 +164,12 @@ impl Ring {
     }
 
     /// Where the indirect table of a slot lies.
-    pub fn table(&self, slot: u16) -> u64 {
+    pub(crate) fn table(&self, slot: u16) -> u64 {
         self.base + 0x3000 + 0x100 * u64::from(slot)
     }
 
     /// Writes a request into a slot; returns its head.
-    pub fn request(&self, slot: u16, buffers: &[Buffer]) -> u16 {
+    pub(crate) fn request(&self, slot: u16, buffers: &[Buffer]) -> u16 {
         assert!(buffers.len() <= usize::from(CHAIN_MAX) && slot < self.slots());
         let head = slot * CHAIN_MAX;
         let (table, first) = match self.indirect {
@@ -189,7 +189,7 @@ impl Ring {
     }
 
     /// Makes a chain available.
-    pub fn offer(&mut self, head: u16) {
+    pub(crate) fn offer(&mut self, head: u16) {
         self.put(
             self.base + 0x1004 + 2 * u64::from(self.available % self.size),
             head,
@@ -199,12 +199,12 @@ impl Ring {
     }
 
     /// Says how many chains were made available.
-    pub fn set_available(&self, index: u16) {
+    pub(crate) fn set_available(&self, index: u16) {
         self.put(self.base + 0x1002, index);
     }
 
     /// Kicks, if the device wants to be told.
-    pub fn kick(&mut self, device: &dyn Device) {
+    pub(crate) fn kick(&mut self, device: &dyn Device) {
         if self.event_idx {
             let event = self.get(self.base + 0x2004 + 8 * u64::from(self.size));
             let new = self.available.wrapping_sub(event).wrapping_sub(1);
@@ -218,12 +218,12 @@ impl Ring {
     }
 
     /// Kicks.
-    pub fn kick_always(&self, device: &dyn Device) {
+    pub(crate) fn kick_always(&self, device: &dyn Device) {
         write_register(device, regs::QUEUE_NOTIFY, self.queue);
     }
 
     /// The next used request: its head and the bytes written.
-    pub fn used(&mut self) -> Option<(u16, u32)> {
+    pub(crate) fn used(&mut self) -> Option<(u16, u32)> {
         if self.get(self.base + 0x2002) == self.seen {
             return None;
         }
@@ -239,7 +239,7 @@ impl Ring {
     }
 
     /// Waits for the next used request.
-    pub fn wait_used(&mut self) -> (u16, u32) {
+    pub(crate) fn wait_used(&mut self) -> (u16, u32) {
         let begin = std::time::Instant::now();
         loop {
             if let Some(used) = self.used() {

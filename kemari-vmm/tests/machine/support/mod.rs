@@ -1,14 +1,14 @@
 //! What the tests share.
 
-pub mod asker;
-pub mod bench;
-pub mod boot_sector;
-pub mod driver;
-pub mod network;
-pub mod pair;
-pub mod random;
-pub mod resp;
-pub mod rig;
-pub mod stores;
-pub mod tiny_firmware;
-pub mod watchdog;
+pub(crate) mod asker;
+pub(crate) mod bench;
+pub(crate) mod boot_sector;
+pub(crate) mod driver;
+pub(crate) mod network;
+pub(crate) mod pair;
+pub(crate) mod random;
+pub(crate) mod resp;
+pub(crate) mod rig;
+pub(crate) mod stores;
+pub(crate) mod tiny_firmware;
+pub(crate) mod watchdog;

@@ -8,16 +8,16 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
 
 /// The only TAP in the namespace.
-pub const TAP: &str = "tap0";
+pub(crate) const TAP: &str = "tap0";
 /// The bare guest's address and port, as it has them without a word on its command line.
-pub const GUEST: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 77, 0, 2), 6379);
+pub(crate) const GUEST: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 77, 0, 2), 6379);
 const OURS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 const TUNSETPERSIST: libc::c_ulong = 0x4004_54cb;
 
 /// Moves the calling thread, and all that it will start, into a new namespace with a TAP that is up.
-pub fn enter() {
+pub(crate) fn enter() {
     // SAFETY: only this thread's network namespace changes.
     check("unshare", unsafe { libc::unshare(libc::CLONE_NEWNET) });
     // Neighbour discovery would be noise.
@@ -28,14 +28,14 @@ pub fn enter() {
 }
 
 /// Deletes the TAP, whoever is attached to it.
-pub fn delete_tap() {
+pub(crate) fn delete_tap() {
     let mut ip = Command::new("ip");
     let status = ip.args(["link", "del", TAP]).status().expect("ip starts");
     assert!(status.success(), "the TAP cannot be deleted");
 }
 
 /// Makes the TAP, with our address, and sets it up.
-pub fn make_tap() {
+pub(crate) fn make_tap() {
     let tun = OpenOptions::new()
         .read(true)
         .write(true)
@@ -104,11 +104,11 @@ fn check(step: &str, result: i32) {
 }
 
 /// Sees every frame that the guest sends.
-pub struct Listener(OwnedFd);
+pub(crate) struct Listener(OwnedFd);
 
 impl Listener {
     /// Sees what leaves the guest from now on, in the namespace of the calling thread.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let protocol = (libc::ETH_P_ALL as u16).to_be();
         let socket = socket(
             libc::AF_PACKET,
@@ -131,7 +131,7 @@ impl Listener {
     }
 
     /// The next frame from the guest that has come by now.
-    pub fn frame(&self) -> Option<Vec<u8>> {
+    pub(crate) fn frame(&self) -> Option<Vec<u8>> {
         loop {
             let mut bytes = vec![0; 65_600];
             // SAFETY: a sockaddr_ll of zeros is a valid one.
@@ -157,7 +157,7 @@ impl Listener {
     }
 
     /// How many frames came since the last look.
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         std::iter::from_fn(|| self.frame()).count()
     }
 }

@@ -15,7 +15,7 @@ use super::rig::Rig;
 const CHUNK_BYTES: usize = 1 << 20;
 
 /// A machine under protection.
-pub struct Pair<'r> {
+pub(crate) struct Pair<'r> {
     rig: &'r Rig,
     pub machine: Machine,
     standby: Machine,
@@ -26,7 +26,7 @@ pub struct Pair<'r> {
 }
 
 /// What one capture took.
-pub struct Captured {
+pub(crate) struct Captured {
     pub epoch: u64,
     pub pages: Vec<u64>,
     frames: Vec<u8>,
@@ -36,7 +36,7 @@ pub struct Captured {
 impl<'r> Pair<'r> {
     /// Protects a machine: the first copy is made at a pause; from then on output is held.
     /// It runs when this returns.
-    pub fn protect(rig: &'r Rig, machine: Machine) -> Self {
+    pub(crate) fn protect(rig: &'r Rig, machine: Machine) -> Self {
         let standby = rig.machine();
         machine.pause();
         machine.dirty().start().expect("the dirty log starts");
@@ -65,7 +65,7 @@ impl<'r> Pair<'r> {
     }
 
     /// Captures; the machine stays paused.
-    pub fn capture(&mut self) -> Captured {
+    pub(crate) fn capture(&mut self) -> Captured {
         self.epoch += 1;
         self.machine.pause();
         let (mut states, mut pages) = (Vec::new(), std::mem::take(&mut self.owed));
@@ -87,7 +87,7 @@ impl<'r> Pair<'r> {
     }
 
     /// The standby takes the capture: it would go on from there.
-    pub fn commit(&mut self, captured: &Captured) {
+    pub(crate) fn commit(&mut self, captured: &Captured) {
         for (&page, frame) in captured
             .pages
             .iter()
@@ -99,26 +99,26 @@ impl<'r> Pair<'r> {
     }
 
     /// The capture fails: its pages are owed to the next one.
-    pub fn give_back(&mut self, captured: &Captured) {
+    pub(crate) fn give_back(&mut self, captured: &Captured) {
         self.owed.extend(&captured.pages);
         self.machine.give_back(captured.epoch);
     }
 
     /// What the last commit asks of the disk beyond request `applied`.
-    pub fn disk_operations(&self, applied: Option<u64>) -> Vec<DiskOperation> {
+    pub(crate) fn disk_operations(&self, applied: Option<u64>) -> Vec<DiskOperation> {
         self.standby
             .disk_operations(&self.committed, |_| applied)
             .expect("the state of an equal machine")
     }
 
     /// The machine dies; the standby goes on from the last commit. It is paused when this returns.
-    pub fn take_over(self) -> Machine {
+    pub(crate) fn take_over(self) -> Machine {
         let image = self.rig.image.path();
         self.take_over_with(image, None)
     }
 
     /// The same with another image, which has all outputs up to `applied` already.
-    pub fn take_over_with(self, image: &Path, applied: Option<u64>) -> Machine {
+    pub(crate) fn take_over_with(self, image: &Path, applied: Option<u64>) -> Machine {
         self.machine.halt();
         drop(self.machine);
         self.standby
@@ -137,7 +137,7 @@ impl<'r> Pair<'r> {
 }
 
 /// One sync of some kind.
-pub fn sync(pair: &mut Pair<'_>, random: &mut Random) {
+pub(crate) fn sync(pair: &mut Pair<'_>, random: &mut Random) {
     let begin = Instant::now();
     while !pair.machine.output_held() && begin.elapsed() < Duration::from_millis(3) {
         thread::sleep(Duration::from_micros(50));
@@ -169,7 +169,7 @@ pub fn sync(pair: &mut Pair<'_>, random: &mut Random) {
 }
 
 /// Copies all memory into memory that was never written.
-pub fn copy_all(from: &Memory, to: &Memory) {
+pub(crate) fn copy_all(from: &Memory, to: &Memory) {
     for_each_chunk(from, |address, chunk| {
         if chunk.iter().any(|byte| *byte != 0) {
             to.write_slice(chunk, address).expect("machines are equal");
@@ -178,7 +178,7 @@ pub fn copy_all(from: &Memory, to: &Memory) {
 }
 
 /// The first page in which two memories differ.
-pub fn first_difference(one: &Memory, other: &Memory) -> Option<u64> {
+pub(crate) fn first_difference(one: &Memory, other: &Memory) -> Option<u64> {
     let mut found = None;
     let mut theirs = vec![0; CHUNK_BYTES];
     for_each_chunk(one, |address, ours| {

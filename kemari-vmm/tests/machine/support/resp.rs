@@ -13,13 +13,13 @@ use super::network::GUEST;
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(40);
 
 /// One connection, never renewed.
-pub struct Client {
+pub(crate) struct Client {
     reader: BufReader<TcpStream>,
 }
 
 impl Client {
     /// Connects, as soon as the guest listens.
-    pub fn connect() -> Self {
+    pub(crate) fn connect() -> Self {
         let begin = Instant::now();
         let stream = loop {
             match TcpStream::connect_timeout(&GUEST.into(), Duration::from_secs(2)) {
@@ -37,7 +37,7 @@ impl Client {
         }
     }
 
-    pub fn send(&mut self, words: &[&str]) -> io::Result<()> {
+    pub(crate) fn send(&mut self, words: &[&str]) -> io::Result<()> {
         let mut request = format!("*{}\r\n", words.len());
         for word in words {
             request.push_str(&format!("${}\r\n{word}\r\n", word.len()));
@@ -46,7 +46,7 @@ impl Client {
     }
 
     /// An answer: a line with its first character, or the text of a bulk string (`$-1` if there is none).
-    pub fn receive(&mut self) -> io::Result<String> {
+    pub(crate) fn receive(&mut self) -> io::Result<String> {
         let mut line = String::new();
         if self.reader.read_line(&mut line)? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -65,7 +65,7 @@ impl Client {
     }
 
     /// One request and its answer, words separated by spaces.
-    pub fn ask(&mut self, request: &str) -> String {
+    pub(crate) fn ask(&mut self, request: &str) -> String {
         let words: Vec<&str> = request.split(' ').collect();
         self.send(&words)
             .and_then(|()| self.receive())
@@ -73,13 +73,13 @@ impl Client {
     }
 
     /// A request whose answer begins with `+OK`.
-    pub fn ok(&mut self, request: &str) {
+    pub(crate) fn ok(&mut self, request: &str) {
         let answer = self.ask(request);
         assert!(answer.starts_with("+OK"), "{request}: {answer}");
     }
 
     /// A number that the guest gives about itself.
-    pub fn info(&mut self, key: &str) -> u64 {
+    pub(crate) fn info(&mut self, key: &str) -> u64 {
         let text = self.ask("INFO");
         text.lines()
             .find_map(|line| line.strip_prefix(key)?.strip_prefix(':')?.parse().ok())
@@ -88,14 +88,14 @@ impl Client {
 }
 
 /// Clients that write, read back and compare until they are stopped.
-pub struct Load {
+pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     done: Arc<AtomicU64>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Load {
-    pub fn start(clients: usize) -> Self {
+    pub(crate) fn start(clients: usize) -> Self {
         let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let threads = (0..clients)
             .map(|number| {
@@ -107,13 +107,13 @@ impl Load {
     }
 
     /// Whether no client has failed.
-    pub fn is_well(&self) -> bool {
+    pub(crate) fn is_well(&self) -> bool {
         !self.threads.iter().any(|thread| thread.is_finished())
     }
 
     /// Stops; any contradiction or lost connection is a failure.
     /// Returns how many values were written and read back.
-    pub fn stop(self) -> u64 {
+    pub(crate) fn stop(self) -> u64 {
         self.stop.store(true, Ordering::SeqCst);
         for thread in self.threads {
             if let Err(panic) = thread.join() {

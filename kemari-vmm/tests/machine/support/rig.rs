@@ -27,7 +27,7 @@ const EVENT_TIME_MAX: Duration = Duration::from_secs(20);
 const DISK_BYTES: u64 = 8 << 20;
 
 /// What equal machines are made of.
-pub struct Rig {
+pub(crate) struct Rig {
     pub spec: MachineSpec,
     pub image: NamedTempFile,
     pub console: Sink,
@@ -42,7 +42,7 @@ struct Events {
 
 /// Where a console writes.
 #[derive(Clone, Default)]
-pub struct Sink(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Sink(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -56,20 +56,20 @@ impl Write for Sink {
 }
 
 impl Sink {
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
     }
 }
 
 impl Rig {
     /// A rig whose guest has this command line and so many MiB of memory. Moves the thread into a namespace.
-    pub fn new(cmdline: &str, memory_mib: u64) -> Self {
+    pub(crate) fn new(cmdline: &str, memory_mib: u64) -> Self {
         network::enter();
         Self::without_network(cmdline, memory_mib)
     }
 
     /// The same, where the TAP is of no interest.
-    pub fn without_network(cmdline: &str, memory_mib: u64) -> Self {
+    pub(crate) fn without_network(cmdline: &str, memory_mib: u64) -> Self {
         let config = BootConfig {
             kernel: bare_guest(),
             initrd: None,
@@ -104,7 +104,7 @@ impl Rig {
     }
 
     /// A machine, paused, with nothing plugged in.
-    pub fn machine(&self) -> Machine {
+    pub(crate) fn machine(&self) -> Machine {
         let events = self.events.clone();
         let sink = move |event| {
             events.queue.lock().unwrap().push_back(event);
@@ -114,12 +114,12 @@ impl Rig {
     }
 
     /// Gives a machine its disk and its TAP, as soon as the machine that had them lets go.
-    pub fn plug(&self, machine: &Machine) {
+    pub(crate) fn plug(&self, machine: &Machine) {
         self.plug_with(machine, self.image.path());
     }
 
     /// The same with another image.
-    pub fn plug_with(&self, machine: &Machine, image: &Path) {
+    pub(crate) fn plug_with(&self, machine: &Machine, image: &Path) {
         let config = DiskConfig::new(image);
         retry(|| {
             let result = machine.attach_disk("blk0", &config);
@@ -131,7 +131,7 @@ impl Rig {
     }
 
     /// A machine that has booted and runs.
-    pub fn running(&self) -> Machine {
+    pub(crate) fn running(&self) -> Machine {
         let machine = self.machine();
         machine.boot().expect("the bare guest boots");
         self.plug(&machine);
@@ -140,13 +140,13 @@ impl Rig {
     }
 
     /// Waits for the next event.
-    pub fn event(&self) -> MachineEvent {
+    pub(crate) fn event(&self) -> MachineEvent {
         self.event_within(EVENT_TIME_MAX)
             .expect("an event of the machine")
     }
 
     /// Waits so long for the next event.
-    pub fn event_within(&self, time: Duration) -> Option<MachineEvent> {
+    pub(crate) fn event_within(&self, time: Duration) -> Option<MachineEvent> {
         let guard = self.events.queue.lock().unwrap();
         let (mut queue, _) = self
             .events

@@ -12,7 +12,7 @@ use super::bench::SECTOR_BYTES;
 use super::random::Random;
 
 /// A disk with a cache that does not survive a loss of power.
-pub struct Forgetful {
+pub(crate) struct Forgetful {
     state: Mutex<Contents>,
     flush_works: bool,
     /// So many flushes are going to fail.
@@ -32,7 +32,7 @@ struct Contents {
 
 impl Forgetful {
     /// A disk of zeros. `flush_works`: a disk that lies about its flushes is there to be found out.
-    pub fn new(bytes: usize, flush_works: bool) -> Arc<Self> {
+    pub(crate) fn new(bytes: usize, flush_works: bool) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(Contents {
                 durable: vec![0; bytes],
@@ -45,13 +45,13 @@ impl Forgetful {
 
     /// The next flushes fail as Linux lets them: what they were for is marked clean,
     /// and never reaches the disk.
-    pub fn fail_flushes(&self, count: usize) {
+    pub(crate) fn fail_flushes(&self, count: usize) {
         self.failing.store(count, Ordering::SeqCst);
     }
 
     /// What the disk has after a loss of power: of each sector the durable version, or one that was written
     /// since. A write of several sectors may be torn.
-    pub fn after_power_loss(&self, random: &mut Random) -> Vec<u8> {
+    pub(crate) fn after_power_loss(&self, random: &mut Random) -> Vec<u8> {
         let state = self.state.lock().unwrap();
         let mut bytes = state.durable.clone();
         for (sector, versions) in &state.cached {
@@ -119,7 +119,7 @@ impl Store for Forgetful {
 }
 
 /// A disk in memory whose operations wait at a gate, and fail where the test wants it.
-pub struct Gated {
+pub(crate) struct Gated {
     bytes: Mutex<Vec<u8>>,
     gate: Mutex<Gate>,
     changed: Condvar,
@@ -140,7 +140,7 @@ struct Gate {
 
 impl Gated {
     /// A disk of zeros with an open gate.
-    pub fn new(bytes: usize) -> Arc<Self> {
+    pub(crate) fn new(bytes: usize) -> Arc<Self> {
         Arc::new(Self {
             bytes: Mutex::new(vec![0; bytes]),
             gate: Mutex::default(),
@@ -148,19 +148,19 @@ impl Gated {
         })
     }
 
-    pub fn set_closed(&self, closed: bool) {
+    pub(crate) fn set_closed(&self, closed: bool) {
         self.gate.lock().unwrap().closed = closed;
         self.changed.notify_all();
     }
 
     /// Lets operations on this sector pass.
-    pub fn pass(&self, sector: u64) {
+    pub(crate) fn pass(&self, sector: u64) {
         self.gate.lock().unwrap().may_pass.push(sector);
         self.changed.notify_all();
     }
 
     /// Lets operations on a sector fail, or not any more.
-    pub fn fail(&self, sector: u64, error: Option<i32>) {
+    pub(crate) fn fail(&self, sector: u64, error: Option<i32>) {
         let failing = &mut self.gate.lock().unwrap().failing;
         match error {
             Some(error) => drop(failing.insert(sector, error)),
@@ -169,22 +169,22 @@ impl Gated {
     }
 
     /// Lets flushes fail, or not any more.
-    pub fn fail_flushes(&self, fail: bool) {
+    pub(crate) fn fail_flushes(&self, fail: bool) {
         self.gate.lock().unwrap().flushes_fail = fail;
     }
 
     /// Lets flushes wait, or not any more.
-    pub fn set_flushes_closed(&self, closed: bool) {
+    pub(crate) fn set_flushes_closed(&self, closed: bool) {
         self.gate.lock().unwrap().flushes_closed = closed;
         self.changed.notify_all();
     }
 
     /// What has begun so far.
-    pub fn begun(&self) -> Vec<String> {
+    pub(crate) fn begun(&self) -> Vec<String> {
         self.gate.lock().unwrap().begun.clone()
     }
 
-    pub fn sector(&self, sector: u64) -> u8 {
+    pub(crate) fn sector(&self, sector: u64) -> u8 {
         self.bytes.lock().unwrap()[sector as usize * SECTOR_BYTES]
     }
 

@@ -32,10 +32,10 @@ const CODE: &[u8] = &[
 
 /// What it says: what it has written below 4 GiB is not there; below 1 MiB there is the same,
 /// and what it has written is.
-pub const SAID: &str = "rrw";
+pub(crate) const SAID: &str = "rrw";
 
 /// Its machine's kernel.
-pub fn kernel() -> Arc<Kernel> {
+pub(crate) fn kernel() -> Arc<Kernel> {
     let mut bytes = vec![0; BYTES];
     bytes[PLACE] = b'r';
     bytes[CODE_AT..CODE_AT + CODE.len()].copy_from_slice(CODE);

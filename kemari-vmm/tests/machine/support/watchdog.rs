@@ -6,12 +6,12 @@ use std::thread;
 use std::time::Duration;
 
 /// While it lives, the process ends after the time given to it.
-pub struct Watchdog {
+pub(crate) struct Watchdog {
     _alive: Sender<()>,
 }
 
 impl Watchdog {
-    pub fn new(test: &'static str, seconds: u64) -> Self {
+    pub(crate) fn new(test: &'static str, seconds: u64) -> Self {
         let (alive, end) = channel::<()>();
         thread::spawn(move || {
             if end.recv_timeout(Duration::from_secs(seconds)) == Err(RecvTimeoutError::Timeout) {
