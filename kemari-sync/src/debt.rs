@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 
 use crate::faults::{Fault, fault};
+use crate::invariants::are_asserted;
 use crate::primary::SessionId;
 use crate::record::Epoch;
 
@@ -95,6 +96,7 @@ impl Debt {
         count_max: usize,
         pages_max: usize,
     ) -> Vec<u64> {
+        let owed = self.entries();
         let stale = self
             .ahead
             .take_if(|ahead| (ahead.session, ahead.epoch) != (session, epoch));
@@ -113,6 +115,7 @@ impl Debt {
             };
             self.ahead.get_or_insert_with(fresh).pages.extend(&pages);
         }
+        self.assert_invariants(owed);
         pages
     }
 
@@ -131,14 +134,17 @@ impl Debt {
 
     /// The session has ended: what went ahead of the next sync in it, or was about to, is found again.
     pub fn end_session(&mut self, session: SessionId) {
+        let owed = self.entries();
         self.found.append(&mut self.waiting);
         let ended = self.ahead.take_if(|ahead| ahead.session == session);
         self.take_back(ended);
+        self.assert_invariants(owed);
     }
 
     /// A sync begins to be captured: all that is owed is a part of it.
     pub fn capture(&mut self, epoch: Epoch) {
         debug_assert!(self.captured.is_none(), "one sync at a time");
+        let owed = self.entries();
         self.take_back_captured();
         self.found.append(&mut self.waiting);
         let stale = self.ahead.take_if(|ahead| ahead.epoch != epoch);
@@ -149,6 +155,7 @@ impl Debt {
             sent: 0,
             ahead: self.ahead.take(),
         });
+        self.assert_invariants(owed);
     }
 
     /// Looks at the dirty log for the sync that is captured, as [`Self::find`] does. Returns what of the sync
@@ -201,6 +208,7 @@ impl Debt {
 
     /// This sync will not be acked: its pages are found again.
     pub fn give_back(&mut self, epoch: Epoch) {
+        let owed = self.entries();
         if self
             .captured
             .as_ref()
@@ -208,6 +216,7 @@ impl Debt {
         {
             self.take_back_captured();
         }
+        self.assert_invariants(owed);
     }
 
     fn take_back_captured(&mut self) {
@@ -229,6 +238,41 @@ impl Debt {
     /// with all pages.
     pub fn take_round(&mut self) -> Vec<u64> {
         std::mem::take(&mut self.found)
+    }
+
+    /// How often pages are known, those that are in two places twice.
+    fn entries(&self) -> usize {
+        let of_ahead = |ahead: &Option<Ahead>| ahead.as_ref().map_or(0, |ahead| ahead.pages.len());
+        let captured = self.captured.as_ref();
+        let of_captured = captured.map_or(0, |captured| captured.pages.len() + of_ahead(&captured.ahead));
+        self.found.len() + self.waiting.len() + of_ahead(&self.ahead) + of_captured
+    }
+
+    /// What is so after a change in which nothing is found, acked or forgotten.
+    /// `owed`: the entries before it.
+    fn assert_invariants(&self, owed: usize) {
+        if !are_asserted() {
+            return;
+        }
+        assert_eq!(self.entries(), owed, "no page leaves all of its places");
+        if let Some(ahead) = &self.ahead {
+            assert!(!ahead.pages.is_empty(), "what went ahead are pages");
+        }
+        if let Some(captured) = &self.captured {
+            assert!(
+                self.ahead.is_none(),
+                "while a sync is captured nothing goes ahead of the next"
+            );
+            assert!(
+                captured.sent <= captured.pages.len(),
+                "only what there is was sent"
+            );
+            let ahead = captured.ahead.as_ref();
+            assert!(
+                ahead.is_none_or(|ahead| ahead.epoch == captured.epoch),
+                "what went ahead is of the sync that follows it"
+            );
+        }
     }
 
     /// Nobody is owed anything: the secondary is to get all pages, or there is none.

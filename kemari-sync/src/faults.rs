@@ -249,16 +249,26 @@ mod injected {
     pub(crate) fn fault(fault: Fault) -> bool {
         INJECTED.get() == Some(fault)
     }
+
+    pub(crate) fn are_all_rules_kept() -> bool {
+        INJECTED.get().is_none()
+    }
 }
 
 #[cfg(feature = "faults")]
 pub use injected::inject;
 
 #[cfg(feature = "faults")]
-pub(crate) use injected::fault;
+pub(crate) use injected::{are_all_rules_kept, fault};
 
 /// Whether this rule is taken out: never, in a build without the feature.
 #[cfg(not(feature = "faults"))]
 pub(crate) const fn fault(_fault: Fault) -> bool {
     false
+}
+
+/// Whether no rule is taken out: always so in a build without the feature.
+#[cfg(not(feature = "faults"))]
+pub(crate) const fn are_all_rules_kept() -> bool {
+    true
 }

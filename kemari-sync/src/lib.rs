@@ -11,6 +11,7 @@ mod checksum;
 mod consent;
 mod debt;
 mod faults;
+mod invariants;
 mod marks;
 #[cfg(feature = "sim")]
 pub mod model;

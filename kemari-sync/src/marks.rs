@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use crate::faults::{Fault, fault};
+use crate::invariants::are_asserted;
 
 /// Number of an extent of an image: a mark stands for one.
 pub type Extent = u64;
@@ -83,6 +84,7 @@ impl Marks {
             }
             *self.in_flight.entry(extent).or_default() += 1;
         }
+        self.assert_invariants();
     }
 
     /// A change that was begun has ended, well or not.
@@ -106,6 +108,7 @@ impl Marks {
                 self.doubtful.entry(extent).or_insert(id);
             }
         }
+        self.assert_invariants();
     }
 
     fn copy_from_here(&self, is_rest_durable: bool) -> Option<Copy> {
@@ -118,6 +121,7 @@ impl Marks {
     /// A copy begins. What was written before may lie in a cache of the image still.
     pub fn begin_copy(&mut self) {
         self.copy = self.copy_from_here(false);
+        self.assert_invariants();
     }
 
     /// The image was flushed since the copy began.
@@ -131,6 +135,7 @@ impl Marks {
     /// is touched from here on, is not in it.
     pub fn note_copied(&mut self) {
         self.copy = self.copy_from_here(true);
+        self.assert_invariants();
     }
 
     /// These extents were copied, and are durable on the other image: returned are those that are durable
@@ -162,7 +167,9 @@ impl Marks {
     /// Returns the flushes that the guest may be told of.
     pub fn end_pair(&mut self) -> Vec<RequestId> {
         (self.is_paired, self.peer_durable) = (false, None);
-        self.take_told()
+        let told = self.take_told();
+        self.assert_invariants();
+        told
     }
 
     /// A flush is about to be issued. `ended`: the last request up to which all changes have ended.
@@ -171,6 +178,7 @@ impl Marks {
         if self.flushes.len() > FLUSHES_MAX {
             self.flushes.pop_first();
         }
+        self.assert_invariants();
     }
 
     /// It has ended well. `waits`: the guest is told when the other host has done it, too. Returns the
@@ -182,20 +190,53 @@ impl Marks {
             return vec![id];
         }
         self.waiting.insert(id);
-        self.take_told()
+        let told = self.take_told();
+        self.assert_invariants();
+        told
     }
 
     /// All outputs up to this one are durable on the other image.
     /// Returns the flushes that the guest may be told of.
     pub fn peer_flushed(&mut self, request: RequestId) -> Vec<RequestId> {
         self.peer_durable = self.peer_durable.max(Some(request));
-        self.take_told()
+        let told = self.take_told();
+        self.assert_invariants();
+        told
     }
 
     fn take_told(&mut self) -> Vec<RequestId> {
         let (is_paired, durable) = (self.is_paired, self.peer_durable);
         let is_told = |id: RequestId| !is_paired || durable >= Some(id);
         self.waiting.extract_if(.., |id| is_told(*id)).collect()
+    }
+
+    /// What is so of it between any two calls.
+    fn assert_invariants(&self) {
+        if !are_asserted() {
+            return;
+        }
+        let is_touched = |extent| {
+            self.copy
+                .as_ref()
+                .is_none_or(|copy| copy.touched.contains(extent))
+        };
+        for (extent, count) in &self.in_flight {
+            assert!(*count > 0, "what is under way has not ended");
+            assert!(is_touched(extent), "what is under way is in no copy");
+        }
+        let doubtful = self.doubtful.iter();
+        for (extent, first) in doubtful {
+            let last = self.last.get(extent).map(|(last, _)| last);
+            assert!(last.is_none_or(|last| last >= first), "what failed was a change");
+        }
+        assert!(
+            self.flushes.len() <= FLUSHES_MAX,
+            "what is known of flushes is bounded"
+        );
+        if let Some(first) = self.waiting.first() {
+            assert!(self.is_paired, "nobody waits for a host that does not follow");
+            assert!(self.peer_durable < Some(*first), "who need not wait is told");
+        }
     }
 
     /// The last change of an extent whose mark is not gone.
@@ -245,6 +286,11 @@ impl Marks {
 
     /// The marks of these extents are gone.
     pub fn forget(&mut self, extents: &[Extent]) {
+        let is_in_flight = |extent| self.in_flight.contains_key(extent);
+        assert!(
+            !are_asserted() || !extents.iter().any(is_in_flight),
+            "from the begin of a change on no mark of it goes"
+        );
         for extent in extents {
             self.last.remove(extent);
         }
@@ -286,6 +332,11 @@ impl ReplicaMarks {
 
     /// This output was carried out.
     pub fn end(&mut self, id: RequestId) {
+        let is_next = self.carried.request.is_none_or(|before| before < id);
+        assert!(
+            !are_asserted() || is_next,
+            "outputs are carried out in order, and once"
+        );
         self.carried.request = Some(id);
     }
 
@@ -309,6 +360,16 @@ impl ReplicaMarks {
             flush.frames = self.carried.frames;
         }
         self.stored = flush.frames;
+        if are_asserted() {
+            assert!(
+                flush.request <= self.carried.request,
+                "durable is what was carried out"
+            );
+            assert!(
+                self.stored <= self.carried.frames,
+                "durable is what was carried out"
+            );
+        }
         flush
     }
 

@@ -159,6 +159,42 @@ impl Contest {
         matches!(self.step, Step::Asking | Step::Won(_) | Step::Declaring(_))
     }
 
+    /// Whether what it asks for would follow this term of this store.
+    pub(crate) fn asks_from(&self, term: Term, store: u128) -> bool {
+        (self.term, self.store) == (term, store)
+    }
+
+    /// What is so of it between any two calls.
+    pub(crate) fn assert_invariants(&self) {
+        match &self.step {
+            Step::Reading | Step::Asking | Step::Declaring(_) => {
+                assert!(!self.asker.is_idle(), "who asks nothing waits for ever");
+            }
+            Step::Over | Step::Alarmed(_) => assert!(self.asker.is_idle(), "nothing is left to be asked"),
+            Step::Won(_) => {}
+        }
+        if let Step::Won(won) | Step::Declaring(won) = &self.step {
+            assert_eq!(
+                (won.phase, &won.owner),
+                (Phase::Won, &self.me),
+                "the win is this side's"
+            );
+            assert_eq!(
+                (won.base, won.store),
+                (self.term, self.store),
+                "it follows the last commit"
+            );
+            assert!(won.term > self.term, "a win begins a term");
+        }
+        if let Some(Rival { record, .. }) = &self.rival {
+            assert_eq!(
+                (record.phase, Some(&record.owner)),
+                (Phase::Won, self.other.as_ref())
+            );
+            assert_eq!(record.base, self.term, "a rival has won against the same pair");
+        }
+    }
+
     pub(crate) fn deadline(&self) -> Option<u64> {
         self.asker.deadline()
     }

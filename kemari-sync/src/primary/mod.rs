@@ -11,6 +11,7 @@ mod backoff;
 mod disks;
 mod hand_over;
 mod health;
+mod invariants;
 mod pairing;
 mod parting;
 mod session;
@@ -25,6 +26,7 @@ pub use types::{
 };
 
 use crate::consent::AskId;
+use crate::invariants::are_asserted;
 use crate::record::{Epoch, Record};
 use crate::replica::Source;
 use crate::status::{Protection, Role, Status};
@@ -165,6 +167,14 @@ impl Primary {
 
     /// Takes one event at a time of a monotonic clock in milliseconds; appends what is to be done.
     pub fn handle(&mut self, now_ms: u64, event: PrimaryEvent, actions: &mut Actions) {
+        let before = self.risen();
+        self.take(now_ms, event, actions);
+        if are_asserted() {
+            self.assert_invariants(&before);
+        }
+    }
+
+    fn take(&mut self, now_ms: u64, event: PrimaryEvent, actions: &mut Actions) {
         self.advance_clock(now_ms);
         if self.is_over() {
             return self.go_on_handing_over(event, actions);

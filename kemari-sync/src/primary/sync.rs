@@ -10,7 +10,7 @@ use super::types::{AHEAD_SHARE, CAPTURE_FAILURES_MAX};
 use super::{Actions, Mode, Opening, Pace, Primary, PrimaryAction, SessionId, Standing};
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Stage {
+pub(super) enum Stage {
     Capturing,
     /// Captured, while there is no session to send it in.
     Captured,
@@ -23,7 +23,7 @@ enum Stage {
 pub(super) struct Sync {
     pub(super) epoch: Epoch,
     pub(super) since_ms: u64,
-    stage: Stage,
+    pub(super) stage: Stage,
     pub(super) stop: bool,
     /// The last one before a switchover: the guest stays where it ends.
     pub(super) last_here: bool,

@@ -5,6 +5,7 @@
 
 mod assume;
 mod disks;
+mod invariants;
 mod restoration;
 mod session;
 mod sync;
@@ -15,6 +16,7 @@ pub use restoration::{Restoration, RestorePart};
 pub use types::{SecondaryAction, SecondaryConfig, SecondaryEvent};
 
 use crate::consent::AskId;
+use crate::invariants::are_asserted;
 use crate::readiness::Readiness;
 use crate::record::{Epoch, Incarnation, Term};
 use crate::status::{Protection, Role, Status};
@@ -100,6 +102,14 @@ impl Secondary {
 
     /// Takes one event at a time of a monotonic clock in milliseconds; appends what is to be done.
     pub fn handle(&mut self, now_ms: u64, event: SecondaryEvent, actions: &mut Actions) {
+        let before = self.holds();
+        self.take(now_ms, event, actions);
+        if are_asserted() {
+            self.assert_invariants(before);
+        }
+    }
+
+    fn take(&mut self, now_ms: u64, event: SecondaryEvent, actions: &mut Actions) {
         self.advance_clock(now_ms);
         if self.is_over() {
             return;

@@ -8,7 +8,7 @@ use super::session::Stage;
 use super::{Actions, Held, Secondary, SecondaryAction};
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Phase {
+pub(super) enum Phase {
     Receiving,
     Checking,
     /// Checked, and not decided: an ask is not resolved, or the commit before is still being applied.
@@ -17,9 +17,9 @@ enum Phase {
 
 #[cfg_attr(feature = "sim", derive(Clone, Hash))]
 pub(super) struct Staging {
-    begin: Begin,
+    pub(super) begin: Begin,
     stop: bool,
-    phase: Phase,
+    pub(super) phase: Phase,
     acked: bool,
 }
 

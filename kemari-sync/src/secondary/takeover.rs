@@ -65,6 +65,35 @@ impl Takeover {
         (fault(Fault::FenceLate) || said_ms.is_some_and(|said_ms| until_ms <= said_ms)).then_some(until_ms)
     }
 
+    /// Whether the VM was won, as far as this side knows.
+    pub(super) fn has_won(&self) -> bool {
+        self.step != Step::Contesting
+    }
+
+    /// Whether what follows a win has begun.
+    pub(super) fn has_begun(&self) -> bool {
+        matches!(self.step, Step::Working | Step::Retry(_) | Step::Renewing) || self.declares()
+    }
+
+    pub(super) fn declares(&self) -> bool {
+        self.step == Step::Declaring
+    }
+
+    /// Whether everything is done before the guest runs, or, after a `stop`, is said to be stopped.
+    pub(super) fn may_run(&self, stop: bool) -> bool {
+        self.fenced && (self.restored || stop)
+    }
+
+    pub(super) fn assert_invariants(&self) {
+        self.contest.assert_invariants();
+        assert!(
+            self.beats <= BEATS_MAX,
+            "who gets on with nothing may be replaced"
+        );
+        let has_won = self.contest.won_term().is_some();
+        assert!(has_won || !self.has_begun(), "who has not won does nothing");
+    }
+
     pub(super) fn waiting(&self) -> String {
         let what = match (self.step, &self.trouble) {
             (Step::Retry(_), Some(trouble)) => trouble.clone(),
