@@ -25,6 +25,8 @@ pub mod ports;
 mod replica;
 mod rest;
 pub mod sandbox;
+// What its parts show is for the whole of it: `pub` says no more there.
+#[allow(unreachable_pub)]
 pub mod side;
 pub mod steward;
 mod threads;

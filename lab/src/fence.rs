@@ -32,7 +32,7 @@ pub(crate) struct Fence {
 
 impl Fence {
     /// Serves the power supplies of `hosts`.
-    pub fn start(outside: &Netns, hosts: Vec<Power>) -> Result<Fence> {
+    pub(crate) fn start(outside: &Netns, hosts: Vec<Power>) -> Result<Fence> {
         let listener = outside.run(|| TcpListener::bind((OUTSIDE_CONTROL, FENCE_PORT)))?;
         let listener = listener.context(|| format!("listen on {OUTSIDE_CONTROL}:{FENCE_PORT}"))?;
         let ended = Arc::new(AtomicBool::new(false));

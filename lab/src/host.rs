@@ -83,7 +83,7 @@ impl Power {
     }
 
     /// Takes it away: SIGKILL for QEMU, and back when the kernel has reaped it and its disks have forgotten.
-    pub fn cut(&self) {
+    pub(crate) fn cut(&self) {
         let mut qemu = self.lock();
         if qemu.take().is_none() {
             return;

@@ -21,7 +21,7 @@ pub const OUTSIDE_GUESTS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 /// Prefix length of all three networks.
 pub const NETMASK_BITS: u8 = 24;
 /// Most hosts that a lab can have, by the address plan.
-pub const HOSTS_MAX: usize = 16;
+pub(crate) const HOSTS_MAX: usize = 16;
 
 /// One of the networks between the hosts and the outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -21,7 +21,7 @@ pub(crate) struct Qmp {
 
 impl Qmp {
     /// Connects and negotiates.
-    pub fn connect(host: &str, path: &Path) -> Result<Qmp> {
+    pub(crate) fn connect(host: &str, path: &Path) -> Result<Qmp> {
         let what = || format!("connect to QEMU's monitor of host {host}");
         let stream = UnixStream::connect(path).context(what)?;
         stream.set_read_timeout(Some(ANSWER_LIMIT)).context(what)?;
@@ -35,7 +35,7 @@ impl Qmp {
     }
 
     /// Carries out a command and returns its result; events in between are passed over.
-    pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
+    pub(crate) fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
         let request = format!("{}\n", json!({ "execute": command, "arguments": arguments }));
         let sent = self.stream.get_mut().write_all(request.as_bytes());
         sent.context(|| format!("send {command} to QEMU of host {}", self.host))?;

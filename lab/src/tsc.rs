@@ -13,7 +13,7 @@ const MEASURE_FOR: Duration = Duration::from_millis(20);
 const MEASUREMENTS: usize = 5;
 
 /// Its frequency in kHz, measured once.
-pub fn khz() -> u64 {
+pub(crate) fn khz() -> u64 {
     static KHZ: OnceLock<u64> = OnceLock::new();
     *KHZ.get_or_init(|| {
         let mut measured: Vec<u64> = (0..MEASUREMENTS).map(|_| measure_khz()).collect();

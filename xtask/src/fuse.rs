@@ -35,29 +35,29 @@ pub(crate) const ROOT: u64 = 1;
 
 /// Requests, by their numbers.
 pub(crate) mod request {
-    pub const LOOKUP: u32 = 1;
-    pub const FORGET: u32 = 2;
-    pub const GETATTR: u32 = 3;
-    pub const SETATTR: u32 = 4;
-    pub const UNLINK: u32 = 10;
-    pub const LINK: u32 = 13;
-    pub const OPEN: u32 = 14;
-    pub const READ: u32 = 15;
-    pub const WRITE: u32 = 16;
-    pub const STATFS: u32 = 17;
-    pub const RELEASE: u32 = 18;
-    pub const FSYNC: u32 = 20;
-    pub const FLUSH: u32 = 25;
-    pub const INIT: u32 = 26;
-    pub const OPENDIR: u32 = 27;
-    pub const READDIR: u32 = 28;
-    pub const RELEASEDIR: u32 = 29;
-    pub const FSYNCDIR: u32 = 30;
-    pub const CREATE: u32 = 35;
-    pub const INTERRUPT: u32 = 36;
-    pub const DESTROY: u32 = 38;
-    pub const BATCH_FORGET: u32 = 42;
-    pub const FALLOCATE: u32 = 43;
+    pub(crate) const LOOKUP: u32 = 1;
+    pub(crate) const FORGET: u32 = 2;
+    pub(crate) const GETATTR: u32 = 3;
+    pub(crate) const SETATTR: u32 = 4;
+    pub(crate) const UNLINK: u32 = 10;
+    pub(crate) const LINK: u32 = 13;
+    pub(crate) const OPEN: u32 = 14;
+    pub(crate) const READ: u32 = 15;
+    pub(crate) const WRITE: u32 = 16;
+    pub(crate) const STATFS: u32 = 17;
+    pub(crate) const RELEASE: u32 = 18;
+    pub(crate) const FSYNC: u32 = 20;
+    pub(crate) const FLUSH: u32 = 25;
+    pub(crate) const INIT: u32 = 26;
+    pub(crate) const OPENDIR: u32 = 27;
+    pub(crate) const READDIR: u32 = 28;
+    pub(crate) const RELEASEDIR: u32 = 29;
+    pub(crate) const FSYNCDIR: u32 = 30;
+    pub(crate) const CREATE: u32 = 35;
+    pub(crate) const INTERRUPT: u32 = 36;
+    pub(crate) const DESTROY: u32 = 38;
+    pub(crate) const BATCH_FORGET: u32 = 42;
+    pub(crate) const FALLOCATE: u32 = 43;
 }
 
 /// What the kernel asks.
@@ -72,7 +72,7 @@ pub(crate) struct Request<'a> {
 
 impl Request<'_> {
     /// A number at this byte of its body.
-    pub fn word(&self, at: usize) -> u32 {
+    pub(crate) fn word(&self, at: usize) -> u32 {
         let bytes = self.body.get(at..at + 4);
         bytes.map_or(0, |bytes| {
             u32::from_ne_bytes(bytes.try_into().expect("four bytes"))
@@ -80,7 +80,7 @@ impl Request<'_> {
     }
 
     /// A longer one.
-    pub fn long(&self, at: usize) -> u64 {
+    pub(crate) fn long(&self, at: usize) -> u64 {
         let bytes = self.body.get(at..at + 8);
         bytes.map_or(0, |bytes| {
             u64::from_ne_bytes(bytes.try_into().expect("eight bytes"))
@@ -88,20 +88,20 @@ impl Request<'_> {
     }
 
     /// A name, which is the last of the body.
-    pub fn name(&self, at: usize) -> String {
+    pub(crate) fn name(&self, at: usize) -> String {
         let bytes = self.body.get(at..).unwrap_or_default();
         let name = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
         String::from_utf8_lossy(name).into_owned()
     }
 
     /// What is to be written.
-    pub fn written(&self) -> Vec<u8> {
+    pub(crate) fn written(&self) -> Vec<u8> {
         let data = self.body.get(WRITE_HEADER_BYTES..).unwrap_or_default();
         data[..data.len().min(self.word(16) as usize)].to_vec()
     }
 
     /// The size that the file is to have, if that is to change.
-    pub fn new_size(&self) -> Option<u64> {
+    pub(crate) fn new_size(&self) -> Option<u64> {
         (self.word(0) & SIZE_CHANGES != 0).then(|| self.long(16))
     }
 }
@@ -133,7 +133,7 @@ pub(crate) struct Mounted {
 
 impl Mounted {
     /// Mounts it over a file or directory that is there; `mode` says which of them it is.
-    pub fn over(path: PathBuf, mode: u32, answers: Box<dyn Answers>) -> Result<Self> {
+    pub(crate) fn over(path: PathBuf, mode: u32, answers: Box<dyn Answers>) -> Result<Self> {
         let device = open()?;
         let options = format!("fd={},rootmode={mode:o},user_id=0,group_id=0", device.as_raw_fd());
         mount(
@@ -155,7 +155,7 @@ impl Mounted {
     }
 
     /// Where it is.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }
@@ -272,12 +272,12 @@ impl Attributes {
     }
 
     /// The answer to who asks for them. There is no time for which they hold.
-    pub fn answer(&self) -> Vec<u8> {
+    pub(crate) fn answer(&self) -> Vec<u8> {
         [longs(&[0, 0]), self.encode()].concat()
     }
 
     /// The answer to who asks for a name.
-    pub fn entry(&self) -> Vec<u8> {
+    pub(crate) fn entry(&self) -> Vec<u8> {
         [longs(&[self.node, 0, 0, 0, 0]), self.encode()].concat()
     }
 }

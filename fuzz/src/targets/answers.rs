@@ -32,7 +32,7 @@ struct Side {
     over: bool,
 }
 
-pub fn run(bytes: &[u8]) {
+pub(crate) fn run(bytes: &[u8]) {
     let mut tape = Tape::new(bytes);
     let mut side = Side::new(tape.u8());
     for _ in 0..STEPS_MAX {
@@ -237,7 +237,7 @@ fn said(message: &Message) -> Vec<u8> {
 }
 
 /// A pair that is made, works, and ends in each way.
-pub fn seeds() -> Vec<Vec<u8>> {
+pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let welcome = Message::Welcome(Welcome {
         incarnation: host("b", 2),
         last: None,

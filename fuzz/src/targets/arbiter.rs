@@ -4,12 +4,12 @@ use std::sync::OnceLock;
 
 use kemari::fuzzing::Members;
 
-pub fn run(bytes: &[u8]) {
+pub(crate) fn run(bytes: &[u8]) {
     static MEMBERS: OnceLock<Members> = OnceLock::new();
     MEMBERS.get_or_init(|| Members::new("vm")).answer(bytes);
 }
 
-pub fn seeds() -> Vec<Vec<u8>> {
+pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let header =
         r#""header":{"cluster_id":"14841639068965178418","member_id":"1","revision":"7","raft_term":"2"}"#;
     let kvs = concat!(

@@ -2,7 +2,7 @@
 
 use kemari::config::Config;
 
-pub fn run(bytes: &[u8]) {
+pub(crate) fn run(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
     };
@@ -29,7 +29,7 @@ pub fn run(bytes: &[u8]) {
 }
 
 /// The documentation's example, as it is and with its comments taken for settings.
-pub fn seeds() -> Vec<Vec<u8>> {
+pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let example = include_str!("../../../docs/example.toml");
     let uncommented: String = example
         .lines()

@@ -32,7 +32,7 @@ impl Control for Echo {
     }
 }
 
-pub fn run(bytes: &[u8]) {
+pub(crate) fn run(bytes: &[u8]) {
     // Only a side has a status.
     let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
     if let Ok(Request::Status) = serde_json::from_slice(line) {
@@ -59,7 +59,7 @@ pub fn run(bytes: &[u8]) {
     }
 }
 
-pub fn seeds() -> Vec<Vec<u8>> {
+pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let tap = Request::Tap(TapRequest {
         channel: Some("net0.tx".into()),
         direction: Direction::Both,

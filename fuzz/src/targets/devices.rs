@@ -7,7 +7,7 @@ use super::support::bench::{Bench, Kind};
 use super::support::driver::Driver;
 use super::support::tape::Tape;
 
-pub fn run(bytes: &[u8]) {
+pub(crate) fn run(bytes: &[u8]) {
     let mut tape = Tape::new(bytes);
     let mut driver = Driver::new(Bench::new(Kind::from_byte(tape.u8())));
     driver.begin_well(0);
@@ -20,7 +20,7 @@ pub fn run(bytes: &[u8]) {
 }
 
 /// Of each device requests that are held, captured, released, and moved to another machine.
-pub fn seeds() -> Vec<Vec<u8>> {
+pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let request = |queue: u8, shape: u8, slot: u8, kind: u8| {
         // The header at sector 0, data in the midst of the memory, 512 bytes of them.
         [&[6, queue, shape, slot, kind, 0][..], &[6, 0, 0x80, 2, 0, 0xfe]].concat()

@@ -45,7 +45,7 @@ struct Intake {
     has_disk: bool,
 }
 
-pub fn run(bytes: &[u8]) {
+pub(crate) fn run(bytes: &[u8]) {
     let mut tape = Tape::new(bytes);
     let mut intake = Intake::new(tape.u8());
     for _ in 0..STEPS_MAX {
@@ -354,6 +354,6 @@ fn said(message: &Message) -> Vec<u8> {
     on_tape(header.kind, &bytes[HEADER_BYTES..])
 }
 
-pub fn seeds() -> Vec<Vec<u8>> {
+pub(crate) fn seeds() -> Vec<Vec<u8>> {
     sessions::all()
 }

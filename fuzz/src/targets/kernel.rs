@@ -11,7 +11,7 @@ use super::support::scratch::Scratch;
 /// A kernel is loaded at 1 MiB or above.
 const MEMORY_BYTES: usize = 8 << 20;
 
-pub fn run(bytes: &[u8]) {
+pub(crate) fn run(bytes: &[u8]) {
     let file = Scratch::with(bytes, 0);
     let config = BootConfig {
         kernel: file.path().to_owned(),
@@ -26,7 +26,7 @@ pub fn run(bytes: &[u8]) {
 }
 
 /// The smallest files that are recognised as what they are.
-pub fn seeds() -> Vec<Vec<u8>> {
+pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let mut elf = vec![0; 64 + 56];
     elf[..7].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1]);
     elf[16..20].copy_from_slice(&[2, 0, 62, 0]);

@@ -2,14 +2,14 @@
 
 use kemari::fuzzing;
 
-pub fn run(bytes: &[u8]) {
+pub(crate) fn run(bytes: &[u8]) {
     if let Ok(links) = fuzzing::take_links(bytes) {
         let _ = format!("{links:?}");
     }
 }
 
 /// A device with a name, and one on a bridge; then the end.
-pub fn seeds() -> Vec<Vec<u8>> {
+pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let attribute = |kind: u16, value: &[u8]| {
         let mut bytes = Vec::new();
         bytes.extend((4 + value.len() as u16).to_le_bytes());

@@ -17,7 +17,7 @@ mod steward;
 mod support;
 
 /// One target.
-pub struct Target {
+pub(crate) struct Target {
     /// Names it, and its directory in `fuzz/corpus/`.
     pub name: &'static str,
     /// Takes one input.
@@ -27,7 +27,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub static TARGETS: [Target; 12] = [
+pub(crate) static TARGETS: [Target; 12] = [
     Target {
         name: "devices",
         run: devices::run,
@@ -91,12 +91,12 @@ pub static TARGETS: [Target; 12] = [
 ];
 
 /// The target of this name.
-pub fn find(name: &str) -> Option<&'static Target> {
+pub(crate) fn find(name: &str) -> Option<&'static Target> {
     TARGETS.iter().find(|target| target.name == name)
 }
 
 /// The names of all targets.
-pub fn names() -> String {
+pub(crate) fn names() -> String {
     TARGETS
         .iter()
         .map(|target| target.name)

@@ -13,7 +13,7 @@ const READ_BYTES: u64 = 64 << 10;
 /// How often it is read.
 const READS_MAX: u64 = 64;
 
-pub fn run(bytes: &[u8]) {
+pub(crate) fn run(bytes: &[u8]) {
     let file = Scratch::with(bytes, FILE_BYTES);
     let config = config(file.path());
     let _ = Disk::examine(&config);
@@ -46,7 +46,7 @@ fn config(path: &Path) -> DiskConfig {
 }
 
 /// Images with one cluster of data and one of zeros, by the format's specification; versions 2 and 3.
-pub fn seeds() -> Vec<Vec<u8>> {
+pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let image = |version: u32, cluster_bits: u32, backing: &str| {
         let cluster = 1usize << cluster_bits;
         // Header, first-level table, second-level table, refcount table, refcount block, data.

@@ -15,7 +15,7 @@ const MAGIC: &[u8; 8] = b"KMRR\x01\0\0\0";
 /// The VM whose record the arbiter holds.
 const VM: &str = "vm";
 
-pub fn run(bytes: &[u8]) {
+pub(crate) fn run(bytes: &[u8]) {
     let mut tape = Tape::new(bytes);
     match tape.u8() % 4 {
         0 => drop(fuzzing::work_on_image_record(tape.rest(), [0, 1])),
@@ -55,7 +55,7 @@ fn seal(sector: &mut [u8], mark: u32) {
     checksum.copy_from_slice(&(crc32fast::hash(content) ^ mark).to_le_bytes());
 }
 
-pub fn seeds() -> Vec<Vec<u8>> {
+pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let file = fuzzing::new_image_record(64 << 20);
     // What a slot holds between its magic number and its checksum, shortened to what is no zero.
     let slot = |at: usize| {

@@ -16,7 +16,7 @@ use super::support::tape::Tape;
 /// From this one on the first byte means a state that is only decoded.
 const DECODED_FROM: u8 = 0xf0;
 
-pub fn run(bytes: &[u8]) {
+pub(crate) fn run(bytes: &[u8]) {
     let mut tape = Tape::new(bytes);
     let which = tape.u8();
     let length = usize::from(tape.u16());
@@ -68,7 +68,7 @@ fn decode_as<T: State>(bytes: Vec<u8>) {
 }
 
 /// What each device saves in the midst of what its seeds do.
-pub fn seeds() -> Vec<Vec<u8>> {
+pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
     for seed in super::devices::seeds() {
         let mut tape = Tape::new(&seed);

@@ -2,11 +2,11 @@
 
 use kemari::fuzzing;
 
-pub fn run(bytes: &[u8]) {
+pub(crate) fn run(bytes: &[u8]) {
     fuzzing::take_requests_of_steward(bytes);
 }
 
 /// Requests of both kinds, one by one and one after the other.
-pub fn seeds() -> Vec<Vec<u8>> {
+pub(crate) fn seeds() -> Vec<Vec<u8>> {
     fuzzing::requests_of_steward()
 }

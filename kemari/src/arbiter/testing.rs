@@ -3,7 +3,7 @@
 use kemari_sync::{Incarnation, Phase, Record, Term, Work};
 
 /// The record of a VM that the host `a` has, without a peer.
-pub fn record(term: Term, phase: Phase) -> Record {
+pub(crate) fn record(term: Term, phase: Phase) -> Record {
     Record {
         vm: "demo".into(),
         store: 1,

@@ -18,14 +18,14 @@ pub(crate) fn replay_time() -> Duration {
 }
 
 /// A directory with the image of a disk.
-pub struct Scratch {
+pub(crate) struct Scratch {
     directory: tempfile::TempDir,
     disk: Disk,
 }
 
 impl Scratch {
     /// An image of zeros.
-    pub fn new(bytes: u64) -> Self {
+    pub(crate) fn new(bytes: u64) -> Self {
         let text = EXAMPLE
             .replace("shared = true", "")
             .replace("cache = \"direct\"", "");
@@ -43,7 +43,7 @@ impl Scratch {
     }
 
     /// Where the image is.
-    pub fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.directory.path().join("disk.img")
     }
 
@@ -53,7 +53,7 @@ impl Scratch {
     }
 
     /// Opens the image of the disk as that of a VM.
-    pub fn open(&self, vm: &str, overwrite: Option<&str>) -> anyhow::Result<Arc<Image>> {
+    pub(crate) fn open(&self, vm: &str, overwrite: Option<&str>) -> anyhow::Result<Arc<Image>> {
         let disk = HostDisk {
             disk: &self.disk,
             path: self.path(),
@@ -62,7 +62,7 @@ impl Scratch {
     }
 
     /// Opens the image.
-    pub fn image(&self) -> Arc<Image> {
+    pub(crate) fn image(&self) -> Arc<Image> {
         self.open("vm", None).unwrap()
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use kemari_sync::{Incarnation, Phase, Record};
 
 /// A record of the VM `demo` that `host` owns in `term`.
-pub fn record(term: u64, host: &str) -> Record {
+pub(crate) fn record(term: u64, host: &str) -> Record {
     Record {
         vm: "demo".into(),
         store: 7,
@@ -28,7 +28,7 @@ pub fn record(term: u64, host: &str) -> Record {
 }
 
 /// A port of loopback that was free a moment ago.
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -37,12 +37,12 @@ pub fn free_port() -> u16 {
 }
 
 /// An endpoint where nobody listens.
-pub fn closed_endpoint() -> String {
+pub(crate) fn closed_endpoint() -> String {
     format!("http://127.0.0.1:{}", free_port())
 }
 
 /// Reads an HTTP request with a `Content-Length`, whole.
-pub fn read_request(stream: &mut TcpStream) -> Vec<u8> {
+pub(crate) fn read_request(stream: &mut TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut part = [0; 4096];
     loop {
@@ -62,7 +62,7 @@ pub fn read_request(stream: &mut TcpStream) -> Vec<u8> {
 }
 
 /// An etcd of this test alone, on loopback, with its data in a temporary directory. Ends with the value.
-pub struct TestEtcd {
+pub(crate) struct TestEtcd {
     child: Child,
     directory: tempfile::TempDir,
     client_port: u16,
@@ -74,12 +74,12 @@ pub struct TestEtcd {
 
 impl TestEtcd {
     /// Starts it and waits until it answers. Panics with the reason if Debian's `etcd-server` is missing.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_with(&[])
     }
 
     /// The same with further options.
-    pub fn start_with(options: &[&str]) -> Self {
+    pub(crate) fn start_with(options: &[&str]) -> Self {
         let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
         // A free port may be taken by somebody else before etcd binds it: then others are tried.
         for _ in 0..5 {
@@ -103,24 +103,24 @@ impl TestEtcd {
     }
 
     /// `host:port`
-    pub fn address(&self) -> String {
+    pub(crate) fn address(&self) -> String {
         format!("127.0.0.1:{}", self.client_port)
     }
 
     /// Kills it, as a power cut would.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
     /// Starts it again with the same data and ports.
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.child = spawn(&self.directory, self.client_port, self.peer_port, &self.options);
         assert!(self.wait(), "etcd does not come back");
     }
 
     /// Stops it without ending it.
-    pub fn freeze(&self) {
+    pub(crate) fn freeze(&self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
         // Its threads stop one after the other: until the last one has, one of them may answer.
@@ -128,29 +128,29 @@ impl TestEtcd {
     }
 
     /// Takes all that a killed one had stored.
-    pub fn wipe(&self) {
+    pub(crate) fn wipe(&self) {
         std::fs::remove_dir_all(self.directory.path().join("data")).unwrap();
     }
 
     /// Puts `value` at `key`, past the arbiter.
-    pub fn put(&self, key: &str, value: &str) {
+    pub(crate) fn put(&self, key: &str, value: &str) {
         let body = format!(r#"{{"key":"{}","value":"{}"}}"#, encode(key), encode(value));
         self.post("", "/v3/kv/put", &body);
     }
 
     /// What stands at `key`, with its revisions.
-    pub fn get(&self, key: &str) -> serde_json::Value {
+    pub(crate) fn get(&self, key: &str) -> serde_json::Value {
         self.post("", "/v3/kv/range", &format!(r#"{{"key":"{}"}}"#, encode(key)))["kvs"].clone()
     }
 
     /// Its number in its cluster.
-    pub fn member_id(&self) -> String {
+    pub(crate) fn member_id(&self) -> String {
         let answer = self.post("", "/v3/maintenance/status", "{}");
         answer["header"]["member_id"].as_str().unwrap().to_owned()
     }
 
     /// POSTs to the gateway with further `headers`, and expects that it is taken.
-    pub fn post(&self, headers: &str, path: &str, body: &str) -> serde_json::Value {
+    pub(crate) fn post(&self, headers: &str, path: &str, body: &str) -> serde_json::Value {
         let mut stream = TcpStream::connect(self.address()).unwrap();
         let length = body.len();
         write!(

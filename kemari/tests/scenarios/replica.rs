@@ -256,11 +256,11 @@ fn the_side_that_ran_last_starts_and_the_other_is_refused_until_the_operator_say
 }
 
 /// A small file system in memory, unmounted when dropped.
-pub struct SmallDisk<'a>(&'a Path);
+pub(crate) struct SmallDisk<'a>(&'a Path);
 
 impl<'a> SmallDisk<'a> {
     /// Mounts it over a directory.
-    pub fn over(directory: &'a Path, bytes: u64) -> Result<Self> {
+    pub(crate) fn over(directory: &'a Path, bytes: u64) -> Result<Self> {
         let size = format!("size={bytes}");
         output_of(
             Command::new("mount")

@@ -35,7 +35,7 @@ fn an_order_that_comes_before_anybody_has_looked_waits_for_that() {
 }
 
 /// Gives the VM away under load. The old primary follows by itself.
-pub fn switch_over(scene: &mut Scene, clients: &Clients, from: Host) -> Result<()> {
+pub(crate) fn switch_over(scene: &mut Scene, clients: &Clients, from: Host) -> Result<()> {
     clients.work(Duration::from_millis(300))?;
     let ordered = scene.ask(from, &["switchover"])?;
     ensure!(ordered.success, "the order was refused: {}", ordered.text);

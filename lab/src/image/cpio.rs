@@ -3,7 +3,7 @@
 
 /// An archive under construction; everything in it belongs to root.
 #[derive(Debug, Default)]
-pub struct Cpio {
+pub(crate) struct Cpio {
     bytes: Vec<u8>,
     inodes: u32,
 }
@@ -14,29 +14,29 @@ const SYMLINK: u32 = 0o120000;
 
 impl Cpio {
     /// Adds directories, each after its parents.
-    pub fn directories(&mut self, paths: &[&str]) {
+    pub(crate) fn directories(&mut self, paths: &[&str]) {
         paths
             .iter()
             .for_each(|path| self.entry(path, DIRECTORY | 0o755, &[]));
     }
 
     /// Adds a file that can be executed.
-    pub fn program(&mut self, path: &str, content: &[u8]) {
+    pub(crate) fn program(&mut self, path: &str, content: &[u8]) {
         self.entry(path, REGULAR | 0o755, content);
     }
 
     /// Adds a file.
-    pub fn file(&mut self, path: &str, content: &[u8]) {
+    pub(crate) fn file(&mut self, path: &str, content: &[u8]) {
         self.entry(path, REGULAR | 0o644, content);
     }
 
     /// Adds a symbolic link.
-    pub fn link(&mut self, path: &str, target: &str) {
+    pub(crate) fn link(&mut self, path: &str, target: &str) {
         self.entry(path, SYMLINK | 0o777, target.as_bytes());
     }
 
     /// The finished archive.
-    pub fn finish(mut self) -> Vec<u8> {
+    pub(crate) fn finish(mut self) -> Vec<u8> {
         self.entry("TRAILER!!!", 0, &[]);
         self.bytes
     }

@@ -37,7 +37,7 @@ pub(super) struct WriteCache {
 }
 
 impl WriteCache {
-    pub fn open(path: &Path) -> io::Result<WriteCache> {
+    pub(crate) fn open(path: &Path) -> io::Result<WriteCache> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         let bytes = file.metadata()?.len();
         if bytes % SECTOR_BYTES != 0 {
@@ -53,16 +53,16 @@ impl WriteCache {
         })
     }
 
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    pub fn loss(&self) -> Loss {
+    pub(crate) fn loss(&self) -> Loss {
         self.loss
     }
 
     /// Carries out a request; the bytes that a read returns.
-    pub fn carry_out(&mut self, request: &Request, fails_writes: bool) -> io::Result<Vec<u8>> {
+    pub(crate) fn carry_out(&mut self, request: &Request, fails_writes: bool) -> io::Result<Vec<u8>> {
         let end = request.offset.checked_add(request.bytes);
         let aligned = (request.offset | request.bytes).is_multiple_of(SECTOR_BYTES);
         if !aligned || end.is_none_or(|end| end > self.bytes) {
@@ -92,7 +92,7 @@ impl WriteCache {
     }
 
     /// Each unflushed sector is written or forgotten.
-    pub fn lose_power(&mut self) -> io::Result<()> {
+    pub(crate) fn lose_power(&mut self) -> io::Result<()> {
         for (sector, content) in std::mem::take(&mut self.unflushed) {
             if rand::random() {
                 self.file.write_all_at(&content, sector * SECTOR_BYTES)?;

@@ -10,14 +10,14 @@ use lab::Loss;
 use crate::own_file::{Change, OwnFile, Storage, part_of};
 
 /// Such a file, there as long as this.
-pub struct ForgetfulFile {
+pub(crate) struct ForgetfulFile {
     content: Arc<Forgetful>,
     _file: OwnFile,
 }
 
 impl ForgetfulFile {
     /// Puts one of zeros there. `ignores_flushes`: as if nobody had asked for one.
-    pub fn mount(path: PathBuf, bytes: u64, ignores_flushes: bool) -> Result<Self> {
+    pub(crate) fn mount(path: PathBuf, bytes: u64, ignores_flushes: bool) -> Result<Self> {
         let content = Arc::new(Forgetful::new(bytes, ignores_flushes));
         Ok(Self {
             _file: OwnFile::mount(path, content.clone())?,
@@ -26,12 +26,12 @@ impl ForgetfulFile {
     }
 
     /// The power is gone: of what was not flushed a random part is forgotten, sector by sector.
-    pub fn lose_power(&self) {
+    pub(crate) fn lose_power(&self) {
         self.content.lose_power();
     }
 
     /// What power cuts have done so far.
-    pub fn loss(&self) -> Loss {
+    pub(crate) fn loss(&self) -> Loss {
         self.content.lock().loss
     }
 }

@@ -43,7 +43,7 @@ const CONNECT_MAX: Duration = Duration::from_secs(5);
 
 /// What was seen.
 #[derive(Debug, Default, Serialize)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// Requests' notifications of the second queue while both vCPUs wrote.
     second_queue_kicks: u64,
     /// What `fstrim` said that it trimmed, in bytes.
@@ -53,7 +53,7 @@ pub struct Seen {
 }
 
 /// Undergoes it; what was seen.
-pub fn undergo(program: PathBuf, seed: u64, flush: Flush, ui: &Ui) -> Result<Seen> {
+pub(crate) fn undergo(program: PathBuf, seed: u64, flush: Flush, ui: &Ui) -> Result<Seen> {
     let guest = ui.step("the guest: Debian's kernel and a shell", |_| {
         Ok(lab::guest_image(lab::Service::Shell)?)
     })?;

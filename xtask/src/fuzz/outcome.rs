@@ -7,7 +7,7 @@ use serde_json::json;
 
 /// One target's run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// The target.
     pub name: String,
     /// Inputs that were run.
@@ -24,7 +24,7 @@ pub struct Outcome {
 
 impl Outcome {
     /// Reads what libFuzzer printed.
-    pub fn parse(name: &str, output: &str) -> Self {
+    pub(crate) fn parse(name: &str, output: &str) -> Self {
         let last = |after: &str| {
             let found = output.lines().rev().find_map(|line| number(line, after));
             found.unwrap_or(0)
@@ -71,7 +71,7 @@ impl fmt::Display for Outcome {
 }
 
 /// All runs in one line.
-pub fn last_line(outcomes: &[Outcome]) -> String {
+pub(crate) fn last_line(outcomes: &[Outcome]) -> String {
     let targets: Vec<_> = outcomes
         .iter()
         .map(|outcome| {

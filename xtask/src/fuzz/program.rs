@@ -29,7 +29,7 @@ const MINIMISE_SECONDS: u32 = 30;
 const OUTPUT_LINES_MAX: usize = 60;
 
 /// The built program.
-pub struct Program(PathBuf);
+pub(crate) struct Program(PathBuf);
 
 /// The workspace of the targets.
 fn workspace() -> PathBuf {
@@ -37,7 +37,7 @@ fn workspace() -> PathBuf {
 }
 
 /// Where the inputs of a target are that are kept for ever.
-pub fn kept(target: &str) -> PathBuf {
+pub(crate) fn kept(target: &str) -> PathBuf {
     workspace().join("corpus").join(target)
 }
 
@@ -49,7 +49,7 @@ fn place(kind: &str, target: &str) -> Result<PathBuf> {
 }
 
 /// The files of a directory, in the order of their names; none if it is not there.
-pub fn files(directory: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn files(directory: &Path) -> Result<Vec<PathBuf>> {
     fs::create_dir_all(directory)?;
     let entries =
         fs::read_dir(directory).with_context(|| format!("{} cannot be read", directory.display()))?;
@@ -63,7 +63,7 @@ pub fn files(directory: &Path) -> Result<Vec<PathBuf>> {
 
 impl Program {
     /// Builds it.
-    pub fn build() -> Result<Self> {
+    pub(crate) fn build() -> Result<Self> {
         eprintln!("building what is fuzzed; the first time this takes some minutes");
         let mut command = cargo();
         command
@@ -103,13 +103,13 @@ impl Program {
     }
 
     /// The names of the targets.
-    pub fn targets(&self) -> Result<Vec<String>> {
+    pub(crate) fn targets(&self) -> Result<Vec<String>> {
         let names = output_of(self.command("").env("KEMARI_FUZZ_LIST", "1"))?;
         Ok(names.trim().split(", ").map(str::to_owned).collect())
     }
 
     /// Fuzzes a target for so long, or until something is found.
-    pub fn fuzz(&self, target: &str, minutes: u64) -> Result<Outcome> {
+    pub(crate) fn fuzz(&self, target: &str, minutes: u64) -> Result<Outcome> {
         let (found, seeds) = (place("corpus", target)?, place("seeds", target)?);
         let crashes = place("crashes", target)?;
         output_of(self.command(target).env("KEMARI_FUZZ_SEEDS", &seeds))?;
@@ -137,7 +137,7 @@ impl Program {
     }
 
     /// Runs one input; whether the target stands it.
-    pub fn run_input(&self, target: &str, input: &Path) -> Result<bool> {
+    pub(crate) fn run_input(&self, target: &str, input: &Path) -> Result<bool> {
         // A directory it would take for a corpus, and fuzz.
         ensure!(input.is_file(), "{} is no file", input.display());
         let status = self.limited(target).arg(input).status();
@@ -145,7 +145,7 @@ impl Program {
     }
 
     /// A smaller input that crashes too, or the same.
-    pub fn minimised(&self, target: &str, crash: &Path) -> PathBuf {
+    pub(crate) fn minimised(&self, target: &str, crash: &Path) -> PathBuf {
         let is_crash = crash
             .file_name()
             .is_some_and(|name| name.to_string_lossy().starts_with("crash-"));
@@ -167,7 +167,7 @@ impl Program {
     }
 
     /// The inputs that together cover all that any known one covers, in as few files as can be found.
-    pub fn merged(&self, target: &str) -> Result<Vec<PathBuf>> {
+    pub(crate) fn merged(&self, target: &str) -> Result<Vec<PathBuf>> {
         let merged = place("merged", target)?;
         for path in files(&merged)? {
             fs::remove_file(path)?;

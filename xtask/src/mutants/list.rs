@@ -36,17 +36,17 @@ struct File {
 
 impl Mutant {
     /// The package that the file belongs to: its directory.
-    pub fn package(&self) -> &str {
+    pub(crate) fn package(&self) -> &str {
         self.file.split('/').next().unwrap_or_default()
     }
 
     /// What it is called: its file, and the rule.
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         format!("{}: {}", self.file, self.rule)
     }
 
     /// The text of the file with the edit made.
-    pub fn apply(&self, text: &str) -> Result<String> {
+    pub(crate) fn apply(&self, text: &str) -> Result<String> {
         let found = text.matches(&self.old).count();
         ensure!(
             found == 1,

@@ -20,7 +20,7 @@ pub(super) struct Tree {
 
 impl Tree {
     /// A copy of the files that git knows, or would know, as they are.
-    pub fn copied() -> Result<Self> {
+    pub(crate) fn copied() -> Result<Self> {
         let directory = target_dir().join("mutants/tree");
         fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
         let path = directory.with_file_name("lock");
@@ -51,17 +51,17 @@ impl Tree {
     }
 
     /// Where it is.
-    pub fn directory(&self) -> &Path {
+    pub(crate) fn directory(&self) -> &Path {
         &self.directory
     }
 
     /// Where what is built of it is: beside it.
-    pub fn target_dir(&self) -> PathBuf {
+    pub(crate) fn target_dir(&self) -> PathBuf {
         self.directory.with_file_name("target")
     }
 
     /// Makes an edit, does something, and takes the edit back.
-    pub fn edited<T>(&self, mutant: &Mutant, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub(crate) fn edited<T>(&self, mutant: &Mutant, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let path = self.directory.join(&mutant.file);
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let edited = mutant.apply(&text)?;

@@ -56,7 +56,7 @@ impl Tests {
     ///
     /// # Errors
     /// Why they would show nothing.
-    pub fn pass_unedited(&mut self, tree: &Tree, mutant: &Mutant) -> Result<()> {
+    pub(crate) fn pass_unedited(&mut self, tree: &Tree, mutant: &Mutant) -> Result<()> {
         let words = words(mutant);
         if self.unedited.contains_key(&words) {
             return Ok(());
@@ -78,7 +78,7 @@ impl Tests {
 
     /// Runs the tests of an edit over the tree, in which it is made. A test that fails now and then, or only
     /// while the machine is busy, catches nothing: what has failed must fail again.
-    pub fn judge(&self, tree: &Tree, mutant: &Mutant) -> Result<Verdict> {
+    pub(crate) fn judge(&self, tree: &Tree, mutant: &Mutant) -> Result<Verdict> {
         let words = words(mutant);
         if let Some(why) = build(tree, &words)? {
             return Ok(Verdict::Unviable(why));

@@ -51,7 +51,13 @@ pub(super) struct Connection<'a> {
 
 impl<'a> Connection<'a> {
     /// Takes over a connected stream.
-    pub fn new(id: u16, load: &'a Load, clock: Clock, live: &'a Live, stream: TcpStream) -> io::Result<Self> {
+    pub(crate) fn new(
+        id: u16,
+        load: &'a Load,
+        clock: Clock,
+        live: &'a Live,
+        stream: TcpStream,
+    ) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(LOOK_UP))?;
         stream.set_write_timeout(Some(load.answer_timeout))?;
@@ -71,7 +77,7 @@ impl<'a> Connection<'a> {
     }
 
     /// Writes its own keys and reads its own and others' until `state` is [`DRAIN`] or [`STOP`].
-    pub fn work(mut self, state: &AtomicU8) -> History {
+    pub(crate) fn work(mut self, state: &AtomicU8) -> History {
         let mut random = ChaCha8Rng::seed_from_u64(self.load.seed.wrapping_add(u64::from(self.id) << 32));
         let mut counters = vec![0; self.load.keys_per_connection as usize];
         let mut work = || -> Result<(), String> {
@@ -92,7 +98,7 @@ impl<'a> Connection<'a> {
     }
 
     /// Reads each key once, one after the other.
-    pub fn read_all(mut self) -> History {
+    pub(crate) fn read_all(mut self) -> History {
         let mut read = || -> Result<(), String> {
             for key in 0..self.load.keys() {
                 self.ask(key, Request::Get)?;

@@ -20,14 +20,14 @@ const WRITES: &str = "300";
 const DEPTH_MAX: u32 = 32;
 
 /// Tests that follow each other.
-pub struct BlockTests {
+pub(crate) struct BlockTests {
     enough: Arc<AtomicBool>,
     thread: JoinHandle<Result<u64>>,
 }
 
 impl BlockTests {
     /// Begins the first; each has another number of requests at a time.
-    pub fn start(load: Load, seed: u64) -> Self {
+    pub(crate) fn start(load: Load, seed: u64) -> Self {
         let enough = Arc::new(AtomicBool::new(false));
         let told = enough.clone();
         let thread = thread::spawn(move || {
@@ -46,7 +46,7 @@ impl BlockTests {
 
     /// Waits for the end of the one under way. How many there were;
     /// an error is also what one of them has found.
-    pub fn finish(self) -> Result<u64> {
+    pub(crate) fn finish(self) -> Result<u64> {
         self.enough.store(true, Ordering::Relaxed);
         self.thread
             .join()

@@ -15,7 +15,7 @@ const FINDINGS_SHOWN_MAX: usize = 5;
 
 /// One period.
 #[derive(Debug)]
-pub struct Period {
+pub(crate) struct Period {
     /// What happened.
     pub cut: Cut,
     /// The primary's step when it ended.
@@ -35,7 +35,7 @@ pub struct Period {
 
 impl Period {
     /// A period that begins.
-    pub fn new(cut: Cut) -> Self {
+    pub(crate) fn new(cut: Cut) -> Self {
         Self {
             cut,
             step: None,
@@ -50,7 +50,7 @@ impl Period {
     }
 
     /// Takes the checker's word, and prints what is wrong.
-    pub fn judge(&mut self, verdict: &Verdict) {
+    pub(crate) fn judge(&mut self, verdict: &Verdict) {
         self.acknowledged = verdict.acknowledged;
         self.lost = verdict.lost.len() as u64;
         self.contradicted = verdict.contradicted.len() as u64;
@@ -62,7 +62,7 @@ impl Period {
     }
 
     /// Whether a client has noticed.
-    pub fn is_bad(&self) -> bool {
+    pub(crate) fn is_bad(&self) -> bool {
         self.lost + self.contradicted + self.lost_connections > 0
     }
 }
@@ -82,7 +82,7 @@ impl fmt::Display for Period {
 
 /// All periods, as the last line that is printed.
 #[derive(Debug, Default, Serialize)]
-pub struct Tally {
+pub(crate) struct Tally {
     takeovers: u64,
     failed: u64,
     lost: u64,
@@ -109,7 +109,7 @@ struct Line<'a> {
 
 impl Tally {
     /// Adds a period.
-    pub fn add(&mut self, period: Period) {
+    pub(crate) fn add(&mut self, period: Period) {
         *self.by_cut.entry(period.cut.name()).or_default() += 1;
         self.takeovers += u64::from(period.took_over);
         self.lost += period.lost;
@@ -125,23 +125,23 @@ impl Tally {
     }
 
     /// Counts the failure that ended a VM.
-    pub fn fail(&mut self, error: &anyhow::Error) {
+    pub(crate) fn fail(&mut self, error: &anyhow::Error) {
         self.failed += 1;
         println!("  ✗ {error:#}");
     }
 
     /// Number of periods so far.
-    pub fn periods(&self) -> u64 {
+    pub(crate) fn periods(&self) -> u64 {
         self.by_cut.values().sum()
     }
 
     /// Whether nothing went wrong.
-    pub fn is_clean(&self) -> bool {
+    pub(crate) fn is_clean(&self) -> bool {
         self.failed + self.lost + self.contradicted + self.connections_lost == 0 && self.periods() > 0
     }
 
     /// Prints the table and, last, the line.
-    pub fn print(&self, seed: u64, time: Duration) -> Result<()> {
+    pub(crate) fn print(&self, seed: u64, time: Duration) -> Result<()> {
         println!();
         for (what, counts) in [
             (

@@ -45,7 +45,7 @@ impl AddAssign for Count {
 
 impl Count {
     /// One test.
-    pub fn one(passed: bool) -> Self {
+    pub(crate) fn one(passed: bool) -> Self {
         Self {
             passed: u64::from(passed),
             failed: u64::from(!passed),
@@ -53,7 +53,7 @@ impl Count {
     }
 
     /// The sum of the summaries that Rust's test harness printed. `None`: there was none.
-    pub fn of_harness(output: &str) -> Option<Self> {
+    pub(crate) fn of_harness(output: &str) -> Option<Self> {
         let mut sum = None;
         for line in output
             .lines()
@@ -81,12 +81,12 @@ pub(super) struct Tally {
 
 impl Tally {
     /// Carries out a stage that is one test.
-    pub fn stage(&mut self, place: Place, name: &str, work: impl FnOnce() -> Result<()>) {
+    pub(crate) fn stage(&mut self, place: Place, name: &str, work: impl FnOnce() -> Result<()>) {
         self.programs(place, name, || work().map(|()| Count::one(true)));
     }
 
     /// Carries out a stage of several tests; an error is one failed test.
-    pub fn programs(&mut self, place: Place, name: &str, work: impl FnOnce() -> Result<Count>) {
+    pub(crate) fn programs(&mut self, place: Place, name: &str, work: impl FnOnce() -> Result<Count>) {
         let begin = Instant::now();
         eprintln!("[{place}] {name}");
         let count = work().unwrap_or_else(|e| {
@@ -105,14 +105,14 @@ impl Tally {
     }
 
     /// Sum over all places.
-    pub fn total(&self) -> Count {
+    pub(crate) fn total(&self) -> Count {
         let mut total = Count::default();
         self.counts.values().for_each(|count| total += *count);
         total
     }
 
     /// Compares with the declared numbers of tests: too few are a failed test.
-    pub fn check_declared(&mut self, options: &Options) {
+    pub(crate) fn check_declared(&mut self, options: &Options) {
         for place in [Place::Here, Place::Lab]
             .into_iter()
             .filter(|place| options.wants(*place))
@@ -136,7 +136,7 @@ impl Tally {
     }
 
     /// Prints times and counts.
-    pub fn print(&self, total: Duration) {
+    pub(crate) fn print(&self, total: Duration) {
         println!();
         for (name, time) in &self.times {
             println!("{:>8.1} s  {name}", time.as_secs_f64());

@@ -46,19 +46,19 @@ impl fmt::Display for Program {
 impl Program {
     /// Whether it uses /dev/kvm: those of the machine but for its images' formats,
     /// and integration tests named `kvm*`.
-    pub fn needs_kvm(&self) -> bool {
+    pub(crate) fn needs_kvm(&self) -> bool {
         self.package == "kemari-vmm" && !self.is_test("formats") || self.is_test("kvm")
     }
 
     /// Whether it needs the KVM of this machine: integration tests named `scenarios*`, which need the
     /// namespaces too, and more speed than an emulated host has; and `corpus`, which needs the files of
     /// `fuzz/`.
-    pub fn needs_local_kvm(&self) -> bool {
+    pub(crate) fn needs_local_kvm(&self) -> bool {
         self.is_test("scenarios") || self.is_test("corpus")
     }
 
     /// Where it runs, if tests that need KVM run at `kvm`.
-    pub fn place(&self, kvm: Place) -> Place {
+    pub(crate) fn place(&self, kvm: Place) -> Place {
         match () {
             () if self.needs_kvm() => kvm,
             () if self.needs_lab() => Place::Lab,
@@ -72,7 +72,7 @@ impl Program {
     }
 
     /// The beginning of the program's file name, before cargo's hash.
-    pub fn stem(&self) -> String {
+    pub(crate) fn stem(&self) -> String {
         self.target.replace('-', "_")
     }
 
@@ -81,7 +81,7 @@ impl Program {
     }
 
     /// Runs it on this machine.
-    pub fn run(&self) -> Result<Count> {
+    pub(crate) fn run(&self) -> Result<Count> {
         let limit = if self.is_test("lab") {
             LAB_TIME_MAX
         } else {

@@ -97,7 +97,7 @@ const LONG_FILES: [(&str, usize, &str); 8] = [
     ),
     (
         "kemari/tests/scenarios/support/scene.rs",
-        561,
+        572,
         "one type: what a scenario does to a pair",
     ),
     (

@@ -22,7 +22,7 @@ const PLAIN: Setup = Setup::etcd(Flavour::Plain);
 const WATCHED: Duration = Duration::from_secs(2);
 
 /// The cases.
-pub const CASES: &[Case] = &[
+pub(crate) const CASES: &[Case] = &[
     Case::new(
         "arbiter-away",
         "patroni#1931",

@@ -13,14 +13,14 @@ const DAYS: &str = "2";
 const CURVE: [&str; 4] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"];
 
 /// An authority, in files of a directory.
-pub struct Authority {
+pub(crate) struct Authority {
     dir: PathBuf,
     name: String,
 }
 
 impl Authority {
     /// Makes one with a key of its own; an older one of that name is replaced.
-    pub fn make(dir: &Path, name: &str) -> Result<Self> {
+    pub(crate) fn make(dir: &Path, name: &str) -> Result<Self> {
         let (key, pem) = (format!("{name}.key"), format!("{name}.pem"));
         let mut words = vec!["req", "-x509", "-nodes", "-days", DAYS, "-subj", "/CN=weather"];
         words.extend(CURVE);
@@ -36,7 +36,7 @@ impl Authority {
 
     /// Signs a new certificate `name.pem` with `name.key`, for a name or an address. Both files are replaced
     /// at once, as who renews certificates does.
-    pub fn issue(&self, name: &str, of: &str) -> Result<()> {
+    pub(crate) fn issue(&self, name: &str, of: &str) -> Result<()> {
         let kind = if of.parse::<std::net::IpAddr>().is_ok() {
             "IP"
         } else {
@@ -83,7 +83,7 @@ impl Authority {
     }
 
     /// Makes the pair of keys `token.key` and `token.pub` with which etcd signs tokens.
-    pub fn token_key(dir: &Path) -> Result<()> {
+    pub(crate) fn token_key(dir: &Path) -> Result<()> {
         openssl(dir, &["genrsa", "-out", "token.key", "2048"])?;
         openssl(dir, &["rsa", "-in", "token.key", "-pubout", "-out", "token.pub"])
     }

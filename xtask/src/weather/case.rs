@@ -7,7 +7,7 @@ use super::world::World;
 
 /// One case.
 #[derive(Clone, Copy)]
-pub struct Case {
+pub(crate) struct Case {
     /// Its name: the kind of weather first.
     pub name: &'static str,
     /// Where somebody has met it.
@@ -24,7 +24,7 @@ pub struct Case {
 
 impl Case {
     /// A case that is not quick, on the plain pair.
-    pub const fn new(
+    pub(crate) const fn new(
         name: &'static str,
         source: &'static str,
         what: &'static str,
@@ -41,7 +41,7 @@ impl Case {
     }
 
     /// The same as a quick one.
-    pub const fn quick(self) -> Case {
+    pub(crate) const fn quick(self) -> Case {
         Case {
             is_quick: true,
             ..self
@@ -49,12 +49,12 @@ impl Case {
     }
 
     /// The same with another pair.
-    pub const fn on(self, setup: Setup) -> Case {
+    pub(crate) const fn on(self, setup: Setup) -> Case {
         Case { setup, ..self }
     }
 
     /// Says what it is.
-    pub fn print(&self) {
+    pub(crate) fn print(&self) {
         let quick = if self.is_quick { ", quick" } else { "" };
         println!("{} ({}{quick})\n    {}", self.name, self.source, self.what);
     }

@@ -14,7 +14,7 @@ use crate::demo::pair::Side::{A, B};
 const SHIFTS: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
 
 /// The cases.
-pub const CASES: &[Case] = &[
+pub(crate) const CASES: &[Case] = &[
     Case::new(
         "clock-ahead-secondary",
         "issue of a takeover whose guest jumped",

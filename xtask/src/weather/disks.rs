@@ -12,7 +12,7 @@ use super::world::{World, fill, make_room, shell};
 use crate::demo::pair::Side::{A, B};
 
 /// The cases.
-pub const CASES: &[Case] = &[
+pub(crate) const CASES: &[Case] = &[
     Case::new(
         "disk-grown-oddly",
         "lima#3390, kubevirt#6712",

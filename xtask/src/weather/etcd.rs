@@ -14,13 +14,13 @@ use crate::proof::clients::PATIENCE;
 use crate::tools::{output_of, wait_for};
 
 /// Where clients reach it.
-pub const CLIENT_PORT: u16 = 2379;
+pub(crate) const CLIENT_PORT: u16 = 2379;
 /// Where it is by name, in the hosts' file of the case.
-pub const NAME: &str = "arbiter.weather";
+pub(crate) const NAME: &str = "arbiter.weather";
 /// A name that nobody knows.
 const UNKNOWN_NAME: &str = "nowhere.weather";
 /// Its second address, for a member that moves.
-pub const SECOND_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 2);
+pub(crate) const SECOND_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 2);
 /// The user of the program, where there are users, and the administrator; the password of both.
 const USER: &str = "kemari";
 const ADMIN: &str = "root";
@@ -30,7 +30,7 @@ const KEYS: [&str; 2] = ["L2tlbWFyaS8=", "L2tlbWFyaTA="];
 
 /// How it is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flavour {
+pub(crate) enum Flavour {
     /// By its address.
     Plain,
     /// By its name.
@@ -49,7 +49,7 @@ impl Flavour {
     }
 
     /// The section `[arbiter]` for it.
-    pub fn section(self, dir: &Path) -> String {
+    pub(crate) fn section(self, dir: &Path) -> String {
         let dir = dir.join("etcd");
         let file = |name: &str| format!("{:?}", dir.join(name));
         let endpoints = match self {
@@ -80,7 +80,7 @@ impl Flavour {
 }
 
 /// A running etcd, outside the hosts.
-pub struct Etcd {
+pub(crate) struct Etcd {
     process: Option<Process>,
     flavour: Flavour,
     address: Ipv4Addr,
@@ -90,7 +90,7 @@ pub struct Etcd {
 
 impl Etcd {
     /// Starts one whose files lie in `dir`, and waits until it answers.
-    pub fn start(outside: &Netns, flavour: Flavour, dir: &Path) -> Result<Self> {
+    pub(crate) fn start(outside: &Netns, flavour: Flavour, dir: &Path) -> Result<Self> {
         let dir = dir.join("etcd");
         fs::create_dir_all(&dir)?;
         let mut etcd = Self {
@@ -116,7 +116,7 @@ impl Etcd {
     }
 
     /// Starts it, again too: with the data that it has.
-    pub fn launch(&mut self) -> Result<()> {
+    pub(crate) fn launch(&mut self) -> Result<()> {
         let log = File::options()
             .create(true)
             .append(true)
@@ -174,26 +174,26 @@ impl Etcd {
     }
 
     /// SIGKILL.
-    pub fn kill(&mut self) -> Result<()> {
+    pub(crate) fn kill(&mut self) -> Result<()> {
         let mut process = self.process.take().context("etcd does not run")?;
         Ok(process.kill()?)
     }
 
     /// Lets it stand still, with its connections open, or go on.
-    pub fn set_running(&self, running: bool) -> Result<()> {
+    pub(crate) fn set_running(&self, running: bool) -> Result<()> {
         let process = self.process.as_ref().context("etcd does not run")?;
         Ok(process.signal(if running { Signal::CONT } else { Signal::STOP })?)
     }
 
     /// Kills it, removes all that it knows, and starts it.
-    pub fn wipe(&mut self) -> Result<()> {
+    pub(crate) fn wipe(&mut self) -> Result<()> {
         self.kill()?;
         fs::remove_dir_all(self.dir.join("data"))?;
         self.launch()
     }
 
     /// Starts it at its second address; the first one is gone.
-    pub fn move_away(&mut self) -> Result<()> {
+    pub(crate) fn move_away(&mut self) -> Result<()> {
         self.kill()?;
         self.outside
             .ip(&format!("addr add {SECOND_ADDRESS}/24 dev control"))?;
@@ -202,7 +202,7 @@ impl Etcd {
     }
 
     /// Turns the alarm of a full database on or off.
-    pub fn set_no_space(&self, on: bool) -> Result<()> {
+    pub(crate) fn set_no_space(&self, on: bool) -> Result<()> {
         let action = if on { "ACTIVATE" } else { "DEACTIVATE" };
         let members: serde_json::Value =
             serde_json::from_str(&self.post("cluster/member/list", "{}", None)?)?;
@@ -215,7 +215,7 @@ impl Etcd {
 
     /// A new authority signs new certificates of both ends, in the same files;
     /// etcd takes no others from then on.
-    pub fn renew_certificates(&mut self) -> Result<()> {
+    pub(crate) fn renew_certificates(&mut self) -> Result<()> {
         let authority = Authority::make(&self.dir, "ca")?;
         authority.issue("server", &OUTSIDE_CONTROL.to_string())?;
         authority.issue("client", "client.weather")?;
@@ -225,7 +225,7 @@ impl Etcd {
 
     /// What an administrator does who has nothing to do with us:
     /// every token that was given is of an old revision.
-    pub fn change_roles(&self, role: &str) -> Result<()> {
+    pub(crate) fn change_roles(&self, role: &str) -> Result<()> {
         let token = self.token(ADMIN)?;
         let body = format!("{{\"name\":\"{role}\"}}");
         self.post("auth/role/add", &body, Some(&token)).map(drop)
@@ -279,7 +279,7 @@ fn credentials(user: &str) -> String {
 }
 
 /// Runs a tool of certificates.
-pub fn openssl(dir: &Path, words: &[&str]) -> Result<()> {
+pub(crate) fn openssl(dir: &Path, words: &[&str]) -> Result<()> {
     let mut command = Command::new("openssl");
     output_of(command.current_dir(dir).args(words)).map(drop)
 }

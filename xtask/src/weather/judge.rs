@@ -14,16 +14,16 @@ use crate::tools::{output_of, wait_for};
 
 /// Weather on the hosts is known to both sides after so long: twice the time between two looks,
 /// and a heartbeat.
-pub const KNOWN_AFTER: Duration = Duration::from_secs(4);
+pub(crate) const KNOWN_AFTER: Duration = Duration::from_secs(4);
 /// What is wrong with the arbiter is known later: it is asked every 3 to 5 s,
 /// and given a second for its answer.
-pub const ARBITER_KNOWN_AFTER: Duration = Duration::from_secs(7);
+pub(crate) const ARBITER_KNOWN_AFTER: Duration = Duration::from_secs(7);
 /// How long an order to the guest may take.
 const ORDER_MAX: Duration = Duration::from_secs(15);
 
 /// What `kemari status --check` says, by its exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Said {
+pub(crate) enum Said {
     /// 0: protected, and a takeover would succeed.
     Ready,
     /// 1: not protected, or not ready.
@@ -36,7 +36,7 @@ pub enum Said {
 
 /// What `kemari status --json` says, as far as it is judged here.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Status {
+pub(crate) struct Status {
     /// "starting", "primary", "secondary" or "stopped".
     pub role: String,
     /// The term.
@@ -55,19 +55,19 @@ pub struct Status {
 
 /// How a takeover went.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Takeover {
+pub(crate) struct Takeover {
     /// For how long the guest stood still, if it was planned.
     pub planned_pause_ms: Option<f64>,
 }
 
 impl Status {
     /// Whether the VM executes here.
-    pub fn is_primary(&self) -> bool {
+    pub(crate) fn is_primary(&self) -> bool {
         self.role == "primary"
     }
 
     /// Whether it does so without a secondary.
-    pub fn is_alone(&self) -> bool {
+    pub(crate) fn is_alone(&self) -> bool {
         self.is_primary() && self.protection == "off"
     }
 }
@@ -85,18 +85,18 @@ fn reasons(status: &str) -> String {
 
 impl World {
     /// What the side on a host says of itself; `None` while it says nothing.
-    pub fn status(&self, side: Side) -> Option<Status> {
+    pub(crate) fn status(&self, side: Side) -> Option<Status> {
         let json = output_of(&mut self.command(side, &["status", "--json"])).ok()?;
         serde_json::from_str(&json).ok()
     }
 
     /// What it says for people.
-    pub fn said_in_words(&self, side: Side) -> String {
+    pub(crate) fn said_in_words(&self, side: Side) -> String {
         output_of(&mut self.command(side, &["status"])).unwrap_or_default()
     }
 
     /// What `kemari status --check` says on a host.
-    pub fn check(&self, side: Side) -> Result<Said> {
+    pub(crate) fn check(&self, side: Side) -> Result<Said> {
         let mut command = self.command(side, &["status", "--check"]);
         let output = command.stdin(Stdio::null()).output()?;
         match output.status.code() {
@@ -109,12 +109,12 @@ impl World {
     }
 
     /// Runs the VM on A, protected by B, until both say ready.
-    pub fn protect(&mut self) -> Result<()> {
+    pub(crate) fn protect(&mut self) -> Result<()> {
         self.protect_as([TO_FILE, TO_FILE])
     }
 
     /// The same, with scripts that start the program on A and on B.
-    pub fn protect_as(&mut self, scripts: [&str; 2]) -> Result<()> {
+    pub(crate) fn protect_as(&mut self, scripts: [&str; 2]) -> Result<()> {
         self.start(Side::A, "run", scripts[0])?;
         self.await_service()?;
         self.start(Side::B, "secondary", scripts[1])?;
@@ -122,7 +122,7 @@ impl World {
     }
 
     /// Waits until the guest's service answers.
-    pub fn await_service(&mut self) -> Result<()> {
+    pub(crate) fn await_service(&mut self) -> Result<()> {
         let load = self.load();
         wait_for("an answer of the guest's service", PATIENCE, || {
             Ok(ping(&load).ok())
@@ -130,12 +130,12 @@ impl World {
     }
 
     /// Waits until the primary on `side` is protected, and both sides say that it is ready.
-    pub fn await_ready(&mut self, side: Side) -> Result<()> {
+    pub(crate) fn await_ready(&mut self, side: Side) -> Result<()> {
         self.await_ready_within(side, PATIENCE)
     }
 
     /// The same, where much else runs.
-    pub fn await_ready_within(&mut self, side: Side, limit: Duration) -> Result<()> {
+    pub(crate) fn await_ready_within(&mut self, side: Side, limit: Duration) -> Result<()> {
         wait_for("protected and ready", limit, || {
             ensure!(self.is_running(side), "the process on {} has ended", side.name());
             let runs = self.status(side).is_some_and(|status| status.is_primary());
@@ -148,7 +148,7 @@ impl World {
 
     /// Waits until a side says that it is not protected and ready, or in doubt,
     /// and gives one of these words as a reason.
-    pub fn await_not_ready(&mut self, side: Side, words: &[&str]) -> Result<()> {
+    pub(crate) fn await_not_ready(&mut self, side: Side, words: &[&str]) -> Result<()> {
         let mut last = String::new();
         let found = wait_for(&format!("not ready, said on {}", side.name()), PATIENCE, || {
             ensure!(self.is_running(side), "the process on {} has ended", side.name());
@@ -161,7 +161,7 @@ impl World {
     }
 
     /// Kills a side. If that is the primary of a pair that says it is ready, a takeover is owed.
-    pub fn kill(&mut self, side: Side) -> Result<()> {
+    pub(crate) fn kill(&mut self, side: Side) -> Result<()> {
         let runs = self.status(side).is_some_and(|status| status.is_primary());
         // The killed one's word and the other's: whoever says "ready" of the two is taken at it.
         let said = [self.check(side)?, self.check(side.other())?];
@@ -172,14 +172,14 @@ impl World {
     }
 
     /// Sets clients to work, and waits until each was answered.
-    pub fn clients(&mut self) -> Result<Clients> {
+    pub(crate) fn clients(&mut self) -> Result<Clients> {
         let clients = Clients::start(self.load())?;
         clients.go_on()?;
         Ok(clients)
     }
 
     /// Waits until the VM runs on a host, and only there, and its clients go on.
-    pub fn await_vm(&mut self, side: Side, clients: &Clients) -> Result<()> {
+    pub(crate) fn await_vm(&mut self, side: Side, clients: &Clients) -> Result<()> {
         wait_for(&format!("the VM on {}", side.name()), PATIENCE, || {
             ensure!(self.is_running(side), "the process on {} has ended", side.name());
             let runs = |side| self.status(side).is_some_and(|status| status.is_primary());
@@ -194,7 +194,7 @@ impl World {
     }
 
     /// Waits until a host runs the VM without a secondary.
-    pub fn await_alone(&mut self, side: Side) -> Result<()> {
+    pub(crate) fn await_alone(&mut self, side: Side) -> Result<()> {
         wait_for(&format!("running alone on {}", side.name()), PATIENCE, || {
             ensure!(self.is_running(side), "the process on {} has ended", side.name());
             Ok(self.status(side).filter(Status::is_alone).map(drop))
@@ -202,7 +202,7 @@ impl World {
     }
 
     /// Waits until exactly one host runs the VM, whichever it is, and clients go on.
-    pub fn await_one_vm(&mut self, clients: &Clients) -> Result<Side> {
+    pub(crate) fn await_one_vm(&mut self, clients: &Clients) -> Result<Side> {
         let side = wait_for("exactly one VM", PATIENCE, || {
             let running: Vec<Side> = Side::BOTH
                 .into_iter()
@@ -217,7 +217,7 @@ impl World {
     }
 
     /// The roles change by the operator's word.
-    pub fn switchover(&mut self, from: Side, clients: &Clients) -> Result<()> {
+    pub(crate) fn switchover(&mut self, from: Side, clients: &Clients) -> Result<()> {
         self.owed = Some(from);
         output_of(&mut self.command(from, &["switchover"]))?;
         self.await_vm(from.other(), clients)?;
@@ -230,7 +230,7 @@ impl World {
 
     /// Kills the primary `side` whatever was said, mends what `mend` mends, and sees the VM go on at the
     /// other: if ready was said, even without having mended anything.
-    pub fn kill_and_tell(
+    pub(crate) fn kill_and_tell(
         &mut self,
         side: Side,
         clients: &Clients,
@@ -250,18 +250,18 @@ impl World {
     }
 
     /// A side that was killed becomes the secondary, until the pair is ready again.
-    pub fn revive(&mut self, side: Side) -> Result<()> {
+    pub(crate) fn revive(&mut self, side: Side) -> Result<()> {
         self.secondary(side)?;
         self.await_ready(side.other())
     }
 
     /// Sends the guest an order.
-    pub fn order(&mut self, words: &[&str]) -> Result<()> {
+    pub(crate) fn order(&mut self, words: &[&str]) -> Result<()> {
         ask(&self.load(), words, ORDER_MAX).map(drop)
     }
 
     /// Whether anybody has the VM still: runs it, or holds a state of it and lives.
-    pub fn somebody_has_it(&mut self) -> bool {
+    pub(crate) fn somebody_has_it(&mut self) -> bool {
         Side::BOTH.into_iter().any(|side| {
             let status = self.status(side);
             self.is_running(side) && status.is_some_and(|status| status.is_primary() || status.epoch > 0)
@@ -270,7 +270,7 @@ impl World {
 
     /// `kemari check` on a host by a script of the shell, as [`World::start`] has them: whether it found
     /// everything well, and what it printed.
-    pub fn kemari_check(&mut self, side: Side, script: &str) -> Result<(bool, String)> {
+    pub(crate) fn kemari_check(&mut self, side: Side, script: &str) -> Result<(bool, String)> {
         let said = self.path(&format!("{}.check", side.name()));
         let mut process = self.launch(side, "check", &script.replace(">>", ">"), &said)?;
         let status = process.wait(PATIENCE)?.context("`kemari check` does not end")?;

@@ -45,7 +45,7 @@ const TOLD_EVERY: u32 = 50;
 
 /// What was seen: the last line, as JSON.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub struct Tally {
+pub(crate) struct Tally {
     /// Deaths of a primary while `status --check` said 0.
     kills: u32,
     /// Those that were followed by a takeover.
@@ -68,7 +68,7 @@ pub struct Tally {
 
 impl Tally {
     /// Nothing was seen yet.
-    pub fn of(seed: u64) -> Self {
+    pub(crate) fn of(seed: u64) -> Self {
         Self {
             seed,
             ..Self::default()
@@ -76,7 +76,7 @@ impl Tally {
     }
 
     /// Another pair's is added.
-    pub fn add(&mut self, other: Tally) {
+    pub(crate) fn add(&mut self, other: Tally) {
         self.kills += other.kills;
         self.takeovers += other.takeovers;
         self.false_protected += other.false_protected;
@@ -96,7 +96,7 @@ impl Tally {
 }
 
 /// Kills the primary so often; whether each death was followed by a takeover.
-pub fn kills(count: u32, programs: &Programs, seed: u64) -> Result<bool> {
+pub(crate) fn kills(count: u32, programs: &Programs, seed: u64) -> Result<bool> {
     let begin = Instant::now();
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let mut tally = Tally::of(seed);

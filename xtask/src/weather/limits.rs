@@ -30,7 +30,7 @@ const KNOCKS: usize = 300;
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// The cases.
-pub const CASES: &[Case] = &[
+pub(crate) const CASES: &[Case] = &[
     Case::new(
         "limit-threads-secondary",
         "influxdb#7333, systemd#7879",

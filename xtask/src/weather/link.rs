@@ -43,7 +43,7 @@ macro_rules! fences {
 }
 
 /// The cases.
-pub const CASES: &[Case] = &[
+pub(crate) const CASES: &[Case] = &[
     Case::new(
         "link-jumbo-frames",
         "ceph PR#15535, xcp#339",

@@ -20,7 +20,7 @@ const SMALL_KIB: u32 = 1024;
 const WATCHED: Duration = Duration::from_secs(2);
 
 /// The cases.
-pub const CASES: &[Case] = &[
+pub(crate) const CASES: &[Case] = &[
     Case::new(
         "log-full-secondary",
         "tracing#3271, rust#82791",

@@ -15,7 +15,7 @@ use crate::tools::run_quietly;
 const MARK: &str = "KEMARI_WEATHER_MOUNTS";
 
 /// Becomes a process whose mounts nobody else sees: this program again, with the same words.
-pub fn become_private() -> Result<()> {
+pub(crate) fn become_private() -> Result<()> {
     if std::env::var_os(MARK).is_some() {
         return Ok(());
     }
@@ -31,23 +31,23 @@ pub fn become_private() -> Result<()> {
 
 /// The program that this process is, as its children can start it: under its own name there may be a newer
 /// one by now, or none, since cargo has built it again.
-pub struct OwnProgram(File);
+pub(crate) struct OwnProgram(File);
 
 impl OwnProgram {
     /// Opens it, for children too.
-    pub fn open() -> Result<Self> {
+    pub(crate) fn open() -> Result<Self> {
         let file = File::open("/proc/self/exe").context("this program cannot be opened")?;
         rustix::io::fcntl_setfd(&file, FdFlags::empty()).context("this program cannot be passed on")?;
         Ok(Self(file))
     }
 
     /// Where a child finds it.
-    pub fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         format!("/proc/self/fd/{}", self.0.as_raw_fd())
     }
 
     /// Starts it so that nobody else sees its mounts.
-    pub fn with_mounts_of_its_own(&self) -> Command {
+    pub(crate) fn with_mounts_of_its_own(&self) -> Command {
         let mut command = Command::new("unshare");
         command
             .args(["--mount", "--propagation", "private"])
@@ -59,11 +59,11 @@ impl OwnProgram {
 
 /// What is mounted.
 #[derive(Debug, Default)]
-pub struct Mounts(Vec<PathBuf>);
+pub(crate) struct Mounts(Vec<PathBuf>);
 
 impl Mounts {
     /// Makes a directory with a file system of its own of `kib` KiB.
-    pub fn small(&mut self, path: &Path, kib: u32) -> Result<()> {
+    pub(crate) fn small(&mut self, path: &Path, kib: u32) -> Result<()> {
         fs::create_dir_all(path)?;
         let size = format!("size={kib}k");
         run_quietly(
@@ -76,7 +76,7 @@ impl Mounts {
     }
 
     /// Makes a directory with an ext4 of its own of `mib` MiB, in a file beside it: one that can be frozen.
-    pub fn ext4(&mut self, path: &Path, mib: u64) -> Result<()> {
+    pub(crate) fn ext4(&mut self, path: &Path, mib: u64) -> Result<()> {
         fs::create_dir_all(path)?;
         let file = path.with_extension("ext4");
         File::create(&file)?.set_len(mib << 20)?;
@@ -87,7 +87,7 @@ impl Mounts {
     }
 
     /// Names are looked up in `dir/hosts` from here on, and nowhere else answers.
-    pub fn names(&mut self, dir: &Path) -> Result<()> {
+    pub(crate) fn names(&mut self, dir: &Path) -> Result<()> {
         fs::write(dir.join("hosts"), "127.0.0.1 localhost\n")?;
         // An address in the hosts' network at which nobody is: as a name server that is gone.
         fs::write(

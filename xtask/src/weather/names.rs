@@ -11,7 +11,7 @@ use crate::demo::pair::Side::{A, B};
 const NAMED: Setup = Setup::etcd(Flavour::Named);
 
 /// The cases.
-pub const CASES: &[Case] = &[
+pub(crate) const CASES: &[Case] = &[
     Case::new(
         "names-dead-kill",
         "etcd#3428",

@@ -14,7 +14,7 @@ use super::mounts::OwnProgram;
 use super::world::Programs;
 
 /// Kills `count` primaries in all, those of `pairs` pairs; whether each death was followed by a takeover.
-pub fn side_by_side(count: u32, pairs: u32, programs: &Programs, seed: u64) -> Result<bool> {
+pub(crate) fn side_by_side(count: u32, pairs: u32, programs: &Programs, seed: u64) -> Result<bool> {
     let begin = Instant::now();
     let program = OwnProgram::open()?;
     let shares = shares(count, pairs);

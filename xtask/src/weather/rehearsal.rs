@@ -12,7 +12,7 @@ use crate::demo::pair::Side::{A, B};
 use crate::tools::output_of;
 
 /// The cases.
-pub const CASES: &[Case] = &[
+pub(crate) const CASES: &[Case] = &[
     Case::new(
         "rehearsal-sound",
         "proxcenter-ui#289",

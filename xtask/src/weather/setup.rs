@@ -14,11 +14,11 @@ use crate::demo::options::{Flush, Pace};
 use crate::demo::pair::{BARE_PORT, GUEST_MAC, LINK_PORT, Side, bare_cmdline};
 
 /// The guest's service listens there.
-pub const SERVICE_PORT: u16 = BARE_PORT;
+pub(crate) const SERVICE_PORT: u16 = BARE_PORT;
 
 /// The guest's disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Disk {
+pub(crate) enum Disk {
     /// An image on each host: no fence is needed.
     Replicated,
     /// One image that both hosts see, and a fence that kills the other host's program.
@@ -27,7 +27,7 @@ pub enum Disk {
 
 /// Who decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Arbiter {
+pub(crate) enum Arbiter {
     /// Files in a directory.
     File,
     /// An etcd, reached by its address, its names or over TLS.
@@ -38,7 +38,7 @@ pub enum Arbiter {
 
 /// What a case begins with.
 #[derive(Clone, Copy, Debug)]
-pub struct Setup {
+pub(crate) struct Setup {
     /// The guest's disk.
     pub disk: Disk,
     /// Who decides.
@@ -49,20 +49,20 @@ pub struct Setup {
 
 impl Setup {
     /// An image on each host, and a file as the arbiter.
-    pub const PLAIN: Setup = Setup {
+    pub(crate) const PLAIN: Setup = Setup {
         disk: Disk::Replicated,
         arbiter: Arbiter::File,
         overlay: "",
     };
 
     /// One image, and fences.
-    pub const SHARED: Setup = Setup {
+    pub(crate) const SHARED: Setup = Setup {
         disk: Disk::Shared,
         ..Setup::PLAIN
     };
 
     /// An image on each host, and an etcd.
-    pub const fn etcd(flavour: Flavour) -> Setup {
+    pub(crate) const fn etcd(flavour: Flavour) -> Setup {
         Setup {
             arbiter: Arbiter::Etcd(flavour),
             ..Setup::PLAIN
@@ -70,12 +70,12 @@ impl Setup {
     }
 
     /// The same with more configuration.
-    pub const fn with(self, overlay: &'static str) -> Setup {
+    pub(crate) const fn with(self, overlay: &'static str) -> Setup {
         Setup { overlay, ..self }
     }
 
     /// The image of a host.
-    pub fn image(&self, dir: &Path, side: Side) -> PathBuf {
+    pub(crate) fn image(&self, dir: &Path, side: Side) -> PathBuf {
         match self.disk {
             Disk::Replicated => dir.join(format!("{}.disk/disk.img", side.name())),
             Disk::Shared => dir.join("disk.img"),
@@ -83,7 +83,7 @@ impl Setup {
     }
 
     /// The configuration file, with `more` laid over it.
-    pub fn to_toml(self, dir: &Path, sockets: &Path, kernel: &Path, more: &str) -> Result<String> {
+    pub(crate) fn to_toml(self, dir: &Path, sockets: &Path, kernel: &Path, more: &str) -> Result<String> {
         let host = |side: Side| HostPlan {
             listen: SocketAddr::from((replication_address(side.number()), LINK_PORT)).to_string(),
             control: sockets.join(format!("{}.sock", side.name())),

@@ -21,7 +21,7 @@ const WATCHED: Duration = Duration::from_secs(1);
 const QUESTION: &[u8] = b"\"status\"\n";
 
 /// The cases.
-pub const CASES: &[Case] = &[
+pub(crate) const CASES: &[Case] = &[
     Case::new(
         "signal-hangup-primary",
         "lightning#4240",

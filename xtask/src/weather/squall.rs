@@ -11,7 +11,7 @@ use crate::demo::pair::Side;
 
 /// What comes and goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Squall {
+pub(crate) enum Squall {
     /// Nothing.
     Calm,
     /// The secondary's TAP is off its bridge.
@@ -34,7 +34,7 @@ pub enum Squall {
 
 impl Squall {
     /// All of them.
-    pub const ALL: [Squall; 9] = [
+    pub(crate) const ALL: [Squall; 9] = [
         Squall::Calm,
         Squall::TapUnbridged,
         Squall::TapGone,
@@ -47,7 +47,7 @@ impl Squall {
     ];
 
     /// Its name in what is printed.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Squall::Calm => "calm",
             Squall::TapUnbridged => "tap-unbridged",
@@ -62,7 +62,7 @@ impl Squall {
     }
 
     /// Both sides know it after so long: what has just happened nobody can know yet.
-    pub fn known_after(self) -> Duration {
+    pub(crate) fn known_after(self) -> Duration {
         match self {
             Squall::Calm => Duration::ZERO,
             Squall::ArbiterSilent | Squall::NamesDead => ARBITER_KNOWN_AFTER,
@@ -71,7 +71,7 @@ impl Squall {
     }
 
     /// Begins, over a VM that runs on `primary`.
-    pub fn begin(self, world: &mut World, primary: Side) -> Result<()> {
+    pub(crate) fn begin(self, world: &mut World, primary: Side) -> Result<()> {
         let secondary = primary.other();
         match self {
             Squall::Calm => Ok(()),
@@ -93,7 +93,7 @@ impl Squall {
     }
 
     /// Ends.
-    pub fn end(self, world: &mut World, primary: Side) -> Result<()> {
+    pub(crate) fn end(self, world: &mut World, primary: Side) -> Result<()> {
         let secondary = primary.other();
         match self {
             Squall::Calm | Squall::Signals => Ok(()),

@@ -11,14 +11,15 @@ use crate::demo::pair::Side::{A, B};
 use crate::proof::clients::Clients;
 
 /// A TAP as hosts have them.
-pub const MADE: &str = "tuntap add dev tap0 mode tap vnet_hdr\nlink set tap0 master br0\nlink set tap0 up";
+pub(crate) const MADE: &str =
+    "tuntap add dev tap0 mode tap vnet_hdr\nlink set tap0 master br0\nlink set tap0 up";
 /// A TAP of another kind: whoever opens it as the other kind is refused.
 const MADE_WITH_QUEUES: &str =
     "tuntap add dev tap0 mode tap vnet_hdr multi_queue\nlink set tap0 master br0\nlink set tap0 up";
 const DELETED: &str = "link del tap0";
 
 /// The cases.
-pub const CASES: &[Case] = &[
+pub(crate) const CASES: &[Case] = &[
     Case::new(
         "tap-missing-secondary",
         "systemd#9408",

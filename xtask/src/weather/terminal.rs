@@ -15,14 +15,14 @@ const TYPED_AFTER: Duration = Duration::from_millis(100);
 
 /// The side of the one who sits there. What little is written on the other before it is stopped waits to be
 /// read.
-pub struct Terminal {
+pub(crate) struct Terminal {
     keyboard: File,
     name: String,
 }
 
 impl Terminal {
     /// A new one.
-    pub fn open() -> Result<Self> {
+    pub(crate) fn open() -> Result<Self> {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let master: OwnedFd = openpt(flags).context("no terminal can be made")?;
         grantpt(&master)?;
@@ -37,12 +37,12 @@ impl Terminal {
     }
 
     /// Starts a program whose output goes there.
-    pub fn script(&self) -> String {
+    pub(crate) fn script(&self) -> String {
         format!("exec \"$0\" \"$@\" >{0} 2>&1", self.name)
     }
 
     /// Ctrl-S: from then on whoever writes there waits.
-    pub fn stop(&self) -> Result<()> {
+    pub(crate) fn stop(&self) -> Result<()> {
         (&self.keyboard).write_all(&[STOP])?;
         std::thread::sleep(TYPED_AFTER);
         Ok(())

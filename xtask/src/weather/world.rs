@@ -26,11 +26,11 @@ const CONNECTIONS: u16 = 4;
 /// Lines of a log that a failed case shows.
 const LOG_LINES_MAX: usize = 25;
 /// How a host's program is started if a case does not say otherwise: its words are appended to a file.
-pub const TO_FILE: &str = "exec \"$0\" \"$@\" >>{log} 2>&1";
+pub(crate) const TO_FILE: &str = "exec \"$0\" \"$@\" >>{log} 2>&1";
 
 /// What all cases have in common.
 #[derive(Clone, Debug)]
-pub struct Programs {
+pub(crate) struct Programs {
     /// Kemari.
     pub kemari: PathBuf,
     /// The bare guest.
@@ -39,7 +39,7 @@ pub struct Programs {
 
 /// The hosts of one case, and what runs on them. All of it ends with the value.
 // The order of the fields is the order of their end.
-pub struct World {
+pub(crate) struct World {
     setup: Setup,
     programs: Programs,
     processes: [Option<Process>; 2],
@@ -63,7 +63,7 @@ const BREACHES: &str = "breaches";
 
 impl World {
     /// Makes hosts with nothing started on them.
-    pub fn new(setup: &Setup, programs: &Programs, seed: u64) -> Result<Self> {
+    pub(crate) fn new(setup: &Setup, programs: &Programs, seed: u64) -> Result<Self> {
         let net = LocalNet::new(2, 1)?;
         for side in Side::BOTH {
             net.host(side.number()).netns().ip("link set tap0 up")?;
@@ -102,39 +102,39 @@ impl World {
     }
 
     /// Writes the configuration, with more laid over it than the setup has.
-    pub fn configure(&self, overlay: &str) -> Result<()> {
+    pub(crate) fn configure(&self, overlay: &str) -> Result<()> {
         let (dir, sockets) = (self.dir.path(), self.sockets.path());
         let text = self.setup.to_toml(dir, sockets, &self.programs.guest, overlay)?;
         Ok(fs::write(self.path("vm.toml"), text)?)
     }
 
     /// The control socket of a host, if the case leaves it so.
-    pub fn socket(&self, side: Side) -> PathBuf {
+    pub(crate) fn socket(&self, side: Side) -> PathBuf {
         self.sockets.path().join(format!("{}.sock", side.name()))
     }
 
     /// A file or directory of the case.
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     /// The image of a host.
-    pub fn image(&self, side: Side) -> PathBuf {
+    pub(crate) fn image(&self, side: Side) -> PathBuf {
         self.setup.image(self.dir.path(), side)
     }
 
     /// The etcd of the case.
-    pub fn etcd(&mut self) -> Result<&mut Etcd> {
+    pub(crate) fn etcd(&mut self) -> Result<&mut Etcd> {
         self.etcd.as_mut().context("the case has no etcd")
     }
 
     /// The arbiter has its name.
-    pub fn name_arbiter(&self) -> Result<()> {
+    pub(crate) fn name_arbiter(&self) -> Result<()> {
         self.set_names(&format!("{OUTSIDE_CONTROL} {NAME}"))
     }
 
     /// What the hosts' file says, where the case has names.
-    pub fn set_names(&self, lines: &str) -> Result<()> {
+    pub(crate) fn set_names(&self, lines: &str) -> Result<()> {
         Ok(fs::write(
             self.path("hosts"),
             format!("127.0.0.1 localhost\n{lines}\n"),
@@ -142,12 +142,12 @@ impl World {
     }
 
     /// Runs lines of `ip` on a host.
-    pub fn ip(&self, side: Side, lines: &str) -> Result<()> {
+    pub(crate) fn ip(&self, side: Side, lines: &str) -> Result<()> {
         Ok(self.net.host(side.number()).netns().ip(lines)?)
     }
 
     /// A command of the program on a host, with the configuration last.
-    pub fn command(&self, side: Side, words: &[&str]) -> Command {
+    pub(crate) fn command(&self, side: Side, words: &[&str]) -> Command {
         let netns = self.net.host(side.number()).netns();
         let mut command = netns.command(&self.programs.kemari);
         command
@@ -159,7 +159,7 @@ impl World {
     }
 
     /// Fails if a side has made a system call that is on no list of its thread's: it died of it.
-    pub fn breaches(&self) -> Result<()> {
+    pub(crate) fn breaches(&self) -> Result<()> {
         let breaches = fs::read_to_string(self.path(BREACHES)).unwrap_or_default();
         ensure!(breaches.is_empty(), "beyond the sandbox: {breaches}");
         Ok(())
@@ -167,7 +167,7 @@ impl World {
 
     /// Starts a side by a script of the shell, in which `"$0" "$@"` is the program, and `{dir}` and `{log}`
     /// stand for the directory of the case and the host's log.
-    pub fn start(&mut self, side: Side, subcommand: &str, script: &str) -> Result<()> {
+    pub(crate) fn start(&mut self, side: Side, subcommand: &str, script: &str) -> Result<()> {
         let process = self.launch(side, subcommand, script, &self.log_path(side))?;
         fs::write(self.path(&side.pid_file()), process.pid().to_string())?;
         self.processes[side.number()] = Some(process);
@@ -175,7 +175,7 @@ impl World {
     }
 
     /// Starts the program on a host, beside what runs there.
-    pub fn launch(&self, side: Side, subcommand: &str, script: &str, log: &Path) -> Result<Process> {
+    pub(crate) fn launch(&self, side: Side, subcommand: &str, script: &str, log: &Path) -> Result<Process> {
         let script = script
             .replace("{log}", &log.display().to_string())
             .replace("{dir}", &self.dir.path().display().to_string());
@@ -197,36 +197,36 @@ impl World {
     }
 
     /// Starts a side as the secondary, in the usual way.
-    pub fn secondary(&mut self, side: Side) -> Result<()> {
+    pub(crate) fn secondary(&mut self, side: Side) -> Result<()> {
         self.start(side, "secondary", TO_FILE)
     }
 
     /// The process on a host.
-    pub fn process(&mut self, side: Side) -> Result<&mut Process> {
+    pub(crate) fn process(&mut self, side: Side) -> Result<&mut Process> {
         self.processes[side.number()]
             .as_mut()
             .with_context(|| format!("nothing was started on {}", side.name()))
     }
 
     /// Its id.
-    pub fn pid(&mut self, side: Side) -> Result<u32> {
+    pub(crate) fn pid(&mut self, side: Side) -> Result<u32> {
         Ok(self.process(side)?.pid())
     }
 
     /// Sends a signal to what runs on a host.
-    pub fn signal(&mut self, side: Side, signal: Signal) -> Result<()> {
+    pub(crate) fn signal(&mut self, side: Side, signal: Signal) -> Result<()> {
         Ok(self.process(side)?.signal(signal)?)
     }
 
     /// Whether the process on a host runs.
-    pub fn is_running(&mut self, side: Side) -> bool {
+    pub(crate) fn is_running(&mut self, side: Side) -> bool {
         self.processes[side.number()]
             .as_mut()
             .is_some_and(Process::is_running)
     }
 
     /// Waits until the process on a host has ended by itself, as it should.
-    pub fn await_end(&mut self, side: Side) -> Result<()> {
+    pub(crate) fn await_end(&mut self, side: Side) -> Result<()> {
         let status = self.process(side)?.wait(PATIENCE)?;
         self.processes[side.number()] = None;
         let status = status.with_context(|| format!("the process on {} does not end", side.name()))?;
@@ -239,12 +239,12 @@ impl World {
     }
 
     /// The VM of `side` must be seen on the other one, or what was said was not true.
-    pub fn owe(&mut self, side: Side) {
+    pub(crate) fn owe(&mut self, side: Side) {
         self.owed = Some(side);
     }
 
     /// SIGKILL, without a look at what was said.
-    pub fn end(&mut self, side: Side) -> Result<()> {
+    pub(crate) fn end(&mut self, side: Side) -> Result<()> {
         match self.processes[side.number()].take() {
             Some(mut process) => Ok(process.kill()?),
             None => Ok(()),
@@ -252,7 +252,7 @@ impl World {
     }
 
     /// A load whose keys no other load has.
-    pub fn load(&mut self) -> Load {
+    pub(crate) fn load(&mut self) -> Load {
         self.seed = self.seed.wrapping_add(1);
         Load {
             netns: Some(self.net.outside().clone()),
@@ -263,18 +263,18 @@ impl World {
     }
 
     /// Where a host's program logs, if the case leaves it so.
-    pub fn log_path(&self, side: Side) -> PathBuf {
+    pub(crate) fn log_path(&self, side: Side) -> PathBuf {
         self.path(&format!("{}.log", side.name()))
     }
 
     /// What it has logged there.
-    pub fn log(&self, side: Side) -> String {
+    pub(crate) fn log(&self, side: Side) -> String {
         let bytes = fs::read(self.log_path(side)).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// What a failed case shows, and keeps in a directory.
-    pub fn evidence(&mut self, kept: &Path) -> String {
+    pub(crate) fn evidence(&mut self, kept: &Path) -> String {
         let _ = fs::remove_dir_all(kept);
         let _ = fs::create_dir_all(kept);
         let mut shown = String::new();
@@ -297,19 +297,19 @@ impl World {
 }
 
 /// Writes a file that its owner alone may read.
-pub fn write_private(path: &Path, text: &str) -> Result<()> {
+pub(crate) fn write_private(path: &Path, text: &str) -> Result<()> {
     File::create(path)?.write_all(text.as_bytes())?;
     make_private(path)
 }
 
 /// Lets its owner alone read a file.
-pub fn make_private(path: &Path) -> Result<()> {
+pub(crate) fn make_private(path: &Path) -> Result<()> {
     Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o600))?)
 }
 
 /// Fills a file system: a new file takes all the room, and `filled`, which others write to,
 /// the rest of its last page.
-pub fn fill(directory: &Path, filled: &[&str]) -> Result<()> {
+pub(crate) fn fill(directory: &Path, filled: &[&str]) -> Result<()> {
     for name in [&["filler"], filled].concat() {
         let path = directory.join(name);
         let mut file = File::options().append(true).create(true).open(&path)?;
@@ -323,11 +323,11 @@ pub fn fill(directory: &Path, filled: &[&str]) -> Result<()> {
 }
 
 /// Ends a [`fill`].
-pub fn make_room(directory: &Path) -> Result<()> {
+pub(crate) fn make_room(directory: &Path) -> Result<()> {
     Ok(fs::remove_file(directory.join("filler"))?)
 }
 
 /// Runs lines of the shell, for what is done to the machine and not to a host.
-pub fn shell(script: &str) -> Result<()> {
+pub(crate) fn shell(script: &str) -> Result<()> {
     run_quietly(Command::new("/bin/sh").args(["-ec", script]))
 }

@@ -9,7 +9,7 @@ use xtask::proof::load::{Load, Protocol};
 
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
-pub struct Database {
+pub(crate) struct Database {
     netns: Netns,
     _server: Process,
     pub root: GuestRoot,
@@ -17,7 +17,7 @@ pub struct Database {
 }
 
 impl Database {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         lab::ensure_packages().unwrap_or_else(|error| panic!("{error}"));
         let image = lab::guest_image(Service::Postgres).unwrap_or_else(|error| panic!("{error}"));
         let (copy, root) = GuestRoot::fresh(&image.disk).unwrap();
@@ -45,7 +45,7 @@ impl Database {
         database
     }
 
-    pub fn load(&self, seed: u64) -> Load {
+    pub(crate) fn load(&self, seed: u64) -> Load {
         let address: SocketAddr = "127.0.0.1:5432".parse().unwrap();
         Load {
             protocol: Protocol::Postgres,

@@ -11,7 +11,7 @@ use xtask::proof::resp::{Decoder, Reply};
 
 /// What a server does wrong, at each n-th request.
 #[derive(Clone, Copy, Debug)]
-pub enum Lie {
+pub(crate) enum Lie {
     /// Nothing.
     None,
     /// Acknowledges a write and does not carry it out.
@@ -34,13 +34,13 @@ struct Shared {
 }
 
 /// The server; its threads end with the connections.
-pub struct Liar {
+pub(crate) struct Liar {
     address: SocketAddr,
     shared: Arc<Shared>,
 }
 
 impl Liar {
-    pub fn start(lie: Lie) -> Self {
+    pub(crate) fn start(lie: Lie) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
@@ -58,12 +58,12 @@ impl Liar {
         Self { address, shared }
     }
 
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// Forgets everything that was written in the last so many milliseconds.
-    pub fn go_back_ms(&self, ms: u64) {
+    pub(crate) fn go_back_ms(&self, ms: u64) {
         let mut store = self.shared.store.lock().unwrap();
         for versions in store.values_mut() {
             versions.retain(|(at, _)| at.elapsed().as_millis() > u128::from(ms));

@@ -9,13 +9,13 @@ use xtask::proof::load::Load;
 
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
-pub struct Redis {
+pub(crate) struct Redis {
     netns: Netns,
     _server: Process,
 }
 
 impl Redis {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let netns = Netns::new("redis").expect("these tests run as root");
         let args = ["--bind", "127.0.0.1", "--save", "", "--logfile", "/dev/null"];
         let server = netns
@@ -34,7 +34,7 @@ impl Redis {
         redis
     }
 
-    pub fn load(&self, seed: u64) -> Load {
+    pub(crate) fn load(&self, seed: u64) -> Load {
         let address: SocketAddr = "127.0.0.1:6379".parse().unwrap();
         Load {
             netns: Some(self.netns.clone()),

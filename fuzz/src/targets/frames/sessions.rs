@@ -15,7 +15,7 @@ const LAST_COMMIT: [u8; 1] = [5 | 8];
 /// The peer is silent for a minute, in steps.
 const SILENCE: [u8; 12] = [6, 0xff, 0xff, 6, 0xff, 0xff, 6, 0xff, 0xff, 6, 0xff, 0xff];
 
-pub fn all() -> Vec<Vec<u8>> {
+pub(crate) fn all() -> Vec<Vec<u8>> {
     let greeted = [vec![0], said(&Message::Hello(hello())), said(&Message::Prepare)].concat();
     let synced = [
         greeted.clone(),

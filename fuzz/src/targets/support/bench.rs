@@ -21,14 +21,14 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 /// Bytes of the memory.
-pub const MEMORY_BYTES: u64 = 2 << 20;
+pub(crate) const MEMORY_BYTES: u64 = 2 << 20;
 /// Bytes of the disk.
 const DISK_BYTES: usize = 256 << 10;
 const GSI: u32 = 5;
 
 /// What device stands on the bench.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Disk,
     WideDisk,
     DiskWithoutImage,
@@ -44,7 +44,7 @@ pub enum Kind {
 impl Kind {
     /// Each with its byte of the input. What comes later takes a byte by which nothing begins that was found
     /// before.
-    pub const ALL: [(u8, Self); 10] = [
+    pub(crate) const ALL: [(u8, Self); 10] = [
         (0, Self::Disk),
         (1, Self::WideDisk),
         (2, Self::DiskWithoutImage),
@@ -60,7 +60,7 @@ impl Kind {
     const BY_ANY_BYTE: u8 = 8;
 
     /// The one that a byte of the input says.
-    pub fn from_byte(byte: u8) -> Self {
+    pub(crate) fn from_byte(byte: u8) -> Self {
         let by = |byte| Self::ALL.into_iter().find(|(own, _)| *own == byte);
         let (_, kind) = by(byte)
             .or_else(|| by(byte % Self::BY_ANY_BYTE))
@@ -69,7 +69,7 @@ impl Kind {
     }
 
     /// How many queues it has; 0: it is no virtio device.
-    pub fn queues(self) -> u32 {
+    pub(crate) fn queues(self) -> u32 {
         match self {
             Self::Disk | Self::DiskWithoutImage | Self::Entropy => 1,
             Self::WideDisk => 4,
@@ -81,19 +81,19 @@ impl Kind {
 
 /// A device, and what it is connected to.
 #[derive(Clone)]
-pub struct Bench {
+pub(crate) struct Bench {
     pub kind: Kind,
     pub device: Arc<dyn Device>,
     pub hub: Arc<Hub>,
 }
 
 impl Bench {
-    pub fn new(kind: Kind) -> Self {
+    pub(crate) fn new(kind: Kind) -> Self {
         Self::with_memory(kind, memory())
     }
 
     /// A fresh device with this memory.
-    pub fn with_memory(kind: Kind, memory: Memory) -> Self {
+    pub(crate) fn with_memory(kind: Kind, memory: Memory) -> Self {
         let hub = hub(memory);
         let device: Arc<dyn Device> = match kind {
             Kind::Disk => disk(&hub, BlockSpec::new("bench", false)),
@@ -122,7 +122,7 @@ impl Bench {
     }
 
     /// The same device elsewhere: fresh, with a copy of the memory.
-    pub fn elsewhere(&self) -> Self {
+    pub(crate) fn elsewhere(&self) -> Self {
         let (from, to) = (&self.hub.memory, memory());
         let written = from.iter().next().expect("there is one").bitmap();
         let mut bytes = [0; PAGE_BYTES];

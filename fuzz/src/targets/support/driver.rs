@@ -18,18 +18,18 @@ const ENTRIES: u32 = 32;
 
 /// Offsets of registers (virtio 1.2, section 4.2.2).
 mod regs {
-    pub const DEVICE_FEATURES: u64 = 0x010;
-    pub const DEVICE_FEATURES_SEL: u64 = 0x014;
-    pub const DRIVER_FEATURES: u64 = 0x020;
-    pub const DRIVER_FEATURES_SEL: u64 = 0x024;
-    pub const QUEUE_SEL: u64 = 0x030;
-    pub const QUEUE_NUM: u64 = 0x038;
-    pub const QUEUE_READY: u64 = 0x044;
-    pub const QUEUE_NOTIFY: u64 = 0x050;
-    pub const STATUS: u64 = 0x070;
-    pub const QUEUE_DESC: u64 = 0x080;
-    pub const QUEUE_DRIVER: u64 = 0x090;
-    pub const QUEUE_DEVICE: u64 = 0x0a0;
+    pub(crate) const DEVICE_FEATURES: u64 = 0x010;
+    pub(crate) const DEVICE_FEATURES_SEL: u64 = 0x014;
+    pub(crate) const DRIVER_FEATURES: u64 = 0x020;
+    pub(crate) const DRIVER_FEATURES_SEL: u64 = 0x024;
+    pub(crate) const QUEUE_SEL: u64 = 0x030;
+    pub(crate) const QUEUE_NUM: u64 = 0x038;
+    pub(crate) const QUEUE_READY: u64 = 0x044;
+    pub(crate) const QUEUE_NOTIFY: u64 = 0x050;
+    pub(crate) const STATUS: u64 = 0x070;
+    pub(crate) const QUEUE_DESC: u64 = 0x080;
+    pub(crate) const QUEUE_DRIVER: u64 = 0x090;
+    pub(crate) const QUEUE_DEVICE: u64 = 0x0a0;
 }
 
 const NEXT: u16 = 1;
@@ -37,7 +37,7 @@ const WRITE: u16 = 2;
 const TABLE: u16 = 4;
 
 /// A driver of one device.
-pub struct Driver {
+pub(crate) struct Driver {
     pub bench: Bench,
     epoch: u64,
     /// By queue, how many chains were made available.
@@ -46,7 +46,7 @@ pub struct Driver {
 
 impl Driver {
     /// A driver that has done nothing.
-    pub fn new(bench: Bench) -> Self {
+    pub(crate) fn new(bench: Bench) -> Self {
         Self {
             bench,
             epoch: 0,
@@ -55,7 +55,7 @@ impl Driver {
     }
 
     /// Does what the tape says, to its end.
-    pub fn play(&mut self, tape: &mut Tape<'_>) {
+    pub(crate) fn play(&mut self, tape: &mut Tape<'_>) {
         for _ in 0..STEPS_MAX {
             if tape.is_empty() {
                 break;
@@ -65,7 +65,7 @@ impl Driver {
     }
 
     /// What a machine that ends does: nothing waits for anything any more.
-    pub fn end(self) {
+    pub(crate) fn end(self) {
         self.bench.hub.hold_output(false);
         self.bench.device.release_all();
         self.bench.device.abandon();
@@ -155,7 +155,7 @@ impl Driver {
     }
 
     /// Any bytes anywhere.
-    pub fn write_memory(&self, tape: &mut Tape<'_>) {
+    pub(crate) fn write_memory(&self, tape: &mut Tape<'_>) {
         let at = tape.number(MEMORY_BYTES);
         let count = usize::from(tape.u8());
         self.put(at, tape.bytes(count));
@@ -234,7 +234,7 @@ impl Driver {
     }
 
     /// As a good driver begins, but that it may refuse features.
-    pub fn begin_well(&mut self, refused: u64) {
+    pub(crate) fn begin_well(&mut self, refused: u64) {
         self.write_register(regs::STATUS, 0);
         self.write_register(regs::STATUS, 3);
         for half in 0..2u32 {
@@ -264,14 +264,14 @@ impl Driver {
     }
 
     /// What the device is, saved as at a capture.
-    pub fn save(&self) -> StateBlob {
+    pub(crate) fn save(&self) -> StateBlob {
         let _freeze = self.bench.hub.freeze();
         self.bench.device.save()
     }
 
     /// Whatever was done: what is saved is within its budget, loads elsewhere and is the same there. `stays`:
     /// it goes on there.
-    pub fn move_on(&mut self, stays: bool) {
+    pub(crate) fn move_on(&mut self, stays: bool) {
         let (state, there) = {
             let _freeze = self.bench.hub.freeze();
             (self.bench.device.save(), self.bench.elsewhere())
@@ -290,7 +290,7 @@ impl Driver {
     }
 
     /// What a takeover does with a device whose state was loaded.
-    pub fn go_on(&self) {
+    pub(crate) fn go_on(&self) {
         self.bench.device.release_all();
         self.bench.device.wake();
     }

@@ -1,7 +1,7 @@
 //! What the targets share.
 
-pub mod bench;
-pub mod driver;
-pub mod scratch;
-pub mod store;
-pub mod tape;
+pub(crate) mod bench;
+pub(crate) mod driver;
+pub(crate) mod scratch;
+pub(crate) mod store;
+pub(crate) mod tape;

@@ -9,11 +9,11 @@ use tempfile::NamedTempFile;
 const MEMORY: &str = "/dev/shm";
 
 /// A file that is gone when this is dropped.
-pub struct Scratch(NamedTempFile);
+pub(crate) struct Scratch(NamedTempFile);
 
 impl Scratch {
     /// A file of these bytes, behind which zeros may follow up to `length`.
-    pub fn with(bytes: &[u8], length: u64) -> Self {
+    pub(crate) fn with(bytes: &[u8], length: u64) -> Self {
         let file = match Path::new(MEMORY).is_dir() {
             true => NamedTempFile::new_in(MEMORY),
             false => NamedTempFile::new(),
@@ -27,7 +27,7 @@ impl Scratch {
         Self(file)
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }
 }

@@ -3,10 +3,10 @@
 use kemari_sync::{ArbiterAnswer, ArbiterRequest, Incarnation, Phase, Record, Work};
 
 /// The one record that it has.
-pub struct Store(pub Record);
+pub(crate) struct Store(pub Record);
 
 /// An incarnation on the host of this name.
-pub fn host(name: &str, nonce: u128) -> Incarnation {
+pub(crate) fn host(name: &str, nonce: u128) -> Incarnation {
     Incarnation {
         host: name.into(),
         nonce,
@@ -14,7 +14,7 @@ pub fn host(name: &str, nonce: u128) -> Incarnation {
 }
 
 /// The record of a reign of `a`.
-pub fn record(term: u64, peer: Option<Incarnation>) -> Record {
+pub(crate) fn record(term: u64, peer: Option<Incarnation>) -> Record {
     Record {
         vm: "vm".into(),
         store: 9,
@@ -28,7 +28,7 @@ pub fn record(term: u64, peer: Option<Incarnation>) -> Record {
 }
 
 impl Store {
-    pub fn ask(&mut self, request: ArbiterRequest) -> ArbiterAnswer {
+    pub(crate) fn ask(&mut self, request: ArbiterRequest) -> ArbiterAnswer {
         match request {
             ArbiterRequest::Read => ArbiterAnswer::Record(Some(self.0.clone())),
             ArbiterRequest::Swap { expected, new } if expected.as_ref() == Some(&self.0) => {

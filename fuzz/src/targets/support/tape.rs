@@ -1,26 +1,26 @@
 //! An input as a tape of numbers: behind its end there are zeros.
 
 /// What is left of an input.
-pub struct Tape<'a>(&'a [u8]);
+pub(crate) struct Tape<'a>(&'a [u8]);
 
 impl<'a> Tape<'a> {
-    pub fn new(bytes: &'a [u8]) -> Self {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
         Self(bytes)
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// Up to so many bytes.
-    pub fn bytes(&mut self, count: usize) -> &'a [u8] {
+    pub(crate) fn bytes(&mut self, count: usize) -> &'a [u8] {
         let (taken, rest) = self.0.split_at(count.min(self.0.len()));
         self.0 = rest;
         taken
     }
 
     /// All that is left.
-    pub fn rest(&mut self) -> &'a [u8] {
+    pub(crate) fn rest(&mut self) -> &'a [u8] {
         self.bytes(usize::MAX)
     }
 
@@ -31,24 +31,24 @@ impl<'a> Tape<'a> {
         array
     }
 
-    pub fn u8(&mut self) -> u8 {
+    pub(crate) fn u8(&mut self) -> u8 {
         self.array::<1>()[0]
     }
 
-    pub fn u16(&mut self) -> u16 {
+    pub(crate) fn u16(&mut self) -> u16 {
         u16::from_le_bytes(self.array())
     }
 
-    pub fn u32(&mut self) -> u32 {
+    pub(crate) fn u32(&mut self) -> u32 {
         u32::from_le_bytes(self.array())
     }
 
-    pub fn u64(&mut self) -> u64 {
+    pub(crate) fn u64(&mut self) -> u64 {
         u64::from_le_bytes(self.array())
     }
 
     /// A number that is more often at an edge than others; `size` is one of those edges.
-    pub fn number(&mut self, size: u64) -> u64 {
+    pub(crate) fn number(&mut self, size: u64) -> u64 {
         let near = |tape: &mut Self| u64::from(tape.u16());
         match self.u8() % 8 {
             0 => 0,

@@ -7,12 +7,12 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 
 /// The file of a scenario into which its processes write them.
-pub const NAME: &str = "breaches";
+pub(crate) const NAME: &str = "breaches";
 /// The variable by which a process is told where that is.
-pub const VARIABLE: &str = "KEMARI_BREACHES";
+pub(crate) const VARIABLE: &str = "KEMARI_BREACHES";
 
 /// Fails if there are any in the directory of a scenario.
-pub fn none_in(directory: &Path) -> Result<()> {
+pub(crate) fn none_in(directory: &Path) -> Result<()> {
     let breaches = fs::read_to_string(directory.join(NAME)).unwrap_or_default();
     ensure!(breaches.is_empty(), "beyond the sandbox: {breaches}");
     Ok(())

@@ -21,7 +21,7 @@ const PEER_PORT: usize = 2380;
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Three members, outside the hosts. They end with the value.
-pub struct Cluster {
+pub(crate) struct Cluster {
     members: [Option<Process>; MEMBERS],
     outside: Netns,
     directory: TempDir,
@@ -29,12 +29,12 @@ pub struct Cluster {
 
 impl Cluster {
     /// Where hosts reach the members.
-    pub fn endpoints() -> Vec<String> {
+    pub(crate) fn endpoints() -> Vec<String> {
         (0..MEMBERS).map(endpoint).collect()
     }
 
     /// Starts all members, and waits until they answer.
-    pub fn start(outside: &Netns) -> Result<Self> {
+    pub(crate) fn start(outside: &Netns) -> Result<Self> {
         let mut cluster = Self {
             members: [const { None }; MEMBERS],
             outside: outside.clone(),
@@ -46,7 +46,7 @@ impl Cluster {
     }
 
     /// Starts a member, again too: it has its data.
-    pub fn start_member(&mut self, member: usize) -> Result<()> {
+    pub(crate) fn start_member(&mut self, member: usize) -> Result<()> {
         let log = File::options()
             .create(true)
             .append(true)
@@ -73,13 +73,13 @@ impl Cluster {
     }
 
     /// SIGKILL.
-    pub fn kill(&mut self, member: usize) -> Result<()> {
+    pub(crate) fn kill(&mut self, member: usize) -> Result<()> {
         let mut process = self.members[member].take().context("the member runs")?;
         Ok(process.kill()?)
     }
 
     /// Waits until a member says that it belongs to a cluster that decides.
-    pub fn await_healthy(&self, member: usize) -> Result<()> {
+    pub(crate) fn await_healthy(&self, member: usize) -> Result<()> {
         let port = (CLIENT_PORT + 10 * member) as u16;
         wait_for("the arbiter's quorum", PATIENCE, || {
             let answer = self.outside.run(|| ask_health(port))?;

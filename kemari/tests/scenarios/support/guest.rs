@@ -11,12 +11,12 @@ use xtask::proof::resp::Reply;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Sends one request over a connection of its own, and waits for its answer.
-pub fn ask(load: &Load, words: &[&str]) -> Result<Reply> {
+pub(crate) fn ask(load: &Load, words: &[&str]) -> Result<Reply> {
     client::ask(load, words, ANSWER_TIMEOUT)
 }
 
 /// A number of what the guest says in `INFO`.
-pub fn info(load: &Load, name: &str) -> Result<u64> {
+pub(crate) fn info(load: &Load, name: &str) -> Result<u64> {
     let Reply::Bulk(Some(text)) = ask(load, &["INFO"])? else {
         bail!("INFO was not answered by text")
     };

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 const STOPS_MAX: usize = 1000;
 
 /// A thread that stands still while the rest of its process goes on.
-pub struct StoppedThread(libc::pid_t);
+pub(crate) struct StoppedThread(libc::pid_t);
 
 impl Drop for StoppedThread {
     fn drop(&mut self) {
@@ -26,7 +26,7 @@ impl Drop for StoppedThread {
 
 /// Stops all threads of a process whose names begin so, as a disk that hangs stops those that use it:
 /// in the kernel.
-pub fn stop_threads(pid: u32, name: &str) -> Result<Vec<StoppedThread>> {
+pub(crate) fn stop_threads(pid: u32, name: &str) -> Result<Vec<StoppedThread>> {
     let mut stopped = Vec::new();
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
         let path = thread?.path();

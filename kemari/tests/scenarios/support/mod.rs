@@ -8,10 +8,10 @@ mod pair;
 mod plan;
 mod scene;
 
-pub use cluster::Cluster;
-pub use guest::ask;
-pub use hang::stop_threads;
-pub use plan::{FENCE_WORKS, Fence, LINK_PORT, Plan};
-pub use scene::{Host, Scene, play, written_blocks};
-pub use xtask::proof::clients::{Clients, PATIENCE};
-pub use xtask::tools::wait_for;
+pub(crate) use cluster::Cluster;
+pub(crate) use guest::ask;
+pub(crate) use hang::stop_threads;
+pub(crate) use plan::{FENCE_WORKS, Fence, LINK_PORT, Plan};
+pub(crate) use scene::{Host, Scene, play, written_blocks};
+pub(crate) use xtask::proof::clients::{Clients, PATIENCE};
+pub(crate) use xtask::tools::wait_for;

@@ -9,7 +9,7 @@ use super::{Clients, Host, PATIENCE, Scene, wait_for};
 
 impl Scene {
     /// Waits for a status of a host that `is_it`, while its process lives.
-    pub fn await_status(
+    pub(crate) fn await_status(
         &mut self,
         what: &str,
         host: Host,
@@ -26,7 +26,7 @@ impl Scene {
 
     /// Waits until the VM that `host` runs is protected by the other, and somebody has looked whether a
     /// takeover would succeed.
-    pub fn await_protected(&mut self, host: Host) -> Result<Status> {
+    pub(crate) fn await_protected(&mut self, host: Host) -> Result<Status> {
         let is_known = |status: &Status| {
             let reasons = status.readiness.iter().flat_map(|readiness| &readiness.reasons);
             reasons.into_iter().all(|reason| !reason.starts_with(UNSEEN))
@@ -37,18 +37,18 @@ impl Scene {
     }
 
     /// Waits until `host` runs the VM.
-    pub fn await_primary(&mut self, host: Host) -> Result<Status> {
+    pub(crate) fn await_primary(&mut self, host: Host) -> Result<Status> {
         self.await_status("the VM", host, |status| status.role == Role::Primary)
     }
 
     /// Waits until `host` runs the VM without a secondary.
-    pub fn await_alone(&mut self, host: Host) -> Result<Status> {
+    pub(crate) fn await_alone(&mut self, host: Host) -> Result<Status> {
         let alone = |status: &Status| status.role == Role::Primary && status.protection == Protection::Off;
         self.await_status("running alone", host, alone)
     }
 
     /// Waits until the guest's service answers.
-    pub fn await_service(&mut self, host: Host) -> Result<()> {
+    pub(crate) fn await_service(&mut self, host: Host) -> Result<()> {
         let load = self.load();
         wait_for("an answer of the guest's service", PATIENCE, || {
             ensure!(self.is_running(host), "the process on {} has ended", host.name());
@@ -57,7 +57,7 @@ impl Scene {
     }
 
     /// Runs the VM on A, protected by B.
-    pub fn protect(&mut self) -> Result<()> {
+    pub(crate) fn protect(&mut self) -> Result<()> {
         self.run(Host::A)?;
         self.secondary(Host::B)?;
         self.await_service(Host::A)?;
@@ -66,7 +66,7 @@ impl Scene {
 
     /// The same, with a fault of the program on one host.
     #[cfg(feature = "faults")]
-    pub fn protect_with(&mut self, host: Host, fault: &str) -> Result<()> {
+    pub(crate) fn protect_with(&mut self, host: Host, fault: &str) -> Result<()> {
         for (side, word) in [(Host::A, "run"), (Host::B, "secondary")] {
             let faults = [("KEMARI_FAULTS", fault)];
             let env = if side == host { &faults[..] } else { &[] };
@@ -77,7 +77,7 @@ impl Scene {
     }
 
     /// The pair that A leads has not parted since `before`: it is in the same term, and no sync has failed.
-    pub fn ensure_together(&mut self, before: &Status) -> Result<()> {
+    pub(crate) fn ensure_together(&mut self, before: &Status) -> Result<()> {
         let after = self.await_protected(Host::A)?;
         ensure!(
             after.term == before.term && after.counters.syncs_failed == before.counters.syncs_failed,
@@ -91,7 +91,7 @@ impl Scene {
     }
 
     /// Kills the primary on `host`: the other goes on, and so do the clients.
-    pub fn take_over_from(&mut self, host: Host, clients: &Clients) -> Result<()> {
+    pub(crate) fn take_over_from(&mut self, host: Host, clients: &Clients) -> Result<()> {
         self.kill(host)?;
         self.await_primary(host.other())?;
         clients.go_on()

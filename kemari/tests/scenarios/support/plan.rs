@@ -8,14 +8,14 @@ use super::cluster::Cluster;
 use super::scene::{Host, SERVICE_PORT};
 
 /// Port on which each side listens for the other.
-pub const LINK_PORT: u16 = 7700;
+pub(crate) const LINK_PORT: u16 = 7700;
 
 /// Queues of a replicated disk: what one host did in an order of its own, the other one repeats in that.
 const REPLICATED_QUEUES: u16 = 4;
 
 /// How a winner makes sure that the loser writes nothing more to the shared disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fence {
+pub(crate) enum Fence {
     /// It kills the other's process and waits for its end: with one kernel,
     /// that is all that could still write.
     Kills,
@@ -32,11 +32,11 @@ pub enum Fence {
 }
 
 /// The file without which [`Fence::Hangs`] hangs.
-pub const FENCE_WORKS: &str = "fence-works";
+pub(crate) const FENCE_WORKS: &str = "fence-works";
 
 /// Where the guest's disk is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Disk {
+pub(crate) enum Disk {
     /// One image that both hosts see.
     Shared,
     /// An image on each host; a guest's flush is done when this has what was written.
@@ -45,7 +45,7 @@ pub enum Disk {
 
 /// What differs between scenarios.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// The guest's memory.
     pub memory_mib: u32,
     /// The guest's vCPUs.
@@ -83,7 +83,7 @@ pub struct Plan {
 }
 
 /// The directory of the set of certificates, for hosts whose files lie in `directory`.
-pub fn certificates(directory: &Path) -> PathBuf {
+pub(crate) fn certificates(directory: &Path) -> PathBuf {
     directory.join("certificates")
 }
 
@@ -114,7 +114,7 @@ impl Default for Plan {
 impl Plan {
     /// Two hosts with nothing in common but the network. A guest's flush is done when `"memory"` or `"both"`
     /// have what was written.
-    pub fn replicated(flush: &'static str) -> Self {
+    pub(crate) fn replicated(flush: &'static str) -> Self {
         Self {
             disk: Disk::Replicated(flush),
             ..Self::default()
@@ -122,7 +122,7 @@ impl Plan {
     }
 
     /// The same with a disk of some hundred extents, a block of the guest's test in each of one half of them.
-    pub fn replicated_widely(flush: &'static str) -> Self {
+    pub(crate) fn replicated_widely(flush: &'static str) -> Self {
         Self {
             disk_mib: 2048,
             ..Self::replicated(flush)
@@ -130,7 +130,7 @@ impl Plan {
     }
 
     /// The image of a host, for hosts whose files lie in `directory`.
-    pub fn image(&self, host: Host, directory: &Path) -> PathBuf {
+    pub(crate) fn image(&self, host: Host, directory: &Path) -> PathBuf {
         match self.disk {
             Disk::Shared => directory.join("disk.img"),
             Disk::Replicated(_) => directory.join(format!("{}.disk", host.name())).join("disk.img"),
@@ -138,12 +138,12 @@ impl Plan {
     }
 
     /// The image of a host that is only read.
-    pub fn read_only_image(host: Host, directory: &Path) -> PathBuf {
+    pub(crate) fn read_only_image(host: Host, directory: &Path) -> PathBuf {
         directory.join(format!("{}.qcow2", host.name()))
     }
 
     /// The configuration file, for hosts whose files lie in `directory` and whose sockets lie in `sockets`.
-    pub fn to_toml(&self, directory: &Path, sockets: &Path, kernel: &Path) -> String {
+    pub(crate) fn to_toml(&self, directory: &Path, sockets: &Path, kernel: &Path) -> String {
         let hosts: String = Host::BOTH
             .iter()
             .map(|host| self.host(*host, directory, sockets))
@@ -207,7 +207,7 @@ allow_cached_shared_disk = true
     }
 
     /// The programs of [`Fence::Program`]: path and content.
-    pub fn fence_programs(&self, directory: &Path) -> Vec<(PathBuf, String)> {
+    pub(crate) fn fence_programs(&self, directory: &Path) -> Vec<(PathBuf, String)> {
         let script = kill_script(&directory.join("$1.pid"));
         let programs = Host::BOTH.into_iter().map(|host| {
             let path = directory.join(format!("fence-{}", host.name()));

@@ -26,7 +26,7 @@ use super::{Clients, PATIENCE, guest, wait_for};
 /// The program.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_kemari");
 /// Port of the guest's service.
-pub const SERVICE_PORT: u16 = 6379;
+pub(crate) const SERVICE_PORT: u16 = 6379;
 /// Connections of a load.
 const CONNECTIONS: u16 = 4;
 /// A request without an answer for so long means that its connection is lost.
@@ -36,16 +36,16 @@ const LOG_LINES_MAX: usize = 40;
 
 /// One of the two hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Host {
+pub(crate) enum Host {
     A,
     B,
 }
 
 impl Host {
-    pub const BOTH: [Host; 2] = [Host::A, Host::B];
+    pub(crate) const BOTH: [Host; 2] = [Host::A, Host::B];
 
     /// Its name in the configuration.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Host::A => "a",
             Host::B => "b",
@@ -53,11 +53,11 @@ impl Host {
     }
 
     /// Its number in the network.
-    pub fn number(self) -> usize {
+    pub(crate) fn number(self) -> usize {
         self as usize
     }
 
-    pub fn other(self) -> Host {
+    pub(crate) fn other(self) -> Host {
         match self {
             Host::A => Host::B,
             Host::B => Host::A,
@@ -65,14 +65,14 @@ impl Host {
     }
 
     /// The file with the id of its process, for the other one's fence.
-    pub fn pid_file(self) -> String {
+    pub(crate) fn pid_file(self) -> String {
         format!("{}.pid", self.name())
     }
 }
 
 /// How a program ended, and what it said.
 #[derive(Debug)]
-pub struct Ended {
+pub(crate) struct Ended {
     pub success: bool,
     /// Its exit status; `None`: a signal ended it.
     pub code: Option<i32>,
@@ -81,7 +81,7 @@ pub struct Ended {
 
 /// The hosts of one scenario, and what runs on them. All of it ends with the value.
 // The order of the fields is the order of their end.
-pub struct Scene {
+pub(crate) struct Scene {
     plan: Plan,
     processes: [Option<Process>; 2],
     third: Option<Process>,
@@ -93,7 +93,7 @@ pub struct Scene {
 }
 
 /// Plays a scenario on hosts of its own. What failed is told with the end of the logs.
-pub fn play(plan: &Plan, scenario: impl FnOnce(&mut Scene) -> Result<()>) {
+pub(crate) fn play(plan: &Plan, scenario: impl FnOnce(&mut Scene) -> Result<()>) {
     let mut scene = Scene::new(plan).unwrap_or_else(|error| panic!("no hosts for the scenario: {error:#}"));
     let played = scenario(&mut scene);
     // What was beyond the sandbox may be why it failed.
@@ -162,12 +162,12 @@ impl Scene {
     }
 
     /// The image of a host that is only read, of [`Plan::reads_qcow2`].
-    pub fn read_only_image(&self, host: Host) -> PathBuf {
+    pub(crate) fn read_only_image(&self, host: Host) -> PathBuf {
         Plan::read_only_image(host, self.directory.path())
     }
 
     /// Makes them, each over a backing file beside it.
-    pub fn make_read_only_images(&self) -> Result<()> {
+    pub(crate) fn make_read_only_images(&self) -> Result<()> {
         let create = ["create", "-q", "-f", "qcow2"];
         for image in Host::BOTH.map(|host| self.read_only_image(host)) {
             let base = image.with_extension("base");
@@ -181,12 +181,12 @@ impl Scene {
     }
 
     /// The image of a host's disk.
-    pub fn image(&self, host: Host) -> PathBuf {
+    pub(crate) fn image(&self, host: Host) -> PathBuf {
         self.plan.image(host, self.directory.path())
     }
 
     /// Compares the images of both hosts, byte by byte.
-    pub fn compare_images(&self) -> Result<()> {
+    pub(crate) fn compare_images(&self) -> Result<()> {
         let [a, b] = Host::BOTH.map(|host| written_blocks(&self.image(host)));
         let ((a_bytes, a), (b_bytes, b)) = (a?, b?);
         ensure!(
@@ -206,18 +206,18 @@ impl Scene {
     }
 
     /// Makes the arbiter unreachable: its directory looks like an empty mount point.
-    pub fn take_arbiter_away(&self) -> Result<()> {
+    pub(crate) fn take_arbiter_away(&self) -> Result<()> {
         Ok(fs::remove_file(self.arbiter_marker())?)
     }
 
     /// Ends a [`Scene::take_arbiter_away`].
-    pub fn bring_arbiter_back(&self) -> Result<()> {
+    pub(crate) fn bring_arbiter_back(&self) -> Result<()> {
         File::create(self.arbiter_marker())?;
         Ok(())
     }
 
     /// Takes all records from the arbiter, as an administrator does who makes its directory anew.
-    pub fn wipe_arbiter(&self) -> Result<()> {
+    pub(crate) fn wipe_arbiter(&self) -> Result<()> {
         for entry in fs::read_dir(self.directory.path().join("arbiter"))? {
             let path = entry?.path();
             if path.extension().is_some_and(|extension| extension == "record") {
@@ -235,28 +235,34 @@ impl Scene {
     }
 
     /// Writes a configuration beside the one that is used by default.
-    pub fn write_config(&self, name: &str, plan: &Plan) -> Result<()> {
+    pub(crate) fn write_config(&self, name: &str, plan: &Plan) -> Result<()> {
         let text = plan.to_toml(self.directory.path(), self.sockets.path(), &self.kernel);
         Ok(fs::write(self.directory.path().join(name), text)?)
     }
 
     /// The path of a configuration.
-    pub fn config(&self, name: &str) -> PathBuf {
+    pub(crate) fn config(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
     /// Starts `kemari run` on a host.
-    pub fn run(&mut self, host: Host) -> Result<()> {
+    pub(crate) fn run(&mut self, host: Host) -> Result<()> {
         self.start(host, &["run"], "scene.toml", &[])
     }
 
     /// Starts `kemari secondary` on a host.
-    pub fn secondary(&mut self, host: Host) -> Result<()> {
+    pub(crate) fn secondary(&mut self, host: Host) -> Result<()> {
         self.start(host, &["secondary"], "scene.toml", &[])
     }
 
     /// Starts a side; what it says is added to the host's log.
-    pub fn start(&mut self, host: Host, words: &[&str], config: &str, env: &[(&str, &str)]) -> Result<()> {
+    pub(crate) fn start(
+        &mut self,
+        host: Host,
+        words: &[&str],
+        config: &str,
+        env: &[(&str, &str)],
+    ) -> Result<()> {
         let log = OpenOptions::new()
             .create(true)
             .append(true)
@@ -270,7 +276,12 @@ impl Scene {
     }
 
     /// Starts a side that logs to something else than the host's log.
-    pub fn start_logging_to(&mut self, host: Host, words: &[&str], log: impl Into<Stdio>) -> Result<()> {
+    pub(crate) fn start_logging_to(
+        &mut self,
+        host: Host,
+        words: &[&str],
+        log: impl Into<Stdio>,
+    ) -> Result<()> {
         let mut command = self.command(host, words, "scene.toml");
         command.stdout(Stdio::null()).stderr(log);
         self.spawn(host, words, command)
@@ -288,12 +299,12 @@ impl Scene {
     }
 
     /// Starts `kemari secondary` as the third host.
-    pub fn third(&mut self) -> Result<()> {
+    pub(crate) fn third(&mut self) -> Result<()> {
         self.start_third("secondary")
     }
 
     /// Starts the program as the third host.
-    pub fn start_third(&mut self, word: &str) -> Result<()> {
+    pub(crate) fn start_third(&mut self, word: &str) -> Result<()> {
         let log = File::create(self.directory.path().join("c.log"))?;
         let netns = self.net.host(Host::B.number()).netns();
         let mut command = netns.command(PROGRAM);
@@ -312,27 +323,27 @@ impl Scene {
     }
 
     /// What the third host says of itself.
-    pub fn third_status(&self) -> Option<Status> {
+    pub(crate) fn third_status(&self) -> Option<Status> {
         Client::new(&self.sockets.path().join("c.sock")).status().ok()
     }
 
     /// What it has logged.
-    pub fn third_log(&self) -> String {
+    pub(crate) fn third_log(&self) -> String {
         fs::read_to_string(self.path("c.log")).unwrap_or_default()
     }
 
     /// A file or directory of the scene.
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
     /// Runs a command of `kemari` on a host to its end.
-    pub fn ask(&self, host: Host, words: &[&str]) -> Result<Ended> {
+    pub(crate) fn ask(&self, host: Host, words: &[&str]) -> Result<Ended> {
         self.ask_with(host, words, "scene.toml")
     }
 
     /// The same with another configuration.
-    pub fn ask_with(&self, host: Host, words: &[&str], config: &str) -> Result<Ended> {
+    pub(crate) fn ask_with(&self, host: Host, words: &[&str], config: &str) -> Result<Ended> {
         let path = self.directory.path().join(format!("{}.asked", host.name()));
         let file = File::create(&path)?;
         let mut command = self.command(host, words, config);
@@ -369,7 +380,7 @@ impl Scene {
     }
 
     /// Runs `kemari status --check` on a host: it must end with this status.
-    pub fn ask_check(&self, host: Host, code: i32) -> Result<()> {
+    pub(crate) fn ask_check(&self, host: Host, code: i32) -> Result<()> {
         let ended = self.ask(host, &["status", "--check"])?;
         ensure!(
             ended.code == Some(code),
@@ -382,36 +393,36 @@ impl Scene {
     }
 
     /// Sends a signal to what runs on a host.
-    pub fn signal(&mut self, host: Host, signal: rustix::process::Signal) -> Result<()> {
+    pub(crate) fn signal(&mut self, host: Host, signal: rustix::process::Signal) -> Result<()> {
         Ok(self.process(host)?.signal(signal)?)
     }
 
     /// The id of what runs on a host.
-    pub fn pid(&mut self, host: Host) -> Result<u32> {
+    pub(crate) fn pid(&mut self, host: Host) -> Result<u32> {
         Ok(self.process(host)?.pid())
     }
 
     /// Starts `kemari up` on a host.
-    pub fn up(&mut self, host: Host) -> Result<()> {
+    pub(crate) fn up(&mut self, host: Host) -> Result<()> {
         self.start(host, &["up"], "scene.toml", &[])
     }
 
     /// SIGKILL.
-    pub fn kill(&mut self, host: Host) -> Result<()> {
+    pub(crate) fn kill(&mut self, host: Host) -> Result<()> {
         self.process(host)?.kill()?;
         self.processes[host.number()] = None;
         Ok(())
     }
 
     /// Whether the process on a host runs.
-    pub fn is_running(&mut self, host: Host) -> bool {
+    pub(crate) fn is_running(&mut self, host: Host) -> bool {
         self.processes[host.number()]
             .as_mut()
             .is_some_and(Process::is_running)
     }
 
     /// Waits until the process on a host has ended by itself, with an error.
-    pub fn await_refusal(&mut self, host: Host) -> Result<()> {
+    pub(crate) fn await_refusal(&mut self, host: Host) -> Result<()> {
         let status = self.process(host)?.wait(PATIENCE)?;
         self.processes[host.number()] = None;
         ensure!(
@@ -423,7 +434,7 @@ impl Scene {
     }
 
     /// Waits until the process on a host has ended by itself, with status 0.
-    pub fn await_clean_end(&mut self, host: Host) -> Result<()> {
+    pub(crate) fn await_clean_end(&mut self, host: Host) -> Result<()> {
         let status = self.process(host)?.wait(PATIENCE)?;
         self.processes[host.number()] = None;
         match status {
@@ -438,22 +449,22 @@ impl Scene {
     }
 
     /// The control socket of a host.
-    pub fn socket(&self, host: Host) -> PathBuf {
+    pub(crate) fn socket(&self, host: Host) -> PathBuf {
         self.sockets.path().join(format!("{}.sock", host.name()))
     }
 
     /// Speaks with the side on a host.
-    pub fn client(&self, host: Host) -> Client {
+    pub(crate) fn client(&self, host: Host) -> Client {
         Client::new(&self.socket(host))
     }
 
     /// What the side on a host says of itself; `None` while it says nothing.
-    pub fn status(&self, host: Host) -> Option<Status> {
+    pub(crate) fn status(&self, host: Host) -> Option<Status> {
         self.client(host).status().ok()
     }
 
     /// A load whose keys no other load has.
-    pub fn load(&self) -> Load {
+    pub(crate) fn load(&self) -> Load {
         static SEED: AtomicU64 = AtomicU64::new(1);
         let seed = SEED.fetch_add(1, Ordering::Relaxed);
         Load {
@@ -465,19 +476,19 @@ impl Scene {
     }
 
     /// Sets clients to work, and waits until each of them was answered.
-    pub fn clients(&self) -> Result<Clients> {
+    pub(crate) fn clients(&self) -> Result<Clients> {
         let clients = Clients::start(self.load())?;
         clients.go_on()?;
         Ok(clients)
     }
 
     /// Sends the guest one request.
-    pub fn order(&self, words: &[&str]) -> Result<()> {
+    pub(crate) fn order(&self, words: &[&str]) -> Result<()> {
         guest::ask(&self.load(), words).map(drop)
     }
 
     /// A number of what the guest says in `INFO`.
-    pub fn info(&self, name: &str) -> Result<u64> {
+    pub(crate) fn info(&self, name: &str) -> Result<u64> {
         guest::info(&self.load(), name)
     }
 
@@ -486,12 +497,12 @@ impl Scene {
     }
 
     /// What the processes of a host said, all of them.
-    pub fn log(&self, host: Host) -> String {
+    pub(crate) fn log(&self, host: Host) -> String {
         fs::read_to_string(self.log_path(host)).unwrap_or_default()
     }
 
     /// Waits until the log of a host holds a text.
-    pub fn await_log(&self, host: Host, text: &str) -> Result<()> {
+    pub(crate) fn await_log(&self, host: Host, text: &str) -> Result<()> {
         wait_for(
             &format!("`{text}` in the log of {}", host.name()),
             PATIENCE,
@@ -517,7 +528,7 @@ impl Scene {
 const BLOCK_BYTES: u64 = 4096;
 
 /// Length of an image in bytes, and its blocks that are not zeros, by their numbers. Its holes are not read.
-pub fn written_blocks(image: &Path) -> Result<(u64, BTreeMap<u64, Vec<u8>>)> {
+pub(crate) fn written_blocks(image: &Path) -> Result<(u64, BTreeMap<u64, Vec<u8>>)> {
     let file = File::open(image)?;
     let bytes = seek(&file, SeekFrom::End(0))?;
     let mut blocks = BTreeMap::new();

@@ -8,7 +8,7 @@ use crate::own_file::Change;
 
 /// How a cut treats what was not durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cut {
+pub(crate) enum Cut {
     /// All of it is there: the process was killed.
     Killed,
     /// All of it is there, up to this change.
@@ -21,7 +21,7 @@ pub enum Cut {
 
 /// A place in a log at which the power may be cut: behind this many entries.
 #[derive(Clone, Copy, Debug)]
-pub struct Moment {
+pub(crate) struct Moment {
     /// Entries before it.
     pub place: usize,
     /// So many of them are from before all became durable the last time.
@@ -29,7 +29,7 @@ pub struct Moment {
 }
 
 /// Each moment behind a change of the file, or the end of a request.
-pub fn moments(entries: &[Entry]) -> Vec<Moment> {
+pub(crate) fn moments(entries: &[Entry]) -> Vec<Moment> {
     let mut durable = 0;
     let mut moments = Vec::new();
     for (place, entry) in (1..).zip(entries) {
@@ -44,13 +44,19 @@ pub fn moments(entries: &[Entry]) -> Vec<Moment> {
 
 impl Moment {
     /// A file of zeros, with all that is durable.
-    pub fn durable(&self, mut content: Vec<u8>, entries: &[Entry]) -> Vec<u8> {
+    pub(crate) fn durable(&self, mut content: Vec<u8>, entries: &[Entry]) -> Vec<u8> {
         changes(&entries[..self.durable]).for_each(|change| change.apply(&mut content));
         content
     }
 
     /// The file with all that is durable, as a cut leaves it.
-    pub fn cut(&self, mut content: Vec<u8>, entries: &[Entry], cut: Cut, random: &mut ChaCha8Rng) -> Vec<u8> {
+    pub(crate) fn cut(
+        &self,
+        mut content: Vec<u8>,
+        entries: &[Entry],
+        cut: Cut,
+        random: &mut ChaCha8Rng,
+    ) -> Vec<u8> {
         let kept_of_ten = random.random_range(1..10);
         let mut is_kept = || random.random_range(0..10) < kept_of_ten;
         for change in changes(&entries[self.durable..self.place]) {

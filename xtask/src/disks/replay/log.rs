@@ -6,7 +6,7 @@ use crate::own_file::{Change, Storage, part_of};
 
 /// Something that happened.
 #[derive(Debug)]
-pub enum Entry {
+pub(crate) enum Entry {
     /// The file was changed. Until the next [`Entry::Synced`] the change may be lost with the power.
     Changed(Change),
     /// All before it is durable.
@@ -19,7 +19,7 @@ pub enum Entry {
 
 /// The file as it is, and how it came to that.
 #[derive(Debug)]
-pub struct Log {
+pub(crate) struct Log {
     state: Mutex<State>,
     makes_holes: bool,
 }
@@ -32,7 +32,7 @@ struct State {
 
 impl Log {
     /// Begins with a file of these bytes, all durable. `makes_holes`: it can make zeros without writing them.
-    pub fn new(content: Vec<u8>, makes_holes: bool) -> Self {
+    pub(crate) fn new(content: Vec<u8>, makes_holes: bool) -> Self {
         let entries = Vec::new();
         Self {
             state: Mutex::new(State { content, entries }),
@@ -45,12 +45,12 @@ impl Log {
     }
 
     /// Something else has happened.
-    pub fn note(&self, entry: Entry) {
+    pub(crate) fn note(&self, entry: Entry) {
         self.lock().entries.push(entry);
     }
 
     /// All that has happened so far, which is forgotten here.
-    pub fn take(&self) -> Vec<Entry> {
+    pub(crate) fn take(&self) -> Vec<Entry> {
         std::mem::take(&mut self.lock().entries)
     }
 }

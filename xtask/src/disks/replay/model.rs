@@ -13,7 +13,7 @@ const FINDINGS_MAX: usize = 3;
 
 /// Something that was asked of the disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Asked {
+pub(crate) enum Asked {
     /// These sectors are written, with what [`content`] says.
     Write(Range<u64>),
     /// These sectors become zeros.
@@ -25,7 +25,7 @@ pub enum Asked {
 }
 
 /// What request `id` writes to a sector.
-pub fn content(id: u64, sector: u64) -> [u8; SECTOR_BYTES as usize] {
+pub(crate) fn content(id: u64, sector: u64) -> [u8; SECTOR_BYTES as usize] {
     let stamp = (id << 32 | sector).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut bytes = [0; SECTOR_BYTES as usize];
     for part in bytes.as_chunks_mut::<8>().0 {
@@ -36,7 +36,7 @@ pub fn content(id: u64, sector: u64) -> [u8; SECTOR_BYTES as usize] {
 
 /// The disk as it was asked to be.
 #[derive(Debug)]
-pub struct Model {
+pub(crate) struct Model {
     asked: HashMap<u64, Asked>,
     /// For each sector, the requests that change it, in order.
     changes: Vec<Vec<u64>>,
@@ -46,7 +46,7 @@ pub struct Model {
 
 impl Model {
     /// A disk of so many sectors of zeros.
-    pub fn new(sectors: u64, write_through: bool) -> Self {
+    pub(crate) fn new(sectors: u64, write_through: bool) -> Self {
         Self {
             asked: HashMap::new(),
             changes: vec![Vec::new(); sectors as usize],
@@ -55,12 +55,12 @@ impl Model {
     }
 
     /// Sectors of the disk.
-    pub fn sectors(&self) -> u64 {
+    pub(crate) fn sectors(&self) -> u64 {
         self.changes.len() as u64
     }
 
     /// A request is about to be given to the disk.
-    pub fn ask(&mut self, id: u64, asked: Asked) {
+    pub(crate) fn ask(&mut self, id: u64, asked: Asked) {
         match &asked {
             Asked::Write(range) | Asked::Zero(range) => {
                 for sector in range.clone() {
@@ -74,7 +74,7 @@ impl Model {
     }
 
     /// What is in a sector, once all that was asked is done.
-    pub fn now(&self, sector: u64) -> [u8; SECTOR_BYTES as usize] {
+    pub(crate) fn now(&self, sector: u64) -> [u8; SECTOR_BYTES as usize] {
         let last = self.changes[sector as usize].last();
         self.content_of(last.copied(), sector)
     }
@@ -87,7 +87,7 @@ impl Model {
     }
 
     /// When everything was asked and has ended, by the places in the log.
-    pub fn times(&self, entries: &[Entry]) -> Times {
+    pub(crate) fn times(&self, entries: &[Entry]) -> Times {
         let mut times = Times::default();
         for (place, entry) in entries.iter().enumerate() {
             match entry {
@@ -101,7 +101,7 @@ impl Model {
 
     /// What the disk may be if it is cut at this place in the log. `keeps_all`: nothing is lost that has
     /// reached the file, as when the process is killed.
-    pub fn at(&self, times: &Times, place: usize, keeps_all: bool) -> Expected<'_> {
+    pub(crate) fn at(&self, times: &Times, place: usize, keeps_all: bool) -> Expected<'_> {
         let (mut durable_before, mut sectors_min) = (0, 0);
         for (id, asked) in &self.asked {
             let has_ended = times.ended.get(id).is_some_and(|ended| *ended < place);
@@ -136,14 +136,14 @@ impl Model {
 
 /// Places in the log.
 #[derive(Debug, Default)]
-pub struct Times {
+pub(crate) struct Times {
     asked: HashMap<u64, usize>,
     ended: HashMap<u64, usize>,
 }
 
 /// What may be found after a cut.
 #[derive(Debug)]
-pub struct Expected<'a> {
+pub(crate) struct Expected<'a> {
     model: &'a Model,
     /// For each sector, how many of its changes must be there, and how many can be.
     bounds: Vec<Range<usize>>,
@@ -152,7 +152,7 @@ pub struct Expected<'a> {
 
 impl Expected<'_> {
     /// Judges what was found.
-    pub fn judge(&self, found: &[u8]) -> Result<()> {
+    pub(crate) fn judge(&self, found: &[u8]) -> Result<()> {
         let sectors = found.len() as u64 / SECTOR_BYTES;
         ensure!(
             sectors >= self.sectors_min,

@@ -26,7 +26,7 @@ const BUSY_SECTORS: u64 = 256;
 const END_MAX: Duration = Duration::from_secs(60);
 
 /// How a disk is treated.
-pub struct Storm<'a> {
+pub(crate) struct Storm<'a> {
     /// Where what is asked and what has ended is noted.
     pub log: &'a Arc<Log>,
     /// Makes the disk so many sectors long, durably.
@@ -39,7 +39,7 @@ pub struct Storm<'a> {
 
 impl Storm<'_> {
     /// Asks a disk for a lot; returns what must be on it.
-    pub fn rage(&self, disk: Disk, mut model: Model, random: &mut ChaCha8Rng) -> Result<Model> {
+    pub(crate) fn rage(&self, disk: Disk, mut model: Model, random: &mut ChaCha8Rng) -> Result<Model> {
         let (sender, ends) = channel();
         let log = self.log.clone();
         let told: EndSink = Arc::new(move |ended| {

@@ -11,7 +11,7 @@ use crate::tools::{output_of, run_quietly};
 
 /// One kind of disk.
 #[derive(Clone, Copy, Debug)]
-pub struct Subject {
+pub(crate) struct Subject {
     /// How it is called.
     pub name: &'static str,
     /// How writes reach it.
@@ -36,7 +36,7 @@ const PLAIN: Subject = Subject {
 };
 
 /// All kinds.
-pub const SUBJECTS: [Subject; 7] = [
+pub(crate) const SUBJECTS: [Subject; 7] = [
     PLAIN,
     Subject {
         name: "a raw file, direct",
@@ -75,7 +75,7 @@ pub const SUBJECTS: [Subject; 7] = [
 
 impl Subject {
     /// How it is opened.
-    pub fn config(&self, path: &Path) -> DiskConfig {
+    pub(crate) fn config(&self, path: &Path) -> DiskConfig {
         DiskConfig {
             cache: self.cache,
             io: self.io,
@@ -85,7 +85,7 @@ impl Subject {
 }
 
 /// What the disk is opened from.
-pub enum Place {
+pub(crate) enum Place {
     /// The file itself.
     File(PathBuf),
     /// A block device on it.
@@ -94,7 +94,7 @@ pub enum Place {
 
 impl Place {
     /// Makes what the subject wants of a file.
-    pub fn of(subject: &Subject, file: &OwnFile) -> Result<Self> {
+    pub(crate) fn of(subject: &Subject, file: &OwnFile) -> Result<Self> {
         Ok(match subject.device_block_bytes {
             Some(block_bytes) => Self::Device(LoopDevice::on(file.path(), block_bytes)?),
             None => Self::File(file.path().to_owned()),
@@ -102,7 +102,7 @@ impl Place {
     }
 
     /// Where it is.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         match self {
             Self::File(path) => path,
             Self::Device(device) => &device.path,
@@ -110,7 +110,7 @@ impl Place {
     }
 
     /// Makes it so many sectors long, durably.
-    pub fn grow(&self, server: &Server, sectors: u64) -> Result<()> {
+    pub(crate) fn grow(&self, server: &Server, sectors: u64) -> Result<()> {
         let bytes = sectors * SECTOR_BYTES;
         if let Self::Device(device) = self {
             device.grow(bytes)?;
@@ -120,7 +120,7 @@ impl Place {
 }
 
 /// A block device on a file.
-pub struct LoopDevice {
+pub(crate) struct LoopDevice {
     path: PathBuf,
     file: PathBuf,
 }

@@ -105,7 +105,7 @@ enum End {
 
 impl Worker<'_> {
     /// Commits and reads until it is told to stop.
-    pub fn work(self, stream: TcpStream) -> History {
+    pub(crate) fn work(self, stream: TcpStream) -> History {
         let mut operations = Vec::new();
         let end = match runtime() {
             Ok(runtime) => runtime.block_on(self.ask_and_record(stream, &mut operations)),
