@@ -15,14 +15,14 @@ use kemari::control::{Command, PaceChange, Protection, Readiness, Role, Server, 
 use crate::{Fake, status};
 
 /// A directory with control sockets, as `/run/kemari`.
-pub struct Run {
+pub(crate) struct Run {
     directory: tempfile::TempDir,
     sides: Vec<(Server, Arc<Fake>)>,
 }
 
 impl Run {
     /// With a side for each of these: the socket's name, the VM and the host.
-    pub fn with(sides: &[(&str, &str, &str)]) -> Self {
+    pub(crate) fn with(sides: &[(&str, &str, &str)]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let serve = |&(socket, vm, host): &(&str, &str, &str)| {
             let fake = Arc::new(Fake::saying(Status {
@@ -39,7 +39,7 @@ impl Run {
         Self { directory, sides }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
@@ -48,7 +48,7 @@ impl Run {
     }
 
     /// The command must fail with that status, and say that.
-    pub fn fails(&self, line: &str, code: i32, sentence: &str) {
+    pub(crate) fn fails(&self, line: &str, code: i32, sentence: &str) {
         let output = self.kemari(line);
         let told = String::from_utf8_lossy(&output.stderr);
         assert_eq!(

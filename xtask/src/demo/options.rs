@@ -8,8 +8,8 @@ use clap::{Args, ValueEnum};
 /// What the demo is to do.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// The guest: Debian Linux with Redis; the same with GRUB on its disk; or the bare-metal key-value service
-    /// that boots in milliseconds
+    /// The guest: Debian Linux with Redis; the same with GRUB on its disk; or the bare-metal key-value
+    /// service that boots in milliseconds
     #[arg(long, value_enum, default_value_t = Guest::Linux)]
     pub guest: Guest,
     /// What the Linux guest serves

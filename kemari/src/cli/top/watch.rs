@@ -28,7 +28,7 @@ pub(super) struct Row {
 
 impl Row {
     /// Whether a takeover would succeed now, as far as it is said.
-    pub fn verdict(&self) -> Verdict {
+    pub(super) fn verdict(&self) -> Verdict {
         self.status.as_ref().map_or(Verdict::Doubtful, Status::verdict)
     }
 }
@@ -100,17 +100,18 @@ pub(super) struct Watch {
 
 impl Watch {
     /// The sides.
-    pub fn rows(&self) -> &[Row] {
+    pub(super) fn rows(&self) -> &[Row] {
         &self.rows
     }
 
     /// Which of them is told of in detail, if there are any.
-    pub fn chosen(&self) -> Option<usize> {
+    pub(super) fn chosen(&self) -> Option<usize> {
         (!self.rows.is_empty()).then_some(self.chosen)
     }
 
-    /// Takes in what was found out at that time. The side that was chosen stays chosen as long as it is there.
-    pub fn look(&mut self, at: Instant, found: anyhow::Result<Vec<Side>>) {
+    /// Takes in what was found out at that time. The side that was chosen stays chosen as long as it is
+    /// there.
+    pub(super) fn look(&mut self, at: Instant, found: anyhow::Result<Vec<Side>>) {
         self.has_looked = true;
         let sides = match found {
             Ok(sides) => sides,
@@ -137,7 +138,7 @@ impl Watch {
     }
 
     /// Chooses a row so many lines further down, or the last or the first.
-    pub fn choose(&mut self, by: isize) {
+    pub(super) fn choose(&mut self, by: isize) {
         let last = self.rows.len().saturating_sub(1);
         self.chosen = self.chosen.saturating_add_signed(by).min(last);
     }

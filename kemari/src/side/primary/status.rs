@@ -1,6 +1,6 @@
 //! What the primary shows.
 
-use kemari_sync::Protection as Stage;
+use kemari_sync::{Protection as Stage, Status as CoreStatus};
 use kemari_vmm::memory::PAGE_BYTES;
 
 use super::{End, PrimarySide, trouble};
@@ -47,23 +47,7 @@ impl PrimarySide {
             },
             false => Waits::default(),
         };
-        let waiting = match (core.waiting.clone(), self.disk_trouble()) {
-            // A secondary that fails is tried again and again:
-            // how far an attempt has come would tell nothing.
-            (Some(waiting), Some(trouble)) => Some(format!("{waiting}; {trouble}")),
-            (waiting, trouble) => waiting
-                .or(self.peer.connector.trouble().map(str::to_owned))
-                .or(trouble.filter(|_| self.core.wants_peer())),
-        };
-        let narrow = self
-            .peer
-            .connector
-            .narrow()
-            .filter(|_| protection == Protection::Off);
-        let waiting = match (waiting, narrow) {
-            (Some(waiting), Some(narrow)) => Some(format!("{waiting}; {narrow}")),
-            (waiting, _) => waiting,
-        };
+        let waiting = self.waits_because(&core, protection);
         let disks = self.disks.shown(&self.config, &core, self.holds.disk());
         let standstill = self.holds.disk().map(trouble::Standstill::sentence);
         let role = match self.end {
@@ -85,5 +69,21 @@ impl PrimarySide {
             status.waits = waits;
             status.timings.clone_from(timings);
         });
+    }
+
+    /// What waits and why, besides a guest that stands still.
+    fn waits_because(&self, core: &CoreStatus, protection: Protection) -> Option<String> {
+        let waiting = match (core.waiting.clone(), self.disk_trouble()) {
+            // A secondary that fails is tried again and again: how far an attempt has come would tell nothing.
+            (Some(waiting), Some(trouble)) => Some(format!("{waiting}; {trouble}")),
+            (waiting, trouble) => waiting
+                .or(self.peer.connector.trouble().map(str::to_owned))
+                .or(trouble.filter(|_| self.core.wants_peer())),
+        };
+        let narrow = self.peer.connector.narrow();
+        match (waiting, narrow.filter(|_| protection == Protection::Off)) {
+            (Some(waiting), Some(narrow)) => Some(format!("{waiting}; {narrow}")),
+            (waiting, _) => waiting,
+        }
     }
 }
