@@ -74,7 +74,7 @@ impl PrimarySide {
     /// What waits and why, besides a guest that stands still.
     fn waits_because(&self, core: &CoreStatus, protection: Protection) -> Option<String> {
         let waiting = match (core.waiting.clone(), self.disk_trouble()) {
-            // A secondary that fails is tried again and again: how far an attempt has come would tell nothing.
+            // A secondary that fails is tried again and again: how far one attempt has come tells nothing.
             (Some(waiting), Some(trouble)) => Some(format!("{waiting}; {trouble}")),
             (waiting, trouble) => waiting
                 .or(self.peer.connector.trouble().map(str::to_owned))
