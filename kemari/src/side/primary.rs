@@ -57,6 +57,7 @@ use owed::Owed;
 use peer::Peer;
 use stillness::{Stillness, Until};
 use stopwatch::Stopwatch;
+use time::Timer;
 
 pub use seat::Seat;
 
@@ -261,6 +262,10 @@ impl PrimarySide {
         self.leave_standstill();
         self.begin_orders();
         self.settle();
+        // Not before: whoever has just been connected hears the core's greeting first.
+        if self.is_due(Timer::Settle, self.clock.now_us()) {
+            self.settle_disks();
+        }
         self.answer_orders();
         if self.end.is_some() {
             return self.show();

@@ -14,10 +14,15 @@ pub trait Timed {
     /// This is due. By the time the loop sleeps it is due no more, or later.
     fn fire(&mut self, timer: Self::Timer, now_us: u64);
 
+    /// Whether this is due.
+    fn is_due(&self, timer: Self::Timer, now_us: u64) -> bool {
+        self.due_us(timer).is_some_and(|due_us| due_us <= now_us)
+    }
+
     /// Does what is due, each once.
     fn fire_due(&mut self, now_us: u64) {
         for timer in Self::TIMERS {
-            if self.due_us(*timer).is_some_and(|due_us| due_us <= now_us) {
+            if self.is_due(*timer, now_us) {
                 self.fire(*timer, now_us);
             }
         }

@@ -82,10 +82,9 @@ impl Timed for PrimarySide {
                 self.owed.ask_ahead(now_us);
                 self.events.push_back(PrimaryEvent::DirtyAhead);
             }
-            Timer::Settle => self.settle_disks(),
             Timer::Connect => self.peer.connector.attempt(&self.mailbox),
-            // Each turn looks at them.
-            Timer::Orders | Timer::Show => {}
+            // Each turn looks at them, when the core has nothing more to say.
+            Timer::Settle | Timer::Orders | Timer::Show => {}
         }
     }
 }

@@ -1,6 +1,11 @@
 //! When a primary's loop wakes, and for what.
 
-use super::super::rig::Rig;
+use std::io::Read;
+
+use kemari_sync::wire::{FrameHeader, FrameKind, HEADER_BYTES};
+use kemari_vmm::disk::DiskWatch;
+
+use super::super::rig::{Rig, connected};
 use super::*;
 
 const HOUR_US: u64 = 3_600_000_000;
@@ -73,4 +78,29 @@ fn memory_is_looked_at_again_and_again_while_it_gets_dirty() {
     let due_us = rig.side.due_us(Timer::Look).expect("it is looked");
     rig.side.fire(Timer::Look, due_us);
     assert!(rig.side.due_us(Timer::Look) > Some(due_us.min(rig.side.clock.now_us())));
+}
+
+#[test]
+fn whoever_joins_again_hears_a_greeting_before_anything_that_was_due_meanwhile() {
+    let mut rig = Rig::new();
+    rig.protect();
+    rig.tracker.begin_pair();
+    rig.tracker.flush_begins(1, Some(1));
+    rig.tracker.flushed(1, Box::new(|| {}));
+    rig.tracker.note_peer_flushed(1);
+    let reason = "the link broke".to_owned();
+    rig.side
+        .events
+        .push_back(PrimaryEvent::PeerClosed { session: 1, reason });
+    rig.side.settle();
+    let (again, [mut main, _heartbeat]) = connected();
+    rig.side.on_connected(Ok(again));
+    rig.side.turn();
+    for kind in [FrameKind::Hello, FrameKind::Settled] {
+        let mut header = [0; HEADER_BYTES];
+        main.read_exact(&mut header).expect("a frame");
+        let header = FrameHeader::parse(&header).expect("a frame");
+        assert_eq!(header.kind, kind);
+        main.read_exact(&mut vec![0; header.length]).expect("all of it");
+    }
 }
