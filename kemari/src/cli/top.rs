@@ -6,6 +6,7 @@ mod view;
 mod watch;
 
 use std::io::{self, IsTerminal};
+use std::process::exit;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
@@ -16,6 +17,7 @@ use anyhow::{Context, bail};
 use ratatui::DefaultTerminal;
 use ratatui::backend::Backend;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::sides::{self, Side};
@@ -24,6 +26,12 @@ use watch::Watch;
 
 /// Longest time in which an end by a signal is noticed, and what was found out is shown.
 const LOOK_UP: Duration = Duration::from_millis(100);
+
+/// How often it is looked whether there still is a terminal.
+const TERMINAL_INTERVAL: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
 
 /// What was found out of all sides, and when.
 type Look = (Instant, anyhow::Result<Vec<Side>>);
@@ -40,11 +48,29 @@ pub(crate) fn run(interval: Duration) -> anyhow::Result<()> {
     for signal in [SIGHUP, SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, is_ended.clone()).context("cannot listen for signals")?;
     }
+    threads::start("terminal", end_without_terminal)
+        .context("cannot start a thread that watches the terminal")?;
     let looks = begin_looks(interval)?;
-    let terminal = ratatui::try_init().context("cannot use the terminal")?;
+    let terminal = ratatui::try_init()
+        .inspect_err(|_| ratatui::restore())
+        .context("cannot use the terminal")?;
     let shown = show(terminal, &looks, &is_ended, interval);
     ratatui::restore();
     shown
+}
+
+/// Ends the process once the terminal is gone: whoever waits for a key would read from it for ever, and see
+/// no signal.
+fn end_without_terminal() {
+    let stdin = io::stdin();
+    loop {
+        // No more is asked than whether it hangs up, which is always told.
+        let mut line = [PollFd::new(&stdin, PollFlags::empty())];
+        let _ = poll(&mut line, Some(&TERMINAL_INTERVAL));
+        if !line[0].revents().is_empty() {
+            exit(1);
+        }
+    }
 }
 
 /// Asks all sides again and again: one that hangs holds up the next look, and no key.

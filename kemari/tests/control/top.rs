@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
@@ -24,6 +24,7 @@ struct Shown {
     terminal: File,
     line: OwnedFd,
     output: Receiver<Vec<u8>>,
+    reader: JoinHandle<()>,
     emulator: vt100::Parser,
 }
 
@@ -38,7 +39,7 @@ fn size(lines: u16, columns: u16) -> Winsize {
 
 impl Shown {
     fn new(run: &Path, lines: u16, columns: u16) -> Self {
-        let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&terminal).unwrap();
         unlockpt(&terminal).unwrap();
         let name = ptsname(&terminal, Vec::new()).unwrap();
@@ -57,11 +58,11 @@ impl Shown {
             .spawn()
             .unwrap();
         let terminal = File::from(terminal);
-        let mut reader = terminal.try_clone().unwrap();
+        let mut screen = terminal.try_clone().unwrap();
         let (bytes, output) = channel();
-        thread::spawn(move || {
+        let reader = thread::spawn(move || {
             let mut buffer = [0; 4096];
-            while let Ok(count @ 1..) = reader.read(&mut buffer) {
+            while let Ok(count @ 1..) = screen.read(&mut buffer) {
                 if bytes.send(buffer[..count].to_vec()).is_err() {
                     return;
                 }
@@ -72,6 +73,7 @@ impl Shown {
             terminal,
             line,
             output,
+            reader,
             emulator: vt100::Parser::new(lines, columns, 0),
         }
     }
@@ -103,20 +105,27 @@ impl Shown {
 
     /// Waits for its end; the terminal is then as it was.
     fn end(mut self) -> ExitStatus {
-        let begin = Instant::now();
-        let status = loop {
-            match self.program.try_wait().unwrap() {
-                Some(status) => break status,
-                None => assert!(begin.elapsed() < PATIENCE, "it goes on"),
-            }
-            thread::sleep(Duration::from_millis(10));
-        };
+        let status = await_end(&mut self.program);
         self.wait_until("the former screen, and a cursor", |screen| {
             !screen.alternate_screen() && !screen.hide_cursor()
         });
         let modes = tcgetattr(&self.line).unwrap().local_modes;
         assert!(modes.contains(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG));
         status
+    }
+}
+
+fn await_end(program: &mut Child) -> ExitStatus {
+    let begin = Instant::now();
+    loop {
+        match program.try_wait().unwrap() {
+            Some(status) => return status,
+            None if begin.elapsed() < PATIENCE => thread::sleep(Duration::from_millis(10)),
+            None => {
+                program.kill().unwrap();
+                panic!("it goes on");
+            }
+        }
     }
 }
 
@@ -150,6 +159,26 @@ fn a_control_c_and_a_signal_end_it_as_well_and_leave_a_terminal_that_can_be_used
     shown.wait_for("no VM runs here");
     kill_process(Pid::from_child(&shown.program), Signal::TERM).unwrap();
     assert!(shown.end().success());
+}
+
+#[test]
+fn a_terminal_that_hangs_up_ends_it() {
+    let run = Run::with(&[]);
+    let mut shown = Shown::new(run.path(".").as_path(), 24, 80);
+    shown.wait_for("no VM runs here");
+    let Shown {
+        mut program,
+        mut terminal,
+        output,
+        reader,
+        ..
+    } = shown;
+    drop(output);
+    // Whatever it draws then is the last that is read.
+    terminal.write_all(b"j").unwrap();
+    reader.join().unwrap();
+    drop(terminal);
+    assert!(!await_end(&mut program).success());
 }
 
 #[test]
