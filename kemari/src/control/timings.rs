@@ -46,9 +46,10 @@ impl Histogram {
     /// 0 if there are none.
     pub fn quantile_us(&self, share: f64) -> u64 {
         let wanted = (self.count as f64 * share).ceil().max(1.0) as u64;
-        let mut seen = 0;
+        let mut seen: u64 = 0;
         let bucket = self.counts.iter().position(|count| {
-            seen += count;
+            // What another process says of itself may be anything.
+            seen = seen.saturating_add(*count);
             seen >= wanted
         });
         bucket.map_or(0, |bucket| up_to_us(bucket).min(self.max_us))
