@@ -28,9 +28,6 @@ pub struct Owed {
 impl Owed {
     /// A round of the copy begins; with the first one a standby that has nothing yet.
     pub fn begin_round(&mut self, machine: &Machine, first: bool) -> anyhow::Result<()> {
-        if first {
-            self.ahead = Ahead::default();
-        }
         self.copy.begin(machine, &mut self.debt, first)
     }
 
