@@ -90,3 +90,15 @@ impl Owed {
         self.ahead = Ahead::default();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_capture_reads_the_dirty_log_itself_and_the_next_look_can_wait() {
+        let mut owed = Owed::default();
+        owed.begin_capture(1, 50);
+        assert_eq!(owed.look_due_us, 50 + LOOK_INTERVAL_US);
+    }
+}

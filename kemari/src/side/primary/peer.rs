@@ -156,3 +156,7 @@ pub fn check_welcome(host: &str, message: &Message) -> Result<(), LinkError> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+#[path = "peer_test.rs"]
+mod tests;
