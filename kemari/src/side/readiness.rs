@@ -170,6 +170,7 @@ impl Findings {
 
 /// Says in the log, once for each change, whether a takeover would succeed.
 #[derive(Default)]
+#[cfg_attr(test, derive(Debug, PartialEq))]
 pub struct Announced(Option<Vec<String>>);
 
 impl Announced {

@@ -55,4 +55,13 @@ mod tests {
         shown.note(1020, None);
         assert_eq!(shown.due_ms(), 2020);
     }
+    #[test]
+    fn each_time_the_log_says_whether_a_takeover_would_succeed() {
+        let readiness = Readiness::found(["no TAP".to_owned()]);
+        let mut said = Announced::default();
+        said.note(Some(&readiness));
+        let mut shown = Shown::default();
+        shown.note(1000, Some(&readiness));
+        assert_eq!(shown.announced, said);
+    }
 }

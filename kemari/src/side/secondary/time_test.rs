@@ -1,7 +1,9 @@
 //! When a secondary's loop wakes, and for what.
 
+use super::super::berth::Berth;
+use super::super::build::Build;
 use super::super::idle::Idle;
-use super::super::rig::Rig;
+use super::super::rig::{Rig, SESSION};
 use super::*;
 
 #[test]
@@ -42,4 +44,22 @@ fn a_state_is_tried_once_after_each_commit_and_not_too_often() {
     rig.standby().trial.is_due = true;
     let again_us = rig.side.due_us(Timer::Trial).expect("another came");
     assert!(again_us > due_us && again_us > rig.side.clock.now_us());
+}
+
+#[test]
+fn a_side_whose_images_are_being_opened_is_not_idle() {
+    let mut rig = Rig::new();
+    rig.side.idle = Idle::new(Some(100));
+    rig.side.berth = Berth::default();
+    rig.side.berth.begin(Build::new(SESSION, 0));
+    rig.side.note_idle();
+    assert_eq!(rig.side.due_us(Timer::Idle), None);
+}
+
+#[test]
+fn a_side_that_ends_for_another_reason_does_not_end_as_idle() {
+    let mut rig = Rig::new();
+    rig.side.end = Some(End::Left);
+    rig.side.fire(Timer::Idle, 0);
+    assert!(matches!(rig.side.end, Some(End::Left)));
 }
