@@ -171,7 +171,17 @@ mod tests {
             assert_eq!(end, Some(Wish::End));
         }
         assert_eq!(plain(KeyCode::Char('c')), None);
-        assert_eq!(plain(KeyCode::Down), Some(Wish::Choose(1)));
-        assert_eq!(plain(KeyCode::Up), Some(Wish::Choose(-1)));
+        for (key, by) in [
+            (KeyCode::Down, 1),
+            (KeyCode::Char('j'), 1),
+            (KeyCode::Up, -1),
+            (KeyCode::Char('k'), -1),
+            (KeyCode::PageDown, 10),
+            (KeyCode::PageUp, -10),
+            (KeyCode::Home, isize::MIN),
+            (KeyCode::End, isize::MAX),
+        ] {
+            assert_eq!(plain(key), Some(Wish::Choose(by)), "{key}");
+        }
     }
 }

@@ -182,6 +182,9 @@ mod tests {
         assert_eq!((between.count, between.sum_us, between.max_us), (3, 18, 7));
         assert_eq!(between.quantile_us(0.5), 6);
         assert_eq!(earlier.since(&histogram), None, "the process began anew");
+        histogram.note(1000);
+        let between = histogram.since(&earlier).expect("one process");
+        assert_eq!(between.max_us, 1000, "none took longer");
     }
 
     #[test]

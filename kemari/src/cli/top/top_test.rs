@@ -219,6 +219,27 @@ fn a_look_that_failed_is_told_and_keeps_what_was_known() {
     let shown = screen(&watch, 60, 20);
     assert_eq!(shown[0], "kemari top   cannot look into /run/kemari");
     line(&shown, "web  protected");
+    watch.look(Instant::now(), Ok(vec![side(status("web"))]));
+    assert_eq!(screen(&watch, 60, 20)[0], "kemari top   1 VM, all protected");
+}
+
+#[test]
+fn of_disks_the_worst_is_told() {
+    let disk = |state| DiskStatus {
+        state,
+        ..DiskStatus::default()
+    };
+    let shown = |states: &[DiskState]| {
+        let mut watch = Watch::default();
+        let mut web = status("web");
+        web.disks = states.iter().copied().map(disk).collect();
+        watch.look(Instant::now(), Ok(vec![side(web)]));
+        line(&screen(&watch, 100, 20), "web  protected").to_owned()
+    };
+    let (failed, copying) = (DiskState::Failed, DiskState::Copying);
+    assert!(shown(&[copying, failed, copying]).contains("1 failed"));
+    assert!(shown(&[copying, DiskState::InSync, copying]).contains("2 copying"));
+    assert!(shown(&[DiskState::InSync]).contains("1 good"));
 }
 
 /// Columns that do not fit are left out from the right, and nothing is too small for it.
