@@ -205,7 +205,7 @@ impl Helpers {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::sync::mpsc::{Receiver, channel};
 
     use super::*;
@@ -310,6 +310,55 @@ mod tests {
         assert!(helpers.begin().is_err());
         has.store(true, Ordering::SeqCst);
         helpers.begin().expect("threads");
+        let state = helpers.0.lock();
+        assert_eq!(
+            (state.helpers, state.idle),
+            (IDLE_MIN, IDLE_MIN),
+            "one that was not made is none"
+        );
+    }
+
+    #[test]
+    fn others_that_take_helpers_have_more_made() {
+        let helpers = helpers(&Arc::new(AtomicBool::new(true)));
+        helpers.begin().expect("threads");
+        let begun = std::time::Instant::now();
+        let mut gates = Vec::new();
+        while gates.len() < IDLE_MIN {
+            let (gate, opens) = channel();
+            match helpers.run_if_spare("test", until_dropped(opens)) {
+                true => gates.push(gate),
+                false => std::thread::sleep(Duration::from_millis(1)),
+            }
+            assert!(begun.elapsed() < PATIENCE, "none is made for them");
+        }
+    }
+
+    #[test]
+    fn a_system_without_threads_is_asked_for_one_now_and_then() {
+        let has = Arc::new(AtomicBool::new(true));
+        let asked = Arc::new(AtomicUsize::new(0));
+        let (may, count) = (has.clone(), asked.clone());
+        let helpers = Helpers::new(move |name, work| match may.load(Ordering::SeqCst) {
+            true => crate::threads::start(name, work).map(drop),
+            false => {
+                count.fetch_add(1, Ordering::SeqCst);
+                Err(io::Error::from_raw_os_error(libc::EAGAIN))
+            }
+        });
+        helpers.begin().expect("threads");
+        has.store(false, Ordering::SeqCst);
+        let begun = std::time::Instant::now();
+        let (_gate, opens) = channel();
+        helpers.run("test", until_dropped(opens));
+        let asked = loop {
+            match asked.load(Ordering::SeqCst) as u32 {
+                asked @ 3.. => break asked,
+                _ => std::thread::sleep(Duration::from_millis(1)),
+            }
+            assert!(begun.elapsed() < PATIENCE, "it is not asked again");
+        };
+        assert!(RETRY_PAUSE * (asked - 1) <= begun.elapsed(), "{asked}");
     }
 
     #[test]
