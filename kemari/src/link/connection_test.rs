@@ -58,3 +58,10 @@ fn what_waits_for_who_is_refused_is_sent_before_the_end() {
     assert_eq!(heard, 1);
     assert!(matches!(end, LinkError::Closed), "{end:?}");
 }
+
+#[test]
+fn what_is_cut_is_the_end_of_what_is_to_be_sent_yet() {
+    let mut outgoing = Outgoing::after(vec![1, 2, 3, 4, 5], 2);
+    outgoing.truncate(2);
+    assert_eq!(outgoing.rest(), [3, 4]);
+}

@@ -113,3 +113,17 @@ fn a_layer_over_the_image_is_of_the_moment_at_which_it_was_asked_for() {
     // With what it takes to know where they belong.
     assert!((1 << 16..2 << 16).contains(&overlay.held_bytes()));
 }
+
+#[test]
+fn an_image_is_stuck_with_a_job_and_not_after_it() {
+    let moment = || std::thread::sleep(Duration::from_millis(1));
+    let queue = Queue::new(1 << 20);
+    let job = Job::Barrier(Barrier::Flush);
+    assert!(!queue.is_stuck(Duration::ZERO), "it had none yet");
+    queue.add(&job);
+    moment();
+    assert!(queue.is_stuck(Duration::ZERO));
+    queue.remove(job.cost());
+    moment();
+    assert!(!queue.is_stuck(Duration::ZERO));
+}

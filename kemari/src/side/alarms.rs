@@ -376,6 +376,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_new_at_the_end_is_told_before_it() {
+        let mut watch = Watch::default();
+        let mut seen = status(Role::Primary, Protection::Off, false);
+        seen.arbiter_trouble = Some("it is away".to_owned());
+        // There is no steward here: all of it waits.
+        watch.end(&seen, "the VM is stopped".to_owned());
+        let untold = std::iter::from_fn(|| watch.untold.pop());
+        let told: Vec<_> = untold.map(|alarm| alarm.on).collect();
+        assert_eq!(told, [ArbiterSilent, Occasion::Stopped]);
+    }
+
+    #[test]
     fn who_came_here_and_what_the_arbiter_does_is_told_at_once() {
         let mut watch = Watch::default();
         let mut seen = status(Role::Primary, Protection::Off, false);

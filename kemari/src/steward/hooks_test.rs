@@ -188,6 +188,7 @@ fn of_a_side_that_ended_without_a_word_the_steward_tells() {
     // One that has said so is not told of twice.
     let mut runner = Runner::start(Some(&hooks)).unwrap();
     runner.raise(&alarm(Occasion::Stopped));
+    await_some("it is not told", || (told(&directory).len() == 2).then_some(()));
     runner.finish();
     assert_eq!(told(&directory).len(), 2);
 }

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread;
 
-use kemari::arbiter::{Access, Etcd};
+use kemari::arbiter::{Access, Etcd, Unproved};
 use kemari_sync::{ArbiterAnswer, Record};
 
 use crate::common::{TestEtcd, read_request, record};
@@ -164,4 +164,19 @@ fn an_earlier_revision_of_the_same_cluster_raises_the_alarm() {
         matches!(&answer, ArbiterAnswer::Unavailable(why) if why.contains("went back in time")),
         "{answer:?}"
     );
+}
+
+/// What the silent one would say is not known; what the other one has said is.
+#[test]
+fn a_cluster_of_which_one_member_refuses_is_not_silent() {
+    let denied = r#"{"error":"etcdserver: permission denied","code":7}"#;
+    let refuses = || fake(vec![http("403 Forbidden", denied)]);
+    // Nobody listens there.
+    let silent = || "http://127.0.0.1:1".to_owned();
+    for endpoints in [[refuses(), silent()], [silent(), refuses()]] {
+        let found = arbiter(&[&endpoints[0], &endpoints[1]], TIMEOUT).probe();
+        assert!(matches!(found, Err(Unproved::Refused(_))), "{found:?}");
+    }
+    let found = arbiter(&[&silent(), &silent()], TIMEOUT).probe();
+    assert!(matches!(found, Err(Unproved::Silent(_))), "{found:?}");
 }
