@@ -337,6 +337,20 @@ mod tests {
     }
 
     #[test]
+    fn no_more_pages_stay_writable_than_may() {
+        let pages = PAGES_MAX as u64 + 100;
+        let mut hot = Hot::new([pages as usize]);
+        for capture in 0..2 * u64::from(EPOCHS) {
+            hot.begin(|_| capture);
+            let kept: HashSet<u64> = hot.pages().map(|(_, page)| page).collect();
+            for page in (0..pages).filter(|page| !kept.contains(page)) {
+                hot.on_entry((0, page));
+            }
+        }
+        assert_eq!(hot.len(), PAGES_MAX);
+    }
+
+    #[test]
     fn whatever_is_written_nothing_is_lost() {
         let mut play = Play::new();
         let mut random = 1_u64;

@@ -1,5 +1,8 @@
 //! A card without a cable: what it remembers, and what it forgets.
 
+use virtio_bindings::virtio_ring::VRING_DESC_F_WRITE;
+use vm_memory::{Bytes, GuestAddress};
+
 use super::*;
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -54,4 +57,58 @@ fn the_state_of_another_card_is_refused() {
     assert!(other.load(card(0).save()).is_err());
     let mut offloading = Net::new(MAC, true);
     assert!(offloading.load(card(0).save()).is_err());
+}
+
+const BUFFERS: u64 = 0x1_0000;
+const USED: u64 = 0x3000;
+
+/// Memory of a guest that has given so many buffers of this length, one behind the other.
+fn supply(count: u16, bytes: u32) -> (Memory, Queue) {
+    const DESCRIPTORS: u64 = 0x1000;
+    const AVAILABLE: u64 = 0x2000;
+    let memory = Memory::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("a little memory");
+    let write = |bytes: &[u8], place| memory.write_slice(bytes, GuestAddress(place)).expect("memory");
+    for index in 0..count {
+        let place = BUFFERS + u64::from(index) * u64::from(bytes);
+        let flags = VRING_DESC_F_WRITE as u16;
+        let descriptor = [
+            &place.to_le_bytes()[..],
+            &bytes.to_le_bytes(),
+            &flags.to_le_bytes(),
+            &[0; 2],
+        ];
+        write(&descriptor.concat(), DESCRIPTORS + 16 * u64::from(index));
+        write(&index.to_le_bytes(), AVAILABLE + 4 + 2 * u64::from(index));
+    }
+    write(&count.to_le_bytes(), AVAILABLE + 2);
+    let mut queue = Queue::new(16).expect("a power of two");
+    queue.set_desc_table_address(Some(DESCRIPTORS as u32), Some(0));
+    queue.set_avail_ring_address(Some(AVAILABLE as u32), Some(0));
+    queue.set_used_ring_address(Some(USED as u32), Some(0));
+    queue.set_ready(true);
+    (memory, queue)
+}
+
+#[test]
+fn a_packet_says_over_how_many_buffers_it_is_spread() {
+    let mergeable = 1 << VIRTIO_NET_F_MRG_RXBUF;
+    for (features, length, buffers) in [(mergeable, 64, 1_u16), (mergeable, 150, 3), (0, 64, 1)] {
+        let (memory, mut queue) = supply(4, 64);
+        let mut net = card(features);
+        net.waiting.0[..length].fill(7);
+        net.waiting.1 = length;
+        assert!(net.deliver(&mut queue, &memory).expect("good buffers"));
+        let mut packet = vec![0; length];
+        memory
+            .read_slice(&mut packet, GuestAddress(BUFFERS))
+            .expect("memory");
+        assert_eq!(packet[NUM_BUFFERS], buffers.to_le_bytes());
+        packet[NUM_BUFFERS].fill(7);
+        assert_eq!(packet, vec![7; length]);
+        let mut used = [0; 2];
+        memory
+            .read_slice(&mut used, GuestAddress(USED + 2))
+            .expect("memory");
+        assert_eq!(used, buffers.to_le_bytes());
+    }
 }
