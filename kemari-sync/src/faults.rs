@@ -76,9 +76,12 @@ pub enum Fault {
     /// The secondary commits and acks while its ask is not resolved. Not among [`Self::ALL`]: taken out alone
     /// this rule breaks nothing, since the winner starts from the state that it has at the win.
     CommitWhileAsking,
-    /// A page is sent as its difference from what was sent and not acked. Not among [`Self::ALL`]: the
-    /// simulation's pages have no bytes; the property test of deltas finds it.
+    /// A page is sent as its difference from what was sent and not acked.
     DeltaAgainstUnacked,
+    /// A state is left out that is as it was sent, and not acked.
+    StatesAgainstUnacked,
+    /// A state is left out that another standby had.
+    StatesOfAnother,
     /// The loser gives up its state as soon as another has won.
     ForgetAtWon,
     /// A queue's reset completes before what was captured in it is finished, and an ack releases past it.
@@ -154,7 +157,7 @@ pub enum Fault {
 
 impl Fault {
     /// All that must be noticed.
-    pub const ALL: [Self; 59] = [
+    pub const ALL: [Self; 62] = [
         Self::ReleaseBeforeAck,
         Self::AckBeforeCheck,
         Self::AckBeforeWhole,
@@ -186,6 +189,9 @@ impl Fault {
         Self::ForgetRequest,
         Self::ReadRingAgain,
         Self::ForgetAhead,
+        Self::DeltaAgainstUnacked,
+        Self::StatesAgainstUnacked,
+        Self::StatesOfAnother,
         Self::RollBackAcked,
         Self::StopBeforeDrained,
         Self::StayInTrouble,
@@ -220,7 +226,6 @@ impl Fault {
     pub fn from_name(name: &str) -> Option<Self> {
         let mut all = Self::ALL.into_iter().chain([
             Self::CommitWhileAsking,
-            Self::DeltaAgainstUnacked,
             Self::CopyOverNewer,
             Self::BootUnderFence,
             Self::KeepRestored,

@@ -12,6 +12,7 @@ mod consent;
 mod debt;
 mod faults;
 mod invariants;
+mod known;
 mod marks;
 #[cfg(feature = "sim")]
 pub mod model;
@@ -32,6 +33,7 @@ pub use debt::Debt;
 pub use faults::Fault;
 #[cfg(feature = "faults")]
 pub use faults::inject;
+pub use known::{KnownStates, changed_states};
 pub use marks::{Carried, Extent, Marks, ReplicaMarks, RequestId, Settled, new_extents};
 pub use primary::{
     CAPTURE_FAILURES_MAX, CopyLimits, Mode, OnSecondaryLoss, Opening, Pace, Primary, PrimaryAction,

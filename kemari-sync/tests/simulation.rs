@@ -12,7 +12,7 @@ const CLEAN_SEEDS: u64 = 20_000;
 const EXPLORED: [Fault; 2] = [Fault::HearOvertaken, Fault::ForgetAtWon];
 
 /// Within so many seeds each fault is found.
-const SEEDS_MAX: [(Fault, u64); 57] = [
+const SEEDS_MAX: [(Fault, u64); 60] = [
     (Fault::ReleaseBeforeAck, 10),
     (Fault::AckBeforeCheck, 10),
     (Fault::AckBeforeWhole, 10),
@@ -42,6 +42,9 @@ const SEEDS_MAX: [(Fault, u64); 57] = [
     (Fault::ForgetRequest, 400),
     (Fault::ReadRingAgain, 400),
     (Fault::ForgetAhead, 400),
+    (Fault::DeltaAgainstUnacked, 200),
+    (Fault::StatesAgainstUnacked, 200),
+    (Fault::StatesOfAnother, 200),
     (Fault::RollBackAcked, 50),
     (Fault::StayInTrouble, 200),
     (Fault::ReadyAnyhow, 200),

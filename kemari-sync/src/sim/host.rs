@@ -2,13 +2,16 @@
 
 use crate::consent::Start;
 use crate::debt::Debt;
+use crate::known::KnownStates;
 use crate::primary::{Primary, PrimaryAction};
 use crate::record::Incarnation;
 use crate::secondary::{Secondary, SecondaryAction};
+use crate::wire::DeltaCache;
 
 use super::client::Request;
 use super::copies::ImageCopy;
 use super::image::Image;
+use super::parts::{Content, Part};
 use super::replicas::ImageSide;
 use super::restores::Restores;
 use super::vm::{PAGES, Vm};
@@ -17,6 +20,10 @@ use super::vm::{PAGES, Vm};
 pub(super) struct Capture {
     pub(super) epoch: u64,
     pub(super) vm: Box<Vm>,
+    /// Its pages as they are sent, but for those that went ahead.
+    pub(super) pages: Vec<(usize, Content)>,
+    /// The parts of its state that are sent.
+    pub(super) parts: Vec<Part>,
 }
 
 /// The driver of a primary.
@@ -36,6 +43,9 @@ pub(super) struct PrimarySide {
     /// Nothing is given to the disk any more: this side hands over.
     pub(super) closing: bool,
     pub(super) debt: Debt,
+    /// What the secondary has of pages and of states, for certain.
+    pub(super) known_pages: DeltaCache,
+    pub(super) known_states: KnownStates<Part>,
     pub(super) capture: Option<Capture>,
     /// Requests of clients and completions of the disk, while the machine is paused.
     pub(super) inbox: Vec<Input>,
@@ -55,15 +65,15 @@ pub(super) enum Input {
 /// What the secondary's driver has of a sync.
 pub(super) struct Staged {
     pub(super) epoch: u64,
-    pub(super) pages: Vec<(usize, u64)>,
-    pub(super) state: Option<Box<Vm>>,
+    pub(super) pages: Vec<(usize, Content)>,
+    pub(super) parts: Vec<Part>,
     pub(super) damaged: bool,
 }
 
 /// The driver of a secondary.
 pub(super) struct SecondarySide {
     pub(super) machine: Secondary,
-    /// Whose `CopyPages`, `Pages` and `State` frames are taken.
+    /// Whose `CopyPages`, `Pages` and `States` frames are taken.
     pub(super) session: Option<u64>,
     pub(super) primary: u128,
     pub(super) memory: [u64; PAGES],

@@ -21,6 +21,7 @@ mod image;
 mod invariants;
 mod net;
 mod operator;
+mod parts;
 mod primary_driver;
 mod ready;
 mod replicas;

@@ -5,15 +5,15 @@ use std::collections::VecDeque;
 use crate::primary::SessionId;
 use crate::wire::Message;
 
-use super::vm::Vm;
+use super::parts::{Content, Part};
 
 /// What travels. Pages and state never go through the state machines.
 #[derive(Clone, Debug)]
 pub(super) enum Frame {
     Message(Message),
     CopyPages(Vec<(usize, u64)>),
-    Pages(Vec<(usize, u64)>),
-    State(Box<Vm>),
+    Pages(Vec<(usize, Content)>),
+    States(Vec<Part>),
     /// Blocks of the replicated disk, for the other image.
     Blocks(Vec<(usize, (u64, u64))>),
     /// Blocks of the secondary's image that may differ.

@@ -3,11 +3,13 @@
 use rand::Rng;
 
 use crate::debt::Debt;
+use crate::known::KnownStates;
 use crate::primary::{
     CopyLimits, Mode, OnSecondaryLoss, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Reign,
 };
 use crate::record::{ArbiterAnswer, ArbiterRequest, Phase};
 use crate::replica::announced_term;
+use crate::wire::DeltaCache;
 
 use super::copies::ImageCopy;
 use super::events::ToProcess;
@@ -16,6 +18,7 @@ use super::guest::Basis;
 use super::host::{PrimarySide, Process};
 use super::invariants::{Invariant, consent, show, succession};
 use super::net::{Frame, PRIMARY};
+use super::parts::KNOWN_BYTES_MAX;
 use super::vm::Vm;
 use super::world::World;
 
@@ -65,6 +68,8 @@ impl World {
             draining: false,
             closing: false,
             debt: Debt::default(),
+            known_pages: DeltaCache::new(KNOWN_BYTES_MAX),
+            known_states: KnownStates::default(),
             capture: None,
             inbox: Vec::new(),
             writes_in_flight: 0,
@@ -169,6 +174,8 @@ impl World {
                 self.release(host, Basis::Sync(epoch));
                 if let Some(side) = self.hosts[host].primary() {
                     side.debt.acked(epoch);
+                    side.known_pages.acked(epoch);
+                    side.known_states.acked(epoch);
                     side.capture.take_if(|capture| capture.epoch == epoch);
                 }
                 self.change_waiting(host);
@@ -182,6 +189,7 @@ impl World {
                 if let Some(side) = self.hosts[host].primary() {
                     side.gate_open = true;
                     side.debt.forget();
+                    side.known_pages.clear();
                     side.capture = None;
                 }
                 self.release(host, Basis::Alone);

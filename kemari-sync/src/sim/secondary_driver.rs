@@ -7,8 +7,9 @@ use crate::wire::{Commit, CommitId, Message};
 use super::events::ToProcess;
 use super::fences::FENCE_MS_MAX;
 use super::host::{Process, SecondarySide, Staged};
-use super::invariants::{Invariant, stop};
+use super::invariants::{Invariant, memory, stop};
 use super::net::{Frame, SECONDARY};
+use super::parts::take_parts;
 use super::replicas::ImageSide;
 use super::restores::Restores;
 use super::setup::STAGING_PAGES_MAX;
@@ -134,7 +135,7 @@ impl World {
                 side.staged = Some(Staged {
                     epoch,
                     pages: Vec::new(),
-                    state: None,
+                    parts: Vec::new(),
                     damaged: false,
                 });
             }
@@ -189,7 +190,7 @@ impl World {
                     .for_each(|(page, value)| side.memory[page] = value);
             }
             (Frame::Pages(pages), Some(staged)) => staged.pages.extend(pages),
-            (Frame::State(state), Some(staged)) => staged.state = Some(state),
+            (Frame::States(parts), Some(staged)) => staged.parts.extend(parts),
             (_, Some(staged)) => staged.damaged = true,
             (_, None) => {}
         }
@@ -206,8 +207,15 @@ impl World {
         };
         side.checked_stop = commit.stop;
         let is_whole = side.staged.as_ref().is_some_and(|staged| {
-            staged.pages.len() as u64 == commit.pages && staged.state.is_some() && !staged.damaged
+            staged.pages.len() as u64 == commit.pages
+                && staged.parts.len() as u32 == commit.states
+                && !staged.damaged
         });
+        let staged = side.staged.as_ref().filter(|_| is_whole);
+        let verdict = staged.map(|staged| memory::refers(staged, &side.memory, side.state.is_some()));
+        if let Some(verdict) = verdict {
+            self.judge(Invariant::Memory, verdict);
+        }
         let is_fine = is_whole && !fails && self.check_image(host);
         let event = SecondaryEvent::Checked {
             epoch: commit.epoch,
@@ -222,18 +230,20 @@ impl World {
             return;
         };
         if let Some(staged) = side.staged.take() {
-            staged
-                .pages
-                .into_iter()
-                .for_each(|(page, value)| side.memory[page] = value);
-            side.state = staged.state.or(side.state.take());
+            for (page, content) in staged.pages {
+                content.apply(&mut side.memory[page]);
+            }
+            take_parts(&mut side.state, &staged.parts);
             side.is_stop = side.checked_stop;
         }
         let commit = side.machine.holds().unwrap_or(CommitId { term: 0, epoch });
         let committed = side.state.clone();
         let (memory, primary, session) = (side.memory, side.primary, side.session);
         self.commits += 1;
-        let verdict = self.checks.memory.applied(primary, commit, memory);
+        let verdict = self
+            .checks
+            .memory
+            .applied(primary, commit, memory, committed.as_deref());
         self.judge(Invariant::Memory, verdict);
         if let Some(vm) = committed {
             self.apply_outputs(host, &vm);

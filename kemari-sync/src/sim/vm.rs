@@ -17,7 +17,7 @@ use super::invariants::replica::Blocks;
 pub(super) const PAGES: usize = 16;
 
 /// What leaves the machine.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) enum Output {
     Packet(Reply),
     /// A write of the reply's number and hash to the block named by its page;
@@ -43,7 +43,7 @@ pub(super) enum Phase {
 }
 
 /// One entry of the request list: device state.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Entry {
     pub(super) number: u64,
     pub(super) output: Output,
@@ -307,6 +307,78 @@ impl Vm {
 
     pub(super) fn has_held(&self) -> bool {
         self.list.iter().any(|entry| entry.phase == Phase::Held)
+    }
+}
+
+/// The state of the machine in parts.
+impl Vm {
+    pub(super) fn has_same_service(&self, other: &Self) -> bool {
+        self.life == other.life
+            && self.seq == other.seq
+            && self.hash == other.hash
+            && self.powered_off == other.powered_off
+            && self.blocks == other.blocks
+            && self.done == other.done
+            && self.doubtful == other.doubtful
+            && self.capacity == other.capacity
+            && self.flushes == other.flushes
+            && self.served == other.served
+    }
+
+    pub(super) fn take_service(&mut self, from: &Self) {
+        self.life = from.life;
+        self.seq = from.seq;
+        self.hash = from.hash;
+        self.powered_off = from.powered_off;
+        self.blocks = from.blocks;
+        self.done = from.done;
+        self.doubtful = from.doubtful;
+        self.capacity = from.capacity;
+        self.flushes = from.flushes;
+        self.served = from.served;
+    }
+
+    pub(super) fn has_same_queues(&self, other: &Self) -> bool {
+        self.list == other.list
+            && self.next_number == other.next_number
+            && self.backlog == other.backlog
+            && self.parsed == other.parsed
+            && self.finished == other.finished
+            && self.resetting == other.resetting
+            && self.stale_epoch == other.stale_epoch
+    }
+
+    pub(super) fn take_queues(&mut self, from: &Self) {
+        self.list.clone_from(&from.list);
+        self.next_number = from.next_number;
+        self.backlog.clone_from(&from.backlog);
+        self.parsed = from.parsed;
+        self.finished = from.finished;
+        self.resetting = from.resetting;
+        self.stale_epoch = from.stale_epoch;
+    }
+
+    pub(super) fn has_same_clock(&self, other: &Self) -> bool {
+        self.ticks == other.ticks
+    }
+
+    pub(super) fn take_clock(&mut self, from: &Self) {
+        self.ticks = from.ticks;
+    }
+
+    /// Of all parts of the state.
+    pub(super) fn digest(&self) -> u64 {
+        let numbers = [
+            self.life,
+            self.seq,
+            self.ticks,
+            self.next_number,
+            self.parsed,
+            self.finished,
+            self.list.len() as u64,
+            self.backlog.len() as u64,
+        ];
+        numbers.into_iter().fold(self.hash, mix)
     }
 }
 

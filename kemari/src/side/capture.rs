@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use kemari_sync::wire::{Begin, DeltaCache, Message, StateFrame, SyncTally, encode, encode_state};
-use kemari_sync::{Debt, Opening, SessionId};
+use kemari_sync::{Debt, Opening, SessionId, changed_states};
 use kemari_vmm::machine::{Frozen, Machine, MachineError};
 use kemari_vmm::memory;
 use kemari_vmm::state::StateBlob;
@@ -237,7 +237,7 @@ impl Capture {
     }
 
     fn push_states(&mut self, acked: &[StateBlob]) -> anyhow::Result<()> {
-        for blob in self.states.iter().filter(|blob| !acked.contains(blob)) {
+        for blob in changed_states(acked, &self.states) {
             let frame = StateFrame {
                 kind: blob.kind as u16,
                 instance: blob.instance,

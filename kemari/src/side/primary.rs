@@ -31,7 +31,7 @@ mod trouble;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kemari_sync::{Epoch, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Reign, Trouble};
+use kemari_sync::{Epoch, KnownStates, Primary, PrimaryAction, PrimaryConfig, PrimaryEvent, Reign, Trouble};
 use kemari_vmm::machine::{Machine, MachineEvent};
 use kemari_vmm::state::StateBlob;
 
@@ -138,8 +138,8 @@ pub struct PrimarySide {
     owed: Owed,
     capture: Option<Capture>,
     disks: disks::Disks,
-    /// The states of the last acked sync: the secondary has them, so only what differs from them is sent.
-    acked_states: Vec<StateBlob>,
+    /// The states that the secondary has: only what differs from them is sent.
+    known_states: KnownStates<StateBlob>,
     /// The same of pages, as far as they are kept.
     deltas: Deltas,
     /// Why the guest stands still.
@@ -196,7 +196,7 @@ impl PrimarySide {
             owed: Owed::default(),
             capture: None,
             disks: disks::Disks::new(trackers, term),
-            acked_states: Vec::new(),
+            known_states: KnownStates::default(),
             deltas: Deltas::new(&config.protection),
             holds: Holds::default(),
             stillness: Stillness::default(),

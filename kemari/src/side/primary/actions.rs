@@ -117,7 +117,7 @@ impl PrimarySide {
         self.trace.note(Step::Copying, 0);
         if first {
             // A new standby VM: it has neither pages nor states yet.
-            self.acked_states.clear();
+            self.known_states.forget();
             self.deltas.forget();
         }
         if let Err(error) = self.owed.begin_round(&self.machine, first) {
@@ -256,7 +256,7 @@ impl PrimarySide {
             (epoch, hold),
             (&mut self.owed.debt, ahead),
             Known {
-                states: &self.acked_states,
+                states: self.known_states.acked_states(),
                 deltas,
             },
             at_once,
@@ -269,7 +269,9 @@ impl PrimarySide {
 
     fn on_captured(&mut self, epoch: Epoch, taken: anyhow::Result<Capture>) {
         match taken {
-            Ok(capture) => {
+            Ok(mut capture) => {
+                let states = std::mem::take(&mut capture.states);
+                self.known_states.captured(epoch, states);
                 self.stopwatch.captured(&capture.took, self.clock.now_us());
                 let counters = &mut self.stopwatch.counters;
                 counters.wire_bytes += capture.sent_bytes() as u64;
@@ -299,6 +301,7 @@ impl PrimarySide {
         self.demand.end_sync();
         self.stopwatch.counters.syncs_failed += 1;
         self.deltas.failed();
+        self.known_states.failed();
         self.stillness.forget(epoch);
         self.owed.debt.give_back(epoch);
         if self.capture.take_if(|capture| capture.epoch == epoch).is_some() {
@@ -320,7 +323,7 @@ impl PrimarySide {
         let mut outputs = 0;
         if let Some(capture) = self.capture.take_if(|capture| capture.epoch == epoch) {
             outputs = capture.outputs;
-            self.acked_states = capture.states;
+            self.known_states.acked(epoch);
             let capture_us = micros(capture.took.encode + capture.took.send);
             let wire_us = self.stopwatch.wire_us(acked_us);
             self.deltas.acked(epoch);

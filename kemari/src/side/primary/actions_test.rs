@@ -119,15 +119,18 @@ fn states_are_known_of_the_standby_that_has_acked_them() {
     let mut rig = Rig::new();
     rig.capture(1);
     rig.side.perform(PrimaryAction::GiveBack { epoch: 1 });
-    assert!(rig.side.acked_states.is_empty());
+    assert!(rig.side.known_states.acked_states().is_empty());
     rig.capture(2);
     rig.side.perform(PrimaryAction::Release { epoch: 2 });
-    assert!(!rig.side.acked_states.is_empty());
+    assert!(!rig.side.known_states.acked_states().is_empty());
     rig.side.perform(PrimaryAction::CopyRound {
         session: 1,
         first: true,
     });
-    assert!(rig.side.acked_states.is_empty(), "it is another one");
+    assert!(
+        rig.side.known_states.acked_states().is_empty(),
+        "it is another one"
+    );
 }
 
 #[test]
