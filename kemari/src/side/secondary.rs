@@ -17,7 +17,7 @@ mod orders;
 mod receive;
 mod restore;
 #[cfg(test)]
-mod rig;
+pub(super) mod rig;
 #[cfg(test)]
 mod session_test;
 mod sessions;

@@ -2,14 +2,16 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use kemari_sync::{
-    ArbiterRequest, Incarnation, PeerWord, Record, Reign, Start, StartAction, StartConfig, StartEvent, Timing,
+    ArbiterRequest, AskId, Incarnation, PeerWord, Record, Reign, Start, StartAction, StartConfig, StartEvent,
+    Timing,
 };
 
 use super::super::assembly;
+use super::super::clock::Clock;
 use super::super::primary::{PrimarySide, Seat};
 use super::super::query::ask_peer;
 use super::Life;
@@ -98,7 +100,7 @@ impl Life {
             // The start may have ended already.
             let _ = answers.send(StartEvent::Arbiter { ask, answer });
         });
-        let mut start = Start::new(StartConfig {
+        let start = Start::new(StartConfig {
             me: me.clone(),
             vm: self.config.vm.clone(),
             store: rand::random(),
@@ -109,40 +111,112 @@ impl Life {
             images: images.iter().map(|image| image.offer()).collect(),
             adopt_images,
         });
-        let mut event = StartEvent::Tick;
-        loop {
-            let mut actions = Vec::new();
-            start.handle(self.clock.now_ms(), event, &mut actions);
-            for action in actions {
-                match action {
-                    StartAction::Ask { ask, request } => {
-                        if let ArbiterRequest::Swap { new, .. } = &request {
-                            for image in images {
-                                image.announce(new.term)?;
-                            }
+        let ask_peer = |peer: Incarnation| {
+            let word = match self.config.hosts.get(&peer.host) {
+                Some(host) => self.ask(&peer.host, host.listen.address()),
+                None => PeerWord::Silent("it is not in the configuration".into()),
+            };
+            // This function holds the receiver.
+            let _ = sender.send(StartEvent::Peer(word));
+        };
+        play(
+            start,
+            images,
+            self.clock,
+            &inputs,
+            |ask, request| arbiter.ask(ask, request),
+            ask_peer,
+        )
+    }
+}
+
+/// Plays a start to its end; answers come as `inputs`. The inner error is why it is refused.
+///
+/// A term that is asked for is announced in the images before: who loses its power when it has won, and before
+/// it knows, still has the last image.
+fn play(
+    mut start: Start,
+    images: &[Arc<Image>],
+    clock: Clock,
+    inputs: &Receiver<StartEvent>,
+    ask_arbiter: impl Fn(AskId, ArbiterRequest),
+    ask_peer: impl Fn(Incarnation),
+) -> anyhow::Result<Result<Record, String>> {
+    let mut event = StartEvent::Tick;
+    loop {
+        let mut actions = Vec::new();
+        start.handle(clock.now_ms(), event, &mut actions);
+        for action in actions {
+            match action {
+                StartAction::Ask { ask, request } => {
+                    if let ArbiterRequest::Swap { new, .. } = &request {
+                        for image in images {
+                            image.announce(new.term)?;
                         }
-                        arbiter.ask(ask, request);
                     }
-                    StartAction::AskPeer(peer) => {
-                        let word = match self.config.hosts.get(&peer.host) {
-                            Some(host) => self.ask(&peer.host, host.listen.address()),
-                            None => PeerWord::Silent("it is not in the configuration".into()),
-                        };
-                        // This function holds the receiver.
-                        let _ = sender.send(StartEvent::Peer(word));
-                    }
-                    StartAction::Run(record) => return Ok(Ok(record)),
-                    StartAction::Refuse(reason) => return Ok(Err(reason)),
-                    StartAction::Report(text) => tracing::warn!("{text}"),
+                    ask_arbiter(ask, request);
                 }
+                StartAction::AskPeer(peer) => ask_peer(peer),
+                StartAction::Run(record) => return Ok(Ok(record)),
+                StartAction::Refuse(reason) => return Ok(Err(reason)),
+                StartAction::Report(text) => tracing::warn!("{text}"),
             }
-            let now_ms = self.clock.now_ms();
-            let wait_ms = start
-                .next_deadline()
-                .map_or(1000, |due_ms| due_ms.saturating_sub(now_ms));
-            event = inputs
-                .recv_timeout(Duration::from_millis(wait_ms))
-                .unwrap_or(StartEvent::Tick);
         }
+        let now_ms = clock.now_ms();
+        let wait_ms = start
+            .next_deadline()
+            .map_or(1000, |due_ms| due_ms.saturating_sub(now_ms));
+        event = inputs
+            .recv_timeout(Duration::from_millis(wait_ms))
+            .unwrap_or(StartEvent::Tick);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use kemari_sync::ArbiterAnswer;
+
+    use super::*;
+    use crate::replica::testing::Scratch;
+
+    #[test]
+    fn a_term_is_announced_in_every_image_before_it_is_asked_for() {
+        let scratches = [Scratch::new(1 << 20), Scratch::new(1 << 20)];
+        let images: Vec<_> = scratches.iter().map(|scratch| scratch.image()).collect();
+        let (sender, inputs) = channel();
+        let start = Start::new(StartConfig {
+            me: Incarnation {
+                host: "a".into(),
+                nonce: 1,
+            },
+            vm: "demo".into(),
+            store: 1,
+            assert_dead: None,
+            alone_on_host: true,
+            ask_retry_ms: Timing::default().ask_retry_ms,
+            images: images.iter().map(|image| image.offer()).collect(),
+            adopt_images: false,
+        });
+        let asked_for = Cell::new(None);
+        let ask_arbiter = |ask, request| {
+            let answer = match request {
+                ArbiterRequest::Read => ArbiterAnswer::Record(None),
+                ArbiterRequest::Swap { new, .. } => {
+                    for image in &images {
+                        let word = image.offer().word.expect("it has a record");
+                        assert_eq!(word.next_term, new.term);
+                    }
+                    asked_for.set(Some(new.term));
+                    ArbiterAnswer::Swapped
+                }
+            };
+            sender.send(StartEvent::Arbiter { ask, answer }).unwrap();
+        };
+        let nobody = |peer| panic!("{peer:?} is asked");
+        let won = play(start, &images, Clock::start(), &inputs, ask_arbiter, nobody);
+        let record = won.expect("the images can be written").expect("it may start");
+        assert_eq!(Some(record.term), asked_for.get());
     }
 }

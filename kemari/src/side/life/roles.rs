@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use kemari_sync::{CopyLimits, Incarnation, OnSecondaryLoss, PrimaryConfig, Reign, SecondaryConfig};
+use kemari_vmm::machine::Machine;
 
 use super::super::fence;
 use super::super::health::OwnIo;
@@ -192,8 +193,7 @@ impl Life {
     pub(super) fn take_over(&self, reign: Reign, standby: Standby, last_sign: &LastSign) -> Box<PrimarySide> {
         let Standby { seat, trackers, .. } = standby;
         let machine = seat.machine.clone();
-        machine.open_gate();
-        machine.wake();
+        awaken(&machine);
         let me = reign.record.owner.clone();
         let mut side = self.primary(me, reign, seat, trackers);
         side.note_takeover();
@@ -219,5 +219,45 @@ impl Life {
                 planned_pause_ms,
             })
         });
+    }
+}
+
+/// What the state of a guest that went on elsewhere has left to do is begun here. The guest runs when it is
+/// resumed.
+fn awaken(machine: &Machine) {
+    machine.open_gate();
+    machine.wake();
+}
+
+#[cfg(test)]
+mod tests {
+    use kemari_vmm::machine::MachineEvent;
+    use kemari_vmm::state::StateKind;
+
+    use super::super::super::secondary::rig::Rig;
+    use super::super::super::testing::until;
+    use super::*;
+
+    #[test]
+    fn what_the_state_has_left_to_do_is_begun_where_the_vm_goes_on() {
+        let mut rig = Rig::new();
+        let standby = rig.standby();
+        let mut states = standby.states.iter_mut();
+        let power = states
+            .find(|state| state.kind == StateKind::Power)
+            .expect("a state");
+        // Neither a power-off, nor a reset, nor a kick: now the guest has asked for a reset.
+        assert_eq!(power.bytes, [0, 0, 0]);
+        power.bytes[1] = 1;
+        let seat = &standby.seat;
+        seat.machine.load(&standby.states, false).expect("its own state");
+        let was_asked = || {
+            let said = seat.mailbox.take().into_iter();
+            said.into_iter()
+                .any(|input| matches!(input, primary::Input::Machine(MachineEvent::Reset)))
+        };
+        assert!(!was_asked(), "a standby VM resets nothing");
+        awaken(&seat.machine);
+        until("the guest is reset", was_asked);
     }
 }
