@@ -132,8 +132,8 @@ impl Life {
 
 /// Plays a start to its end; answers come as `inputs`. The inner error is why it is refused.
 ///
-/// A term that is asked for is announced in the images before: who loses its power when it has won, and before
-/// it knows, still has the last image.
+/// A term that is asked for is announced in the images before: who loses its power when it has won, and
+/// before it knows, still has the last image.
 fn play(
     mut start: Start,
     images: &[Arc<Image>],
