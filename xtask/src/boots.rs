@@ -26,9 +26,11 @@ const PACE: Pace = Pace::LAB;
 const COUNTDOWN_S: u32 = 20;
 /// With fewer seconds left it is not cut any more.
 const LEFT_S_MIN: u32 = 4;
-/// What GRUB says at each second, before the number; and when it has chosen.
+/// What GRUB says at each second, before the number; when it has counted to the end; and how it clears the
+/// screen when it has chosen.
 const COUNTS: &str = "automatically in ";
 const BOOTING: &str = "Booting `Debian'";
+const CLEARED: &str = "\x1b[2J";
 /// Until GRUB has counted down, and until Linux serves: on a busy machine GRUB's seconds last longer.
 const BOOT_MAX: Duration = Duration::from_secs(300);
 /// By so much the guest's time goes on at the takeover in Linux, as if it had lived for so long. Behind that,
@@ -191,7 +193,8 @@ fn cut_short(pair: &mut EmulatedPair<'_>, after: usize) -> Result<u32> {
         pair.check_alive()?;
         let console = pair.console(Side::A);
         let said = said_after(&console, after);
-        Ok(said.split_once(BOOTING).map(|(said, _)| said.to_owned()))
+        let last = said.rfind(COUNTS).unwrap_or_default();
+        Ok(said[last..].contains(CLEARED).then(|| said.to_owned()))
     })?;
     let left = left(&said).context("GRUB has not counted")?;
     ensure!(left > 0, "GRUB has heard no key, and counted to the end");
