@@ -239,6 +239,9 @@ fn of_disks_the_worst_is_told() {
     let (failed, copying) = (DiskState::Failed, DiskState::Copying);
     assert!(shown(&[copying, failed, copying]).contains("1 failed"));
     assert!(shown(&[copying, DiskState::InSync, copying]).contains("2 copying"));
+    assert!(shown(&[DiskState::Inconsistent, copying]).contains("1 inconsistent"));
+    assert!(shown(&[DiskState::InSync, DiskState::Alone]).contains("1 alone"));
+    assert!(shown(&[DiskState::InSync, DiskState::Whole, DiskState::InUse]).contains("3 good"));
     assert!(shown(&[DiskState::InSync]).contains("1 good"));
 }
 

@@ -150,21 +150,21 @@ fn columns(rows: &[Row]) -> Vec<Column> {
     ]
 }
 
-/// The worst of them, in a word or two.
+/// How many of them are in the worst state that one is in.
 fn disks(disks: &[DiskStatus]) -> String {
-    let failed = disks
-        .iter()
-        .filter(|disk| disk.state == DiskState::Failed)
-        .count();
-    let copying = disks
-        .iter()
-        .filter(|disk| disk.state == DiskState::Copying)
-        .count();
-    match (disks.len(), failed, copying) {
-        (0, ..) => "none".to_owned(),
-        (_, 1.., _) => format!("{failed} failed"),
-        (_, 0, 1..) => format!("{copying} copying"),
-        (count, 0, 0) => format!("{count} good"),
+    let worst = [
+        (DiskState::Failed, "failed"),
+        (DiskState::Inconsistent, "inconsistent"),
+        (DiskState::Unknown, "never copied"),
+        (DiskState::Copying, "copying"),
+        (DiskState::Alone, "alone"),
+    ];
+    let count = |state| disks.iter().filter(|disk| disk.state == state).count();
+    let found = worst.iter().find(|(state, _)| count(*state) > 0);
+    match (disks.len(), found) {
+        (0, _) => "none".to_owned(),
+        (_, Some((state, word))) => format!("{} {word}", count(*state)),
+        (count, None) => format!("{count} good"),
     }
 }
 
