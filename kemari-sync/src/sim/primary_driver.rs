@@ -169,7 +169,7 @@ impl World {
             PrimaryAction::GiveBack { epoch } => self.give_back(host, epoch),
             PrimaryAction::Release { epoch } => {
                 if !self.rule_image(host, true) {
-                    return;
+                    return self.give_back(host, epoch);
                 }
                 self.release(host, Basis::Sync(epoch));
                 if let Some(side) = self.hosts[host].primary() {

@@ -313,7 +313,8 @@ impl PrimarySide {
     fn release(&mut self, epoch: Epoch) {
         self.trace.note(Step::Releasing, epoch);
         if !self.rule_disks(true) {
-            return;
+            // It is committed all the same. Whoever parts releases it; another sync may come before that.
+            return self.give_back(epoch);
         }
         self.demand.end_sync();
         let acked_us = self.clock.now_us();

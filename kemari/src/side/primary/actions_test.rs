@@ -205,6 +205,28 @@ fn records_know_the_term_before_anything_leaves_in_it() {
     rig.side.machine.pause();
 }
 
+/// What was acked and could not be let go is owed and held again: more syncs may be made before the pair parts.
+#[test]
+fn a_sync_whose_pair_cannot_be_recorded_is_given_back() {
+    let mut rig = Rig::without_record();
+    rig.side.disks.ruled = Ruled::default();
+    rig.boot();
+    rig.capture(1);
+    rig.side.perform(PrimaryAction::GiveBack { epoch: 1 });
+    rig.find([PAGE]);
+    rig.make_output();
+    rig.capture(2);
+    rig.events();
+    rig.side.perform(PrimaryAction::Release { epoch: 2 });
+    assert!(rig.side.machine.output_held() && rig.side.capture.is_none());
+    let is_failing = |event: &PrimaryEvent| matches!(event, PrimaryEvent::ProtectionFailing { .. });
+    let events = rig.events();
+    let failing = events.iter().position(is_failing).expect("it is told");
+    assert!(events[failing..].iter().any(is_pending), "the pair parts first");
+    rig.capture(3);
+    assert!(rig.captured(PAGE));
+}
+
 #[test]
 fn records_know_of_a_term_before_it_is_asked_for() {
     let with_peer = |phase| Record {

@@ -23,6 +23,7 @@ use super::super::testing::{self, IMAGE_BYTES, LIMIT};
 use super::connect::Connected;
 use super::*;
 use crate::link::Connection;
+use crate::replica::Image;
 use crate::replica::testing::Scratch;
 
 /// The term that the image knows when the primary begins, and the one after it, which the primary rules.
@@ -135,6 +136,15 @@ fn peer() -> Incarnation {
 impl Rig {
     /// A primary that runs its VM alone, in a term that the image does not know yet. Its guest stands still.
     pub fn new() -> Self {
+        Self::with(|image| image.start(OLD_TERM, false).expect("a new image"))
+    }
+
+    /// The same, where nothing can be recorded of the image.
+    pub fn without_record() -> Self {
+        Self::with(|_| {})
+    }
+
+    fn with(begin: impl FnOnce(&Image)) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let text = include_str!("../../../../docs/example.toml")
             .replace("shared = true", "flush = \"both\"")
@@ -142,7 +152,7 @@ impl Rig {
         let config = Arc::new(Config::parse(&text, "test").expect("the example"));
         let scratch = Scratch::new(IMAGE_BYTES);
         let image = scratch.image();
-        image.start(OLD_TERM, false).expect("a new image");
+        begin(&image);
         let spec = testing::spec();
         let seat = Seat::make(&config, "a", spec).expect("a machine");
         let trackers =
