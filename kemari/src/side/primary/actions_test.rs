@@ -205,7 +205,8 @@ fn records_know_the_term_before_anything_leaves_in_it() {
     rig.side.machine.pause();
 }
 
-/// What was acked and could not be let go is owed and held again: more syncs may be made before the pair parts.
+/// What was acked and could not be let go is owed and held again: more syncs may be made before the pair
+/// parts.
 #[test]
 fn a_sync_whose_pair_cannot_be_recorded_is_given_back() {
     let mut rig = Rig::without_record();
