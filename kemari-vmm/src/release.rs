@@ -1,7 +1,7 @@
 //! Where output is let go: it is held until a capture contains it, and waits for the ack of that capture.
 //!
 //! Each request of a virtio device and each wish at a port has its [`Stage`];
-//! a console's bytes are [`HeldBytes`].
+//! a console's bytes are [`HeldBytes`]. That is the rule; `Machine::release` has each device follow it.
 
 use std::collections::VecDeque;
 

@@ -1,4 +1,5 @@
-//! The mechanism under all virtio devices: transport, queues, request list, event channels.
+//! The mechanism under all virtio devices: transport, queues, request list, event channels. Here a guest's
+//! kick arrives.
 
 mod core;
 mod registers;

@@ -1,5 +1,5 @@
 //! The deadlines of a side, a name each. When one is due is said in one place: what is due happens by that,
-//! and the loop sleeps until the earliest.
+//! and the loop sleeps until the earliest. The names are in `primary/time.rs` and `secondary/time.rs`.
 
 /// A side that has deadlines.
 pub trait Timed {

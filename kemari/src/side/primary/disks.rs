@@ -1,4 +1,5 @@
-//! The replicated disks of a primary: their copy to a secondary, and the terms in their records.
+//! The replicated disks of a primary: their copy to a secondary, and the terms in their records. A guest's
+//! write goes with its sync; `replica/writer.rs` carries it out there.
 
 use std::sync::Arc;
 use std::time::Instant;
