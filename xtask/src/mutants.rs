@@ -23,7 +23,7 @@ use tree::Tree;
 use trial::{Tests, Verdict};
 
 /// As a part of the tests, no edit is begun after so long, builds included.
-const BRIEFLY: Duration = Duration::from_secs(100);
+const BRIEFLY: Duration = Duration::from_secs(60);
 /// Then only edits of these packages are made: the copy of the tree may have to be built first,
 /// and the others take minutes.
 const BRIEF_PACKAGES: [&str; 1] = ["kemari-sync"];
