@@ -169,6 +169,10 @@ impl World {
             PrimaryAction::GiveBack { epoch } => self.give_back(host, epoch),
             PrimaryAction::Release { epoch } => {
                 if !self.rule_image(host, true) {
+                    if let Some(side) = self.hosts[host].primary() {
+                        side.known_states.forget();
+                        side.known_pages.clear();
+                    }
                     return self.give_back(host, epoch);
                 }
                 self.release(host, Basis::Sync(epoch));

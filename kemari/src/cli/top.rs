@@ -46,6 +46,9 @@ pub(crate) fn run(interval: Duration) -> anyhow::Result<()> {
     }
     let is_ended = Arc::new(AtomicBool::new(false));
     for signal in [SIGHUP, SIGINT, SIGTERM] {
+        // A second one ends it at once: it may wait for a terminal that takes nothing.
+        signal_hook::flag::register_conditional_shutdown(signal, 1, is_ended.clone())
+            .context("cannot listen for signals")?;
         signal_hook::flag::register(signal, is_ended.clone()).context("cannot listen for signals")?;
     }
     threads::start("terminal", end_without_terminal)

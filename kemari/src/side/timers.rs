@@ -36,9 +36,13 @@ pub trait Timed {
     /// For how long the loop may sleep, in whole milliseconds: not a moment less than until the earliest.
     /// `None`: without limit.
     fn sleep_ms(&self, now_us: u64) -> Option<u64> {
-        let due_us = self.next_us()?;
-        Some(due_us.saturating_sub(now_us).div_ceil(1000))
+        until_ms(self.next_us(), now_us)
     }
+}
+
+/// The same, if that is when the earliest is due.
+pub fn until_ms(due_us: Option<u64>, now_us: u64) -> Option<u64> {
+    due_us.map(|due_us| due_us.saturating_sub(now_us).div_ceil(1000))
 }
 
 /// A deadline in milliseconds, in microseconds.

@@ -313,7 +313,10 @@ impl PrimarySide {
     fn release(&mut self, epoch: Epoch) {
         self.trace.note(Step::Releasing, epoch);
         if !self.rule_disks(true) {
-            // It is committed all the same. Whoever parts releases it; another sync may come before that.
+            // Whoever parts releases it; another sync may come before that. As the secondary has committed this
+            // one, it has not what a sync that is given back leaves there: nothing is known of it.
+            self.known_states.forget();
+            self.deltas.forget();
             return self.give_back(epoch);
         }
         self.demand.end_sync();

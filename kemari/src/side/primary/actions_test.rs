@@ -210,16 +210,21 @@ fn records_know_the_term_before_anything_leaves_in_it() {
 #[test]
 fn a_sync_whose_pair_cannot_be_recorded_is_given_back() {
     let mut rig = Rig::without_record();
-    rig.side.disks.ruled = Ruled::default();
     rig.boot();
     rig.capture(1);
-    rig.side.perform(PrimaryAction::GiveBack { epoch: 1 });
+    rig.side.perform(PrimaryAction::Release { epoch: 1 });
+    assert!(!rig.side.known_states.acked_states().is_empty());
+    rig.side.disks.ruled = Ruled::default();
     rig.find([PAGE]);
     rig.make_output();
     rig.capture(2);
     rig.events();
     rig.side.perform(PrimaryAction::Release { epoch: 2 });
     assert!(rig.side.machine.output_held() && rig.side.capture.is_none());
+    assert!(
+        rig.side.known_states.acked_states().is_empty(),
+        "the secondary has others since"
+    );
     let is_failing = |event: &PrimaryEvent| matches!(event, PrimaryEvent::ProtectionFailing { .. });
     let events = rig.events();
     let failing = events.iter().position(is_failing).expect("it is told");

@@ -4,7 +4,7 @@ use std::sync::{Mutex, TryLockError};
 
 use super::super::faults;
 use super::super::sync_tap::ACK_WAIT_US_MAX;
-use super::super::timers::Timed;
+use super::super::timers::{Timed, until_ms};
 use super::super::wait::Poll;
 use super::holds::Hold;
 use super::{Input, PrimarySide};
@@ -86,8 +86,9 @@ impl PrimarySide {
 
     /// How long the loop's thread sleeps now, in milliseconds.
     pub(super) fn sleep(&mut self) -> Option<u64> {
-        self.polling.sleeps_until_us = self.next_us().unwrap_or(u64::MAX);
-        self.sleep_ms(self.clock.now_us())
+        let due_us = self.next_us();
+        self.polling.sleeps_until_us = due_us.unwrap_or(u64::MAX);
+        until_ms(due_us, self.clock.now_us())
     }
 
     /// Whether something is due, since it sleeps, before it wakes.

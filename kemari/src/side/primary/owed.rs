@@ -65,8 +65,9 @@ impl Owed {
         now_us: u64,
         opening: impl FnOnce(&mut Vec<u8>),
     ) -> anyhow::Result<Vec<u8>> {
+        let frames = self.ahead.send(machine, &mut self.debt, of, pages_max, opening)?;
         self.ahead_due_us = now_us;
-        self.ahead.send(machine, &mut self.debt, of, pages_max, opening)
+        Ok(frames)
     }
 
     /// A sync takes what is owed, and what went ahead of it: that is returned, and in which session it went.
