@@ -313,8 +313,8 @@ impl PrimarySide {
     fn release(&mut self, epoch: Epoch) {
         self.trace.note(Step::Releasing, epoch);
         if !self.rule_disks(true) {
-            // Whoever parts releases it, and another sync may come before that. As the secondary has committed
-            // this one, it has not what a sync that is given back leaves there: nothing is known of it.
+            // Whoever parts releases it, and another sync may come before that. The secondary has committed
+            // this one: it has not what a sync that is given back leaves there, and nothing is known of it.
             self.known_states.forget();
             self.deltas.forget();
             return self.give_back(epoch);
